@@ -1,0 +1,181 @@
+"""The paper's Markov study as values: its chains, its two cases, their data, and what ideal models score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from markov.chains import MarkovChain, Mixture, row_kl
+from markov.errors import require
+
+COMPONENTS = ("retain", "forget1", "forget2")
+
+
+class PaperChains(NamedTuple):
+    """The three chains of the paper, on disjoint sets of states."""
+
+    retain: MarkovChain
+    forget1: MarkovChain
+    forget2: MarkovChain
+
+
+def paper_chain(members: Sequence[int], states: int, leakage: float) -> MarkovChain:
+    """The chain that lives on the set S = `members` and leaks out of it with probability `leakage`.
+
+    initial = the row of each state of S = (1 - leakage)/|S| on S, leakage/(states - |S|) elsewhere; the row
+    of a state outside S is uniform, 1/states. Source: paper, section 5 and appendix H.
+    """
+    inside = sorted(set(members))
+    proper = states > len(inside) == len(members) >= 1 and inside[0] >= 0 and inside[-1] < states
+    require(proper, "members", members, f"distinct states from 0 to {states - 1}, and not all of them")
+    require(0 < leakage < 1, "leakage", leakage, "strictly between 0 and 1")
+    law = torch.full((states,), leakage / (states - len(inside)), dtype=torch.float64)
+    law[inside] = (1 - leakage) / len(inside)
+    transition = torch.full((states, states), 1 / states, dtype=torch.float64)
+    transition[inside] = law
+    return MarkovChain(initial=law, transition=transition)
+
+
+def paper_chains(leakage: float = 0.2, states: int = 10, set_size: int = 3) -> PaperChains:
+    """The chains on {0..k-1}, {k..2k-1} and {2k..3k-1}, k = `set_size`; the remaining states are nobody's."""
+    require(isinstance(states, int), "states", states, "an integer")
+    require(isinstance(set_size, int) and set_size >= 1, "set_size", set_size, "an integer, at least 1")
+    require(3 * set_size <= states, "set_size", set_size, f"three sets must fit in {states} states")
+    firsts = (0, set_size, 2 * set_size)
+    return PaperChains(*(paper_chain(range(first, first + set_size), states, leakage) for first in firsts))
+
+
+class Data(NamedTuple):
+    """Sequences of each component by its name; those of one component have one length: no padding."""
+
+    train: dict[str, Int64[Tensor, "count length"]]
+    test: dict[str, Int64[Tensor, "count length"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One setting of the Markov study: the chains, how much of each is drawn, and what pretraining sees.
+
+    Lengths count tokens, so |y| = length - 1. Raises `InvalidInput` for a leakage outside (0, 1), sets that
+    do not fit in the states, a length below 2, or an empty training or test set. Source: paper, Figure 5.
+    """
+
+    name: str
+    leakage: float = 0.2
+    states: int = 10
+    set_size: int = 3
+    retain_length: int = 20
+    forget1_length: int
+    forget2_length: int
+    retain_count: int = 10_000
+    forget1_count: int = 5_000
+    forget2_count: int = 5_000
+    test_fraction: float = 0.2
+    pretrain_components: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        self.chains()  # the chains know what leakage, states and set_size may be
+        require(0 < self.test_fraction < 1, "test_fraction", self.test_fraction, "strictly between 0 and 1")
+        for component in COMPONENTS:
+            length, count = self.lengths[component], self.counts[component]
+            whole = isinstance(length, int) and length >= 2
+            require(whole, f"{component}_length", length, "an integer, at least 2: context and next state")
+            both = isinstance(count, int) and 0 < self._test_count(component) < count
+            require(both, f"{component}_count", count, "an empty component: train and test need sequences")
+        chosen = self.pretrain_components
+        known = isinstance(chosen, tuple) and len(set(chosen)) == len(chosen) and set(chosen) <= {*COMPONENTS}
+        require(known, "pretrain_components", chosen, f"a tuple of different names among {COMPONENTS}")
+        require("retain" in chosen, "pretrain_components", chosen, "must contain 'retain'")
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Tokens in a sequence of each component."""
+        lengths = (self.retain_length, self.forget1_length, self.forget2_length)
+        return dict(zip(COMPONENTS, lengths, strict=True))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Sequences of each component, training and test together."""
+        counts = (self.retain_count, self.forget1_count, self.forget2_count)
+        return dict(zip(COMPONENTS, counts, strict=True))
+
+    def chains(self) -> PaperChains:
+        """The chain of each component, in the order of `COMPONENTS`."""
+        return paper_chains(leakage=self.leakage, states=self.states, set_size=self.set_size)
+
+    def mixture(self) -> Mixture:
+        """The law of the pretraining data: the components it sees, weighted by their counts of sequences."""
+        chains, seen = self.chains(), self.pretrain_components
+        total = sum(self.counts[component] for component in seen)
+        return Mixture(
+            weights=tuple(self.counts[component] / total for component in seen),
+            chains=tuple(getattr(chains, component) for component in seen),
+            lengths=tuple(self.lengths[component] for component in seen),
+        )
+
+    def sample(self, seed: int) -> Data:
+        """Draw every component and split it: the first sequences train, the last `test_fraction` test.
+
+        A component's tokens depend on the seed and on its own chain, length and count: two cases with the
+        same retain settings share their retain data, hence one retrained model.
+        """
+        require(isinstance(seed, int) and seed >= 0, "seed", seed, "a non-negative integer")
+        train, test = {}, {}
+        for index, component in enumerate(COMPONENTS):
+            count, length = self.counts[component], self.lengths[component]
+            tokens = self.chains()[index].sample(count, length, _generator(seed, index))
+            train[component], test[component] = tokens.tensor_split([count - self._test_count(component)])
+        return Data(train, test)
+
+    def _test_count(self, component: str) -> int:
+        return round(self.test_fraction * self.counts[component])
+
+
+LENGTH = Case(name="length", forget1_length=20, forget2_length=5, pretrain_components=COMPONENTS)
+MEMORISATION = Case(
+    name="memorisation", forget1_length=20, forget2_length=20, pretrain_components=("retain", "forget1")
+)
+CASES = {case.name: case for case in (LENGTH, MEMORISATION)}
+
+
+def ideal_forget_quality(case: Case) -> dict[str, float]:
+    """`kl_to_truth` of a model that knows the retain chain and nothing else, by component (nats per token).
+
+    The closed form sum_t E KL(true row || retain row) / (length - 1); 0 on retain. The retrained model of the
+    paper's Figure 5 should land on it, and a forget quality past it is over-forgetting.
+    """
+    chains = case.chains()
+    return {
+        component: float(chain.expected_row_kl(chains.retain.transition, case.lengths[component]))
+        for component, chain in zip(COMPONENTS, chains, strict=True)
+    }
+
+
+def bayes_floor(case: Case, data: Data) -> dict[str, float]:
+    """`kl_to_truth` of a perfect pretrained model on the test sequences, by component (nats per token).
+
+    Mean over test tokens of KL(true row || Bayes law of the next state under the pretraining mixture), above
+    0 because a prefix does not tell for sure which chain it comes from. A component that pretraining never
+    saw is predicted by those it saw. Raises `InvalidInput` for a test sequence longer than all of those.
+    """
+    mixture, floor = case.mixture(), {}
+    longest = max(mixture.lengths)
+    for component, chain in zip(COMPONENTS, case.chains(), strict=True):
+        tokens = data.test[component]
+        allowed = f"at most the {longest} tokens of the longest pretraining component"
+        require(tokens.shape[-1] <= longest, f"{component}_length", tokens.shape[-1], allowed)
+        truth = chain.transition[tokens[:, :-1]]
+        floor[component] = float(row_kl(truth, mixture.predictive(tokens)[:, :-1]).mean())
+    return floor
+
+
+def _generator(seed: int, component: int) -> torch.Generator:
+    # A spawn key, not a sum or a list of words: no two (seed, component) pairs share a stream.
+    state = np.random.SeedSequence(seed, spawn_key=(component,)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
