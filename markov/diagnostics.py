@@ -1,0 +1,184 @@
+"""Tables of what a run did: distances, weights, and how the effort is allocated; the column names, stated once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from markov.objectives import CORNERS, Objective, SequenceLogProbs
+from markov.recording import Trajectory
+
+if TYPE_CHECKING:
+    from markov.experiments import Experiment
+
+COLUMNS: dict[str, str] = {
+    "run": "position of the experiment in the list that was run",
+    "case": "name of the case",
+    "method": "name of the corner of the family, or 'between' inside the square",
+    "beta": "inverse temperature, as published",
+    "gamma": "reward margin, outside beta",
+    "reference": "how much of the reference enters (0 to 1)",
+    "normalize": "how much of the length enters (0 to 1)",
+    "architecture": "settings of the model",
+    "optimizer": "update rule of unlearning",
+    "learning_rate": "step size of unlearning",
+    "pretrain_seed": "seed of the data and of the pretrained model",
+    "seed": "seed of the order of batches in unlearning",
+    "step": "unlearning steps taken",
+    "component": "retain, forget1 or forget2",
+    "length": "|y|, scored tokens of a sequence of the component",
+    "kl_to_truth": "mean over test tokens of KL(true row || model), nats: forget quality, and retain distance",
+    "kl_to_retrained": "mean over test tokens of KL(retrained model || model), nats; 0 is ideal",
+    "retrained": "kl_to_truth of the retrained model on the same tokens, nats",
+    "ideal": "closed-form kl_to_truth of a model that knows the retain chain only, nats",
+    "logp": "mean log-probability of the test sequences, nats",
+    "logp_per_token": "logp / length, nats",
+    "weight": "mean of d loss / d logp over the test sequences",
+    "weight_std": "standard deviation of the weight over the test sequences",
+    "weight_share": "share of the total weight of the forget set that goes to the component",
+    "gradient_norm": "norm of the gradient of the component's mean loss",
+    "gradient_share": "share of the sum of the components' gradient norms, by their counts",
+}
+
+
+def method_name(objective: Objective) -> str:
+    """The name of the corner that an objective stands on; any objective with beta = 0 is gradient ascent."""
+    if objective.beta == 0:
+        return "length_weighted_gradient_ascent" if objective.normalize == 1 else "gradient_ascent"
+    names = {corner: name for name, corner in CORNERS.items()}
+    return names.get((float(objective.reference), float(objective.normalize)), "between")
+
+
+def weights(
+    objective: Objective, trajectory: Trajectory, run: int
+) -> Float[Tensor, "recorded examples"]:
+    """d loss / d logp of every recorded example of a run under any objective; step 0 is the reference."""
+    logp = trajectory.logp[run]
+    return objective.weight(SequenceLogProbs(logp, trajectory.length.expand_as(logp), logp[:1].expand_as(logp)))
+
+
+def table(
+    experiments: Sequence[Experiment],
+    trajectory: Trajectory,
+    retrained: Sequence[Sequence[float]],
+    ideal: Sequence[Sequence[float]],
+) -> pd.DataFrame:
+    """One row per run x step x component with the columns of `COLUMNS`; `run` counts the ensemble's members.
+
+    `retrained` and `ideal` give, per run and component, the distances that mark the goal.
+    """
+    frames = []
+    for index, experiment in enumerate(experiments):
+        own = weights(experiment.objective, trajectory, index)
+        for position, component in enumerate(experiment.case.lengths):
+            mine = trajectory.component == position
+            logp = trajectory.logp[index][:, mine].double().mean(-1)
+            length = experiment.case.lengths[component] - 1
+            frames.append(
+                pd.DataFrame(
+                    {
+                        "run": index,
+                        **settings_columns(experiment),
+                        "step": trajectory.step.numpy(),
+                        "component": component,
+                        "length": length,
+                        "kl_to_truth": trajectory.kl_to_truth[index, :, position].double().numpy(),
+                        "kl_to_retrained": trajectory.kl_to_retrained[index, :, position].double().numpy(),
+                        "retrained": retrained[index][position],
+                        "ideal": ideal[index][position],
+                        "logp": logp.numpy(),
+                        "logp_per_token": (logp / length).numpy(),
+                        "weight": own[:, mine].double().mean(-1).numpy(),
+                        "weight_std": own[:, mine].double().std(-1, correction=0).numpy(),
+                        "gradient_norm": trajectory.gradient_norm[index, :, position].double().numpy(),
+                        "count": experiment.case.counts[component],
+                    }
+                )
+            )
+    return _with_shares(pd.concat(frames, ignore_index=True))[list(COLUMNS)]
+
+
+def settings_columns(experiment: Experiment) -> dict[str, object]:
+    """The settings of an experiment as columns."""
+    return {
+        "case": experiment.case.name,
+        "method": method_name(experiment.objective),
+        **{name: float(value) for name, value in experiment.objective._asdict().items()},
+        "architecture": architecture_name(experiment.model),
+        "optimizer": experiment.optimizer,
+        "learning_rate": experiment.learning_rate,
+        "pretrain_seed": experiment.pretraining.seed,
+        "seed": experiment.seed,
+    }
+
+
+def crossings(table: pd.DataFrame) -> pd.DataFrame:
+    """Per run and forget component: step and retain distance at which it first reaches the retrained model's distance.
+
+    Between two recorded steps all distances are taken as linear. `other_gap` is the other forget component's distance
+    minus its own goal at that moment: positive is over-forgetting. A run that never gets there has nan, and `reached`
+    False; one that starts there has step 0.
+    """
+    rows = []
+    for run, frame in table.groupby("run", sort=True):
+        wide = frame.pivot(index="step", columns="component", values="kl_to_truth")
+        goals = frame.groupby("component")["retrained"].first()
+        settings = frame.iloc[0][["case", "method", "beta", "gamma", "architecture", "optimizer", "pretrain_seed", "seed"]]
+        for component, other in (("forget1", "forget2"), ("forget2", "forget1")):
+            at = _first_crossing(wide[component].to_numpy(), goals[component])
+            index, steps = np.arange(len(wide)), wide.index.to_numpy(dtype=float)
+
+            def read(values: np.ndarray, at: float = at, index: np.ndarray = index) -> float:
+                return float(np.interp(at, index, values)) if np.isfinite(at) else float("nan")
+
+            rows.append(
+                {
+                    "run": run,
+                    **settings,
+                    "component": component,
+                    "reached": bool(np.isfinite(at)),
+                    "step": read(steps),
+                    "retain_distance": read(wide["retain"].to_numpy()),
+                    "other_gap": read(wide[other].to_numpy()) - goals[other],
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _first_crossing(values: np.ndarray, goal: float) -> float:
+    """Position, fractional, at which a sampled curve first reaches a goal from below; nan if it never does."""
+    above = np.flatnonzero(values >= goal)
+    if len(above) == 0:
+        return float("nan")
+    last = int(above[0])
+    if last == 0:
+        return 0.0
+    before, after = values[last - 1], values[last]
+    return last - 1 + (goal - before) / (after - before)
+
+
+def _with_shares(frame: pd.DataFrame) -> pd.DataFrame:
+    """Shares among the forget components, whose sequences are drawn in proportion to their counts."""
+    for column, name in (("weight", "weight_share"), ("gradient_norm", "gradient_share")):
+        amount = (frame[column] * frame["count"]).where(frame["component"] != "retain")
+        frame[name] = amount / amount.groupby([frame["run"], frame["step"]]).transform("sum", min_count=2)
+    return frame
+
+
+def architecture_name(model: object) -> str:
+    """'paper' or 'released' for the two that have a name, else the settings of the model."""
+    from markov.models import Transformer  # here, so that a table needs no model code to be read
+
+    if isinstance(model, Transformer):
+        named = {"paper": Transformer(states=model.states, context=model.context)}
+        named["released"] = Transformer.released(states=model.states, context=model.context)
+        for name, candidate in named.items():
+            if candidate == model:
+                return name
+    return repr(model)

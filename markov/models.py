@@ -1,0 +1,186 @@
+"""Models of a token sequence: `tokens -> logits`, nothing else.
+
+A model is a frozen description of a shape; its parameters live outside it, as a mapping from names to tensors whose
+leading axis runs over an ensemble of runs. Solo is an ensemble of one, so there is a single code path, and no batching
+transform: members are multiplied by hand with batched matrix products.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.nn import functional
+
+from markov.errors import require
+
+Parameters = Mapping[str, Tensor]
+
+
+class Model(Protocol):
+    """What training needs of a model: fresh parameters from a seed, and logits from parameters and tokens."""
+
+    def init(self, seed: int) -> dict[str, Tensor]:
+        """Parameters of one run, without the leading axis."""
+        ...
+
+    def logits(self, parameters: Parameters, tokens: Tensor) -> Tensor:
+        """Next-token logits of every run of an ensemble."""
+        ...
+
+
+def stack_parameters(runs: Sequence[Parameters]) -> dict[str, Tensor]:
+    """Join the parameters of several runs along a new leading axis."""
+    return {name: torch.stack([run[name] for run in runs]) for name in runs[0]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tabular:
+    """A softmax table over states, p(next = j | now = i) = softmax(table[i])_j: the transition matrix made trainable."""
+
+    states: int = 10
+
+    def __post_init__(self) -> None:
+        require(self.states >= 2, "states", self.states, "a whole number of at least 2")
+
+    def init(self, seed: int) -> dict[str, Tensor]:
+        """A table of zeros, the uniform chain, whatever the seed."""
+        return {"table": torch.zeros(self.states, self.states)}
+
+    def logits(
+        self, parameters: Parameters, tokens: Int64[Tensor, "runs batch time"]
+    ) -> Float[Tensor, "runs batch time states"]:
+        """The row of the table that belongs to each token."""
+        return _lookup(parameters["table"], tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transformer:
+    """A small decoder-only transformer; the defaults are the model the paper describes (appendix H).
+
+    Linear weights and biases start uniform in +-1/sqrt(fan_in). `released()` is the model that the paper's code trains.
+    """
+
+    states: int = 10
+    context: int = 19
+    width: int = 128
+    depth: int = 4
+    heads: int = 4
+    mlp_width: int = 128
+    norm: Literal["pre", "post"] = "pre"
+    activation: Literal["gelu", "relu"] = "gelu"
+    output_projection: bool = True
+    attention_bias: bool = True
+    token_std: float = 0.02
+    position_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        for field in ("context", "width", "depth", "heads", "mlp_width"):
+            require(getattr(self, field) >= 1, field, getattr(self, field), "a whole number of at least 1")
+        require(self.states >= 2, "states", self.states, "a whole number of at least 2")
+        require(self.width % self.heads == 0, "heads", self.heads, f"a divisor of width = {self.width}")
+        require(self.norm in ("pre", "post"), "norm", self.norm, "'pre' or 'post'")
+        require(self.activation in ("gelu", "relu"), "activation", self.activation, "'gelu' or 'relu'")
+        for field in ("token_std", "position_std"):
+            require(getattr(self, field) > 0, field, getattr(self, field), "a positive number")
+
+    @classmethod
+    def released(cls, *, states: int = 10, context: int = 19) -> Transformer:
+        """The model that the paper's code trains: one head, no output projection, post-norm, unit token embeddings."""
+        return cls(
+            states=states,
+            context=context,
+            heads=1,
+            norm="post",
+            activation="relu",
+            output_projection=False,
+            attention_bias=False,
+            token_std=1.0,
+        )
+
+    def init(self, seed: int) -> dict[str, Tensor]:
+        """Fresh parameters of one run, drawn in a fixed order from a generator of their own."""
+        generator = torch.Generator().manual_seed(seed)
+        width, parameters = self.width, dict[str, Tensor]()
+
+        def linear(name: str, inputs: int, outputs: int, bias: bool = True) -> None:
+            bound = 1 / math.sqrt(inputs)
+            parameters[f"{name}.weight"] = torch.empty(inputs, outputs).uniform_(-bound, bound, generator=generator)
+            if bias:
+                parameters[f"{name}.bias"] = torch.empty(outputs).uniform_(-bound, bound, generator=generator)
+
+        def layer_norm(name: str) -> None:
+            parameters[f"{name}.weight"], parameters[f"{name}.bias"] = torch.ones(width), torch.zeros(width)
+
+        parameters["token"] = torch.empty(self.states, width).normal_(0, self.token_std, generator=generator)
+        parameters["position"] = torch.empty(self.context, width).normal_(0, self.position_std, generator=generator)
+        for block in range(self.depth):
+            linear(f"{block}.attention", width, 3 * width, self.attention_bias)
+            if self.output_projection:
+                linear(f"{block}.projection", width, width)
+            layer_norm(f"{block}.norm1")
+            linear(f"{block}.up", width, self.mlp_width)
+            linear(f"{block}.down", self.mlp_width, width)
+            layer_norm(f"{block}.norm2")
+        if self.norm == "pre":
+            layer_norm("norm")
+        linear("head", width, self.states)
+        return parameters
+
+    def logits(
+        self, parameters: Parameters, tokens: Int64[Tensor, "runs batch time"]
+    ) -> Float[Tensor, "runs batch time states"]:
+        """Causal next-token logits; position t sees tokens 0..t.
+
+        Raises `InvalidInput` where the sequences are longer than `context`.
+        """
+        runs, batch, time = tokens.shape
+        require(time <= self.context, "time", time, f"at most context = {self.context} tokens")
+        x = _lookup(parameters["token"], tokens) + parameters["position"][:, None, :time]
+        x = x.reshape(runs, batch * time, self.width)
+        for block in range(self.depth):
+            for name, sublayer in (("norm1", self._attention), ("norm2", self._mlp)):
+                norm = f"{block}.{name}"
+                if self.norm == "pre":
+                    x = x + sublayer(parameters, block, _layer_norm(parameters, norm, x), time)
+                else:
+                    x = _layer_norm(parameters, norm, x + sublayer(parameters, block, x, time))
+        if self.norm == "pre":
+            x = _layer_norm(parameters, "norm", x)
+        return _linear(parameters, "head", x).view(runs, batch, time, self.states)
+
+    def _attention(self, parameters: Parameters, block: int, x: Tensor, time: int) -> Tensor:
+        runs, rows, width = x.shape
+        split = (runs * rows // time, time, self.heads, width // self.heads)
+        parts = _linear(parameters, f"{block}.attention", x).split(width, dim=-1)
+        query, key, value = (part.view(split).transpose(1, 2) for part in parts)
+        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        mixed = mixed.transpose(1, 2).reshape(runs, rows, width)
+        return _linear(parameters, f"{block}.projection", mixed) if self.output_projection else mixed
+
+    def _mlp(self, parameters: Parameters, block: int, x: Tensor, time: int) -> Tensor:
+        act = functional.gelu if self.activation == "gelu" else functional.relu
+        return _linear(parameters, f"{block}.down", act(_linear(parameters, f"{block}.up", x)))
+
+
+def _lookup(table: Float[Tensor, "runs rows width"], tokens: Int64[Tensor, "runs batch time"]) -> Tensor:
+    """Rows of each run's own table, as one flat embedding look-up over all runs."""
+    runs, rows, _ = table.shape
+    offset = (rows * torch.arange(runs, device=tokens.device)).view(-1, 1, 1)
+    return functional.embedding(tokens + offset, table.flatten(0, 1))
+
+
+def _linear(parameters: Parameters, name: str, x: Float[Tensor, "runs rows inputs"]) -> Tensor:
+    bias = parameters.get(f"{name}.bias")
+    weight = parameters[f"{name}.weight"]
+    return torch.bmm(x, weight) if bias is None else torch.baddbmm(bias[:, None], x, weight)
+
+
+def _layer_norm(parameters: Parameters, name: str, x: Float[Tensor, "runs rows width"]) -> Tensor:
+    normal = functional.layer_norm(x, x.shape[-1:])
+    return torch.addcmul(parameters[f"{name}.bias"][:, None], normal, parameters[f"{name}.weight"][:, None])

@@ -1,0 +1,131 @@
+"""What is recorded of a run while it unlearns: log-probabilities of fixed examples, distances and gradient norms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from markov.models import Model, Parameters
+from markov.objectives import Objective, SequenceLogProbs
+
+CHUNK = 64  # sequences per forward pass without gradients: the activations of a layer stay in the processor's cache
+
+
+class Probe(NamedTuple):
+    """Fixed test sequences of one component with the laws that the model is compared with at every position."""
+
+    tokens: Int64[Tensor, "count time"]
+    truth: Float[Tensor, "states states"]
+    retrained: Float[Tensor, "count time-1 states"]
+
+
+class Record(NamedTuple):
+    """The state of every run of an ensemble at one step (nats)."""
+
+    logp: Float[Tensor, "runs examples"]
+    kl_to_truth: Float[Tensor, "runs components"]
+    kl_to_retrained: Float[Tensor, "runs components"]
+    gradient_norm: Float[Tensor, "runs components"]
+
+
+class Trajectory(NamedTuple):
+    """What an ensemble leaves behind; step 0 is the reference model (nats).
+
+    `kl_to_truth` is the mean over test tokens of KL(true row || model), `kl_to_retrained` that of KL(retrained model ||
+    model), `gradient_norm` the norm of the gradient of a component's mean loss; `batch_weight` are the weights that the
+    steps themselves used.
+    """
+
+    step: Int64[Tensor, " recorded"]
+    component: Int64[Tensor, " examples"]
+    length: Float[Tensor, " examples"]
+    logp: Float[Tensor, "runs recorded examples"]
+    kl_to_truth: Float[Tensor, "runs recorded components"]
+    kl_to_retrained: Float[Tensor, "runs recorded components"]
+    gradient_norm: Float[Tensor, "runs recorded components"]
+    batch_weight: Float[Tensor, "runs steps batch"]
+    batch_component: Int64[Tensor, "runs steps batch"]
+
+
+@torch.no_grad()
+def log_laws(
+    model: Model, parameters: Parameters, tokens: Int64[Tensor, "count time"], run: int = 0
+) -> Float[Tensor, "count time-1 states"]:
+    """Log of one run's next-state law after every prefix but the whole sequence (nats)."""
+    one = {name: value[run : run + 1] for name, value in parameters.items()}
+    parts = tokens[None, :, :-1].split(CHUNK, dim=1)
+    return torch.cat([model.logits(one, part)[0].log_softmax(-1) for part in parts])
+
+
+def mean_kl(
+    truth: Float[Tensor, "*tokens states"], model: Float[Tensor, "*tokens states"]
+) -> Float[Tensor, ""]:
+    """Mean over tokens of KL(truth || model) (nats); both laws are given by their logs."""
+    return (truth.exp() * (truth - model)).sum(-1).mean()
+
+
+def record(
+    model: Model,
+    parameters: Parameters,
+    probes: Sequence[Sequence[Probe]],
+    objective: Objective,
+    gradient_examples: int = 0,
+    reference: Float[Tensor, "runs examples"] | None = None,
+) -> Record:
+    """Evaluate every run on its own probes.
+
+    `objective` has fields of shape (runs, 1). `reference` are the probes' log-probabilities under the reference model
+    (default: the model as it is now). Gradient norms are nan unless `gradient_examples` is positive.
+    """
+    rows = []
+    for run, own in enumerate(probes):
+        logps, truth, retrained = [], [], []
+        for probe in own:
+            laws = log_laws(model, parameters, probe.tokens, run)
+            logps.append(laws.gather(-1, probe.tokens[:, 1:, None]).squeeze(-1).sum(-1))
+            truth.append(mean_kl(probe.truth.to(laws).log()[probe.tokens[:, :-1]], laws))
+            retrained.append(mean_kl(probe.retrained, laws))
+        rows.append((torch.cat(logps), torch.stack(truth), torch.stack(retrained)))
+    logp, truth, retrained = (torch.stack(column) for column in zip(*rows, strict=True))
+    norms = torch.full_like(truth, torch.nan)
+    if gradient_examples:
+        reference = logp if reference is None else reference
+        norms = gradient_norms(model, parameters, probes, objective, gradient_examples, reference)
+    return Record(logp, truth, retrained, norms)
+
+
+def gradient_norms(
+    model: Model,
+    parameters: Parameters,
+    probes: Sequence[Sequence[Probe]],
+    objective: Objective,
+    examples: int,
+    reference: Float[Tensor, "runs examples"],
+) -> Float[Tensor, "runs components"]:
+    """|grad of the mean loss| over the first `examples` probe sequences of each component."""
+    norms, first = [], 0
+    for index, probe in enumerate(probes[0]):
+        tokens = torch.stack([own[index].tokens[:examples] for own in probes])
+        mask = torch.ones_like(tokens[..., 1:], dtype=torch.bool)
+        ref = reference[:, first : first + tokens.shape[1]]
+        loss = objective.loss(score(model, parameters, tokens, mask, ref)).mean(-1).sum()
+        gradients = torch.autograd.grad(loss, list(parameters.values()))
+        norms.append(torch.stack([gradient.flatten(1).square().sum(-1) for gradient in gradients]).sum(0).sqrt())
+        first += len(probe.tokens)
+    return torch.stack(norms, dim=-1)
+
+
+def score(
+    model: Model,
+    parameters: Parameters,
+    tokens: Int64[Tensor, "runs batch time"],
+    mask: Tensor,
+    ref: Float[Tensor, "runs batch"] | float = 0.0,
+) -> SequenceLogProbs:
+    """Log-probability of every masked token but the first given its prefix, summed over the sequence, with gradients."""
+    logits = model.logits(parameters, tokens[..., :-1])
+    return SequenceLogProbs.from_logits(logits, tokens[..., 1:], mask, ref=ref, check=False)

@@ -1,0 +1,215 @@
+"""Run experiments: pretrain what is missing, unlearn in ensembles, return one table.
+
+Values that differ (objective, beta, seed, step size, leakage) go inside one ensemble; shapes that differ (states, lengths,
+width, number of steps) go to different ensembles, which joblib spreads over processes. `joblib.parallel_config` chooses
+another backend (dask, ray) where there is a cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import joblib
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from markov import diagnostics, storage
+from markov.cases import COMPONENTS, Case, ideal_forget_quality
+from markov.errors import require
+from markov.experiments import Experiment, Pretraining
+from markov.models import Parameters, Tabular, Transformer
+from markov.optimizers import OPTIMIZERS
+from markov.recording import Probe, Trajectory, log_laws, mean_kl
+from markov.training import Corpus, Run, pretrain, unlearn
+
+MEMBERS = 8  # runs per ensemble: fixed, so that neither the number of jobs nor the order of arrival changes a row
+Job, Result = TypeVar("Job"), TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelJob:
+    """What a trained model depends on, and no more; `case` says nothing of components that the model never sees."""
+
+    case: Case
+    model: Transformer | Tabular
+    pretraining: Pretraining
+    precision: str
+
+
+def model_jobs(experiment: Experiment) -> tuple[ModelJob, ModelJob]:
+    """The original model (all that pretraining sees) and the retrained one (retain data only) of an experiment.
+
+    Cases that share their retain settings share a retrained model.
+    """
+
+    def job(components: tuple[str, ...]) -> ModelJob:
+        case = experiment.case
+        unseen = [component for component in COMPONENTS if component not in components]
+        neutral = {f"{component}_length": case.retain_length for component in unseen}
+        neutral |= {f"{component}_count": case.retain_count for component in unseen}
+        case = replace(case, name="", pretrain_components=components, **neutral)
+        return ModelJob(
+            case=case, model=experiment.model, pretraining=experiment.pretraining, precision=experiment.precision
+        )
+
+    return job(experiment.case.pretrain_components), job(("retain",))
+
+
+def run(
+    experiments: Iterable[Experiment], *, n_jobs: int = 1, progress: bool = True, cache: Path | None = None
+) -> pd.DataFrame:
+    """Run all experiments; one row per run x step x component, in the order given (see `diagnostics.COLUMNS`).
+
+    Models are trained where `cache` (default: the user's cache folder) lacks them. `n_jobs` (-1: one per core) changes
+    the time, never a row.
+    """
+    experiments = list(experiments)
+    require(len(experiments) > 0, "experiments", experiments, "at least one")
+    folder = models_folder(cache)
+    wanted = dict.fromkeys(job for experiment in experiments for job in model_jobs(experiment))
+    missing = [job for job in wanted if not model_path(folder, job).exists()]
+    _parallel(partial(_pretrain, folder), missing, n_jobs, progress, "pretraining")
+    ensembles: dict[Any, list[int]] = {}
+    for index, experiment in enumerate(experiments):
+        ensembles.setdefault(_shape(experiment), []).append(index)
+    chunks = [whole[first : first + MEMBERS] for whole in ensembles.values() for first in range(0, len(whole), MEMBERS)]
+    jobs = [[experiments[index] for index in chunk] for chunk in chunks]
+    tables = _parallel(partial(_table, folder), jobs, n_jobs, progress, "unlearning")
+    numbered = [table.assign(run=table["run"].map(dict(enumerate(chunk)))) for table, chunk in zip(tables, chunks, strict=True)]
+    return pd.concat(numbered).sort_values("run", kind="stable", ignore_index=True)
+
+
+def trajectory(
+    experiments: Sequence[Experiment],
+    *,
+    cache: Path | None = None,
+    on_step: Callable[[int, Parameters], None] | None = None,
+) -> Trajectory:
+    """Run experiments of one shape as one ensemble, here and now; `on_step` as in `training.unlearn`.
+
+    Raises `InvalidInput` where they differ in more than values.
+    """
+    shapes = {_shape(experiment) for experiment in experiments}
+    require(len(shapes) == 1, "experiments", f"{len(shapes)} shapes", "experiments that differ in values only")
+    folder, first = models_folder(cache), experiments[0]
+    with _one_thread():
+        return unlearn(
+            first.model,
+            [_member(folder, experiment) for experiment in experiments],
+            steps=first.steps,
+            batch=first.batch,
+            optimizer=OPTIMIZERS[first.optimizer],
+            recorded=range(first.steps + 1) if first.recorded is None else first.recorded,
+            retain_term=first.retain_term,
+            gradient_examples=first.gradient_examples,
+            on_step=on_step,
+        )
+
+
+def models_folder(cache: Path | None = None) -> Path:
+    """Where trained models are kept."""
+    return storage.cache_dir() / "models" if cache is None else cache
+
+
+def model_path(folder: Path, job: ModelJob) -> Path:
+    """The file of a trained model: named by all its settings and by the code that trains it."""
+    code = ("markov.cases", "markov.chains", "markov.models", "markov.optimizers", "markov.training")
+    return folder / f"{storage.fingerprint(job, *code)}.safetensors"
+
+
+def load_model(folder: Path, job: ModelJob) -> dict[str, torch.Tensor]:
+    """The parameters of a model, trained now where they are not cached."""
+    path = model_path(folder, job)
+    if not path.exists():
+        _pretrain(folder, job)
+    return storage.load_parameters(path)
+
+
+def _pretrain(folder: Path, job: ModelJob, on_step: Callable[[], None] | None = None) -> None:
+    settings = job.pretraining
+    data = job.case.sample(settings.seed)
+    with _one_thread():
+        parameters = pretrain(
+            job.model,
+            [Corpus.join([data.train[component] for component in job.case.pretrain_components])],
+            [settings.seed],
+            epochs=settings.epochs,
+            batch=settings.batch,
+            learning_rate=settings.learning_rate,
+            optimizer=OPTIMIZERS[settings.optimizer],
+            dtype=getattr(torch, job.precision),
+        )
+    own = {name: value[0].contiguous() for name, value in parameters.items()}
+    storage.save_parameters(model_path(folder, job), own, storage.provenance(job))
+
+
+def _table(folder: Path, experiments: Sequence[Experiment]) -> pd.DataFrame:
+    found = trajectory(experiments, cache=folder)
+    targets = []
+    for experiment in experiments:
+        probes = _probes(experiment, load_model(folder, model_jobs(experiment)[1]))
+        targets.append([float(mean_kl(probe.truth.log()[probe.tokens[:, :-1]], probe.retrained)) for probe in probes])
+    ideals = [list(ideal_forget_quality(experiment.case).values()) for experiment in experiments]
+    return diagnostics.table(experiments, found, targets, ideals)
+
+
+def _member(folder: Path, experiment: Experiment) -> Run:
+    original, retrained = (load_model(folder, job) for job in model_jobs(experiment))
+    train = experiment.case.sample(experiment.pretraining.seed).train
+    return Run(
+        start=original,
+        objective=experiment.objective,
+        learning_rate=experiment.learning_rate,
+        retain_weight=experiment.retain_weight,
+        seed=experiment.seed,
+        forget=Corpus.join([train["forget1"], train["forget2"]]),
+        retain=Corpus.join([train["retain"]]),
+        probes=_probes(experiment, retrained),
+    )
+
+
+def _probes(experiment: Experiment, retrained: Parameters) -> tuple[Probe, ...]:
+    test = experiment.case.sample(experiment.pretraining.seed).test
+    stacked = {name: value[None] for name, value in retrained.items()}
+    probes = []
+    for component, chain in zip(COMPONENTS, experiment.case.chains(), strict=True):
+        tokens = test[component][: experiment.test_examples]
+        probes.append(Probe(tokens, chain.transition, log_laws(experiment.model, stacked, tokens)))
+    return tuple(probes)
+
+
+def _shape(experiment: Experiment) -> tuple[Any, ...]:
+    """What the members of an ensemble must share: all but the values that they may differ in."""
+    case = experiment.case
+    shape = (*case.lengths.values(), *case.counts.values(), case.test_fraction, case.states)
+    free = {"case", "objective", "pretraining", "seed", "learning_rate", "retain_weight"}
+    return shape + tuple(value for name, value in vars(experiment).items() if name not in free)
+
+
+def _parallel(
+    work: Callable[[Job], Result], jobs: Sequence[Job], n_jobs: int, progress: bool, label: str
+) -> list[Result]:
+    bar = tqdm(total=len(jobs), desc=label, disable=None if progress and jobs else True)
+    results = []
+    with bar:
+        for result in joblib.Parallel(n_jobs=n_jobs, return_as="generator")(joblib.delayed(work)(job) for job in jobs):
+            results.append(result)
+            bar.update()
+    return results
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread per process: small matrices lose time on two, and sums come out the same whatever the number of jobs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
