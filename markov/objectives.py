@@ -1,0 +1,250 @@
+"""The one law of forgetting: NPO, SimNPO, gradient ascent and what lies between them.
+
+With `logp` = log pi_theta(y|x) and `ref` = log pi_ref(y|x) in nats, summed over `length` = |y| scored tokens,
+
+    score    u = (logp - reference * ref) / length**normalize
+    logit    z = beta * u + gamma
+    loss       = (2 / beta) * softplus(z)                          per example
+    weight     = d loss / d logp = 2 * sigmoid(z) / length**normalize
+
+    reference, normalize = 1, 0   NPO               (Zhang et al. 2024; gamma = 0)
+    reference, normalize = 0, 1   SimNPO            (Fan et al. 2025, Eq. 4; gamma outside beta, as published)
+    beta -> 0                     gradient ascent   (weight 1/length**normalize, times 2 * sigmoid(gamma))
+
+`beta = 0` is that limit itself, not an approximation of it. The law needs length >= 1: see `check_nonempty`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from markov.errors import InvalidInput, require
+
+Number = float | Tensor
+
+# (reference, normalize) of the 2x2, and normalize alone at beta = 0, where the reference is a mere constant.
+CORNERS = {
+    "npo": (1.0, 0.0),
+    "length_normalized_npo": (1.0, 1.0),
+    "reference_free_npo": (0.0, 0.0),
+    "simnpo": (0.0, 1.0),
+}
+LIMITS = {"gradient_ascent": 0.0, "length_weighted_gradient_ascent": 1.0}
+# Lowest and highest value of each field of an Objective, and the same in words.
+ALLOWED = {
+    "beta": (0.0, math.inf, "a finite number >= 0"),
+    "gamma": (-math.inf, math.inf, "a finite number"),
+    "reference": (0.0, 1.0, "a number in [0, 1]"),
+    "normalize": (0.0, 1.0, "a number in [0, 1]"),
+}
+
+
+class SequenceLogProbs(NamedTuple):
+    """What the law needs to know of each response: three finite tensors of one shape and floating dtype.
+
+    `logp` and `ref` are total log-probabilities (nats); `length` counts the scored tokens.
+    """
+
+    logp: Float[Tensor, "*batch"]
+    length: Float[Tensor, "*batch"]
+    ref: Float[Tensor, "*batch"]
+
+    @classmethod
+    def from_logits(
+        cls,
+        logits: Float[Tensor, "*batch time vocab"],
+        targets: Int[Tensor, "*batch time"],
+        mask: Bool[Tensor, "*batch time"],
+        *,
+        ref: Number,
+        check: bool = True,
+    ) -> SequenceLogProbs:
+        """Score responses: logp = sum over the mask of (logits[t, targets[t]] - logsumexp(logits[t])).
+
+        `logits[..., t, :]` predicts `targets[..., t]` (already shifted); `mask` is True on scored tokens and
+        serves padding and prompts alike. What lies outside it, be it nan or a label of -100, changes nothing
+        and gets zero gradient. `ref` (nats) broadcasts to `*batch`: write 0.0 where there is no reference.
+        Sums are float32 or wider. Raises `InvalidInput` for shapes or dtypes that do not fit and, while
+        `check` is on, for an empty response or a scored target outside the vocabulary. Those two look at
+        values, which `torch.func.vmap` refuses for a mapped mask: check once outside, then `check=False`.
+        """
+        shape, vocab = tuple(logits.shape[:-1]), logits.shape[-1]
+        require(logits.is_floating_point(), "logits", logits.dtype, "a floating dtype")
+        require(targets.shape == shape, "targets", tuple(targets.shape), f"the shape {shape} of the logits")
+        require(mask.shape == shape, "mask", tuple(mask.shape), f"the shape {shape} of the logits")
+        require(mask.dtype == torch.bool, "mask", mask.dtype, "boolean, True on scored tokens")
+        if check:
+            check_nonempty(mask.sum(-1), field="mask")
+            outside = targets[mask & ((targets < 0) | (targets >= vocab))].tolist()
+            require(not outside, "targets", outside[:1], f"0 to {vocab - 1} on scored tokens")
+
+        # Masked before and after: nan * 0 is nan, so a mask on the result alone lets nan into the gradient.
+        known = logits.masked_fill(~mask[..., None], 0.0).to(torch.promote_types(logits.dtype, torch.float32))
+        chosen = known.gather(-1, targets.where(mask, 0).long()[..., None]).squeeze(-1)
+        logp = (chosen - known.logsumexp(-1)).where(mask, 0.0).sum(-1)
+        try:
+            ref = _like(ref, logp).expand(logp.shape)
+        except RuntimeError as error:
+            raise InvalidInput("ref", ref, f"a number, or a tensor that fits {tuple(logp.shape)}") from error
+        return cls(logp, mask.sum(-1).to(logp.dtype), ref)
+
+
+def check_nonempty(length: Tensor, *, field: str = "length") -> None:
+    """Raise `InvalidInput` if any response has no scored token: per-token quantities would be 0/0 there."""
+    if empty := (length == 0).nonzero().tolist():
+        allowed = f"at least 1 per example ({len(empty)} of {length.numel()} have none)"
+        raise InvalidInput(field, f"0 scored tokens at index {tuple(empty[0])}", allowed)
+
+
+class Objective(NamedTuple):
+    """One member of the family, or many: four numbers, or four tensors that broadcast against `*batch`.
+
+    `beta` >= 0 is the inverse temperature and `gamma` the reward margin, both as published; `reference` and
+    `normalize`, in [0, 1], say how much of the reference and of the length enters. Dtypes promote as usual.
+    """
+
+    beta: Number
+    gamma: Number = 0.0
+    reference: Number = 0.0
+    normalize: Number = 0.0
+
+    def score(self, seq: SequenceLogProbs) -> Float[Tensor, "*batch"]:
+        """u = (logp - reference * ref) / length**normalize, in nats (nats per token where normalize = 1)."""
+        return (seq.logp - self.reference * seq.ref) / seq.length**self.normalize
+
+    def logit(self, seq: SequenceLogProbs) -> Float[Tensor, "*batch"]:
+        """z = beta * score + gamma; plain arithmetic, so that symbols pass through as well as tensors."""
+        return self.beta * self.score(seq) + self.gamma
+
+    def loss(self, seq: SequenceLogProbs) -> Float[Tensor, "*batch"]:
+        """(2/beta) softplus(z) per example (Fan et al. 2025, Eq. 4); at beta = 0, that of `centered_loss`.
+
+        It grows as (2/beta) softplus(gamma) when beta -> 0: to follow the limit, compare centred losses. A
+        beta below the smallest normal number of the dtype counts as 0, since 2/beta would overflow.
+        """
+        beta, zero = _away_from_zero(self.beta, seq.logp)
+        # Not softplus: torch's turns linear at z = 20 and would lose the last digits of the weight.
+        curved = -(2 / beta) * logsigmoid(-self._replace(beta=beta).logit(seq))
+        return torch.where(zero, self._limit(seq), curved)
+
+    def centered_loss(self, seq: SequenceLogProbs) -> Float[Tensor, "*batch"]:
+        """(2/beta) (softplus(z) - softplus(gamma)) per example, free of cancellation; gradient as of `loss`.
+
+        Zero at score = 0, and continuous at beta = 0, where it is 2 sigmoid(gamma) * score: for gamma = 0 the
+        loss of gradient ascent, up to the reference's constant (Zhang et al. 2024, Proposition 1).
+        """
+        beta, zero = _away_from_zero(self.beta, seq.logp)
+        gamma = _like(self.gamma, seq.logp)
+        shift = beta * self.score(seq)
+        small = shift.abs() < 1
+        # softplus(gamma + d) - softplus(gamma) = log(sigmoid(-gamma) + sigmoid(gamma) e^d): for small d by
+        # expm1 and log1p, otherwise in logs. Each form is given a harmless d where the other is used.
+        near = torch.log1p(gamma.sigmoid() * torch.expm1(shift.where(small, 0.0)))
+        far = torch.logaddexp(logsigmoid(-gamma), logsigmoid(gamma) + shift.where(~small, 1.0))
+        return torch.where(zero, self._limit(seq), (2 / beta) * torch.where(small, near, far))
+
+    def _limit(self, seq: SequenceLogProbs) -> Tensor:
+        return 2 * _like(self.gamma, seq.logp).sigmoid() * self.score(seq)
+
+    def weight(self, seq: SequenceLogProbs) -> Float[Tensor, "*batch"]:
+        """d loss / d logp = 2 sigmoid(z) / length**normalize: how hard each example is pushed down."""
+        return 2 * torch.sigmoid(self.logit(seq)) / seq.length**self.normalize
+
+    def explain(self, seq: SequenceLogProbs, index: int = 0) -> str:
+        """The law with the numbers of one example, the `index`-th; raises `InvalidInput` if there is none."""
+        count = seq.logp.numel()
+        require(-count <= index < count, "index", index, f"{-count} to {count - 1}")
+        for name, value in self._asdict().items():
+            require(torch.as_tensor(value).numel() == 1, name, value, "one number, not a stack")
+        one = SequenceLogProbs(*(x.detach().reshape(-1)[index] for x in seq))
+        of_one = (f(one) for f in (self.score, self.logit, self.loss, self.weight))
+        shown = (f"{float(x):.6g}" for x in (*one, one.logp / one.length, *of_one, *self))
+        logp, length, ref, mean, u, z, loss, weight, beta, gamma, reference, normalize = shown
+        at_zero = bool(_away_from_zero(self.beta, one.logp)[1])
+        curved = f"(2 / beta) * softplus(logit) = (2 / {beta}) * softplus({z})"
+        how = f"2 * sigmoid(gamma) * score at beta = 0, = 2 * sigmoid({gamma}) * {u}" if at_zero else curved
+        table, place = (LIMITS, self.normalize) if at_zero else (CORNERS, (self.reference, self.normalize))
+        corner = next((name for name, numbers in table.items() if numbers == place), "none of the named ones")
+        over = f"{length}**{normalize}"
+        score = f"({logp} - {reference} * {ref}) / {over}"
+        lines = [
+            f"corner:    {corner} (reference = {reference}, normalize = {normalize}, margin gamma = {gamma})",
+            f"per token: logp / length = {logp} / {length} = {mean} nats",
+            f"score:     (logp - reference * ref) / length**normalize = {score} = {u}",
+            f"logit:     beta * score + gamma = {beta} * {u} + {gamma} = {z}",
+            f"loss:      {how} = {loss}",
+            f"weight:    2 * sigmoid(logit) / length**normalize = 2 * sigmoid({z}) / {over} = {weight}",
+        ]
+        return "\n".join(lines)
+
+
+def npo(beta: Number) -> Objective:
+    """NPO, z = beta * (logp - ref): weight 1 at the reference, whatever the length (Zhang et al. 2024)."""
+    return validate(Objective(beta, 0.0, *CORNERS["npo"]))
+
+
+def length_normalized_npo(beta: Number, gamma: Number = 0.0) -> Objective:
+    """NPO per token, z = beta * (logp - ref) / length + gamma: the length corrected, the reference kept."""
+    return validate(Objective(beta, gamma, *CORNERS["length_normalized_npo"]))
+
+
+def reference_free_npo(beta: Number, gamma: Number = 0.0) -> Objective:
+    """NPO without its reference, z = beta * logp + gamma: the reference dropped, the length kept."""
+    return validate(Objective(beta, gamma, *CORNERS["reference_free_npo"]))
+
+
+def simnpo(beta: Number, gamma: Number = 0.0) -> Objective:
+    """SimNPO, z = beta * logp / length + gamma, gamma outside beta as published (Fan et al. 2025, Eq. 4)."""
+    return validate(Objective(beta, gamma, *CORNERS["simnpo"]))
+
+
+def gradient_ascent(normalize: Number = 0.0) -> Objective:
+    """GA, loss = logp / length**normalize: weight 1, or 1/length in its length-weighted form, normalize 1."""
+    return validate(Objective(0.0, normalize=normalize))
+
+
+def validate(objective: Objective) -> Objective:
+    """Return the objective if its fields lie where `ALLOWED` says; else raise `InvalidInput`."""
+    for name, value in objective._asdict().items():
+        low, high, allowed = ALLOWED[name]
+        try:
+            numbers = torch.as_tensor(value, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InvalidInput(name, value, allowed) from error
+        require(bool((numbers.isfinite() & (low <= numbers) & (numbers <= high)).all()), name, value, allowed)
+    return objective
+
+
+def stack(
+    objectives: Sequence[Objective], *, dtype: torch.dtype | None = None, device: torch.device | None = None
+) -> Objective:
+    """One objective of tensors of shape (runs,), to be mapped by `torch.func.vmap` beside `SequenceLogProbs`.
+
+    `dtype` should be that of logp. Raises `InvalidInput` for no member, or one not valid or itself stacked.
+    """
+    require(len(objectives) > 0, "objectives", objectives, "at least one")
+    dtype, rows = dtype or torch.get_default_dtype(), []
+    for member in objectives:
+        row = [torch.as_tensor(value, dtype=dtype, device=device) for value in validate(member)]
+        require(all(value.ndim == 0 for value in row), "objectives", member, "members of four numbers each")
+        rows.append(torch.stack(row))
+    return Objective(*torch.stack(rows).unbind(-1))
+
+
+def _like(value: Number, like: Tensor) -> Tensor:
+    """The value as a tensor of the dtype and device of another."""
+    return value.to(like) if isinstance(value, Tensor) else like.new_tensor(value)
+
+
+def _away_from_zero(beta: Number, like: Tensor) -> tuple[Tensor, Tensor]:
+    """beta with 1 wherever it counts as 0, and where that is: then not even an unused branch divides by 0."""
+    beta = _like(beta, like)
+    zero = beta < torch.finfo(beta.dtype).tiny
+    return beta.masked_fill(zero, 1.0), zero
