@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -55,9 +54,7 @@ def method_name(objective: Objective) -> str:
     return names.get((float(objective.reference), float(objective.normalize)), "between")
 
 
-def weights(
-    objective: Objective, trajectory: Trajectory, run: int
-) -> Float[Tensor, "recorded examples"]:
+def weights(objective: Objective, trajectory: Trajectory, run: int) -> Float[Tensor, "recorded examples"]:
     """d loss / d logp of every recorded example of a run under any objective; step 0 is the reference."""
     logp = trajectory.logp[run]
     return objective.weight(SequenceLogProbs(logp, trajectory.length.expand_as(logp), logp[:1].expand_as(logp)))
@@ -129,7 +126,9 @@ def crossings(table: pd.DataFrame) -> pd.DataFrame:
     for run, frame in table.groupby("run", sort=True):
         wide = frame.pivot(index="step", columns="component", values="kl_to_truth")
         goals = frame.groupby("component")["retrained"].first()
-        settings = frame.iloc[0][["case", "method", "beta", "gamma", "architecture", "optimizer", "pretrain_seed", "seed"]]
+        settings = frame.iloc[0][
+            ["case", "method", "beta", "gamma", "architecture", "optimizer", "pretrain_seed", "seed"]
+        ]
         for component, other in (("forget1", "forget2"), ("forget2", "forget1")):
             at = _first_crossing(wide[component].to_numpy(), goals[component])
             index, steps = np.arange(len(wide)), wide.index.to_numpy(dtype=float)

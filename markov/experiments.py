@@ -48,8 +48,8 @@ class Pretraining:
 class Experiment:
     """One unlearning run: a case, a model and its pretraining, an objective, and how it is minimised and observed.
 
-    `seed` orders the batches; `pretraining.seed` draws the data and the start. `recorded` are the steps at which the run
-    is evaluated (default: all), on the first `test_examples` test sequences of each component (default: all).
+    `seed` orders the batches; `pretraining.seed` draws the data and the start. `recorded` are the steps at which the
+    run is evaluated (default: all), on the first `test_examples` test sequences of each component (default: all).
     """
 
     case: Case = LENGTH
@@ -86,7 +86,12 @@ class Experiment:
         if self.test_examples is not None:
             _require_whole(self, {"test_examples": 1})
         require(self.precision in ("float32", "float64"), "precision", self.precision, "'float32' or 'float64'")
-        require(self.model.states == self.case.states, "model.states", self.model.states, f"case.states = {self.case.states}")
+        require(
+            self.model.states == self.case.states,
+            "model.states",
+            self.model.states,
+            f"case.states = {self.case.states}",
+        )
         longest = max(self.case.lengths.values()) - 1
         if isinstance(self.model, Transformer):
             require(self.model.context >= longest, "model.context", self.model.context, f"at least {longest}")

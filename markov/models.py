@@ -41,7 +41,7 @@ def stack_parameters(runs: Sequence[Parameters]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, kw_only=True)
 class Tabular:
-    """A softmax table over states, p(next = j | now = i) = softmax(table[i])_j: the transition matrix made trainable."""
+    """A trainable transition matrix: p(next = j | now = i) = softmax(table[i])_j."""
 
     states: int = 10
 

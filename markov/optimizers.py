@@ -43,7 +43,7 @@ class Optimizer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Sgd:
-    """Plain gradient descent, theta <- theta - lr g: the only rule here under which the size of a weight reaches theta."""
+    """Plain gradient descent: the only rule here under which the size of a weight reaches the parameters."""
 
     def init(self, parameters: Mapping[str, Tensor]) -> State:
         """No state."""
@@ -67,9 +67,10 @@ class Sgd:
 class AdamW:
     """Adam without weight decay (the paper's is 0), with eps added after or before the bias correction.
 
-    m <- b1 m + (1 - b1) g,  v <- b2 v + (1 - b2) g^2,
-    theta <- theta - lr sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + e),
-    e = eps sqrt(1 - b2^t) where `correct_eps` (torch's rule), and e = eps otherwise (transformers' rule before version 5).
+        m <- b1 m + (1 - b1) g,  v <- b2 v + (1 - b2) g^2
+        theta <- theta - lr sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + e)
+
+    with e = eps sqrt(1 - b2^t) where `correct_eps` (torch's rule), else e = eps (transformers' rule before version 5).
     """
 
     eps: float = 1e-8

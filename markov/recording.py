@@ -16,11 +16,16 @@ CHUNK = 64  # sequences per forward pass without gradients: the activations of a
 
 
 class Probe(NamedTuple):
-    """Fixed test sequences of one component with the laws that the model is compared with at every position."""
+    """Fixed test sequences of one component with the laws that the model is compared with at every position.
+
+    `truth` are the rows of the component's chain, `retrained` the logs of the retrained model's laws; `forgotten` says
+    whether unlearning pushes on the component, so that its gradient is worth measuring.
+    """
 
     tokens: Int64[Tensor, "count time"]
     truth: Float[Tensor, "states states"]
     retrained: Float[Tensor, "count time-1 states"]
+    forgotten: bool = True
 
 
 class Record(NamedTuple):
@@ -61,9 +66,7 @@ def log_laws(
     return torch.cat([model.logits(one, part)[0].log_softmax(-1) for part in parts])
 
 
-def mean_kl(
-    truth: Float[Tensor, "*tokens states"], model: Float[Tensor, "*tokens states"]
-) -> Float[Tensor, ""]:
+def mean_kl(truth: Float[Tensor, "*tokens states"], model: Float[Tensor, "*tokens states"]) -> Float[Tensor, ""]:
     """Mean over tokens of KL(truth || model) (nats); both laws are given by their logs."""
     return (truth.exp() * (truth - model)).sum(-1).mean()
 
@@ -106,9 +109,17 @@ def gradient_norms(
     examples: int,
     reference: Float[Tensor, "runs examples"],
 ) -> Float[Tensor, "runs components"]:
-    """|grad of the mean loss| over the first `examples` probe sequences of each component."""
+    """|grad of the mean loss| over the first `examples` probe sequences of each forgotten component, nan for others.
+
+    A mean over few examples keeps some of their noise, as the batch of a training step does: compare components at one
+    number of examples only.
+    """
     norms, first = [], 0
     for index, probe in enumerate(probes[0]):
+        if not probe.forgotten:
+            norms.append(reference.new_full((len(probes),), torch.nan))
+            first += len(probe.tokens)
+            continue
         tokens = torch.stack([own[index].tokens[:examples] for own in probes])
         mask = torch.ones_like(tokens[..., 1:], dtype=torch.bool)
         ref = reference[:, first : first + tokens.shape[1]]
@@ -126,6 +137,6 @@ def score(
     mask: Tensor,
     ref: Float[Tensor, "runs batch"] | float = 0.0,
 ) -> SequenceLogProbs:
-    """Log-probability of every masked token but the first given its prefix, summed over the sequence, with gradients."""
+    """Log-probability of the masked tokens given their prefixes, summed over each sequence, with gradients."""
     logits = model.logits(parameters, tokens[..., :-1])
     return SequenceLogProbs.from_logits(logits, tokens[..., 1:], mask, ref=ref, check=False)

@@ -1,8 +1,8 @@
 """Run experiments: pretrain what is missing, unlearn in ensembles, return one table.
 
-Values that differ (objective, beta, seed, step size, leakage) go inside one ensemble; shapes that differ (states, lengths,
-width, number of steps) go to different ensembles, which joblib spreads over processes. `joblib.parallel_config` chooses
-another backend (dask, ray) where there is a cluster.
+Values that differ (objective, beta, seed, step size, leakage) go inside one ensemble; shapes that differ (states,
+lengths, width, number of steps) go to different ensembles, which joblib spreads over processes. Where there is a
+cluster, `joblib.parallel_config` chooses another backend (dask, ray).
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from markov.optimizers import OPTIMIZERS
 from markov.recording import Probe, Trajectory, log_laws, mean_kl
 from markov.training import Corpus, Run, pretrain, unlearn
 
+Work = TypeVar("Work")
+Result = TypeVar("Result")
 MEMBERS = 8  # runs per ensemble: fixed, so that neither the number of jobs nor the order of arrival changes a row
-Job, Result = TypeVar("Job"), TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,9 @@ def run(
     chunks = [whole[first : first + MEMBERS] for whole in ensembles.values() for first in range(0, len(whole), MEMBERS)]
     jobs = [[experiments[index] for index in chunk] for chunk in chunks]
     tables = _parallel(partial(_table, folder), jobs, n_jobs, progress, "unlearning")
-    numbered = [table.assign(run=table["run"].map(dict(enumerate(chunk)))) for table, chunk in zip(tables, chunks, strict=True)]
+    numbered = [
+        table.assign(run=table["run"].map(dict(enumerate(chunk)))) for table, chunk in zip(tables, chunks, strict=True)
+    ]
     return pd.concat(numbered).sort_values("run", kind="stable", ignore_index=True)
 
 
@@ -180,7 +183,8 @@ def _probes(experiment: Experiment, retrained: Parameters) -> tuple[Probe, ...]:
     probes = []
     for component, chain in zip(COMPONENTS, experiment.case.chains(), strict=True):
         tokens = test[component][: experiment.test_examples]
-        probes.append(Probe(tokens, chain.transition, log_laws(experiment.model, stacked, tokens)))
+        laws = log_laws(experiment.model, stacked, tokens)
+        probes.append(Probe(tokens, chain.transition, laws, forgotten=component != "retain"))
     return tuple(probes)
 
 
@@ -193,7 +197,7 @@ def _shape(experiment: Experiment) -> tuple[Any, ...]:
 
 
 def _parallel(
-    work: Callable[[Job], Result], jobs: Sequence[Job], n_jobs: int, progress: bool, label: str
+    work: Callable[[Work], Result], jobs: Sequence[Work], n_jobs: int, progress: bool, label: str
 ) -> list[Result]:
     bar = tqdm(total=len(jobs), desc=label, disable=None if progress and jobs else True)
     results = []
@@ -206,7 +210,7 @@ def _parallel(
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """One thread per process: small matrices lose time on two, and sums come out the same whatever the number of jobs."""
+    """One thread per process: small matrices lose time on two, and sums do not depend on the number of jobs."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

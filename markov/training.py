@@ -120,7 +120,7 @@ def unlearn(
         like.new_tensor([getattr(run, field) for run in runs]) for field in ("learning_rate", "retain_weight")
     )
     stacked = stack([run.objective for run in runs], dtype=like.dtype, device=like.device)
-    objective = Objective(*(field[:, None] for field in stacked))
+    objective = Objective(*(torch.as_tensor(field)[:, None] for field in stacked))
     forget = _batches([run.forget for run in runs], [_generator(run.seed, "forget") for run in runs], steps * batch)
     retain = _batches([run.retain for run in runs], [_generator(run.seed, "retain") for run in runs], steps * batch)
     # The reference is frozen: scored once, and not at all where no run of the ensemble looks at it.
@@ -128,7 +128,8 @@ def unlearn(
     if any(run.objective.reference != 0 for run in runs):
         ref = _score_all(model, parameters, forget)
     start = {name: value.detach().clone() for name, value in parameters.items()} if retain_term == "kl" else {}
-    state, wanted, weights, records = optimizer.init(parameters), {0, *recorded}, [], []
+    wanted = {0, *(step for step in recorded if 0 <= step <= steps)}
+    state, weights, records = optimizer.init(parameters), [], []
     for step in range(steps + 1):
         if on_step is not None:
             on_step(step, parameters)
@@ -144,17 +145,23 @@ def unlearn(
         loss = objective.loss(seq).mean(-1)
         if retain_term != "none":
             now = Batches(*(field[:, rows] for field in retain))
-            loss = loss + retain_weight * _token_mean(RETAIN_LOSSES[retain_term](model, parameters, start, now), now.mask)
+            loss = loss + retain_weight * _token_mean(
+                RETAIN_LOSSES[retain_term](model, parameters, start, now), now.mask
+            )
         optimizer.step(parameters, _gradients(parameters, [loss.sum()]), state, rates, step + 1)
-    lengths = [float(probe.tokens.shape[1] - 1) for probe in runs[0].probes for _ in probe.tokens]
     labels = [index for index, probe in enumerate(runs[0].probes) for _ in probe.tokens]
+    lengths = [float(probe.tokens.shape[1] - 1) for probe in runs[0].probes for _ in probe.tokens]
+    logp, truth, retrained, norms = (torch.stack(column, dim=1).cpu() for column in zip(*records, strict=True))
     return Trajectory(
-        torch.tensor(sorted(step for step in wanted if step <= steps)),
-        torch.tensor(labels),
-        torch.tensor(lengths, dtype=like.dtype),
-        *(torch.stack(column, dim=1).cpu() for column in zip(*records, strict=True)),
-        torch.stack(weights, dim=1).cpu() if weights else torch.empty(len(runs), 0, batch),
-        forget.component.view(len(runs), steps, batch).cpu(),
+        step=torch.tensor(sorted(wanted)),
+        component=torch.tensor(labels),
+        length=torch.tensor(lengths, dtype=like.dtype),
+        logp=logp,
+        kl_to_truth=truth,
+        kl_to_retrained=retrained,
+        gradient_norm=norms,
+        batch_weight=torch.stack(weights, dim=1).cpu(),
+        batch_component=forget.component.view(len(runs), steps, batch).cpu(),
     )
 
 
@@ -175,7 +182,7 @@ def _trainable(runs: Sequence[Parameters], dtype: torch.dtype, device: torch.dev
 def _gradients(parameters: Parameters, losses: Iterable[Tensor]) -> dict[str, Tensor]:
     """Gradient of the sum of losses, each freed of its graph before the next is computed."""
     each = (torch.autograd.grad(loss, list(parameters.values())) for loss in losses)
-    return dict(zip(parameters, (sum(parts) for parts in zip(*each, strict=True)), strict=True))
+    return dict(zip(parameters, (torch.stack(parts).sum(0) for parts in zip(*each, strict=True)), strict=True))
 
 
 def _take(corpora: Sequence[Corpus], rows: Int64[Tensor, "runs rows"]) -> Batches:
@@ -197,7 +204,9 @@ def _parts(batches: Batches) -> Iterator[Batches]:
     tokens, mask = (field.take_along_dim(order[..., None], dim=1) for field in batches[:2])
     for rows in torch.arange(order.shape[1]).split(PART):
         time = int(mask[:, rows].sum(-1).max())
-        yield Batches(tokens[:, rows, : time + 1], mask[:, rows, :time], batches.component.take_along_dim(order, 1)[:, rows])
+        yield Batches(
+            tokens[:, rows, : time + 1], mask[:, rows, :time], batches.component.take_along_dim(order, 1)[:, rows]
+        )
 
 
 @torch.no_grad()
@@ -206,13 +215,17 @@ def _score_all(model: Model, parameters: Parameters, batches: Batches) -> Float[
     return torch.cat([score(model, parameters, tokens, mask).logp for tokens, mask in parts], dim=1)
 
 
-def _cross_entropy(model: Model, parameters: Parameters, start: Parameters, now: Batches) -> Float[Tensor, "runs rows time"]:
+def _cross_entropy(
+    model: Model, parameters: Parameters, start: Parameters, now: Batches
+) -> Float[Tensor, "runs rows time"]:
     """-log pi(token | prefix) at every position."""
     laws = model.logits(parameters, now.tokens[..., :-1]).log_softmax(-1)
     return -laws.gather(-1, now.tokens[..., 1:, None]).squeeze(-1)
 
 
-def _kl_to_start(model: Model, parameters: Parameters, start: Parameters, now: Batches) -> Float[Tensor, "runs rows time"]:
+def _kl_to_start(
+    model: Model, parameters: Parameters, start: Parameters, now: Batches
+) -> Float[Tensor, "runs rows time"]:
     """KL(start || model) at every position."""
     with torch.no_grad():
         truth = model.logits(start, now.tokens[..., :-1]).log_softmax(-1)
@@ -220,7 +233,9 @@ def _kl_to_start(model: Model, parameters: Parameters, start: Parameters, now: B
     return (truth.exp() * (truth - laws)).sum(-1)
 
 
-def _token_mean(values: Float[Tensor, "runs rows time"], mask: Bool[Tensor, "runs rows time"]) -> Float[Tensor, " runs"]:
+def _token_mean(
+    values: Float[Tensor, "runs rows time"], mask: Bool[Tensor, "runs rows time"]
+) -> Float[Tensor, " runs"]:
     return (values * mask).sum((-1, -2)) / mask.sum((-1, -2))
 
 

@@ -1,0 +1,81 @@
+# Every target builds the environment it needs: `make figures` is the only command a fresh clone has to be given.
+# `make TARGET ARGS="..."` hands further arguments to the program that the target runs.
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= auto
+ARGS ?=
+
+RUN := $(VENV)/bin/python -m
+INSTALL := $(RUN) pip install -qq --disable-pip-version-check -c constraints.txt
+
+# pyright would otherwise ask the registry for a newer release of itself at every run.
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help figures test check format lab gallery claims benchmark constraints clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
+
+figures: $(VENV)/.installed  ## draw every figure; ARGS="tradeoff --quick" draws one, roughly
+	$(RUN) figures $(ARGS)
+
+gallery: $(VENV)/.installed  ## refresh the small pictures that the README shows
+	$(RUN) figures --gallery $(ARGS)
+
+claims: $(VENV)/.installed  ## the table of the paper's claims, each with an interval and a verdict
+	$(RUN) figures claims $(ARGS)
+
+lab: $(VENV)/.notebooks  ## open the notebooks
+	$(RUN) jupyter lab notebooks $(ARGS)
+
+# Neighbouring tests share what their module computed once, so each worker starts with a contiguous run of them.
+test: $(VENV)/.installed  ## run the tests, JOBS at a time
+	$(RUN) pytest -q -n $(JOBS) --maxprocesses 8 --dist worksteal --benchmark-disable $(ARGS)
+
+check: $(VENV)/.installed  ## lint, formatting and types, changing nothing
+	$(RUN) ruff check
+	$(RUN) ruff format --check
+	$(RUN) pyright
+
+format: $(VENV)/.installed  ## put the sources in the project's format
+	$(RUN) ruff check --fix
+	$(RUN) ruff format
+
+benchmark: $(VENV)/.installed  ## time and memory, beside their bounds
+	$(RUN) pytest tests/benchmarks -s $(ARGS)
+
+constraints:  ## pin the newest versions that go together; the torch pin stays
+	rm -rf build/constraints
+	$(PYTHON) -m venv build/constraints
+	grep -i '^torch==' constraints.txt > build/constraints/torch.txt
+	build/constraints/bin/python -m pip install -qq --disable-pip-version-check \
+		-U -c build/constraints/torch.txt setuptools -e '.[llm,notebooks,cluster,dev]'
+	build/constraints/bin/python -m pip list --disable-pip-version-check --format=freeze \
+		| grep -viE '^(simnpo|pip==|nvidia|cuda|triton)' | sed 's/+.*//' | tr 'A-Z_' 'a-z-' | LC_ALL=C sort \
+		> build/constraints/pins.txt
+	{ sed -n '/^#/p' constraints.txt; cat build/constraints/pins.txt; } > build/constraints/new.txt
+	mv build/constraints/new.txt constraints.txt
+	rm -rf build/constraints
+
+clean:  ## remove the environment and every cache in this folder; results stay
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Some distributions ship Python without ensurepip; then the pip beside that Python fills the environment.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "PYTHON = $(PYTHON) is not allowed: Python 3.11 or newer, as in 'make PYTHON=python3.12 figures'" >&2; \
+		exit 1; }
+	@echo "installing into $(VENV): a few minutes, once"
+	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { \
+		$(PYTHON) -m venv --clear --without-pip $(VENV) && \
+		$(PYTHON) -m pip --python $(VENV)/bin/python install -qq pip; }
+	@$(INSTALL) -e '.[dev]'
+	@touch $@
+
+$(VENV)/.notebooks: $(VENV)/.installed
+	@echo "installing the notebooks' packages into $(VENV)"
+	@$(INSTALL) -e '.[notebooks]'
+	@touch $@

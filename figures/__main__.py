@@ -1,0 +1,100 @@
+"""Draw the paper's figures and this project's own: `python -m figures [NAME ...]`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+
+import pandas as pd
+import tyro
+
+from figures import allocation, attribution, claims, style, tradeoff
+from figures.scale import Scale, quick
+from figures.tables import Context
+from markov import storage
+from markov.errors import InvalidInput, require
+
+FIGURES: dict[str, ModuleType] = {
+    "tradeoff": tradeoff,
+    "allocation": allocation,
+    "attribution": attribution,
+    "claims": claims,
+}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Draw figures; each NAME writes NAME.pdf, NAME.png and NAME.parquet (the frame it draws) to the output folder.
+
+    Without a NAME all figures are drawn: tradeoff (the paper's Figure 5), allocation (where the effort goes),
+    attribution (the reference or the length?) and claims (the paper's claims with intervals). Trained models and
+    tables are cached and rebuilt when settings or code change; $SIMNPO_LAB_CACHE chooses where.
+    """
+
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Figures to draw (default: all)."""
+    quick: bool = False
+    """Small models and little data: about a minute, right in kind, not in numbers."""
+    fresh: bool = False
+    """Recompute tables even where they are cached (trained models are kept)."""
+    seeds: int | None = None
+    """Number of pretrained models, each unlearned in three orders of batches (default: 3)."""
+    out: Path = Path("out")
+    """Output folder."""
+    jobs: int = -1
+    """Processes; -1 is one per core. Changes the time, never a number."""
+    architectures: bool = False
+    """For claims: also pretrain and unlearn the architecture of the released code."""
+    gallery: bool = False
+    """Also refresh the small pictures that the README shows."""
+
+
+def main(arguments: Arguments) -> None:
+    """Draw what was asked for."""
+    names = arguments.names or tuple(FIGURES)
+    for name in names:
+        require(name in FIGURES, "figure", name, f"one of {', '.join(FIGURES)}")
+    scale = quick() if arguments.quick else Scale()
+    if arguments.seeds is not None:
+        scale = replace(scale, pretrained=arguments.seeds)
+    require(arguments.jobs == -1 or arguments.jobs >= 1, "jobs", arguments.jobs, "-1 or a whole number of at least 1")
+    storage.check_writable(arguments.out, "out", folder=True)
+    context = Context(scale=scale, n_jobs=arguments.jobs, fresh=arguments.fresh)
+    for name in names:
+        began = time.perf_counter()
+        module = FIGURES[name]
+        both = arguments.architectures and module is claims
+        frame = claims.both_architectures(context) if both else module.data(context)
+        write(name, module, frame, scale, arguments.out)
+        if module is claims:
+            with storage.atomic_path(arguments.out / f"{name}.md") as partial:
+                partial.write_text(claims.markdown(frame), "utf-8")
+        if arguments.gallery:
+            _draw(module, frame, Path(__file__).parent / "gallery" / f"{name}.png", dpi=80)
+        print(f"{name}: {arguments.out / name}.{{pdf,png,parquet}} in {time.perf_counter() - began:.0f} s", flush=True)
+
+
+def write(name: str, module: ModuleType, frame: pd.DataFrame, scale: Scale, folder: Path) -> None:
+    """Write a figure's frame and both pictures."""
+    storage.write_table(frame, folder / f"{name}.parquet", storage.provenance(scale, seeds=range(scale.pretrained)))
+    for suffix in ("pdf", "png"):
+        _draw(module, frame, folder / f"{name}.{suffix}")
+
+
+def _draw(module: ModuleType, frame: pd.DataFrame, path: Path, dpi: int | None = None) -> None:
+    with style.look(), storage.atomic_path(path) as partial:
+        style.save(module.plot(frame), partial, dpi)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Arguments, prog="python -m figures"))
+    except InvalidInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; nothing half-written, finished tables are kept", file=sys.stderr)
+        sys.exit(130)

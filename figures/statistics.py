@@ -1,0 +1,42 @@
+"""Estimates with intervals over runs."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+
+class Estimate(NamedTuple):
+    """A mean, its interval, and how many runs stand behind it."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+
+def mean_interval(values: np.ndarray, level: float = 0.95) -> Estimate:
+    """Mean with Student's t interval, mean +- t sd / sqrt(n), over the finite values; the interval is nan for n < 2.
+
+    Runs that share a pretrained model are taken as independent, which is optimistic where that model matters.
+    """
+    known = np.asarray(values, dtype=float)
+    known = known[np.isfinite(known)]
+    count = len(known)
+    if count < 2:
+        return Estimate(float(known.mean()) if count else float("nan"), float("nan"), float("nan"), count)
+    half = stats.t.ppf((1 + level) / 2, count - 1) * known.std(ddof=1) / np.sqrt(count)
+    return Estimate(float(known.mean()), float(known.mean() - half), float(known.mean() + half), count)
+
+
+def ratio(logs: Estimate) -> Estimate:
+    """The estimate of a factor from that of its logarithm."""
+    low, value, high = (float(np.exp(number)) for number in (logs.low, logs.value, logs.high))
+    return Estimate(value, low, high, logs.count)
+
+
+def ratio_interval(logs: np.ndarray, level: float = 0.95) -> Estimate:
+    """A geometric mean with its interval, from logarithms."""
+    return ratio(mean_interval(logs, level))

@@ -1,0 +1,74 @@
+"""One look for all figures: a colour per method everywhere, readable in print and by colour-blind readers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette (2008): distinguishable with any form of colour vision.
+COLORS = {
+    "npo": "#D55E00",
+    "length_normalized_npo": "#E69F00",
+    "reference_free_npo": "#009E73",
+    "simnpo": "#0072B2",
+    "gradient_ascent": "#000000",
+    "length_weighted_gradient_ascent": "#999999",
+}
+LABELS = {
+    "npo": "NPO",
+    "length_normalized_npo": "length-normalised NPO",
+    "reference_free_npo": "reference-free NPO",
+    "simnpo": "SimNPO",
+    "gradient_ascent": "GA",
+    "length_weighted_gradient_ascent": "length-weighted GA",
+}
+COMPONENT_LABELS = {
+    "length": {"forget1": "long (|y| = 19)", "forget2": "short (|y| = 4)"},
+    "memorisation": {"forget1": "memorised", "forget2": "never memorised"},
+}
+CASE_LABELS = {"length": "Case A: two lengths", "memorisation": "Case B: memorised or not"}
+OPTIMIZER_LABELS = {"adamw_transformers": "AdamW of transformers < 5", "adamw": "AdamW of torch"}
+LINES = {"forget1": "-", "forget2": "--"}
+MARKERS = {"forget1": "o", "forget2": "s"}
+
+SETTINGS: dict[Any, Any] = {
+    "figure.dpi": 150,
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "legend.fontsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "simnpo-lab",
+}
+
+
+@contextmanager
+def look() -> Iterator[None]:
+    """The settings of matplotlib that every figure is drawn and saved with."""
+    with matplotlib.rc_context(SETTINGS):
+        yield
+
+
+def grid_figure(
+    rows: int, columns: int, width: float, height: float, **options: Any
+) -> tuple[Figure, list[list[Axes]]]:
+    """A figure with a grid of panels, made without a window system."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, **options)
+    return figure, [list(row) for row in panels]
+
+
+def save(figure: Figure, path: Path, dpi: int | None = None) -> None:
+    """Write a figure without a date, so that equal figures are equal files."""
+    metadata = {"CreationDate": None} if path.suffix == ".pdf" else {"Software": None}
+    figure.savefig(path, metadata=metadata, dpi=dpi or "figure")

@@ -1,0 +1,102 @@
+"""Tables that several figures draw on, computed once and cached with their provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from figures.scale import Scale
+from markov import storage
+from markov.diagnostics import crossings
+from markov.experiments import Experiment, grid
+from markov.objectives import Objective, length_normalized_npo, npo, reference_free_npo, simnpo
+from markov.running import run
+
+CORNERS: dict[str, Callable[[float], Objective]] = {
+    "npo": npo,
+    "length_normalized_npo": length_normalized_npo,
+    "reference_free_npo": reference_free_npo,
+    "simnpo": simnpo,
+}
+# The grid of beta for each corner: the summed log-ratio asks for a smaller beta than the mean over tokens.
+SUMMED, PER_TOKEN = (0.05, 0.2, 0.5, 1.0), (1.0, 2.5, 4.0, 8.0)
+BETAS = {"npo": SUMMED, "reference_free_npo": SUMMED, "length_normalized_npo": PER_TOKEN, "simnpo": PER_TOKEN}
+PAPER = {"length": {"npo": 0.2, "simnpo": 4.0}, "memorisation": {"npo": 1.0, "simnpo": 4.0}}
+OPTIMIZERS = ("adamw_transformers", "adamw")
+SEARCH_SEED = 1000  # batch orders of the search for beta, apart from those that the figures show
+
+
+@dataclass(frozen=True)
+class Context:
+    """How tables are made: at which scale, with how many processes, and whether cached ones may be used."""
+
+    scale: Scale = Scale()
+    n_jobs: int = -1
+    progress: bool = True
+    fresh: bool = False
+
+
+def table(context: Context, experiments: list[Experiment]) -> pd.DataFrame:
+    """The table of `experiments`, from the cache where neither settings nor code have changed since."""
+    name = storage.fingerprint(experiments, "markov")
+    path = storage.cache_dir() / "tables" / f"{name}.parquet"
+    if path.exists() and not context.fresh:
+        return storage.read_table(path)
+    frame = run(experiments, n_jobs=context.n_jobs, progress=context.progress)
+    seeds = sorted({experiment.pretraining.seed for experiment in experiments})
+    storage.write_table(frame, path, storage.provenance(experiments, seeds=seeds))
+    return frame
+
+
+def paper_runs(context: Context) -> pd.DataFrame:
+    """NPO and SimNPO with the paper's betas, in both cases and under both AdamW rules."""
+    scale, experiments = context.scale, []
+    for name, case in scale.cases().items():
+        base = replace(scale.experiment(), case=case)
+        objectives = [CORNERS[method](beta) for method, beta in PAPER[name].items()]
+        experiments += grid(
+            base,
+            optimizer=OPTIMIZERS,
+            objective=objectives,
+            pretraining=scale.pretrainings(),
+            seed=range(scale.orders),
+        )
+    return table(context, experiments)
+
+
+def search_runs(context: Context) -> pd.DataFrame:
+    """Every corner at every beta of its grid, on batch orders of their own."""
+    scale, experiments = context.scale, []
+    objectives = [CORNERS[method](beta) for method, betas in BETAS.items() for beta in betas]
+    for case in scale.cases().values():
+        base = replace(scale.experiment(), case=case)
+        seeds = range(SEARCH_SEED, SEARCH_SEED + scale.search_orders)
+        experiments += grid(base, objective=objectives, pretraining=scale.pretrainings(), seed=seeds)
+    return table(context, experiments)
+
+
+def best_betas(search: pd.DataFrame) -> pd.DataFrame:
+    """The beta of each corner with the least cost: geometric mean over runs and forget components of retain distance.
+
+    A beta with which some run does not reach its goal is taken only where there is no other; then the most reached
+    wins.
+    """
+    found = crossings(search)
+    grouped = found.assign(log_cost=np.log(found["retain_distance"])).groupby(["case", "method", "beta"])
+    ranked = grouped[["log_cost", "reached"]].mean().reset_index()
+    ranked = ranked.sort_values(["reached", "log_cost"], ascending=[False, True], kind="stable")
+    return ranked.groupby(["case", "method"], as_index=False).first()
+
+
+def corner_runs(context: Context) -> pd.DataFrame:
+    """The four corners, each at its best beta, with the gradient norms of the forget components."""
+    scale, experiments = context.scale, []
+    best = best_betas(search_runs(context)).set_index(["case", "method"])["beta"]
+    for name, case in scale.cases().items():
+        base = replace(scale.experiment(), case=case, gradient_examples=scale.gradient_examples)
+        objectives = [CORNERS[method](float(best[name, method])) for method in CORNERS]
+        experiments += grid(base, objective=objectives, pretraining=scale.pretrainings(), seed=range(scale.orders))
+    return table(context, experiments)

@@ -1,0 +1,249 @@
+"""Results on disk: written whole or not at all, and carrying what made them.
+
+Tables are parquet files and parameters safetensors files; both hold their provenance. Equal contents give equal bytes.
+A `fingerprint` of settings and source text names a cached result: a changed setting or line of code asks for a new one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import math
+import os
+import platform
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import markov
+from markov.errors import InvalidInput, require
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+    from torch import Tensor
+
+Location = str | os.PathLike[str]
+KEY = "provenance"
+VERSIONED = ("torch", "numpy", "pandas", "pyarrow")
+
+
+def cache_dir() -> Path:
+    """The folder of recomputable results, made on demand: $SIMNPO_LAB_CACHE, or one in the user's own cache folder."""
+    chosen = os.environ.get("SIMNPO_LAB_CACHE")
+    try:
+        folder = Path(chosen).expanduser() if chosen else _user_cache() / "simnpo-lab"
+        # Made before it is tried, because processes that start together must not take it away from each other.
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: no home folder to be found
+        raise InvalidInput("SIMNPO_LAB_CACHE", chosen, f"a folder that can be written ({error})") from None
+    return check_writable(folder, "SIMNPO_LAB_CACHE", folder=True)
+
+
+def _user_cache() -> Path:
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    named = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME", "")
+    # The XDG convention asks that a relative path be ignored.
+    return Path(named) if os.path.isabs(named) else Path.home() / ".cache"
+
+
+def check_writable(path: Location, field: str, *, folder: bool = False) -> Path:
+    """The path, if a file (or `folder`) can be written there; tried out before any work, and nothing is left behind."""
+    path = Path(path)
+    kind = "folder" if folder else "file"
+    try:
+        if path.exists() and not (path.is_dir() if folder else path.is_file()):
+            raise FileExistsError(errno.EEXIST, "something else lies there")
+        # Files are replaced, never rewritten, so what an existing file needs is a folder that takes a new one.
+        _try_creating(path / _partial_name() if folder else path.with_name(_partial_name()) if path.exists() else path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidInput(field, str(path), f"a {kind} that can be written ({reason})") from None
+    return path
+
+
+def _try_creating(probe: Path) -> None:
+    made: list[Path] = []
+    try:
+        for folder in reversed([parent for parent in probe.parents if not parent.exists()]):
+            folder.mkdir(exist_ok=True)
+            made.append(folder)
+        os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        probe.unlink()
+    finally:
+        with suppress(OSError):  # another process may have begun to use a folder that was made here
+            for folder in reversed(made):
+                folder.rmdir()
+
+
+def _partial_name() -> str:
+    return f".partial-{secrets.token_hex(8)}"
+
+
+@contextmanager
+def atomic_path(path: Location) -> Iterator[Path]:
+    """A temporary path beside `path`, put in its place when the block ends and removed when anything is raised."""
+    # Resolved, so that a link keeps pointing at its target instead of being replaced by a file.
+    target = Path(os.path.realpath(path))
+    require(not target.exists() or target.is_file(), "path", str(path), "a file that can be written")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Only a name: whoever writes creates the file, with the permissions that the user's umask asks for. The suffix
+    # stays, because some writers choose the format by it.
+    partial = target.with_name(_partial_name() + target.suffix)
+    try:
+        yield partial
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def settings_of(value: object) -> Any:
+    """`value` in the vocabulary of JSON; dataclasses and named tuples keep their name under "class", never a field."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else {"class": "float", "value": str(value)}
+    names = getattr(value, "_fields", None)  # of a named tuple
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in dataclasses.fields(value)]
+    if names is not None:
+        return {"class": type(value).__qualname__, **{name: settings_of(getattr(value, name)) for name in names}}
+    if isinstance(value, Mapping):
+        require(all(isinstance(name, str) for name in value), "settings", value, "mappings with strings as keys")
+        return {name: settings_of(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [settings_of(item) for item in value]
+    dtype, tolist = getattr(value, "dtype", None), getattr(value, "tolist", None)
+    if dtype is not None and tolist is not None:  # arrays, tensors and their scalars
+        return {"class": "array", "dtype": str(dtype).split(".")[-1], "values": settings_of(tolist())}
+    raise InvalidInput("settings", value, "plain values, arrays, tuples, mappings, dataclasses or named tuples")
+
+
+def _canonical(rendered: object) -> str:
+    return json.dumps(rendered, sort_keys=True, allow_nan=False)
+
+
+def _digest(rendered: object) -> str:
+    return hashlib.sha256(_canonical(rendered).encode()).hexdigest()[:32]
+
+
+def code_version(*sources: str) -> str:
+    """A digest of the source text of modules ("markov.training") and packages ("markov": every module in it)."""
+    return _digest({name: _source_texts(name) for name in sources})
+
+
+def _source_texts(name: str) -> dict[str, str]:
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is not None and spec.submodule_search_locations is not None:
+        files = [(root, file) for root in spec.submodule_search_locations for file in Path(root).rglob("*.py")]
+        return {file.relative_to(root).as_posix(): file.read_text("utf-8") for root, file in files}
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        raise InvalidInput("source", name, "the name of a module or package written in Python")
+    return {"": Path(spec.origin).read_text("utf-8")}
+
+
+def fingerprint(value: object, *sources: str) -> str:
+    """The name of a result: it changes with every setting and with the code of `sources`, and with nothing else."""
+    return _digest([settings_of(value), code_version(*sources)])
+
+
+def provenance(settings: object, *sources: str, seeds: Iterable[int] | None = None) -> dict[str, Any]:
+    """How a result came about: settings, seeds, and the versions of the code in `sources` and of what it stands on."""
+    sources = sources or ("markov",)
+    return {
+        "package": "simnpo-lab",
+        "version": markov.__version__,
+        "commit": git_commit(),
+        "sources": sorted(sources),
+        "code": code_version(*sources),
+        "fingerprint": fingerprint(settings, *sources),
+        "python": platform.python_version(),
+        # Asked of the installation, because importing all of these would take seconds.
+        **{name: importlib.metadata.version(name) for name in VERSIONED},
+        "seeds": None if seeds is None else [int(seed) for seed in seeds],
+        "settings": settings_of(settings),
+    }
+
+
+def git_commit() -> str | None:
+    """The commit checked out around this package, or None outside the project's own checkout."""
+    folder = Path(__file__).parent
+    command = ["git", "-C", str(folder), "rev-parse", "HEAD", "--show-prefix"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    # Installed into an environment inside some other checkout, the package would see that one's commit.
+    return answer[0] if answer[1:] == [f"{folder.name}/"] else None
+
+
+def write_table(frame: DataFrame, path: Location, provenance: Mapping[str, Any]) -> None:
+    """Write `frame` with its provenance; the bytes depend on these two alone."""
+    import pyarrow
+    import pyarrow.parquet
+
+    frame = frame.copy(deep=False)
+    frame.attrs = {}  # a frame that was read carries its old provenance here
+    # Frames that are equal may be chunked differently, for example after a concatenation, and the file would show it.
+    table = pyarrow.Table.from_pandas(frame).combine_chunks()
+    described = {**(table.schema.metadata or {}), KEY.encode(): _canonical(settings_of(provenance)).encode()}
+    with atomic_path(path) as partial:
+        pyarrow.parquet.write_table(table.replace_schema_metadata(described), partial, compression="zstd")
+
+
+def read_table(path: Location) -> DataFrame:
+    """The frame that `write_table` wrote, its provenance under `attrs["provenance"]`."""
+    import pyarrow.parquet
+
+    known = read_provenance(path)
+    frame = pyarrow.parquet.read_table(path).to_pandas()
+    frame.attrs = {KEY: known}
+    return frame
+
+
+def read_provenance(path: Location) -> dict[str, Any]:
+    """The provenance inside a table or, by its suffix, a safetensors file, without reading the rest."""
+    import pyarrow
+    import pyarrow.parquet
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if Path(path).suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return json.loads(file.metadata()[KEY])
+        return json.loads(pyarrow.parquet.read_schema(path).metadata[KEY.encode()])
+    except (OSError, pyarrow.ArrowInvalid, SafetensorError, KeyError, TypeError):  # no metadata at all reads as None
+        raise InvalidInput("file", os.fspath(path), "an existing file that carries its provenance") from None
+
+
+def save_parameters(path: Location, parameters: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write named tensors, with `metadata` as their provenance."""
+    from safetensors.torch import save
+
+    # Copies, because views of one tensor (the members of an ensemble, tied weights) are refused; one metadata entry,
+    # because several would be written in random order; and `save`, because `save_file` hides files from other users.
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in parameters.items()}
+    with atomic_path(path) as partial:
+        partial.write_bytes(save(tensors, {KEY: _canonical(settings_of(metadata))}))
+
+
+def load_parameters(path: Location) -> dict[str, Tensor]:
+    """The tensors of a safetensors file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError):
+        raise InvalidInput("parameters", os.fspath(path), "an existing safetensors file") from None
