@@ -7,6 +7,7 @@ cluster, `joblib.parallel_config` chooses another backend (dask, ray).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -75,13 +76,15 @@ def run(
     folder = models_folder(cache)
     wanted = dict.fromkeys(job for experiment in experiments for job in model_jobs(experiment))
     missing = [job for job in wanted if not model_path(folder, job).exists()]
-    _parallel(partial(_pretrain, folder), missing, n_jobs, progress, "pretraining")
+    # With one process the bar follows single steps; workers cannot draw on it, so there it counts models and ensembles.
+    alone = progress and n_jobs == 1
+    _parallel(partial(_pretrain, folder, alone), missing, n_jobs, progress, "pretraining")
     ensembles: dict[Any, list[int]] = {}
     for index, experiment in enumerate(experiments):
         ensembles.setdefault(_shape(experiment), []).append(index)
-    chunks = [whole[first : first + MEMBERS] for whole in ensembles.values() for first in range(0, len(whole), MEMBERS)]
+    chunks = [one[first : first + MEMBERS] for one in ensembles.values() for first in range(0, len(one), MEMBERS)]
     jobs = [[experiments[index] for index in chunk] for chunk in chunks]
-    tables = _parallel(partial(_table, folder), jobs, n_jobs, progress, "unlearning")
+    tables = _parallel(partial(_table, folder, alone), jobs, n_jobs, progress, "unlearning")
     numbered = [
         table.assign(run=table["run"].map(dict(enumerate(chunk)))) for table, chunk in zip(tables, chunks, strict=True)
     ]
@@ -130,30 +133,33 @@ def load_model(folder: Path, job: ModelJob) -> dict[str, torch.Tensor]:
     """The parameters of a model, trained now where they are not cached."""
     path = model_path(folder, job)
     if not path.exists():
-        _pretrain(folder, job)
+        _pretrain(folder, False, job)
     return storage.load_parameters(path)
 
 
-def _pretrain(folder: Path, job: ModelJob, on_step: Callable[[], None] | None = None) -> None:
-    settings = job.pretraining
-    data = job.case.sample(settings.seed)
-    with _one_thread():
+def _pretrain(folder: Path, progress: bool, job: ModelJob) -> None:
+    settings, train = job.pretraining, job.case.sample(job.pretraining.seed).train
+    corpus = Corpus.join([train[component] for component in job.case.pretrain_components])
+    steps = settings.epochs * math.ceil(len(corpus.tokens) / settings.batch)
+    with _one_thread(), _steps_bar(steps, " + ".join(job.case.pretrain_components), progress) as tick:
         parameters = pretrain(
             job.model,
-            [Corpus.join([data.train[component] for component in job.case.pretrain_components])],
+            [corpus],
             [settings.seed],
             epochs=settings.epochs,
             batch=settings.batch,
             learning_rate=settings.learning_rate,
             optimizer=OPTIMIZERS[settings.optimizer],
             dtype=getattr(torch, job.precision),
+            on_step=tick,
         )
     own = {name: value[0].contiguous() for name, value in parameters.items()}
     storage.save_parameters(model_path(folder, job), own, storage.provenance(job))
 
 
-def _table(folder: Path, experiments: Sequence[Experiment]) -> pd.DataFrame:
-    found = trajectory(experiments, cache=folder)
+def _table(folder: Path, progress: bool, experiments: Sequence[Experiment]) -> pd.DataFrame:
+    with _steps_bar(experiments[0].steps, f"{len(experiments)} runs", progress) as tick:
+        found = trajectory(experiments, cache=folder, on_step=tick)
     targets = []
     for experiment in experiments:
         probes = _probes(experiment, load_model(folder, model_jobs(experiment)[1]))
@@ -206,6 +212,16 @@ def _parallel(
             results.append(result)
             bar.update()
     return results
+
+
+@contextmanager
+def _steps_bar(steps: int, label: str, progress: bool) -> Iterator[Callable[[int, Parameters], None]]:
+    with tqdm(total=steps, desc=label, leave=False, disable=None if progress else True) as bar:
+
+        def tick(step: int, parameters: Parameters) -> None:
+            bar.update(step - bar.n)
+
+        yield tick
 
 
 @contextmanager

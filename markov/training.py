@@ -74,10 +74,12 @@ def pretrain(
     learning_rate: float,
     optimizer: Optimizer,
     dtype: torch.dtype = torch.float32,
+    on_step: Callable[[int, Parameters], None] | None = None,
 ) -> dict[str, Tensor]:
     """Minimise the mean cross-entropy over scored tokens, one corpus and one seed per run; stacked parameters.
 
-    A seed gives the same start to every corpus. Raises `InvalidInput` for corpora of different shapes.
+    A seed gives the same start to every corpus. `on_step(step, parameters)` is called after every step. Raises
+    `InvalidInput` for corpora of different shapes.
     """
     shapes = sorted({tuple(corpus.tokens.shape) for corpus in corpora})
     require(len(shapes) == 1, "corpora", shapes, "one common shape")
@@ -93,6 +95,8 @@ def pretrain(
             losses = (_cross_entropy(model, parameters, parameters, part) * part.mask for part in _parts(now))
             gradients = _gradients(parameters, ((loss.sum((-1, -2)) / total).sum() for loss in losses))
             optimizer.step(parameters, gradients, state, rates, count)
+            if on_step is not None:
+                on_step(count, parameters)
     return {name: value.detach() for name, value in parameters.items()}
 
 

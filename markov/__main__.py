@@ -1,0 +1,250 @@
+"""Run the Markov lab from the command line: `python -m markov {unlearn,grid} --help`."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pandas as pd
+import tyro
+
+from markov import storage
+from markov.cases import CASES
+from markov.diagnostics import crossings
+from markov.errors import InvalidInput, require
+from markov.experiments import Experiment, OptimizerName, Pretraining
+from markov.models import Transformer
+from markov.objectives import CORNERS, LIMITS, Objective
+from markov.running import run
+from markov.training import RetainTerm
+
+Method = Literal[
+    "npo",
+    "simnpo",
+    "length_normalized_npo",
+    "reference_free_npo",
+    "gradient_ascent",
+    "length_weighted_gradient_ascent",
+]
+ARCHITECTURES = {"paper": Transformer(), "released": Transformer.released()}
+# The paper's own choices; a corner it does not use takes the beta of the one that shares its normalisation.
+SUMMED, PER_TOKEN = {"length": 0.2, "memorisation": 1.0}, {"length": 4.0, "memorisation": 4.0}
+BETAS = {name: PER_TOKEN if normalize else SUMMED for name, (_, normalize) in CORNERS.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """What `unlearn` and `grid` share."""
+
+    steps: int = 50
+    """Unlearning steps."""
+    batch: int = 4
+    """Forget sequences per step."""
+    retain_term: RetainTerm = "none"
+    """Loss on retain data that is added to the forget loss."""
+    retain_weight: float = 0.0
+    """Its factor, lambda."""
+    epochs: int = 5
+    """Epochs of pretraining."""
+    width: int | None = None
+    """Width of the transformer (default: that of the architecture)."""
+    depth: int | None = None
+    """Its number of blocks."""
+    heads: int | None = None
+    """Its number of attention heads."""
+    retain_length: int = 20
+    """Tokens of a retain sequence; the first is context, |y| is one less."""
+    forget1_length: int | None = None
+    """Tokens of a sequence of the first forget chain (default: that of the case)."""
+    forget2_length: int | None = None
+    """Tokens of a sequence of the second forget chain (default: that of the case)."""
+    retain_count: int = 10_000
+    """Retain sequences, of which a fifth is for testing."""
+    forget_count: int = 5_000
+    """Sequences of each forget chain, likewise."""
+    states: int = 10
+    """States of the chains."""
+    set_size: int = 3
+    """States that each of the three chains calls its own."""
+    record_every: int = 1
+    """Evaluate every so many steps."""
+    test_examples: int | None = None
+    """Test sequences of each component to evaluate on (default: all)."""
+    gradient_examples: int = 0
+    """Sequences behind each gradient norm; 0 leaves the norms out."""
+    precision: Literal["float32", "float64"] = "float32"
+    """Floating-point numbers of the model."""
+    jobs: int = 1
+    """Processes; -1 is one per core. Changes the time, never a number."""
+    out: Path = Path("out/run.parquet")
+    """Table to write: one row per run x step x component."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unlearn(Common):
+    """Pretrain (or take from the cache) the original and the retrained model, unlearn once, and write the whole path.
+
+    Example, the paper's Figure 5: python -m markov unlearn --case length --objective simnpo --beta 4 --seed 1
+    """
+
+    case: Literal["length", "memorisation"] = "length"
+    """Two lengths of forget data, or forget data that pretraining saw beside data it never saw."""
+    objective: Method = "npo"
+    """Corner of the family, or its limit."""
+    beta: float | None = None
+    """Inverse temperature, as published (default: the paper's for the case)."""
+    gamma: float = 0.0
+    """Reward margin, as published: outside beta."""
+    leakage: float = 0.2
+    """Probability that a chain leaves its own states."""
+    learning_rate: float = 5e-4
+    """Step size of unlearning."""
+    optimizer: OptimizerName = "adamw_transformers"
+    """Update rule: AdamW as in transformers before version 5 (the released code's), as in torch, or plain SGD."""
+    architecture: Literal["paper", "released"] = "paper"
+    """What the paper describes, or what its released code trains."""
+    seed: int = 0
+    """Seed of the order of batches."""
+    pretrain_seed: int = 0
+    """Seed of the data and of the pretrained model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid(Common):
+    """Run every combination of the values given; runs that differ in values only share an ensemble.
+
+    Example: python -m markov grid --objective npo simnpo --seed 0 1 2 --pretrain-seed 0 1 --jobs -1
+    """
+
+    case: tuple[Literal["length", "memorisation"], ...] = ("length",)
+    """Cases."""
+    objective: tuple[Method, ...] = ("npo", "simnpo")
+    """Corners of the family."""
+    beta: tuple[float, ...] = ()
+    """Inverse temperatures (default: the paper's for each case and objective)."""
+    gamma: tuple[float, ...] = (0.0,)
+    """Reward margins."""
+    leakage: tuple[float, ...] = (0.2,)
+    """Probabilities that a chain leaves its own states."""
+    learning_rate: tuple[float, ...] = (5e-4,)
+    """Step sizes."""
+    optimizer: tuple[OptimizerName, ...] = ("adamw_transformers",)
+    """Update rules."""
+    architecture: tuple[Literal["paper", "released"], ...] = ("paper",)
+    """Architectures."""
+    seed: tuple[int, ...] = (0,)
+    """Seeds of the order of batches."""
+    pretrain_seed: tuple[int, ...] = (0,)
+    """Seeds of the data and of the pretrained models."""
+
+
+def points(command: Grid) -> list[Unlearn]:
+    """The single runs of a grid."""
+    common = {field.name: getattr(command, field.name) for field in fields(Common)}
+    axes = {field.name: getattr(command, field.name) for field in fields(Grid) if field.name not in common}
+    axes["beta"] = axes["beta"] or (None,)
+    for name, values in axes.items():
+        require(len(values) > 0, name, values, "at least one value")
+    return [Unlearn(**common, **dict(zip(axes, point, strict=True))) for point in itertools.product(*axes.values())]
+
+
+def experiment(command: Unlearn) -> Experiment:
+    """The experiment that a command describes; raises `InvalidInput` for what it cannot be."""
+    require(command.record_every >= 1, "record_every", command.record_every, "a whole number of at least 1")
+    require(command.jobs == -1 or command.jobs >= 1, "jobs", command.jobs, "-1 or a whole number of at least 1")
+    lengths = {name: getattr(command, name) for name in ("forget1_length", "forget2_length")}
+    case = replace(
+        CASES[command.case],
+        leakage=command.leakage,
+        states=command.states,
+        set_size=command.set_size,
+        retain_length=command.retain_length,
+        retain_count=command.retain_count,
+        forget1_count=command.forget_count,
+        forget2_count=command.forget_count,
+        **{name: length for name, length in lengths.items() if length is not None},
+    )
+    architecture = ARCHITECTURES[command.architecture]
+    shape = {name: getattr(command, name) for name in ("width", "depth", "heads")}
+    model = replace(
+        architecture,
+        states=case.states,
+        context=max(architecture.context, *(length - 1 for length in case.lengths.values())),
+        **{name: value for name, value in shape.items() if value is not None},
+    )
+    return Experiment(
+        case=case,
+        objective=_objective(command),
+        model=model,
+        pretraining=Pretraining(epochs=command.epochs, seed=command.pretrain_seed),
+        seed=command.seed,
+        steps=command.steps,
+        batch=command.batch,
+        learning_rate=command.learning_rate,
+        optimizer=command.optimizer,
+        retain_term=command.retain_term,
+        retain_weight=command.retain_weight,
+        recorded=tuple(sorted({*range(0, command.steps, command.record_every), command.steps})),
+        test_examples=command.test_examples,
+        gradient_examples=command.gradient_examples,
+        precision=command.precision,
+    )
+
+
+def _objective(command: Unlearn) -> Objective:
+    if command.objective in LIMITS:
+        require(not command.beta, "beta", command.beta, f"0, or left out, with {command.objective}")
+        return Objective(0.0, command.gamma, 0.0, LIMITS[command.objective])
+    beta = BETAS[command.objective][command.case] if command.beta is None else command.beta
+    return Objective(beta, command.gamma, *CORNERS[command.objective])
+
+
+def summary(table: pd.DataFrame) -> str:
+    """Per run: distances at the start and the end, and where each forget component reaches its goal."""
+    lines = []
+    found = crossings(table)
+    for number, own in table.groupby("run"):
+        first = own.iloc[0]
+        lines.append(
+            f"{first['method']} (beta {first['beta']:g}, gamma {first['gamma']:g}), case {first['case']}, "
+            f"{first['optimizer']}, seeds {first['pretrain_seed']}/{first['seed']}"
+        )
+        for component, part in own.groupby("component", sort=False):
+            start, end = part.iloc[0], part.iloc[-1]
+            line = f"  {component:8} KL(truth || model) {start['kl_to_truth']:.3f} -> {end['kl_to_truth']:.3f} nats"
+            crossing = found[(found["run"] == number) & (found["component"] == component)]
+            for _, row in crossing.iterrows():
+                goal = f"; the retrained model's {start['retrained']:.3f}"
+                line += f"{goal} reached at step {row['step']:.1f}" if row["reached"] else f"{goal} never reached"
+                line += f", retain distance {row['retain_distance']:.3f}" if row["reached"] else ""
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def main(command: Unlearn | Grid) -> None:
+    """Check everything, run, write the table, print the summary."""
+    experiments = [experiment(point) for point in (points(command) if isinstance(command, Grid) else [command])]
+    storage.check_writable(command.out, "out")
+    frame = run(experiments, n_jobs=command.jobs)
+    seeds = sorted({one.pretraining.seed for one in experiments} | {one.seed for one in experiments})
+    storage.write_table(frame, command.out, storage.provenance(experiments, seeds=seeds))
+    print(summary(frame))
+    print(f"{len(frame)} rows: {command.out}")
+
+
+if __name__ == "__main__":
+    Commands = (
+        Annotated[Unlearn, tyro.conf.subcommand("unlearn", prefix_name=False)]
+        | Annotated[Grid, tyro.conf.subcommand("grid", prefix_name=False)]
+    )
+    try:
+        main(tyro.cli(Commands, prog="python -m markov", description=__doc__))  # pyright: ignore[reportArgumentType, reportCallIssue]
+    except InvalidInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; nothing was half-written, trained models are kept", file=sys.stderr)
+        sys.exit(130)
