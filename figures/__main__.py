@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +16,7 @@ from figures import allocation, attribution, claims, style, tradeoff
 from figures.scale import Scale, quick
 from figures.tables import Context
 from markov import storage
-from markov.errors import InvalidInput, require
+from markov.errors import exit_code, require
 
 FIGURES: dict[str, ModuleType] = {
     "tradeoff": tradeoff,
@@ -89,12 +90,11 @@ def _draw(module: ModuleType, frame: pd.DataFrame, path: Path, dpi: int | None =
         style.save(module.plot(frame), partial, dpi)
 
 
+def cli(arguments: Sequence[str] | None = None) -> int:
+    """Parse the arguments (default: the process's own), draw, and return the exit code."""
+    parsed = tyro.cli(Arguments, prog="python -m figures", args=arguments)
+    return exit_code(lambda: main(parsed))
+
+
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Arguments, prog="python -m figures"))
-    except InvalidInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; nothing half-written, finished tables are kept", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(cli())

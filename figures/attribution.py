@@ -66,12 +66,9 @@ def plot(frame: pd.DataFrame) -> Figure:
             row[0].plot([], [], style.MARKERS[component], color="grey", label=labels[component])
         row[0].legend(loc="best", title="to forget the part that is")
         row[0].set(yscale="log", ylabel="retain distance paid, nats", title=style.CASE_LABELS[case])
-        row[0].yaxis.set_major_formatter("{x:.3g}")
-        row[0].yaxis.set_minor_formatter("{x:.2g}")
+        style.plain_log_ticks(row[0])
         row[1].axhline(0, color="grey", lw=0.8, zorder=0)
-        row[1].set(
-            ylabel="the other part's distance beyond its goal, nats", title="over- (> 0) and under-forgetting (< 0)"
-        )
+        row[1].set(ylabel="other part, beyond its goal, nats", title="over- (> 0) and under-forgetting (< 0)")
         _effects(row[2], summary[summary["case"] == case])
     return figure
 
@@ -99,5 +96,4 @@ def _effects(axes: Axes, summary: pd.DataFrame) -> None:
     axes.axhline(1, color="grey", lw=0.8)
     axes.set_xticks(range(len(EFFECTS)), [name.replace(" ", "\n") for name in EFFECTS])
     axes.set(yscale="log", xlim=(-0.5, 1.5), ylabel="factor on the retain distance paid", title="main effects")
-    axes.yaxis.set_major_formatter("{x:.3g}")
-    axes.yaxis.set_minor_formatter("{x:.2g}")
+    style.plain_log_ticks(axes)

@@ -17,9 +17,10 @@ class Scale:
     pretrained: int = 3
     orders: int = 3
     search_orders: int = 1
+    search_recorded: tuple[int, ...] = (0, 1, 2, 3, 4, 6, 8, 11, 15, 22, 30)
     recorded: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 17, 22, 30, 40, 50)
     test_examples: int = 64
-    gradient_examples: int = 16
+    gradient_examples: int = 8
     architecture: str = "paper"
     quick: bool = False
 
@@ -52,4 +53,11 @@ MODELS = {"paper": Transformer(), "released": Transformer.released()}
 
 def quick() -> Scale:
     """Two small pretrained models and two orders: a minute for everything, right in kind but not in numbers."""
-    return Scale(pretrained=2, orders=2, recorded=(0, 1, 2, 4, 7, 12, 20, 30, 50), test_examples=32, quick=True)
+    return Scale(
+        pretrained=2,
+        orders=2,
+        recorded=(0, 1, 2, 4, 7, 12, 20, 30, 50),
+        search_recorded=(0, 2, 4, 7, 12, 20, 30),
+        test_examples=32,
+        quick=True,
+    )

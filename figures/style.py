@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 # Okabe and Ito's palette (2008): distinguishable with any form of colour vision.
 COLORS = {
@@ -66,6 +67,13 @@ def grid_figure(
     figure = Figure(figsize=(width, height), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, **options)
     return figure, [list(row) for row in panels]
+
+
+def plain_log_ticks(axes: Axes) -> None:
+    """Label a logarithmic axis with plain numbers at 1, 1.5, 2, 3, 5 and 7 of every decade."""
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter("{x:.3g}")
 
 
 def save(figure: Figure, path: Path, dpi: int | None = None) -> None:

@@ -72,7 +72,8 @@ def search_runs(context: Context) -> pd.DataFrame:
     scale, experiments = context.scale, []
     objectives = [CORNERS[method](beta) for method, betas in BETAS.items() for beta in betas]
     for case in scale.cases().values():
-        base = replace(scale.experiment(), case=case)
+        recorded = scale.search_recorded
+        base = replace(scale.experiment(), case=case, recorded=recorded, steps=recorded[-1])
         seeds = range(SEARCH_SEED, SEARCH_SEED + scale.search_orders)
         experiments += grid(base, objective=objectives, pretraining=scale.pretrainings(), seed=seeds)
     return table(context, experiments)

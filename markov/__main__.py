@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 import tyro
@@ -14,7 +15,7 @@ import tyro
 from markov import storage
 from markov.cases import CASES
 from markov.diagnostics import crossings
-from markov.errors import InvalidInput, require
+from markov.errors import exit_code, require
 from markov.experiments import Experiment, OptimizerName, Pretraining
 from markov.models import Transformer
 from markov.objectives import CORNERS, LIMITS, Objective
@@ -235,16 +236,15 @@ def main(command: Unlearn | Grid) -> None:
     print(f"{len(frame)} rows: {command.out}")
 
 
-if __name__ == "__main__":
-    Commands = (
+def cli(arguments: Sequence[str] | None = None) -> int:
+    """Parse the arguments (default: the process's own), run, and return the exit code."""
+    commands = (
         Annotated[Unlearn, tyro.conf.subcommand("unlearn", prefix_name=False)]
         | Annotated[Grid, tyro.conf.subcommand("grid", prefix_name=False)]
     )
-    try:
-        main(tyro.cli(Commands, prog="python -m markov", description=__doc__))  # pyright: ignore[reportArgumentType, reportCallIssue]
-    except InvalidInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; nothing was half-written, trained models are kept", file=sys.stderr)
-        sys.exit(130)
+    command: Any = tyro.cli(commands, prog="python -m markov", description=__doc__, args=arguments)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    return exit_code(lambda: main(command))
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

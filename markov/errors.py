@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+
 
 class InvalidInput(ValueError):
     """A setting or a file that cannot be used: the field, its value, and what is allowed instead."""
@@ -19,3 +22,16 @@ def require(condition: bool, field: str, value: object, allowed: str) -> None:
     """Raise `InvalidInput(field, value, allowed)` unless `condition` holds."""
     if not condition:
         raise InvalidInput(field, value, allowed)
+
+
+def exit_code(command: Callable[[], None]) -> int:
+    """Run a command; 0, or one line on standard error and 2 for input that cannot be used, 130 for an interruption."""
+    try:
+        command()
+    except InvalidInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; nothing is half-written, and what was finished is kept", file=sys.stderr)
+        return 130
+    return 0

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import joblib
+import numpy as np
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
@@ -31,7 +32,9 @@ from markov.training import Corpus, Run, pretrain, unlearn
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
-MEMBERS = 8  # runs per ensemble: fixed, so that neither the number of jobs nor the order of arrival changes a row
+MEMBERS = (
+    8  # runs per ensemble at most: fixed, so that neither the number of jobs nor the order of arrival changes a row
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,13 +79,14 @@ def run(
     folder = models_folder(cache)
     wanted = dict.fromkeys(job for experiment in experiments for job in model_jobs(experiment))
     missing = [job for job in wanted if not model_path(folder, job).exists()]
+    missing.sort(key=lambda job: -len(job.case.pretrain_components))  # the longest first, so that none is left over
     # With one process the bar follows single steps; workers cannot draw on it, so there it counts models and ensembles.
     alone = progress and n_jobs == 1
     _parallel(partial(_pretrain, folder, alone), missing, n_jobs, progress, "pretraining")
     ensembles: dict[Any, list[int]] = {}
     for index, experiment in enumerate(experiments):
         ensembles.setdefault(_shape(experiment), []).append(index)
-    chunks = [one[first : first + MEMBERS] for one in ensembles.values() for first in range(0, len(one), MEMBERS)]
+    chunks = [part.tolist() for one in ensembles.values() for part in np.array_split(one, -(-len(one) // MEMBERS))]
     jobs = [[experiments[index] for index in chunk] for chunk in chunks]
     tables = _parallel(partial(_table, folder, alone), jobs, n_jobs, progress, "unlearning")
     numbered = [

@@ -1,0 +1,105 @@
+"""Time and memory of the Markov lab, each beside the bound that the machine sets: `make benchmark`."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import joblib
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from markov.cases import CASES, LENGTH
+from markov.experiments import Experiment, grid
+from markov.models import Transformer
+from markov.objectives import npo, simnpo
+from markov.running import run
+
+PAPER = {"length": (npo(0.2), simnpo(4.0)), "memorisation": (npo(1.0), simnpo(4.0))}
+
+
+def matmul_rate(seconds: float = 1.0) -> float:
+    """FLOP per second of one thread on a product of float32 matrices that fit its cache."""
+    torch.set_num_threads(1)
+    one, two = torch.randn(384, 384), torch.randn(384, 384)
+    count, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        one @ two
+        count += 1
+    return count * 2 * 384**3 / (time.perf_counter() - began)
+
+
+def flops_per_token(model: Transformer) -> int:
+    """Multiplications and additions of a forward pass in matrix products, attention's own left out."""
+    return 2 * sum(
+        value.numel() for name, value in model.init(0).items() if name.endswith("weight") and value.ndim == 2
+    )
+
+
+def report(text: str) -> None:
+    print(f"\n    {text}")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SIMNPO_LAB_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def test_figure_5_from_nothing(benchmark: BenchmarkFixture, cache: Path) -> None:
+    """Released architecture, both cases and methods, 50 steps, 51 evaluations on the full test sets, one seed."""
+    model, workers = Transformer.released(), 2
+    base = Experiment(model=model)
+    experiments = [one for name, case in CASES.items() for one in grid(replace(base, case=case), objective=PAPER[name])]
+    frame = benchmark.pedantic(lambda: run(experiments, n_jobs=workers, progress=False), rounds=1)
+    trained = {(part, case.lengths[part]) for case in CASES.values() for part in case.pretrain_components}
+    tokens = sum(
+        (case.lengths[part] - 1) * 0.8 * case.counts[part]
+        for case in CASES.values()
+        for part in case.pretrain_components
+    )
+    tokens += (LENGTH.retain_length - 1) * 0.8 * LENGTH.retain_count
+    tested = sum(
+        2 * 51 * (case.lengths[part] - 1) * 0.2 * case.counts[part] for case in CASES.values() for part in case.lengths
+    )
+    work = flops_per_token(model) * (3 * 5 * tokens + tested)
+    bound = work / sum(joblib.Parallel(workers)(joblib.delayed(matmul_rate)() for _ in range(workers)))
+    memory = [resource.getrusage(who).ru_maxrss / 2**20 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    report(
+        f"{benchmark.stats['mean']:.0f} s; {work / 1e12:.1f} TFLOP of matrix products alone would take {bound:.0f} s; "
+        f"peak memory {memory[0]:.2f} GiB in this process, {memory[1]:.2f} GiB in the largest of {workers} workers"
+    )
+    assert len(frame) == 4 * 51 * 3
+    assert len(trained) > 0
+
+
+@pytest.mark.parametrize("members", [1, 32])
+def test_unlearning_per_member(benchmark: BenchmarkFixture, cache: Path, members: int) -> None:
+    """50 steps without evaluation but at the start and the end, on 8 test sequences each, in one process."""
+    base = Experiment(recorded=(0, 50), test_examples=8)
+    experiments = grid(base, objective=[npo(0.2)], seed=range(members))
+    base = replace(base, pretraining=replace(base.pretraining, epochs=1))
+    experiments = [replace(one, pretraining=base.pretraining) for one in experiments]
+    run(experiments[:1], progress=False)
+    benchmark.pedantic(lambda: run(experiments, progress=False), rounds=3)
+    work = 3 * flops_per_token(Transformer()) * 50 * 4 * 19
+    report(
+        f"{benchmark.stats['mean'] / members:.2f} s per member; its matrix products take {work / matmul_rate():.2f} s"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "draw"),
+    [
+        ("sequences of 20 states", lambda generator: LENGTH.chains().retain.sample(100_000, 20, generator)),
+        ("uniform numbers alone", lambda generator: torch.rand(100_000, 20, generator=generator, dtype=torch.float64)),
+    ],
+)
+def test_sampling(benchmark: BenchmarkFixture, name: str, draw: Callable[[torch.Generator], torch.Tensor]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    benchmark(lambda: draw(generator))
+    report(f"{1e5 / benchmark.stats['mean']:.3g} {name} per second, in rows of 20")

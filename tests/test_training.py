@@ -1,0 +1,508 @@
+"""Laws of training: an ensemble is a loop, a step is the gradient of the written-out loss, and trained models land."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from markov.cases import COMPONENTS, Case, bayes_floor, ideal_forget_quality
+from markov.chains import MarkovChain
+from markov.errors import InvalidInput
+from markov.models import Tabular, Transformer
+from markov.objectives import Objective, gradient_ascent, npo, simnpo
+from markov.optimizers import OPTIMIZERS, Sgd
+from markov.recording import Probe, Trajectory, log_laws, mean_kl
+from markov.training import RETAIN_LOSSES, Corpus, RetainTerm, Run, derive_seed, pretrain, unlearn
+from tests.helpers import (
+    check_close,
+    check_same_parameters,
+    doubled,
+    member,
+    perturbed,
+    slow_order,
+    slow_pretrain,
+    slow_unlearn,
+    some_laws,
+    some_tokens,
+)
+
+STATES = 5
+MODEL = Transformer(states=STATES, context=6, width=8, depth=1, heads=2, mlp_width=8)
+POST = dataclasses.replace(MODEL, norm="post", heads=1, output_projection=False)
+OBJECTIVES = {
+    "npo": npo(0.7),
+    "simnpo": simnpo(3.0),
+    "gradient_ascent": gradient_ascent(),
+    "length_weighted_gradient_ascent": gradient_ascent(1.0),
+}
+TERMS: tuple[RetainTerm, ...] = ("none", "cross_entropy", "kl")
+every_rule = pytest.mark.parametrize("rule", OPTIMIZERS)
+every_objective = pytest.mark.parametrize("name", OBJECTIVES)
+every_term = pytest.mark.parametrize("term", TERMS)
+
+
+def mixed(counts: Mapping[int, int], seed: int = 0) -> Corpus:
+    """Sequences of several lengths: `counts` maps the length in tokens to the number of sequences."""
+    parts = enumerate(counts.items())
+    return Corpus.join(
+        [some_tokens(count, length, states=STATES, seed=10 * seed + at) for at, (length, count) in parts]
+    )
+
+
+def probes(seed: int = 0) -> tuple[Probe, ...]:
+    """A retained component, which nothing pushes on, and two forgotten ones of different lengths and counts."""
+    sizes = ((4, 7, False), (3, 6, True), (5, 3, True))
+    return tuple(
+        Probe(
+            some_tokens(count, length, states=STATES, seed=100 * seed + at),
+            some_laws(STATES, STATES, seed=100 * seed + at),
+            some_laws(count, length - 1, STATES, seed=100 * seed + at).log(),
+            forgotten,
+        )
+        for at, (count, length, forgotten) in enumerate(sizes)
+    )
+
+
+RUN = Run(
+    start=perturbed(MODEL, 0),
+    objective=npo(0.7),
+    learning_rate=0.05,
+    retain_weight=0.8,
+    seed=3,
+    forget=mixed({6: 7, 3: 6}),
+    retain=mixed({7: 9}, seed=4),
+    probes=probes(),
+)
+# Runs that differ in all that may differ.
+RUNS = [
+    RUN,
+    RUN._replace(objective=simnpo(3.0, 0.4), learning_rate=0.2, seed=4, start=perturbed(MODEL, 1)),
+    RUN._replace(
+        objective=gradient_ascent(), learning_rate=0.01, retain_weight=0.1, forget=mixed({6: 4, 4: 9}, seed=1)
+    ),
+    RUN._replace(objective=simnpo(0.0), retain=mixed({7: 5, 5: 4}, seed=2), probes=probes(1)),
+    RUN._replace(objective=Objective(0.7, 0.3, 0.4, 0.6), seed=9, retain_weight=0.0),
+]
+
+
+def forgotten(runs: Sequence[Run], rule: str = "sgd", **changes: Any) -> Trajectory:
+    options: dict[str, Any] = {"steps": 6, "batch": 4, "optimizer": OPTIMIZERS[rule]} | changes
+    return unlearn(MODEL, runs, **options)
+
+
+def path(runs: Sequence[Run], rule: str = "sgd", **changes: Any) -> list[dict[str, Tensor]]:
+    """Stacked parameters before every step and at the end."""
+    places: list[dict[str, Tensor]] = []
+
+    def keep(step: int, parameters: Mapping[str, Tensor]) -> None:
+        places.append({name: value.detach().clone() for name, value in parameters.items()})
+
+    forgotten(runs, rule, on_step=keep, **changes)
+    return places
+
+
+def moved(run: Run, **changes: Any) -> dict[str, Tensor]:
+    """The displacement of a single run in its first step."""
+    places = path([run], steps=1, **changes)
+    return {name: value[0] - places[0][name][0] for name, value in places[1].items()}
+
+
+def size(parameters: Mapping[str, Tensor]) -> float:
+    return max(float(value.abs().max()) for value in parameters.values())
+
+
+def check_same_trajectory(got: Trajectory, want: Trajectory, run: int, *, atol: float = 1e-10) -> None:
+    """Run number `run` of one trajectory is the single run of the other, field by field."""
+    for name in ("step", "component", "length"):
+        assert torch.equal(getattr(got, name), getattr(want, name))
+    assert torch.equal(got.batch_component[run], want.batch_component[0])
+    for name in ("logp", "kl_to_truth", "kl_to_retrained", "gradient_norm", "batch_weight"):
+        check_close(getattr(got, name)[run], getattr(want, name)[0], rtol=0, atol=atol)
+
+
+# --- a corpus ---
+
+
+@settings(max_examples=25)
+@given(sizes=st.lists(st.tuples(st.integers(1, 4), st.integers(2, 7)), min_size=1, max_size=4))
+def test_joining_pads_scores_and_labels_every_sequence(sizes: list[tuple[int, int]]):
+    parts = [some_tokens(count, length, states=STATES, seed=at) for at, (count, length) in enumerate(sizes)]
+    corpus, longest = Corpus.join(parts), max(length for _, length in sizes)
+    sequences = [(label, sequence) for label, part in enumerate(parts) for sequence in part.tolist()]
+    assert len(corpus.tokens) == len(corpus.mask) == len(corpus.component) == len(sequences)
+    for row, (label, sequence) in enumerate(sequences):
+        padding = longest - len(sequence)
+        assert corpus.tokens[row].tolist() == sequence + [0] * padding
+        assert corpus.mask[row].tolist() == [True] * (len(sequence) - 1) + [False] * padding
+        assert int(corpus.component[row]) == label
+    assert (corpus.tokens.dtype, corpus.mask.dtype) == (torch.int64, torch.bool)
+
+
+# --- seeds ---
+
+
+def test_every_seed_and_purpose_has_a_stream_of_its_own():
+    purposes = ["start", "pretraining batches", "forget", "retain", "", "a", "b", "ab", "ba"]
+    pairs = list(itertools.product(range(50), purposes))
+    found = {derive_seed(seed, purpose) for seed, purpose in pairs}
+    assert len(found) == len(pairs)
+    assert all(0 <= seed < 2**63 for seed in found)
+
+
+def test_derived_seeds_stay_what_they_are():
+    # They decide every result: a change here is a change of all published numbers.
+    assert [derive_seed(0, "start"), derive_seed(1, "forget")] == [6429517617306438275, 5639447177428382906]
+
+
+# --- pretraining ---
+
+pretrained = partial(pretrain, epochs=2, batch=8, learning_rate=0.01, dtype=torch.float64)
+CORPORA = [mixed({7: 12, 4: 10}), mixed({7: 5, 6: 8, 3: 9}, seed=1), mixed({7: 22}, seed=2)]
+
+
+@every_rule
+def test_an_ensemble_of_pretrainings_is_a_loop_over_them(rule: str):
+    together = pretrained(MODEL, CORPORA, [0, 1, 5], optimizer=OPTIMIZERS[rule])
+    for run, (corpus, seed) in enumerate(zip(CORPORA, [0, 1, 5], strict=True)):
+        alone = pretrained(MODEL, [corpus], [seed], optimizer=OPTIMIZERS[rule])
+        check_same_parameters(member(together, run), member(alone, 0), atol=1e-10)
+
+
+@pytest.mark.parametrize("model", [MODEL, POST], ids=["pre", "post"])
+@pytest.mark.parametrize("batch", [8, 22, 50])
+@pytest.mark.parametrize("rule", ["adamw", "sgd"])
+def test_pretraining_is_plain_descent_on_whole_padded_batches(model: Transformer, batch: int, rule: str):
+    # More sequences than fit one part, of several lengths: sorting, cutting and trimming must not show.
+    corpus = mixed({7: 25, 4: 30, 2: 25})
+    theirs = {
+        "adamw": partial(torch.optim.AdamW, lr=0.01, weight_decay=0),
+        "sgd": partial(torch.optim.SGD, lr=0.01),
+    }[rule]
+    fast = pretrained(model, [corpus], [3], optimizer=OPTIMIZERS[rule], batch=batch)
+    slow = slow_pretrain(model, corpus, 3, epochs=2, batch=batch, optimizer=theirs)
+    check_same_parameters(member(fast, 0), slow, atol=1e-10)
+    assert size({name: slow[name] - value for name, value in model.init(derive_seed(3, "start")).items()}) > 1e-3
+
+
+def test_what_pretraining_returns_is_final_and_frozen():
+    seen: list[int] = []
+    last: dict[str, Tensor] = {}
+
+    def keep(step: int, parameters: Mapping[str, Tensor]) -> None:
+        seen.append(step)
+        last.update({name: value.detach().clone() for name, value in parameters.items()})
+
+    final = pretrained(MODEL, CORPORA[:1], [0], optimizer=Sgd(), on_step=keep)
+    assert seen == [1, 2, 3, 4, 5, 6]  # two epochs of 22 sequences, 8 at a time
+    check_same_parameters(final, last, atol=0)
+    assert not any(value.requires_grad for value in final.values())
+
+
+def test_pretraining_is_repeated_by_its_seed_and_leaves_the_global_generator_alone():
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    one = pretrained(MODEL, CORPORA[:1], [4], optimizer=Sgd())
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    check_same_parameters(pretrained(MODEL, CORPORA[:1], [4], optimizer=Sgd()), one, atol=0)
+    other = pretrained(MODEL, CORPORA[:1], [5], optimizer=Sgd())
+    assert size({name: other[name] - value for name, value in one.items()}) > 1e-2
+
+
+def test_a_seed_gives_the_same_start_to_every_corpus():
+    for run in range(3):
+        still = pretrained(MODEL, CORPORA, [7, 7, 7], optimizer=Sgd(), learning_rate=0.0)
+        check_same_parameters(member(still, run), doubled(MODEL.init(derive_seed(7, "start"))), atol=0)
+
+
+def test_corpora_of_different_shapes_are_refused():
+    with pytest.raises(InvalidInput) as caught:
+        pretrained(MODEL, [CORPORA[0], mixed({7: 21})], [0, 0], optimizer=Sgd())
+    assert caught.value.field == "corpora"
+    assert "(21, 7)" in str(caught.value) and "(22, 7)" in str(caught.value)
+
+
+def test_a_tabular_model_learns_the_transition_matrix_of_its_chain():
+    chain = MarkovChain(initial=some_laws(3, seed=1), transition=some_laws(3, 3, seed=2))
+    tokens = chain.sample(1000, 10, torch.Generator().manual_seed(0))
+    rule = OPTIMIZERS["adamw"]
+    learned = pretrain(
+        Tabular(states=3), [Corpus.join([tokens])], [0], epochs=30, batch=1000, learning_rate=0.2, optimizer=rule
+    )
+    visits = torch.zeros(3, 3, dtype=torch.float64)
+    visits.index_put_((tokens[:, :-1].flatten(), tokens[:, 1:].flatten()), torch.ones(()).double(), accumulate=True)
+    matrix = learned["table"][0].softmax(-1).double()
+    # It converges on the counted frequencies, and those lie within sampling noise of the chain: 1/sqrt(3000) = 0.018.
+    check_close(matrix, visits / visits.sum(-1, keepdim=True), rtol=0, atol=0.005)
+    check_close(matrix, chain.transition, rtol=0, atol=0.05)
+
+
+# --- unlearning: an ensemble is a loop ---
+
+
+@every_rule
+@every_term
+def test_an_ensemble_of_runs_is_a_loop_over_them(rule: str, term: RetainTerm):
+    options: dict[str, Any] = {"retain_term": term, "recorded": range(7), "gradient_examples": 2}
+    together = forgotten(RUNS, rule, **options)
+    assert together.logp.shape == (5, 7, 12) and together.batch_weight.shape == (5, 6, 4)
+    for run, alone in enumerate(RUNS):
+        check_same_trajectory(together, forgotten([alone], rule, **options), run)
+
+
+def test_the_order_of_the_runs_does_not_matter():
+    order = [3, 0, 4, 2, 1]
+    straight, turned = (forgotten(runs, recorded=[6]) for runs in (RUNS, [RUNS[run] for run in order]))
+    for at, run in enumerate(order):
+        check_close(turned.logp[at], straight.logp[run], rtol=0, atol=1e-10)
+        check_close(turned.batch_weight[at], straight.batch_weight[run], rtol=0, atol=1e-10)
+        assert torch.equal(turned.batch_component[at], straight.batch_component[run])
+
+
+@every_rule
+def test_a_seed_repeats_a_run_exactly_and_another_draws_other_batches(rule: str):
+    options: dict[str, Any] = {"retain_term": "kl", "recorded": range(7), "gradient_examples": 2}
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    one = forgotten(RUNS[:2], rule, **options)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    again = forgotten(RUNS[:2], rule, **options)
+    for name, value in one._asdict().items():
+        torch.testing.assert_close(getattr(again, name), value, rtol=0, atol=0, equal_nan=True)
+    other = forgotten([run._replace(seed=run.seed + 100) for run in RUNS[:2]], rule, **options)
+    assert torch.equal(other.logp[:, 0], one.logp[:, 0])
+    assert not torch.equal(other.batch_component, one.batch_component)
+    assert float((other.logp[:, -1] - one.logp[:, -1]).abs().max()) > 1e-6
+
+
+def test_unlearning_leaves_the_start_as_it_was():
+    start = {name: value.clone() for name, value in RUN.start.items()}
+    forgotten([RUN], retain_term="kl")
+    check_same_parameters(RUN.start, start, atol=0)
+
+
+# --- unlearning: what a step is ---
+
+
+@every_objective
+@every_term
+def test_unlearning_is_plain_descent_on_the_written_out_loss(name: str, term: RetainTerm):
+    run, beta = RUN._replace(objective=OBJECTIVES[name]), float(OBJECTIVES[name].beta)
+    slow = slow_unlearn(
+        MODEL,
+        run.start,
+        (name, beta),
+        run.forget,
+        run.retain,
+        seed=run.seed,
+        steps=5,
+        batch=4,
+        learning_rate=run.learning_rate,
+        retain_term=term,
+        retain_weight=run.retain_weight,
+    )
+    places = path([run], steps=5, retain_term=term)
+    for fast, want in zip(places, slow, strict=True):
+        check_same_parameters(member(fast, 0), want, atol=1e-10)
+    assert size({key: value[0] - run.start[key] for key, value in places[-1].items()}) > 1e-3
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 64])
+def test_the_reference_is_the_start_however_it_is_scored(chunk: int, monkeypatch: pytest.MonkeyPatch):
+    want = forgotten([RUN], recorded=[6])
+    monkeypatch.setattr("markov.training.CHUNK", chunk)
+    check_same_trajectory(forgotten([RUN], recorded=[6]), want, 0)
+
+
+@pytest.mark.parametrize("part", [1, 3, 100])
+def test_the_size_of_the_parts_does_not_show(part: int, monkeypatch: pytest.MonkeyPatch):
+    want = pretrained(MODEL, CORPORA, [0, 1, 5], optimizer=Sgd())
+    monkeypatch.setattr("markov.training.PART", part)
+    check_same_parameters(pretrained(MODEL, CORPORA, [0, 1, 5], optimizer=Sgd()), want, atol=1e-10)
+
+
+def test_npo_starts_with_weight_one_whatever_the_length():
+    runs = [RUN._replace(objective=npo(beta)) for beta in (0.0, 0.2, 5.0)]
+    weight = forgotten(runs, batch=13).batch_weight
+    check_close(weight[:, 0], 1.0, rtol=0, atol=1e-14)
+    assert float((weight[1:, 1] - 1).abs().min()) > 1e-6
+    check_close(weight[0], 1.0, rtol=0, atol=0)
+
+
+def test_simnpo_starts_with_less_weight_than_one_over_the_length():
+    weight, batch = (
+        getattr(forgotten([RUN._replace(objective=simnpo(3.0))]), n) for n in ("batch_weight", "batch_component")
+    )
+    length = torch.tensor([5.0, 2.0])[batch[0, 0]]
+    assert bool((weight[0, 0] * length < 1).all()) and len(length.unique()) == 2
+
+
+def test_batch_weights_are_those_of_the_sequences_in_the_batch():
+    run = RUN._replace(objective=simnpo(3.0), learning_rate=0.0)
+    found = forgotten([run], steps=3)
+    order = slow_order(run.seed, "forget", 13, 12)
+    laws = log_laws(MODEL, {name: value[None] for name, value in run.start.items()}, run.forget.tokens)
+    each = laws.gather(-1, run.forget.tokens[:, 1:, None]).squeeze(-1)
+    mean = (each * run.forget.mask).sum(-1) / run.forget.mask.sum(-1)
+    check_close(found.batch_weight[0].flatten(), (2 * (3.0 * mean).sigmoid() / run.forget.mask.sum(-1))[order])
+    assert found.batch_component[0].flatten().tolist() == run.forget.component[order].tolist()
+
+
+def test_padding_does_not_contribute():
+    # Tokens behind the end of a sequence, and forget data of one length padded further, change nothing.
+    mask = torch.cat([torch.ones(13, 1, dtype=torch.bool), RUN.forget.mask], dim=1)
+    other = (RUN.forget.tokens + 1 + torch.arange(6)) % STATES
+    run = RUN._replace(forget=RUN.forget._replace(tokens=RUN.forget.tokens.where(mask, other)))
+    assert not torch.equal(run.forget.tokens, RUN.forget.tokens)
+    check_same_trajectory(forgotten([run], recorded=[6]), forgotten([RUN], recorded=[6]), 0)
+    long = Corpus.join([some_tokens(1, 7, states=STATES), some_tokens(5, 3, states=STATES)])
+    short = long._replace(tokens=long.tokens[1:, :3], mask=long.mask[1:, :2], component=long.component[1:])
+    long = long._replace(tokens=long.tokens[1:], mask=long.mask[1:], component=long.component[1:])
+    one, two = (forgotten([RUN._replace(forget=forget)], recorded=[6]) for forget in (long, short))
+    check_same_trajectory(one, two, 0)
+
+
+# --- unlearning: the retain term ---
+
+
+def test_the_kl_term_has_no_slope_at_the_start_and_then_pulls_back():
+    without, kl = path([RUN], steps=4), path([RUN], steps=4, retain_term="kl")
+    check_same_parameters(kl[1], without[1], atol=1e-14)
+    assert size({name: value - without[2][name] for name, value in kl[2].items()}) > 1e-6
+    start = {name: value[None] for name, value in RUN.start.items()}
+    before = log_laws(MODEL, start, RUN.retain.tokens)
+    distance = [float(mean_kl(before, log_laws(MODEL, places[-1], RUN.retain.tokens))) for places in (without, kl)]
+    assert distance[1] < distance[0]
+
+
+@settings(max_examples=10)
+@given(weight=st.floats(0.01, 50.0))
+def test_the_retain_term_adds_to_the_first_step_in_proportion_to_its_weight(weight: float):
+    none = moved(RUN)
+    unit = moved(RUN._replace(retain_weight=1.0), retain_term="cross_entropy")
+    mine = moved(RUN._replace(retain_weight=weight), retain_term="cross_entropy")
+    added = {name: value - none[name] for name, value in unit.items()}
+    assert size(added) > 1e-3
+    check_same_parameters(
+        {name: value - none[name] for name, value in mine.items()},
+        {name: weight * value for name, value in added.items()},
+        atol=1e-12 * (1 + weight),
+    )
+
+
+def test_a_retain_weight_of_zero_or_no_term_leaves_the_forget_loss_alone():
+    want = path([RUN._replace(retain_weight=0.0)])[-1]
+    check_same_parameters(path([RUN])[-1], want, atol=0)
+    for term in RETAIN_LOSSES:
+        check_same_parameters(path([RUN._replace(retain_weight=0.0)], retain_term=term)[-1], want, atol=1e-14)
+
+
+def test_both_retain_terms_are_means_over_tokens():
+    # A corpus of sequences of which each occurs twice has the same mean: a sum over sequences would double.
+    base = some_tokens(4, 7, states=STATES, seed=8)
+    for term in RETAIN_LOSSES:
+        once, twice = (
+            path([RUN._replace(retain=Corpus.join([tokens]))], steps=3, batch=len(tokens), retain_term=term)[-1]
+            for tokens in (base, torch.cat([base, base]))
+        )
+        forget = [path([RUN], steps=3, batch=batch)[-1] for batch in (4, 8)]
+        # The forget batches differ too, so compare what the retain term adds in the first steps only by its size.
+        sizes = [size({n: p[n] - f[n] for n in p}) for p, f in zip((once, twice), forget, strict=True)]
+        assert 0.5 < sizes[1] / sizes[0] < 1.8
+
+
+# --- unlearning: bookkeeping ---
+
+
+@settings(max_examples=15)
+@given(count=st.integers(1, 7), batch=st.integers(1, 9), seed=st.integers(0, 1000))
+def test_every_epoch_is_a_new_shuffle_of_all_forget_sequences(count: int, batch: int, seed: int):
+    # One sequence per component, so that the label is the sequence's name.
+    forget = Corpus.join([some_tokens(1, 3, states=STATES, seed=name) for name in range(count)])
+    seen = forgotten([RUN._replace(forget=forget, seed=seed)], steps=5, batch=batch).batch_component.flatten().tolist()
+    epochs = [seen[first : first + count] for first in range(0, len(seen), count)]
+    assert all(sorted(epoch) == list(range(count)) for epoch in epochs[:-1])
+    assert len(set(epochs[-1])) == len(epochs[-1]) and len(seen) == 5 * batch
+
+
+def test_epochs_are_shuffled_differently():
+    forget = Corpus.join([some_tokens(1, 3, states=STATES, seed=name) for name in range(6)])
+    seen = forgotten([RUN._replace(forget=forget)], steps=10, batch=6).batch_component[0].tolist()
+    assert len({tuple(epoch) for epoch in seen}) == 10
+
+
+def test_forget_and_retain_batches_come_in_unrelated_orders():
+    assert slow_order(3, "forget", 20, 20) != slow_order(3, "retain", 20, 20)
+    same = RUN._replace(forget=mixed({6: 13}), retain=mixed({6: 13}), objective=gradient_ascent(), retain_weight=1.0)
+    # Ascent on the forget data and descent on the very same: in one order, and with means alike, they would cancel.
+    same = same._replace(objective=gradient_ascent(1.0))
+    assert size(moved(same, retain_term="cross_entropy")) > 1e-3
+    assert size(moved(same, batch=13, retain_term="cross_entropy")) < 1e-14
+
+
+def test_on_step_sees_every_step_before_it_is_taken_and_the_end():
+    calls: list[tuple[int, dict[str, Tensor]]] = []
+    forgotten(
+        RUNS, steps=3, on_step=lambda step, now: calls.append((step, {n: v.detach().clone() for n, v in now.items()}))
+    )
+    assert [step for step, _ in calls] == [0, 1, 2, 3]
+    for run, one in enumerate(RUNS):
+        check_same_parameters(member(calls[0][1], run), one.start, atol=0)
+        for (_, before), (_, after) in itertools.pairwise(calls):
+            assert not torch.equal(before["token"][run], after["token"][run])
+
+
+class Stopped(Exception):  # noqa: N818
+    pass
+
+
+@pytest.mark.parametrize("last", [0, 2, 6])
+def test_what_on_step_raises_ends_the_run(last: int):
+    calls: list[int] = []
+
+    def stop(step: int, parameters: Mapping[str, Tensor]) -> None:
+        calls.append(step)
+        if step == last:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        forgotten([RUN], on_step=stop)
+    assert calls == list(range(last + 1))
+
+
+def test_recording_less_often_records_the_same():
+    full = forgotten(RUNS, recorded=range(7), gradient_examples=2)
+    some = forgotten(RUNS, recorded=[5, 2, 2, 6, 60], gradient_examples=2)
+    assert full.step.tolist() == list(range(7)) and some.step.tolist() == [0, 2, 5, 6]
+    for name in ("logp", "kl_to_truth", "kl_to_retrained", "gradient_norm"):
+        check_close(getattr(some, name), getattr(full, name)[:, some.step], rtol=0, atol=0)
+    for name in ("batch_weight", "batch_component"):
+        assert torch.equal(getattr(some, name), getattr(full, name))
+
+
+def test_a_trajectory_says_which_example_is_which():
+    found = forgotten(RUNS)
+    assert found.component.tolist() == [0] * 4 + [1] * 3 + [2] * 5
+    assert found.length.tolist() == [6.0] * 4 + [5.0] * 3 + [2.0] * 5
+    assert found.step.tolist() == [0] and found.logp.shape == (5, 1, 12)
+    assert found.kl_to_truth.shape == found.kl_to_retrained.shape == found.gradient_norm.shape == (5, 1, 3)
+    assert bool(found.gradient_norm.isnan().all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_run_keeps_the_precision_of_its_start(dtype: torch.dtype):
+    run = RUN._replace(start={name: value.to(dtype) for name, value in RUN.start.items()})
+    found = forgotten([run], retain_term="kl")
+    assert found.logp.dtype == found.batch_weight.dtype == found.kl_to_truth.dtype == found.length.dtype == dtype
+    assert path([run])[-1]["token"].dtype == dtype
