@@ -24,6 +24,7 @@ FIGURES: dict[str, ModuleType] = {
     "attribution": attribution,
     "claims": claims,
 }
+GALLERY = ("tradeoff", "attribution")  # what the README shows
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def main(arguments: Arguments) -> None:
         if module is claims:
             with storage.atomic_path(arguments.out / f"{name}.md") as partial:
                 partial.write_text(claims.markdown(frame), "utf-8")
-        if arguments.gallery:
+        if arguments.gallery and name in GALLERY:
             _draw(module, frame, Path(__file__).parent / "gallery" / f"{name}.png", dpi=80)
         print(f"{name}: {arguments.out / name}.{{pdf,png,parquet}} in {time.perf_counter() - began:.0f} s", flush=True)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from markov.models import Transformer
+from markov.models import Model, Transformer
 from markov.training import Corpus, derive_seed
 
 # --- things to work on ---
@@ -117,12 +117,12 @@ def slow_adam(
     return path
 
 
-def own_logits(model: object, parameters: Mapping[str, Tensor], tokens: Tensor) -> Tensor:
+def own_logits(model: Model, parameters: Mapping[str, Tensor], tokens: Tensor) -> Tensor:
     """Logits of one run through the model's own forward pass, whose laws are tested by themselves."""
-    return model.logits({name: value[None] for name, value in parameters.items()}, tokens[None])[0]  # pyright: ignore[reportAttributeAccessIssue]
+    return model.logits({name: value[None] for name, value in parameters.items()}, tokens[None])[0]
 
 
-def slow_logp(model: object, parameters: Mapping[str, Tensor], tokens: Tensor, mask: Tensor) -> Tensor:
+def slow_logp(model: Model, parameters: Mapping[str, Tensor], tokens: Tensor, mask: Tensor) -> Tensor:
     """Total log-probability of the scored tokens of each sequence, token by token."""
     totals = []
     for sequence, scored in zip(tokens, mask, strict=True):
@@ -146,7 +146,13 @@ def slow_order(seed: int, purpose: str, count: int, rows: int) -> list[int]:
 
 
 def slow_pretrain(
-    model: Transformer, corpus: Corpus, seed: int, *, epochs: int, batch: int, optimizer: Callable[..., object]
+    model: Transformer,
+    corpus: Corpus,
+    seed: int,
+    *,
+    epochs: int,
+    batch: int,
+    optimizer: Callable[[list[Tensor]], torch.optim.Optimizer],
 ) -> dict[str, Tensor]:
     """One run on whole padded batches with an optimiser of torch's, in float64."""
     parameters = {
@@ -161,9 +167,9 @@ def slow_pretrain(
             tokens, mask = corpus.tokens[rows], corpus.mask[rows]
             logits = own_logits(model, parameters, tokens[:, :-1])
             loss = functional.cross_entropy(logits[mask], tokens[:, 1:][mask])
-            rule.zero_grad()  # pyright: ignore[reportAttributeAccessIssue]
+            rule.zero_grad()
             loss.backward()
-            rule.step()  # pyright: ignore[reportAttributeAccessIssue]
+            rule.step()
     return {name: value.detach() for name, value in parameters.items()}
 
 
@@ -177,7 +183,7 @@ def slow_loss(name: str, beta: float, logp: Tensor, ref: Tensor, length: Tensor)
 
 
 def slow_unlearn(
-    model: object,
+    model: Model,
     start: Mapping[str, Tensor],
     law: tuple[str, float],
     forget: Corpus,

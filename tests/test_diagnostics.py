@@ -110,20 +110,21 @@ def path(retain: list[float], forget1: list[float], forget2: list[float]) -> pd.
 
 
 def test_a_crossing_is_interpolated_between_recorded_steps() -> None:
-    found = crossings(path([0.0, 0.1, 0.3], [0.0, 0.2, 0.6], [0.1, 0.7, 0.9])).set_index("component")
-    assert found.loc["forget1", ["step", "retain_distance"]].tolist() == pytest.approx([4.0, 0.2])
-    assert found["other_gap"].tolist()[0] == pytest.approx(0.8 - 0.5)
-    assert found["step"].tolist()[1] == pytest.approx(2 * 0.4 / 0.6)
-    assert found["reached"].all()
+    one, two = crossings(path([0.0, 0.1, 0.3], [0.0, 0.2, 0.6], [0.1, 0.7, 0.9])).to_dict("records")
+    assert (one["component"], two["component"]) == ("forget1", "forget2")
+    assert (one["step"], one["retain_distance"]) == (pytest.approx(4.0), pytest.approx(0.2))
+    assert one["other_gap"] == pytest.approx(0.8 - 0.5)
+    assert two["step"] == pytest.approx(2 * 0.4 / 0.6)
+    assert one["reached"] and two["reached"]
 
 
 def test_the_first_crossing_counts_even_if_the_curve_turns_back() -> None:
-    found = crossings(path([0.0, 0.1, 0.3], [0.0, 0.8, 0.1], [0.1, 0.2, 0.9])).set_index("component")
-    assert found["step"].tolist()[0] == pytest.approx(1.0)
+    one, _ = crossings(path([0.0, 0.1, 0.3], [0.0, 0.8, 0.1], [0.1, 0.2, 0.9])).to_dict("records")
+    assert one["step"] == pytest.approx(1.0)
 
 
 def test_a_run_that_never_arrives_has_no_cost_and_one_that_starts_there_pays_its_start() -> None:
-    found = crossings(path([0.03, 0.1, 0.3], [0.0, 0.1, 0.2], [0.5, 0.7, 0.9])).set_index("component")
-    assert list(found["reached"]) == [False, True]
-    assert np.isnan(found.loc["forget1", ["step", "retain_distance", "other_gap"]].to_numpy(dtype=float)).all()
-    assert found.loc["forget2", ["step", "retain_distance"]].tolist() == [0.0, 0.03]
+    one, two = crossings(path([0.03, 0.1, 0.3], [0.0, 0.1, 0.2], [0.5, 0.7, 0.9])).to_dict("records")
+    assert (one["reached"], two["reached"]) == (False, True)
+    assert all(np.isnan(one[name]) for name in ("step", "retain_distance", "other_gap"))
+    assert (two["step"], two["retain_distance"]) == (0.0, 0.03)

@@ -146,7 +146,7 @@ def test_a_record_is_its_loops_over_runs_sequences_and_tokens(model: Model, para
         for component, p in enumerate(own):
             truth, retrained = [], []
             for row, sequence in enumerate(p.tokens):
-                laws = own_logits(model, alone, sequence[None])[0].softmax(-1)
+                laws = own_logits(model, alone, sequence[None, :-1])[0].softmax(-1)
                 for at in range(len(sequence) - 1):
                     truth.append(slow_kl(p.truth[sequence[at]], laws[at]))
                     retrained.append(slow_kl(p.retrained[row, at].exp(), laws[at]))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import time
 from collections.abc import Mapping, Sequence
-from functools import lru_cache, partial
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from markov.cases import COMPONENTS, Case, bayes_floor, ideal_forget_quality
+from markov.cases import COMPONENTS, Case, Data, bayes_floor, ideal_forget_quality
 from markov.chains import MarkovChain
 from markov.errors import InvalidInput
 from markov.models import Tabular, Transformer
@@ -80,7 +79,7 @@ RUN = Run(
     retain_weight=0.8,
     seed=3,
     forget=mixed({6: 7, 3: 6}),
-    retain=mixed({7: 9}, seed=4),
+    retain=mixed({7: 5, 4: 4}, seed=4),
     probes=probes(),
 )
 # Runs that differ in all that may differ.
@@ -90,7 +89,7 @@ RUNS = [
     RUN._replace(
         objective=gradient_ascent(), learning_rate=0.01, retain_weight=0.1, forget=mixed({6: 4, 4: 9}, seed=1)
     ),
-    RUN._replace(objective=simnpo(0.0), retain=mixed({7: 5, 5: 4}, seed=2), probes=probes(1)),
+    RUN._replace(objective=simnpo(0.0), retain=mixed({7: 3, 5: 6}, seed=2), probes=probes(1)),
     RUN._replace(objective=Objective(0.7, 0.3, 0.4, 0.6), seed=9, retain_weight=0.0),
 ]
 
@@ -237,7 +236,7 @@ def test_a_tabular_model_learns_the_transition_matrix_of_its_chain():
     tokens = chain.sample(1000, 10, torch.Generator().manual_seed(0))
     rule = OPTIMIZERS["adamw"]
     learned = pretrain(
-        Tabular(states=3), [Corpus.join([tokens])], [0], epochs=30, batch=1000, learning_rate=0.2, optimizer=rule
+        Tabular(states=3), [Corpus.join([tokens])], [0], epochs=150, batch=1000, learning_rate=0.2, optimizer=rule
     )
     visits = torch.zeros(3, 3, dtype=torch.float64)
     visits.index_put_((tokens[:, :-1].flatten(), tokens[:, 1:].flatten()), torch.ones(()).double(), accumulate=True)
@@ -408,18 +407,16 @@ def test_a_retain_weight_of_zero_or_no_term_leaves_the_forget_loss_alone():
         check_same_parameters(path([RUN._replace(retain_weight=0.0)], retain_term=term)[-1], want, atol=1e-14)
 
 
-def test_both_retain_terms_are_means_over_tokens():
-    # A corpus of sequences of which each occurs twice has the same mean: a sum over sequences would double.
-    base = some_tokens(4, 7, states=STATES, seed=8)
-    for term in RETAIN_LOSSES:
-        once, twice = (
-            path([RUN._replace(retain=Corpus.join([tokens]))], steps=3, batch=len(tokens), retain_term=term)[-1]
-            for tokens in (base, torch.cat([base, base]))
-        )
-        forget = [path([RUN], steps=3, batch=batch)[-1] for batch in (4, 8)]
-        # The forget batches differ too, so compare what the retain term adds in the first steps only by its size.
-        sizes = [size({n: p[n] - f[n] for n in p}) for p, f in zip((once, twice), forget, strict=True)]
-        assert 0.5 < sizes[1] / sizes[0] < 1.8
+def test_the_retain_term_is_a_mean_over_tokens_not_a_sum_over_sequences():
+    once = RUN.retain
+    twice = Corpus(*(torch.cat([field, field]) for field in once))
+    added = []
+    for retain in (once, twice):
+        run, batch = RUN._replace(retain=retain), len(retain.tokens)
+        with_term, none = moved(run, batch=batch, retain_term="cross_entropy"), moved(run, batch=batch)
+        added.append({name: with_term[name] - value for name, value in none.items()})
+    assert size(added[0]) > 1e-3
+    check_same_parameters(*added)
 
 
 # --- unlearning: bookkeeping ---
@@ -463,7 +460,7 @@ def test_on_step_sees_every_step_before_it_is_taken_and_the_end():
             assert not torch.equal(before["token"][run], after["token"][run])
 
 
-class Stopped(Exception):  # noqa: N818
+class Stopped(Exception):
     pass
 
 
@@ -506,3 +503,65 @@ def test_a_run_keeps_the_precision_of_its_start(dtype: torch.dtype):
     found = forgotten([run], retain_term="kl")
     assert found.logp.dtype == found.batch_weight.dtype == found.kl_to_truth.dtype == found.length.dtype == dtype
     assert path([run])[-1]["token"].dtype == dtype
+
+
+# --- trained models land where theory says ---
+
+CASE = Case(
+    name="small",
+    leakage=0.3,
+    states=4,
+    set_size=1,
+    retain_length=8,
+    forget1_length=8,
+    forget2_length=4,
+    retain_count=2400,
+    forget1_count=1200,
+    forget2_count=1200,
+    pretrain_components=COMPONENTS,
+)
+SMALL = Transformer(states=4, context=7, width=16, depth=1, heads=2, mlp_width=16)
+SEEDS = range(4)
+
+
+@cache
+def drawn(seed: int) -> Data:
+    return CASE.sample(seed)
+
+
+def distances(model: Transformer | Tabular, components: Sequence[str], learning_rate: float) -> Tensor:
+    """KL(true row || model) on held-out sequences after training on the named components: (seeds, components)."""
+    corpora = [Corpus.join([drawn(seed).train[component] for component in components]) for seed in SEEDS]
+    rule = OPTIMIZERS["adamw"]
+    trained = pretrain(model, corpora, SEEDS, epochs=8, batch=32, learning_rate=learning_rate, optimizer=rule)
+    rows = []
+    for run, seed in enumerate(SEEDS):
+        row = []
+        for component, chain in zip(COMPONENTS, CASE.chains(), strict=True):
+            tokens = drawn(seed).test[component]
+            laws = log_laws(model, trained, tokens, run)
+            row.append(mean_kl(chain.transition.to(laws).log()[tokens[:, :-1]], laws))
+        rows.append(torch.stack(row))
+    return torch.stack(rows).double()
+
+
+# The tolerances come from three groups of four seeds (0 to 11) with these settings; the test uses the first group.
+
+
+def test_a_pretrained_transformer_reaches_the_bayes_floor_and_a_table_cannot():
+    # Mean over four seeds of the distance above the floor. Measured per component: 0.002 to 0.024; over the three
+    # components: 0.0115, 0.0100, 0.0119. A table, which cannot infer the chain from the prefix, misses it by 0.057.
+    floor = torch.tensor([list(bayes_floor(CASE, drawn(seed)).values()) for seed in SEEDS], dtype=torch.float64)
+    excess = (distances(SMALL, COMPONENTS, 3e-3) - floor).mean(0)
+    assert bool((excess > -0.005).all()) and bool((excess < 0.04).all())
+    assert float(excess.mean()) < 0.02
+    assert float((distances(Tabular(states=4), COMPONENTS, 1e-2) - floor).mean()) > 0.04
+
+
+def test_a_retrained_transformer_lands_on_the_ideal_forget_quality():
+    # Mean over four seeds. Measured: at most 0.004 on retain, and 0.021 from the ideals 0.300 and 0.322 on forget.
+    ideal = torch.tensor(list(ideal_forget_quality(CASE).values()), dtype=torch.float64)
+    found = distances(SMALL, ["retain"], 3e-3).mean(0)
+    check_close(found[:1], ideal[:1], rtol=0, atol=0.01)
+    check_close(found[1:], ideal[1:], rtol=0, atol=0.04)
+    assert float(ideal[1:].min()) > 0.29
