@@ -25,6 +25,11 @@ Parameters = Mapping[str, Tensor]
 class Model(Protocol):
     """What training needs of a model: fresh parameters from a seed, and logits from parameters and tokens."""
 
+    @property
+    def states(self) -> int:
+        """Number of states, the largest token plus one."""
+        ...
+
     def init(self, seed: int) -> dict[str, Tensor]:
         """Parameters of one run, without the leading axis."""
         ...
@@ -46,7 +51,7 @@ class Tabular:
     states: int = 10
 
     def __post_init__(self) -> None:
-        require(self.states >= 2, "states", self.states, "a whole number of at least 2")
+        _require_whole(self.states, 2, "states")
 
     def init(self, seed: int) -> dict[str, Tensor]:
         """A table of zeros, the uniform chain, whatever the seed."""
@@ -81,13 +86,13 @@ class Transformer:
 
     def __post_init__(self) -> None:
         for field in ("context", "width", "depth", "heads", "mlp_width"):
-            require(getattr(self, field) >= 1, field, getattr(self, field), "a whole number of at least 1")
-        require(self.states >= 2, "states", self.states, "a whole number of at least 2")
+            _require_whole(getattr(self, field), 1, field)
+        _require_whole(self.states, 2, "states")
         require(self.width % self.heads == 0, "heads", self.heads, f"a divisor of width = {self.width}")
         require(self.norm in ("pre", "post"), "norm", self.norm, "'pre' or 'post'")
         require(self.activation in ("gelu", "relu"), "activation", self.activation, "'gelu' or 'relu'")
         for field in ("token_std", "position_std"):
-            require(getattr(self, field) > 0, field, getattr(self, field), "a positive number")
+            require(0 < getattr(self, field) < math.inf, field, getattr(self, field), "a positive number")
 
     @classmethod
     def released(cls, *, states: int = 10, context: int = 19) -> Transformer:
@@ -166,6 +171,11 @@ class Transformer:
     def _mlp(self, parameters: Parameters, block: int, x: Tensor, time: int) -> Tensor:
         act = functional.gelu if self.activation == "gelu" else functional.relu
         return _linear(parameters, f"{block}.down", act(_linear(parameters, f"{block}.up", x)))
+
+
+def _require_whole(value: object, least: int, field: str) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    require(whole, field, value, f"a whole number of at least {least}")
 
 
 def _lookup(table: Float[Tensor, "runs rows width"], tokens: Int64[Tensor, "runs batch time"]) -> Tensor:

@@ -79,7 +79,8 @@ class AdamW:
     beta2: float = 0.999
 
     def __post_init__(self) -> None:
-        require(self.eps >= 0, "eps", self.eps, "a number of at least 0")
+        # With eps = 0 a parameter without gradient, an unseen token's embedding say, would become 0/0.
+        require(0 < self.eps < math.inf, "eps", self.eps, "a positive number")
         for field in ("beta1", "beta2"):
             require(0 <= getattr(self, field) < 1, field, getattr(self, field), "a number in [0, 1)")
 

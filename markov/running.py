@@ -22,13 +22,14 @@ import torch
 from tqdm.auto import tqdm
 
 from markov import diagnostics, storage
+from markov.batching import Corpus
 from markov.cases import COMPONENTS, Case, ideal_forget_quality
 from markov.errors import require
 from markov.experiments import Experiment, Pretraining
 from markov.models import Parameters, Tabular, Transformer
 from markov.optimizers import OPTIMIZERS
 from markov.recording import Probe, Trajectory, log_laws, mean_kl
-from markov.training import Corpus, Run, pretrain, unlearn
+from markov.training import Run, pretrain, unlearn
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
@@ -129,8 +130,8 @@ def models_folder(cache: Path | None = None) -> Path:
 
 def model_path(folder: Path, job: ModelJob) -> Path:
     """The file of a trained model: named by all its settings and by the code that trains it."""
-    code = ("markov.cases", "markov.chains", "markov.models", "markov.optimizers", "markov.training")
-    return folder / f"{storage.fingerprint(job, *code)}.safetensors"
+    code = ("batching", "cases", "chains", "models", "optimizers", "training")
+    return folder / f"{storage.fingerprint(job, *(f'markov.{name}' for name in code))}.safetensors"
 
 
 def load_model(folder: Path, job: ModelJob) -> dict[str, torch.Tensor]:

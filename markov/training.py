@@ -7,40 +7,21 @@ profiles are functions of a `Trajectory` and need no new run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import functional
 
+from markov.batching import Batches, Corpus, common_count, derive_seed, draw, generator, parts, take
 from markov.errors import require
 from markov.models import Model, Parameters, stack_parameters
 from markov.objectives import Objective, stack
 from markov.optimizers import Optimizer
 from markov.recording import CHUNK, Probe, Trajectory, record, score
 
-PART = 32  # sequences per forward and backward pass in pretraining
 RetainTerm = Literal["none", "cross_entropy", "kl"]
-
-
-class Corpus(NamedTuple):
-    """Sequences padded with 0 to one length, the tokens to score (never the first), and a label per sequence."""
-
-    tokens: Int64[Tensor, "count time"]
-    mask: Bool[Tensor, "count time-1"]
-    component: Int64[Tensor, " count"]
-
-    @classmethod
-    def join(cls, parts: Sequence[Int64[Tensor, "count length"]]) -> Corpus:
-        """One corpus out of components of possibly different lengths; `component` is the position in `parts`."""
-        time = max(part.shape[-1] for part in parts)
-        tokens = torch.cat([functional.pad(part, (0, time - part.shape[-1])) for part in parts])
-        length = torch.cat([torch.full((len(part),), part.shape[-1]) for part in parts])
-        component = torch.cat([torch.full((len(part),), index) for index, part in enumerate(parts)])
-        return cls(tokens, torch.arange(1, time) < length[:, None], component)
 
 
 class Run(NamedTuple):
@@ -54,14 +35,6 @@ class Run(NamedTuple):
     forget: Corpus
     retain: Corpus
     probes: tuple[Probe, ...]
-
-
-class Batches(NamedTuple):
-    """All the batches of an ensemble, one behind the other along the second axis."""
-
-    tokens: Int64[Tensor, "runs rows time"]
-    mask: Bool[Tensor, "runs rows time-1"]
-    component: Int64[Tensor, "runs rows"]
 
 
 def pretrain(
@@ -81,22 +54,21 @@ def pretrain(
     A seed gives the same start to every corpus. `on_step(step, parameters)` is called after every step. Raises
     `InvalidInput` for corpora of different shapes.
     """
-    shapes = sorted({tuple(corpus.tokens.shape) for corpus in corpora})
-    require(len(shapes) == 1, "corpora", shapes, "one common shape")
+    count = common_count(model, corpora, "corpora")
     parameters = _trainable([model.init(derive_seed(seed, "start")) for seed in seeds], dtype, corpora[0].tokens.device)
-    generators = [_generator(seed, "pretraining batches") for seed in seeds]
+    generators = [generator(seed, "pretraining batches") for seed in seeds]
     rates = next(iter(parameters.values())).new_full((len(seeds),), learning_rate)
-    state, count = optimizer.init(parameters), 0
+    state, step = optimizer.init(parameters), 0
     for _ in range(epochs):
-        order = torch.stack([torch.randperm(shapes[0][0], generator=generator) for generator in generators])
+        order = torch.stack([torch.randperm(count, generator=own) for own in generators])
         for rows in order.split(batch, dim=1):
-            now, count = _take(corpora, rows), count + 1
+            now, step = take(corpora, rows), step + 1
             total = now.mask.sum((-1, -2))
-            losses = (_cross_entropy(model, parameters, parameters, part) * part.mask for part in _parts(now))
+            losses = (_cross_entropy(model, parameters, parameters, part) * part.mask for part in parts(now))
             gradients = _gradients(parameters, ((loss.sum((-1, -2)) / total).sum() for loss in losses))
-            optimizer.step(parameters, gradients, state, rates, count)
+            optimizer.step(parameters, gradients, state, rates, step)
             if on_step is not None:
-                on_step(count, parameters)
+                on_step(step, parameters)
     return {name: value.detach() for name, value in parameters.items()}
 
 
@@ -116,8 +88,14 @@ def unlearn(
 
     Batches come from each run's own shuffled forget (and retain) training sequences. Step 0 and the steps in `recorded`
     are recorded; `gradient_examples` is the number of probe sequences behind a gradient norm. `on_step(step,
-    parameters)` is called before every step and at the end; what it raises ends the run.
+    parameters)` is called before every step and at the end; what it raises ends the run. Raises `InvalidInput` for runs
+    whose data differ in shape.
     """
+    require(steps >= 1, "steps", steps, "a whole number of at least 1")
+    for field in ("forget", "retain"):
+        common_count(model, [getattr(run, field) for run in runs], field)
+    sizes = {tuple(tuple(probe.tokens.shape) for probe in run.probes) for run in runs}
+    require(len(sizes) == 1, "probes", sorted(sizes), "one common shape")
     like = next(iter(runs[0].start.values()))
     parameters = _trainable([run.start for run in runs], like.dtype, like.device)
     rates, retain_weight = (
@@ -125,8 +103,8 @@ def unlearn(
     )
     stacked = stack([run.objective for run in runs], dtype=like.dtype, device=like.device)
     objective = Objective(*(torch.as_tensor(field)[:, None] for field in stacked))
-    forget = _batches([run.forget for run in runs], [_generator(run.seed, "forget") for run in runs], steps * batch)
-    retain = _batches([run.retain for run in runs], [_generator(run.seed, "retain") for run in runs], steps * batch)
+    forget = draw([run.forget for run in runs], [generator(run.seed, "forget") for run in runs], steps * batch)
+    retain = draw([run.retain for run in runs], [generator(run.seed, "retain") for run in runs], steps * batch)
     # The reference is frozen: scored once, and not at all where no run of the ensemble looks at it.
     ref = like.new_zeros(forget.component.shape)
     if any(run.objective.reference != 0 for run in runs):
@@ -169,15 +147,6 @@ def unlearn(
     )
 
 
-def derive_seed(seed: int, purpose: str) -> int:
-    """A seed of its own for each purpose (start, order of batches, ...), so that streams never overlap."""
-    return int(np.random.SeedSequence([seed, *purpose.encode()]).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _generator(seed: int, purpose: str) -> torch.Generator:
-    return torch.Generator().manual_seed(derive_seed(seed, purpose))
-
-
 def _trainable(runs: Sequence[Parameters], dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
     stacked = stack_parameters(runs)
     return {name: value.detach().to(device, dtype).requires_grad_() for name, value in stacked.items()}
@@ -186,31 +155,7 @@ def _trainable(runs: Sequence[Parameters], dtype: torch.dtype, device: torch.dev
 def _gradients(parameters: Parameters, losses: Iterable[Tensor]) -> dict[str, Tensor]:
     """Gradient of the sum of losses, each freed of its graph before the next is computed."""
     each = (torch.autograd.grad(loss, list(parameters.values())) for loss in losses)
-    return dict(zip(parameters, (torch.stack(parts).sum(0) for parts in zip(*each, strict=True)), strict=True))
-
-
-def _take(corpora: Sequence[Corpus], rows: Int64[Tensor, "runs rows"]) -> Batches:
-    taken = [[field[own.to(field.device)] for field in corpus] for corpus, own in zip(corpora, rows, strict=True)]
-    return Batches(*(torch.stack(fields) for fields in zip(*taken, strict=True)))
-
-
-def _batches(corpora: Sequence[Corpus], generators: Sequence[torch.Generator], rows: int) -> Batches:
-    """As many rows as asked for, epoch after epoch, each epoch in a new order."""
-    count = len(corpora[0].tokens)
-    epochs = max(1, -(-rows // count))
-    orders = [torch.cat([torch.randperm(count, generator=own) for _ in range(epochs)]) for own in generators]
-    return _take(corpora, torch.stack(orders)[:, :rows])
-
-
-def _parts(batches: Batches) -> Iterator[Batches]:
-    """A batch in parts that fit the cache, sorted by length, each as long as its longest sequence: less padding."""
-    order = batches.mask.sum(-1).argsort(dim=1, descending=True, stable=True)
-    tokens, mask = (field.take_along_dim(order[..., None], dim=1) for field in batches[:2])
-    for rows in torch.arange(order.shape[1]).split(PART):
-        time = int(mask[:, rows].sum(-1).max())
-        yield Batches(
-            tokens[:, rows, : time + 1], mask[:, rows, :time], batches.component.take_along_dim(order, 1)[:, rows]
-        )
+    return dict(zip(parameters, (torch.stack(one).sum(0) for one in zip(*each, strict=True)), strict=True))
 
 
 @torch.no_grad()

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from markov.batching import Corpus, derive_seed
 from markov.models import Model, Transformer
-from markov.training import Corpus, derive_seed
 
 # --- things to work on ---
 

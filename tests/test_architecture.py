@@ -23,7 +23,18 @@ LINES = 250
 
 DRAWING = ("matplotlib", "seaborn", "ipywidgets")
 SERIALISED_CODE = ("pickle", "dill", "cloudpickle", "shelve", "marshal")
-SIMULATIONS = ("chains", "cases", "models", "optimizers", "training", "running", "experiments", "theory")
+SIMULATIONS = (
+    "chains",
+    "cases",
+    "models",
+    "optimizers",
+    "batching",
+    "recording",
+    "training",
+    "running",
+    "experiments",
+    "theory",
+)
 NEVER = {
     "markov": ("llm", "figures", "notebooks", "tests", *DRAWING),
     "llm": (*(f"markov.{name}" for name in SIMULATIONS), "figures", "notebooks", "tests", *DRAWING),

@@ -16,7 +16,7 @@ from markov.optimizers import OPTIMIZERS, AdamW, Optimizer, Sgd
 from tests.helpers import check_close, slow_adam
 
 SHAPES = {"matrix": (4, 3), "vector": (5,), "number": ()}
-RULES = {**OPTIMIZERS, "no_eps": AdamW(eps=0), "other_betas": AdamW(eps=1e-3, beta1=0.5, beta2=0.9)}
+RULES = {**OPTIMIZERS, "no_eps": AdamW(eps=1e-300), "other_betas": AdamW(eps=1e-3, beta1=0.5, beta2=0.9)}
 every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 points = settings(max_examples=50)
 
@@ -198,7 +198,7 @@ def test_the_effective_eps_of_transformers_rule_falls_with_the_step():
 @points
 @given(scale=st.floats(-5, 5).map(lambda exponent: 10**exponent), corrected=st.booleans())
 def test_without_eps_the_scale_of_the_gradients_does_not_reach_the_parameters(scale: float, corrected: bool):
-    rule, gradients = AdamW(eps=0, correct_eps=corrected), draws(1, 5)
+    rule, gradients = AdamW(eps=1e-300, correct_eps=corrected), draws(1, 5)
     scaled = [{name: scale * value for name, value in gradient.items()} for gradient in gradients]
     for one, other in zip(path(rule, gradients, [0.1]), path(rule, scaled, [0.1]), strict=True):
         for name in SHAPES:

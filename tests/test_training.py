@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from markov.batching import Corpus, derive_seed
 from markov.cases import COMPONENTS, Case, Data, bayes_floor, ideal_forget_quality
 from markov.chains import MarkovChain
 from markov.errors import InvalidInput
@@ -21,13 +22,15 @@ from markov.models import Tabular, Transformer
 from markov.objectives import Objective, gradient_ascent, npo, simnpo
 from markov.optimizers import OPTIMIZERS, Sgd
 from markov.recording import Probe, Trajectory, log_laws, mean_kl
-from markov.training import RETAIN_LOSSES, Corpus, RetainTerm, Run, derive_seed, pretrain, unlearn
+from markov.training import RETAIN_LOSSES, RetainTerm, Run, pretrain, unlearn
 from tests.helpers import (
     check_close,
     check_same_parameters,
     doubled,
     member,
     perturbed,
+    slow_logp,
+    slow_loss,
     slow_order,
     slow_pretrain,
     slow_unlearn,
@@ -291,6 +294,27 @@ def test_unlearning_leaves_the_start_as_it_was():
     check_same_parameters(RUN.start, start, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("forget", {"forget": mixed({6: 9, 3: 6})}),
+        ("retain", {"retain": mixed({7: 6, 4: 4})}),
+        ("probes", {"probes": probes()[:2]}),
+        ("forget", {"forget": RUN.forget._replace(tokens=RUN.forget.tokens + STATES - 1)}),
+        ("retain", {"retain": RUN.retain._replace(tokens=RUN.retain.tokens - 1)}),
+    ],
+)
+def test_runs_whose_data_do_not_fit_together_or_the_model_are_refused(field: str, changes: dict[str, Any]):
+    with pytest.raises(InvalidInput) as caught:
+        forgotten([RUN, RUN._replace(**changes)])
+    assert caught.value.field == field
+
+
+def test_no_step_is_no_run():
+    with pytest.raises(InvalidInput, match="steps"):
+        forgotten([RUN], steps=0)
+
+
 # --- unlearning: what a step is ---
 
 
@@ -327,7 +351,7 @@ def test_the_reference_is_the_start_however_it_is_scored(chunk: int, monkeypatch
 @pytest.mark.parametrize("part", [1, 3, 100])
 def test_the_size_of_the_parts_does_not_show(part: int, monkeypatch: pytest.MonkeyPatch):
     want = pretrained(MODEL, CORPORA, [0, 1, 5], optimizer=Sgd())
-    monkeypatch.setattr("markov.training.PART", part)
+    monkeypatch.setattr("markov.batching.PART", part)
     check_same_parameters(pretrained(MODEL, CORPORA, [0, 1, 5], optimizer=Sgd()), want, atol=1e-10)
 
 
@@ -486,6 +510,26 @@ def test_recording_less_often_records_the_same():
         check_close(getattr(some, name), getattr(full, name)[:, some.step], rtol=0, atol=0)
     for name in ("batch_weight", "batch_component"):
         assert torch.equal(getattr(some, name), getattr(full, name))
+
+
+def test_what_is_recorded_at_a_step_is_that_of_the_parameters_then_and_of_the_reference_at_the_start():
+    run, steps = RUN._replace(objective=npo(0.7), learning_rate=0.3), 4
+    found, places = forgotten([run], steps=steps, recorded=range(5), gradient_examples=2), path([run], steps=steps)
+    assert len(places) == found.logp.shape[1] == steps + 1
+    for step, place in enumerate(places):
+        logps = []
+        for component, probe in enumerate(run.probes):
+            now, mask = member(place, 0), torch.ones_like(probe.tokens[:, 1:], dtype=torch.bool)
+            logps.append(slow_logp(MODEL, now, probe.tokens, mask))
+            if probe.forgotten:
+                parameters = {name: value.requires_grad_() for name, value in now.items()}
+                logp, ref = (slow_logp(MODEL, at, probe.tokens[:2], mask[:2]) for at in (parameters, run.start))
+                loss = slow_loss("npo", 0.7, logp, ref, mask[:2].sum(-1)).mean()
+                slopes = torch.autograd.grad(loss, list(parameters.values()))
+                want = float(torch.cat([slope.flatten() for slope in slopes]).norm())
+                assert float(found.gradient_norm[0, step, component]) == pytest.approx(want, rel=1e-9)
+        check_close(found.logp[0, step], torch.cat(logps), atol=1e-10)
+    assert float((found.logp[0, -1] - found.logp[0, 0]).abs().max()) > 0.1
 
 
 def test_a_trajectory_says_which_example_is_which():

@@ -82,7 +82,8 @@ def test_unlearning_per_member(benchmark: BenchmarkFixture, cache: Path, members
     base = replace(base, pretraining=replace(base.pretraining, epochs=1))
     experiments = [replace(one, pretraining=base.pretraining) for one in experiments]
     run(experiments[:1], progress=False)
-    benchmark.pedantic(lambda: run(experiments, progress=False), rounds=3)
+    frame = benchmark.pedantic(lambda: run(experiments, progress=False), rounds=3)
+    assert len(frame) == members * 2 * 3
     work = 3 * flops_per_token(Transformer()) * 50 * 4 * 19
     report(
         f"{mean_seconds(benchmark) / members:.2f} s per member; its matrix products take {work / matmul_rate():.2f} s"
@@ -98,5 +99,5 @@ def test_unlearning_per_member(benchmark: BenchmarkFixture, cache: Path, members
 )
 def test_sampling(benchmark: BenchmarkFixture, name: str, draw: Callable[[torch.Generator], torch.Tensor]) -> None:
     generator = torch.Generator().manual_seed(0)
-    benchmark(lambda: draw(generator))
+    assert benchmark(lambda: draw(generator)).shape == (100_000, 20)
     report(f"{1e5 / mean_seconds(benchmark):.3g} {name} per second, in rows of 20")
