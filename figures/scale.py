@@ -19,7 +19,8 @@ class Scale:
     search_orders: int = 1
     search_recorded: tuple[int, ...] = (0, 1, 2, 3, 4, 6, 8, 11, 15, 22, 30)
     recorded: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 17, 22, 30, 40, 50)
-    test_examples: int = 64
+    test_examples: int = 48
+    search_examples: int = 32
     gradient_examples: int = 8
     architecture: str = "paper"
     quick: bool = False
@@ -59,5 +60,6 @@ def quick() -> Scale:
         recorded=(0, 1, 2, 4, 7, 12, 20, 30, 50),
         search_recorded=(0, 2, 4, 7, 12, 20, 30),
         test_examples=32,
+        search_examples=16,
         quick=True,
     )

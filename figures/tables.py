@@ -74,6 +74,7 @@ def search_runs(context: Context) -> pd.DataFrame:
     for case in scale.cases().values():
         recorded = scale.search_recorded
         base = replace(scale.experiment(), case=case, recorded=recorded, steps=recorded[-1])
+        base = replace(base, test_examples=scale.search_examples)
         seeds = range(SEARCH_SEED, SEARCH_SEED + scale.search_orders)
         experiments += grid(base, objective=objectives, pretraining=scale.pretrainings(), seed=seeds)
     return table(context, experiments)

@@ -44,6 +44,7 @@ COLUMNS: dict[str, str] = {
     "gradient_norm": "norm of the gradient of the component's mean loss",
     "gradient_share": "share of the sum of the components' gradient norms, by their counts",
 }
+SETTINGS = ["case", "method", "beta", "gamma", "architecture", "optimizer", "pretrain_seed", "seed"]
 
 
 def method_name(objective: Objective) -> str:
@@ -122,32 +123,26 @@ def crossings(table: pd.DataFrame) -> pd.DataFrame:
     minus its own goal at that moment: positive is over-forgetting. A run that never gets there has nan, and `reached`
     False; one that starts there has step 0.
     """
+    paths = table.pivot(index=["run", "step"], columns="component", values="kl_to_truth")
+    goals = table.pivot_table(index="run", columns="component", values="retrained", aggfunc="first").to_dict("index")
+    settings = table.groupby("run")[SETTINGS].first().to_dict("index")
     rows = []
-    for run, frame in table.groupby("run", sort=True):
-        wide = frame.pivot(index="step", columns="component", values="kl_to_truth")
-        goals = frame.groupby("component")["retrained"].first()
-        settings = frame.iloc[0][
-            ["case", "method", "beta", "gamma", "architecture", "optimizer", "pretrain_seed", "seed"]
-        ]
+    for run, path in paths.groupby(level="run"):
+        steps = path.index.get_level_values("step").to_numpy(dtype=float)
+        values = {str(component): path[component].to_numpy(dtype=float) for component in path.columns}
         for component, other in (("forget1", "forget2"), ("forget2", "forget1")):
-            at = _first_crossing(wide[component].to_numpy(), goals[component])
-            index, steps = np.arange(len(wide)), wide.index.to_numpy(dtype=float)
-
-            def read(values: np.ndarray, at: float = at, index: np.ndarray = index) -> float:
-                return float(np.interp(at, index, values)) if np.isfinite(at) else float("nan")
-
+            at, goal = _first_crossing(values[component], goals[run][component]), goals[run]
+            step, retain, beyond = (_read(curve, at) for curve in (steps, values["retain"], values[other]))
+            found = {"reached": bool(np.isfinite(at)), "step": step, "retain_distance": retain}
             rows.append(
-                {
-                    "run": run,
-                    **settings,
-                    "component": component,
-                    "reached": bool(np.isfinite(at)),
-                    "step": read(steps),
-                    "retain_distance": read(wide["retain"].to_numpy()),
-                    "other_gap": read(wide[other].to_numpy()) - goals[other],
-                }
+                {"run": run, **settings[run], "component": component, **found, "other_gap": beyond - goal[other]}
             )
     return pd.DataFrame(rows)
+
+
+def _read(values: np.ndarray, at: float) -> float:
+    """A sampled curve at a fractional position; nan at nan."""
+    return float(np.interp(at, np.arange(len(values)), values)) if np.isfinite(at) else float("nan")
 
 
 def _first_crossing(values: np.ndarray, goal: float) -> float:

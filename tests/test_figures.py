@@ -38,7 +38,13 @@ class Tiny(Scale):
 @pytest.fixture(scope="module")
 def context() -> tables.Context:
     scale = Tiny(
-        pretrained=2, orders=1, recorded=(0, 1, 4), search_recorded=(0, 2, 4), test_examples=6, gradient_examples=4
+        pretrained=2,
+        orders=1,
+        recorded=(0, 1, 4),
+        search_recorded=(0, 2, 4),
+        test_examples=6,
+        search_examples=4,
+        gradient_examples=4,
     )
     return tables.Context(scale=scale, n_jobs=1, progress=False)
 
