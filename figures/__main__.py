@@ -64,7 +64,7 @@ def main(arguments: Arguments) -> None:
         scale = replace(scale, pretrained=arguments.seeds)
     require(arguments.jobs == -1 or arguments.jobs >= 1, "jobs", arguments.jobs, "-1 or a whole number of at least 1")
     storage.check_writable(arguments.out, "out", folder=True)
-    context = Context(scale=scale, n_jobs=arguments.jobs, fresh=arguments.fresh)
+    context = Context(scale=scale, n_jobs=arguments.jobs, since=time.time() if arguments.fresh else 0.0)
     for name in names:
         began = time.perf_counter()
         module = FIGURES[name]

@@ -62,10 +62,10 @@ def plot(frame: pd.DataFrame) -> Figure:
             if measure != "spread":
                 axes.axhline(0.5, color="grey", lw=0.8, zorder=0)
                 axes.set_ylim(0, 1.02)
-    for axes, case in zip(panels[0], cases, strict=True):
-        axes.set_title(f"{style.CASE_LABELS[case]}\nthe component that is {style.COMPONENT_LABELS[case]['forget2']}")
+    for top, bottom, case in zip(panels[0], panels[-1], cases, strict=True):
+        top.set_title(f"{style.CASE_LABELS[case]}\nthe component that is {style.COMPONENT_LABELS[case]['forget2']}")
         betas = frame[frame["case"] == case].groupby("method")["beta"].first()
         for method in CORNERS:
-            axes.plot([], [], color=style.COLORS[method], label=f"{style.LABELS[method]}, β = {betas[method]:g}")
-        axes.legend(loc="lower right" if case == "length" else "upper right", fontsize=7)
+            bottom.plot([], [], color=style.COLORS[method], label=f"{style.LABELS[method]}, β = {betas[method]:g}")
+        bottom.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     return figure

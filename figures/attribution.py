@@ -3,9 +3,9 @@
 Left: retain distance at which a corner of the family brings a forget component to the retrained model's forget
 quality, each corner at the best beta of its grid (chosen on other batch orders; geometric mean over runs with 95%
 interval, dots are runs). Middle: how far the other forget component is from its own goal at that moment, positive
-where it is over-forgotten, so that 0 is even. Right: the main effects, the factor by which the cost changes when the
-reference is dropped, and when the length is normalised, each averaged over the other factor and paired by run; below
-1 means cheaper.
+where it is over-forgotten, so that 0 is even. A component that starts at its goal, as the never memorised one does,
+is there at step 0. Right: the main effects, the factor by which the cost changes when the reference is dropped, and
+when the length is normalised, each averaged over the other factor and paired by run; below 1 means cheaper.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ class Scale:
     orders: int = 3
     search_orders: int = 1
     search_recorded: tuple[int, ...] = (0, 1, 2, 3, 4, 6, 8, 11, 15, 22, 30)
-    recorded: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 17, 22, 30, 40, 50)
+    recorded: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 8, 11, 15, 21, 30, 40, 50)
     test_examples: int = 48
     search_examples: int = 32
     gradient_examples: int = 8
@@ -38,7 +38,12 @@ class Scale:
 
     def experiment(self) -> Experiment:
         """The experiment that all grids of the figures start from."""
-        base = Experiment(model=MODELS[self.architecture], recorded=self.recorded, test_examples=self.test_examples)
+        base = Experiment(
+            model=MODELS[self.architecture],
+            recorded=self.recorded,
+            test_examples=self.test_examples,
+            gradient_examples=self.gradient_examples,
+        )
         if not self.quick:
             return base
         small = Transformer(width=32, depth=2, mlp_width=32)

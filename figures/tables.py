@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,24 +31,30 @@ SEARCH_SEED = 1000  # batch orders of the search for beta, apart from those that
 
 @dataclass(frozen=True)
 class Context:
-    """How tables are made: at which scale, with how many processes, and whether cached ones may be used."""
+    """How tables are made: at which scale, with how many processes, and from which moment on cached runs count."""
 
     scale: Scale = Scale()
     n_jobs: int = -1
     progress: bool = True
-    fresh: bool = False
+    since: float = 0.0  # seconds since the epoch
 
 
-def table(context: Context, experiments: list[Experiment]) -> pd.DataFrame:
-    """The table of `experiments`, from the cache where neither settings nor code have changed since."""
-    name = storage.fingerprint(experiments, "markov")
-    path = storage.cache_dir() / "tables" / f"{name}.parquet"
-    if path.exists() and not context.fresh:
-        return storage.read_table(path)
-    frame = run(experiments, n_jobs=context.n_jobs, progress=context.progress)
-    seeds = sorted({experiment.pretraining.seed for experiment in experiments})
-    storage.write_table(frame, path, storage.provenance(experiments, seeds=seeds))
-    return frame
+def table(context: Context, experiments: Sequence[Experiment]) -> pd.DataFrame:
+    """The table of `experiments`; only those are run of which the cache holds no table of these settings and this code.
+
+    Figures share runs, so each is kept on its own.
+    """
+    code, folder = storage.code_version("markov"), storage.cache_dir() / "tables"
+    paths = {one: folder / f"{storage.fingerprint([one, code])}.parquet" for one in dict.fromkeys(experiments)}
+    missing = [one for one, path in paths.items() if not path.exists() or path.stat().st_mtime < context.since]
+    if missing:
+        frame = run(missing, n_jobs=context.n_jobs, progress=context.progress)
+        known = storage.provenance(None)
+        for (_, own), one in zip(frame.groupby("run"), missing, strict=True):
+            described = {**known, "settings": storage.settings_of(one), "seeds": [one.pretraining.seed, one.seed]}
+            storage.write_table(own.reset_index(drop=True), paths[one], described)
+    frames = [storage.read_table(paths[one]).assign(run=index) for index, one in enumerate(experiments)]
+    return pd.concat(frames, ignore_index=True)
 
 
 def paper_runs(context: Context) -> pd.DataFrame:
@@ -74,7 +80,7 @@ def search_runs(context: Context) -> pd.DataFrame:
     for case in scale.cases().values():
         recorded = scale.search_recorded
         base = replace(scale.experiment(), case=case, recorded=recorded, steps=recorded[-1])
-        base = replace(base, test_examples=scale.search_examples)
+        base = replace(base, test_examples=scale.search_examples, gradient_examples=0)
         seeds = range(SEARCH_SEED, SEARCH_SEED + scale.search_orders)
         experiments += grid(base, objective=objectives, pretraining=scale.pretrainings(), seed=seeds)
     return table(context, experiments)
@@ -98,7 +104,7 @@ def corner_runs(context: Context) -> pd.DataFrame:
     scale, experiments = context.scale, []
     best = best_betas(search_runs(context)).set_index(["case", "method"])["beta"]
     for name, case in scale.cases().items():
-        base = replace(scale.experiment(), case=case, gradient_examples=scale.gradient_examples)
+        base = replace(scale.experiment(), case=case)
         objectives = [CORNERS[method](float(best[name, method])) for method in CORNERS]
         experiments += grid(base, objective=objectives, pretraining=scale.pretrainings(), seed=range(scale.orders))
     return table(context, experiments)

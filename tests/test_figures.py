@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def test_tables_are_read_from_the_cache_and_rebuilt_on_request(
     monkeypatch.setattr(tables, "run", lambda *arguments, **options: pytest.fail("ran again"))
     pd.testing.assert_frame_equal(tables.paper_runs(context), first)
     with pytest.raises(pytest.fail.Exception, match="ran again"):
-        tables.paper_runs(replace(context, fresh=True))
+        tables.paper_runs(replace(context, since=time.time()))
     with pytest.raises(pytest.fail.Exception, match="ran again"):
         tables.paper_runs(replace(context, scale=Tiny(**{**vars(context.scale), "orders": 2})))
 
@@ -186,4 +187,5 @@ def test_quick_scale_is_a_smaller_study_of_the_same_cases() -> None:
 def test_at_full_scale_a_curve_is_at_least_eight_runs_over_at_least_three_pretrained_models() -> None:
     assert Scale().pretrained >= 3
     assert Scale().pretrained * Scale().orders >= 8
-    assert Scale().experiment() == replace(Experiment(), recorded=Scale().recorded, test_examples=Scale().test_examples)
+    seen = {name: getattr(Scale(), name) for name in ("recorded", "test_examples", "gradient_examples")}
+    assert Scale().experiment() == replace(Experiment(), **seen)
