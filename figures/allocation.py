@@ -3,8 +3,8 @@
 For each corner of the family at its best beta, along the path: share of the total gradient weight of the forget set
 that goes to the second component (short, or never memorised), share of the gradient norm that it receives, and the
 spread of the weights over all forget examples (standard deviation over mean). Half the sequences belong to each
-component. NPO and length-normalised NPO start with a spread of 0: every weight is the same, so that they start as
-gradient ascent. Lines are means over runs, bands the 95% interval.
+component. NPO starts with a spread of 0: every weight is 1, so that it starts as gradient ascent; length-normalised
+NPO starts with the spread of 1/|y| alone. Lines are means over runs, bands the 95% interval.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def data(context: Context) -> pd.DataFrame:
 def plot(frame: pd.DataFrame) -> Figure:
     """Draw the frame of `data`."""
     cases = list(dict.fromkeys(frame["case"]))
-    figure, panels = style.grid_figure(len(ROWS), len(cases), 4.2 * len(cases), 7.5, sharex=True, sharey="row")
+    figure, panels = style.grid_figure(len(ROWS), len(cases), 5 * len(cases), 7.8, sharex=True, sharey="row")
     for row, (measure, label) in zip(panels, ROWS.items(), strict=True):
         for axes, case in zip(row, cases, strict=True):
             sns.lineplot(
@@ -67,5 +67,5 @@ def plot(frame: pd.DataFrame) -> Figure:
         betas = frame[frame["case"] == case].groupby("method")["beta"].first()
         for method in CORNERS:
             bottom.plot([], [], color=style.COLORS[method], label=f"{style.LABELS[method]}, β = {betas[method]:g}")
-        bottom.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+        bottom.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=7)
     return figure

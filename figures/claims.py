@@ -125,17 +125,19 @@ def _verdict(claim: Claim, estimate: Estimate) -> str:
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    """The table as Markdown."""
-    lines = [
-        "| claim | architecture | optimiser | estimate | 95% interval | runs | verdict |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in frame.itertuples():
-        unit = "×" if row.none == 1 else " nats"
-        lines.append(
-            f"| {row.claim}: {row.text} | {row.architecture} | {row.optimizer} | {row.value:.2f}{unit} "
-            f"| {row.low:.2f} to {row.high:.2f} | {row.count} of {row.runs} | {row.verdict} |"
-        )
+    """The table as Markdown: one row per claim, one column per architecture and optimiser."""
+    settings = frame[["architecture", "optimizer"]].drop_duplicates().itertuples(index=False, name=None)
+    columns = list(settings)
+    lines = ["| claim | " + " | ".join(f"{a}, `{o}`" for a, o in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for claim, own in frame.groupby("claim", sort=False):
+        cells = []
+        for architecture, optimizer in columns:
+            (row,) = own[(own["architecture"] == architecture) & (own["optimizer"] == optimizer)].to_dict("records")
+            unit = "×" if row["none"] == 1 else ""
+            missing = "" if row["count"] == row["runs"] else f", {row['count']} of {row['runs']} runs"
+            interval = f"{row['low']:.2f} to {row['high']:.2f}"
+            cells.append(f"{row['value']:.2f}{unit} ({interval}{missing}) **{row['verdict']}**")
+        lines.append(f"| {claim}: {own['text'].iloc[0]} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
