@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import joblib
+import numpy as np
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
@@ -16,8 +17,9 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from markov.cases import CASES, LENGTH
 from markov.experiments import Experiment, grid
 from markov.models import Transformer
-from markov.objectives import npo, simnpo
+from markov.objectives import Objective, npo, simnpo
 from markov.running import run
+from markov.theory import theta
 
 PAPER = {"length": (npo(0.2), simnpo(4.0)), "memorisation": (npo(1.0), simnpo(4.0))}
 
@@ -101,3 +103,11 @@ def test_sampling(benchmark: BenchmarkFixture, name: str, draw: Callable[[torch.
     generator = torch.Generator().manual_seed(0)
     assert benchmark(lambda: draw(generator)).shape == (100_000, 20)
     report(f"{1e5 / mean_seconds(benchmark):.3g} {name} per second, in rows of 20")
+
+
+def test_scalar_law(benchmark: BenchmarkFixture) -> None:
+    """1,000 lengths x 100 betas at one time; the bound of a slider drag is 50 ms."""
+    lengths, betas = np.arange(1.0, 1001)[:, None], np.geomspace(0.01, 10, 100)
+    law = Objective(betas, 0.0, 1.0, 0.0)  # pyright: ignore[reportArgumentType]
+    assert benchmark(lambda: theta(law, lengths, 10.0)).shape == (1000, 100)
+    report(f"{1e3 * mean_seconds(benchmark):.1f} ms for 100,000 responses; a slider drag may take 50 ms")

@@ -1,0 +1,95 @@
+"""Rung 1, the scalar law: one response whose per-token log-probability theta is itself the parameter.
+
+With logp = |y| theta, gradient flow on the loss of any `Objective` is d theta/dt = -|y| weight. In terms of the logit z,
+linear in theta with slope a = beta |y|^(1 - normalize), that is
+
+    dz/dt = -k sigmoid(z),    k = 2 beta |y|^(2 - 2 normalize),
+
+and e^-z - z = e^-z0 - z0 + k t: solved by Wright's omega function, omega(s) + log omega(s) = s, as z = -log omega(s). So
+every corner of the family has a closed form; at beta = 0 theta falls linearly. The paper's appendix G keeps only e^z of
+the sigmoid, which gives theta = -log(1 + 2 beta |y|^2 t) / (beta |y|) for NPO.
+
+Assumed: tokens share one parameter, and only this response is trained. What a network adds, interference between
+responses and a gradient of logp that does not grow as |y|, is what the other rungs measure. All functions broadcast.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from scipy import special
+
+from markov.errors import require
+from markov.objectives import Objective
+
+Array = Float[np.ndarray, "*batch"]
+
+
+class Divergence(NamedTuple):
+    """How far theta has fallen at late times: `linear` t + `logarithmic` log t, per-token nats."""
+
+    linear: Array
+    logarithmic: Array
+
+
+def theta(objective: Objective, length: Any, time: Any, start: Any = -1.0) -> Array:
+    """Per-token log-probability at a time of gradient flow (nats); the reference is the start.
+
+    theta(t) = theta_0 + (z(t) - z_0) / a, and theta_0 - 2 sigmoid(gamma) |y|^(1 - normalize) t at beta = 0. Raises
+    `InvalidInput` for a length below 1 or a negative time.
+    """
+    beta, gamma, _, normalize = (np.asarray(field, dtype=float) for field in objective)
+    length, time, start = (np.asarray(value, dtype=float) for value in (length, time, start))
+    _check(length, time, "time")
+    scale = length ** (1 - normalize)
+    first, slope = _logit(objective, length, start), np.where(beta > 0, beta, 1.0) * scale
+    # omega's argument overflows where z is very negative; there the flow has all but stopped.
+    with np.errstate(over="ignore"):
+        passed = np.exp(-first) - first + 2 * beta * scale**2 * time
+    last = -np.log(special.wrightomega(np.minimum(passed, np.finfo(float).max)))
+    return np.where(beta > 0, start + (last - first) / slope, start - 2 * special.expit(gamma) * scale * time)
+
+
+def time_to_forget(objective: Objective, length: Any, fall: Any, start: Any = -1.0) -> Array:
+    """Time of gradient flow until the per-token log-probability has fallen by `fall` nats.
+
+    t = (e^-z1 - e^-z0 + a fall) / k with z1 = z0 - a fall; fall / (2 sigmoid(gamma) |y|^(1 - normalize)) at beta = 0; inf
+    beyond floating-point range. Raises `InvalidInput` for a length below 1 or a negative fall.
+    """
+    beta, gamma, _, normalize = (np.asarray(field, dtype=float) for field in objective)
+    length, fall, start = (np.asarray(value, dtype=float) for value in (length, fall, start))
+    _check(length, fall, "fall")
+    scale, known = length ** (1 - normalize), np.where(beta > 0, beta, 1.0)
+    first, drop = _logit(objective, length, start), known * scale * fall
+    with np.errstate(over="ignore", invalid="ignore"):
+        # expm1, because e^-z1 - e^-z0 cancels for a small fall; 0 * inf is a fall of nothing.
+        gained = np.where(drop > 0, np.exp(-first) * np.expm1(drop), 0.0)
+        curved = (gained + drop) / (2 * known * scale**2)
+    return np.where(beta > 0, curved, fall / (2 * special.expit(gamma) * scale))
+
+
+def divergence(objective: Objective, length: Any) -> Divergence:
+    """Late-time fall of theta: linear at beta = 0 (GA), else logarithmic with constant 1 / (beta |y|^(1 - normalize)).
+
+    From omega(s) ~ s: z ~ -log(k t) whatever the start. The NPO paper's Theorem 2 proves the two rates for a logistic
+    model; here the constants are exact.
+    """
+    beta, gamma, _, normalize = (np.asarray(field, dtype=float) for field in objective)
+    scale = np.asarray(length, dtype=float) ** (1 - normalize)
+    _check(np.asarray(length, dtype=float), np.zeros(()), "time")
+    known = np.where(beta > 0, beta, 1.0)
+    linear = np.where(beta > 0, 0.0, 2 * special.expit(gamma) * scale)
+    return Divergence(linear, np.where(beta > 0, 1 / (known * scale), 0.0))
+
+
+def _logit(objective: Objective, length: Array, start: Array) -> Array:
+    """z at the start, where logp = ref = |y| theta_0."""
+    beta, gamma, reference, normalize = (np.asarray(field, dtype=float) for field in objective)
+    return beta * (1 - reference) * start * length ** (1 - normalize) + gamma
+
+
+def _check(length: Array, value: Array, field: str) -> None:
+    require(bool((length >= 1).all()), "length", float(length.min()), "at least 1 scored token")
+    require(bool((value >= 0).all()), field, float(value.min()), "at least 0")
