@@ -1,12 +1,12 @@
 """Rung 1, the scalar law: one response whose per-token log-probability theta is itself the parameter.
 
-With logp = |y| theta, gradient flow on the loss of any `Objective` is d theta/dt = -|y| weight. In terms of the logit z,
-linear in theta with slope a = beta |y|^(1 - normalize), that is
+With logp = |y| theta, gradient flow on the loss of any `Objective` is d theta/dt = -|y| weight. In terms of the logit
+z, linear in theta with slope a = beta |y|^(1 - normalize), that is
 
     dz/dt = -k sigmoid(z),    k = 2 beta |y|^(2 - 2 normalize),
 
-and e^-z - z = e^-z0 - z0 + k t: solved by Wright's omega function, omega(s) + log omega(s) = s, as z = -log omega(s). So
-every corner of the family has a closed form; at beta = 0 theta falls linearly. The paper's appendix G keeps only e^z of
+and e^-z - z = e^-z0 - z0 + k t: solved by Wright's omega function, omega(s) + log omega(s) = s, as z = -log omega(s).
+So every corner of the family has a closed form; at beta = 0 theta falls linearly. The paper's appendix G keeps only e^z of
 the sigmoid, which gives theta = -log(1 + 2 beta |y|^2 t) / (beta |y|) for NPO.
 
 Assumed: tokens share one parameter, and only this response is trained. What a network adds, interference between
@@ -55,8 +55,8 @@ def theta(objective: Objective, length: Any, time: Any, start: Any = -1.0) -> Ar
 def time_to_forget(objective: Objective, length: Any, fall: Any, start: Any = -1.0) -> Array:
     """Time of gradient flow until the per-token log-probability has fallen by `fall` nats.
 
-    t = (e^-z1 - e^-z0 + a fall) / k with z1 = z0 - a fall; fall / (2 sigmoid(gamma) |y|^(1 - normalize)) at beta = 0; inf
-    beyond floating-point range. Raises `InvalidInput` for a length below 1 or a negative fall.
+    t = (e^-z1 - e^-z0 + a fall) / k with z1 = z0 - a fall; fall / (2 sigmoid(gamma) |y|^(1 - normalize)) at beta = 0;
+    inf beyond floating-point range. Raises `InvalidInput` for a length below 1 or a negative fall.
     """
     beta, gamma, _, normalize = (np.asarray(field, dtype=float) for field in objective)
     length, fall, start = (np.asarray(value, dtype=float) for value in (length, fall, start))
