@@ -6,8 +6,8 @@ z, linear in theta with slope a = beta |y|^(1 - normalize), that is
     dz/dt = -k sigmoid(z),    k = 2 beta |y|^(2 - 2 normalize),
 
 and e^-z - z = e^-z0 - z0 + k t: solved by Wright's omega function, omega(s) + log omega(s) = s, as z = -log omega(s).
-So every corner of the family has a closed form; at beta = 0 theta falls linearly. The paper's appendix G keeps only e^z of
-the sigmoid, which gives theta = -log(1 + 2 beta |y|^2 t) / (beta |y|) for NPO.
+So every corner of the family has a closed form; at beta = 0 theta falls linearly. The paper's appendix G keeps
+only e^z of the sigmoid, which gives theta = -log(1 + 2 beta |y|^2 t) / (beta |y|) for NPO.
 
 Assumed: tokens share one parameter, and only this response is trained. What a network adds, interference between
 responses and a gradient of logp that does not grow as |y|, is what the other rungs measure. All functions broadcast.
