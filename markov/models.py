@@ -96,7 +96,10 @@ class Transformer:
 
     @classmethod
     def released(cls, *, states: int = 10, context: int = 19) -> Transformer:
-        """The model that the paper's code trains: one head, no output projection, post-norm, unit token embeddings."""
+        """The model that the paper's code trains: one head, no output projection, post-norm, unit token embeddings.
+
+        Its number of parameters is that of the released code; that its MLP uses ReLU is an assumption.
+        """
         return cls(
             states=states,
             context=context,
