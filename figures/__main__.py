@@ -43,7 +43,7 @@ class Arguments:
     fresh: bool = False
     """Recompute tables even where they are cached (trained models are kept)."""
     seeds: int | None = None
-    """Number of pretrained models, each unlearned in three orders of batches (default: 3)."""
+    """Number of pretrained models, each unlearned in several orders of batches (default: 3)."""
     out: Path = Path("out")
     """Output folder."""
     jobs: int = -1
@@ -70,25 +70,25 @@ def main(arguments: Arguments) -> None:
         module = FIGURES[name]
         both = arguments.architectures and module is claims
         frame = claims.both_architectures(context) if both else module.data(context)
-        write(name, module, frame, scale, arguments.out)
+        small = Path(__file__).parent / "gallery" / f"{name}.png" if arguments.gallery and name in GALLERY else None
+        write(name, module, frame, scale, arguments.out, small)
         if module is claims:
             with storage.atomic_path(arguments.out / f"{name}.md") as partial:
                 partial.write_text(claims.markdown(frame), "utf-8")
-        if arguments.gallery and name in GALLERY:
-            _draw(module, frame, Path(__file__).parent / "gallery" / f"{name}.png", dpi=80)
         print(f"{name}: {arguments.out / name}.{{pdf,png,parquet}} in {time.perf_counter() - began:.0f} s", flush=True)
 
 
-def write(name: str, module: ModuleType, frame: pd.DataFrame, scale: Scale, folder: Path) -> None:
-    """Write a figure's frame and both pictures."""
+def write(
+    name: str, module: ModuleType, frame: pd.DataFrame, scale: Scale, folder: Path, small: Path | None = None
+) -> None:
+    """Write a figure's frame and both pictures, and a small picture where a path for one is given."""
     storage.write_table(frame, folder / f"{name}.parquet", storage.provenance(scale, seeds=range(scale.pretrained)))
-    for suffix in ("pdf", "png"):
-        _draw(module, frame, folder / f"{name}.{suffix}")
-
-
-def _draw(module: ModuleType, frame: pd.DataFrame, path: Path, dpi: int | None = None) -> None:
-    with style.look(), storage.atomic_path(path) as partial:
-        style.save(module.plot(frame), partial, dpi)
+    pictures: list[tuple[Path, int | None]] = [(folder / f"{name}.{suffix}", None) for suffix in ("pdf", "png")]
+    with style.look():
+        figure = module.plot(frame)
+        for path, dpi in pictures if small is None else [*pictures, (small, 80)]:
+            with storage.atomic_path(path) as partial:
+                style.save(figure, partial, dpi)
 
 
 def cli(arguments: Sequence[str] | None = None) -> int:

@@ -14,7 +14,8 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from figures import style
-from figures.tables import CORNERS, Context, corner_runs
+from figures.tables import Context, corner_runs
+from markov.objectives import CORNERS
 
 ROWS = {
     "weight_share": "share of gradient weight",

@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 
 from figures import style
 from figures.statistics import mean_interval, ratio_interval
-from figures.tables import CORNERS, Context, corner_runs
+from figures.tables import Context, corner_runs
 from markov.diagnostics import crossings
+from markov.objectives import CORNERS
 
 EFFECTS = {
     "reference dropped": ("reference_free_npo", "simnpo"),

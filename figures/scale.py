@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from markov.cases import CASES, Case
 from markov.errors import require
 from markov.experiments import Experiment, Pretraining
-from markov.models import Transformer
+from markov.models import ARCHITECTURES, Transformer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,9 @@ class Scale:
 
     def __post_init__(self) -> None:
         require(self.pretrained >= 1, "seeds", self.pretrained, "a whole number of at least 1")
-        require(self.architecture in MODELS, "architecture", self.architecture, f"one of {sorted(MODELS)}")
+        require(
+            self.architecture in ARCHITECTURES, "architecture", self.architecture, f"one of {sorted(ARCHITECTURES)}"
+        )
 
     def cases(self) -> dict[str, Case]:
         """The two cases, with a tenth of the data at quick scale."""
@@ -39,7 +41,7 @@ class Scale:
     def experiment(self) -> Experiment:
         """The experiment that all grids of the figures start from."""
         base = Experiment(
-            model=MODELS[self.architecture],
+            model=ARCHITECTURES[self.architecture],
             recorded=self.recorded,
             test_examples=self.test_examples,
             gradient_examples=self.gradient_examples,
@@ -52,9 +54,6 @@ class Scale:
     def pretrainings(self) -> list[Pretraining]:
         """One pretraining per pretrained model."""
         return [replace(self.experiment().pretraining, seed=seed) for seed in range(self.pretrained)]
-
-
-MODELS = {"paper": Transformer(), "released": Transformer.released()}
 
 
 def quick() -> Scale:

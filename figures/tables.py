@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,20 +11,13 @@ import pandas as pd
 from figures.scale import Scale
 from markov import storage
 from markov.diagnostics import crossings
-from markov.experiments import Experiment, grid
-from markov.objectives import Objective, length_normalized_npo, npo, reference_free_npo, simnpo
+from markov.experiments import PAPER_BETAS, Experiment, grid
+from markov.objectives import CORNERS, Objective
 from markov.running import run
 
-CORNERS: dict[str, Callable[[float], Objective]] = {
-    "npo": npo,
-    "length_normalized_npo": length_normalized_npo,
-    "reference_free_npo": reference_free_npo,
-    "simnpo": simnpo,
-}
 # The grid of beta for each corner: the summed log-ratio asks for a smaller beta than the mean over tokens.
 SUMMED, PER_TOKEN = (0.05, 0.2, 0.5, 1.0), (1.0, 2.5, 4.0, 8.0)
 BETAS = {"npo": SUMMED, "reference_free_npo": SUMMED, "length_normalized_npo": PER_TOKEN, "simnpo": PER_TOKEN}
-PAPER = {"length": {"npo": 0.2, "simnpo": 4.0}, "memorisation": {"npo": 1.0, "simnpo": 4.0}}
 OPTIMIZERS = ("adamw_transformers", "adamw")
 SEARCH_SEED = 1000  # batch orders of the search for beta, apart from those that the figures show
 
@@ -62,7 +55,7 @@ def paper_runs(context: Context) -> pd.DataFrame:
     scale, experiments = context.scale, []
     for name, case in scale.cases().items():
         base = replace(scale.experiment(), case=case)
-        objectives = [CORNERS[method](beta) for method, beta in PAPER[name].items()]
+        objectives = [_corner(method, beta) for method, beta in PAPER_BETAS[name].items()]
         experiments += grid(
             base,
             optimizer=OPTIMIZERS,
@@ -76,7 +69,7 @@ def paper_runs(context: Context) -> pd.DataFrame:
 def search_runs(context: Context) -> pd.DataFrame:
     """Every corner at every beta of its grid, on batch orders of their own."""
     scale, experiments = context.scale, []
-    objectives = [CORNERS[method](beta) for method, betas in BETAS.items() for beta in betas]
+    objectives = [_corner(method, beta) for method, betas in BETAS.items() for beta in betas]
     for case in scale.cases().values():
         recorded = scale.search_recorded
         base = replace(scale.experiment(), case=case, recorded=recorded, steps=recorded[-1])
@@ -105,6 +98,10 @@ def corner_runs(context: Context) -> pd.DataFrame:
     best = best_betas(search_runs(context)).set_index(["case", "method"])["beta"]
     for name, case in scale.cases().items():
         base = replace(scale.experiment(), case=case)
-        objectives = [CORNERS[method](float(best[name, method])) for method in CORNERS]
+        objectives = [_corner(method, float(best[name, method])) for method in CORNERS]
         experiments += grid(base, objective=objectives, pretraining=scale.pretrainings(), seed=range(scale.orders))
     return table(context, experiments)
+
+
+def _corner(method: str, beta: float) -> Objective:
+    return Objective(beta, 0.0, *CORNERS[method])

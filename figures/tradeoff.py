@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from figures import style
-from figures.tables import OPTIMIZERS, PAPER, Context, paper_runs
+from figures.tables import OPTIMIZERS, Context, paper_runs
+from markov.experiments import PAPER_BETAS
 
 LIMITS = {"kl_to_truth": (0.4, 1.25), "kl_to_retrained": (0.4, 0.9)}
 
@@ -28,7 +29,7 @@ def data(context: Context) -> pd.DataFrame:
 
 def plot(frame: pd.DataFrame) -> Figure:
     """Draw the frame of `data`."""
-    columns = [(case, optimizer) for case in PAPER for optimizer in OPTIMIZERS]
+    columns = [(case, optimizer) for case in PAPER_BETAS for optimizer in OPTIMIZERS]
     figure, panels = style.grid_figure(2, len(columns), 3.1 * len(columns), 5.8)
     for row, measure in zip(panels, LIMITS, strict=True):
         for axes, (case, optimizer) in zip(row, columns, strict=True):
@@ -78,7 +79,7 @@ def _panel(axes: Axes, frame: pd.DataFrame, measure: str) -> None:
 
 def _legend(case: str, frame: pd.DataFrame) -> list[Line2D]:
     handles = []
-    for method in PAPER[case]:
+    for method in PAPER_BETAS[case]:
         beta = frame.loc[(frame["case"] == case) & (frame["method"] == method), "beta"].iloc[0]
         for component in style.LINES:
             label = f"{style.LABELS[method]} (β = {beta:g}), {style.COMPONENT_LABELS[case][component]}"

@@ -16,8 +16,8 @@ from markov import storage
 from markov.cases import CASES
 from markov.diagnostics import crossings
 from markov.errors import exit_code, require
-from markov.experiments import Experiment, OptimizerName, Pretraining
-from markov.models import Transformer
+from markov.experiments import PAPER_BETAS, Experiment, OptimizerName, Pretraining
+from markov.models import ARCHITECTURES
 from markov.objectives import CORNERS, LIMITS, Objective
 from markov.running import run
 from markov.training import RetainTerm
@@ -30,10 +30,8 @@ Method = Literal[
     "gradient_ascent",
     "length_weighted_gradient_ascent",
 ]
-ARCHITECTURES = {"paper": Transformer(), "released": Transformer.released()}
-# The paper's own choices; a corner it does not use takes the beta of the one that shares its normalisation.
-SUMMED, PER_TOKEN = {"length": 0.2, "memorisation": 1.0}, {"length": 4.0, "memorisation": 4.0}
-BETAS = {name: PER_TOKEN if normalize else SUMMED for name, (_, normalize) in CORNERS.items()}
+# A corner that the paper does not use takes the beta of the one that shares its normalisation.
+SHARES_BETA = {name: "simnpo" if normalize else "npo" for name, (_, normalize) in CORNERS.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +197,9 @@ def _objective(command: Unlearn) -> Objective:
     if command.objective in LIMITS:
         require(not command.beta, "beta", command.beta, f"0, or left out, with {command.objective}")
         return Objective(0.0, command.gamma, 0.0, LIMITS[command.objective])
-    beta = BETAS[command.objective][command.case] if command.beta is None else command.beta
+    beta = command.beta
+    if beta is None:
+        beta = PAPER_BETAS[command.case][SHARES_BETA[command.objective]]
     return Objective(beta, command.gamma, *CORNERS[command.objective])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +11,7 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
+from markov.models import ARCHITECTURES, Transformer
 from markov.objectives import CORNERS, Objective, SequenceLogProbs
 from markov.recording import Trajectory
 
@@ -167,12 +169,8 @@ def _with_shares(frame: pd.DataFrame) -> pd.DataFrame:
 
 def architecture_name(model: object) -> str:
     """'paper' or 'released' for the two that have a name, else the settings of the model."""
-    from markov.models import Transformer  # here, so that a table needs no model code to be read
-
     if isinstance(model, Transformer):
-        named = {"paper": Transformer(states=model.states, context=model.context)}
-        named["released"] = Transformer.released(states=model.states, context=model.context)
-        for name, candidate in named.items():
-            if candidate == model:
+        for name, candidate in ARCHITECTURES.items():
+            if replace(candidate, states=model.states, context=model.context) == model:
                 return name
     return repr(model)

@@ -14,6 +14,8 @@ from markov.objectives import Objective, npo, validate
 from markov.optimizers import OPTIMIZERS
 from markov.training import RETAIN_LOSSES, RetainTerm
 
+# The betas that the paper chose by grid search, by case (appendix H).
+PAPER_BETAS = {"length": {"npo": 0.2, "simnpo": 4.0}, "memorisation": {"npo": 1.0, "simnpo": 4.0}}
 OptimizerName = Literal["adamw_transformers", "adamw", "sgd"]
 
 

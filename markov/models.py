@@ -199,3 +199,6 @@ def _layer_norm(parameters: Parameters, name: str, x: Float[Tensor, "runs rows w
     if len(x) == 1:  # the same in one pass over memory: a tenth off the time of pretraining
         return functional.layer_norm(x, x.shape[-1:], weight[0], bias[0])
     return torch.addcmul(bias[:, None], functional.layer_norm(x, x.shape[-1:]), weight[:, None])
+
+
+ARCHITECTURES = {"paper": Transformer(), "released": Transformer.released()}

@@ -71,6 +71,11 @@ def mean_kl(truth: Float[Tensor, "*tokens states"], model: Float[Tensor, "*token
     return (truth.exp() * (truth - model)).sum(-1).mean()
 
 
+def kl_to_truth(probe: Probe, laws: Float[Tensor, "count time-1 states"]) -> Float[Tensor, ""]:
+    """Mean over the probe's tokens of KL(true row || law) (nats), the distance of the paper's Figure 5."""
+    return mean_kl(probe.truth.to(laws).log()[probe.tokens[:, :-1]], laws)
+
+
 def record(
     model: Model,
     parameters: Parameters,
@@ -90,7 +95,7 @@ def record(
         for probe in own:
             laws = log_laws(model, parameters, probe.tokens, run)
             logps.append(laws.gather(-1, probe.tokens[:, 1:, None]).squeeze(-1).sum(-1))
-            truth.append(mean_kl(probe.truth.to(laws).log()[probe.tokens[:, :-1]], laws))
+            truth.append(kl_to_truth(probe, laws))
             retrained.append(mean_kl(probe.retrained, laws))
         rows.append((torch.cat(logps), torch.stack(truth), torch.stack(retrained)))
     logp, truth, retrained = (torch.stack(column) for column in zip(*rows, strict=True))

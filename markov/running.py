@@ -28,7 +28,7 @@ from markov.errors import require
 from markov.experiments import Experiment, Pretraining
 from markov.models import Parameters, Tabular, Transformer
 from markov.optimizers import OPTIMIZERS
-from markov.recording import Probe, Trajectory, log_laws, mean_kl
+from markov.recording import Probe, Trajectory, kl_to_truth, log_laws
 from markov.training import Run, pretrain, unlearn
 
 Work = TypeVar("Work")
@@ -106,21 +106,8 @@ def trajectory(
 
     Raises `InvalidInput` where they differ in more than values.
     """
-    shapes = {_shape(experiment) for experiment in experiments}
-    require(len(shapes) == 1, "experiments", f"{len(shapes)} shapes", "experiments that differ in values only")
-    folder, first = models_folder(cache), experiments[0]
     with _one_thread():
-        return unlearn(
-            first.model,
-            [_member(folder, experiment) for experiment in experiments],
-            steps=first.steps,
-            batch=first.batch,
-            optimizer=OPTIMIZERS[first.optimizer],
-            recorded=range(first.steps + 1) if first.recorded is None else first.recorded,
-            retain_term=first.retain_term,
-            gradient_examples=first.gradient_examples,
-            on_step=on_step,
-        )
+        return _unlearn(experiments, [_member(models_folder(cache), experiment) for experiment in experiments], on_step)
 
 
 def models_folder(cache: Path | None = None) -> Path:
@@ -163,40 +150,51 @@ def _pretrain(folder: Path, progress: bool, job: ModelJob) -> None:
 
 
 def _table(folder: Path, progress: bool, experiments: Sequence[Experiment]) -> pd.DataFrame:
-    with _steps_bar(experiments[0].steps, f"{len(experiments)} runs", progress) as tick:
-        found = trajectory(experiments, cache=folder, on_step=tick)
-    targets = []
-    for experiment in experiments:
-        probes = _probes(experiment, load_model(folder, model_jobs(experiment)[1]))
-        targets.append([float(mean_kl(probe.truth.log()[probe.tokens[:, :-1]], probe.retrained)) for probe in probes])
-    ideals = [list(ideal_forget_quality(experiment.case).values()) for experiment in experiments]
-    return diagnostics.table(experiments, found, targets, ideals)
+    with _one_thread(), _steps_bar(experiments[0].steps, f"{len(experiments)} runs", progress) as tick:
+        members = [_member(folder, experiment) for experiment in experiments]
+        found = _unlearn(experiments, members, tick)
+        retrained = [[float(kl_to_truth(probe, probe.retrained)) for probe in member.probes] for member in members]
+    ideal = [list(ideal_forget_quality(experiment.case).values()) for experiment in experiments]
+    return diagnostics.table(experiments, found, retrained, ideal)
+
+
+def _unlearn(
+    experiments: Sequence[Experiment], members: Sequence[Run], on_step: Callable[[int, Parameters], None] | None
+) -> Trajectory:
+    shapes = {_shape(experiment) for experiment in experiments}
+    require(len(shapes) == 1, "experiments", f"{len(shapes)} shapes", "experiments that differ in values only")
+    first = experiments[0]
+    return unlearn(
+        first.model,
+        members,
+        steps=first.steps,
+        batch=first.batch,
+        optimizer=OPTIMIZERS[first.optimizer],
+        recorded=range(first.steps + 1) if first.recorded is None else first.recorded,
+        retain_term=first.retain_term,
+        gradient_examples=first.gradient_examples,
+        on_step=on_step,
+    )
 
 
 def _member(folder: Path, experiment: Experiment) -> Run:
     original, retrained = (load_model(folder, job) for job in model_jobs(experiment))
-    train = experiment.case.sample(experiment.pretraining.seed).train
+    data = experiment.case.sample(experiment.pretraining.seed)
+    stacked, probes = {name: value[None] for name, value in retrained.items()}, []
+    for component, chain in zip(COMPONENTS, experiment.case.chains(), strict=True):
+        tokens = data.test[component][: experiment.test_examples]
+        laws = log_laws(experiment.model, stacked, tokens)
+        probes.append(Probe(tokens, chain.transition, laws, forgotten=component != "retain"))
     return Run(
         start=original,
         objective=experiment.objective,
         learning_rate=experiment.learning_rate,
         retain_weight=experiment.retain_weight,
         seed=experiment.seed,
-        forget=Corpus.join([train["forget1"], train["forget2"]]),
-        retain=Corpus.join([train["retain"]]),
-        probes=_probes(experiment, retrained),
+        forget=Corpus.join([data.train["forget1"], data.train["forget2"]]),
+        retain=Corpus.join([data.train["retain"]]),
+        probes=tuple(probes),
     )
-
-
-def _probes(experiment: Experiment, retrained: Parameters) -> tuple[Probe, ...]:
-    test = experiment.case.sample(experiment.pretraining.seed).test
-    stacked = {name: value[None] for name, value in retrained.items()}
-    probes = []
-    for component, chain in zip(COMPONENTS, experiment.case.chains(), strict=True):
-        tokens = test[component][: experiment.test_examples]
-        laws = log_laws(experiment.model, stacked, tokens)
-        probes.append(Probe(tokens, chain.transition, laws, forgotten=component != "retain"))
-    return tuple(probes)
 
 
 def _shape(experiment: Experiment) -> tuple[Any, ...]:

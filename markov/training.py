@@ -8,6 +8,7 @@ profiles are functions of a `Trajectory` and need no new run.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
 from typing import Literal, NamedTuple
 
 import torch
@@ -155,7 +156,7 @@ def _trainable(runs: Sequence[Parameters], dtype: torch.dtype, device: torch.dev
 def _gradients(parameters: Parameters, losses: Iterable[Tensor]) -> dict[str, Tensor]:
     """Gradient of the sum of losses, each freed of its graph before the next is computed."""
     each = (torch.autograd.grad(loss, list(parameters.values())) for loss in losses)
-    return dict(zip(parameters, (torch.stack(one).sum(0) for one in zip(*each, strict=True)), strict=True))
+    return dict(zip(parameters, (reduce(torch.add, one) for one in zip(*each, strict=True)), strict=True))
 
 
 @torch.no_grad()
