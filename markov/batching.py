@@ -76,12 +76,30 @@ def draw(corpora: Sequence[Corpus], generators: Sequence[torch.Generator], rows:
     return take(corpora, torch.stack(orders)[:, :rows])
 
 
+def longest_first(batches: Batches, size: int) -> Batches:
+    """The same batches of `size` rows, each in order of length; equal lengths keep their order."""
+    length = batches.mask.sum(-1)
+    runs, rows = length.shape
+    order = length.view(runs, rows // size, size).argsort(dim=2, descending=True, stable=True)
+    order = (order + size * torch.arange(rows // size, device=order.device)[:, None]).view(runs, rows)
+    tokens, mask = (field.take_along_dim(order[..., None], dim=1) for field in batches[:2])
+    return Batches(tokens, mask, batches.component.take_along_dim(order, dim=1))
+
+
+def pieces(batches: Batches, rows: slice) -> Iterator[tuple[Tensor, Tensor]]:
+    """Tokens and masks of rows sorted by length, cut where they have become half as long: less padding."""
+    tokens, mask = batches.tokens[:, rows], batches.mask[:, rows]
+    lengths, first = mask.sum(-1).amax(0).tolist(), 0
+    for row in range(1, len(lengths) + 1):
+        if row == len(lengths) or 2 * lengths[row] <= lengths[first]:
+            time = lengths[first]
+            yield tokens[:, first:row, : time + 1], mask[:, first:row, :time]
+            first = row
+
+
 def parts(batches: Batches) -> Iterator[Batches]:
     """A batch in parts that fit the cache, sorted by length, each as long as its longest sequence: less padding."""
-    order = batches.mask.sum(-1).argsort(dim=1, descending=True, stable=True)
-    tokens, mask = (field.take_along_dim(order[..., None], dim=1) for field in batches[:2])
-    for rows in torch.arange(order.shape[1]).split(PART):
+    tokens, mask, component = longest_first(batches, batches.mask.shape[1])
+    for rows in torch.arange(mask.shape[1]).split(PART):
         time = int(mask[:, rows].sum(-1).max())
-        yield Batches(
-            tokens[:, rows, : time + 1], mask[:, rows, :time], batches.component.take_along_dim(order, 1)[:, rows]
-        )
+        yield Batches(tokens[:, rows, : time + 1], mask[:, rows, :time], component[:, rows])

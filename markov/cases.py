@@ -1,10 +1,10 @@
-"""The paper's Markov study as values: its chains, its two cases, their data, and what ideal models score."""
+"""The paper's Markov study as values: its chains, its two cases, their data, and a perfect original model's score."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from markov.chains import MarkovChain, Mixture, row_kl
 from markov.errors import require
+from markov.studies import Data
 
 COMPONENTS = ("retain", "forget1", "forget2")
 
@@ -49,13 +50,6 @@ def paper_chains(leakage: float = 0.2, states: int = 10, set_size: int = 3) -> P
     require(3 * set_size <= states, "set_size", set_size, f"three sets must fit in {states} states")
     firsts = (0, set_size, 2 * set_size)
     return PaperChains(*(paper_chain(range(first, first + set_size), states, leakage) for first in firsts))
-
-
-class Data(NamedTuple):
-    """Sequences of each component by its name; those of one component have one length: no padding."""
-
-    train: dict[str, Int64[Tensor, "count length"]]
-    test: dict[str, Int64[Tensor, "count length"]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +103,38 @@ class Case:
         """The chain of each component, in the order of `COMPONENTS`."""
         return paper_chains(leakage=self.leakage, states=self.states, set_size=self.set_size)
 
+    @property
+    def seen(self) -> tuple[str, ...]:
+        """The components that pretraining sees."""
+        return self.pretrain_components
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """What the members of an ensemble share."""
+        return (*self.lengths.values(), *self.counts.values(), self.test_fraction, self.states)
+
+    def original(self) -> Case:
+        """The case as its pretrained model depends on it: nothing is said of components that it never sees."""
+        return self._of(self.pretrain_components)
+
+    def retrained(self) -> Case:
+        """The same for retain data only; cases that share their retain settings share a retrained model."""
+        return self._of(("retain",))
+
+    def _of(self, components: tuple[str, ...]) -> Case:
+        unseen = [component for component in COMPONENTS if component not in components]
+        neutral: dict[str, Any] = {f"{component}_length": self.retain_length for component in unseen}
+        neutral |= {f"{component}_count": self.retain_count for component in unseen}
+        return replace(self, name="", pretrain_components=components, **neutral)
+
+    def pretraining_data(self, data: Data) -> list[Int64[Tensor, "count length"]]:
+        """The training sequences of the components that pretraining sees."""
+        return [data.train[component] for component in self.pretrain_components]
+
+    def forget_data(self, data: Data) -> list[Int64[Tensor, "count length"]]:
+        """The training sequences of both forget components."""
+        return [data.train[component] for component in COMPONENTS[1:]]
+
     def mixture(self) -> Mixture:
         """The law of the pretraining data: the components it sees, weighted by their counts of sequences."""
         chains, seen = self.chains(), self.pretrain_components
@@ -129,7 +155,7 @@ class Case:
         train, test = {}, {}
         for index, component in enumerate(COMPONENTS):
             count, length = self.counts[component], self.lengths[component]
-            tokens = self.chains()[index].sample(count, length, _generator(seed, index))
+            tokens = self.chains()[index].sample(count, length, component_generator(seed, index))
             train[component], test[component] = tokens.tensor_split([count - self._test_count(component)])
         return Data(train, test)
 
@@ -142,19 +168,6 @@ MEMORISATION = Case(
     name="memorisation", forget1_length=20, forget2_length=20, pretrain_components=("retain", "forget1")
 )
 CASES = {case.name: case for case in (LENGTH, MEMORISATION)}
-
-
-def ideal_forget_quality(case: Case) -> dict[str, float]:
-    """`kl_to_truth` of a model that knows the retain chain and nothing else, by component (nats per token).
-
-    The closed form sum_t E KL(true row || retain row) / (length - 1); 0 on retain. The retrained model of the
-    paper's Figure 5 should land on it, and a forget quality past it is over-forgetting.
-    """
-    chains = case.chains()
-    return {
-        component: float(chain.expected_row_kl(chains.retain.transition, case.lengths[component]))
-        for component, chain in zip(COMPONENTS, chains, strict=True)
-    }
 
 
 def bayes_floor(case: Case, data: Data) -> dict[str, float]:
@@ -175,7 +188,8 @@ def bayes_floor(case: Case, data: Data) -> dict[str, float]:
     return floor
 
 
-def _generator(seed: int, component: int) -> torch.Generator:
+def component_generator(seed: int, component: int) -> torch.Generator:
+    """The stream of a component's sequences: its own for every seed."""
     # A spawn key, not a sum or a list of words: no two (seed, component) pairs share a stream.
     state = np.random.SeedSequence(seed, spawn_key=(component,)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))

@@ -11,6 +11,7 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
+from markov.errors import require
 from markov.models import ARCHITECTURES, Transformer
 from markov.objectives import CORNERS, Objective, SequenceLogProbs
 from markov.recording import Trajectory
@@ -32,10 +33,11 @@ COLUMNS: dict[str, str] = {
     "pretrain_seed": "seed of the data and of the pretrained model",
     "seed": "seed of the order of batches in unlearning",
     "step": "unlearning steps taken",
-    "component": "retain, forget1 or forget2",
+    "component": "retain, forget1, forget2, ...",
     "length": "|y|, scored tokens of a sequence of the component",
     "kl_to_truth": "mean over test tokens of KL(true row || model), nats: forget quality, and retain distance",
     "kl_to_retrained": "mean over test tokens of KL(retrained model || model), nats; 0 is ideal",
+    "kl_to_reference": "mean over test tokens of KL(reference model || model), nats: how far the run has gone",
     "retrained": "kl_to_truth of the retrained model on the same tokens, nats",
     "ideal": "closed-form kl_to_truth of a model that knows the retain chain only, nats",
     "logp": "mean log-probability of the test sequences, nats",
@@ -90,6 +92,7 @@ def table(
                         "length": length,
                         "kl_to_truth": trajectory.kl_to_truth[index, :, position].double().numpy(),
                         "kl_to_retrained": trajectory.kl_to_retrained[index, :, position].double().numpy(),
+                        "kl_to_reference": trajectory.kl_to_reference[index, :, position].double().numpy(),
                         "retrained": retrained[index][position],
                         "ideal": ideal[index][position],
                         "logp": logp.numpy(),
@@ -139,6 +142,24 @@ def crossings(table: pd.DataFrame) -> pd.DataFrame:
             rows.append(
                 {"run": run, **settings[run], "component": component, **found, "other_gap": beyond - goal[other]}
             )
+    return pd.DataFrame(rows)
+
+
+def steps_to_forget(table: pd.DataFrame, fall: float) -> pd.DataFrame:
+    """Per run and forget component: the step at which `logp_per_token` has fallen by `fall` nats since step 0.
+
+    Between two recorded steps it is taken as linear; `step` is inf for a component that never gets there. Raises
+    `InvalidInput` unless `fall` is positive.
+    """
+    require(fall > 0, "fall", fall, "a positive number of nats")
+    forget = table[table["component"] != "retain"].sort_values(["run", "step"], kind="stable")
+    rows = []
+    for (run, component), own in forget.groupby(["run", "component"], sort=False):
+        first = own.iloc[0]
+        at = _first_crossing(float(first["logp_per_token"]) - own["logp_per_token"].to_numpy(dtype=float), fall)
+        step = _read(own["step"].to_numpy(dtype=float), at)
+        known = {name: first[name] for name in [*SETTINGS, "length", "learning_rate"]}
+        rows.append({"run": run, **known, "component": component, "step": step if np.isfinite(step) else np.inf})
     return pd.DataFrame(rows)
 
 

@@ -12,6 +12,7 @@ from markov.errors import require
 from markov.models import Tabular, Transformer
 from markov.objectives import Objective, npo, validate
 from markov.optimizers import OPTIMIZERS
+from markov.sweeps import Sweep
 from markov.training import RETAIN_LOSSES, RetainTerm
 
 # The betas that the paper chose by grid search, by case (appendix H).
@@ -54,7 +55,7 @@ class Experiment:
     run is evaluated (default: all), on the first `test_examples` test sequences of each component (default: all).
     """
 
-    case: Case = LENGTH
+    case: Case | Sweep = LENGTH
     objective: Objective = npo(0.2)
     model: Transformer | Tabular = Transformer()
     pretraining: Pretraining = Pretraining()

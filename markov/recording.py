@@ -18,13 +18,15 @@ CHUNK = 64  # sequences per forward pass without gradients: the activations of a
 class Probe(NamedTuple):
     """Fixed test sequences of one component with the laws that the model is compared with at every position.
 
-    `truth` are the rows of the component's chain, `retrained` the logs of the retrained model's laws; `forgotten` says
-    whether unlearning pushes on the component, so that its gradient is worth measuring.
+    `truth` are the rows of the component's chain, `retrained` and `reference` the logs of the laws of the retrained and
+    of the reference model; `forgotten` says whether unlearning pushes on the component, so that its gradient is worth
+    measuring.
     """
 
     tokens: Int64[Tensor, "count time"]
     truth: Float[Tensor, "states states"]
     retrained: Float[Tensor, "count time-1 states"]
+    reference: Float[Tensor, "count time-1 states"]
     forgotten: bool = True
 
 
@@ -34,6 +36,7 @@ class Record(NamedTuple):
     logp: Float[Tensor, "runs examples"]
     kl_to_truth: Float[Tensor, "runs components"]
     kl_to_retrained: Float[Tensor, "runs components"]
+    kl_to_reference: Float[Tensor, "runs components"]
     gradient_norm: Float[Tensor, "runs components"]
 
 
@@ -41,8 +44,8 @@ class Trajectory(NamedTuple):
     """What an ensemble leaves behind; step 0 is the reference model (nats).
 
     `kl_to_truth` is the mean over test tokens of KL(true row || model), `kl_to_retrained` that of KL(retrained model ||
-    model), `gradient_norm` the norm of the gradient of a component's mean loss; `batch_weight` are the weights that the
-    steps themselves used.
+    model), `kl_to_reference` that of KL(reference model || model), `gradient_norm` the norm of the gradient of a
+    component's mean loss; `batch_weight` are the weights that the steps themselves used, longest sequences first.
     """
 
     step: Int64[Tensor, " recorded"]
@@ -51,6 +54,7 @@ class Trajectory(NamedTuple):
     logp: Float[Tensor, "runs recorded examples"]
     kl_to_truth: Float[Tensor, "runs recorded components"]
     kl_to_retrained: Float[Tensor, "runs recorded components"]
+    kl_to_reference: Float[Tensor, "runs recorded components"]
     gradient_norm: Float[Tensor, "runs recorded components"]
     batch_weight: Float[Tensor, "runs steps batch"]
     batch_component: Int64[Tensor, "runs steps batch"]
@@ -91,19 +95,19 @@ def record(
     """
     rows = []
     for run, own in enumerate(probes):
-        logps, truth, retrained = [], [], []
+        logps, distances = [], []
         for probe in own:
             laws = log_laws(model, parameters, probe.tokens, run)
             logps.append(laws.gather(-1, probe.tokens[:, 1:, None]).squeeze(-1).sum(-1))
-            truth.append(kl_to_truth(probe, laws))
-            retrained.append(mean_kl(probe.retrained, laws))
-        rows.append((torch.cat(logps), torch.stack(truth), torch.stack(retrained)))
-    logp, truth, retrained = (torch.stack(column) for column in zip(*rows, strict=True))
+            kept = (mean_kl(laws_of.to(laws), laws) for laws_of in (probe.retrained, probe.reference))
+            distances.append(torch.stack([kl_to_truth(probe, laws), *kept]))
+        rows.append((torch.cat(logps), *torch.stack(distances, dim=-1)))
+    logp, truth, retrained, reference_kl = (torch.stack(column) for column in zip(*rows, strict=True))
     norms = torch.full_like(truth, torch.nan)
     if gradient_examples:
         reference = logp if reference is None else reference
         norms = gradient_norms(model, parameters, probes, objective, gradient_examples, reference)
-    return Record(logp, truth, retrained, norms)
+    return Record(logp, truth, retrained, reference_kl, norms)
 
 
 def gradient_norms(
@@ -133,6 +137,25 @@ def gradient_norms(
         norms.append(torch.stack([gradient.flatten(1).square().sum(-1) for gradient in gradients]).sum(0).sqrt())
         first += len(probe.tokens)
     return torch.stack(norms, dim=-1)
+
+
+def example_gradient_norms(
+    model: Model, parameters: Parameters, tokens: Int64[Tensor, "count time"], run: int = 0
+) -> Float[Tensor, " count"]:
+    """|grad log pi(y|x)| of every sequence by itself over all parameters of one run; the first token is context.
+
+    Every sequence is given a run of its own, so that the ensemble's leading axis yields per-example gradients.
+    """
+    norms = []
+    for part in tokens.split(CHUNK):
+        own = {name: value[run].detach().expand(len(part), *value.shape[1:]) for name, value in parameters.items()}
+        own = {name: value.clone().requires_grad_() for name, value in own.items()}
+        logp = score(model, own, part[:, None], torch.ones_like(part[:, None, 1:], dtype=torch.bool)).logp
+        squares = (
+            gradient.flatten(1).square().sum(-1) for gradient in torch.autograd.grad(logp.sum(), [*own.values()])
+        )
+        norms.append(torch.stack([*squares]).sum(0).sqrt())
+    return torch.cat(norms)
 
 
 def score(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,12 +23,14 @@ from tqdm.auto import tqdm
 
 from markov import diagnostics, storage
 from markov.batching import Corpus
-from markov.cases import COMPONENTS, Case, ideal_forget_quality
+from markov.cases import Case
 from markov.errors import require
 from markov.experiments import Experiment, Pretraining
-from markov.models import Parameters, Tabular, Transformer
+from markov.models import Parameters, Tabular, Transformer, stack_parameters
 from markov.optimizers import OPTIMIZERS
 from markov.recording import Probe, Trajectory, kl_to_truth, log_laws
+from markov.studies import ideal_forget_quality
+from markov.sweeps import Sweep
 from markov.training import Run, pretrain, unlearn
 
 Work = TypeVar("Work")
@@ -42,29 +44,21 @@ MEMBERS = (
 class ModelJob:
     """What a trained model depends on, and no more; `case` says nothing of components that the model never sees."""
 
-    case: Case
+    case: Case | Sweep
     model: Transformer | Tabular
     pretraining: Pretraining
     precision: str
 
 
 def model_jobs(experiment: Experiment) -> tuple[ModelJob, ModelJob]:
-    """The original model (all that pretraining sees) and the retrained one (retain data only) of an experiment.
+    """The original model (all that pretraining sees) and the retrained one (retain data only) of an experiment."""
 
-    Cases that share their retain settings share a retrained model.
-    """
-
-    def job(components: tuple[str, ...]) -> ModelJob:
-        case = experiment.case
-        unseen = [component for component in COMPONENTS if component not in components]
-        neutral = {f"{component}_length": case.retain_length for component in unseen}
-        neutral |= {f"{component}_count": case.retain_count for component in unseen}
-        case = replace(case, name="", pretrain_components=components, **neutral)
+    def job(case: Case | Sweep) -> ModelJob:
         return ModelJob(
             case=case, model=experiment.model, pretraining=experiment.pretraining, precision=experiment.precision
         )
 
-    return job(experiment.case.pretrain_components), job(("retain",))
+    return job(experiment.case.original()), job(experiment.case.retrained())
 
 
 def run(
@@ -80,7 +74,7 @@ def run(
     folder = models_folder(cache)
     wanted = dict.fromkeys(job for experiment in experiments for job in model_jobs(experiment))
     missing = [job for job in wanted if not model_path(folder, job).exists()]
-    missing.sort(key=lambda job: -len(job.case.pretrain_components))  # the longest first, so that none is left over
+    missing.sort(key=lambda job: -len(job.case.seen))  # the longest first, so that none is left over
     # With one process the bar follows single steps; workers cannot draw on it, so there it counts models and ensembles.
     alone = progress and n_jobs == 1
     _parallel(partial(_pretrain, folder, alone), missing, n_jobs, progress, "pretraining")
@@ -117,7 +111,7 @@ def models_folder(cache: Path | None = None) -> Path:
 
 def model_path(folder: Path, job: ModelJob) -> Path:
     """The file of a trained model: named by all its settings and by the code that trains it."""
-    code = ("batching", "cases", "chains", "models", "optimizers", "training")
+    code = ("batching", "cases", "chains", "models", "optimizers", "studies", "sweeps", "training")
     return folder / f"{storage.fingerprint(job, *(f'markov.{name}' for name in code))}.safetensors"
 
 
@@ -130,10 +124,10 @@ def load_model(folder: Path, job: ModelJob) -> dict[str, torch.Tensor]:
 
 
 def _pretrain(folder: Path, progress: bool, job: ModelJob) -> None:
-    settings, train = job.pretraining, job.case.sample(job.pretraining.seed).train
-    corpus = Corpus.join([train[component] for component in job.case.pretrain_components])
+    settings, data = job.pretraining, job.case.sample(job.pretraining.seed)
+    corpus = Corpus.join(job.case.pretraining_data(data))
     steps = settings.epochs * math.ceil(len(corpus.tokens) / settings.batch)
-    with _one_thread(), _steps_bar(steps, " + ".join(job.case.pretrain_components), progress) as tick:
+    with _one_thread(), _steps_bar(steps, " + ".join(job.case.seen), progress) as tick:
         parameters = pretrain(
             job.model,
             [corpus],
@@ -180,18 +174,18 @@ def _unlearn(
 def _member(folder: Path, experiment: Experiment) -> Run:
     original, retrained = (load_model(folder, job) for job in model_jobs(experiment))
     data = experiment.case.sample(experiment.pretraining.seed)
-    stacked, probes = {name: value[None] for name, value in retrained.items()}, []
-    for component, chain in zip(COMPONENTS, experiment.case.chains(), strict=True):
+    models, probes = [stack_parameters([one]) for one in (retrained, original)], []
+    for component, chain in zip(experiment.case.lengths, experiment.case.chains(), strict=True):
         tokens = data.test[component][: experiment.test_examples]
-        laws = log_laws(experiment.model, stacked, tokens)
-        probes.append(Probe(tokens, chain.transition, laws, forgotten=component != "retain"))
+        laws = (log_laws(experiment.model, one, tokens) for one in models)
+        probes.append(Probe(tokens, chain.transition, *laws, forgotten=component != "retain"))
     return Run(
         start=original,
         objective=experiment.objective,
         learning_rate=experiment.learning_rate,
         retain_weight=experiment.retain_weight,
         seed=experiment.seed,
-        forget=Corpus.join([data.train["forget1"], data.train["forget2"]]),
+        forget=Corpus.join(experiment.case.forget_data(data)),
         retain=Corpus.join([data.train["retain"]]),
         probes=tuple(probes),
     )
@@ -199,10 +193,8 @@ def _member(folder: Path, experiment: Experiment) -> Run:
 
 def _shape(experiment: Experiment) -> tuple[Any, ...]:
     """What the members of an ensemble must share: all but the values that they may differ in."""
-    case = experiment.case
-    shape = (*case.lengths.values(), *case.counts.values(), case.test_fraction, case.states)
     free = {"case", "objective", "pretraining", "seed", "learning_rate", "retain_weight"}
-    return shape + tuple(value for name, value in vars(experiment).items() if name not in free)
+    return experiment.case.shape + tuple(value for name, value in vars(experiment).items() if name not in free)
 
 
 def _parallel(

@@ -15,10 +15,21 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from markov.batching import Batches, Corpus, common_count, derive_seed, draw, generator, parts, take
+from markov.batching import (
+    Batches,
+    Corpus,
+    common_count,
+    derive_seed,
+    draw,
+    generator,
+    longest_first,
+    parts,
+    pieces,
+    take,
+)
 from markov.errors import require
 from markov.models import Model, Parameters, stack_parameters
-from markov.objectives import Objective, stack
+from markov.objectives import Objective, SequenceLogProbs, stack
 from markov.optimizers import Optimizer
 from markov.recording import CHUNK, Probe, Trajectory, record, score
 
@@ -105,6 +116,7 @@ def unlearn(
     stacked = stack([run.objective for run in runs], dtype=like.dtype, device=like.device)
     objective = Objective(*(torch.as_tensor(field)[:, None] for field in stacked))
     forget = draw([run.forget for run in runs], [generator(run.seed, "forget") for run in runs], steps * batch)
+    forget = longest_first(forget, batch)
     retain = draw([run.retain for run in runs], [generator(run.seed, "retain") for run in runs], steps * batch)
     # The reference is frozen: scored once, and not at all where no run of the ensemble looks at it.
     ref = like.new_zeros(forget.component.shape)
@@ -123,7 +135,8 @@ def unlearn(
         if step == steps:
             break
         rows = slice(step * batch, (step + 1) * batch)
-        seq = score(model, parameters, forget.tokens[:, rows], forget.mask[:, rows], ref[:, rows])
+        logp = torch.cat([score(model, parameters, *piece).logp for piece in pieces(forget, rows)], dim=1)
+        seq = SequenceLogProbs(logp, forget.mask[:, rows].sum(-1).to(logp.dtype), ref[:, rows])
         weights.append(objective.weight(seq).detach())
         loss = objective.loss(seq).mean(-1)
         if retain_term != "none":
@@ -134,7 +147,9 @@ def unlearn(
         optimizer.step(parameters, _gradients(parameters, [loss.sum()]), state, rates, step + 1)
     labels = [index for index, probe in enumerate(runs[0].probes) for _ in probe.tokens]
     lengths = [float(probe.tokens.shape[1] - 1) for probe in runs[0].probes for _ in probe.tokens]
-    logp, truth, retrained, norms = (torch.stack(column, dim=1).cpu() for column in zip(*records, strict=True))
+    logp, truth, retrained, reference, norms = (
+        torch.stack(column, dim=1).cpu() for column in zip(*records, strict=True)
+    )
     return Trajectory(
         step=torch.tensor(sorted(wanted)),
         component=torch.tensor(labels),
@@ -142,6 +157,7 @@ def unlearn(
         logp=logp,
         kl_to_truth=truth,
         kl_to_retrained=retrained,
+        kl_to_reference=reference,
         gradient_norm=norms,
         batch_weight=torch.stack(weights, dim=1).cpu(),
         batch_component=forget.component.view(len(runs), steps, batch).cpu(),

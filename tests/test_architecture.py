@@ -26,6 +26,11 @@ SERIALISED_CODE = ("pickle", "dill", "cloudpickle", "shelve", "marshal")
 SIMULATIONS = (
     "chains",
     "cases",
+    "sweeps",
+    "banks",
+    "flow",
+    "studies",
+    "logistic",
     "models",
     "optimizers",
     "batching",

@@ -17,14 +17,14 @@ from markov.cases import (
     LENGTH,
     MEMORISATION,
     Case,
-    _generator,
     bayes_floor,
-    ideal_forget_quality,
+    component_generator,
     paper_chain,
     paper_chains,
 )
 from markov.chains import row_entropy, row_kl
 from markov.errors import InvalidInput
+from markov.studies import ideal_forget_quality
 
 SMALL = dataclasses.replace(LENGTH, retain_count=100, forget1_count=60, forget2_count=40)
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -232,7 +232,7 @@ def test_a_seed_decides_the_data_and_components_share_no_stream():
         assert not torch.equal(one.train[component], other.train[component])
     # 2**32 + 1 and its like are where a list of 32-bit words would mistake a seed for a component.
     pairs = [(seed, component) for seed in (0, 1, 2, 2**32, 2**32 + 1) for component in range(3)]
-    assert len({_generator(*pair).initial_seed() for pair in pairs}) == len(pairs)
+    assert len({component_generator(*pair).initial_seed() for pair in pairs}) == len(pairs)
 
 
 def test_the_mixture_weighs_components_by_their_counts():

@@ -30,6 +30,7 @@ def trajectory() -> Trajectory:
         logp=-40 * draw(2, 2, 7),
         kl_to_truth=draw(2, 2, 3),
         kl_to_retrained=draw(2, 2, 3),
+        kl_to_reference=draw(2, 2, 3),
         gradient_norm=draw(2, 2, 3),
         batch_weight=draw(2, 2, 4),
         batch_component=torch.zeros(2, 2, 4, dtype=torch.int64),

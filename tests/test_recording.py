@@ -51,6 +51,7 @@ def probe(count: int, length: int, seed: int = 0, forgotten: bool = True) -> Pro
         some_tokens(count, length, states=STATES, seed=seed),
         some_laws(STATES, STATES, seed=seed),
         some_laws(count, length - 1, STATES, seed=seed + 1).log(),
+        some_laws(count, length - 1, STATES, seed=seed + 2).log(),
         forgotten,
     )
 
@@ -195,7 +196,10 @@ def test_a_model_is_at_no_distance_from_itself():
 def test_a_record_has_the_precision_of_the_model_and_no_graph():
     single = {name: value.float() for name, value in PARAMETERS.items()}
     # The truth stays in float64, as the chains have it; the laws of the retrained model come from a model.
-    own = [tuple(p._replace(retrained=p.retrained.float()) for p in probes) for probes in PROBES]
+    own = [
+        tuple(p._replace(retrained=p.retrained.float(), reference=p.reference.float()) for p in probes)
+        for probes in PROBES
+    ]
     got, want = recorded(parameters=single, probes=own), recorded()
     for values, exact in zip(got, want, strict=True):
         assert values.dtype == torch.float32 and not values.requires_grad
@@ -290,7 +294,8 @@ def test_more_examples_than_there_are_means_all_of_them():
 def test_gradient_ascent_of_a_table_has_the_norm_known_in_closed_form():
     # d/d table[i] of log softmax(table[i])_j = e_j - p: at the uniform table, one transition gives 1 - 1/states.
     tokens = torch.tensor([[0, 3]])
-    own = Probe(tokens, some_laws(STATES, STATES), some_laws(1, 1, STATES).log())
+    laws = some_laws(1, 1, STATES).log()
+    own = Probe(tokens, some_laws(STATES, STATES), laws, laws)
     found = recorded(
         TABLE,
         {"table": torch.zeros(1, STATES, STATES, dtype=torch.float64)},

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from markov.batching import Corpus, derive_seed
-from markov.cases import COMPONENTS, Case, Data, bayes_floor, ideal_forget_quality
+from markov.cases import COMPONENTS, Case, bayes_floor
 from markov.chains import MarkovChain
 from markov.errors import InvalidInput
 from markov.models import Tabular, Transformer
 from markov.objectives import Objective, gradient_ascent, npo, simnpo
 from markov.optimizers import OPTIMIZERS, Sgd
 from markov.recording import Probe, Trajectory, log_laws, mean_kl
+from markov.studies import Data, ideal_forget_quality
 from markov.training import RETAIN_LOSSES, RetainTerm, Run, pretrain, unlearn
 from tests.helpers import (
     check_close,
@@ -69,6 +70,7 @@ def probes(seed: int = 0) -> tuple[Probe, ...]:
             some_tokens(count, length, states=STATES, seed=100 * seed + at),
             some_laws(STATES, STATES, seed=100 * seed + at),
             some_laws(count, length - 1, STATES, seed=100 * seed + at).log(),
+            some_laws(count, length - 1, STATES, seed=100 * seed + at + 50).log(),
             forgotten,
         )
         for at, (count, length, forgotten) in enumerate(sizes)
@@ -378,7 +380,10 @@ def test_batch_weights_are_those_of_the_sequences_in_the_batch():
     laws = log_laws(MODEL, {name: value[None] for name, value in run.start.items()}, run.forget.tokens)
     each = laws.gather(-1, run.forget.tokens[:, 1:, None]).squeeze(-1)
     mean = (each * run.forget.mask).sum(-1) / run.forget.mask.sum(-1)
-    check_close(found.batch_weight[0].flatten(), (2 * (3.0 * mean).sigmoid() / run.forget.mask.sum(-1))[order])
+    length = run.forget.mask.sum(-1)
+    # Batches of four, the longest first.
+    order = [row for at in range(0, 12, 4) for row in sorted(order[at : at + 4], key=lambda row: -int(length[row]))]
+    check_close(found.batch_weight[0].flatten(), (2 * (3.0 * mean).sigmoid() / length)[order])
     assert found.batch_component[0].flatten().tolist() == run.forget.component[order].tolist()
 
 
