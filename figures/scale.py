@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from markov.cases import CASES, Case
 from markov.errors import require
 from markov.experiments import Experiment, Pretraining
 from markov.models import ARCHITECTURES, Transformer
+from markov.sweeps import LENGTHS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +27,16 @@ class Scale:
     gradient_examples: int = 8
     architecture: str = "paper"
     quick: bool = False
+    sweep_pretrained: int = 4
+    sweep_orders: int = 2
+    sweep_steps: int = 120
+    sweep_adam_steps: int = 60
+    sweep_records: int = 20
+    whole: bool = False  # the sweeps' transformer at the paper's width and depth, not half of each
 
     def __post_init__(self) -> None:
-        require(self.pretrained >= 1, "seeds", self.pretrained, "a whole number of at least 1")
+        for count in (self.pretrained, self.sweep_pretrained):
+            require(count >= 1, "seeds", count, "a whole number of at least 1")
         require(
             self.architecture in ARCHITECTURES, "architecture", self.architecture, f"one of {sorted(ARCHITECTURES)}"
         )
@@ -51,6 +61,22 @@ class Scale:
         small = Transformer(width=32, depth=2, mlp_width=32)
         return replace(base, model=small, pretraining=Pretraining(batch=32, learning_rate=3e-3), learning_rate=2e-3)
 
+    def sweep(self) -> Experiment:
+        """The experiment that the sweeps over length and memorisation start from."""
+        width, depth = (32, 1) if self.quick else (128, 4) if self.whole else (64, 2)
+        few = {"tokens": 4000, "retain_tokens": 8000, "forget_count": 50, "test_count": 16} if self.quick else {}
+        case = replace(LENGTHS, **few)
+        steps = np.geomspace(1, self.sweep_steps, self.sweep_records)
+        return Experiment(
+            case=case,
+            model=Transformer(states=case.states, context=80, width=width, depth=depth, mlp_width=width),
+            pretraining=Pretraining(epochs=3, learning_rate=2e-3),
+            steps=self.sweep_steps,
+            batch=12,
+            recorded=tuple(sorted({0, *(round(step) for step in steps)})),
+            test_examples=16,
+        )
+
     def pretrainings(self) -> list[Pretraining]:
         """One pretraining per pretrained model."""
         return [replace(self.experiment().pretraining, seed=seed) for seed in range(self.pretrained)]
@@ -66,4 +92,9 @@ def quick() -> Scale:
         test_examples=32,
         search_examples=16,
         quick=True,
+        sweep_pretrained=2,
+        sweep_orders=1,
+        sweep_steps=60,
+        sweep_adam_steps=30,
+        sweep_records=10,
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 
@@ -40,3 +42,23 @@ def ratio(logs: Estimate) -> Estimate:
 def ratio_interval(logs: np.ndarray, level: float = 0.95) -> Estimate:
     """A geometric mean with its interval, from logarithms."""
     return ratio(mean_interval(logs, level))
+
+
+def lookup(frame: pd.DataFrame, keys: Sequence[str]) -> dict[Any, Estimate]:
+    """The estimates in the columns `value`, `low`, `high` and `count` of a frame, by the columns `keys`."""
+    found = {}
+    for row in frame.to_dict("records"):
+        place = tuple(row[key] for key in keys)
+        found[place if len(keys) > 1 else place[0]] = Estimate(row["value"], row["low"], row["high"], row["count"])
+    return found
+
+
+def logs(values: pd.Series) -> pd.Series:
+    """Natural logarithms, with their index."""
+    return pd.Series(np.log(values.to_numpy(dtype=float)), index=values.index)
+
+
+def interval_text(estimate: Estimate) -> str:
+    """A value and its interval for a legend."""
+    interval = f" ({estimate.low:.2f} to {estimate.high:.2f})" if estimate.count > 1 else ""
+    return f"{estimate.value:.2f}{interval}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -48,6 +48,15 @@ def table(context: Context, experiments: Sequence[Experiment]) -> pd.DataFrame:
             storage.write_table(own.reset_index(drop=True), paths[one], described)
     frames = [storage.read_table(paths[one]).assign(run=index) for index, one in enumerate(experiments)]
     return pd.concat(frames, ignore_index=True)
+
+
+def cached(context: Context, name: str, settings: object, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    """The frame of `compute`, kept under the settings and the code (of `markov` and of the module `name`) behind it."""
+    sources = ("markov", f"figures.{name}")
+    path = storage.cache_dir() / "tables" / f"{name}-{storage.fingerprint(settings, *sources)}.parquet"
+    if not path.exists() or path.stat().st_mtime < context.since:
+        storage.write_table(compute(), path, storage.provenance(settings, *sources))
+    return storage.read_table(path)
 
 
 def paper_runs(context: Context) -> pd.DataFrame:

@@ -136,8 +136,8 @@ def crossings(table: pd.DataFrame) -> pd.DataFrame:
         steps = path.index.get_level_values("step").to_numpy(dtype=float)
         values = {str(component): path[component].to_numpy(dtype=float) for component in path.columns}
         for component, other in (("forget1", "forget2"), ("forget2", "forget1")):
-            at, goal = _first_crossing(values[component], goals[run][component]), goals[run]
-            step, retain, beyond = (_read(curve, at) for curve in (steps, values["retain"], values[other]))
+            at, goal = first_crossing(values[component], goals[run][component]), goals[run]
+            step, retain, beyond = (read_at(curve, at) for curve in (steps, values["retain"], values[other]))
             found = {"reached": bool(np.isfinite(at)), "step": step, "retain_distance": retain}
             rows.append(
                 {"run": run, **settings[run], "component": component, **found, "other_gap": beyond - goal[other]}
@@ -156,19 +156,19 @@ def steps_to_forget(table: pd.DataFrame, fall: float) -> pd.DataFrame:
     rows = []
     for (run, component), own in forget.groupby(["run", "component"], sort=False):
         first = own.iloc[0]
-        at = _first_crossing(float(first["logp_per_token"]) - own["logp_per_token"].to_numpy(dtype=float), fall)
-        step = _read(own["step"].to_numpy(dtype=float), at)
+        at = first_crossing(float(first["logp_per_token"]) - own["logp_per_token"].to_numpy(dtype=float), fall)
+        step = read_at(own["step"].to_numpy(dtype=float), at)
         known = {name: first[name] for name in [*SETTINGS, "length", "learning_rate"]}
         rows.append({"run": run, **known, "component": component, "step": step if np.isfinite(step) else np.inf})
     return pd.DataFrame(rows)
 
 
-def _read(values: np.ndarray, at: float) -> float:
+def read_at(values: np.ndarray, at: float) -> float:
     """A sampled curve at a fractional position; nan at nan."""
     return float(np.interp(at, np.arange(len(values)), values)) if np.isfinite(at) else float("nan")
 
 
-def _first_crossing(values: np.ndarray, goal: float) -> float:
+def first_crossing(values: np.ndarray, goal: float) -> float:
     """Position, fractional, at which a sampled curve first reaches a goal from below; nan if it never does."""
     above = np.flatnonzero(values >= goal)
     if len(above) == 0:
@@ -184,7 +184,7 @@ def _with_shares(frame: pd.DataFrame) -> pd.DataFrame:
     """Shares among the forget components, whose sequences are drawn in proportion to their counts."""
     for column, name in (("weight", "weight_share"), ("gradient_norm", "gradient_share")):
         amount = (frame[column] * frame["count"]).where(frame["component"] != "retain")
-        frame[name] = amount / amount.groupby([frame["run"], frame["step"]]).transform("sum", min_count=2)
+        frame[name] = amount / amount.groupby([frame["run"], frame["step"]]).transform("sum", min_count=1)
     return frame
 
 

@@ -44,10 +44,12 @@ class Sweep:
     def __post_init__(self) -> None:
         for field in ("tokens", "retain_scored", "retain_tokens", "forget_count", "test_count", "set_size"):
             value = getattr(self, field)
-            require(isinstance(value, int) and value >= 1, field, value, "a whole number of at least 1")
-        whole = all(isinstance(value, int) and value >= 1 for value in self.scored)
-        require(len(self.scored) >= 1 and whole, "scored", self.scored, "whole numbers of at least 1, and at least one")
-        require(len(self.shares) == len(self.scored), "shares", self.shares, f"one for each of {len(self.scored)}")
+            require(_is_count(value), field, value, "a whole number of at least 1")
+        # Tuples, since a sweep is a value: models and results are looked up by it.
+        whole = isinstance(self.scored, tuple) and all(map(_is_count, self.scored))
+        require(whole and len(self.scored) >= 1, "scored", self.scored, "a tuple of whole numbers of at least 1")
+        paired = isinstance(self.shares, tuple) and len(self.shares) == len(self.scored)
+        require(paired, "shares", self.shares, f"a tuple, one for each of {len(self.scored)}")
         require(all(0 <= share <= 1 for share in self.shares), "shares", self.shares, "numbers from 0 to 1")
         most = self.tokens // max(self.scored)
         require(self.forget_count <= most, "forget_count", self.forget_count, f"at most tokens / max(scored) = {most}")
@@ -79,7 +81,7 @@ class Sweep:
     @property
     def seen(self) -> tuple[str, ...]:
         """The components that pretraining sees anything of."""
-        return ("retain", *(name for name, share in zip(self._forget, self.shares, strict=True) if share > 0))
+        return ("retain", *(name for name, count in zip(self._forget, self._shown(), strict=True) if count > 0))
 
     @property
     def shape(self) -> tuple[object, ...]:
@@ -103,7 +105,7 @@ class Sweep:
         )
 
     def sample(self, seed: int) -> Data:
-        """Draw every component; its tokens depend on the seed, its place, its length and its own count only."""
+        """Draw every component; its tokens depend on the seed, its chain, its length and its own count only."""
         require(isinstance(seed, int) and seed >= 0, "seed", seed, "a non-negative integer")
         train, test = {}, {}
         for place, (name, scored) in enumerate({"retain": self.retain_scored, **self._forget}.items()):
@@ -137,6 +139,10 @@ class Sweep:
     def _shown(self) -> list[int]:
         counts = (self.tokens // scored for scored in self.scored)
         return [round(share * count) for share, count in zip(self.shares, counts, strict=True)]
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 LENGTHS = Sweep(name="lengths", scored=(2, 5, 10, 20, 40, 80), shares=(1.0,) * 6)

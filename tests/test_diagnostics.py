@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from markov.diagnostics import COLUMNS, architecture_name, crossings, method_name, table, weights
+from markov.diagnostics import (
+    COLUMNS,
+    SETTINGS,
+    architecture_name,
+    crossings,
+    method_name,
+    steps_to_forget,
+    table,
+    weights,
+)
+from markov.errors import InvalidInput
 from markov.experiments import Experiment
 from markov.models import Tabular, Transformer
 from markov.objectives import CORNERS, Objective, SequenceLogProbs, gradient_ascent, npo, simnpo
 from markov.recording import Trajectory
+from markov.sweeps import Sweep
 
 
 @pytest.fixture
@@ -129,3 +143,138 @@ def test_a_run_that_never_arrives_has_no_cost_and_one_that_starts_there_pays_its
     assert (one["reached"], two["reached"]) == (False, True)
     assert all(np.isnan(one[name]) for name in ("step", "retain_distance", "other_gap"))
     assert (two["step"], two["retain_distance"]) == (0.0, 0.03)
+
+
+# --- a table of other studies ---
+
+
+def test_each_distance_of_a_table_is_its_own_column(trajectory: Trajectory) -> None:
+    frame = table(EXPERIMENTS, trajectory, GOALS, GOALS).set_index(["run", "component", "step"])
+    for name in ("kl_to_truth", "kl_to_retrained", "kl_to_reference"):
+        for run in range(2):
+            for position, component in enumerate(("retain", "forget1", "forget2")):
+                for at, step in enumerate((0, 2)):
+                    assert frame.loc[(run, component, step), name] == getattr(trajectory, name)[run, at, position]
+
+
+def swept(alone: str | None) -> Experiment:
+    case = Sweep(name="s", scored=(19, 4), shares=(1.0, 1.0), retain_scored=19, set_size=3, alone=alone)
+    return Experiment(case=case, steps=2, model=Transformer(states=10))
+
+
+def test_a_component_that_is_forgotten_alone_has_all_of_the_weight(trajectory: Trajectory) -> None:
+    both = table([swept(None)] * 2, trajectory, GOALS, GOALS)
+    kept = trajectory.component != 1
+    one = trajectory._replace(
+        component=trajectory.component[kept] // 2,
+        length=trajectory.length[kept],
+        logp=trajectory.logp[..., kept],
+        **{
+            name: getattr(trajectory, name)[..., [0, 2]]
+            for name in ("kl_to_truth", "kl_to_retrained", "kl_to_reference", "gradient_norm")
+        },
+    )
+    alone = table([swept("forget2")] * 2, one, [[0.0, 0.44]] * 2, [[0.0, 0.44]] * 2)
+    assert set(alone["component"]) == {"retain", "forget2"} and set(alone["length"]) == {19, 4}
+    mine = alone[alone["component"] == "forget2"]
+    assert (mine[["weight_share", "gradient_share"]] == 1).all(axis=None)
+    assert alone.loc[alone["component"] == "retain", ["weight_share", "gradient_share"]].isna().all(axis=None)
+    same = [name for name in COLUMNS if not name.endswith("_share")]
+    want = both[both["component"] != "forget1"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(alone[same], want[same])
+    # Gradient norms that were not asked for have no shares, and weights have them all the same.
+    blind = table([swept("forget2")] * 2, one._replace(gradient_norm=one.gradient_norm * torch.nan), GOALS, GOALS)
+    assert blind["gradient_share"].isna().all() and (blind["weight_share"].dropna() == 1).all()
+
+
+# --- steps to forget ---
+
+FIXED = dict.fromkeys(SETTINGS, 0)
+
+
+def falling(paths: dict[tuple[int, str], list[float]], steps: list[int]) -> pd.DataFrame:
+    """A table of the log-probability per token of each run and component at some steps."""
+    rows: list[dict[str, Any]] = []
+    for at, ((run, component), values) in enumerate(paths.items()):
+        known = FIXED | {"method": f"m{run}", "seed": run, "length": 5 + at, "learning_rate": 0.5 * (run + 1)}
+        for step, value in zip(steps, values, strict=True):
+            rows.append({"run": run, **known, "component": component, "step": step, "logp_per_token": value})
+    return pd.DataFrame(rows)
+
+
+def slow_steps(values: list[float], steps: list[int], fall: float) -> float:
+    """Walk along every straight piece until it lies `fall` below the first value."""
+    for at in range(1, len(steps)):
+        if values[0] - values[at] >= fall:
+            drop = values[at - 1] - values[at]
+            return steps[at - 1] + (fall - (values[0] - values[at - 1])) / drop * (steps[at] - steps[at - 1])
+    return float("inf")
+
+
+@settings(max_examples=60)
+@given(rate=st.floats(0.01, 3), start=st.floats(-9, 0), fall=st.floats(0.01, 9), data=st.data())
+def test_a_straight_path_is_forgotten_after_the_fall_over_the_rate(
+    rate: float, start: float, fall: float, data: st.DataObject
+) -> None:
+    steps = [0, *sorted(data.draw(st.sets(st.integers(1, 50), min_size=1, max_size=6)))]
+    frame = falling({(0, "forget1"): [start - rate * step for step in steps]}, steps)
+    found = steps_to_forget(frame, fall)["step"].item()
+    if fall < rate * steps[-1] * (1 - 1e-9):
+        assert found == pytest.approx(fall / rate, rel=1e-6)
+    elif fall > rate * steps[-1] * (1 + 1e-9):
+        assert found == np.inf
+
+
+@settings(max_examples=60)
+@given(fall=st.floats(0.01, 3), data=st.data())
+def test_steps_to_forget_are_read_off_every_path_as_a_walk_along_it_would(fall: float, data: st.DataObject) -> None:
+    steps = [0, *sorted(data.draw(st.sets(st.integers(1, 30), min_size=1, max_size=6)))]
+    path = st.lists(st.floats(-5, 0), min_size=len(steps), max_size=len(steps))
+    paths = {(run, f"forget{at}"): data.draw(path) for run in (0, 1) for at in (1, 2)}
+    found = steps_to_forget(falling(paths, steps), fall)
+    assert list(zip(found["run"], found["component"], strict=True)) == list(paths)
+    for got, values in zip(found["step"], paths.values(), strict=True):
+        assert got == pytest.approx(slow_steps(values, steps, fall), rel=1e-9)
+
+
+def test_steps_to_forget_are_interpolated_count_from_the_first_record_and_stop_at_the_first_arrival() -> None:
+    paths = {
+        (0, "forget1"): [-1.0, -1.2, -1.8, -1.8],  # passes -1.5 half way between 2 and 6
+        (0, "forget2"): [-2.0, -2.5, -2.1, -3.0],  # arrives exactly at 2, and goes on
+        (0, "forget3"): [-3.0, -2.0, -3.1, -3.4],  # rises first: the fall counts from step 0
+        (0, "forget4"): [-1.0, -1.1, -1.2, -1.4],
+    }
+    found = steps_to_forget(falling(paths, [0, 2, 6, 16]), 0.5).set_index("component")["step"]
+    assert found.tolist() == [pytest.approx(4.0), pytest.approx(2.0), np.inf, np.inf]
+    less = steps_to_forget(falling(paths, [0, 2, 6, 16]), 0.3).set_index("component")["step"]
+    assert less["forget3"] == pytest.approx(6 + 10 * (0.2 / 0.3))
+    assert less["forget4"] == pytest.approx(6 + 10 * (0.1 / 0.2))
+
+
+def test_steps_to_forget_are_in_the_order_of_runs_and_components_and_never_of_retain() -> None:
+    names = ["retain", "forget1", "forget2", "forget10"]
+    paths = {(run, name): [-1.0, -3.0] for run in (0, 2, 10) for name in names}
+    found = steps_to_forget(falling(paths, [0, 4]), 1.0)
+    assert list(zip(found["run"], found["component"], strict=True)) == [key for key in paths if key[1] != "retain"]
+    assert (found["step"] == 2).all() and len(found) == 9
+    first = falling(paths, [0, 4]).groupby(["run", "component"]).first()
+    for row in found.to_dict("records"):
+        for name in [*SETTINGS, "length", "learning_rate"]:
+            assert row[name] == first.loc[(row["run"], row["component"]), name]
+    assert list(found.columns) == ["run", *SETTINGS, "length", "learning_rate", "component", "step"]
+
+
+def test_steps_to_forget_do_not_depend_on_the_order_of_the_rows() -> None:
+    paths = {(run, f"forget{at}"): [-1.0, -1.0 - 0.1 * at, -2.0 - run, -1.0] for run in (1, 0) for at in (1, 2, 3)}
+    frame = falling(paths, [0, 3, 7, 8])
+    want = steps_to_forget(frame, 0.7)
+    assert want["run"].tolist() == [0] * 3 + [1] * 3 and np.isfinite(want["step"]).all()
+    mixed = steps_to_forget(frame.sample(frac=1, random_state=0), 0.7).sort_values(["run", "component"])
+    pd.testing.assert_frame_equal(mixed.reset_index(drop=True), want)
+
+
+@pytest.mark.parametrize("fall", [0.0, -0.5, float("nan")])
+def test_to_forget_is_to_fall(fall: float) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        steps_to_forget(falling({(0, "forget1"): [-1.0, -2.0]}, [0, 1]), fall)
+    assert caught.value.field == "fall"

@@ -16,7 +16,16 @@ from torch.nn import functional
 from markov.chains import row_kl
 from markov.models import Model, Tabular, Transformer, stack_parameters
 from markov.objectives import Objective, gradient_ascent, npo, simnpo, stack
-from markov.recording import Probe, Record, gradient_norms, log_laws, mean_kl, record, score
+from markov.recording import (
+    Probe,
+    Record,
+    example_gradient_norms,
+    gradient_norms,
+    log_laws,
+    mean_kl,
+    record,
+    score,
+)
 from tests.helpers import (
     check_close,
     member,
@@ -305,3 +314,111 @@ def test_gradient_ascent_of_a_table_has_the_norm_known_in_closed_form():
     )
     assert float(found.gradient_norm) == pytest.approx((1 - 1 / STATES) ** 0.5)
     assert float(found.logp) == pytest.approx(float(functional.log_softmax(torch.zeros(STATES), 0)[3]))
+
+
+# --- the distance to the reference ---
+
+
+@models
+def test_the_distance_to_the_reference_is_the_loop_over_runs_sequences_and_tokens(
+    model: Model, parameters: dict[str, Tensor]
+):
+    got = recorded(model, parameters).kl_to_reference
+    assert got.shape == (3, 3)
+    for run, own in enumerate(PROBES):
+        for component, p in enumerate(own):
+            each = []
+            for row, sequence in enumerate(p.tokens):
+                laws = own_logits(model, member(parameters, run), sequence[None, :-1])[0].softmax(-1)
+                each += [slow_kl(p.reference[row, at].exp(), laws[at]) for at in range(len(sequence) - 1)]
+            assert float(got[run, component]) == pytest.approx(sum(each) / len(each), rel=1e-10)
+
+
+@models
+def test_the_distance_to_the_reference_is_zero_where_the_reference_is_the_model_and_nowhere_else(
+    model: Model, parameters: dict[str, Tensor]
+):
+    def near(run: int, p: Probe, of: int) -> Probe:
+        return p._replace(reference=log_laws(model, parameters, p.tokens, of))
+
+    for of in range(3):
+        own = [tuple(near(run, p, of) for p in probes) for run, probes in enumerate(PROBES)]
+        got = recorded(model, parameters, probes=own)
+        check_close(got.kl_to_reference[of], 0.0, rtol=0, atol=1e-14)
+        others = [run for run in range(3) if run != of]
+        assert float(got.kl_to_reference[others].min()) > 1e-3
+        # Only the distance to the reference looks at it.
+        for name in ("logp", "kl_to_truth", "kl_to_retrained"):
+            assert torch.equal(getattr(got, name), getattr(recorded(model, parameters), name))
+
+
+# --- gradient norms of single sequences ---
+
+
+def slow_example_norms(model: Model, parameters: Mapping[str, Tensor], tokens: Tensor) -> Tensor:
+    """One backward pass through the token loop for each sequence."""
+    norms = []
+    for row in range(len(tokens)):
+        own = trainable(parameters)
+        slow_logp(model, own, tokens[row : row + 1], everything(tokens[row : row + 1])).sum().backward()
+        norms.append(sum(float(value.grad.square().sum()) for value in own.values() if value.grad is not None) ** 0.5)
+    return torch.tensor(norms, dtype=torch.float64)
+
+
+@models
+@pytest.mark.parametrize("chunk", [1, 3, 64])
+def test_the_gradient_norm_of_each_sequence_is_that_of_its_own_backward_pass(
+    model: Model, parameters: dict[str, Tensor], chunk: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("markov.recording.CHUNK", chunk)
+    parameters = {name: parameters[name] for name in model.init(0)}
+    for length in (2, 6):
+        tokens = some_tokens(7, length, states=STATES, seed=length)
+        for run in range(3):
+            norms = example_gradient_norms(model, parameters, tokens, run)
+            assert norms.shape == (7,) and norms.dtype == torch.float64 and not norms.requires_grad
+            check_close(norms, slow_example_norms(model, member(parameters, run), tokens), rtol=1e-10)
+            assert len(set(norms.tolist())) > 1
+
+
+def test_the_gradient_norms_of_sequences_are_those_of_the_first_run_and_leave_it_alone():
+    tokens, parameters = some_tokens(5, 4, states=STATES), trainable(PARAMETERS)
+    norms = example_gradient_norms(MODEL, parameters, tokens)
+    assert torch.equal(norms, example_gradient_norms(MODEL, PARAMETERS, tokens, 0))
+    assert not torch.equal(norms, example_gradient_norms(MODEL, PARAMETERS, tokens, 1))
+    assert all(value.grad is None for value in parameters.values())
+    assert all(torch.equal(value, PARAMETERS[name]) for name, value in parameters.items())
+
+
+def test_the_gradient_norm_of_a_single_sequence_is_that_of_gradient_ascent_on_it():
+    ascent = Objective(*(torch.zeros(3, 1, dtype=torch.float64) for _ in range(4)))
+    found = recorded(objective=ascent, gradient_examples=1).gradient_norm
+    for run, own in enumerate(PROBES):
+        for component in (1, 2):
+            single = example_gradient_norms(MODEL, PARAMETERS, own[component].tokens[:1], run)
+            assert float(single) == pytest.approx(float(found[run, component]), rel=1e-10)
+
+
+@pytest.mark.parametrize("states", [2, 3, 8])
+def test_at_the_uniform_table_a_sequence_that_leaves_each_state_once_has_a_norm_that_grows_as_the_root_of_its_length(
+    states: int,
+):
+    # One transition contributes 1 - 1/states to the squared norm, in a row of the table of its own.
+    tokens = torch.arange(states)[None]
+    found = example_gradient_norms(Tabular(states=states), {"table": torch.zeros(1, states, states).double()}, tokens)
+    assert float(found) == pytest.approx(((states - 1) * (1 - 1 / states)) ** 0.5)
+
+
+def test_no_more_sequences_than_a_chunk_have_their_gradients_at_one_time(monkeypatch: pytest.MonkeyPatch):
+    # Each has a copy of all parameters, so that memory is what a chunk bounds.
+    held: list[int] = []
+
+    class Watched(Tabular):
+        def logits(self, parameters: Mapping[str, Tensor], tokens: Tensor) -> Tensor:
+            held.append(len(parameters["table"]))
+            return super().logits(parameters, tokens)
+
+    monkeypatch.setattr("markov.recording.CHUNK", 3)
+    table, tokens = {"table": torch.zeros(2, STATES, STATES)}, some_tokens(7, 4, states=STATES)
+    assert example_gradient_norms(Watched(states=STATES), table, tokens, 1).shape == (7,)
+    assert held == [3, 3, 1]

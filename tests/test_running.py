@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from markov.errors import InvalidInput
 from markov.experiments import Experiment, Pretraining, grid
 from markov.models import Parameters, Transformer
 from markov.objectives import gradient_ascent, npo, simnpo
-from markov.running import model_jobs, model_path, run, trajectory
+from markov.running import load_model, model_jobs, model_path, run, trajectory
+from markov.sweeps import Sweep
+from tests.helpers import check_same_parameters
 
 SMALL = {"retain_count": 80, "forget1_count": 40, "forget2_count": 40, "retain_length": 8, "forget1_length": 8}
 CASE = replace(LENGTH, forget2_length=4, **SMALL)
@@ -151,3 +154,114 @@ def test_the_threads_of_the_caller_come_back() -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+# --- sweeps ---
+
+SWEEP = Sweep(
+    name="small",
+    scored=(2, 8, 4),
+    shares=(1.0, 0.5, 0.0),
+    tokens=80,
+    retain_scored=5,
+    retain_tokens=150,
+    forget_count=10,
+    test_count=6,
+    set_size=1,
+)
+ALONE = [replace(SWEEP, alone=f"forget{place}") for place in (1, 2, 3)]
+SWEPT = replace(BASE, case=SWEEP, model=replace(BASE.model, states=5, context=8), batch=9)
+SWEPT_GRID = grid(SWEPT, case=[SWEEP, *ALONE], objective=[npo(0.2), gradient_ascent()])
+
+
+@pytest.fixture(scope="module")
+def swept() -> pd.DataFrame:
+    return run(SWEPT_GRID, progress=False)
+
+
+def test_a_sweep_has_rows_for_all_its_components_and_one_alone_for_its_own(swept: pd.DataFrame) -> None:
+    lengths = {"retain": 5, "forget1": 2, "forget2": 8, "forget3": 4}
+    assert list(swept.columns) == list(COLUMNS) and swept["run"].is_monotonic_increasing
+    for index, one in enumerate(SWEPT_GRID):
+        own = swept[swept["run"] == index]
+        alone = one.case.alone if isinstance(one.case, Sweep) else None
+        want = {name: scored for name, scored in lengths.items() if alone in (None, name) or name == "retain"}
+        assert list(zip(own["step"], own["component"], strict=True)) == [
+            (step, name) for name in want for step in range(4)
+        ]
+        assert (own["length"] == own["component"].map(want)).all()
+        assert set(own["case"]) == {"small"}
+    numbers = swept.drop(columns=["weight_share", "gradient_share", "gradient_norm"]).select_dtypes("number")
+    assert np.isfinite(numbers).all(axis=None)
+
+
+def test_the_shares_of_a_sweep_are_among_the_components_that_it_pushes_on(swept: pd.DataFrame) -> None:
+    forget = swept[swept["component"] != "retain"]
+    for name in ("weight_share", "gradient_share"):
+        np.testing.assert_allclose(forget.groupby(["run", "step"])[name].sum(), 1)
+        assert forget[name].notna().all()
+    start = forget[(forget["run"] == 0) & (forget["step"] == 0)]
+    np.testing.assert_allclose(start["weight_share"], 1 / 3)  # NPO weighs responses alike, and there are as many
+
+
+def test_the_number_of_jobs_changes_no_row_of_a_sweep(swept: pd.DataFrame) -> None:
+    pd.testing.assert_frame_equal(run(SWEPT_GRID, n_jobs=2, progress=False), swept, check_exact=True)
+    assert len(swept) == 2 * 4 * (4 + 3 * 2)
+
+
+def test_a_component_alone_starts_from_the_model_of_all_and_then_goes_its_own_way(swept: pd.DataFrame) -> None:
+    names = ["kl_to_truth", "kl_to_retrained", "retrained", "ideal", "logp"]
+    for place, objective in itertools.product((1, 2, 3), (0, 1)):
+        for component in ("retain", f"forget{place}"):
+            own = swept[swept["component"] == component].set_index("step")
+            alone, whole = own[own["run"] == 2 * place + objective], own[own["run"] == objective]
+            pd.testing.assert_frame_equal(alone.loc[[0], names], whole.loc[[0], names], rtol=1e-10)
+            assert (alone["logp"] / whole["logp"] - 1).abs().loc[3] > 1e-6
+
+
+def test_only_at_the_start_is_a_run_at_its_reference(swept: pd.DataFrame, table: pd.DataFrame) -> None:
+    for frame in (swept, table):
+        start = frame["step"] == 0
+        assert frame.loc[start, "kl_to_reference"].abs().max() < 1e-14
+        assert frame.loc[~start, "kl_to_reference"].min() > 1e-9
+        assert frame.loc[start, "kl_to_retrained"].max() > 1e-3
+
+
+def test_sweeps_train_one_original_for_all_that_is_alone_and_one_retrained_model_for_all(tmp_path: Path) -> None:
+    once = replace(SWEPT, recorded=(0,), steps=1, gradient_examples=0)
+    run(grid(once, case=[SWEEP, *ALONE, replace(SWEEP, name="other", forget_count=5)]), progress=False, cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+    other = replace(SWEEP, scored=(4, 4, 4), shares=(0.0, 0.5, 1.0))
+    run([replace(once, case=other)], progress=False, cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+    original, retrained = model_jobs(replace(once, case=other))
+    assert model_path(tmp_path, retrained) == model_path(tmp_path, model_jobs(once)[1])
+    assert model_path(tmp_path, original) != model_path(tmp_path, model_jobs(once)[0])
+
+
+def test_where_pretraining_sees_nothing_to_forget_the_original_is_the_retrained_model(tmp_path: Path) -> None:
+    blank = replace(SWEPT, case=replace(SWEEP, shares=(0.0,) * 3))
+    one, two = (load_model(tmp_path, job) for job in model_jobs(blank))
+    check_same_parameters(one, two, atol=0)
+    seen, _ = (load_model(tmp_path, job) for job in model_jobs(SWEPT))
+    assert not torch.equal(seen["token"], one["token"])
+    frame = run([blank], progress=False, cache=tmp_path)
+    np.testing.assert_allclose(frame["kl_to_retrained"], frame["kl_to_reference"], rtol=0, atol=1e-14)
+
+
+def test_sweeps_of_one_shape_run_in_one_ensemble_and_others_do_not() -> None:
+    one = [replace(SWEPT, case=case) for case in (SWEEP, replace(SWEEP, shares=(0.2, 0.4, 0.6), leakage=0.2))]
+    found = trajectory(one)
+    assert found.logp.shape == (2, 4, 4 * 6)
+    for index, member in enumerate(one):
+        np.testing.assert_allclose(found.logp[index], trajectory([member]).logp[0], rtol=1e-10)
+    with pytest.raises(InvalidInput, match="shapes"):
+        trajectory([SWEPT, replace(SWEPT, case=ALONE[0])])
+
+
+def test_the_labels_of_a_batch_count_the_forget_components_in_their_order() -> None:
+    # Length-weighted ascent has weight 1/|y|, so that the weights tell the lengths.
+    found = trajectory([replace(SWEPT, objective=gradient_ascent(1.0))])
+    length = torch.tensor(SWEEP.scored, dtype=torch.float64)[found.batch_component]
+    torch.testing.assert_close(found.batch_weight, 1 / length)
+    assert set(found.batch_component.flatten().tolist()) == {0, 1, 2}

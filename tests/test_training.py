@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from markov.batching import Corpus, derive_seed
+from markov.batching import Batches, Corpus, derive_seed, longest_first, pieces
 from markov.cases import COMPONENTS, Case, bayes_floor
 from markov.chains import MarkovChain
 from markov.errors import InvalidInput
@@ -614,3 +614,189 @@ def test_a_retrained_transformer_lands_on_the_ideal_forget_quality():
     check_close(found[:1], ideal[:1], rtol=0, atol=0.01)
     check_close(found[1:], ideal[1:], rtol=0, atol=0.04)
     assert float(ideal[1:].min()) > 0.29
+
+
+# --- ragged batches ---
+
+
+def ragged(lengths: Sequence[Sequence[int]], seed: int = 0) -> Batches:
+    """Rows of `lengths[run][row]` scored tokens, padded with tokens that nobody may score; each row has a name."""
+    length = torch.tensor(lengths)
+    tokens = some_tokens(*length.shape, int(length.max()) + 1, states=STATES, seed=seed)
+    mask = torch.arange(int(length.max())) < length[..., None]
+    return Batches(tokens, mask, torch.arange(length.shape[1]).expand_as(length))
+
+
+def rows_of(draw: st.DrawFn) -> tuple[list[list[int]], int]:
+    runs, size, count = draw(st.integers(1, 3)), draw(st.integers(1, 6)), draw(st.integers(1, 3))
+    row = st.lists(st.integers(1, 12), min_size=size * count, max_size=size * count)
+    return [draw(row) for _ in range(runs)], size
+
+
+some_batches = st.composite(rows_of)()
+
+
+@settings(max_examples=40)
+@given(drawn=some_batches, seed=st.integers(0, 1000))
+def test_sorting_permutes_each_batch_by_itself_and_keeps_the_order_of_equal_lengths(
+    drawn: tuple[list[list[int]], int], seed: int
+):
+    lengths, size = drawn
+    before = ragged(lengths, seed)
+    after = longest_first(before, size)
+    for run, own in enumerate(lengths):
+        firsts = range(0, len(own), size)
+        order = [row for at in firsts for row in sorted(range(at, at + size), key=lambda row: -own[row])]
+        for got, want in zip(after, before, strict=True):
+            assert torch.equal(got[run], want[run][order])
+
+
+@settings(max_examples=40)
+@given(drawn=some_batches, seed=st.integers(0, 1000), data=st.data())
+def test_pieces_hold_every_row_once_and_every_scored_token(
+    drawn: tuple[list[list[int]], int], seed: int, data: st.DataObject
+):
+    lengths, size = drawn
+    batches, first = (
+        longest_first(ragged(lengths, seed), size),
+        size * data.draw(st.integers(0, len(drawn[0][0]) // size - 1)),
+    )
+    rows, at = slice(first, first + size), first
+    for tokens, mask in pieces(batches, rows):
+        count, time = mask.shape[1:]
+        assert count > 0 and tokens.shape == (len(lengths), count, time + 1)
+        assert torch.equal(tokens, batches.tokens[:, at : at + count, : time + 1])
+        assert torch.equal(mask, batches.mask[:, at : at + count, :time])
+        assert not bool(batches.mask[:, at : at + count, time:].any())
+        at += count
+    assert at == first + size
+
+
+@settings(max_examples=60)
+@given(lengths=st.lists(st.integers(1, 100), min_size=1, max_size=30))
+def test_pieces_hold_less_than_twice_the_positions_that_are_needed_and_are_few(lengths: list[int]):
+    batches = longest_first(ragged([lengths]), len(lengths))
+    cut = list(pieces(batches, slice(0, len(lengths))))
+    for _, mask in cut:
+        assert mask.numel() < 2 * int(mask.sum())
+        assert bool(mask[0, 0].all())
+    # Each piece begins at most half as long as the one before: log2 of the longest, and one.
+    longest = [mask.shape[-1] for _, mask in cut]
+    assert all(2 * after <= before for before, after in itertools.pairwise(longest))
+    assert len(cut) <= max(lengths).bit_length()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "shapes"),
+    [
+        ([[8, 8, 5, 4, 4, 3, 2, 1]], [(3, 8), (3, 4), (1, 2), (1, 1)]),
+        ([[80, 40, 20, 10, 5, 2]], [(1, 80), (1, 40), (1, 20), (1, 10), (1, 5), (1, 2)]),
+        ([[9, 5, 5]], [(3, 9)]),
+        # An ensemble is cut at the same rows for all: where its longest sequence there has become half as long.
+        ([[8, 4, 2], [8, 8, 2]], [(2, 8), (1, 2)]),
+        ([[4, 2, 1], [8, 3, 3]], [(1, 8), (2, 3)]),
+    ],
+    ids=str,
+)
+def test_a_batch_is_cut_where_sequences_have_become_half_as_long(
+    lengths: list[list[int]], shapes: list[tuple[int, int]]
+):
+    cut = list(pieces(ragged(lengths), slice(0, len(lengths[0]))))
+    assert [tuple(mask.shape[1:]) for _, mask in cut] == shapes
+
+
+RAGGED = mixed({7: 5, 4: 4, 2: 6})
+
+
+@every_objective
+@pytest.mark.parametrize("term", ["none", "kl"])
+def test_unlearning_ragged_batches_in_pieces_is_plain_descent_on_the_whole(name: str, term: RetainTerm):
+    run, beta = RUN._replace(objective=OBJECTIVES[name], forget=RAGGED), float(OBJECTIVES[name].beta)
+    scored = RAGGED.mask.sum(-1)[slow_order(run.seed, "forget", 15, 50)].view(5, 10)
+    assert all(len(list(pieces(ragged([row.sort(descending=True)[0].tolist()]), slice(0, 10)))) == 3 for row in scored)
+    slow = slow_unlearn(
+        MODEL,
+        run.start,
+        (name, beta),
+        run.forget,
+        run.retain,
+        seed=run.seed,
+        steps=5,
+        batch=10,
+        learning_rate=run.learning_rate,
+        retain_term=term,
+        retain_weight=run.retain_weight,
+    )
+    places = path([run], steps=5, batch=10, retain_term=term)
+    for fast, want in zip(places, slow, strict=True):
+        check_same_parameters(member(fast, 0), want, atol=1e-12)
+    assert size({key: value[0] - run.start[key] for key, value in places[-1].items()}) > 1e-4
+
+
+@every_rule
+def test_an_ensemble_on_ragged_data_is_a_loop_over_its_runs(rule: str):
+    # Runs whose batches are ragged in different places: the ensemble is cut where no run by itself would be.
+    corpora = [RAGGED, mixed({7: 3, 4: 6, 2: 6}, seed=1), mixed({7: 9, 2: 6}, seed=2), mixed({7: 1, 3: 14}, seed=3)]
+    runs = [run._replace(forget=forget) for run, forget in zip(RUNS, corpora, strict=False)]
+    together = forgotten(runs, rule, batch=7, recorded=range(7))
+    for run, alone in enumerate(runs):
+        check_same_trajectory(together, forgotten([alone], rule, batch=7, recorded=range(7)), run)
+    lengths = [[int(n) for n in forget.mask.sum(-1)] for forget in corpora]
+    assert len({tuple(sorted(own)) for own in lengths}) == 4
+
+
+def test_the_weights_of_a_ragged_batch_stand_in_the_order_of_its_sequences():
+    # Length-weighted ascent has weight 1/|y|, so that the weights tell the lengths.
+    found = forgotten([RUN._replace(objective=gradient_ascent(1.0), forget=RAGGED)], batch=10)
+    length = torch.tensor([6.0, 3.0, 1.0], dtype=torch.float64)[found.batch_component]
+    check_close(found.batch_weight, 1 / length, rtol=0, atol=1e-14)
+    assert bool((length.diff(dim=-1) <= 0).all()) and set(length[0, 0].tolist()) == {6.0, 3.0, 1.0}
+
+
+# --- how far a run has gone ---
+
+
+def own_reference(run: Run) -> Run:
+    """The same run, whose probes know the laws of its start."""
+    start = {name: value[None] for name, value in run.start.items()}
+    known = (probe._replace(reference=log_laws(MODEL, start, probe.tokens)) for probe in run.probes)
+    return run._replace(probes=tuple(known))
+
+
+@pytest.mark.parametrize("normalize", [0.0, 1.0])
+def test_gradient_ascent_leaves_its_reference_at_once_and_further_at_every_step(normalize: float):
+    runs = [run._replace(objective=gradient_ascent(normalize), learning_rate=0.02) for run in RUNS[:2]]
+    found = forgotten([own_reference(run) for run in runs], recorded=range(7)).kl_to_reference
+    assert found.shape == (2, 7, 3)
+    check_close(found[:, 0], 0.0, rtol=0, atol=1e-14)
+    assert float(found[:, 1].min()) > 0
+    assert bool((found.diff(dim=1) > 0).all())
+
+
+@every_term
+def test_every_run_is_at_its_own_reference_at_the_start_and_the_ensemble_is_a_loop(term: RetainTerm):
+    runs = [own_reference(run) for run in RUNS]
+    options: dict[str, Any] = {"retain_term": term, "recorded": [1, 4, 6]}
+    together = forgotten(runs, "sgd", **options).kl_to_reference
+    check_close(together[:, 0], 0.0, rtol=0, atol=1e-14)
+    assert float(together[:, 1:].min()) > 1e-8
+    for run, alone in enumerate(runs):
+        check_close(together[run], forgotten([alone], "sgd", **options).kl_to_reference[0], rtol=0, atol=1e-10)
+    full = forgotten(runs, "sgd", retain_term=term, recorded=range(7)).kl_to_reference
+    check_close(together, full[:, [0, 1, 4, 6]], rtol=0, atol=0)
+
+
+def test_the_distance_to_the_reference_is_that_of_the_parameters_of_the_step():
+    run = own_reference(RUN)
+    found, places = forgotten([run], recorded=range(7)).kl_to_reference[0], path([run])
+    for step, place in enumerate(places):
+        for component, probe in enumerate(run.probes):
+            want = mean_kl(probe.reference, log_laws(MODEL, place, probe.tokens))
+            assert float(found[step, component]) == pytest.approx(float(want), rel=1e-10, abs=1e-14)
+
+
+def test_at_a_step_size_of_zero_no_run_leaves_its_reference():
+    still = forgotten([own_reference(RUN._replace(learning_rate=0.0))], recorded=range(7)).kl_to_reference
+    check_close(still, 0.0, rtol=0, atol=1e-14)
+    other = forgotten([RUN._replace(learning_rate=0.0)], recorded=range(7)).kl_to_reference
+    assert float(other.min()) > 1e-3
