@@ -1,12 +1,13 @@
-"""How fast unlearning leaves the original model behind (the paper's Figure A4): GA linearly, the others as a logarithm.
+"""How fast unlearning leaves the original model behind (the paper's Figure A4): GA, and the corners of the family.
 
 KL(original model || model) on the forget data, mean over its tokens and over components of 2 to 80 scored tokens,
 against time, whose unit is that of the scalar law at 20 tokens. Left: the scalar law, where the log-probability lost
 per token stands for the divergence. Middle: the exact flow of a transition table. Right: a small transformer under
 SGD, geometric mean and 95% band over pretrained models. p is the fitted growth exponent d log KL / d log t over the
-last decade, once 1 nat is passed: 1 is linear growth, and a logarithm's comes down towards 0. The NPO paper proves both
-rates for a logistic model (its Theorem 2); in the transformer GA runs away faster than linearly, since there the
-gradient of logp grows with the parameters.
+last decade, once 1 nat is passed: 1 is linear growth, and a logarithm's comes down towards 0. So it is on the two exact
+rungs, as the NPO paper proves for a logistic model (its Theorem 2). In the transformer GA runs away far faster than
+linearly, since there the gradient of logp grows with the parameters; the others bend, but its steps end too early to
+show a logarithm.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def plot(frame: pd.DataFrame) -> Figure:
             title=title,
             xlabel="time, in units of the scalar law's at 20 tokens",
         )
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, loc="lower right")
     panels[0][0].set_ylabel("divergence from the original model, nats")
     return figure
 

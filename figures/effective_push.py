@@ -21,6 +21,7 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from figures import style
 from figures.fits import power_law
@@ -153,6 +154,8 @@ def plot(frame: pd.DataFrame) -> Figure:
                 axes, own, {rung: numbers[stage, method, rung] for rung in own["rung"].unique()}, style.COLORS[method]
             )
         row[0].set_ylabel(f"push, relative to the mean\n{label}")
+        row[0].yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        row[0].yaxis.set_major_formatter("{x:g}")
     for top, bottom, method in zip(panels[0], panels[-1], CORNERS, strict=True):
         beta = frame.loc[frame["method"] == method, "beta"].iloc[0]
         top.set_title(f"{style.LABELS[method]}, β = {beta:g}")

@@ -84,7 +84,7 @@ def plot(frame: pd.DataFrame) -> Figure:
         Line2D([], [], ls="", marker=marker, color="black", mfc="black" if filled else "white", ms=4.5, label=name)
         for marker, filled, name in [*list(LOOK.values())[:6]]
     ]
-    panels[1][0].legend(handles=handles, fontsize=6.5, loc="upper left", ncols=2)
+    panels[1][-1].legend(handles=handles, fontsize=6.5, loc="lower left")
     return figure
 
 

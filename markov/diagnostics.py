@@ -126,8 +126,10 @@ def crossings(table: pd.DataFrame) -> pd.DataFrame:
 
     Between two recorded steps all distances are taken as linear. `other_gap` is the other forget component's distance
     minus its own goal at that moment: positive is over-forgetting. A run that never gets there has nan, and `reached`
-    False; one that starts there has step 0.
+    False; one that starts there has step 0. Raises `InvalidInput` for a table of a sweep.
     """
+    names = sorted(set(table["component"]))
+    require(names == ["forget1", "forget2", "retain"], "component", names, "retain, forget1 and forget2, as of a case")
     paths = table.pivot(index=["run", "step"], columns="component", values="kl_to_truth")
     goals = table.pivot_table(index="run", columns="component", values="retrained", aggfunc="first").to_dict("index")
     settings = table.groupby("run")[SETTINGS].first().to_dict("index")

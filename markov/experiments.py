@@ -95,7 +95,8 @@ class Experiment:
             self.model.states,
             f"case.states = {self.case.states}",
         )
-        longest = max(self.case.lengths.values()) - 1
+        # What is not unlearned may still have been seen: both models have to take it in.
+        longest = max(*self.case.lengths.values(), *self.case.original().lengths.values()) - 1
         if isinstance(self.model, Transformer):
             require(self.model.context >= longest, "model.context", self.model.context, f"at least {longest}")
 

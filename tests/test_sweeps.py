@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -15,7 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from markov.cases import LENGTH, MEMORISATION, Case, component_generator, paper_chain
+from markov.diagnostics import crossings
 from markov.errors import InvalidInput
+from markov.experiments import Experiment
+from markov.models import Transformer
 from markov.studies import Data, Study, ideal_forget_quality
 from markov.sweeps import LENGTHS, SHARES, Sweep
 from tests.helpers import check_close
@@ -522,3 +526,18 @@ def test_a_sweep_is_a_value():
     assert again == SWEEP and hash(again) == hash(SWEEP) and {SWEEP: 1}[again] == 1
     with pytest.raises(dataclasses.FrozenInstanceError):
         SWEEP.tokens = 1  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_model_must_take_in_what_pretraining_sees_even_where_it_is_not_unlearned():
+    few = {"tokens": 16, "forget_count": 2, "retain_scored": 2}
+    sweep = Sweep(name="", scored=(2, 8), shares=(1.0, 1.0), alone="forget1", **few)
+    model = Transformer(states=sweep.states, context=4, width=8, depth=1, heads=2, mlp_width=8)
+    with pytest.raises(InvalidInput, match=r"model\.context = 4"):
+        Experiment(case=sweep, model=model)
+    Experiment(case=sweep, model=dataclasses.replace(model, context=8))
+
+
+def test_costs_of_two_components_are_not_asked_of_a_sweep_of_many():
+    frame = pd.DataFrame({"run": 0, "step": 0, "component": ["retain", "forget1", "forget2", "forget3"]})
+    with pytest.raises(InvalidInput, match="component"):
+        crossings(frame)
