@@ -12,7 +12,21 @@ from types import ModuleType
 import pandas as pd
 import tyro
 
-from figures import allocation, attribution, claims, style, tradeoff
+from figures import (
+    allocation,
+    attribution,
+    claims,
+    divergence,
+    dynamics,
+    effective_push,
+    logistic,
+    memorisation,
+    optimizer,
+    style,
+    time_to_forget,
+    tradeoff,
+    weights,
+)
 from figures.scale import Scale, quick
 from figures.tables import Context
 from markov import storage
@@ -23,17 +37,28 @@ FIGURES: dict[str, ModuleType] = {
     "allocation": allocation,
     "attribution": attribution,
     "claims": claims,
+    "weights": weights,
+    "time_to_forget": time_to_forget,
+    "dynamics": dynamics,
+    "divergence": divergence,
+    "effective_push": effective_push,
+    "memorisation": memorisation,
+    "optimizer": optimizer,
+    "logistic": logistic,
 }
-GALLERY = ("tradeoff", "attribution")  # what the README shows
+GALLERY = ("tradeoff", "attribution", "time_to_forget")  # what the README shows
 
 
 @dataclass(frozen=True)
 class Arguments:
     """Draw figures; each NAME writes NAME.pdf, NAME.png and NAME.parquet (the frame it draws) to the output folder.
 
-    Without a NAME all figures are drawn: tradeoff (the paper's Figure 5), allocation (where the effort goes),
-    attribution (the reference or the length?) and claims (the paper's claims with intervals). Trained models and
-    tables are cached and rebuilt when settings or code change; $SIMNPO_LAB_CACHE chooses where.
+    Without a NAME all figures are drawn. The paper's Markov study: tradeoff (its Figure 5), allocation (where the
+    effort goes), attribution (the reference or the length?) and claims (the paper's claims with intervals). Theory
+    beside simulation: weights (against length, exact), time_to_forget (what length does), dynamics (log-probability and
+    weight along the way), divergence (the paper's A4), effective_push (weight x gradient norm), memorisation, optimizer
+    (what of a weight reaches the parameters) and logistic (the NPO paper's own study). Trained models and tables are
+    cached and rebuilt when settings or code change; $SIMNPO_LAB_CACHE chooses where.
     """
 
     names: tyro.conf.Positional[tuple[str, ...]] = ()
@@ -43,13 +68,15 @@ class Arguments:
     fresh: bool = False
     """Recompute tables even where they are cached (trained models are kept)."""
     seeds: int | None = None
-    """Number of pretrained models, each unlearned in several orders of batches (default: 3)."""
+    """Number of pretrained models, each unlearned in several orders of batches (default: 3, or 4 for theory)."""
     out: Path = Path("out")
     """Output folder."""
     jobs: int = -1
     """Processes; -1 is one per core. Changes the time, never a number."""
     architectures: bool = False
     """For claims: also pretrain and unlearn the architecture of the released code."""
+    whole: bool = False
+    """For the figures of theory: a transformer of the paper's width and depth, not half of each; ten times slower."""
     gallery: bool = False
     """Also refresh the small pictures that the README shows."""
 
@@ -61,7 +88,8 @@ def main(arguments: Arguments) -> None:
         require(name in FIGURES, "figure", name, f"one of {', '.join(FIGURES)}")
     scale = quick() if arguments.quick else Scale()
     if arguments.seeds is not None:
-        scale = replace(scale, pretrained=arguments.seeds)
+        scale = replace(scale, pretrained=arguments.seeds, sweep_pretrained=arguments.seeds)
+    scale = replace(scale, whole=arguments.whole)
     require(arguments.jobs == -1 or arguments.jobs >= 1, "jobs", arguments.jobs, "-1 or a whole number of at least 1")
     storage.check_writable(arguments.out, "out", folder=True)
     context = Context(scale=scale, n_jobs=arguments.jobs, since=time.time() if arguments.fresh else 0.0)
