@@ -31,10 +31,10 @@ lab: $(VENV)/.notebooks  ## open the notebooks
 	$(RUN) jupyter lab notebooks $(ARGS)
 
 # Neighbouring tests share what their module computed once, so each worker starts with a contiguous run of them.
-test: $(VENV)/.installed  ## run the tests, JOBS at a time
+test: $(VENV)/.llm  ## run the tests, JOBS at a time
 	$(RUN) pytest -q -n $(JOBS) --maxprocesses 8 --dist worksteal --benchmark-disable $(ARGS)
 
-check: $(VENV)/.installed  ## lint, formatting and types, changing nothing
+check: $(VENV)/.llm  ## lint, formatting and types, changing nothing
 	$(RUN) ruff check
 	$(RUN) ruff format --check
 	$(RUN) pyright
@@ -43,7 +43,7 @@ format: $(VENV)/.installed  ## put the sources in the project's format
 	$(RUN) ruff check --fix
 	$(RUN) ruff format
 
-benchmark: $(VENV)/.installed  ## time and memory, beside their bounds
+benchmark: $(VENV)/.llm  ## time and memory, beside their bounds
 	$(RUN) pytest tests/benchmarks -s $(ARGS)
 
 constraints:  ## pin the newest versions that go together; the torch pin stays
@@ -73,6 +73,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 		$(PYTHON) -m venv --clear --without-pip $(VENV) && \
 		$(PYTHON) -m pip --python $(VENV)/bin/python install -qq pip; }
 	@$(INSTALL) -e '.[dev]'
+	@touch $@
+
+$(VENV)/.llm: $(VENV)/.installed
+	@echo "installing the language models' packages into $(VENV)"
+	@$(INSTALL) -e '.[llm]'
 	@touch $@
 
 $(VENV)/.notebooks: $(VENV)/.installed

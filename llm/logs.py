@@ -1,0 +1,185 @@
+"""Evaluation logs of TOFU runs as values: what they say of each example, two models' logs side by side, truth ratios.
+
+Losses are -log pi of one answer in nats. `llm.layouts` reads the files.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy import special
+
+from markov.errors import InvalidInput, require
+from markov.objectives import SequenceLogProbs
+
+
+class Answers(NamedTuple):
+    """Losses of one kind of answer (nats): their mean over the scored tokens, their sum, and the number of tokens.
+
+    `total` and `length` are None where a log does not store them. Perturbed answers have a second axis.
+    """
+
+    average: Float[np.ndarray, "examples *answers"]
+    total: Float[np.ndarray, "examples *answers"] | None
+    length: Float[np.ndarray, "examples *answers"] | None
+
+
+class EvaluationLog(NamedTuple):
+    """What a log says of each example, in the order of `index`; None for what it does not say.
+
+    `question` is the prompt as logged, template included; `answer` the truth and `generation` the model's own answer;
+    `rouge` maps rouge1_recall and rougeL_recall to values. `file` and `layout` say where it was read.
+    """
+
+    file: str
+    layout: str
+    index: Int[np.ndarray, "examples"]
+    gold: Answers
+    paraphrased: Answers | None = None
+    perturbed: Answers | None = None
+    rouge: Mapping[str, Float[np.ndarray, "examples"]] = {}
+    question: tuple[str, ...] | None = None
+    generation: tuple[str, ...] | None = None
+    answer: tuple[str, ...] | None = None
+
+
+def take(log: EvaluationLog, positions: Int[np.ndarray, "taken"] | list[int]) -> EvaluationLog:
+    """The examples at these positions, in this order."""
+    at = np.asarray(positions, dtype=np.int64)
+
+    def of(value: Any) -> Any:
+        if isinstance(value, Answers):
+            return Answers(*(of(part) for part in value))
+        if isinstance(value, tuple):
+            return tuple(value[int(position)] for position in at)
+        return value if value is None else value[at]
+
+    rouge = {name: of(values) for name, values in log.rouge.items()}
+    rest = {name: of(getattr(log, name)) for name in log._fields if name not in ("file", "layout", "rouge")}
+    return log._replace(rouge=rouge, **rest)
+
+
+def align(log: EvaluationLog, other: EvaluationLog, *, allow_identical: bool = True) -> EvaluationLog:
+    """The other model's log in the order of this one: equal indices are the same example, wherever they stand.
+
+    Raises `InvalidInput` for unequal counts, another set of indices, another question or template at an index (where
+    both logs have questions), or another number of scored tokens (where both have counts), which means other answers
+    or another tokenizer. Warns of two logs with the same losses, unless `allow_identical`: one model with itself.
+    """
+    both = f"{log.file} and {other.file}"
+    count, others = len(log.index), len(other.index)
+    require(count == others, "examples", f"{count} and {others}", f"equal counts in {both}{_hint(log, other)}")
+    places = {int(index): place for place, index in enumerate(other.index)}
+    lacking = [int(index) for index in log.index if int(index) not in places]
+    allowed = f"the same indices in {both} ({len(lacking)} of {count} differ)"
+    require(not lacking, "index", lacking[:1], allowed)
+    other = take(other, [places[int(index)] for index in log.index])
+    pairs = zip(log.question, other.question, strict=True) if log.question and other.question else ()
+    odd = [(int(index), *pair) for index, pair in zip(log.index, pairs, strict=False) if pair[0] != pair[1]]
+    allowed = f"the same question and template in {both} ({len(odd)} of {count} differ){_hint(log, other)}"
+    require(not odd, "question", odd[0] if odd else None, allowed)
+    if log.gold.length is not None and other.gold.length is not None:
+        mine, theirs = log.gold.length, other.gold.length
+        uneven = [(int(i), int(a), int(b)) for i, a, b in zip(log.index, mine, theirs, strict=True) if a != b]
+        allowed = f"as many scored tokens in {both} ({len(uneven)} of {count} differ): same answers and tokenizer"
+        require(not uneven, "length", uneven[:1], allowed)
+    if not allow_identical and np.array_equal(log.gold.average, other.gold.average):
+        warnings.warn(f"{both} hold the same losses: one model is compared with itself", stacklevel=2)
+    return other
+
+
+def _hint(log: EvaluationLog, other: EvaluationLog) -> str:
+    if not (log.question and other.question):
+        return ""
+    common = len(set(log.question) & set(other.question))
+    return f"; {common} questions occur in both" + (", and `shared` keeps those" if common else ": other splits")
+
+
+def shared(log: EvaluationLog, other: EvaluationLog) -> tuple[EvaluationLog, EvaluationLog]:
+    """Both logs cut to the questions they share, in the order and with the indices of the first.
+
+    For splits that overlap, such as the first 300 examples of TOFU's forget10 and its forget05. Raises `InvalidInput`
+    where a log has no questions or has one twice, and where none is shared.
+    """
+    for one in (log, other):
+        require(one.question is not None, "question", None, f"prompts in {one.file}, by which examples are known")
+        repeated = len(one.question or ()) - len(set(one.question or ()))
+        require(not repeated, "question", f"{repeated} repeated", f"each question once in {one.file}")
+    places = {question: place for place, question in enumerate(other.question or ())}
+    kept = [(place, places[text]) for place, text in enumerate(log.question or ()) if text in places]
+    require(bool(kept), "question", "0 shared", f"at least one question in both {log.file} and {other.file}")
+    mine, theirs = (list(side) for side in zip(*kept, strict=True))
+    first = take(log, mine)
+    return first, take(other, theirs)._replace(index=first.index)
+
+
+def with_lengths(log: EvaluationLog, length: Float[np.ndarray, "examples"]) -> EvaluationLog:
+    """The log with the numbers of scored tokens of its gold answers, for a layout that stores only means.
+
+    total = average * length. Raises `InvalidInput` unless there is a count of at least 1 for each example.
+    """
+    length = np.asarray(length, dtype=np.float64)
+    require(length.shape == log.index.shape, "length", f"{length.size} counts", f"{len(log.index)}, as in {log.file}")
+    require(bool((length >= 1).all()), "length", float(length.min()), "at least 1 scored token")
+    return log._replace(gold=Answers(log.gold.average, log.gold.average * length, length))
+
+
+def sequence_logprobs(log: EvaluationLog, reference: EvaluationLog) -> SequenceLogProbs:
+    """logp = -total of the gold answers under the log's model, ref under the reference's, in the log's order (nats).
+
+    A log with itself is the model at the reference. Raises `InvalidInput` as `align` does, and for a log without
+    numbers of scored tokens: see `with_lengths`.
+    """
+    reference = align(log, reference)
+    logp, length, ref = -total_loss(log), log.gold.length, -total_loss(reference)
+    return SequenceLogProbs(*(torch.from_numpy(np.array(x, dtype=np.float64)) for x in (logp, length, ref)))
+
+
+def total_loss(log: EvaluationLog) -> Float[np.ndarray, "examples"]:
+    """Summed loss of each gold answer (nats); raises `InvalidInput` if the log has no numbers of scored tokens."""
+    if log.gold.total is None or log.gold.length is None:
+        allowed = f"numbers of scored tokens in {log.file}, or supplied by `with_lengths`: it stores means only"
+        raise InvalidInput("length", None, allowed)
+    return log.gold.total
+
+
+def _geometric(right: Any, wrong: Any) -> Any:
+    return right - wrong.mean(-1)
+
+
+def _arithmetic(right: Any, wrong: Any) -> Any:
+    return right + special.logsumexp(-wrong, axis=-1) - np.log(wrong.shape[-1])
+
+
+# From log R, with R = wrong / right by the geometric or the arithmetic mean of the wrong answers' probabilities.
+TRUTH_RATIOS: dict[str, Callable[[Any, Any], Any]] = {
+    "geometric": lambda right, wrong: np.exp(_geometric(right, wrong)),
+    "arithmetic": lambda right, wrong: np.exp(_arithmetic(right, wrong)),
+    "inverse_geometric": lambda right, wrong: np.exp(-_geometric(right, wrong)),
+    "prob_mean": lambda right, wrong: special.expit(-_geometric(right, wrong)),
+}
+
+
+def truth_ratio(log: EvaluationLog, variant: str = "geometric") -> Float[np.ndarray, "examples"]:
+    """How likely the perturbed answers are beside the paraphrased one, each by its probability per token.
+
+    With right = exp(-l~), l~ the mean loss of the paraphrased answer and l^_j those of the perturbed ones:
+
+        geometric            R = exp(-mean_j l^_j) / right       the released TOFU code, and its log's truth_ratio
+        arithmetic           R = mean_j exp(-l^_j) / right       as the TOFU paper defines it
+        inverse_geometric    right / exp(-mean_j l^_j)           the `stat` that forget quality compares
+        prob_mean            1 / (1 + R), R geometric            open-unlearning's share of the right answer
+
+    Raises `InvalidInput` for another variant, or a log without paraphrased or perturbed answers. Overflows to inf.
+    """
+    require(variant in TRUTH_RATIOS, "variant", variant, f"one of {', '.join(TRUTH_RATIOS)}")
+    for field, answers in (("paraphrased", log.paraphrased), ("perturbed", log.perturbed)):
+        require(answers is not None, field, None, f"losses of {field} answers in {log.file}")
+    assert log.paraphrased is not None and log.perturbed is not None
+    with np.errstate(over="ignore"):
+        return TRUTH_RATIOS[variant](log.paraphrased.average, log.perturbed.average)
