@@ -14,11 +14,13 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from figures.scale import Scale
+from figures.sweeps import middle
 from markov.cases import CASES, LENGTH
 from markov.experiments import Experiment, grid
 from markov.models import Transformer
 from markov.objectives import Objective, npo, simnpo
-from markov.running import run
+from markov.running import load_model, model_jobs, models_folder, run
 from markov.theory import theta
 
 PAPER = {"length": (npo(0.2), simnpo(4.0)), "memorisation": (npo(1.0), simnpo(4.0))}
@@ -111,3 +113,19 @@ def test_scalar_law(benchmark: BenchmarkFixture) -> None:
     law = Objective(betas, 0.0, 1.0, 0.0)  # pyright: ignore[reportArgumentType]
     assert benchmark(lambda: theta(law, lengths, 10.0)).shape == (1000, 100)
     report(f"{1e3 * mean_seconds(benchmark):.1f} ms for 100,000 responses; a slider drag may take 50 ms")
+
+
+def test_length_sweep_per_run(benchmark: BenchmarkFixture, cache: Path) -> None:
+    """One ensemble of the figures' sweep over lengths, 120 steps of batch 12, beside its products of matrices."""
+    base = replace(Scale().sweep(), optimizer="sgd")
+    experiments = grid(base, objective=middle(), seed=[0, 1])
+    for job in model_jobs(base):
+        load_model(models_folder(), job)
+    frame = benchmark.pedantic(run, (experiments,), {"progress": False}, rounds=1, iterations=1)
+    assert frame["run"].nunique() == 8
+    mean, count = sum(length - 1 for length in list(base.case.lengths.values())[1:]) / 6, len(base.recorded or ())
+    trained = 3 * base.steps * base.batch * mean  # forward and backward
+    looked_at = count * (base.test_examples or 0) * sum(length - 1 for length in base.case.lengths.values())
+    assert isinstance(base.model, Transformer)
+    bound = flops_per_token(base.model) * (trained + looked_at) / matmul_rate()
+    report(f"{mean_seconds(benchmark) / 8:.2f} s per run on one core; its products of matrices alone: {bound:.2f} s")
