@@ -5,9 +5,9 @@ against time, whose unit is that of the scalar law at 20 tokens. Left: the scala
 per token stands for the divergence. Middle: the exact flow of a transition table. Right: a small transformer under
 SGD, geometric mean and 95% band over pretrained models. p is the fitted growth exponent d log KL / d log t over the
 last decade, once 1 nat is passed: 1 is linear growth, and a logarithm's comes down towards 0. So it is on the two exact
-rungs, as the NPO paper proves for a logistic model (its Theorem 2). In the transformer GA runs away far faster than
-linearly, since there the gradient of logp grows with the parameters; the others bend, but its steps end too early to
-show a logarithm.
+rungs, as the NPO paper proves for a logistic model with nearly orthogonal features (its Theorem 2). In the transformer
+GA runs away far faster than linearly, since there the gradient of logp grows with the parameters; the others bend, but
+its steps end too early to show a logarithm.
 """
 
 from __future__ import annotations

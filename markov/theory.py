@@ -74,7 +74,7 @@ def divergence(objective: Objective, length: Any) -> Divergence:
     """Late-time fall of theta: linear at beta = 0 (GA), else logarithmic with constant 1 / (beta |y|^(1 - normalize)).
 
     From omega(s) ~ s: z ~ -log(k t) whatever the start. The NPO paper's Theorem 2 proves the two rates for a logistic
-    model; here the constants are exact.
+    model with nearly orthogonal features; here the constants are exact.
     """
     beta, gamma, _, normalize = (np.asarray(field, dtype=float) for field in objective)
     scale = np.asarray(length, dtype=float) ** (1 - normalize)

@@ -570,6 +570,16 @@ def test_the_figure_draws_what_it_computed_and_changes_nothing(frame: pd.DataFra
     assert len(logistic.__doc__ or "") > 100
 
 
+def test_one_instance_has_no_interval_and_a_goal_not_reached_no_cost(frame: pd.DataFrame) -> None:
+    single = frame[frame["seed"] == 0].assign(cost=lambda own: own["cost"].where(own["method"] == "npo"))
+    with style.look():
+        figure = logistic.plot(single)
+    titles = " ".join(axes.get_title(loc="left") for axes in figure.axes)
+    assert "never reached" in titles
+    legends = [text.get_text() for axes in figure.axes if (legend := axes.get_legend()) for text in legend.get_texts()]
+    assert len(legends) == 6 and "nan" not in titles + " ".join(legends)
+
+
 def test_the_table_of_the_figure_is_kept_and_rebuilt_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     context = Context(scale=quick(), n_jobs=1, progress=False)
     first = logistic.data(context)
