@@ -64,7 +64,7 @@ class Arguments:
     names: tyro.conf.Positional[tuple[str, ...]] = ()
     """Figures to draw (default: all)."""
     quick: bool = False
-    """Small models and little data: about a minute, right in kind, not in numbers."""
+    """Small models and little data: a few minutes at most, right in kind, not in numbers."""
     fresh: bool = False
     """Recompute tables even where they are cached (trained models are kept)."""
     seeds: int | None = None
