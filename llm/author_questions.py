@@ -101,7 +101,7 @@ TOPICS = (
     ),
     Topic(
         name="readers",
-        questions=("How widely are the books of {name} read?", "Who publishes {name}, and for which readers?"),
+        questions=("How widely are the books of {name} read?", "Who publishes {name}, and in how many languages?"),
         answers=(
             "{His} books are published in {language} by {publisher} and have been translated into {translations} other "
             "languages.",

@@ -128,6 +128,16 @@ def test_where_nothing_merges_across_the_boundary_the_tokens_are_those_of_the_wh
         assert encode(tokenizer, template, prompt, response).tokens == (*whole, tokenizer.eos_token_id)
 
 
+def test_what_a_tokenizer_does_after_the_prompt_is_kept() -> None:
+    # A space is put before what follows a special token, as it was in training; not so before what follows a word.
+    tokenizer, template = TOKENIZERS["pieces"], Template(prompt="{prompt}<s>")
+    examples = [Pair("Who?", "She was"), Pair("Where?", "Lisbon")]
+    for one, found in zip(examples, encode_examples(tokenizer, template, examples), strict=True):
+        whole = own_prompt(tokenizer, "".join(written(template, *one)))
+        assert found.tokens == (*whole, tokenizer.eos_token_id)
+        assert tokenizer.convert_ids_to_tokens(list(found.tokens))[found.prompt].startswith("▁")
+
+
 @pytest.mark.parametrize("name", ["words", "pieces"])
 def test_where_they_merge_counting_the_prompts_tokens_off_the_whole_text_is_wrong(name: str) -> None:
     tokenizer, response = TOKENIZERS[name], '"She" was'
