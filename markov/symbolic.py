@@ -146,6 +146,31 @@ def simnpo_bound() -> Theorem:
     return Theorem(top, 2 / (1 + sp.exp(-GAMMA)) / LENGTH, meaning, "correction to Fan et al. 2025, section 4")
 
 
+def bound(name: str) -> Theorem:
+    """The weight never reaches its limit as z grows, 2 / |y|^n: printed as 2 for NPO, 2 / |y| for SimNPO."""
+    objective = corner(name, GAMMA)
+    scale = LENGTH ** sp.sympify(objective.normalize)
+    # At the logp where z = -log u the weight is a rational function of u, which falls to 0 as z grows.
+    fallen = sp.Symbol("u", positive=True)
+    logp = (-sp.log(fallen) - GAMMA) / BETA * scale + objective.reference * REF
+    limit = sp.limit(sp.simplify(weight(objective, logp=logp)), fallen, 0)
+    meaning = "the weight stays below 2/|y|^n, which it nears where a response is far likelier than the reference says"
+    return Theorem(limit, 2 / scale, meaning, "Zhang et al. 2024, section 3; Fan et al. 2025, section 4")
+
+
+def tight_bound(name: str) -> Theorem:
+    """What the weight is at most while pi <= pi_ref (with a reference) or pi <= 1 (without): 2 sigmoid(gamma) / |y|^n.
+
+    The weight grows with logp (`weight_grows`), so its largest value is at the end. At gamma = 0 that is 1 / |y|^n,
+    half of the printed bound: for SimNPO always, for NPO as long as nothing is likelier than it was.
+    """
+    objective = corner(name, GAMMA)
+    end = REF * sp.sympify(objective.reference)
+    right = 2 / (1 + sp.exp(-GAMMA)) / LENGTH ** sp.sympify(objective.normalize)
+    meaning = "while nothing is likelier than under the reference (or certain, without one) the weight is at most this"
+    return Theorem(weight(objective, logp=end), right, meaning, "correction to Fan et al. 2025, section 4")
+
+
 def released_margin() -> Theorem:
     """The released code multiplies the margin by beta: its gamma is ours divided by beta."""
     code = sp.Symbol(r"\gamma_{\mathrm{code}}", real=True)

@@ -10,7 +10,14 @@ from markov import symbolic
 from markov.objectives import CORNERS, Objective, SequenceLogProbs
 from markov.symbolic import BETA, GAMMA, LENGTH, LOGP, REF, Theorem
 
-PER_CORNER = (symbolic.weight_is_slope, symbolic.weight_grows, symbolic.small_beta_loss, symbolic.small_beta_weight)
+PER_CORNER = (
+    symbolic.weight_is_slope,
+    symbolic.weight_grows,
+    symbolic.small_beta_loss,
+    symbolic.small_beta_weight,
+    symbolic.bound,
+    symbolic.tight_bound,
+)
 SINGLE = (
     symbolic.npo_published,
     symbolic.simnpo_published,
@@ -78,6 +85,12 @@ def test_the_weight_lies_between_zero_and_its_limit(name: str) -> None:
     top = 2 / LENGTH ** int(CORNERS[name][1])
     assert sp.limit(own.subs({LENGTH: 3, REF: -2, BETA: 1, GAMMA: 0}), LOGP, sp.oo) == top.subs(LENGTH, 3)
     assert sp.limit(own.subs({LENGTH: 3, REF: -2, BETA: 1, GAMMA: 0}), LOGP, -sp.oo) == 0
+    assert sp.simplify(symbolic.bound(name).left - top) == 0
+    tight = symbolic.tight_bound(name).right
+    assert sp.simplify(tight.subs(GAMMA, 0) - top / 2) == 0
+    for fall in (0.0, 0.3, 5.0):  # nats below the reference, or below certainty
+        point = {LOGP: CORNERS[name][0] * -2 - fall, REF: -2, LENGTH: 3, BETA: 1, GAMMA: 0.4}
+        assert float(own.subs(point)) <= float(tight.subs(point)) + 1e-15
 
 
 def test_the_printed_bound_of_simnpo_is_loose_by_a_factor_of_two_without_margin() -> None:
