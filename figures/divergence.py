@@ -97,7 +97,7 @@ def exponents(frame: pd.DataFrame) -> pd.DataFrame:
 
 def plot(frame: pd.DataFrame) -> Figure:
     """Draw the frame of `data`."""
-    figure, panels = style.grid_figure(1, len(PANELS), 12, 4)
+    figure, panels = style.grid_figure(1, len(PANELS), 12, 5)
     found = lookup(exponents(frame), ["rung", "method"])
     for axes, (rung, title) in zip(panels[0], PANELS.items(), strict=True):
         own = frame[frame["rung"] == rung]
@@ -110,7 +110,7 @@ def plot(frame: pd.DataFrame) -> Figure:
             title=title,
             xlabel="time, in units of the scalar law's at 20 tokens",
         )
-        axes.legend(fontsize=7, loc="lower right")
+        axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.17))
     panels[0][0].set_ylabel("divergence from the original model, nats")
     return figure
 

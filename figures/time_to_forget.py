@@ -10,8 +10,9 @@ the table what starts the fall is the accidents of the forget set, which longer 
 logarithm of them longer, and both exponents rise.
 
 Lower row: the exponent against beta, the scalar law as a line. NPO's turns positive once beta |y| times the fall is
-large, since its weight dies before long responses are forgotten. Squares: under AdamW, together and alone. Dividing the
-size of the gradient out again, Adam takes away most of what length does when lengths are forgotten alone.
+large, since its weight dies before long responses are forgotten. Squares: under AdamW, grey under that of transformers
+before version 5. Dividing the size of the gradient out again, Adam takes away most of what length does when lengths are
+forgotten alone.
 """
 
 from __future__ import annotations
