@@ -119,8 +119,7 @@ def token_logprobs(model: nn.Module, batch: Batch, *, elements: int = ELEMENTS) 
         hidden = hidden[batch.scored.to(hidden.device)]
         for own in zip(hidden.split(step), targets.split(step), strict=True):
             parts.append(checkpoint(part, *own, use_reentrant=False) if torch.is_grad_enabled() else part(*own))
-        with torch.no_grad():
-            tried.append(finish(head.forward(hidden[None, :1])))
+        tried.append(finish(head.forward(hidden[None, :1])))
         return hidden[None, :1]
 
     # The model itself finishes one position. If `finish` does not do the same, the model has to finish all of them.

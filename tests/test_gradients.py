@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import linear
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from llm import gradients
 from llm.encoding import Encoded
@@ -123,6 +124,24 @@ def test_of_adapters_only_what_they_add_counts(targets: list[str]) -> None:
     check_norms(together(model, EXAMPLES), own_norms(model, EXAMPLES))
 
 
+def test_a_layer_in_several_places_has_one_gradient() -> None:
+    model = tiny("llama")
+    first, second = model.model.layers
+    first.input_layernorm = second.input_layernorm
+    first.mlp.up_proj = second.mlp.up_proj
+    first.self_attn.k_proj.weight = second.self_attn.v_proj.weight
+    check_norms(together(model, EXAMPLES), own_norms(model, EXAMPLES))
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter is second.input_layernorm.weight)
+    check_norms(together(model, EXAMPLES), own_norms(model, EXAMPLES))
+
+
+def test_parameters_beside_a_layer_inside_count() -> None:
+    model = tiny("gpt2")
+    model.transformer.h[0].mlp = Scaled(model.transformer.h[0].mlp, 32)
+    check_norms(together(model, EXAMPLES), own_norms(model, EXAMPLES))
+
+
 def test_dropout_is_off_and_gradients_that_the_model_holds_stay() -> None:
     model = roughen(transformers.GPT2LMHeadModel(transformers.GPT2Config(resid_pdrop=0.5, embd_pdrop=0.5, **GPT2)))
     want = own_norms(model.eval(), EXAMPLES)
@@ -185,10 +204,27 @@ def test_gradients_are_formed_only_where_they_are_cheaper_than_products_of_token
     draw = torch.Generator().manual_seed(0)
     one = Outer(torch.randn(5, time, 6, generator=draw), torch.randn(5, time, 7, generator=draw))
     want = (one.left.mT @ one.right).flatten(1).square().sum(-1)
-    for elements in (1, 100, 2**25):
+    for elements, at_once in ((1, 1), (100, 2), (2**25, 5)):
         monkeypatch.setattr(gradients, "ELEMENTS", elements)
-        torch.testing.assert_close(gradients._squared_norms([one], torch.Size((6, 7))), want)
+        with Products() as products:
+            torch.testing.assert_close(gradients._squared_norms([one], torch.Size((6, 7))), want)
+        if formed:
+            assert max(shape[0] for shape in products.shapes) == at_once
     assert bool(calls) != formed
+
+
+class Products(TorchDispatchMode):
+    """Takes down the shapes of all batched matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[torch.Size] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.bmm.default:
+            self.shapes.append(found.shape)
+        return found
 
 
 # --- what takes one backward pass per example ---
@@ -220,6 +256,34 @@ class Large(nn.Linear):
         return super().forward(input).tanh()
 
 
+class Constant(nn.Module):
+    """Adds what does not depend on the tokens, and so lies on no way back to them."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head, self.shift = head, nn.Linear(32, 32)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.head(hidden + self.shift(torch.ones_like(hidden)))
+
+
+class Scaled(nn.Module):
+    """Has a parameter of its own beside a layer inside."""
+
+    def __init__(self, inner: nn.Module, width: int) -> None:
+        super().__init__()
+        self.inner, self.scale = inner, nn.Parameter(torch.linspace(0.5, 2.0, width))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.inner(hidden) * self.scale
+
+
+def constant() -> Any:
+    model = tiny("llama")
+    model.model.norm = Constant(model.model.norm)
+    return model
+
+
 def with_head(kind: type[nn.Linear]) -> Any:
     model = tiny("llama")
     model.lm_head = roughen(kind(32, VOCAB, bias=False))
@@ -242,6 +306,7 @@ NOT_TOGETHER: dict[str, Callable[[], Any]] = {
     "mixture of experts": mixture,
     "gemma2": lambda: tiny("gemma2"),
     "opt": opt,
+    "a constant": constant,
 }
 
 

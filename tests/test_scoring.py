@@ -272,6 +272,10 @@ def test_the_head_sees_the_scored_positions_only_and_few_at_a_time(name: str) ->
         assert max(positions) == most
         assert sum(positions) == scored + (0 if most == scored else 2)
         assert [call["use_cache"] for call in calls] == [False]
+    with watching(model) as (positions, _):
+        score_encoded(model, EXAMPLES, elements=SOME)
+    # The first is the trial of whether the model is causal.
+    assert max(positions[1:]) == 3 and sum(positions[1:]) == scored + 2
 
 
 def test_logits_are_not_kept_for_the_backward_pass() -> None:
