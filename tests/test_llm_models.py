@@ -1,0 +1,440 @@
+"""Language models by name: what is loaded is what was saved, and what cannot be used is refused in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm import default_models, models
+from llm.encoding import CHAT, LLAMA2_CHAT, PLAIN, Template
+from llm.models import READY, LanguageModel, check_same_vocabulary, find_device, load, perturbed, save, template_of
+from llm.pretrained import read_weights
+from markov.errors import InvalidInput
+from tests.test_encoding import by_bytes, by_pieces
+
+VOCAB = 700
+SIZES: dict[str, Any] = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+COMMON: dict[str, Any] = dict(vocab_size=VOCAB, max_position_embeddings=64, **SIZES)
+GPT2: dict[str, Any] = dict(vocab_size=VOCAB, n_embd=16, n_layer=1, n_head=2, n_positions=64)
+T5: dict[str, Any] = dict(vocab_size=VOCAB, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+MODELS: dict[str, Callable[..., Any]] = {
+    "llama": lambda **more: transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**COMMON, **more})),
+    "tied": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(tie_word_embeddings=True, **COMMON)),
+    "gpt2": lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2)),
+}
+WORDS, PIECES = by_bytes(words=True), by_pieces()
+NOTES = {"seed": 3, "what": "a test"}
+TOKENS = torch.tensor([[5, 40, 7, 300, 9]])
+
+
+def fresh(name: str, **more: Any) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return MODELS[name](**more).eval()
+
+
+def named(model: Any, tokenizer: Any = WORDS, template: Template = PLAIN) -> LanguageModel:
+    return LanguageModel(model, tokenizer, template, "fresh")
+
+
+def saved(folder: Path, model: Any, tokenizer: Any = WORDS) -> Path:
+    """A folder as others write it, without what `save` adds."""
+    model.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
+def refused(call: Callable[[], object]) -> InvalidInput:
+    with pytest.raises(InvalidInput) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def no_weights_read(*args: object) -> None:
+    raise AssertionError("weights were read")
+
+
+# --- what is saved is what is loaded ---
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("tokenizer", [WORDS, PIECES], ids=["bytes", "pieces"])
+def test_a_model_loaded_is_the_model_saved(name: str, tokenizer: Any, tmp_path: Path) -> None:
+    model = fresh(name)
+    save(named(model.train(), tokenizer), tmp_path / "new" / "model", NOTES)
+    found = load(tmp_path / "new" / "model", device="cpu")
+    assert torch.equal(found.model(TOKENS).logits, model.eval()(TOKENS).logits)
+    assert not found.model.training and found.name == str(tmp_path / "new" / "model")
+    check_same_vocabulary(tokenizer, found.tokenizer)
+    assert found.tokenizer.eos_token_id == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("template", [PLAIN, LLAMA2_CHAT, CHAT, Template(prompt="{prompt}?", end=False)])
+def test_the_template_is_the_one_saved_unless_another_is_given(template: Template, tmp_path: Path) -> None:
+    save(named(fresh("llama"), template=template), tmp_path / "model", NOTES)
+    assert load(tmp_path / "model").template == template
+    assert load(tmp_path / "model", template=LLAMA2_CHAT).template == LLAMA2_CHAT
+
+
+def test_a_saved_folder_tells_how_it_came_about_and_others_can_read_it(tmp_path: Path) -> None:
+    save(named(fresh("tied")), tmp_path / "model", NOTES)
+    assert json.loads((tmp_path / "model" / "provenance.json").read_text()) == NOTES
+    assert len({(file.stat().st_mode & 0o777) for file in (tmp_path / "model").iterdir()}) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "auto"])
+def test_the_dtype_is_the_one_asked_for(dtype: str, tmp_path: Path) -> None:
+    folder = saved(tmp_path, fresh("llama").half())
+    assert load(folder, dtype=dtype).model.dtype == {**models.DTYPES, "auto": torch.float16}[dtype]
+
+
+def test_saving_never_writes_over_what_lies_there(tmp_path: Path) -> None:
+    save(named(fresh("llama")), tmp_path / "model", NOTES)
+    before = (tmp_path / "model" / "model.safetensors").read_bytes()
+    found = refused(lambda: save(named(fresh("gpt2")), tmp_path / "model", NOTES))
+    assert found.field == "folder" and (tmp_path / "model" / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_saving_that_fails_leaves_nothing(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> None:
+        raise error
+
+    model = fresh("llama")
+    monkeypatch.setattr(type(WORDS), "save_pretrained", full)
+    with pytest.raises(InvalidInput if isinstance(error, OSError) else KeyboardInterrupt) as caught:
+        save(named(model), tmp_path / "model", NOTES)
+    assert list(tmp_path.iterdir()) == []
+    assert isinstance(error, KeyboardInterrupt) or "No space left on device" in str(caught.value)
+
+
+def test_a_saved_folder_appears_when_it_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rename(old: Path, new: Path) -> None:
+        assert not new.exists() and load(old, template=None).template == CHAT
+        raise OSError(39, "Directory not empty")
+
+    monkeypatch.setattr(models.os, "rename", rename)
+    assert "not empty" in refused(lambda: save(named(fresh("llama"), template=CHAT), tmp_path / "model", NOTES)).allowed
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- which template ---
+
+
+@pytest.mark.parametrize(
+    "written, template",
+    [(None, PLAIN), ("{{ messages[0].content }}", CHAT), ("[INST] <<SYS>> {{ messages }} [/INST]", LLAMA2_CHAT)],
+)
+def test_the_template_follows_from_the_tokenizers_chat_template(
+    written: str | None, template: Template, tmp_path: Path
+) -> None:
+    tokenizer = by_bytes(words=True)
+    tokenizer.chat_template = written
+    assert template_of(tokenizer) == template
+    assert load(saved(tmp_path, fresh("llama"), tokenizer)).template == template
+
+
+@pytest.mark.parametrize("name", sorted(READY))
+def test_a_folder_with_the_name_of_a_ready_made_model_has_its_template(name: str, tmp_path: Path) -> None:
+    folder = saved(tmp_path / READY[name].hub.split("/")[1], fresh("llama"))
+    assert load(folder).template == READY[name].template != PLAIN
+
+
+@pytest.mark.parametrize("name", sorted(READY))
+def test_a_ready_made_name_means_its_hub_id(name: str) -> None:
+    assert refused(lambda: load(name)).value == refused(lambda: load(READY[name].hub)).value == READY[name].hub
+
+
+@pytest.mark.parametrize("revision, asked", [(None, "a1"), ("b2", "b2")])
+def test_a_ready_made_model_is_read_at_its_revision_and_with_its_template(
+    revision: str | None, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def reader(found: object) -> Callable[..., object]:
+        return lambda where, *rest: seen.append((where, rest[-1])) or found
+
+    monkeypatch.setitem(READY, "mine", models.Ready("owner/name", LLAMA2_CHAT, "a1"))
+    for name, found in (("config", None), ("tokenizer", WORDS), ("weights", fresh("llama"))):
+        monkeypatch.setattr(models, f"read_{name}", reader(found))
+    assert load("mine", revision=revision, trust_remote_code=True).template == LLAMA2_CHAT
+    assert seen == 3 * [("owner/name", {"revision": asked, "trust_remote_code": True})]
+    assert load("other/name").template == PLAIN
+    assert seen[3:] == 3 * [("other/name", {"revision": None, "trust_remote_code": False})]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "auto"])
+def test_the_small_models_are_built_on_demand(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def build(settings: object, kind: str, *, device: str) -> LanguageModel:
+        asked.append((settings, kind, device))
+        return named(fresh("llama"))
+
+    monkeypatch.setattr(default_models, "build", build)
+    found = load("authors:partial", device="cpu", dtype=dtype, template=LLAMA2_CHAT)
+    assert asked == [(default_models.DefaultModels(), "partial", "cpu")]
+    assert found.model.dtype == (torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+    assert (found.template, found.name) == (LLAMA2_CHAT, "authors:partial")
+    assert load("authors:original").template == PLAIN
+
+
+# --- what cannot be used ---
+
+
+@pytest.mark.parametrize("source", ["/nowhere/at/all", "./nowhere", "owner/name/more", "owner/name", "name"])
+def test_a_source_that_is_not_there_is_named(source: str) -> None:
+    found = refused(lambda: load(source))
+    assert (found.field, found.value) == ("model", source) and "folder" in found.allowed
+
+
+def test_a_folder_without_configuration_or_weights_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "read_config", no_weights_read)
+    assert "config.json" in refused(lambda: load(tmp_path)).allowed
+    (tmp_path / "config.json").write_text("{}")
+    assert "safetensors" in refused(lambda: load(tmp_path)).allowed
+    (tmp_path / "pytest_model.bin").write_bytes(b"")
+    assert "pickle" in refused(lambda: load(tmp_path)).allowed
+
+
+def test_pickles_are_not_read_even_where_only_the_hub_knows_the_files(tmp_path: Path) -> None:
+    fresh("llama").config.save_pretrained(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"no weights")
+    found = refused(lambda: read_weights(str(tmp_path), fresh("llama").config, None, {}))
+    assert "model.safetensors" in found.allowed
+
+
+@pytest.mark.parametrize("config", ["{", "{}", '{"model_type": "nothing"}', "[]"])
+def test_a_configuration_that_cannot_be_read_is_refused(config: str, tmp_path: Path) -> None:
+    saved(tmp_path, fresh("llama"))
+    (tmp_path / "config.json").write_text(config)
+    found = refused(lambda: load(tmp_path))
+    assert (found.field, found.value) == ("model", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: transformers.T5ForConditionalGeneration(transformers.T5Config(**T5)),
+        lambda: transformers.BertForMaskedLM(transformers.BertConfig(**COMMON)),
+        lambda: transformers.LlamaModel(transformers.LlamaConfig(**COMMON)),
+    ],
+    ids=["encoder and decoder", "encoder", "no head"],
+)
+def test_a_model_that_is_not_a_causal_language_model_is_refused_before_its_weights_are_read(
+    model: Callable[[], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "read_weights", no_weights_read)
+    found = refused(lambda: load(saved(tmp_path, model())))
+    assert found.field == "model" and "causal" in found.allowed
+
+
+def test_a_model_that_looks_ahead_is_refused(tmp_path: Path) -> None:
+    model = transformers.BertLMHeadModel(transformers.BertConfig(is_decoder=False, **COMMON))
+    found = refused(lambda: load(saved(tmp_path, model)))
+    assert found.field == "model" and "looks at what comes later" in found.allowed
+
+
+def test_weights_that_are_missing_are_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = saved(tmp_path, fresh("llama")) / "model.safetensors"
+    kept = {name: value for name, value in load_file(file).items() if name != "lm_head.weight"}
+    save_file(kept, file, {"format": "pt"})
+    assert "lm_head.weight" in refused(lambda: load(tmp_path)).allowed
+
+
+def test_weights_that_are_cut_short_are_refused(tmp_path: Path) -> None:
+    file = saved(tmp_path, fresh("llama")) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    assert refused(lambda: load(tmp_path)).value == str(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["gone", "no end", "too large"])
+def test_a_tokenizer_that_does_not_serve_is_refused_before_weights_are_read(
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "read_weights", no_weights_read)
+    tokenizer = by_bytes(words=True)
+    if damage == "no end":
+        tokenizer.eos_token = None
+    model = fresh("llama", vocab_size=300) if damage == "too large" else fresh("llama")
+    folder = saved(tmp_path, model, None if damage == "gone" else tokenizer)
+    assert refused(lambda: load(folder)).field == "tokenizer"
+
+
+@pytest.mark.parametrize("more, fits", [(0, True), (-1, False)], ids=["as many", "one more"])
+def test_a_tokenizer_may_have_as_many_tokens_as_the_model_and_one_more_that_only_pads(
+    more: int, fits: bool, tmp_path: Path
+) -> None:
+    tokenizer = by_bytes(words=True)
+    folder = saved(tmp_path, fresh("llama", vocab_size=len(tokenizer) + more), tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(folder)
+    if fits:
+        assert load(folder).tokenizer.pad_token == "[PAD]"
+    else:
+        assert refused(lambda: load(folder)).field == "tokenizer"
+
+
+def test_a_tokenizer_from_elsewhere_is_taken_if_named(tmp_path: Path) -> None:
+    saved(tmp_path / "model", fresh("llama"), None)
+    WORDS.save_pretrained(tmp_path / "words")
+    check_same_vocabulary(load(tmp_path / "model", tokenizer=tmp_path / "words").tokenizer, WORDS)
+    assert refused(lambda: load(tmp_path / "model", tokenizer=tmp_path / "none")).field == "tokenizer"
+
+
+@pytest.mark.parametrize("template", ["[]", "{", '{"prompt": "no place"}', '{"other": 1}'])
+def test_a_damaged_template_is_refused(template: str, tmp_path: Path) -> None:
+    save(named(fresh("llama")), tmp_path / "model", NOTES)
+    (tmp_path / "model" / "template.json").write_text(template)
+    assert refused(lambda: load(tmp_path / "model")).field in ("template", "prompt")
+
+
+@pytest.mark.parametrize(
+    "options, field",
+    [
+        ({"dtype": "int8"}, "dtype"),
+        ({"dtype": "Float32"}, "dtype"),
+        ({"device": "gpu"}, "device"),
+        ({"device": "meta"}, "device"),
+        ({"device": "cuda:99"}, "device"),
+        ({"revision": "main"}, "revision"),
+    ],
+)
+def test_options_that_do_not_exist_are_refused(
+    options: dict[str, str], field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "read_config", no_weights_read)
+    saved(tmp_path, fresh("llama"))
+    found = refused(lambda: load(tmp_path, **options))  # pyright: ignore[reportArgumentType]
+    assert (found.field, found.value) == (field, options[field])
+
+
+def test_the_device_is_found_without_being_named() -> None:
+    assert find_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert find_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="permissions do not bind this user")
+def test_a_place_that_cannot_be_written_is_refused_for_want_of_permission(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    assert refused(lambda: save(named(fresh("llama")), tmp_path / "model", NOTES)).field == "folder"
+    tmp_path.chmod(0o700)
+
+
+def test_a_place_inside_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert refused(lambda: save(named(fresh("llama")), tmp_path / "file" / "model", NOTES)).field == "folder"
+    assert (tmp_path / "file").read_text() == ""
+
+
+# --- the same vocabulary ---
+
+
+def test_a_tokenizer_agrees_with_itself_and_with_one_that_also_pads() -> None:
+    padding = by_bytes(words=True)
+    padding.add_special_tokens({"pad_token": "[PAD]"})
+    assert check_same_vocabulary(WORDS, padding) is None and check_same_vocabulary(padding, WORDS) is None
+    assert len(padding) == len(WORDS) + 1
+
+
+def other_end() -> Any:
+    tokenizer = by_bytes(words=True)
+    tokenizer.eos_token = "<s>"
+    return tokenizer
+
+
+def other_rule() -> Any:
+    """The same tokens, of which it never merges two."""
+    tokenizer = by_bytes(words=True)
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    parts["model"]["merges"] = []
+    rebuilt = type(tokenizer.backend_tokenizer).from_str(json.dumps(parts))
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=rebuilt, bos_token="<s>", eos_token="</s>")
+
+
+@pytest.mark.parametrize(
+    "other, reason", [(by_pieces, "not the same token"), (other_end, "end token"), (other_rule, "cut differently")]
+)
+def test_another_vocabulary_is_refused(other: Callable[[], Any], reason: str) -> None:
+    for one, two in ((WORDS, other()), (other(), WORDS)):
+        found = refused(lambda one=one, two=two: check_same_vocabulary(one, two, "retrained"))
+        assert found.field == "retrained" and reason in found.allowed
+    assert refused(lambda: check_same_vocabulary(WORDS, other())).field == "reference"
+
+
+# --- noise on the weights ---
+
+shares, scales = st.floats(0, 1), st.floats(0, 10)
+
+
+@settings(max_examples=20)
+@given(st.sampled_from(sorted(MODELS)), shares, scales, st.integers(0, 2**63))
+def test_perturbed_weights_are_averages_with_noise_of_their_own_size(
+    name: str, share: float, scale: float, seed: int
+) -> None:
+    model, generator = fresh(name), torch.Generator().manual_seed(seed)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = dict(perturbed(model, scale=scale, share=share, seed=seed).named_parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    for name, value in model.named_parameters():
+        numbers = value.flatten().tolist()
+        mean = sum(numbers) / len(numbers)
+        std = (sum((number - mean) ** 2 for number in numbers) / len(numbers)) ** 0.5
+        noise = torch.randn(value.shape, generator=generator)
+        want = (1 - share) * value.detach() + share * scale * std * noise
+        torch.testing.assert_close(found[name], want, rtol=1e-4, atol=1e-5 * (1 + scale) * (1e-3 + std))
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_no_share_of_noise_changes_nothing(name: str, dtype: torch.dtype) -> None:
+    model = fresh(name).to(dtype)
+    copy = perturbed(model, scale=3.0, share=0.0, seed=1)
+    assert all(torch.equal(*pair) for pair in zip(copy.parameters(), model.parameters(), strict=True))
+    assert copy.dtype == dtype and {id(value) for value in copy.parameters()}.isdisjoint(map(id, model.parameters()))
+
+
+def test_tied_weights_stay_tied_under_noise() -> None:
+    copy = perturbed(fresh("tied"), scale=1.0, seed=1)
+    assert copy.get_input_embeddings().weight is copy.get_output_embeddings().weight
+
+
+def test_noise_follows_from_its_seed_alone() -> None:
+    before = torch.random.get_rng_state()
+    one, same, other = (perturbed(fresh("gpt2"), scale=1.0, seed=seed).lm_head.weight for seed in (1, 1, 2))
+    assert torch.equal(one, same) and not torch.equal(one, other)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    narrow = perturbed(fresh("gpt2").bfloat16(), scale=1.0, seed=1).lm_head.weight
+    torch.testing.assert_close(narrow.float(), one, rtol=2e-2, atol=1e-3)
+
+
+def test_with_all_noise_the_weights_are_forgotten() -> None:
+    own = fresh("llama").requires_grad_(False)
+    weight = perturbed(own, scale=2.0, share=1.0, seed=1).get_input_embeddings().weight
+    own = own.get_input_embeddings().weight
+    assert float(weight.std() / own.std()) == pytest.approx(2.0, rel=0.05)
+    assert abs(float(torch.corrcoef(torch.stack([weight.flatten(), own.flatten()]))[0, 1])) < 0.05
+
+
+@pytest.mark.parametrize("field, value", [("share", -0.1), ("share", 1.1), ("scale", -1.0), ("scale", float("inf"))])
+def test_noise_out_of_bounds_is_refused(field: str, value: float) -> None:
+    options: dict[str, Any] = {"scale": 1.0, "share": 0.5, field: value}
+    assert refused(lambda: perturbed(fresh("llama"), seed=0, **options)).field == field
