@@ -1,0 +1,52 @@
+"""Language models from the command line: `python -m llm {build,score,weights,unlearn,diagnose} --help`.
+
+The same diagnostics as for the Markov chains, on any causal language model: score the responses of a data set, weigh
+them under any objective, unlearn, and ask whether the effort goes where it is needed. Nothing is downloaded unless a
+name from the hub is given: `authors:...` are models and data made here. Try
+
+    python -m llm build
+    python -m llm score --model authors:original --data authors:forget10 --out original.parquet
+    python -m llm score --model authors:retrained --data authors:forget10 --out retrained.parquet
+    python -m llm weights --scores original.parquet --reference original.parquet --retrained retrained.parquet
+    python -m llm unlearn --objective simnpo:4.5 --out out/simnpo
+
+and, where there are only evaluation logs of TOFU runs, `python -m llm diagnose --logs DIR --retrained-logs DIR`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import tyro
+
+from llm.model_commands import Build, Score, build, score
+from llm.table_commands import Diagnose, Weights, diagnose, weights
+from llm.unlearn_command import Unlearn, unlearn
+from markov.errors import exit_code
+
+ACTIONS: dict[type, Callable[[Any], None]] = {
+    Build: build,
+    Score: score,
+    Weights: weights,
+    Unlearn: unlearn,
+    Diagnose: diagnose,
+}
+
+
+def cli(arguments: Sequence[str] | None = None) -> int:
+    """Parse the arguments (default: the process's own), run, and return the exit code."""
+    commands = (
+        Annotated[Build, tyro.conf.subcommand("build", prefix_name=False)]
+        | Annotated[Score, tyro.conf.subcommand("score", prefix_name=False)]
+        | Annotated[Weights, tyro.conf.subcommand("weights", prefix_name=False)]
+        | Annotated[Unlearn, tyro.conf.subcommand("unlearn", prefix_name=False)]
+        | Annotated[Diagnose, tyro.conf.subcommand("diagnose", prefix_name=False)]
+    )
+    command: Any = tyro.cli(commands, prog="python -m llm", description=__doc__, args=arguments)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    return exit_code(lambda: ACTIONS[type(command)](command))
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

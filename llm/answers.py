@@ -1,0 +1,134 @@
+"""What a model makes of every answer of a data set: an evaluation log computed instead of read.
+
+The truth, its paraphrase and the wrong answers are scored in one pass. `layout` of such a log is `scored`, and its
+`file` names the model. What a model writes itself, and with it rouge, is not part of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from llm.corpora import Example
+from llm.encoding import BUDGET, MAX_LENGTH, Encoded, encode_examples
+from llm.logs import Answers, EvaluationLog
+from llm.models import LanguageModel
+from llm.score_tables import score_table
+from llm.scoring import score_encoded
+from markov.errors import InvalidInput, require
+
+LAYOUT = "scored"
+PERTURBED = "perturbed_"
+
+
+def answer_log(
+    language: LanguageModel,
+    examples: Sequence[Example],
+    *,
+    max_length: int = MAX_LENGTH,
+    budget: int = BUDGET,
+    progress: bool = True,
+) -> EvaluationLog:
+    """Losses of the response, the paraphrase and the perturbed responses of each example, nats, in their order.
+
+    An example without a paraphrase has its response stand for it, as in TOFU's sets of real authors and world facts.
+    Where no example has perturbed responses the log has none. Raises `InvalidInput` as `encode_examples` and
+    `score_encoded` do, and for examples that differ in their numbers of perturbed responses.
+    """
+    columns = _encoded(language, examples, max_length)
+    flat = [one for column in columns for one in column]
+    seq = score_encoded(language.model, flat, budget=budget, progress=progress)
+    # A column per kind of answer: the response, its paraphrase, then the perturbed ones.
+    shape = (len(columns), len(examples))
+    total, length = (part.double().reshape(shape).numpy() for part in (-seq.logp, seq.length))
+    gold, paraphrased = (Answers(total[row] / length[row], total[row], length[row]) for row in (0, 1))
+    wrong, count = total[2:].T, length[2:].T
+    return EvaluationLog(
+        file=language.name,
+        layout=LAYOUT,
+        index=np.array([example.index for example in examples]),
+        gold=gold,
+        paraphrased=paraphrased,
+        perturbed=Answers(wrong / count, wrong, count) if len(columns) > 2 else None,
+        question=tuple(example.prompt for example in examples),
+        answer=tuple(example.response for example in examples),
+    )
+
+
+def log_table(log: EvaluationLog) -> pd.DataFrame:
+    """A log of answers as a tidy table: `index`, `answer` (gold, paraphrased, perturbed_0, ...), `logp`, `length`.
+
+    Raises `InvalidInput` for a log without numbers of scored tokens.
+    """
+    columns = {"gold": _counted(log, log.gold)}
+    if log.paraphrased is not None:
+        columns["paraphrased"] = _counted(log, log.paraphrased)
+    if log.perturbed is not None:
+        total, length = _counted(log, log.perturbed)
+        columns |= {f"{PERTURBED}{place}": pair for place, pair in enumerate(zip(total.T, length.T, strict=True))}
+    frames = (
+        pd.DataFrame({"index": log.index, "answer": name, "logp": -total, "length": length})
+        for name, (total, length) in columns.items()
+    )
+    return pd.concat(frames, ignore_index=True)
+
+
+def log_of(table: pd.DataFrame, file: str) -> EvaluationLog:
+    """The log of a table that `log_table` made, examples by ascending index; `file` names the model."""
+    wide = table.pivot(index="index", columns="answer", values=["logp", "length"])
+
+    def answers(names: str | list[str]) -> Answers:
+        total, length = -wide["logp"][names].to_numpy(dtype=float), wide["length"][names].to_numpy(dtype=float)
+        return Answers(total / length, total, length)
+
+    kinds = set(table["answer"])
+    wrong = [f"{PERTURBED}{place}" for place in range(len(kinds)) if f"{PERTURBED}{place}" in kinds]
+    return EvaluationLog(
+        file=file,
+        layout=LAYOUT,
+        index=wide.index.to_numpy(),
+        gold=answers("gold"),
+        paraphrased=answers("paraphrased") if "paraphrased" in kinds else None,
+        perturbed=answers(wrong) if wrong else None,
+    )
+
+
+def _counted(log: EvaluationLog, answers: Answers) -> tuple[np.ndarray, np.ndarray]:
+    if answers.total is None or answers.length is None:
+        raise InvalidInput("length", None, f"numbers of scored tokens in {log.file}: it stores means only")
+    return answers.total, answers.length
+
+
+def _encoded(language: LanguageModel, examples: Sequence[Example], max_length: int) -> list[list[Encoded]]:
+    require(len(examples) > 0, "examples", examples, "at least one")
+    counts = {len(example.perturbed) for example in examples}
+    require(len(counts) == 1, "perturbed", sorted(counts), "as many perturbed responses for every example")
+    columns = [
+        list(examples),
+        [replace(one, response=one.paraphrase or one.response) for one in examples],
+        *([replace(one, response=one.perturbed[place]) for one in examples] for place in range(counts.pop())),
+    ]
+    # Column by column, so that an error names the example by its place in the data set.
+    return [encode_examples(language.tokenizer, language.template, column, max_length=max_length) for column in columns]
+
+
+def responses(language: LanguageModel, examples: Sequence[Example], *, max_length: int = MAX_LENGTH) -> list[Encoded]:
+    """The tokens of each example's prompt and response, as the model's template writes them."""
+    return encode_examples(language.tokenizer, language.template, examples, max_length=max_length)
+
+
+def scores(
+    language: LanguageModel,
+    examples: Sequence[Example],
+    *,
+    max_length: int = MAX_LENGTH,
+    budget: int = BUDGET,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """`index`, `logp` (nats) and `length` of each example's response: see `llm.score_tables`."""
+    encoded = responses(language, examples, max_length=max_length)
+    seq = score_encoded(language.model, encoded, budget=budget, progress=progress)
+    return score_table(seq, np.array([example.index for example in examples]))

@@ -1,0 +1,103 @@
+"""The commands that make the default models and score a data set.
+
+What takes seconds to import is imported when a command runs, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from llm.options import SOURCES, ModelOptions, load_model, write
+from markov import storage
+from markov.errors import require
+
+Kind = Literal["original", "retrained", "partial"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build:
+    """Make the default models, which need no download: a small Llama that knows fictional authors by heart.
+
+    They are kept in the cache ($SIMNPO_LAB_CACHE chooses where) and known to every command as authors:KIND. With --out
+    they are also written to a folder, beside the data as files in TOFU's format.
+    """
+
+    kinds: tuple[Kind, ...] = ("original", "retrained", "partial")
+    """original: trained on all; retrained: never saw the forget data; partial: saw half of it."""
+    percent: int = 10
+    """How much of the authors is to be forgotten: 1, 5 or 10 percent."""
+    seed: int = 0
+    """Seed of the corpus and of the training."""
+    device: str = "auto"
+    """cpu, cuda, mps; auto takes a GPU where there is one."""
+    out: Path | None = None
+    """Folder for copies: OUT/KIND the models, OUT/data the splits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score(ModelOptions):
+    """Log-probabilities of the responses of a data set: a table with the columns index, logp (nats) and length.
+
+    Example: python -m llm score --model authors:original --data authors:forget10 --out original.parquet
+    """
+
+    data: str = "authors:forget10"
+    """authors:SPLIT, tofu:SPLIT, or a file or folder in TOFU's JSON."""
+    split: str | None = None
+    """Split of a folder."""
+    gradients: bool = False
+    """Also the norm of the gradient of each logp, in the column gradient_norm; takes about as long as a training step
+    on each batch."""
+    noise: float | None = None
+    """Score a perturbed model instead (the paper's A1): its weights averaged with Gaussian ones, of this many times
+    the standard deviation of each tensor's own."""
+    noise_seed: int = 0
+    """Seed of the Gaussian weights."""
+    out: Path = Path("out/scores.parquet")
+    """Table to write."""
+
+
+def build(command: Build) -> None:
+    """Train what is not cached, and copy."""
+    from llm import corpora
+    from llm.authors import Authors, splits
+    from llm.default_models import DefaultModels
+    from llm.default_models import build as make
+    from llm.models import save
+
+    require(len(command.kinds) > 0, "kinds", command.kinds, "at least one")
+    settings = DefaultModels(authors=Authors(seed=command.seed), percent=command.percent, seed=command.seed)
+    if command.out is not None:
+        storage.check_writable(command.out, "out", folder=True)
+    for kind in command.kinds:
+        language = make(settings, kind, device=command.device)
+        if command.out is not None:
+            save(language, command.out / kind, storage.provenance(settings, *SOURCES, seeds=[command.seed]))
+        print(f"{kind}: {language.name}" if command.out is None else f"{kind}: {command.out / kind}")
+    if command.out is not None:
+        for name, examples in splits(settings.authors).items():
+            corpora.write(examples, command.out / "data" / f"{name}.json")
+
+
+def score(command: Score) -> None:
+    """Score a data set."""
+    from llm.answers import responses, scores
+    from llm.gradients import gradient_norms
+    from llm.models import perturbed
+    from llm.sources import read
+
+    storage.check_writable(command.out, "out")
+    examples = read(command.data, command.split)
+    language = load_model(command)
+    if command.noise is not None:
+        language = language._replace(model=perturbed(language.model, scale=command.noise, seed=command.noise_seed))
+    frame = scores(language, examples, max_length=command.max_length, budget=command.budget)
+    if command.gradients:
+        encoded = responses(language, examples, max_length=command.max_length)
+        frame["gradient_norm"] = gradient_norms(language.model, encoded).double().numpy()
+    write(frame, command.out, command)
+    length, mean = frame["length"], -frame["logp"].sum() / frame["length"].sum()
+    shown = f"{len(frame)} responses of {length.min()} to {length.max()} tokens, {mean:.4f} nats per token"
+    print(f"{shown}: {command.out}")

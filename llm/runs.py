@@ -1,0 +1,152 @@
+"""Runs of unlearning as folders: everything that is known of a run, written whole or to be continued.
+
+    examples.parquet    a row per epoch and forget example: see `llm.unlearning`, with the columns `retrained`, `needed`
+                        and `needed_per_token` of `llm.diagnostics` where a retrained model was given
+    answers.parquet     a row per model, forget example and answer (see `llm.answers.log_table`): `model` is original,
+                        unlearned and, where its log was given, retrained
+    epochs.parquet      a row per epoch; written last, so that a folder with it is complete
+    model/              the model at the end
+
+Before that the folder holds the state from which a run that was stopped goes on. The tables carry the settings.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+
+from llm.answers import answer_log, log_of, log_table, responses
+from llm.checkpointing import parameters_digest
+from llm.corpora import Example
+from llm.diagnostics import with_needed
+from llm.encoding import MAX_LENGTH, Encoded
+from llm.logs import EvaluationLog, total_loss
+from llm.models import LanguageModel, save
+from llm.unlearning import Unlearning, unlearn
+from markov import storage
+from markov.errors import InvalidInput, require
+from markov.objectives import Objective
+from markov.storage import Location
+
+SOURCES = ("markov.objectives", "llm")
+EXAMPLES, ANSWERS, EPOCHS, WEIGHTS = (f"{name}.parquet" for name in ("examples", "answers", "epochs", "weights"))
+MODEL, STATE = "model", "state"
+
+
+class Run(NamedTuple):
+    """A finished run: its tables, the settings it was made with, and its folder."""
+
+    examples: pd.DataFrame
+    answers: pd.DataFrame
+    epochs: pd.DataFrame
+    settings: Mapping[str, Any]
+    folder: Path
+
+    @property
+    def objective(self) -> Objective:
+        """What was minimised on the forget data."""
+        fields = self.settings["unlearning"]["objective"]
+        return Objective(**{name: fields[name] for name in Objective._fields})
+
+    @property
+    def logs(self) -> dict[str, EvaluationLog]:
+        """Evaluation logs of the forget set by model: original, unlearned and, where it was given, retrained."""
+        return {
+            str(model): log_of(own.drop(columns="model"), f"{model} model of {self.folder}")
+            for model, own in self.answers.groupby("model")
+        }
+
+
+def unlearn_into(
+    folder: Location,
+    language: LanguageModel,
+    forget: Sequence[Example],
+    retain: Sequence[Example],
+    settings: Unlearning,
+    *,
+    reference: EvaluationLog | None = None,
+    original: EvaluationLog | None = None,
+    retrained: EvaluationLog | None = None,
+    max_length: int = MAX_LENGTH,
+    progress: bool = True,
+) -> Run:
+    """Unlearn in a folder, go on with what an earlier call left there, or read what it finished.
+
+    Logs say what other models make of the forget examples: a `reference` other than the model itself, one `retrained`
+    without them, and the `original`, which is scored now if not given. Raises `InvalidInput` as `unlearn` does, for
+    logs of other examples or tokens, and for a folder that cannot be written or holds a run of other settings, data or
+    models.
+    """
+    folder = storage.check_writable(folder, "out", folder=True)
+    index = np.array([example.index for example in forget])
+    encoded, kept = (responses(language, examples, max_length=max_length) for examples in (forget, retain))
+    others = {name: log for name, log in (("reference", reference), ("retrained", retrained)) if log is not None}
+    logps = {name: _logp_of(log, name, index, encoded) for name, log in others.items()}
+    described = {
+        "model": language.name,
+        "unlearning": settings,
+        "forget": storage.fingerprint([one.tokens for one in encoded]),
+        "retain": storage.fingerprint([one.tokens for one in kept]),
+        **{name: storage.fingerprint(logp) for name, logp in logps.items()},
+        "parameters": parameters_digest(language.model),
+    }
+    known = storage.provenance(described, *SOURCES, seeds=[settings.optimization.seed])
+    if (folder / EPOCHS).exists():
+        run = read_run(folder)
+        same = run.settings == storage.settings_of(described)
+        require(same, "out", str(folder), "an empty folder, or that of a run of these settings, data and models")
+        return run
+    state = folder / STATE
+
+    def answers() -> EvaluationLog:
+        return answer_log(language, forget, max_length=max_length, progress=progress)
+
+    logs = {"original": answers() if original is None else original, "retrained": retrained}
+    ref = torch.tensor(logps["reference"]) if reference is not None else None
+    found = unlearn(language.model, encoded, kept, settings, ref=ref, index=index, state=state, progress=progress)
+    examples = found.examples
+    if retrained is not None:
+        epochs = examples["epoch"].nunique()
+        examples = with_needed(examples, np.tile(logps["retrained"], epochs))
+    logs["unlearned"] = answers()
+    tables = [log_table(log).assign(model=model) for model, log in logs.items() if log is not None]
+    storage.write_table(examples, folder / EXAMPLES, known)
+    storage.write_table(pd.concat(tables, ignore_index=True), folder / ANSWERS, known)
+    shutil.rmtree(folder / MODEL, ignore_errors=True)  # left by a run that was stopped after the next line
+    save(language, folder / MODEL, known)
+    storage.write_table(found.epochs, folder / EPOCHS, known)
+    shutil.rmtree(state, ignore_errors=True)
+    return read_run(folder)
+
+
+def read_run(folder: Location) -> Run:
+    """The run in a folder; raises `InvalidInput` where there is none, or one that is not finished."""
+    path = Path(folder)
+    if not (path / EPOCHS).is_file():
+        unfinished = path.is_dir() and any(path.iterdir())
+        reason = "it holds no finished run" if unfinished else "there is no such run"
+        raise InvalidInput("run", os.fspath(folder), f"a folder that `python -m llm unlearn` wrote ({reason})")
+    examples, answers, epochs = (storage.read_table(path / name) for name in (EXAMPLES, ANSWERS, EPOCHS))
+    return Run(examples, answers, epochs, epochs.attrs[storage.KEY]["settings"], path)
+
+
+def _logp_of(
+    log: EvaluationLog, field: str, index: Int[np.ndarray, "examples"], encoded: Sequence[Encoded]
+) -> Float[np.ndarray, "examples"]:
+    """log pi of each response (nats) in the order of `index`; raises `InvalidInput` for other examples or tokens."""
+    places = {int(one): place for place, one in enumerate(log.index)}
+    lacking = [int(one) for one in index if int(one) not in places]
+    require(not lacking and len(log.index) == len(index), field, lacking[:1], f"all forget examples in {log.file}")
+    order = [places[int(one)] for one in index]
+    loss, length = total_loss(log)[order], np.array([len(one.tokens) - one.prompt for one in encoded])
+    uneven = int((np.asarray(log.gold.length)[order] != length).sum())
+    require(not uneven, field, log.file, f"scores of the same tokens of each response ({uneven} have other lengths)")
+    return -loss

@@ -1,0 +1,278 @@
+"""The command line of the language models: what each command writes, and one clear line for what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import transformers
+
+from llm import corpora
+from llm.__main__ import cli
+from llm.answers import responses, scores
+from llm.authors import Authors, splits
+from llm.diagnostics import COLUMNS
+from llm.encoding import LLAMA2_CHAT, encode_examples
+from llm.gradients import gradient_norms
+from llm.logs import total_loss
+from llm.models import LanguageModel, load, perturbed, save
+from llm.optimization import Optimization
+from llm.options import DEFAULTS, objectives
+from llm.runs import read_run
+from llm.training import fine_tune
+from llm.unlearning import weights_by_epoch
+from markov import storage
+from markov.errors import InvalidInput
+from markov.objectives import npo
+from tests.test_cli import call
+from tests.test_encoding import by_bytes
+from tests.test_logs import REAL, needs_real_logs, some_columns
+
+WEIGHTS = [f"weight_{name}" for name in objectives(DEFAULTS)]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model, another one of the same vocabulary, and splits of a small corpus."""
+    folder = tmp_path_factory.mktemp("place")
+    tokenizer = by_bytes(words=True)
+    data = {name: part[:6] for name, part in splits(Authors(authors=10, questions=4)).items()}
+    for name in ("forget10", "retain90"):
+        corpora.write(data[name], folder / f"{name}.json")
+    known = {"model": (*data["forget10"], *data["retain90"]), "retrained": data["retain90"]}
+    sizes: dict[str, Any] = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    for number, name in enumerate(("model", "retrained")):
+        torch.manual_seed(number)
+        config = transformers.LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=512, **sizes)
+        model = transformers.LlamaForCausalLM(config)
+        # Better than guessing, or the runs would be reported as collapsed from the start.
+        fine_tune(
+            model,
+            encode_examples(tokenizer, LLAMA2_CHAT, known[name]),
+            Optimization(epochs=5, batch=4, learning_rate=1e-2, seed=number),
+        )
+        language = LanguageModel(model=model, tokenizer=tokenizer, template=LLAMA2_CHAT, name=name)
+        save(language, folder / name, {"seed": number})
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    yield
+
+
+def with_model(place: Path) -> list[str]:
+    return ["--model", str(place / "model"), "--data", str(place / "forget10.json"), "--device", "cpu"]
+
+
+def test_score_writes_what_scoring_gives(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli(["score", *with_model(place), "--gradients", "--out", "s.parquet"]) == 0
+    frame = storage.read_table(tmp_path / "s.parquet")
+    assert list(frame.columns) == ["index", "logp", "length", "gradient_norm"]
+    language, examples = load(place / "model", device="cpu"), corpora.read(place / "forget10.json")
+    own = scores(language, examples, progress=False)
+    pd.testing.assert_frame_equal(frame[["index", "logp", "length"]], own, check_flags=False)
+    norms = gradient_norms(language.model, responses(language, examples), progress=False)
+    np.testing.assert_allclose(frame["gradient_norm"], norms, rtol=1e-6)
+    assert frame.attrs["provenance"]["settings"]["model"] == str(place / "model")
+    shown = capsys.readouterr()
+    assert f"{-own['logp'].sum() / own['length'].sum():.4f} nats per token" in shown.out
+    assert "%|" not in shown.err  # no progress bar where nobody watches
+
+
+def test_score_can_take_a_perturbed_model(place: Path, tmp_path: Path) -> None:
+    assert cli(["score", *with_model(place), "--noise", "0.5", "--noise-seed", "3", "--out", "n.parquet"]) == 0
+    language, examples = load(place / "model", device="cpu"), corpora.read(place / "forget10.json")
+    noisy = language._replace(model=perturbed(language.model, scale=0.5, seed=3))
+    found = storage.read_table(tmp_path / "n.parquet")
+    np.testing.assert_allclose(found["logp"], scores(noisy, examples, progress=False)["logp"], rtol=1e-6)
+    assert not np.allclose(found["logp"], scores(language, examples, progress=False)["logp"])
+
+
+def test_weights_come_from_tables_of_scores(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("model", "retrained"):
+        arguments = ["--model", str(place / name), "--data", str(place / "forget10.json")]
+        assert cli(["score", *arguments, "--out", f"{name}.parquet"]) == 0
+    tables = ["--scores", "model.parquet", "--reference", "model.parquet"]
+    assert cli(["weights", *tables, "--retrained", "retrained.parquet", "--out", "w.parquet"]) == 0
+    frame = storage.read_table(tmp_path / "w.parquet")
+    assert list(frame.columns) == [*COLUMNS, *WEIGHTS]
+    assert set(frame["weight_npo_b0.1"]) == {1.0}
+    ours, theirs = (storage.read_table(tmp_path / f"{name}.parquet")["logp"] for name in ("model", "retrained"))
+    np.testing.assert_allclose(frame["needed"], ours - theirs)
+    shown = capsys.readouterr().out
+    assert "Spearman" in shown and "simnpo_b2.5" in shown
+    assert cli(["weights", *tables, "--objectives", "simnpo:1:0.5", "--out", "w.parquet"]) == 0
+    assert list(storage.read_table(tmp_path / "w.parquet").columns)[-1] == "weight_simnpo_b1_g0.5"
+
+
+def arguments_of_unlearning(place: Path, out: str) -> list[str]:
+    small = ["--epochs", "2", "--batch", "2", "--learning-rate", "1e-3", "--retain-weight", "0.5"]
+    data = ["--retain-data", str(place / "retain90.json"), "--retrained", str(place / "retrained")]
+    return ["unlearn", *with_model(place), *data, *small, "--gradients", "--objective", "npo:0.2", "--out", out]
+
+
+def test_unlearn_leaves_a_run_with_everything(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli(arguments_of_unlearning(place, "run")) == 0
+    shown = capsys.readouterr().out
+    assert "retain_loss" in shown and "examples.parquet" in shown
+    run = read_run(tmp_path / "run")
+    assert sorted(file.name for file in (tmp_path / "run").iterdir()) == sorted(
+        ["answers.parquet", "epochs.parquet", "examples.parquet", "model", "weights.parquet"]
+    )
+    assert run.objective == npo(0.2)
+    assert sorted(set(run.examples["epoch"])) == [0, 1, 2] == run.epochs["epoch"].tolist()
+    start, end = (run.examples[run.examples["epoch"] == epoch] for epoch in (0, 2))
+    np.testing.assert_array_equal(start["logp"], start["ref"])
+    assert (end["logp"] != start["logp"].to_numpy()).all() and (run.examples["gradient_norm"] > 0).all()
+
+    examples = corpora.read(place / "forget10.json")
+    retrained = scores(load(place / "retrained", device="cpu"), examples, progress=False)
+    for _, own in run.examples.groupby("epoch"):
+        np.testing.assert_allclose(own["needed"], own["ref"].to_numpy() - retrained["logp"])
+    unlearned = load(tmp_path / "run" / "model", device="cpu")
+    assert unlearned.template == LLAMA2_CHAT
+    again = scores(unlearned, examples, progress=False)
+    np.testing.assert_allclose(end["logp"], again["logp"], rtol=1e-5)
+    assert set(run.logs) == {"original", "retrained", "unlearned"}
+    for model, expected in {
+        "original": start["logp"],
+        "retrained": retrained["logp"],
+        "unlearned": again["logp"],
+    }.items():
+        np.testing.assert_allclose(total_loss(run.logs[model]), -expected, rtol=1e-5)
+        assert run.logs[model].perturbed is not None and run.logs[model].paraphrased is not None
+    expected = weights_by_epoch(run.examples, objectives(DEFAULTS))
+    found = storage.read_table(tmp_path / "run" / "weights.parquet")
+    pd.testing.assert_frame_equal(found, expected, check_flags=False)
+
+
+def test_a_finished_run_is_read_and_a_run_of_other_settings_refused(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = arguments_of_unlearning(place, "run")
+    assert cli(arguments) == 0
+    before = {file: file.read_bytes() for file in (tmp_path / "run").glob("*.parquet")}
+
+    def untrained(*_: object, **__: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr("llm.runs.unlearn", untrained)
+    assert cli(arguments) == 0
+    capsys.readouterr()
+    assert cli([*arguments, "--seed", "1"]) == 2
+    assert "error: out = 'run' is not allowed" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in (tmp_path / "run").glob("*.parquet")} == before
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_tables(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli(arguments_of_unlearning(place, "whole")) == 0
+    stopped = {"llm.runs.log_table": "after training", "llm.runs.save": "before the model is written"}
+    for place_of_stop in stopped:
+        with monkeypatch.context() as patch:
+
+            def interrupted(*_: object, **__: object) -> None:
+                raise KeyboardInterrupt
+
+            patch.setattr(place_of_stop, interrupted)
+            assert cli(arguments_of_unlearning(place, "stopped")) == 130
+        with pytest.raises(InvalidInput, match="no finished run"):
+            read_run(tmp_path / "stopped")
+    assert cli(arguments_of_unlearning(place, "stopped")) == 0
+    whole, parts = read_run(tmp_path / "whole"), read_run(tmp_path / "stopped")
+    for mine, theirs in zip(whole[:3], parts[:3], strict=True):
+        pd.testing.assert_frame_equal(mine, theirs, check_flags=False)
+    assert not (tmp_path / "stopped" / "state").exists()
+
+
+def test_a_reference_of_its_own_is_used(place: Path, tmp_path: Path) -> None:
+    assert cli(["score", *with_model(place), "--noise", "1", "--out", "n.parquet"]) == 0
+    arguments = [*arguments_of_unlearning(place, "run"), "--epochs", "1", "--reference", "n.parquet"]
+    assert cli(arguments) == 0
+    run, noisy = read_run(tmp_path / "run"), storage.read_table(tmp_path / "n.parquet")
+    for _, own in run.examples.groupby("epoch"):
+        np.testing.assert_allclose(own["ref"], noisy["logp"])
+    start = run.examples[run.examples["epoch"] == 0]
+    assert not np.allclose(start["ref"], start["logp"])
+
+
+def test_diagnose_needs_logs_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, name in enumerate(("full", "retain")):
+        columns = some_columns(count=9)
+        columns["gt_loss"] = [loss * (1 + seed) for loss in columns["gt_loss"]]
+        columns["avg_gt_loss"] = [loss * (1 + seed) for loss in columns["avg_gt_loss"]]
+        (tmp_path / f"{name}.json").write_text(json.dumps(columns))
+    assert cli(["diagnose", "--logs", "full.json", "--retrained-logs", "retain.json", "--out", "d.parquet"]) == 0
+    frame = storage.read_table(tmp_path / "d.parquet")
+    assert list(frame.columns) == [name for name in COLUMNS if name != "logp"] + WEIGHTS
+    np.testing.assert_allclose(frame["needed"], -frame["ref"])
+    assert "Spearman" in capsys.readouterr().out
+
+
+@needs_real_logs
+def test_diagnose_reads_real_logs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logs = ["--logs", str(REAL / "llama2-7b_full"), "--retrained-logs"]
+    assert cli(["diagnose", *logs, str(REAL / "llama2-7b_retain90"), "--out", "d.parquet"]) == 0
+    assert len(storage.read_table(tmp_path / "d.parquet")) == 300
+    assert "0.847" in capsys.readouterr().out
+    assert cli(["diagnose", *logs, str(REAL / "llama2-7b_retain95"), "--out", "d.parquet"]) == 2
+    assert cli(["diagnose", *logs, str(REAL / "llama2-7b_retain95"), "--shared", "--out", "d.parquet"]) == 0
+    assert len(storage.read_table(tmp_path / "d.parquet")) == 100
+
+
+@pytest.mark.parametrize(
+    ("field", "arguments"),
+    [
+        ("model", ["score", "--model", "nowhere"]),
+        ("dtype", ["score", "--model", "MODEL", "--dtype", "auto", "--data", "absent.json"]),
+        ("out", ["score", "--model", "MODEL", "--out", "/dev/null/s.parquet"]),
+        ("split", ["score", "--model", "MODEL", "--data", "authors:forget20"]),
+        ("max_length", ["score", "--model", "MODEL", "--data", "DATA", "--max-length", "3"]),
+        ("scale", ["score", "--model", "MODEL", "--data", "DATA", "--noise", "-1"]),
+        ("scores", ["weights", "--scores", "absent.parquet", "--reference", "absent.parquet"]),
+        ("objective", ["weights", "--scores", "x", "--reference", "x", "--objectives", "dpo:1"]),
+        ("logs", ["diagnose", "--logs", ".", "--retrained-logs", "."]),
+        ("log", ["diagnose", "--logs", "absent.json", "--retrained-logs", "absent.json"]),
+        ("objective", ["unlearn", "--objective", "npo"]),
+        ("beta", ["unlearn", "--objective", "npo:-1"]),
+        ("retain_weight", ["unlearn", "--retain-weight", "-1"]),
+        ("epochs", ["unlearn", "--epochs", "0"]),
+        ("learning_rate", ["unlearn", "--learning-rate", "0"]),
+        ("rank", ["unlearn", "--lora-rank", "0"]),
+        (
+            "reference",
+            ["unlearn", "--model", "MODEL", "--data", "DATA", "--retain-data", "DATA", "--reference", "DATA"],
+        ),
+        ("percent", ["build", "--percent", "0"]),
+        ("out", ["build", "--out", "/dev/null/out"]),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    field: str, arguments: list[str], place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = {"MODEL": str(place / "model"), "DATA": str(place / "forget10.json")}
+    assert cli([known.get(argument, argument) for argument in arguments]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ") and "is not allowed" in line
+    field = {"dtype": "source"}.get(field, field)
+    assert line.startswith(f"error: {field}"), line
+    assert list(tmp_path.rglob("*.parquet")) == []
+
+
+def test_help_teaches_without_loading_a_model() -> None:
+    shown = call("--help", module="llm")
+    assert shown.returncode == 0
+    for word in ("build", "score", "weights", "unlearn", "diagnose", "authors:original", "--retrained-logs"):
+        assert word in shown.stdout
+    for command in ("build", "score", "weights", "unlearn", "diagnose"):
+        text = call(command, "--help", module="llm").stdout
+        assert "default" in text and ("Example" in text or command == "build")
