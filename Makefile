@@ -18,13 +18,13 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
 
-figures: $(VENV)/.installed  ## draw every figure; ARGS="tradeoff --quick" draws one, roughly
+figures: $(VENV)/.llm  ## draw every figure; ARGS="tradeoff --quick" draws one, roughly
 	$(RUN) figures $(ARGS)
 
-gallery: $(VENV)/.installed  ## refresh the small pictures that the README shows
+gallery: $(VENV)/.llm  ## refresh the small pictures that the README shows
 	$(RUN) figures --gallery $(ARGS)
 
-claims: $(VENV)/.installed  ## the table of the paper's claims, each with an interval and a verdict
+claims: $(VENV)/.llm  ## the table of the paper's claims, each with an interval and a verdict
 	$(RUN) figures claims $(ARGS)
 
 lab: $(VENV)/.notebooks  ## open the notebooks

@@ -19,6 +19,13 @@ from figures import (
     divergence,
     dynamics,
     effective_push,
+    llm_bias,
+    llm_effective_push,
+    llm_reference_noise,
+    llm_truth_ratio,
+    llm_weight_boxes,
+    llm_weights_epoch1,
+    llm_weights_length,
     logistic,
     memorisation,
     optimizer,
@@ -29,6 +36,7 @@ from figures import (
 )
 from figures.scale import Scale, quick
 from figures.tables import Context
+from llm.runs import read_run
 from markov import storage
 from markov.errors import exit_code, require
 
@@ -45,8 +53,15 @@ FIGURES: dict[str, ModuleType] = {
     "memorisation": memorisation,
     "optimizer": optimizer,
     "logistic": logistic,
+    "llm_weights_epoch1": llm_weights_epoch1,
+    "llm_weight_boxes": llm_weight_boxes,
+    "llm_weights_length": llm_weights_length,
+    "llm_truth_ratio": llm_truth_ratio,
+    "llm_bias": llm_bias,
+    "llm_effective_push": llm_effective_push,
+    "llm_reference_noise": llm_reference_noise,
 }
-GALLERY = ("tradeoff", "attribution", "time_to_forget")  # what the README shows
+GALLERY = ("tradeoff", "attribution", "time_to_forget", "llm_weights_length", "llm_bias")  # what the README shows
 
 
 @dataclass(frozen=True)
@@ -57,8 +72,13 @@ class Arguments:
     effort goes), attribution (the reference or the length?) and claims (the paper's claims with intervals). Theory
     beside simulation: weights (against length, exact), time_to_forget (what length does), dynamics (log-probability and
     weight along the way), divergence (the paper's A4), effective_push (weight x gradient norm), memorisation, optimizer
-    (what of a weight reaches the parameters) and logistic (the NPO paper's own study). Trained models and tables are
-    cached and rebuilt when settings or code change; $SIMNPO_LAB_CACHE chooses where.
+    (what of a weight reaches the parameters) and logistic (the NPO paper's own study). Language models, a small one
+    that needs no download or --runs of your own: llm_weights_epoch1, llm_weight_boxes and llm_weights_length (the
+    paper's 3a, 3b and 4), llm_truth_ratio (1b and 2), llm_bias (is the effort where it is needed?), llm_effective_push
+    and llm_reference_noise (A1). Two of them, llm_truth_ratio and llm_bias, also show evaluation logs: your own
+    (--logs) or, where $SIMNPO_LAB_TOFU names a clone of the public repository locuslab/tofu, those of Llama-2-7B in it.
+
+    Trained models and tables are cached and rebuilt when settings or code change; $SIMNPO_LAB_CACHE chooses where.
     """
 
     names: tyro.conf.Positional[tuple[str, ...]] = ()
@@ -77,6 +97,10 @@ class Arguments:
     """For claims: also pretrain and unlearn the architecture of the released code."""
     whole: bool = False
     """For the figures of theory: a transformer of the paper's width and depth, not half of each; ten times slower."""
+    runs: tuple[Path, ...] = ()
+    """For the figures of language models: folders that `python -m llm unlearn` wrote, in place of the default model."""
+    logs: tuple[Path, Path] | None = None
+    """For llm_bias and llm_truth_ratio: evaluation logs of the model before unlearning, and of the retrained one."""
     gallery: bool = False
     """Also refresh the small pictures that the README shows."""
 
@@ -92,7 +116,10 @@ def main(arguments: Arguments) -> None:
     scale = replace(scale, whole=arguments.whole)
     require(arguments.jobs == -1 or arguments.jobs >= 1, "jobs", arguments.jobs, "-1 or a whole number of at least 1")
     storage.check_writable(arguments.out, "out", folder=True)
-    context = Context(scale=scale, n_jobs=arguments.jobs, since=time.time() if arguments.fresh else 0.0)
+    for folder in arguments.runs:
+        read_run(folder)
+    since = time.time() if arguments.fresh else 0.0
+    context = Context(scale=scale, n_jobs=arguments.jobs, since=since, runs=arguments.runs, logs=arguments.logs)
     for name in names:
         began = time.perf_counter()
         module = FIGURES[name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -30,6 +31,8 @@ class Context:
     n_jobs: int = -1
     progress: bool = True
     since: float = 0.0  # seconds since the epoch
+    runs: tuple[Path, ...] = ()  # of unlearning, that the user made
+    logs: tuple[Path, Path] | None = None  # of evaluation: before unlearning, and retrained
 
 
 def table(context: Context, experiments: Sequence[Experiment]) -> pd.DataFrame:
@@ -50,9 +53,14 @@ def table(context: Context, experiments: Sequence[Experiment]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def cached(context: Context, name: str, settings: object, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-    """The frame of `compute`, kept under the settings and the code (of `markov` and of the module `name`) behind it."""
-    sources = ("markov", f"figures.{name}")
+def cached(
+    context: Context, name: str, settings: object, compute: Callable[[], pd.DataFrame], *sources: str
+) -> pd.DataFrame:
+    """The frame of `compute`, kept under the settings and the code behind it: the module `name` and `sources`.
+
+    These are `markov` if none are given.
+    """
+    sources = (*(sources or ("markov",)), f"figures.{name}")
     path = storage.cache_dir() / "tables" / f"{name}-{storage.fingerprint(settings, *sources)}.parquet"
     if not path.exists() or path.stat().st_mtime < context.since:
         storage.write_table(compute(), path, storage.provenance(settings, *sources))

@@ -35,8 +35,8 @@ ACTIONS: dict[type, Callable[[Any], None]] = {
 }
 
 
-def cli(arguments: Sequence[str] | None = None) -> int:
-    """Parse the arguments (default: the process's own), run, and return the exit code."""
+def parse(arguments: Sequence[str] | None = None) -> Any:
+    """The command that the arguments (default: the process's own) ask for."""
     commands = (
         Annotated[Build, tyro.conf.subcommand("build", prefix_name=False)]
         | Annotated[Score, tyro.conf.subcommand("score", prefix_name=False)]
@@ -44,7 +44,12 @@ def cli(arguments: Sequence[str] | None = None) -> int:
         | Annotated[Unlearn, tyro.conf.subcommand("unlearn", prefix_name=False)]
         | Annotated[Diagnose, tyro.conf.subcommand("diagnose", prefix_name=False)]
     )
-    command: Any = tyro.cli(commands, prog="python -m llm", description=__doc__, args=arguments)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    return tyro.cli(commands, prog="python -m llm", description=__doc__, args=arguments)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def cli(arguments: Sequence[str] | None = None) -> int:
+    """Parse the arguments, run, and return the exit code."""
+    command = parse(arguments)
     return exit_code(lambda: ACTIONS[type(command)](command))
 
 

@@ -9,8 +9,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from figures.__main__ import FIGURES
+from llm.__main__ import parse
+from llm.model_commands import Score
+from llm.options import objective
+from llm.table_commands import Diagnose, Weights
+from llm.unlearn_command import Unlearn
 from markov.__main__ import Grid, experiment, points
 from markov.experiments import Experiment
+from markov.objectives import Objective
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text("utf-8")
@@ -55,12 +62,28 @@ def test_every_make_target_exists() -> None:
 def test_the_shell_commands_parse() -> None:
     import tyro
 
-    from markov.__main__ import Unlearn
+    from markov.__main__ import Unlearn as UnlearnChains
 
-    kinds = {"unlearn": Unlearn, "grid": Grid}
+    kinds = {"unlearn": UnlearnChains, "grid": Grid}
     commands = re.findall(r"^python -m markov (\w+) (.*)$", TEXT, flags=re.MULTILINE)
     assert {name for name, _ in commands} == set(kinds)
     for name, rest in commands:
         command = tyro.cli(kinds[name], args=shlex.split(rest))
         single = points(command) if isinstance(command, Grid) else [command]
         assert all(isinstance(experiment(point), Experiment) for point in single)
+
+
+def test_the_commands_of_the_language_models_parse() -> None:
+    commands = re.findall(r"^python -m llm (\w+ .*)$", TEXT, flags=re.MULTILINE)
+    asked = [parse(shlex.split(command)) for command in commands]
+    assert {Score, Weights, Unlearn, Diagnose} <= {type(one) for one in asked}
+    words = [word for one in asked for word in getattr(one, "objectives", ())]
+    words += [one.objective for one in asked if isinstance(one, Unlearn)]
+    assert all(isinstance(objective(word), Objective) for word in words)
+
+
+def test_every_figure_that_is_named_exists() -> None:
+    drawn = re.findall(r"`make figures ARGS=\"([^\"]*)\"`", TEXT)
+    names = [word for arguments in drawn for word in shlex.split(arguments) if re.fullmatch(r"[a-z_]+[a-z_0-9]*", word)]
+    assert "tradeoff" in names and "llm_bias" in names
+    assert set(names) <= set(FIGURES)

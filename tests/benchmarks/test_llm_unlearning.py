@@ -1,0 +1,70 @@
+"""Time of unlearning a language model: an epoch under each corner, and an update beside bare passes.
+
+Times are of the processor, on one thread.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from llm.default_models import DefaultModels
+from llm.diagnostics import corners
+from llm.encoding import Batch, Encoded, batches
+from llm.optimization import Optimization
+from llm.training import fine_tune
+from llm.unlearning import Unlearning, unlearn
+from tests.benchmarks.test_llm_scoring import answers, fastest, llama, report, seconds
+
+VOCAB = DefaultModels().vocabulary
+
+
+def run(objective: Any, forget: list[Encoded], retain: list[Encoded], epochs: int) -> float:
+    """Processor time of unlearning, the reference's scoring included."""
+    model, every = llama(VOCAB), Optimization(epochs=epochs, batch=16, learning_rate=1e-5, budget=384)
+    settings = Unlearning(objective=objective, optimization=every, retain_term="cross_entropy", retain_probe=16)
+    began = time.process_time()
+    unlearn(model, forget, retain, settings, progress=False)
+    return time.process_time() - began
+
+
+def test_an_epoch_of_npo_beside_one_of_simnpo(benchmark: BenchmarkFixture) -> None:
+    """Differences between runs of two epochs and of one: NPO's reference is scored once, and then it costs nothing."""
+    objectives, forget, retain = list(corners().values()), answers(96, VOCAB), answers(96, VOCAB)
+
+    def epochs() -> list[list[float]]:
+        # In turn, so that whatever else the machine does hits all of them.
+        return [[run(one, forget, retain, 2) - run(one, forget, retain, 1) for one in objectives] for _ in range(3)]
+
+    rounds = benchmark.pedantic(epochs, rounds=1)
+    taken = [min(times) for times in zip(*rounds, strict=True)]
+    named = ", ".join(f"{name} {1e3 * each:.0f} ms" for name, each in zip(corners(), taken, strict=True))
+    report(f"{named}: NPO {taken[0] / taken[-1]:.3f} of SimNPO, of 96 answers with as many to retain")
+    assert min(taken) > 0
+
+
+@pytest.mark.benchmark(timer=time.process_time)
+def test_fine_tuning_beside_bare_passes(benchmark: BenchmarkFixture) -> None:
+    """An epoch of fine-tuning beside forward and backward passes of transformers' own loss on the same batches."""
+    model, encoded = llama(VOCAB), answers(96, VOCAB)
+    settings = Optimization(epochs=1, batch=96, learning_rate=1e-5, budget=384)
+
+    def passes() -> None:
+        for rows in batches(encoded, settings.budget):
+            batch = Batch.pad([encoded[row] for row in rows])
+            labels = batch.tokens.where(batch.present, -100)
+            model(batch.tokens, labels=labels).loss.backward()
+        model.zero_grad()
+
+    alone = seconds(passes)
+    benchmark.pedantic(lambda: fine_tune(model, encoded, settings, progress=False), rounds=3, warmup_rounds=1)
+    tokens = sum(len(one.tokens) for one in encoded)
+    assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+    report(
+        f"{tokens / fastest(benchmark):.0f} tokens per second, {alone / fastest(benchmark):.2f} of bare forward and "
+        f"backward passes ({tokens / alone:.0f}), on {torch.get_num_threads()} thread"
+    )
