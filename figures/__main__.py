@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import time
 from collections.abc import Sequence
@@ -12,55 +13,34 @@ from types import ModuleType
 import pandas as pd
 import tyro
 
-from figures import (
-    allocation,
-    attribution,
-    claims,
-    divergence,
-    dynamics,
-    effective_push,
-    llm_bias,
-    llm_effective_push,
-    llm_reference_noise,
-    llm_truth_ratio,
-    llm_weight_boxes,
-    llm_weights_epoch1,
-    llm_weights_length,
-    logistic,
-    memorisation,
-    optimizer,
-    style,
-    time_to_forget,
-    tradeoff,
-    weights,
-)
+from figures import claims, style
 from figures.scale import Scale, quick
 from figures.tables import Context
-from llm.runs import read_run
 from markov import storage
 from markov.errors import exit_code, require
 
-FIGURES: dict[str, ModuleType] = {
-    "tradeoff": tradeoff,
-    "allocation": allocation,
-    "attribution": attribution,
-    "claims": claims,
-    "weights": weights,
-    "time_to_forget": time_to_forget,
-    "dynamics": dynamics,
-    "divergence": divergence,
-    "effective_push": effective_push,
-    "memorisation": memorisation,
-    "optimizer": optimizer,
-    "logistic": logistic,
-    "llm_weights_epoch1": llm_weights_epoch1,
-    "llm_weight_boxes": llm_weight_boxes,
-    "llm_weights_length": llm_weights_length,
-    "llm_truth_ratio": llm_truth_ratio,
-    "llm_bias": llm_bias,
-    "llm_effective_push": llm_effective_push,
-    "llm_reference_noise": llm_reference_noise,
-}
+# Modules of this package, imported when they are drawn: those of language models take seconds.
+FIGURES = (
+    "tradeoff",
+    "allocation",
+    "attribution",
+    "claims",
+    "weights",
+    "time_to_forget",
+    "dynamics",
+    "divergence",
+    "effective_push",
+    "memorisation",
+    "optimizer",
+    "logistic",
+    "llm_weights_epoch1",
+    "llm_weight_boxes",
+    "llm_weights_length",
+    "llm_truth_ratio",
+    "llm_bias",
+    "llm_effective_push",
+    "llm_reference_noise",
+)
 GALLERY = ("tradeoff", "attribution", "time_to_forget", "llm_weights_length", "llm_bias")  # what the README shows
 
 
@@ -107,7 +87,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Draw what was asked for."""
-    names = arguments.names or tuple(FIGURES)
+    names = arguments.names or FIGURES
     for name in names:
         require(name in FIGURES, "figure", name, f"one of {', '.join(FIGURES)}")
     scale = quick() if arguments.quick else Scale()
@@ -116,13 +96,16 @@ def main(arguments: Arguments) -> None:
     scale = replace(scale, whole=arguments.whole)
     require(arguments.jobs == -1 or arguments.jobs >= 1, "jobs", arguments.jobs, "-1 or a whole number of at least 1")
     storage.check_writable(arguments.out, "out", folder=True)
-    for folder in arguments.runs:
-        read_run(folder)
+    if arguments.runs:
+        from llm.runs import read_run
+
+        for folder in arguments.runs:
+            read_run(folder)
     since = time.time() if arguments.fresh else 0.0
     context = Context(scale=scale, n_jobs=arguments.jobs, since=since, runs=arguments.runs, logs=arguments.logs)
     for name in names:
         began = time.perf_counter()
-        module = FIGURES[name]
+        module = importlib.import_module(f"figures.{name}")
         both = arguments.architectures and module is claims
         frame = claims.both_architectures(context) if both else module.data(context)
         small = Path(__file__).parent / "gallery" / f"{name}.png" if arguments.gallery and name in GALLERY else None

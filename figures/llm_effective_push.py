@@ -89,8 +89,8 @@ def plot(frame: pd.DataFrame) -> Figure:
         epochs = sorted(own["epoch"].unique())
         for place, line in enumerate(panels):
             if place < len(epochs):
-                _panel(line[column], own[own["epoch"] == epochs[place]], f"epoch {epochs[place]:.0f}")
-        panels[0][column].set_title(label)
+                title = f"epoch {epochs[place]:.0f}"
+                _panel(line[column], own[own["epoch"] == epochs[place]], title if place else f"{label}: {title}")
         panels[-1][column].set_xlabel("|y|, scored tokens")
     for line in panels:
         line[0].set_ylabel("weight × |grad log π(y|x)|")
@@ -114,4 +114,6 @@ def _panel(axes: Axes, own: pd.DataFrame, title: str) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.legend(title=title, fontsize=7, loc="best", alignment="left")
+    # Above the panel, since no corner of it is free of dots.
+    above = {"loc": "lower left", "bbox_to_anchor": (0, 0.98), "alignment": "left", "borderaxespad": 0.0}
+    axes.legend(title=title, fontsize=7, **above)

@@ -110,7 +110,7 @@ def plot(frame: pd.DataFrame) -> Figure:
     quality.set(ylabel="D to the retrained model", ylim=(0, 1))
     own = ends.drop(index=START)
     texts = [f"{'SimNPO' if name == NONE else name}\np = {row['p']:.1g}" for name, row in own.iterrows()]
-    quality.set_xticks(range(len(texts)), texts)
+    quality.set_xticks(range(len(texts)), texts, fontsize=7)
     _at_the_end(retain, ends, "retain_loss", looks)
     retain.set_ylabel("retain loss, nats per token")
     retain.margins(y=0.15)

@@ -183,7 +183,8 @@ def _densities(axes: Axes, curves: pd.DataFrame, found: pd.DataFrame) -> None:
         axes.plot(own["ratio"], own["density"], **look)
     axes.axvline(1, color="grey", lw=0.8, ls=":", zorder=0)
     axes.set(xscale="log", xlim=(curves["ratio"].min(), curves["ratio"].max()))
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    wide = curves["ratio"].max() / curves["ratio"].min() > 1e4
+    axes.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter("{x:g}")
     axes.legend(loc="upper left", fontsize=7.5)

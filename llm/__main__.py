@@ -8,7 +8,7 @@ name from the hub is given: `authors:...` are models and data made here. Try
     python -m llm score --model authors:original --data authors:forget10 --out original.parquet
     python -m llm score --model authors:retrained --data authors:forget10 --out retrained.parquet
     python -m llm weights --scores original.parquet --reference original.parquet --retrained retrained.parquet
-    python -m llm unlearn --objective simnpo:4.5 --out out/simnpo
+    python -m llm unlearn --objective simnpo:4.5 --learning-rate 2e-4 --out out/simnpo
 
 and, where there are only evaluation logs of TOFU runs, `python -m llm diagnose --logs DIR --retrained-logs DIR`.
 """

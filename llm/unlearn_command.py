@@ -25,7 +25,7 @@ class Unlearn(ModelOptions):
     Writes to the folder OUT: examples.parquet, a row per epoch and example with logp, length and ref; weights.parquet,
     the same with a column of weights per objective of --objectives; epochs.parquet, a row per epoch with both losses;
     answers.parquet, scores of right, paraphrased and wrong answers before and after; and model/, for transformers.
-    Example: python -m llm unlearn --objective simnpo:4.5 --retain-weight 0.125 --out out/simnpo
+    Example: python -m llm unlearn --objective simnpo:4.5 --retain-weight 0.125 --learning-rate 2e-4 --out out/simnpo
     """
 
     data: str = "authors:forget10"
@@ -43,7 +43,7 @@ class Unlearn(ModelOptions):
     batch: int = 32
     """Forget examples per update, and as many retain examples."""
     learning_rate: float = 1e-5
-    """Largest step size of AdamW. 1e-5 is for models of billions of parameters; authors:original needs 5e-4 or so."""
+    """Largest step size of AdamW. The default is for billions of parameters; for authors:original take 2e-4."""
     weight_decay: float = 0.01
     """Weight decay of AdamW."""
     seed: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -30,6 +31,8 @@ from figures import (
     llm_weights_length,
     style,
 )
+from figures.__main__ import FIGURES
+from figures.__main__ import cli as figures_cli
 from figures.llm_reference_noise import NONE, OWN, START, Unlearned
 from figures.llm_runs import Perturbation, Study, Wanted, default_log, run_of, runs, runs_of, trajectories
 from figures.llm_trajectories import at_epochs, frame_of_runs, panels_of
@@ -718,3 +721,17 @@ def test_frames_survive_the_disk(tmp_path: Path):
     for frame in [*frames, llm_reference_noise.frame_of_runs(some_noise())]:
         storage.write_table(frame, tmp_path / "frame.parquet", {})
         pd.testing.assert_frame_equal(storage.read_table(tmp_path / "frame.parquet"), frame, check_dtype=False)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_has_a_caption_a_frame_and_a_drawing(name: str):
+    module = importlib.import_module(f"figures.{name}")
+    assert module.__doc__ and len(module.__doc__.split()) > 30
+    assert callable(module.data) and callable(module.plot)
+
+
+def test_runs_that_are_not_there_are_refused_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = ["llm_weights_epoch1", "--runs", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]
+    assert figures_cli(arguments) == 2
+    assert capsys.readouterr().err.startswith("error: run = ")
+    assert list(tmp_path.iterdir()) == []

@@ -83,7 +83,7 @@ def test_the_commands_of_the_language_models_parse() -> None:
 
 
 def test_every_figure_that_is_named_exists() -> None:
-    drawn = re.findall(r"`make figures ARGS=\"([^\"]*)\"`", TEXT)
+    drawn = re.findall(r"make figures ARGS=\"([^\"]*)\"`", TEXT)
     names = [word for arguments in drawn for word in shlex.split(arguments) if re.fullmatch(r"[a-z_]+[a-z_0-9]*", word)]
     assert "tradeoff" in names and "llm_bias" in names
     assert set(names) <= set(FIGURES)
