@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from llm.optimization import Loop
-from markov.errors import require
+from markov.errors import InvalidInput, require
 from markov.storage import KEY, Location, atomic_path, check_writable, load_parameters, read_provenance, settings_of
 
 FILE = "state.safetensors"
@@ -111,6 +111,7 @@ def parameters_digest(model: nn.Module) -> str:
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     import json
 
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     held, places = {}, set()
@@ -121,9 +122,12 @@ def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any
             continue
         places.add(tensor.data_ptr())
         held[name] = tensor
-    with atomic_path(path) as partial:
-        # Straight to the file: such states are several times the size of the model.
-        save_file(held, partial, {KEY: json.dumps(settings_of(metadata), sort_keys=True)})
+    try:
+        with atomic_path(path) as partial:
+            # Straight to the file: such states are several times the size of the model.
+            save_file(held, partial, {KEY: json.dumps(settings_of(metadata), sort_keys=True)})
+    except SafetensorError as error:
+        raise InvalidInput("state", str(path), f"a place that can be written ({error})") from None
 
 
 def _inner(loop: Loop) -> torch.optim.Optimizer:

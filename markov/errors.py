@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
+
+FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows knows no quotas
 
 
 class InvalidInput(ValueError):
@@ -25,11 +28,19 @@ def require(condition: bool, field: str, value: object, allowed: str) -> None:
 
 
 def exit_code(command: Callable[[], None]) -> int:
-    """Run a command; 0, or one line on standard error and 2 for input that cannot be used, 130 for an interruption."""
+    """Run a command; 0, or one line on standard error and 2 for input that cannot be used or a disk that is full.
+
+    An interruption gives 130.
+    """
     try:
         command()
     except InvalidInput as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        print(f"error: {error.filename or 'the disk'} has no room left ({error.strerror})", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; nothing is half-written, and what was finished is kept", file=sys.stderr)

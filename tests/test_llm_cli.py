@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers
+from safetensors import SafetensorError
 
 from llm import corpora
 from llm.__main__ import cli
@@ -31,7 +33,7 @@ from markov import storage
 from markov.errors import InvalidInput
 from markov.objectives import npo
 from tests.test_cli import call
-from tests.test_encoding import by_bytes
+from tests.test_encoding import by_bytes, by_pieces
 from tests.test_logs import REAL, needs_real_logs, some_columns
 
 WEIGHTS = [f"weight_{name}" for name in objectives(DEFAULTS)]
@@ -276,3 +278,50 @@ def test_help_teaches_without_loading_a_model() -> None:
     for command in ("build", "score", "weights", "unlearn", "diagnose"):
         text = call(command, "--help", module="llm").stdout
         assert "default" in text and ("Example" in text or command == "build")
+
+
+@pytest.mark.parametrize(
+    ("at", "raised"),
+    [
+        ("safetensors.torch.save_file", SafetensorError("I/O error: No space left on device (os error 28)")),
+        ("pyarrow.parquet.write_table", OSError(errno.ENOSPC, "No space left on device")),
+        ("transformers.PreTrainedModel.save_pretrained", OSError(errno.ENOSPC, "No space left on device")),
+    ],
+)
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
+    at: str,
+    raised: Exception,
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise raised
+
+    with monkeypatch.context() as patch:
+        patch.setattr(at, full)
+        assert cli(arguments_of_unlearning(place, "run")) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ") and "No space left on device" in line
+    assert [file for file in tmp_path.rglob("*") if ".partial" in file.name] == []
+    # With room again the run is finished as if nothing had been.
+    assert cli(arguments_of_unlearning(place, "run")) == 0
+    assert cli(arguments_of_unlearning(place, "whole")) == 0
+    for one, other in zip(read_run(tmp_path / "run")[:3], read_run(tmp_path / "whole")[:3], strict=True):
+        pd.testing.assert_frame_equal(one, other, check_flags=False)
+
+
+def test_a_model_of_another_vocabulary_is_refused(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = by_pieces()
+    sizes: dict[str, Any] = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    config = transformers.LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=512, **sizes)
+    model = transformers.LlamaForCausalLM(config)
+    other = LanguageModel(model=model, tokenizer=tokenizer, template=LLAMA2_CHAT, name="other")
+    save(other, tmp_path / "other", {})
+    for field in ("reference", "retrained"):
+        assert cli([*arguments_of_unlearning(place, "run"), f"--{field}", str(tmp_path / "other")]) == 2
+        assert capsys.readouterr().err.strip().splitlines()[-1].startswith(f"error: {field} = ")
+    assert not (tmp_path / "run").exists()

@@ -34,15 +34,16 @@ def run(objective: Any, forget: list[Encoded], retain: list[Encoded], epochs: in
 
 @pytest.mark.filterwarnings("ignore:the model has collapsed")  # it only guesses from the start
 def test_an_epoch_of_npo_beside_one_of_simnpo(benchmark: BenchmarkFixture) -> None:
-    """Differences between runs of two epochs and of one: NPO's reference is scored once, and then it costs nothing."""
+    """Half of what three epochs take beyond one: the scoring of the reference, before the first, does not count."""
     objectives, forget, retain = list(corners().values()), answers(48, VOCAB), answers(48, VOCAB)
 
-    def epochs() -> list[list[float]]:
+    def rounds() -> list[list[tuple[float, float]]]:
         # In turn, so that whatever else the machine does hits all of them.
-        return [[run(one, forget, retain, 2) - run(one, forget, retain, 1) for one in objectives] for _ in range(3)]
+        return [[(run(one, forget, retain, 3), run(one, forget, retain, 1)) for one in objectives] for _ in range(3)]
 
-    rounds = benchmark.pedantic(epochs, rounds=1)
-    taken = [min(times) for times in zip(*rounds, strict=True)]
+    found = benchmark.pedantic(rounds, rounds=1)
+    fastest_of = [[min(times) for times in zip(*own, strict=True)] for own in zip(*found, strict=True)]
+    taken = [(three - one) / 2 for three, one in fastest_of]
     named = ", ".join(f"{name} {1e3 * each:.0f} ms" for name, each in zip(corners(), taken, strict=True))
     report(f"{named}: NPO {taken[0] / taken[-1]:.3f} of SimNPO, of 48 answers with as many to retain")
     assert min(taken) > 0
