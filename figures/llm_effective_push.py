@@ -89,8 +89,8 @@ def plot(frame: pd.DataFrame) -> Figure:
         epochs = sorted(own["epoch"].unique())
         for place, line in enumerate(panels):
             if place < len(epochs):
-                title = f"epoch {epochs[place]:.0f}"
-                _panel(line[column], own[own["epoch"] == epochs[place]], title if place else f"{label}: {title}")
+                _panel(line[column], own[own["epoch"] == epochs[place]], f"epoch {epochs[place]:.0f}")
+        panels[0][column].set_title(label, pad=38, fontweight="bold")
         panels[-1][column].set_xlabel("|y|, scored tokens")
     for line in panels:
         line[0].set_ylabel("weight × |grad log π(y|x)|")
