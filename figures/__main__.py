@@ -6,9 +6,10 @@ import importlib
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import tyro
@@ -18,6 +19,9 @@ from figures.scale import Scale, quick
 from figures.tables import Context
 from markov import storage
 from markov.errors import exit_code, require
+
+if TYPE_CHECKING:
+    from figures.llm_own import OwnModel
 
 # Modules of this package, imported when they are drawn: those of language models take seconds.
 FIGURES = (
@@ -79,6 +83,16 @@ class Arguments:
     """For the figures of theory: a transformer of the paper's width and depth, not half of each; ten times slower."""
     runs: tuple[Path, ...] = ()
     """For the figures of language models: folders that `python -m llm unlearn` wrote, in place of the default model."""
+    model: str | None = None
+    """For the figures of language models: a folder or hub id to unlearn under the four corners."""
+    retrained: str | None = None
+    """With --model: the same retrained without the forget data; llm_bias and llm_truth_ratio need it."""
+    data: str = "tofu:forget10"
+    """With --model: what is to be forgotten, tofu:SPLIT, authors:SPLIT or a file."""
+    retain_data: str = "tofu:retain90"
+    """With --model: what is to stay."""
+    learning_rate: float = 1e-5
+    """With --model: largest step size of AdamW."""
     logs: tuple[Path, Path] | None = None
     """For llm_bias and llm_truth_ratio: evaluation logs of the model before unlearning, and of the retrained one."""
     gallery: bool = False
@@ -101,8 +115,14 @@ def main(arguments: Arguments) -> None:
 
         for folder in arguments.runs:
             read_run(folder)
-    since = time.time() if arguments.fresh else 0.0
-    context = Context(scale=scale, n_jobs=arguments.jobs, since=since, runs=arguments.runs, logs=arguments.logs)
+    context = Context(
+        scale=scale,
+        n_jobs=arguments.jobs,
+        since=time.time() if arguments.fresh else 0.0,
+        runs=arguments.runs,
+        own=own_model(arguments),
+        logs=arguments.logs,
+    )
     for name in names:
         began = time.perf_counter()
         module = importlib.import_module(f"figures.{name}")
@@ -114,6 +134,18 @@ def main(arguments: Arguments) -> None:
             with storage.atomic_path(arguments.out / f"{name}.md") as partial:
                 partial.write_text(claims.markdown(frame), "utf-8")
         print(f"{name}: {arguments.out / name}.{{pdf,png,parquet}} in {time.perf_counter() - began:.0f} s", flush=True)
+
+
+def own_model(arguments: Arguments) -> OwnModel | None:
+    """The language model that the arguments name, if they name one."""
+    if arguments.model is None:
+        return None
+    from figures.llm_own import OwnModel
+
+    require(not arguments.runs, "model", arguments.model, "left out with --runs, which are runs of a model already")
+    return OwnModel(
+        **{field.name: getattr(arguments, field.name) for field in fields(OwnModel) if field.name != "batch"}
+    )
 
 
 def write(

@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from figures.llm_own import runs_of_own
 from figures.llm_sources import Models, models
 from figures.scale import Scale
 from figures.tables import Context, cached
@@ -132,10 +133,14 @@ def run_of(
 
 
 def runs(context: Context, start: str = "original") -> list[Run]:
-    """The user's own runs where there are any, else the four corners on the default model."""
+    """The user's own runs where there are any, else the four corners on the user's model or on the default one."""
+    chosen = study(context.scale)
     if context.runs:
         return [read_run(folder) for folder in context.runs]
-    return runs_of(context, [Wanted(objective, start) for objective in study(context.scale).objectives().values()])
+    if context.own:
+        settings = map(chosen.unlearning, chosen.objectives().values())
+        return runs_of_own(context.own, settings, *SOURCES, progress=context.progress)
+    return runs_of(context, [Wanted(objective, start) for objective in chosen.objectives().values()])
 
 
 def runs_of(context: Context, wanted: Sequence[Wanted]) -> list[Run]:
@@ -173,6 +178,8 @@ def _kept(context: Context, folder: Path) -> bool:
 
 def source_of(context: Context) -> str:
     """What unlearns, for titles."""
+    if context.own and not context.runs:
+        return f"{Path(context.own.model).name}, {Path(context.own.data).stem}"
     return ", ".join(folder.name for folder in context.runs) or DEFAULT
 
 

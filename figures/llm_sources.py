@@ -121,7 +121,7 @@ def chosen(context: Context) -> list[Logs]:
     if context.logs:
         return [Logs(source=context.logs[0].name, original=context.logs[0], retrained=context.logs[1])]
     found = real_logs()
-    return [] if found is None or context.runs else [found]
+    return [] if found is None or context.runs or context.own else [found]
 
 
 def hint(figure: Figure) -> None:

@@ -54,7 +54,7 @@ def data(context: Context) -> pd.DataFrame:
     logs, starts = llm_sources.chosen(context), {"": "original", ", half of it memorised": "partial"}
     frames = [frame_of_logs(logs)] if logs else []
     for label, start in reversed(starts.items()):
-        if start == "original" or not context.runs:
+        if start == "original" or not (context.runs or context.own):
             found = llm_runs.models_of(llm_runs.runs(context, start), llm_runs.source_of(context) + label)
             frames.insert(0, frame_of_models(found))
     return pd.concat(frames, ignore_index=True)

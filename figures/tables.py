@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,9 @@ from markov.diagnostics import crossings
 from markov.experiments import PAPER_BETAS, Experiment, grid
 from markov.objectives import CORNERS, Objective
 from markov.running import run
+
+if TYPE_CHECKING:
+    from figures.llm_own import OwnModel
 
 # The grid of beta for each corner: the summed log-ratio asks for a smaller beta than the mean over tokens.
 SUMMED, PER_TOKEN = (0.05, 0.2, 0.5, 1.0), (1.0, 2.5, 4.0, 8.0)
@@ -32,6 +36,7 @@ class Context:
     progress: bool = True
     since: float = 0.0  # seconds since the epoch
     runs: tuple[Path, ...] = ()  # of unlearning, that the user made
+    own: OwnModel | None = None  # a language model to unlearn in place of the default one
     logs: tuple[Path, Path] | None = None  # of evaluation: before unlearning, and retrained
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
+from figures import llm_runs
+from figures.__main__ import cli as figures_cli
+from figures.scale import Scale
 from llm import corpora
 from llm.__main__ import cli
 from llm.answers import responses, scores
@@ -31,7 +35,7 @@ from llm.training import fine_tune
 from llm.unlearning import weights_by_epoch
 from markov import storage
 from markov.errors import InvalidInput
-from markov.objectives import npo
+from markov.objectives import CORNERS, npo
 from tests.test_cli import call
 from tests.test_encoding import by_bytes, by_pieces
 from tests.test_logs import REAL, needs_real_logs, some_columns
@@ -325,3 +329,35 @@ def test_a_model_of_another_vocabulary_is_refused(
         assert cli([*arguments_of_unlearning(place, "run"), f"--{field}", str(tmp_path / "other")]) == 2
         assert capsys.readouterr().err.strip().splitlines()[-1].startswith(f"error: {field} = ")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_figures_take_a_model_of_the_users_own(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = replace(llm_runs.study(Scale(quick=True)), epochs=1)
+    monkeypatch.setattr(llm_runs, "study", lambda _: small)
+    monkeypatch.setenv("SIMNPO_LAB_CACHE", str(tmp_path / "cache"))
+    data = ["--data", str(place / "forget10.json"), "--retain-data", str(place / "retain90.json")]
+    chosen = ["--model", str(place / "model"), *data, "--learning-rate", "1e-3", "--out", "out"]
+    assert (
+        figures_cli(
+            ["llm_weights_epoch1", "llm_bias", "llm_truth_ratio", *chosen, "--retrained", str(place / "retrained")]
+        )
+        == 0
+    )
+    frame = storage.read_table(tmp_path / "out" / "llm_weights_epoch1.parquet")
+    assert set(frame["method"]) == set(CORNERS)
+    assert set(frame["source"]) == {"model, forget10"}
+    folders = sorted((tmp_path / "cache" / "unlearning").iterdir())
+    assert len(folders) == 4
+    for run in map(read_run, folders):
+        # Each starts from the model itself, not from what the run before made of it.
+        start = run.examples[run.examples["epoch"] == 0]
+        own = scores(load(place / "model", device="cpu"), corpora.read(place / "forget10.json"), progress=False)
+        np.testing.assert_allclose(start["logp"], own["logp"], rtol=1e-5)
+        assert run.settings["unlearning"]["optimization"]["learning_rate"] == 1e-3
+    truth = storage.read_table(tmp_path / "out" / "llm_truth_ratio.parquet")
+    assert {"original", "retrained", *CORNERS} == set(truth["model"])
+    assert figures_cli(["llm_bias", *chosen]) == 2
+    assert "--retrained" in capsys.readouterr().err
+    assert figures_cli(["llm_bias", *chosen, "--runs", str(folders[0])]) == 2

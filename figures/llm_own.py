@@ -1,0 +1,56 @@
+"""The four corners on a model of the user's own, for the figures of language models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from llm.answers import answer_log
+from llm.checkpointing import parameters_digest
+from llm.encoding import BUDGET
+from llm.models import LanguageModel, check_same_vocabulary, load
+from llm.runs import Run, unlearn_into
+from llm.sources import read
+from llm.unlearning import Unlearning
+from markov import storage
+from markov.errors import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnModel:
+    """What unlearns what, in the words of `python -m llm unlearn`, and the optimisation that a large model takes.
+
+    The defaults of `batch` and `learning_rate` are the paper's for Llama-2-7B.
+    """
+
+    model: str
+    retrained: str | None = None
+    data: str = "tofu:forget10"
+    retain_data: str = "tofu:retain90"
+    learning_rate: float = 1e-5
+    batch: int = 32
+
+
+def runs_of_own(own: OwnModel, wanted: Iterable[Unlearning], *sources: str, progress: bool = True) -> list[Run]:
+    """A run for each of the settings, with the batch and the learning rate of `own`, from the cache or made now.
+
+    Raises `InvalidInput` as `load`, `read` and `unlearn_into` do, and for a retrained model of another vocabulary.
+    """
+    forget, retain = read(own.data), read(own.retain_data)
+    language, retrained = load(own.model), None
+    if own.retrained is not None:
+        other = load(own.retrained)
+        check_same_vocabulary(language.tokenizer, other.tokenizer, "retrained")
+        retrained = answer_log(other, forget, progress=progress)
+    digest, found = parameters_digest(language.model), []
+    fresh: LanguageModel | None = language
+    for one in wanted:
+        every = replace(one.optimization, learning_rate=own.learning_rate, batch=own.batch, budget=BUDGET)
+        settings = replace(one, optimization=every)
+        key = {"own": vars(own), "parameters": digest, "unlearning": settings}
+        folder = storage.cache_dir() / "unlearning" / storage.fingerprint(key, *sources)
+        # A run changes the model in place, so that the next one starts from what is read anew.
+        language, fresh = fresh or load(own.model), None
+        require(parameters_digest(language.model) == digest, "model", own.model, "one that stays as it is meanwhile")
+        found.append(unlearn_into(folder, language, forget, retain, settings, retrained=retrained, progress=progress))
+    return found
