@@ -111,7 +111,7 @@ def plot(frame: pd.DataFrame) -> Figure:
         for axes, (effort, need) in zip(row[1:], CURVES.items(), strict=True):
             chosen = (own["effort"] == effort) & (own["need"] == need)
             _curves(axes, own[chosen & (own["kind"] == "curve")], own[chosen & (own["kind"] == "statistic")])
-            axes.set(xlabel=f"share of {NEED[need]}, neediest answers first", ylabel=f"share of {EFFORT[effort]}")
+            axes.set(xlabel=f"share of {NEED[need]}, neediest first", ylabel=f"share of {EFFORT[effort]}")
     if sources == [llm_runs.DEFAULT]:
         llm_sources.hint(figure)
     return figure
