@@ -1,4 +1,5 @@
-"""Language models from the command line: `python -m llm {build,score,weights,unlearn,diagnose} --help`.
+"""Language models from the command line, `python -m llm COMMAND --help`:
+build, score, weights, unlearn, evaluate, relearn, diagnose.
 
 The same diagnostics as for the Markov chains, on any causal language model: score the responses of a data set, weigh
 them under any objective, unlearn, and ask whether the effort goes where it is needed. Nothing is downloaded unless a
@@ -10,7 +11,11 @@ name from the hub is given: `authors:...` are models and data made here. Try
     python -m llm weights --scores original.parquet --reference original.parquet --retrained retrained.parquet
     python -m llm unlearn --objective simnpo:4.5 --learning-rate 2e-4 --out out/simnpo
 
-and, where there are only evaluation logs of TOFU runs, `python -m llm diagnose --logs DIR --retrained-logs DIR`.
+    python -m llm evaluate --model out/simnpo/model --retrained authors:retrained
+    python -m llm relearn --model out/simnpo/model --retrained authors:retrained --learning-rate 2e-4
+
+and, where there are only evaluation logs of TOFU runs, `python -m llm evaluate --logs DIR --retrained-logs DIR` and
+`python -m llm diagnose --logs DIR --retrained-logs DIR`.
 """
 
 from __future__ import annotations
@@ -21,7 +26,9 @@ from typing import Annotated, Any
 
 import tyro
 
+from llm.evaluate_command import Evaluate, evaluate
 from llm.model_commands import Build, Score, build, score
+from llm.relearn_command import Relearn, relearn
 from llm.table_commands import Diagnose, Weights, diagnose, weights
 from llm.unlearn_command import Unlearn, unlearn
 from markov.errors import exit_code
@@ -31,6 +38,8 @@ ACTIONS: dict[type, Callable[[Any], None]] = {
     Score: score,
     Weights: weights,
     Unlearn: unlearn,
+    Evaluate: evaluate,
+    Relearn: relearn,
     Diagnose: diagnose,
 }
 
@@ -42,6 +51,8 @@ def parse(arguments: Sequence[str] | None = None) -> Any:
         | Annotated[Score, tyro.conf.subcommand("score", prefix_name=False)]
         | Annotated[Weights, tyro.conf.subcommand("weights", prefix_name=False)]
         | Annotated[Unlearn, tyro.conf.subcommand("unlearn", prefix_name=False)]
+        | Annotated[Evaluate, tyro.conf.subcommand("evaluate", prefix_name=False)]
+        | Annotated[Relearn, tyro.conf.subcommand("relearn", prefix_name=False)]
         | Annotated[Diagnose, tyro.conf.subcommand("diagnose", prefix_name=False)]
     )
     return tyro.cli(commands, prog="python -m llm", description=__doc__, args=arguments)  # pyright: ignore[reportArgumentType, reportCallIssue]

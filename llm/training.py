@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 from torch import Tensor, nn
 
 from llm.encoding import Batch, Encoded
 from llm.optimization import Optimization, Term, looping, shuffled
-from llm.scoring import check_fits, check_model, response_logprobs
+from llm.scoring import check_fits, check_model, evaluating, response_logprobs
 from markov.errors import require
 
 
@@ -20,12 +20,14 @@ def fine_tune(
     *,
     progress: bool = True,
     label: str = "train",
+    after: Callable[[int], object] | None = None,
 ) -> pd.DataFrame:
     """Minimise the mean cross-entropy over the response tokens of each update; the model is changed in place.
 
     One row per epoch: `epoch` and `step` counted from 1, `learning_rate` of its last update, and `loss`, the mean over
-    the epoch's tokens (nats) as they were seen. Raises `InvalidInput` as `score_encoded` does, and for a learning rate
-    under which the loss or its gradient stops being finite.
+    the epoch's tokens (nats) as they were seen. `after` is called with the number of each epoch once it is over, while
+    the model is without dropout. Raises `InvalidInput` as `score_encoded` does, and for a learning rate under which the
+    loss or its gradient stops being finite.
     """
     check_model(model)
     check_fits(model, encoded)
@@ -48,4 +50,7 @@ def fine_tune(
                 bar.update()
             table.append((epoch, step, rate, total / sum(length)))
             bar.set_postfix(loss=f"{table[-1][-1]:.3f}", refresh=False)
+            if after is not None:
+                with evaluating(model):
+                    after(epoch)
     return pd.DataFrame(table, columns=["epoch", "step", "learning_rate", "loss"])

@@ -20,7 +20,7 @@ from markov.errors import InvalidInput
 from tests.test_encoding import by_bytes
 
 VOCAB, EOS = 700, 699
-TOKENIZER = by_bytes(words=True)
+TOKENIZER: Any = by_bytes(words=True)
 
 
 class Ends:

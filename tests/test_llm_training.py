@@ -171,6 +171,22 @@ def test_the_loss_is_the_mean_over_response_tokens() -> None:
     assert table["loss"].tolist() == pytest.approx([float(want)] * 2, rel=1e-8)
 
 
+def test_after_each_epoch_the_model_of_that_moment_is_shown_without_dropout() -> None:
+    seen: list[tuple[int, bool, Tensor]] = []
+    model, one = llama(), replace(FAST, epochs=1, warmup_epochs=0)
+
+    def look(epoch: int) -> None:
+        seen.append((epoch, model.training, next(model.parameters()).detach().clone()))
+
+    fine_tune(model, EXAMPLES, replace(FAST, epochs=3), progress=False, after=look)
+    assert [(epoch, training) for epoch, training, _ in seen] == [(1, False), (2, False), (3, False)]
+    assert torch.equal(seen[-1][2], next(model.parameters())) and not torch.equal(seen[0][2], seen[1][2])
+    untouched = llama()
+    fine_tune(untouched, EXAMPLES, replace(FAST, epochs=3), progress=False)
+    assert same(model, untouched)
+    fine_tune(model, EXAMPLES, one, progress=False)  # without it, as ever
+
+
 def test_responses_are_learnt_by_heart() -> None:
     model = gpt2(dtype=torch.float32)
     fine_tune(model, EXAMPLES, replace(FAST, epochs=40, learning_rate=0.02))

@@ -1,0 +1,208 @@
+"""`python -m llm evaluate`: TOFU's measures, from evaluation logs or of a model."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+
+from llm.layouts import read_log
+from llm.logs import EvaluationLog, shared
+from llm.measures import TofuLogs, forget_quality, measures
+from llm.options import ModelOptions, load_model, write
+from markov import storage
+from markov.errors import InvalidInput, require
+
+if TYPE_CHECKING:
+    from llm.models import LanguageModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(ModelOptions):
+    """Measure as TOFU does: probability, ROUGE-L, truth ratio, model utility, forget quality, with 95% intervals.
+
+    From evaluation logs, in any of their three layouts and with no model, or of a model, whose logs are then written to
+    OUT (TOFU_EVAL.json in open-unlearning's layout, TOFU_SUMMARY.json, measures.parquet). Forget quality needs the
+    logs of the model, or the model, that was retrained without the forget data.
+    Example: python -m llm evaluate --logs llama2-7b_full --retrained-logs llama2-7b_retain90
+    """
+
+    logs: Path | None = None
+    """Measure these logs, a folder or a file, and load no model."""
+    retrained_logs: Path | None = None
+    """Log of the retrained model on the same forget questions: a folder or a file."""
+    retrained: str | None = None
+    """With --model: the retrained model itself, in place of its log."""
+    data: str = "authors:forget10"
+    """With --model: what was forgotten, authors:forgetNN, tofu:forgetNN or FOLDER/forgetNN."""
+    variant: Literal["geometric", "arithmetic"] = "geometric"
+    """Mean of the wrong answers' probabilities in the truth ratio: the released code's or the TOFU paper's."""
+    shared: bool = False
+    """Compare the questions that both logs hold, where they hold different ones."""
+    allow_identical: bool = False
+    """Do not warn of two logs with the same losses."""
+    max_new_tokens: int = 200
+    """With --model: tokens of an answer that it writes."""
+    legacy: bool = False
+    """With --model: also write the layout of TOFU's released code."""
+    json: bool = False
+    """Print one JSON object and nothing else."""
+    out: Path = Path("out/evaluation")
+    """With --model: folder to write."""
+
+
+def evaluate(command: Evaluate) -> None:
+    """Measure, and print what was found."""
+    if command.logs is not None:
+        for field in ("retrained", "legacy"):
+            value = getattr(command, field)
+            require(not value, field, value, "left out with --logs, which say what a model did")
+        logs, retrained = read_tofu_logs(command.logs), None
+        if command.retrained_logs is not None:
+            retrained = read_log(command.retrained_logs)
+        if command.shared and retrained is not None:
+            logs, retrained = _shared(logs, retrained)
+        frame = _measured(command, logs, retrained)
+    else:
+        frame, logs, retrained = _of_model(command)
+    found = as_json(frame, logs, retrained, command.variant)
+    print(json.dumps(found, allow_nan=False) if command.json else report(frame, logs, retrained, command.variant))
+
+
+def _shared(logs: TofuLogs, retrained: EvaluationLog) -> tuple[TofuLogs, EvaluationLog]:
+    mine, theirs = shared(logs.of("forget"), retrained)
+    return logs._replace(forget=mine), theirs
+
+
+def read_tofu_logs(path: Path) -> TofuLogs:
+    """The logs of all tasks that a folder, or a file of all tasks, holds; of a single task's file, that one.
+
+    Raises `InvalidInput` as `read_log` does, for what holds none.
+    """
+    found, errors = {}, []
+    for task in TofuLogs._fields:
+        try:
+            found[task] = read_log(path, task)
+        except InvalidInput as error:
+            # Not there, or another task's: anything else is a log that cannot be read.
+            if error.field not in ("logs", "task") and not (error.field == "log" and isinstance(error.value, list)):
+                raise
+            errors.append(error)
+    if not found:
+        raise errors[0]
+    return TofuLogs(**found)
+
+
+def _measured(command: Evaluate, logs: TofuLogs, retrained: EvaluationLog | None) -> pd.DataFrame:
+    with _plain_warnings():
+        return measures(logs, retrained, variant=command.variant, allow_identical=command.allow_identical)
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """What is warned of, as one line each."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for message in dict.fromkeys(str(one.message) for one in caught):
+        print(f"warning: {message}", file=sys.stderr)
+
+
+def _of_model(command: Evaluate) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog | None]:
+    """Evaluate the model that the command names, and write what it did."""
+    from llm.answers import answer_log
+    from llm.evaluation import empty_generations
+    from llm.evaluation import evaluate as evaluate_model
+    from llm.log_files import write_legacy, write_tofu_eval
+    from llm.models import check_same_vocabulary
+    from llm.tofu import tofu_sets
+
+    both = command.retrained is not None and command.retrained_logs is not None
+    require(not both, "retrained", command.retrained, "left out with --retrained-logs")
+    storage.check_writable(command.out, "out", folder=True)
+    sets = tofu_sets(command.data)
+    retrained = None if command.retrained_logs is None else read_log(command.retrained_logs)
+    options: dict[str, Any] = {"max_length": command.max_length, "budget": command.budget}
+    language = load_model(command)
+    if command.retrained is not None:
+        other = load_model(command, command.retrained)
+        check_same_vocabulary(language.tokenizer, other.tokenizer, "retrained")
+        retrained = answer_log(other, sets.forget, **options)
+        del other
+    logs = evaluate_model(language, sets, max_new_tokens=command.max_new_tokens, **options)
+    if command.shared and retrained is not None:
+        logs, retrained = _shared(logs, retrained)
+    frame = _measured(command, logs, retrained)
+    whole = frame[frame["task"].eq("all") | frame["measure"].isin(["forget_quality", "ks_statistic"])]
+    aggregates = dict(zip(whole["measure"], whole["value"].astype(float), strict=True))
+    about = manifest(command, language)
+    write_tofu_eval(logs, command.out, about, variant=command.variant, aggregates=aggregates)
+    if command.legacy:
+        write_legacy(logs, command.out)
+    write(frame, command.out / "measures.parquet", command)
+    for task, count in empty_generations(logs).items():
+        if count:
+            print(f"warning: {count} answers of {task} are empty and count as ROUGE 0", file=sys.stderr)
+    return frame, logs, retrained
+
+
+def manifest(command: Evaluate, language: LanguageModel) -> dict[str, Any]:
+    """What an evaluation was made with."""
+    from llm.checkpointing import parameters_digest
+    from llm.options import SOURCES
+
+    described = {name: str(value) if isinstance(value, Path) else value for name, value in vars(command).items()}
+    return {
+        **storage.provenance(described, *SOURCES),
+        "model": language.name,
+        "parameters": parameters_digest(language.model),
+        "template": asdict(language.template),
+        "generation": {"decoding": "greedy", "max_new_tokens": command.max_new_tokens},
+    }
+
+
+def as_json(frame: pd.DataFrame, logs: TofuLogs, retrained: EvaluationLog | None, variant: str) -> dict[str, Any]:
+    """What was measured, as plain values; what could not be is None."""
+    values: dict[str, Any] = dict.fromkeys(("model_utility", "forget_quality", "ks_statistic"))
+    components: dict[str, Any] = {}
+    intervals: dict[str, Any] = {}
+    for row in frame.to_dict("records"):
+        name = row["measure"] if row["measure"] in values else f"{row['task']}_{row['measure']}"
+        (values if name in values else components)[name] = row["value"]
+        if not pd.isna(row["low"]):
+            intervals[name] = [row["low"], row["high"]]
+    counts = {task: len(log.index) for task, log in logs._asdict().items() if log is not None}
+    test = None
+    if retrained is not None and logs.forget is not None:
+        found = forget_quality(logs.forget, retrained, variant=variant)
+        test = {"log10_p": found.log10_p, "method": found.method, "retrained_examples": found.retrained_examples}
+    return values | {
+        "variant": variant,
+        "examples": counts,
+        "components": components,
+        "intervals": intervals,
+        "ks_test": test,
+    }
+
+
+def report(frame: pd.DataFrame, logs: TofuLogs, retrained: EvaluationLog | None, variant: str) -> str:
+    """What was measured, to read."""
+    lines = [f"truth ratio: {variant}; in brackets 95% intervals over examples"]
+    for row in frame.to_dict("records"):
+        value = f"{row['value']:.4g}" if row["measure"] == "forget_quality" else f"{row['value']:.3f}"
+        held = "" if pd.isna(row["low"]) else f"  ({row['low']:.3f} to {row['high']:.3f})"
+        lines.append(f"{row['measure']:<15}{row['task']:<13}{value:>10}{held:<20}{row['examples']:>5} examples")
+    if "model_utility" not in set(frame["measure"]):
+        missing = [task for task, log in logs._asdict().items() if log is None and task != "forget"]
+        why = f"no logs of {', '.join(missing)}" if missing else "no generations or no wrong answers in some logs"
+        lines.append(f"no model_utility: {why}")
+    if retrained is None:
+        lines.append("no forget_quality: name the retrained model's log of the same forget questions, --retrained-logs")
+    return "\n".join(lines)

@@ -1,0 +1,63 @@
+"""What a model makes of TOFU's four sets: every answer scored, its own answers written, as evaluation logs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llm.answers import answer_log
+from llm.corpora import Example
+from llm.encoding import BUDGET, MAX_LENGTH
+from llm.generation import BUDGET as WRITING
+from llm.generation import NEW_TOKENS, generate
+from llm.logs import EvaluationLog
+from llm.measures import TofuLogs
+from llm.models import LanguageModel
+from llm.rouge import rouge
+from llm.tofu import TofuSets, checked
+
+
+def evaluate(
+    language: LanguageModel,
+    sets: TofuSets,
+    *,
+    max_new_tokens: int = NEW_TOKENS,
+    max_length: int = MAX_LENGTH,
+    budget: int = BUDGET,
+    progress: bool = True,
+) -> TofuLogs:
+    """The model's logs of the four sets, every value keyed by the index of its example.
+
+    A generation without words is a bad answer, not an error: its ROUGE is 0, and `empty_generations` counts them.
+    Raises `InvalidInput` for examples without wrong answers and, as `answer_log` and `generate` do, before any work.
+    """
+    checked(sets)
+    options = {"max_new_tokens": max_new_tokens, "max_length": max_length, "budget": budget, "progress": progress}
+    return TofuLogs(*(task_log(language, examples, **options) for examples in sets))
+
+
+def task_log(
+    language: LanguageModel,
+    examples: Sequence[Example],
+    *,
+    max_new_tokens: int = NEW_TOKENS,
+    max_length: int = MAX_LENGTH,
+    budget: int = BUDGET,
+    progress: bool = True,
+) -> EvaluationLog:
+    """The model's log of one set: as `answer_log`, with its own answers and their ROUGE."""
+    written = generate(
+        language,
+        examples,
+        max_new_tokens=max_new_tokens,
+        max_length=max_length,
+        budget=max(budget, WRITING),
+        progress=progress,
+    )
+    log = answer_log(language, examples, max_length=max_length, budget=budget, progress=progress)
+    return log._replace(generation=written, rouge=rouge([example.response for example in examples], written))
+
+
+def empty_generations(logs: TofuLogs) -> dict[str, int]:
+    """How many answers of each task have no words at all."""
+    found = {task: log.generation for task, log in logs._asdict().items() if log is not None and log.generation}
+    return {task: sum(not text.strip() for text in texts) for task, texts in found.items()}

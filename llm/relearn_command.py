@@ -1,0 +1,103 @@
+"""`python -m llm relearn`: teach an unlearned model a share of what it forgot, and watch the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from llm.options import ModelOptions, load_model, write
+from markov import storage
+from markov.errors import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relearn(ModelOptions):
+    """A relearning attack: fine-tune on a share of the forget data, and score all of it after every epoch.
+
+    Writes OUT, a row per attack, epoch, forget example and answer, and beside it OUT with _returns before its ending: a
+    row per attack and epoch with forget quality and what comes back untaught, where --retrained is given.
+    Example: python -m llm relearn --model out/simnpo/model --retrained authors:retrained --learning-rate 2e-4
+    """
+
+    data: str = "authors:forget10"
+    """What was forgotten: authors:SPLIT, tofu:SPLIT (one with perturbed answers), or a file in TOFU's JSON."""
+    retrained: str | None = None
+    """The model retrained without the forget data, to compare with."""
+    which: tuple[Literal["shortest", "random"], ...] = ("shortest", "random")
+    """Which examples are taught: those with the shortest responses, or any."""
+    share: float = 0.2
+    """How many of them."""
+    repeats: int = 5
+    """Attacks of each kind: other random examples, and another order of batches."""
+    epochs: int = 3
+    """Passes over the examples that are taught."""
+    batch: int = 32
+    """Examples per update."""
+    learning_rate: float = 1e-5
+    """Largest step size of AdamW, from which it falls to 0. For the models made here take 2e-4."""
+    out: Path = Path("out/relearning.parquet")
+    """Table to write."""
+
+
+def relearn(command: Relearn) -> None:
+    """Attack, and print what came back."""
+    from llm.answers import answer_log
+    from llm.models import check_same_vocabulary
+    from llm.optimization import Optimization
+    from llm.relearning import Relearning, returns
+    from llm.relearning import relearn as attack
+    from llm.sources import read
+
+    require(command.repeats >= 1, "repeats", command.repeats, "a whole number of at least 1")
+    require(len(command.which) > 0, "which", command.which, "shortest, random or both")
+    optimization = Optimization(
+        epochs=command.epochs,
+        batch=command.batch,
+        learning_rate=command.learning_rate,
+        warmup_epochs=0,
+        budget=command.budget,
+    )
+    wanted = [
+        Relearning(which=which, share=command.share, seed=seed, optimization=optimization)
+        for which in dict.fromkeys(command.which)
+        for seed in range(command.repeats)
+    ]
+    storage.check_writable(command.out, "out")
+    forget, language, retrained = read(command.data), load_model(command), None
+    if command.retrained is not None:
+        bare = [example.index for example in forget if not example.perturbed]
+        allowed = f"perturbed answers in {command.data}, which forget quality compares"
+        require(not bare, "data, index", bare[:1], allowed)
+        other = load_model(command, command.retrained)
+        check_same_vocabulary(language.tokenizer, other.tokenizer, "retrained")
+        retrained = answer_log(other, forget, max_length=command.max_length, budget=command.budget)
+        del other
+    tables, found = [], []
+    for one in wanted:
+        known = {"which": one.which, "repeat": one.seed}
+        tables.append(attack(language, forget, one, max_length=command.max_length).assign(**known))
+        if retrained is not None:
+            found.append(returns(tables[-1], retrained).assign(**known))
+    write(pd.concat(tables, ignore_index=True), command.out, command)
+    gold = pd.concat(tables)[lambda frame: frame["answer"] == "gold"]
+    each = gold.assign(per_token=gold["logp"] / gold["length"]).groupby(["which", "epoch", "relearned"])["per_token"]
+    print("mean of logp/length over repeats, nats per token; relearned: of the examples taught")
+    print(
+        each.mean()
+        .unstack()
+        .rename(columns={False: "others", True: "relearned"})
+        .to_string(float_format="{:.3f}".format)
+    )
+    if found:
+        path = command.out.with_stem(f"{command.out.stem}_returns")
+        frame = pd.concat(found, ignore_index=True)
+        write(frame, path, command)
+        shown = frame.groupby(["which", "epoch"])[
+            ["forget_quality", "ks_statistic", "other_statistic", "other_returned"]
+        ]
+        print(shown.agg("median").to_string(float_format="{:.3g}".format))
+        print(f"{len(frame)} rows: {path}")
+    print(f"{sum(map(len, tables))} rows: {command.out}")

@@ -1,0 +1,79 @@
+"""One table of several models in the paper's layout: a row per model, columns per set, forget quality and utility."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from llm.logs import EvaluationLog
+from llm.measures import KINDS, TofuLogs, measures
+
+GROUPS = {"forget": "Forget", "real_authors": "Real authors", "world_facts": "World facts", "retain": "Retain"}
+SHORT = {"probability": "Prob.", "rouge": "ROUGE-L", "truth_ratio": "Truth ratio"}
+OVERALL = {"forget_quality": "FQ", "ks_statistic": "D", "model_utility": "MU"}
+
+
+def long_table(models: Mapping[str, TofuLogs], retrained: EvaluationLog | None, *, variant: str) -> pd.DataFrame:
+    """`llm.measures.measures` of each model, with the column `model`: values with intervals.
+
+    A model with itself, the retrained one, has forget quality 1. Raises `InvalidInput` as `measures` does.
+    """
+    frames = [measures(logs, retrained, variant=variant).assign(model=name) for name, logs in models.items()]
+    return pd.concat(frames, ignore_index=True)
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """The table of `long_table` as the paper lays it out: a row per model, in order; columns of two levels.
+
+    Per set (forget, real authors, world facts, retain): probability, ROUGE-L recall and truth ratio; then FQ, the
+    p-value, with D, its statistic, and the numbers of examples compared; and MU, model utility. What was not measured
+    is nan. On forget, the lower the better but for FQ; on the others, the higher the better.
+    """
+    rows: dict[str, dict[tuple[str, str], float | None]] = {}
+    for model, own in table.groupby("model", sort=False):
+        at = own.set_index(["measure", "task"])["value"]
+        row = {(group, SHORT[kind]): at.get((kind, task)) for task, group in GROUPS.items() for kind in KINDS}
+        overall = {name: own[own["measure"] == name] for name in OVERALL}
+        row |= {("", OVERALL[name]): found["value"].iloc[0] if len(found) else None for name, found in overall.items()}
+        compared = overall["ks_statistic"]
+        row["", "n"] = compared["examples"].iloc[0] if len(compared) else None
+        rows[str(model)] = row
+    frame = pd.DataFrame.from_dict(rows, orient="index", dtype=float).rename_axis("Method")
+    frame.columns = pd.MultiIndex.from_tuples(list(next(iter(rows.values()))))
+    return frame
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """A summary as a table in Markdown."""
+    names = [" ".join(part for part in column if part) for column in frame.columns]
+    lines = [f"| Method | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
+    for model, row in frame.iterrows():
+        cells = [_number(name, value) for (_, name), value in zip(frame.columns, row, strict=True)]
+        lines.append(f"| {str(model).replace('|', chr(92) + '|')} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def latex(frame: pd.DataFrame) -> str:
+    """A summary as a tabular in LaTeX, with the rules of booktabs."""
+    escaped = {mark: f"\\{mark}" for mark in "&%$#_{}"} | {"~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
+    escaped["\\"] = "\\textbackslash{}"
+    groups = list(dict.fromkeys(group for group, _ in frame.columns))
+    spans = [(group, sum(own == group for own, _ in frame.columns)) for group in groups]
+    head = " & ".join(f"\\multicolumn{{{count}}}{{c}}{{{group}}}" for group, count in spans)
+    lines = [f"\\begin{{tabular}}{{l{'r' * len(frame.columns)}}}", "\\toprule", f" & {head} \\\\"]
+    lines += [f"Method & {' & '.join(name for _, name in frame.columns)} \\\\", "\\midrule"]
+    for model, row in frame.iterrows():
+        cells = [_number(name, value) for (_, name), value in zip(frame.columns, row, strict=True)]
+        name = "".join(escaped.get(mark, mark) for mark in str(model))
+        lines.append(f"{name} & {' & '.join(cell.replace('_', '') for cell in cells)} \\\\")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+
+
+def _number(name: str, value: float) -> str:
+    """Two digits; p-values too small for them in powers of ten, counts whole."""
+    if pd.isna(value):
+        return "-"
+    if name == "n":
+        return f"{value:.0f}"
+    return f"{value:.0e}" if name == "FQ" and 0 < value < 0.005 else f"{value:.2f}"
