@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,6 +67,9 @@ def find_state(folder: Location, fingerprint: str) -> State | None:
     Raises `InvalidInput` for one of another run, a broken one, and a folder that cannot be written.
     """
     path = Path(folder) / FILE
+    with suppress(OSError, ValueError):
+        # Made before it is tried, because processes that start together must not take it away from each other.
+        Path(folder).mkdir(parents=True, exist_ok=True)
     check_writable(folder, "state", folder=True)
     if not path.exists():
         return None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -19,16 +19,28 @@ from llm.adapters import Original
 from llm.diagnostics import weights_table
 from llm.encoding import Batch, Encoded
 from llm.gradients import gradient_norms
-from llm.optimization import Loop, Term, shuffled
+from llm.optimization import Loop, Term, own_randomness, shuffled
 from llm.retaining import RETAIN_LOSSES, cross_entropy, kl_budget
-from llm.scoring import response_logprobs
+from llm.scoring import evaluating, response_logprobs
 from markov.errors import require
 from markov.objectives import SequenceLogProbs
+from markov.preferences import PairLogProbs, paired
 
 if TYPE_CHECKING:
     from llm.unlearning import Unlearning
 
 OK, COLLAPSED, NAN = "ok", "collapsed", "nan"
+Model = TypeVar("Model")
+
+
+class Measure(NamedTuple, Generic[Model]):
+    """What else is measured after every epoch: numbers by name, from the number of the epoch and the model.
+
+    `name` says what is measured, its settings included: a run goes on, or is read, under the same name only.
+    """
+
+    name: str
+    call: Callable[[int, Model], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -42,14 +54,29 @@ class Run:
     original: Original | None
     vocab: int
     bar: tqdm
+    preferred: Sequence[Encoded] | None = None
+    measure: Measure[nn.Module] | None = None
 
     def __post_init__(self) -> None:
         shards = self.loop.accelerator.distributed_type == DistributedType.FSDP
         allowed = "no epochs where the model is in shards: no process has a whole gradient"
         require(not (shards and self.settings.gradients), "gradients", self.settings.gradients, allowed)
+        name, allowed = (
+            self.measure and self.measure.name,
+            "none where the model is in shards: no process has all of it",
+        )
+        require(not (shards and self.measure), "measure", name, allowed)
 
-    def epoch(self, epoch: int, ref: Tensor | None) -> tuple[dict[str, Any], Tensor | None]:
-        """Make the updates of an epoch: its row of the table, and logp after it, None if not all was finite."""
+    @property
+    def responses(self) -> tuple[Sequence[Encoded], ...]:
+        """What is forgotten and, where there is any, what is preferred to it."""
+        return (self.forget,) if self.preferred is None else (self.forget, self.preferred)
+
+    def epoch(self, epoch: int, ref: Sequence[Tensor | None]) -> tuple[dict[str, Any], list[Tensor] | None]:
+        """Make the updates of an epoch: its row of the table, and logp after it, None if not all was finite.
+
+        Of `responses`, as `ref` is; before the first update the reference may be None, the model itself.
+        """
         steps = self.settings.optimization.updates(len(self.forget))
         step, rate, norms, finite = max(0, epoch - 1) * steps, math.nan, [], True
         for terms in self.updates(epoch, ref):
@@ -63,26 +90,38 @@ class Run:
         norm = float(np.mean(norms)) if norms else math.nan
         row: dict[str, Any] = dict(epoch=epoch, step=step, learning_rate=rate)
         row |= dict(forget_loss=math.nan, retain_loss=math.nan, gradient_norm=norm, status=NAN)
-        logp = self.loop.evaluate(self.forget, _logp) if finite else None
-        if logp is None or not bool(logp.isfinite().all()):
+        logp = [self.loop.evaluate(one, _logp) for one in self.responses] if finite else None
+        if logp is None or not all(bool(one.isfinite().all()) for one in logp):
             return row, None
-        row["forget_loss"] = float(self.settings.objective.loss(self.seq(logp, ref)).double().mean())
+        seqs = self.seqs(logp, ref)
+        loss = paired(self.settings.objective).loss(PairLogProbs(seqs[0], seqs[-1]))
+        row["forget_loss"] = float(loss.double().mean())
         if self.retain:
             row["retain_loss"] = float(self.loop.evaluate(self.probe(), cross_entropy).double().mean())
             if not math.isfinite(row["retain_loss"]):
                 return row, None
-        return row | dict(status=COLLAPSED if row["retain_loss"] > math.log(self.vocab) else OK), logp
+        row["status"] = COLLAPSED if row["retain_loss"] > math.log(self.vocab) else OK
+        return row | self.measured(epoch, row), logp
 
-    def updates(self, epoch: int, ref: Tensor | None) -> Iterator[list[Term]]:
+    def updates(self, epoch: int, ref: Sequence[Tensor | None]) -> Iterator[list[Term]]:
         """The terms of each update of an epoch: forget examples, beside as many to retain. None in epoch 0."""
-        if epoch == 0 or ref is None:
+        if epoch == 0:
             return
         every, weight = self.settings.optimization, self.settings.retain_weight
         keep = RETAIN_LOSSES.get(self.settings.retain_term) if weight else None
         budget = kl_budget(self.vocab, every.budget) if self.original else None
 
-        def forgetting(model: nn.Module, batch: Batch, rows: Sequence[int]) -> Tensor:
-            return self.settings.objective.loss(response_logprobs(model, batch, ref[list(rows)]))
+        law, sides = paired(self.settings.objective), list(zip(self.responses, ref, strict=True))
+        # Of a response that does not enter the law nothing is computed, and the other one stands for it.
+        used = [side for side, factor in zip(sides, (law.forget, law.prefer), strict=False) if factor]
+        longest = [max(both, key=lambda one: len(one.tokens)) for both in zip(*(one for one, _ in used), strict=True)]
+
+        def forgetting(model: nn.Module, _: Batch, rows: Sequence[int]) -> Tensor:
+            # One forward pass over both: with several processes, a second one would spoil what the first one left.
+            batch = Batch.pad([one[row] for one, _ in used for row in rows])
+            seq = response_logprobs(model, batch, torch.cat([own[list(rows)] for _, own in used if own is not None]))
+            parts = [SequenceLogProbs(*part) for part in zip(*(x.split(len(rows)) for x in seq), strict=True)]
+            return law.loss(PairLogProbs(parts[0], parts[-1]))
 
         def retaining(model: nn.Module, batch: Batch, rows: Sequence[int]) -> Tensor:
             assert keep is not None
@@ -92,7 +131,7 @@ class Run:
         forget = shuffled(count, *order, label="forget")
         retain = shuffled(len(self.retain), *order, label="retain", total=count) if keep else []
         for rows, kept in zip_longest(forget, retain):
-            terms = [Term(self.forget, rows, forgetting, 1 / len(rows))]
+            terms = [Term(longest, rows, forgetting, 1 / len(rows), max(1, every.budget // len(used)))]
             if keep is not None:
                 terms.append(Term(self.retain, kept, retaining, weight / len(kept), budget))
             yield terms
@@ -102,10 +141,27 @@ class Run:
         order = shuffled(len(self.retain), len(self.retain), self.settings.optimization.seed, 0, label="probe")[0]
         return [self.retain[row] for row in order[: self.settings.retain_probe]]
 
-    def table(self, epoch: int, logp: Tensor, ref: Tensor | None, index: np.ndarray) -> pd.DataFrame:
+    def measured(self, epoch: int, row: Mapping[str, Any]) -> dict[str, float]:
+        """What else is measured, without dropout and gradients, and with randomness of its own."""
+        if self.measure is None:
+            return {}
+        model, accelerator = self.loop.accelerator.unwrap_model(self.loop.model), self.loop.accelerator
+        own = own_randomness(self.settings.optimization.seed, "measure", epoch, device=accelerator.device)
+        with evaluating(model), torch.no_grad(), own:
+            found = {name: float(value) for name, value in self.measure.call(epoch, model).items()}
+        allowed = f"names other than those of the table, {', '.join(row)}"
+        require(found.keys().isdisjoint(row), "measure", sorted(found.keys() & row.keys()), allowed)
+        return found
+
+    def table(
+        self, epoch: int, logp: Sequence[Tensor], ref: Sequence[Tensor | None], index: np.ndarray
+    ) -> pd.DataFrame:
         """The rows of the examples after an epoch."""
-        table = weights_table(self.seq(logp, ref), {}, index)
+        own, *other = self.seqs(logp, ref)
+        table = weights_table(own, {}, index)
         table.insert(0, "epoch", epoch)
+        for preferred in other:
+            table = table.assign(**{f"preferred_{name}": x.numpy() for name, x in preferred._asdict().items()})
         if self.settings.gradients:
             model, budget = self.loop.accelerator.unwrap_model(self.loop.model), self.settings.optimization.budget
             wanted = epoch in self.settings.gradients
@@ -113,11 +169,14 @@ class Run:
             table["gradient_norm"] = np.float64(norms)
         return table
 
-    def seq(self, logp: Tensor, ref: Tensor | None) -> SequenceLogProbs:
-        """What the law needs of the forget examples; where there is no reference yet, the model itself is it."""
-        length = torch.tensor([len(one.tokens) - one.prompt for one in self.forget])
-        found = SequenceLogProbs(logp, length, logp if ref is None else ref)
-        return SequenceLogProbs(*(values.double() for values in found))
+    def seqs(self, logp: Sequence[Tensor], ref: Sequence[Tensor | None]) -> list[SequenceLogProbs]:
+        """What the law needs of each of `responses`; where there is no reference yet, the model itself is it."""
+        found = []
+        for encoded, now, before in zip(self.responses, logp, ref, strict=True):
+            length = torch.tensor([len(one.tokens) - one.prompt for one in encoded])
+            seq = SequenceLogProbs(now, length, now if before is None else before)
+            found.append(SequenceLogProbs(*(values.double() for values in seq)))
+        return found
 
 
 def _logp(model: nn.Module, batch: Batch, rows: Sequence[int]) -> Tensor:

@@ -36,7 +36,7 @@ from markov.errors import InvalidInput, require
 from markov.objectives import Objective
 from markov.storage import Location
 
-SOURCES = ("markov.objectives", "llm")
+SOURCES = ("markov.objectives", "markov.preferences", "llm")
 EXAMPLES, ANSWERS, EPOCHS, WEIGHTS = (f"{name}.parquet" for name in ("examples", "answers", "epochs", "weights"))
 MODEL, STATE = "model", "state"
 

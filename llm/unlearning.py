@@ -2,6 +2,7 @@
 
     minimise   mean over forget examples of loss(logp, length, ref)  +  retain_weight * mean over retain examples
 
+where the loss may be that of a pair: the response to forget, and one that is preferred to it, such as a refusal.
 The reference is scored once and not kept: of it the law needs one number per example. What is recorded is the
 log-probability of every forget example after every epoch, so that the weights under any grid of objectives follow from
 one run. (Paper, section 2 and 4; the retain term's factor is its lambda.)
@@ -25,16 +26,21 @@ from llm.adapters import Lora, adapted, original_of
 from llm.checkpointing import find_state, parameters_digest, restore, save_state
 from llm.diagnostics import weights_table
 from llm.encoding import Encoded
-from llm.epochs import COLLAPSED, NAN, OK, Run
+from llm.epochs import COLLAPSED, NAN, OK, Measure, Run
 from llm.optimization import Optimization, looping
 from llm.retaining import RetainTerm
 from llm.scoring import check_fits, check_model
 from markov.errors import require
-from markov.objectives import Objective, SequenceLogProbs, validate
+from markov.objectives import Objective, SequenceLogProbs
+from markov.preferences import Forgetting, paired, validate_pair
 from markov.storage import Location, fingerprint
 
 PARTS = ("unlearning", "epochs", "optimization", "retaining", "adapters", "scoring", "encoding")
-SOURCES = ("markov.objectives", *(f"llm.{name}" for name in PARTS))  # the code that a run's numbers come from
+SOURCES = (
+    "markov.objectives",
+    "markov.preferences",
+    *(f"llm.{name}" for name in PARTS),
+)  # the code that a run's numbers come from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +53,7 @@ class Unlearning:
     Raises `InvalidInput` for what cannot be.
     """
 
-    objective: Objective
+    objective: Forgetting
     optimization: Optimization = Optimization(epochs=10, batch=32, learning_rate=1e-5)
     retain_term: RetainTerm = "none"
     retain_weight: float = 1.0
@@ -56,9 +62,9 @@ class Unlearning:
     gradients: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        numbers = all(torch.as_tensor(value).ndim == 0 for value in validate(self.objective))
-        require(numbers, "objective", self.objective, "four numbers")
-        object.__setattr__(self, "objective", Objective(*map(float, self.objective)))
+        numbers = all(torch.as_tensor(value).ndim == 0 for value in validate_pair(paired(self.objective)))
+        require(numbers, "objective", self.objective, "single numbers")
+        object.__setattr__(self, "objective", type(self.objective)(*map(float, self.objective)))
         terms = get_args(RetainTerm)
         require(self.retain_term in terms, "retain_term", self.retain_term, f"one of {', '.join(terms)}")
         require(0 <= self.retain_weight < math.inf, "retain_weight", self.retain_weight, "a finite number >= 0")
@@ -71,11 +77,13 @@ class Unlearned(NamedTuple):
     """What a run leaves behind, beside the model.
 
     `examples` has a row per epoch (0 is before the first update) and forget example: `epoch`, `index`, `logp`,
-    `length`, `ref` (as in `llm.diagnostics`) and, where asked for, `gradient_norm`. `epochs` has a row per epoch:
+    `length`, `ref` (as in `llm.diagnostics`); `preferred_logp`, `preferred_length` and `preferred_ref`, the same of
+    what is preferred, where anything is; and, where asked for, `gradient_norm`. `epochs` has a row per epoch:
     `epoch`, `step` (updates so far), `learning_rate` of the last of them, `forget_loss` (mean over the forget examples)
     and `retain_loss` (mean of -logp/length over the retain probe, nats per token) after it, `gradient_norm` (mean over
     its updates, before clipping), and `status`: ok; collapsed, from where the retain loss exceeds log(vocabulary), that
-    of guessing; or nan, in the last row of a run that stopped because a number ceased to be finite.
+    of guessing; or nan, in the last row of a run that stopped because a number ceased to be finite. Numbers of a
+    `Measure` follow, nan in such a last row.
     """
 
     examples: pd.DataFrame
@@ -88,14 +96,19 @@ def unlearn(
     retain: Sequence[Encoded],
     settings: Unlearning,
     *,
+    preferred: Sequence[Encoded] | None = None,
     ref: Float[Tensor, " examples"] | None = None,
     index: Int[np.ndarray, "examples"] | None = None,
+    measure: Measure[nn.Module] | None = None,
     state: Location | None = None,
     progress: bool = True,
 ) -> Unlearned:
     """Unlearn the forget examples; the model is changed in place, adapters are added into its weights at the end.
 
     Every update takes `batch` forget examples and as many to retain, both in an order that follows from (seed, epoch).
+    `preferred` are the responses that are preferred to those of the forget examples, in their order: an objective that
+    prefers any needs them, and with another one they are only recorded. `measure` is called after every epoch, 0
+    included, in evaluation mode, without gradients and with random numbers that follow from (seed, epoch).
     `ref` (nats) is another reference than the model itself, such as a perturbed one; `index` names the examples (from 0
     if not given). With `state`, a folder, a run that was killed goes on from its last whole epoch when it is started
     again with the same arguments and the same model as at first, and gives the same tables and weights. The folder is
@@ -103,13 +116,17 @@ def unlearn(
 
     Divergence is warned of, recorded in `status`, and ends the run at the first number that is not finite, before the
     update that it would spoil; not so a collapse. Raises `InvalidInput` as `score_encoded` does, for a retain term
-    without examples to retain, a `ref` or `index` of another shape, and a state of another run.
+    without examples to retain, a `ref`, `index` or `preferred` of another shape or where they cannot be, names of
+    measures that the table has already, and a state of another run.
     """
     index = np.arange(len(forget)) if index is None else np.asarray(index)
-    _check(model, forget, retain, settings, ref, index)
+    _check(model, forget, retain, preferred, settings)
+    _check_numbers(len(forget), settings, ref, index)
     every, vocab, found, digest = settings.optimization, _vocabulary(model), None, ""
     if state is not None:
-        digest = fingerprint((settings, list(forget), list(retain), ref, index, parameters_digest(model)), *SOURCES)
+        others = (preferred and list(preferred), measure and measure.name)
+        given = (settings, list(forget), list(retain), ref, index, *others, parameters_digest(model))
+        digest = fingerprint(given, *SOURCES)
         found = find_state(state, digest)
     examples = pd.DataFrame() if found is None else found.tables["examples"]
     rows: list[Any] = [] if found is None else found.tables["epochs"].to_dict("records")
@@ -117,18 +134,21 @@ def unlearn(
         original = original_of(trained, settings.lora) if settings.retain_term == "kl" else None
         past = max(0, len(rows) - 1)
         with looping(trained, every) as loop, loop.bar(len(forget), "unlearn", show=progress, past=past) as bar:
-            run = Run(loop, forget, retain, settings, original, vocab, bar)
+            run = Run(loop, forget, retain, settings, original, vocab, bar, preferred, measure)
+            columns = ("ref", "preferred_ref")[: len(run.responses)]
+            refs = [ref, None][: len(run.responses)]
             if found is not None:
                 restore(loop, found)
             for epoch in range(len(rows), every.epochs + 1):
-                ref = ref if epoch == 0 else torch.tensor(examples["ref"].to_numpy()[: len(forget)])
-                row, logp = run.epoch(epoch, ref)
+                if epoch > 0:
+                    refs = [torch.tensor(examples[name].to_numpy()[: len(forget)]) for name in columns]
+                row, logp = run.epoch(epoch, refs)
                 rows.append(row)
                 if loop.accelerator.is_main_process:
                     _warn(rows, vocab)
                 if logp is None:
                     break
-                examples = pd.concat([examples, run.table(epoch, logp, ref, index)], ignore_index=True)
+                examples = pd.concat([examples, run.table(epoch, logp, refs, index)], ignore_index=True)
                 if state is not None and epoch > 0:
                     save_state(state, loop, digest, epoch, {"examples": examples, "epochs": pd.DataFrame(rows)})
     return Unlearned(examples, pd.DataFrame(rows))
@@ -149,20 +169,31 @@ def _check(
     model: nn.Module,
     forget: Sequence[Encoded],
     retain: Sequence[Encoded],
+    preferred: Sequence[Encoded] | None,
     settings: Unlearning,
-    ref: Tensor | None,
-    index: np.ndarray,
 ) -> None:
     require(len(forget) > 0, "forget", forget, "at least one example")
+    if preferred is None:
+        require(not paired(settings.objective).prefer, "preferred", None, "a response that is preferred, per example")
+    else:
+        require(len(preferred) == len(forget), "preferred", len(preferred), f"{len(forget)} responses, one per example")
     allowed = f"examples to retain, for the retain term {settings.retain_term}"
     require(len(retain) > 0 or settings.retain_term == "none", "retain", retain, allowed)
     check_model(model)
-    check_fits(model, [*forget, *retain])
-    allowed = f"{len(forget)} finite numbers, one per forget example"
+    check_fits(model, [*forget, *retain, *(preferred or ())])
+
+
+def _check_numbers(count: int, settings: Unlearning, ref: Tensor | None, index: np.ndarray) -> None:
+    law = paired(settings.objective)
+    alone = not (law.prefer and law.reference)
+    require(
+        ref is None or alone, "ref", "given", "None with an objective of pairs, whose reference is the model itself"
+    )
+    allowed = f"{count} finite numbers, one per forget example"
     if ref is not None:
-        require(ref.shape == (len(forget),), "ref", tuple(ref.shape), allowed)
+        require(ref.shape == (count,), "ref", tuple(ref.shape), allowed)
         require(bool(ref.isfinite().all()), "ref", ref[~ref.isfinite()][:1].tolist(), allowed)
-    require(index.shape == (len(forget),), "index", index.shape, f"{len(forget)} values, one per forget example")
+    require(index.shape == (count,), "index", index.shape, f"{count} values, one per forget example")
     require(len(set(index.tolist())) == len(index), "index", index.tolist(), "each value once")
 
 

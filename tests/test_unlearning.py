@@ -125,6 +125,7 @@ def unlearned_by_hand(model: Any, settings: Unlearning) -> None:
             def backward() -> None:
                 for row in rows:
                     losses = token_losses(model, FORGET[row])
+                    assert isinstance(settings.objective, Objective)
                     loss = plain_loss(settings.objective, -losses.sum(), len(losses), ref[row])
                     (loss / len(rows)).backward()
                 for row in kept if settings.retain_term != "none" else ():
