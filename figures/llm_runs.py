@@ -10,12 +10,10 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import joblib
 import pandas as pd
-import torch
-from tqdm.auto import tqdm
 
 from figures.llm_own import runs_of_own
 from figures.llm_sources import Models, models
@@ -29,6 +27,7 @@ from llm.diagnostics import corners
 from llm.logs import EvaluationLog
 from llm.models import LanguageModel, perturbed
 from llm.optimization import Optimization
+from llm.parallel import several
 from llm.runs import EPOCHS, Run, read_run, unlearn_into
 from llm.unlearning import SOURCES as UNLEARNING_SOURCES
 from llm.unlearning import Unlearning, weights_by_epoch
@@ -63,17 +62,16 @@ class Study:
         """The four corners by name."""
         return corners(self.beta, self.beta_per_token)
 
+    def optimization(self) -> Optimization:
+        """How all of them are."""
+        rates = {"epochs": self.epochs, "batch": self.batch, "learning_rate": self.learning_rate}
+        return Optimization(**rates, budget=BUDGET, seed=SEED)
+
     def unlearning(self, objective: Objective) -> Unlearning:
         """How one of them is run."""
         return Unlearning(
             objective=objective,
-            optimization=Optimization(
-                epochs=self.epochs,
-                batch=self.batch,
-                learning_rate=self.learning_rate,
-                budget=BUDGET,
-                seed=SEED,
-            ),
+            optimization=self.optimization(),
             retain_term="cross_entropy",
             retain_weight=self.retain_weight_per_token if objective.normalize else self.retain_weight,
             gradients=tuple(range(self.epochs + 1)),
@@ -149,19 +147,13 @@ def runs_of(context: Context, wanted: Sequence[Wanted]) -> list[Run]:
     if missing:
         quiet, kinds = replace(context, progress=False), dict.fromkeys(["retrained", *(one.start for one in missing)])
         absent = [kind for kind in kinds if not folder_of(study(context.scale).models, kind).exists()]
-        _several(context, "models", [joblib.delayed(default_log)(quiet, kind) for kind in absent])
+        ways = {"n_jobs": context.n_jobs, "progress": context.progress}
+        if absent:
+            several("models", [joblib.delayed(default_log)(quiet, kind) for kind in absent], **ways)
         jobs = [joblib.delayed(run_of)(quiet, one.objective, start=one.start, noise=one.noise) for one in missing]
-        _several(context, "unlearning", jobs)
+        several("unlearning", jobs, **ways)
     kept = replace(context, since=0.0)
     return [run_of(kept, one.objective, start=one.start, noise=one.noise) for one in wanted]
-
-
-def _several(context: Context, label: str, jobs: Sequence[Any]) -> None:
-    """Make calls that joblib has delayed: one process per core, or one after the other on a GPU or if there is one."""
-    alone = torch.cuda.is_available() or len(jobs) == 1
-    parallel = joblib.Parallel(n_jobs=1 if alone else context.n_jobs, return_as="generator_unordered")
-    for _ in tqdm(parallel(jobs), label, len(jobs), disable=None if context.progress else True):
-        pass
 
 
 def _folder(context: Context, wanted: Wanted) -> Path:

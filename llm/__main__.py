@@ -1,5 +1,5 @@
 """Language models from the command line, `python -m llm COMMAND --help`:
-build, score, weights, unlearn, evaluate, relearn, diagnose.
+build, score, weights, unlearn, evaluate, relearn, sweep, diagnose.
 
 The same diagnostics as for the Markov chains, on any causal language model: score the responses of a data set, weigh
 them under any objective, unlearn, and ask whether the effort goes where it is needed. Nothing is downloaded unless a
@@ -13,6 +13,7 @@ name from the hub is given: `authors:...` are models and data made here. Try
 
     python -m llm evaluate --model out/simnpo/model --retrained authors:retrained
     python -m llm relearn --model out/simnpo/model --retrained authors:retrained --learning-rate 2e-4
+    python -m llm sweep --out out/table
 
 and, where there are only evaluation logs of TOFU runs, `python -m llm evaluate --logs DIR --retrained-logs DIR` and
 `python -m llm diagnose --logs DIR --retrained-logs DIR`.
@@ -29,6 +30,7 @@ import tyro
 from llm.evaluate_command import Evaluate, evaluate
 from llm.model_commands import Build, Score, build, score
 from llm.relearn_command import Relearn, relearn
+from llm.sweep_command import Sweep, sweep
 from llm.table_commands import Diagnose, Weights, diagnose, weights
 from llm.unlearn_command import Unlearn, unlearn
 from markov.errors import exit_code
@@ -40,6 +42,7 @@ ACTIONS: dict[type, Callable[[Any], None]] = {
     Unlearn: unlearn,
     Evaluate: evaluate,
     Relearn: relearn,
+    Sweep: sweep,
     Diagnose: diagnose,
 }
 
@@ -53,6 +56,7 @@ def parse(arguments: Sequence[str] | None = None) -> Any:
         | Annotated[Unlearn, tyro.conf.subcommand("unlearn", prefix_name=False)]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate", prefix_name=False)]
         | Annotated[Relearn, tyro.conf.subcommand("relearn", prefix_name=False)]
+        | Annotated[Sweep, tyro.conf.subcommand("sweep", prefix_name=False)]
         | Annotated[Diagnose, tyro.conf.subcommand("diagnose", prefix_name=False)]
     )
     return tyro.cli(commands, prog="python -m llm", description=__doc__, args=arguments)  # pyright: ignore[reportArgumentType, reportCallIssue]

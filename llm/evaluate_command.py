@@ -7,9 +7,9 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -19,9 +19,6 @@ from llm.measures import TofuLogs, forget_quality, measures
 from llm.options import ModelOptions, load_model, write
 from markov import storage
 from markov.errors import InvalidInput, require
-
-if TYPE_CHECKING:
-    from llm.models import LanguageModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +115,7 @@ def _plain_warnings() -> Iterator[None]:
 def _of_model(command: Evaluate) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog | None]:
     """Evaluate the model that the command names, and write what it did."""
     from llm.answers import answer_log
+    from llm.evaluated import manifest
     from llm.evaluation import empty_generations
     from llm.evaluation import evaluate as evaluate_model
     from llm.log_files import write_legacy, write_tofu_eval
@@ -142,7 +140,8 @@ def _of_model(command: Evaluate) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog 
     frame = _measured(command, logs, retrained)
     whole = frame[frame["task"].eq("all") | frame["measure"].isin(["forget_quality", "ks_statistic"])]
     aggregates = dict(zip(whole["measure"], whole["value"].astype(float), strict=True))
-    about = manifest(command, language)
+    described = {name: str(value) if isinstance(value, Path) else value for name, value in vars(command).items()}
+    about = manifest(described, language, command.max_new_tokens)
     write_tofu_eval(logs, command.out, about, variant=command.variant, aggregates=aggregates)
     if command.legacy:
         write_legacy(logs, command.out)
@@ -151,21 +150,6 @@ def _of_model(command: Evaluate) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog 
         if count:
             print(f"warning: {count} answers of {task} are empty and count as ROUGE 0", file=sys.stderr)
     return frame, logs, retrained
-
-
-def manifest(command: Evaluate, language: LanguageModel) -> dict[str, Any]:
-    """What an evaluation was made with."""
-    from llm.checkpointing import parameters_digest
-    from llm.options import SOURCES
-
-    described = {name: str(value) if isinstance(value, Path) else value for name, value in vars(command).items()}
-    return {
-        **storage.provenance(described, *SOURCES),
-        "model": language.name,
-        "parameters": parameters_digest(language.model),
-        "template": asdict(language.template),
-        "generation": {"decoding": "greedy", "max_new_tokens": command.max_new_tokens},
-    }
 
 
 def as_json(frame: pd.DataFrame, logs: TofuLogs, retrained: EvaluationLog | None, variant: str) -> dict[str, Any]:

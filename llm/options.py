@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,6 +12,7 @@ from llm.encoding import BUDGET, MAX_LENGTH, TEMPLATES
 from markov import storage
 from markov.errors import InvalidInput, require
 from markov.objectives import CORNERS, LIMITS, Objective, validate
+from markov.preferences import PAIRED_CORNERS, PAIRED_LIMITS, Forgetting, Preference, validate_pair
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,16 +66,39 @@ def objective(text: str) -> Objective:
 
     Raises `InvalidInput` for another word.
     """
-    corner, *numbers = text.split(":")
-    form = f"CORNER:BETA[:GAMMA] with a corner of {', '.join(CORNERS)}, or {' or '.join(LIMITS)}"
-    if corner in LIMITS and not numbers:
+    corner, numbers = _parsed(text, (CORNERS, LIMITS))
+    if corner in LIMITS:
         return Objective(0.0, normalize=LIMITS[corner])
-    require(corner in CORNERS and 1 <= len(numbers) <= 2, "objective", text, form)
+    beta, gamma = numbers
+    return validate(Objective(beta, gamma, *CORNERS[corner]))
+
+
+def forgetting(text: str) -> Forgetting:
+    """What may be unlearned by, in a word: an `objective`, or one of pairs: idk, dpo:BETA, simpo:BETA[:GAMMA].
+
+    Raises `InvalidInput` for another word.
+    """
+    corner, numbers = _parsed(text, (CORNERS | PAIRED_CORNERS, LIMITS | PAIRED_LIMITS))
+    if corner in PAIRED_LIMITS:
+        return Preference(0.0, 0.0, *PAIRED_LIMITS[corner])
+    if corner not in PAIRED_CORNERS:
+        return objective(text)
+    beta, gamma = numbers
+    return validate_pair(Preference(beta, gamma, *PAIRED_CORNERS[corner]))
+
+
+def _parsed(text: str, known: tuple[Iterable[str], Iterable[str]]) -> tuple[str, tuple[float, ...]]:
+    """A name with its beta and gamma, if it is one of the former that are known; of the latter, which take none."""
+    name, *numbers = text.split(":")
+    corners, limits = known
+    form = f"CORNER:BETA[:GAMMA] with a corner of {', '.join(corners)}, or {' or '.join(limits)}"
+    if name in limits and not numbers:
+        return name, ()
+    require(name in corners and 1 <= len(numbers) <= 2, "objective", text, form)
     try:
-        beta, gamma = (float(number) for number in (*numbers, 0.0)[:2])
+        return name, tuple(float(number) for number in (*numbers, 0.0)[:2])
     except ValueError:
         raise InvalidInput("objective", text, form) from None
-    return validate(Objective(beta, gamma, *CORNERS[corner]))
 
 
 def objectives(words: Sequence[str]) -> dict[str, Objective]:

@@ -16,25 +16,31 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
+from torch import nn
 
 from llm.answers import answer_log, log_of, log_table, responses
 from llm.checkpointing import parameters_digest
 from llm.corpora import Example
 from llm.diagnostics import with_needed
 from llm.encoding import MAX_LENGTH, Encoded
+from llm.epochs import Measure
 from llm.logs import EvaluationLog, total_loss
 from llm.models import LanguageModel, save
 from llm.unlearning import Unlearning, unlearn
 from markov import storage
 from markov.errors import InvalidInput, require
 from markov.objectives import Objective
+from markov.preferences import Forgetting, Preference
 from markov.storage import Location
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SOURCES = ("markov.objectives", "markov.preferences", "llm")
 EXAMPLES, ANSWERS, EPOCHS, WEIGHTS = (f"{name}.parquet" for name in ("examples", "answers", "epochs", "weights"))
@@ -51,10 +57,19 @@ class Run(NamedTuple):
     folder: Path
 
     @property
-    def objective(self) -> Objective:
+    def forgetting(self) -> Forgetting:
         """What was minimised on the forget data."""
         fields = self.settings["unlearning"]["objective"]
-        return Objective(**{name: fields[name] for name in Objective._fields})
+        law = Preference if Preference.__name__ == fields["class"] else Objective
+        return law(**{name: fields[name] for name in law._fields})
+
+    @property
+    def objective(self) -> Objective:
+        """The same where nothing was preferred to what was forgotten; raises `InvalidInput` where something was."""
+        found = self.forgetting
+        if not isinstance(found, Objective):
+            raise InvalidInput("run", str(self.folder), "one whose objective is of single responses, not of pairs")
+        return found
 
     @property
     def logs(self) -> dict[str, EvaluationLog]:
@@ -75,19 +90,23 @@ def unlearn_into(
     reference: EvaluationLog | None = None,
     original: EvaluationLog | None = None,
     retrained: EvaluationLog | None = None,
+    preferred: Sequence[Example] | None = None,
+    measure: Measure[LanguageModel] | None = None,
     max_length: int = MAX_LENGTH,
     progress: bool = True,
 ) -> Run:
     """Unlearn in a folder, go on with what an earlier call left there, or read what it finished.
 
     Logs say what other models make of the forget examples: a `reference` other than the model itself, one `retrained`
-    without them, and the `original`, which is scored now if not given. Raises `InvalidInput` as `unlearn` does, for
-    logs of other examples or tokens, and for a folder that cannot be written or holds a run of other settings, data or
-    models.
+    without them, and the `original`, which is scored now if not given. `preferred` are the same examples with the
+    response that is preferred to theirs; `measure` is called after every epoch (see `llm.unlearning.unlearn`). Raises
+    `InvalidInput` as `unlearn` does, for logs of other examples or tokens, and for a folder that cannot be written or
+    holds a run of other settings, data, models or measures.
     """
     folder = storage.check_writable(folder, "out", folder=True)
     index = np.array([example.index for example in forget])
     encoded, kept = (responses(language, examples, max_length=max_length) for examples in (forget, retain))
+    better = None if preferred is None else responses(language, preferred, max_length=max_length)
     others = {name: log for name, log in (("reference", reference), ("retrained", retrained)) if log is not None}
     logps = {name: _logp_of(log, name, index, encoded) for name, log in others.items()}
     described = {
@@ -95,6 +114,8 @@ def unlearn_into(
         "unlearning": settings,
         "forget": storage.fingerprint([one.tokens for one in encoded]),
         "retain": storage.fingerprint([one.tokens for one in kept]),
+        **({} if better is None else {"preferred": storage.fingerprint([one.tokens for one in better])}),
+        **({} if measure is None else {"measure": measure.name}),
         **{name: storage.fingerprint(logp) for name, logp in logps.items()},
         "parameters": parameters_digest(language.model),
     }
@@ -111,7 +132,18 @@ def unlearn_into(
 
     logs = {"original": answers() if original is None else original, "retrained": retrained}
     ref = torch.tensor(logps["reference"]) if reference is not None else None
-    found = unlearn(language.model, encoded, kept, settings, ref=ref, index=index, state=state, progress=progress)
+    found = unlearn(
+        language.model,
+        encoded,
+        kept,
+        settings,
+        preferred=better,
+        ref=ref,
+        index=index,
+        measure=None if measure is None else _of_model(measure, language),
+        state=state,
+        progress=progress,
+    )
     examples = found.examples
     if retrained is not None:
         epochs = examples["epoch"].nunique()
@@ -125,6 +157,15 @@ def unlearn_into(
     storage.write_table(found.epochs, folder / EPOCHS, known)
     shutil.rmtree(state, ignore_errors=True)
     return read_run(folder)
+
+
+def _of_model(measure: Measure[LanguageModel], language: LanguageModel) -> Measure[nn.Module]:
+    """The same measure, of the bare model."""
+
+    def call(epoch: int, model: nn.Module) -> Mapping[str, float]:
+        return measure.call(epoch, language._replace(model=cast("PreTrainedModel", model)))
+
+    return Measure(measure.name, call)
 
 
 def read_run(folder: Location) -> Run:

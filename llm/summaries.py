@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
+from scipy import stats
 
 from llm.logs import EvaluationLog
 from llm.measures import KINDS, TofuLogs, measures
@@ -21,6 +23,28 @@ def long_table(models: Mapping[str, TofuLogs], retrained: EvaluationLog | None, 
     """
     frames = [measures(logs, retrained, variant=variant).assign(model=name) for name, logs in models.items()]
     return pd.concat(frames, ignore_index=True)
+
+
+def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of several runs with one row per model, measure and task, `seeds` saying how many runs are behind it.
+
+    Of several runs: the mean over them with a Student interval, of forget quality the median with the least and the
+    largest, since p-values have no mean worth the name; `model` is followed by " x" and their number. One run stays as
+    it is.
+    """
+    rows = []
+    for _, own in table.groupby(["model", "measure", "task"], sort=False):
+        values, row = own["value"].to_numpy(dtype=float), own.iloc[0].to_dict()
+        if len(values) > 1:
+            half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+            bounds = (values.mean(), values.mean() - half, values.mean() + half)
+            if row["measure"] == "forget_quality":
+                bounds = (float(np.median(values)), values.min(), values.max())
+            row |= dict(zip(("value", "low", "high"), bounds, strict=True)) | {
+                "model": f"{row['model']} x{len(values)}"
+            }
+        rows.append(row | {"seeds": len(values)})
+    return pd.DataFrame(rows)
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:

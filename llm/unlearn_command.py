@@ -7,9 +7,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from llm.options import DEFAULTS, ModelOptions, load_model, objective, objectives, write
+from llm.options import DEFAULTS, ModelOptions, forgetting, load_model, objectives, write
 from llm.score_tables import beside, read_scores
 from markov import storage
+from markov.errors import require
+from markov.preferences import paired
 
 if TYPE_CHECKING:
     from llm.corpora import Example
@@ -33,7 +35,10 @@ class Unlearn(ModelOptions):
     retain_data: str = "authors:retain90"
     """What is to stay, likewise."""
     objective: str = "simnpo:4.5"
-    """CORNER:BETA[:GAMMA] of npo, simnpo, length_normalized_npo, reference_free_npo, or gradient_ascent."""
+    """CORNER:BETA[:GAMMA] of npo, simnpo, length_normalized_npo, reference_free_npo, or gradient_ascent; and against
+    refusals dpo:BETA, simpo:BETA[:GAMMA], idk (which only teaches them)."""
+    refusals: Path | None = None
+    """For the latter: a file of refusals, one per line (default: a hundred that come with this package)."""
     retain_term: Literal["none", "cross_entropy", "kl"] = "cross_entropy"
     """Loss on the retain data that is added to the forget loss; kl: from the model before unlearning."""
     retain_weight: float = 0.125
@@ -60,6 +65,8 @@ class Unlearn(ModelOptions):
     """Another reference than the model itself: a model, or a table of its scores (`score --noise` makes one)."""
     retrained: str | None = None
     """The model retrained without the forget data, likewise: adds how far each example has to move."""
+    measured: tuple[int, ...] = ()
+    """Epochs (0 is before the first update) after which forget quality and model utility are taken as well."""
     objectives: tuple[str, ...] = DEFAULTS
     """Objectives to report weights of; they cost nothing."""
     out: Path = Path("out/unlearned")
@@ -68,15 +75,28 @@ class Unlearn(ModelOptions):
 
 def unlearn(command: Unlearn) -> None:
     """Unlearn into a folder."""
+    from llm.evaluated import tofu_measure
+    from llm.refusals import REFUSALS, read_refusals, with_refusals
     from llm.runs import WEIGHTS, unlearn_into
     from llm.sources import read
+    from llm.tofu import tofu_sets
     from llm.unlearning import weights_by_epoch
 
     chosen, settings = objectives(command.objectives), unlearning(command)
+    refusals = REFUSALS if command.refusals is None else read_refusals(command.refusals)
+    allowed = f"epochs from 0 to {command.epochs}"
+    require(set(command.measured) <= {*range(command.epochs + 1)}, "measured", command.measured, allowed)
     storage.check_writable(command.out, "out", folder=True)
     forget, retain = read(command.data), read(command.retain_data)
-    language = load_model(command)
-    reference, retrained = (other_log(command, language, forget, name) for name in ("reference", "retrained"))
+    preferred = with_refusals(forget, command.seed, refusals) if paired(settings.objective).prefer else None
+    sets = tofu_sets(command.data) if command.measured else None
+    language, measure = load_model(command), None
+    reference = other_log(command, language, forget, "reference")
+    # With its wrong answers, where forget quality is wanted of them.
+    retrained = other_log(command, language, sets.forget if sets else forget, "retrained")
+    if sets is not None:
+        length, budget = command.max_length, command.budget
+        measure = tofu_measure(sets, retrained, command.measured, max_length=length, budget=budget)
     run = unlearn_into(
         command.out,
         language,
@@ -85,6 +105,8 @@ def unlearn(command: Unlearn) -> None:
         settings,
         reference=reference,
         retrained=retrained,
+        preferred=preferred,
+        measure=measure,
         max_length=command.max_length,
     )
     write(weights_by_epoch(run.examples, chosen), command.out / WEIGHTS, command)
@@ -99,7 +121,7 @@ def unlearning(command: Unlearn) -> Unlearning:
 
     given = {field.name: getattr(command, field.name) for field in fields(Optimization) if field.name in vars(command)}
     return Unlearning(
-        objective=objective(command.objective),
+        objective=forgetting(command.objective),
         optimization=Optimization(**given),
         retain_term=command.retain_term,
         retain_weight=command.retain_weight,

@@ -1,0 +1,243 @@
+"""Many methods on one model: each unlearned and evaluated in a folder of its own, several at a time.
+
+    original/, retrained/    TOFU_EVAL.json of the model before unlearning and of the one retrained
+    RUN/                     a run of `llm.runs` with the evaluation of its model; RUN is its word and seed
+
+What is finished is not done again, and what was stopped goes on. All models are compared with the retrained one. The
+rule by which one run of several of a method is called its best is stated here once (`best`).
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import joblib
+import pandas as pd
+
+from llm.answers import responses
+from llm.authors import Authors
+from llm.evaluated import evaluate_into, tofu_measure
+from llm.generation import NEW_TOKENS
+from llm.measures import TofuLogs
+from llm.methods import METHODS, Method
+from llm.models import LanguageModel, load, save
+from llm.optimization import Optimization
+from llm.options import ModelOptions, load_model
+from llm.parallel import several
+from llm.refusals import REFUSALS, with_refusals
+from llm.runs import EPOCHS, MODEL, unlearn_into
+from llm.sources import read
+from llm.summaries import long_table
+from llm.task_vectors import negate_task_vector
+from llm.tofu import TofuSets, retain_word, tofu_sets
+from llm.unlearning import Unlearning
+from markov import storage
+from markov.errors import require
+from markov.storage import Location
+
+BASELINES = ("original", "retrained")
+TOLERANCE = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What unlearns what, and how it is evaluated; `retrained` is a model as `options.model` is.
+
+    `data` is a forget split (see `llm.tofu.split_of`), `retain_data`, if not given, the one that goes with it.
+    """
+
+    options: ModelOptions
+    retrained: str
+    data: str
+    retain_data: str | None = None
+    authors: Authors | None = None
+    refusals: tuple[str, ...] = REFUSALS
+    max_new_tokens: int = NEW_TOKENS
+    variant: str = "geometric"
+    save_models: bool = False
+
+    def sets(self) -> TofuSets:
+        """The sets that models are evaluated on."""
+        return tofu_sets(self.data, authors=self.authors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run of a sweep: a method, or in its place the scale of a task vector, and how it is optimised.
+
+    After the epochs `measured` forget quality and model utility are taken as well (see `epochs`). Raises `InvalidInput`
+    for numbers that cannot be.
+    """
+
+    method: Method | None
+    optimization: Optimization
+    scale: float = 0.0
+    retain_probe: int = 100
+    measured: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        require(0 <= self.scale < math.inf, "scale", self.scale, "a finite number >= 0")
+        allowed = f"epochs from 0 to {self.optimization.epochs}"
+        require(set(self.measured) <= {*range(self.optimization.epochs + 1)}, "measured", self.measured, allowed)
+
+    @property
+    def word(self) -> str:
+        """The method in a word."""
+        return self.method.word if self.method else f"task_vector:{self.scale:g}"
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder."""
+        return f"{self.word.replace(':', '_').replace('@', '_lambda')}_seed{self.optimization.seed}"
+
+    def unlearning(self) -> Unlearning:
+        """Its settings where it has a method."""
+        assert self.method is not None
+        return Unlearning(
+            objective=self.method.objective,
+            optimization=self.optimization,
+            retain_term=self.method.retain_term,
+            retain_weight=self.method.retain_weight,
+            retain_probe=self.retain_probe,
+        )
+
+
+def sweep(
+    folder: Location, task: Task, runs: Sequence[Run], *, n_jobs: int = -1, progress: bool = True
+) -> pd.DataFrame:
+    """Make the runs that are not there yet; all their measures, and those of the model before and of the retrained one.
+
+    Columns: those of `llm.measures.measures`, with `model` ("original", "retrained", or the word of the run), `title`,
+    `beta`, `gamma`, `retain_weight` (nan where there are none) and `seed`. Raises `InvalidInput` as `unlearn_into` and
+    `evaluate_into` do, for a run that comes twice, and for data of which the sets to evaluate on do not follow.
+    """
+    place = storage.check_writable(folder, "out", folder=True)
+    names = [run.folder for run in runs]
+    require(len(set(names)) == len(names), "methods", names, "each method and seed once")
+    sets, quiet = task.sets(), {"n_jobs": n_jobs, "progress": progress}
+    missing = [kind for kind in BASELINES if not (place / kind / "TOFU_EVAL.json").exists()]
+    if missing:
+        several("baselines", [joblib.delayed(baseline)(place / kind, task, kind) for kind in missing], **quiet)
+    left = [run for run in runs if not (place / run.folder / "TOFU_EVAL.json").exists()]
+    if left:
+        several(
+            "unlearn and evaluate", [joblib.delayed(run_in)(place / run.folder, task, run) for run in left], **quiet
+        )
+    logs = {kind: baseline(place / kind, task, kind, sets) for kind in BASELINES}
+    retrained = logs["retrained"].of("forget")
+    frames = [long_table(logs, retrained, variant=task.variant).assign(title=lambda frame: frame["model"])]
+    for run in runs:
+        own = long_table({run.word: run_in(place / run.folder, task, run, sets)}, retrained, variant=task.variant)
+        frames.append(own.assign(**_described(run)))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _described(run: Run) -> dict[str, Any]:
+    known: dict[str, Any] = {"seed": run.optimization.seed}
+    if run.method is None:
+        return known | {"title": "task vector"}
+    known |= {name: getattr(run.method.objective, name) for name in METHODS[run.method.name].takes}
+    known |= {"retain_weight": run.method.retain_weight} if run.method.retain_term != "none" else {}
+    return known | {"title": METHODS[run.method.name].title}
+
+
+def baseline(folder: Path, task: Task, kind: str, sets: TofuSets | None = None) -> TofuLogs:
+    """The logs of the model before unlearning or of the retrained one, evaluated now if they are not there."""
+    word = task.options.model if kind == "original" else task.retrained
+    return _evaluated(folder, task, {"model": word}, sets, lambda: load_model(task.options, word))
+
+
+def run_in(folder: Path, task: Task, run: Run, sets: TofuSets | None = None) -> TofuLogs:
+    """The logs of the model that a run leaves, which is made and evaluated now if it is not there."""
+
+    def made() -> LanguageModel:
+        language = load_model(task.options)
+        (unlearned if run.method else negated)(folder, task, run, language)
+        return load(folder / MODEL, dtype=task.options.dtype, device=task.options.device)._replace(name=run.word)
+
+    logs = _evaluated(folder, task, {"model": task.options.model, "run": run}, sets, made)
+    if not task.save_models:
+        shutil.rmtree(folder / MODEL, ignore_errors=True)
+    return logs
+
+
+def unlearned(folder: Path, task: Task, run: Run, language: LanguageModel) -> None:
+    """Unlearn into the folder."""
+    assert run.method is not None
+    require((folder / MODEL).exists() or not (folder / EPOCHS).exists(), "out", str(folder), "a run with its model")
+    words = (task.data, task.retain_data or retain_word(task.data))
+    forget, retain = (read(word, authors=task.authors) for word in words)
+    preferred = with_refusals(forget, run.optimization.seed, task.refusals) if run.method.prefers else None
+    measure, options = None, {"max_length": task.options.max_length}
+    if run.measured:
+        retrained = baseline(folder.parent / "retrained", task, "retrained").of("forget")
+        options |= {"max_new_tokens": task.max_new_tokens, "budget": task.options.budget}
+        measure = tofu_measure(task.sets(), retrained, run.measured, variant=task.variant, **options)
+    unlearn_into(
+        folder,
+        language,
+        forget,
+        retain,
+        run.unlearning(),
+        preferred=preferred,
+        measure=measure,
+        max_length=task.options.max_length,
+        progress=False,
+    )
+
+
+def negated(folder: Path, task: Task, run: Run, language: LanguageModel) -> None:
+    """Take the task vector of the forget data away, and save what is left."""
+    if not (folder / MODEL).exists():
+        encoded = responses(language, read(task.data, authors=task.authors), max_length=task.options.max_length)
+        found = negate_task_vector(language, encoded, run.optimization, scale=run.scale, progress=False)
+        save(found, folder / MODEL, storage.provenance({"model": language.name, "run": run}))
+
+
+def _evaluated(folder: Path, task: Task, settings: Mapping[str, Any], sets: TofuSets | None, start: Any) -> TofuLogs:
+    return evaluate_into(
+        folder,
+        start,
+        sets or task.sets(),
+        settings,
+        variant=task.variant,
+        max_new_tokens=task.max_new_tokens,
+        max_length=task.options.max_length,
+        budget=task.options.budget,
+        progress=False,
+    )
+
+
+def best(table: pd.DataFrame, tolerance: float = TOLERANCE) -> pd.DataFrame:
+    """The best settings of each method, by one rule: the smallest D among those whose utility is within `tolerance`.
+
+    D is the Kolmogorov-Smirnov statistic behind forget quality, with equal numbers of examples its other face; within:
+    a model utility of at least (1 - tolerance) of the original model's. Of a method of which no settings are within,
+    those with the largest utility. Both are means over seeds. A row per title: `model`, the word, `ks_statistic`,
+    `model_utility`, `within`, and `runs`, the number of settings that were tried.
+    """
+    require(0 <= tolerance < 1, "tolerance", tolerance, "a share >= 0, below 1")
+    wanted = table[table["measure"].isin(["ks_statistic", "model_utility"])]
+    wide = wanted.pivot_table(index=["title", "model"], columns="measure", values="value", sort=False)
+    utility = wide["model_utility"]
+    wide["within"] = utility >= (1 - tolerance) * float(utility.xs("original", level="title").iloc[0])
+    rows = []
+    for _, own in wide.reset_index("model").groupby(level="title", sort=False):
+        good = own[own["within"]].sort_values("ks_statistic", kind="stable")
+        found = good if len(good) else own.sort_values("model_utility", ascending=False, kind="stable")
+        rows.append(found.head(1).assign(runs=len(own)))
+    return pd.concat(rows).reset_index()
+
+
+def epochs(folder: Location, runs: Sequence[Run]) -> pd.DataFrame:
+    """The tables of epochs of runs that have methods (`llm.unlearning.Unlearned`), with `model`, `title` and `seed`."""
+    frames = []
+    for run in runs:
+        known = {"model": run.word, **{name: _described(run)[name] for name in ("title", "seed")}}
+        frames.append(storage.read_table(Path(folder) / run.folder / EPOCHS).assign(**known))
+    return pd.concat(frames, ignore_index=True)

@@ -1,0 +1,158 @@
+"""`python -m llm sweep`: many methods on one model, and one table of them all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from llm.encoding import BUDGET
+from llm.options import ModelOptions, write
+from markov import storage
+from markov.errors import require
+
+if TYPE_CHECKING:
+    from llm.sweep import Run, Task
+
+# The paper's table, and both ablations between NPO and SimNPO, at the paper's settings for forget10.
+TABLE = (
+    "gradient_ascent",
+    "grad_diff@1",
+    "npo:0.1@1",
+    "reference_free_npo:0.1@1",
+    "length_normalized_npo:4.5@0.125",
+    "simnpo:4.5@0.125",
+)
+# Step size, batch, and tokens of a forward pass: for a small model few, lest short answers be padded to long ones.
+LARGE = {"learning_rate": 1e-5, "batch": 32, "budget": BUDGET}
+SMALL = {"learning_rate": 2e-4, "batch": 16, "budget": 384}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep(ModelOptions):
+    """Unlearn by many methods, evaluate each as TOFU does, and put them into one table in the paper's layout.
+
+    Without arguments: the paper's table on the model made here. A method is NAME[:BETA[:GAMMA]][@RETAIN_WEIGHT]; what
+    its word leaves open takes every value of --beta, --gamma and --retain-weight in turn, so that
+    --methods simnpo --beta 2.5 4.5 --gamma 0 1 --retain-weight 0.125 is a grid of four. Names: gradient_ascent,
+    grad_diff, weighted_grad_diff, npo, simnpo, length_normalized_npo, reference_free_npo, idk, dpo, simpo, and ga_kl,
+    npo_kl, simnpo_kl with a KL retain term. Writes to OUT a folder per run, sweep.parquet (all measures with
+    intervals), summary.parquet, summary.md and summary.tex (a row per run), best.parquet (the best settings of each
+    method by the rule that is printed). A sweep that was stopped goes on where it was.
+    Example: python -m llm sweep --model tofu-llama2-7b --retrained MODEL --data tofu:forget05 --out out/llama
+    """
+
+    retrained: str = "authors:retrained"
+    """The model retrained without the forget data, which all are compared with."""
+    data: str = "authors:forget10"
+    """What is to be forgotten: authors:forgetNN, tofu:forgetNN or FOLDER/forgetNN; what is to stay follows from it."""
+    methods: tuple[str, ...] = TABLE
+    """What to run, in words."""
+    beta: tuple[float, ...] = ()
+    """For methods whose word gives no beta."""
+    gamma: tuple[float, ...] = (0.0,)
+    """For methods whose word gives no gamma and that take one: the margin, outside beta."""
+    retain_weight: tuple[float, ...] = (1.0,)
+    """For methods whose word gives no lambda and that have a retain term."""
+    task_vectors: tuple[float, ...] = ()
+    """Scales of task vectors to take away (Ilharco et al. 2023), fine-tuned on the forget data at the same rate."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of the order of examples; with several the table has their means, and intervals over them."""
+    epochs: int = 10
+    """Passes over the forget data."""
+    learning_rate: float | None = None
+    """Largest step size of AdamW (default: 1e-5, for models made here 2e-4)."""
+    batch: int | None = None
+    """Forget examples per update, and as many retain examples (default: 32, for models made here 16)."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: products in that precision (autocast)."""
+    gradient_checkpointing: bool = False
+    """Save memory by computing activations twice."""
+    refusals: Path | None = None
+    """A file of refusals, one per line, for idk, dpo and simpo (default: a hundred that come with this package)."""
+    variant: Literal["geometric", "arithmetic"] = "geometric"
+    """Mean of the wrong answers' probabilities in the truth ratio: the released code's or the TOFU paper's."""
+    max_new_tokens: int = 200
+    """Tokens of an answer that a model writes."""
+    tolerance: float = 0.05
+    """Share of the original's model utility that the best settings of a method may lose."""
+    save_models: bool = False
+    """Keep the unlearned models, not only what was measured of them."""
+    jobs: int = -1
+    """Runs at a time; -1 is one per core. On a GPU it is always one."""
+    out: Path = Path("out/sweep")
+    """Folder to write, or to go on in."""
+
+
+def sweep(command: Sweep) -> None:
+    """Make the runs that are not there, and their table."""
+    from llm.summaries import latex, markdown, over_seeds, summary
+    from llm.sweep import best
+    from llm.sweep import sweep as swept
+
+    require(command.jobs == -1 or command.jobs >= 1, "jobs", command.jobs, "-1 or a whole number of at least 1")
+    require(0 <= command.tolerance < 1, "tolerance", command.tolerance, "a share >= 0, below 1")
+    runs, task = runs_of(command), task_of(command)
+    found = swept(command.out, task, runs, n_jobs=command.jobs)
+    table = summary(over_seeds(found))
+    chosen = best(found, command.tolerance)
+    for name, frame in (("sweep", found), ("best", chosen)):
+        write(frame, command.out / f"{name}.parquet", command)
+    write(table.set_axis([" ".join(filter(None, pair)) for pair in table.columns], axis=1), _summary(command), command)
+    for suffix, text in ((".md", markdown(table)), (".tex", latex(table))):
+        with storage.atomic_path(_summary(command).with_suffix(suffix)) as partial:
+            partial.write_text(text, "utf-8")
+    print(markdown(table))
+    print(f"truth ratio: {command.variant}; n: examples compared; best of each method: the smallest D with at least")
+    print(f"{1 - command.tolerance:.0%} of the original's utility, or where none has that the largest utility")
+    print(chosen.to_string(index=False, float_format="{:.3f}".format))
+    print(f"{len(found)} rows: {command.out / 'sweep.parquet'}")
+
+
+def _summary(command: Sweep) -> Path:
+    return command.out / "summary.parquet"
+
+
+def task_of(command: Sweep) -> Task:
+    """What unlearns what; raises `InvalidInput` for data that are not there."""
+    from llm.refusals import REFUSALS, read_refusals
+    from llm.sweep import Task
+    from llm.tofu import split_of
+
+    split_of(command.data)
+    return Task(
+        options=ModelOptions(**{name: getattr(command, name) for name in ModelOptions.__dataclass_fields__}),
+        retrained=command.retrained,
+        data=command.data,
+        refusals=REFUSALS if command.refusals is None else read_refusals(command.refusals),
+        max_new_tokens=command.max_new_tokens,
+        variant=command.variant,
+        save_models=command.save_models,
+    )
+
+
+def runs_of(command: Sweep) -> list[Run]:
+    """The runs that a command asks for; raises `InvalidInput` for words and numbers that cannot be."""
+    from llm.methods import methods
+    from llm.models import PREFIX
+    from llm.optimization import Optimization
+    from llm.sweep import Run
+
+    require(len(command.seeds) > 0, "seeds", command.seeds, "at least one")
+    given = SMALL if command.model.startswith(PREFIX) else LARGE
+    asked = {name: getattr(command, name) for name in ("learning_rate", "batch") if getattr(command, name) is not None}
+    asked |= {"budget": command.budget} if command.budget != BUDGET else {}
+    every = [
+        Optimization(
+            epochs=command.epochs,
+            precision=command.precision,
+            gradient_checkpointing=command.gradient_checkpointing,
+            seed=seed,
+            **{**given, **asked},  # pyright: ignore[reportArgumentType]
+        )
+        for seed in command.seeds
+    ]
+    grid = {"beta": command.beta, "gamma": command.gamma, "retain_weight": command.retain_weight}
+    words = methods(command.methods, **grid) if command.methods else []
+    runs = [Run(method=one, optimization=optimization) for one in words for optimization in every]
+    return runs + [Run(method=None, scale=one, optimization=own) for one in command.task_vectors for own in every]
