@@ -58,19 +58,18 @@ def _user_cache() -> Path:
 def check_writable(path: Location, field: str, *, folder: bool = False) -> Path:
     """The path, if a file (or `folder`) can be written there; tried out before any work, and nothing is left behind."""
     path = Path(path)
-    kind = "folder" if folder else "file"
     try:
         if path.exists() and not (path.is_dir() if folder else path.is_file()):
             raise FileExistsError(errno.EEXIST, "something else lies there")
         # Files are replaced, never rewritten, so what an existing file needs is a folder that takes a new one.
         _try_creating(path / _partial_name() if folder else path.with_name(_partial_name()) if path.exists() else path)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InvalidInput(field, str(path), f"a {kind} that can be written ({reason})") from None
+        what, reason = "folder" if folder else "file", getattr(error, "strerror", None) or error
+        raise InvalidInput(field, str(path), f"a {what} that can be written ({reason})") from None
     return path
 
 
-def _try_creating(probe: Path) -> None:
+def _try_creating(probe: Path, trials: int = 3) -> None:
     made: list[Path] = []
     try:
         for folder in reversed([parent for parent in probe.parents if not parent.exists()]):
@@ -78,9 +77,13 @@ def _try_creating(probe: Path) -> None:
             made.append(folder)
         os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         probe.unlink()
+    except FileNotFoundError:  # another process has just removed a folder that it had made for its own trial
+        if trials == 1:
+            raise
+        _try_creating(probe, trials - 1)
     finally:
-        with suppress(OSError):  # another process may have begun to use a folder that was made here
-            for folder in reversed(made):
+        for folder in reversed(made):
+            with suppress(OSError):  # another process may have begun to use a folder that was made here
                 folder.rmdir()
 
 
@@ -91,12 +94,10 @@ def _partial_name() -> str:
 @contextmanager
 def atomic_path(path: Location) -> Iterator[Path]:
     """A temporary path beside `path`, put in its place when the block ends and removed when anything is raised."""
-    # Resolved, so that a link keeps pointing at its target instead of being replaced by a file.
-    target = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(path))  # so that a link keeps pointing at its target, and is not replaced
     require(not target.exists() or target.is_file(), "path", str(path), "a file that can be written")
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Only a name: whoever writes creates the file, with the permissions that the user's umask asks for. The suffix
-    # stays, because some writers choose the format by it.
+    # Only a name: whoever writes creates the file, as the user's umask has it. Some writers go by the suffix.
     partial = target.with_name(_partial_name() + target.suffix)
     try:
         yield partial

@@ -141,6 +141,29 @@ def test_trying_a_place_leaves_nothing_behind(tmp_path: Path, folder: bool):
     assert_only(tmp_path, "kept")
 
 
+def test_a_folder_that_another_process_takes_away_during_the_trial_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, asked = os.open, []
+
+    def racing(path: Path, *rest: int) -> int:
+        asked.append(path)
+        if len(asked) <= lost:
+            Path(path).parent.rmdir()
+        return opened(path, *rest)
+
+    monkeypatch.setattr(os, "open", racing)
+    for lost in (0, 1, 2):
+        asked.clear()
+        assert storage.check_writable(tmp_path / "a" / "out", "out", folder=True) == tmp_path / "a" / "out"
+        assert len(asked) == lost + 1
+        assert_only(tmp_path)
+    asked.clear()
+    lost = 3
+    with pytest.raises(InvalidInput, match="out = "):
+        storage.check_writable(tmp_path / "a" / "out", "out", folder=True)
+
+
 def test_the_cache_lies_where_the_user_says_else_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("SIMNPO_LAB_CACHE", str(tmp_path / "mine"))
     assert storage.cache_dir() == tmp_path / "mine"
