@@ -13,13 +13,16 @@ INSTALL := $(RUN) pip install -qq --disable-pip-version-check -c constraints.txt
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help figures test check format lab gallery claims benchmark constraints clean
+.PHONY: help figures figures-all test check format lab gallery claims benchmark constraints clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
 
-figures: $(VENV)/.llm  ## draw every figure; ARGS="tradeoff --quick" draws one, roughly
+figures: $(VENV)/.llm  ## draw the figures, under 20 minutes; ARGS="tradeoff --quick" draws one, roughly
 	$(RUN) figures $(ARGS)
+
+figures-all: $(VENV)/.llm  ## draw the heavy ones too, about an hour; what is drawn already takes seconds
+	$(RUN) figures --all $(ARGS)
 
 gallery: $(VENV)/.llm  ## refresh the small pictures that the README shows
 	$(RUN) figures --gallery $(ARGS)

@@ -1,4 +1,4 @@
-"""Draw the paper's figures and this project's own: `python -m figures [NAME ...]`."""
+"""Draw the paper's figures and this project's own: `python -m figures [NAME ...]`, and `--all` for the heavy ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import tyro
 
-from figures import claims, style
+from figures import claims, progress, style
 from figures.scale import Scale, quick
 from figures.tables import Context
 from markov import storage
@@ -30,21 +30,33 @@ FIGURES = (
     "attribution",
     "claims",
     "weights",
-    "time_to_forget",
     "dynamics",
     "divergence",
     "effective_push",
-    "memorisation",
-    "optimizer",
     "logistic",
     "llm_weights_epoch1",
     "llm_weight_boxes",
     "llm_weights_length",
-    "llm_truth_ratio",
     "llm_bias",
     "llm_effective_push",
-    "llm_reference_noise",
+    "llm_tradeoff",
+    "llm_epochs",
+    "muse_tradeoff",
 )
+# Those that train many models or attack them, with --all or by name.
+HEAVY = (
+    "time_to_forget",
+    "memorisation",
+    "optimizer",
+    "llm_truth_ratio",
+    "llm_reference_noise",
+    "llm_w_graddiff",
+    "llm_beta_gamma",
+    "llm_best",
+    "llm_relearning",
+    "llm_sequential",
+)
+ALL = (*FIGURES, *HEAVY)
 GALLERY = ("tradeoff", "attribution", "time_to_forget", "llm_weights_length", "llm_bias")  # what the README shows
 
 
@@ -52,21 +64,28 @@ GALLERY = ("tradeoff", "attribution", "time_to_forget", "llm_weights_length", "l
 class Arguments:
     """Draw figures; each NAME writes NAME.pdf, NAME.png and NAME.parquet (the frame it draws) to the output folder.
 
-    Without a NAME all figures are drawn. The paper's Markov study: tradeoff (its Figure 5), allocation (where the
-    effort goes), attribution (the reference or the length?) and claims (the paper's claims with intervals). Theory
-    beside simulation: weights (against length, exact), time_to_forget (what length does), dynamics (log-probability and
-    weight along the way), divergence (the paper's A4), effective_push (weight x gradient norm), memorisation, optimizer
-    (what of a weight reaches the parameters) and logistic (the NPO paper's own study). Language models, a small one
-    that needs no download or --runs of your own: llm_weights_epoch1, llm_weight_boxes and llm_weights_length (the
-    paper's 3a, 3b and 4), llm_truth_ratio (1b and 2), llm_bias (is the effort where it is needed?), llm_effective_push
-    and llm_reference_noise (A1). Two of them, llm_truth_ratio and llm_bias, also show evaluation logs: your own
-    (--logs) or, where $SIMNPO_LAB_TOFU names a clone of the public repository locuslab/tofu, those of Llama-2-7B in it.
+    Without a NAME those of the first group are drawn, in less than 20 minutes on two cores: the paper's Markov study,
+    tradeoff (its Figure 5), allocation (where the effort goes), attribution (the reference or the length?) and claims
+    (the paper's claims with intervals); theory beside simulation, weights (against length, exact), dynamics
+    (log-probability and weight along the way), divergence (the paper's A4), effective_push (weight x gradient norm) and
+    logistic (the NPO paper's own study); and language models, a small one that needs no download or --runs of your own,
+    llm_weights_epoch1, llm_weight_boxes and llm_weights_length (the paper's 3a, 3b and 4), llm_bias (is the effort
+    where it is needed?), llm_effective_push, llm_tradeoff (1c), llm_epochs (3c and 3d) and muse_tradeoff (1d).
 
-    Trained models and tables are cached and rebuilt when settings or code change; $SIMNPO_LAB_CACHE chooses where.
+    The second group takes longer; --all draws both groups, a NAME any figure of either: time_to_forget (what length
+    does), memorisation, optimizer (what of a weight reaches the parameters), llm_truth_ratio (1b and 2),
+    llm_reference_noise (A1), llm_w_graddiff (A3), llm_beta_gamma (A2), llm_best (the corners at their best settings),
+    llm_relearning (6: what comes back when a fifth is taught again) and llm_sequential (A5: requests in turn).
+
+    A second drawing of anything takes seconds: trained models and tables are cached and rebuilt when settings or code
+    change; $SIMNPO_LAB_CACHE chooses where. llm_truth_ratio and llm_bias also show evaluation logs: your own (--logs)
+    or, where $SIMNPO_LAB_TOFU names a clone of the public repository locuslab/tofu, those of Llama-2-7B in it.
     """
 
     names: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Figures to draw (default: all)."""
+    """Figures to draw, of either group (default: all of the first one)."""
+    all: bool = False
+    """Draw the second group too: about an hour on two cores."""
     quick: bool = False
     """Small models and little data: a few minutes at most, right in kind, not in numbers."""
     fresh: bool = False
@@ -96,14 +115,12 @@ class Arguments:
     logs: tuple[Path, Path] | None = None
     """For llm_bias and llm_truth_ratio: evaluation logs of the model before unlearning, and of the retrained one."""
     gallery: bool = False
-    """Also refresh the small pictures that the README shows."""
+    """Also refresh the small pictures that the README shows; without a NAME, draw those figures."""
 
 
 def main(arguments: Arguments) -> None:
     """Draw what was asked for."""
-    names = arguments.names or FIGURES
-    for name in names:
-        require(name in FIGURES, "figure", name, f"one of {', '.join(FIGURES)}")
+    names = chosen(arguments)
     scale = quick() if arguments.quick else Scale()
     if arguments.seeds is not None:
         scale = replace(scale, pretrained=arguments.seeds, sweep_pretrained=arguments.seeds)
@@ -123,17 +140,36 @@ def main(arguments: Arguments) -> None:
         own=own_model(arguments),
         logs=arguments.logs,
     )
-    for name in names:
-        began = time.perf_counter()
-        module = importlib.import_module(f"figures.{name}")
-        both = arguments.architectures and module is claims
-        frame = claims.both_architectures(context) if both else module.data(context)
-        small = Path(__file__).parent / "gallery" / f"{name}.png" if arguments.gallery and name in GALLERY else None
-        write(name, module, frame, scale, arguments.out, small)
-        if module is claims:
-            with storage.atomic_path(arguments.out / f"{name}.md") as partial:
-                partial.write_text(claims.markdown(frame), "utf-8")
-        print(f"{name}: {arguments.out / name}.{{pdf,png,parquet}} in {time.perf_counter() - began:.0f} s", flush=True)
+    both = {"architectures": arguments.architectures}
+    with progress.display(progress.expected(names, context, **both)) as shown:
+        for name in names:
+            shown.start(name)
+            began = time.perf_counter()
+            with progress.timed(name, context, **both):
+                draw(name, context, arguments)
+            written = f"{arguments.out / name}.{{pdf,png,parquet}}"
+            shown.say(f"{name}: {written} in {time.perf_counter() - began:.0f} s")
+
+
+def chosen(arguments: Arguments) -> tuple[str, ...]:
+    """The figures that the arguments ask for, each once; raises `InvalidInput` for one that there is not."""
+    for name in arguments.names:
+        require(name in ALL, "figure", name, f"one of {', '.join(ALL)}")
+    require(not (arguments.names and arguments.all), "all", True, "left out where figures are named")
+    whole = ALL if arguments.all else GALLERY if arguments.gallery else FIGURES
+    return tuple(dict.fromkeys(arguments.names or whole))
+
+
+def draw(name: str, context: Context, arguments: Arguments) -> None:
+    """Compute, or read, the frame of a figure, and write it with its pictures."""
+    module = importlib.import_module(f"figures.{name}")
+    both = arguments.architectures and module is claims
+    frame = claims.both_architectures(context) if both else module.data(context)
+    small = Path(__file__).parent / "gallery" / f"{name}.png" if arguments.gallery and name in GALLERY else None
+    write(name, module, frame, context.scale, arguments.out, small)
+    if module is claims:
+        with storage.atomic_path(arguments.out / f"{name}.md") as partial:
+            partial.write_text(claims.markdown(frame), "utf-8")
 
 
 def own_model(arguments: Arguments) -> OwnModel | None:

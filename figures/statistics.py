@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -62,3 +63,18 @@ def interval_text(estimate: Estimate) -> str:
     """A value and its interval for a legend."""
     interval = f" ({estimate.low:.2f} to {estimate.high:.2f})" if estimate.count > 1 else ""
     return f"{estimate.value:.2f}{interval}"
+
+
+def smallest_distance(p: float, examples: int) -> float:
+    """The smallest D of two samples of n = `examples` each whose exact p-value is at most p; nan if none is.
+
+    P(D >= k/n) = 2 sum_{j>=1} (-1)^(j-1) C(2n, n - jk) / C(2n, n): paths of 2n steps that leave a strip, by reflection.
+    """
+    if p >= 1:
+        return 0.0
+    for count in range(1, examples + 1):
+        terms = range(1, examples // count + 1)
+        ways = sum((-1) ** (term - 1) * math.comb(2 * examples, examples - term * count) for term in terms)
+        if 2 * ways / math.comb(2 * examples, examples) <= p:
+            return count / examples
+    return math.nan

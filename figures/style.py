@@ -20,6 +20,10 @@ COLORS = {
     "simnpo": "#0072B2",
     "gradient_ascent": "#000000",
     "length_weighted_gradient_ascent": "#999999",
+    "grad_diff": "#CC79A7",
+    "weighted_grad_diff": "#882255",
+    "idk": "#56B4E9",
+    "dpo": "#7F3C8D",
 }
 LABELS = {
     "npo": "NPO",
@@ -28,6 +32,10 @@ LABELS = {
     "simnpo": "SimNPO",
     "gradient_ascent": "GA",
     "length_weighted_gradient_ascent": "length-weighted GA",
+    "grad_diff": "GradDiff",
+    "weighted_grad_diff": "weighted GradDiff",
+    "idk": "refusals taught (IDK)",
+    "dpo": "refusals preferred (DPO)",
 }
 COMPONENT_LABELS = {
     "length": {"forget1": "long (|y| = 19)", "forget2": "short (|y| = 4)"},

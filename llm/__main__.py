@@ -1,5 +1,5 @@
 """Language models from the command line, `python -m llm COMMAND --help`:
-build, score, weights, unlearn, evaluate, relearn, sweep, diagnose.
+build, score, weights, unlearn, evaluate, relearn, sweep, muse, diagnose.
 
 The same diagnostics as for the Markov chains, on any causal language model: score the responses of a data set, weigh
 them under any objective, unlearn, and ask whether the effort goes where it is needed. Nothing is downloaded unless a
@@ -14,6 +14,7 @@ name from the hub is given: `authors:...` are models and data made here. Try
     python -m llm evaluate --model out/simnpo/model --retrained authors:retrained
     python -m llm relearn --model out/simnpo/model --retrained authors:retrained --learning-rate 2e-4
     python -m llm sweep --out out/table
+    python -m llm muse --retrained news:retrained --unlearn simnpo:0.7 --learning-rate 5e-4
 
 and, where there are only evaluation logs of TOFU runs, `python -m llm evaluate --logs DIR --retrained-logs DIR` and
 `python -m llm diagnose --logs DIR --retrained-logs DIR`.
@@ -29,6 +30,7 @@ import tyro
 
 from llm.evaluate_command import Evaluate, evaluate
 from llm.model_commands import Build, Score, build, score
+from llm.muse_command import Muse, muse
 from llm.relearn_command import Relearn, relearn
 from llm.sweep_command import Sweep, sweep
 from llm.table_commands import Diagnose, Weights, diagnose, weights
@@ -43,6 +45,7 @@ ACTIONS: dict[type, Callable[[Any], None]] = {
     Evaluate: evaluate,
     Relearn: relearn,
     Sweep: sweep,
+    Muse: muse,
     Diagnose: diagnose,
 }
 
@@ -57,6 +60,7 @@ def parse(arguments: Sequence[str] | None = None) -> Any:
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate", prefix_name=False)]
         | Annotated[Relearn, tyro.conf.subcommand("relearn", prefix_name=False)]
         | Annotated[Sweep, tyro.conf.subcommand("sweep", prefix_name=False)]
+        | Annotated[Muse, tyro.conf.subcommand("muse", prefix_name=False)]
         | Annotated[Diagnose, tyro.conf.subcommand("diagnose", prefix_name=False)]
     )
     return tyro.cli(commands, prog="python -m llm", description=__doc__, args=arguments)  # pyright: ignore[reportArgumentType, reportCallIssue]

@@ -16,7 +16,9 @@ def several(label: str, jobs: Sequence[Any], *, n_jobs: int = -1, progress: bool
     Which of them ends first changes nothing: they leave their results on disk. `n_jobs` is joblib's, and so is what is
     raised: the error of the first call that fails, the others being stopped.
     """
+    if not jobs:
+        return
     alone = torch.cuda.is_available() or len(jobs) == 1
     parallel = joblib.Parallel(n_jobs=1 if alone else n_jobs, return_as="generator_unordered")
-    for _ in tqdm(parallel(jobs), label, len(jobs), disable=None if progress else True):
+    for _ in tqdm(parallel(jobs), label, len(jobs), disable=None if progress else True, leave=False):
         pass

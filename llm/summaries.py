@@ -10,9 +10,11 @@ from scipy import stats
 
 from llm.logs import EvaluationLog
 from llm.measures import KINDS, TofuLogs, measures
+from markov.errors import require
 
 GROUPS = {"forget": "Forget", "real_authors": "Real authors", "world_facts": "World facts", "retain": "Retain"}
 SHORT = {"probability": "Prob.", "rouge": "ROUGE-L", "truth_ratio": "Truth ratio"}
+TOLERANCE = 0.05  # of utility
 OVERALL = {"forget_quality": "FQ", "ks_statistic": "D", "model_utility": "MU"}
 
 
@@ -45,6 +47,27 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
             }
         rows.append(row | {"seeds": len(values)})
     return pd.DataFrame(rows)
+
+
+def best(table: pd.DataFrame, tolerance: float = TOLERANCE) -> pd.DataFrame:
+    """The best settings of each method, by one rule: the smallest D among those whose utility is within `tolerance`.
+
+    D is the Kolmogorov-Smirnov statistic behind forget quality, with equal numbers of examples its other face; within:
+    a model utility of at least (1 - tolerance) of the original model's. Of a method of which no settings are within,
+    those with the largest utility. Both are means over seeds. A row per title: `model`, the word, `ks_statistic`,
+    `model_utility`, `within`, and `runs`, the number of settings that were tried.
+    """
+    require(0 <= tolerance < 1, "tolerance", tolerance, "a share >= 0, below 1")
+    wanted = table[table["measure"].isin(["ks_statistic", "model_utility"])]
+    wide = wanted.pivot_table(index=["title", "model"], columns="measure", values="value", sort=False)
+    utility = wide["model_utility"]
+    wide["within"] = utility >= (1 - tolerance) * float(utility.xs("original", level="title").iloc[0])
+    rows = []
+    for _, own in wide.reset_index("model").groupby(level="title", sort=False):
+        good = own[own["within"]].sort_values("ks_statistic", kind="stable")
+        found = good if len(good) else own.sort_values("model_utility", ascending=False, kind="stable")
+        rows.append(found.head(1).assign(runs=len(own)))
+    return pd.concat(rows).reset_index()
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:

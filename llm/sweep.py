@@ -3,26 +3,29 @@
     original/, retrained/    TOFU_EVAL.json of the model before unlearning and of the one retrained
     RUN/                     a run of `llm.runs` with the evaluation of its model; RUN is its word and seed
 
-What is finished is not done again, and what was stopped goes on. All models are compared with the retrained one. The
-rule by which one run of several of a method is called its best is stated here once (`best`).
+What is finished is not done again, and what was stopped goes on. All models are compared with the retrained one. By
+which rule one run of several of a method is called its best is said in `llm.summaries.best`.
 """
 
 from __future__ import annotations
 
 import math
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import joblib
+import numpy as np
 import pandas as pd
 
 from llm.answers import responses
 from llm.authors import Authors
 from llm.evaluated import evaluate_into, tofu_measure
 from llm.generation import NEW_TOKENS
+from llm.layouts import OPEN_UNLEARNING
 from llm.measures import TofuLogs
 from llm.methods import METHODS, Method
 from llm.models import LanguageModel, load, save
@@ -41,7 +44,6 @@ from markov.errors import require
 from markov.storage import Location
 
 BASELINES = ("original", "retrained")
-TOLERANCE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,27 +115,28 @@ def sweep(
     """Make the runs that are not there yet; all their measures, and those of the model before and of the retrained one.
 
     Columns: those of `llm.measures.measures`, with `model` ("original", "retrained", or the word of the run), `title`,
-    `beta`, `gamma`, `retain_weight` (nan where there are none) and `seed`. Raises `InvalidInput` as `unlearn_into` and
-    `evaluate_into` do, for a run that comes twice, and for data of which the sets to evaluate on do not follow.
+    `beta`, `gamma`, `retain_weight` (nan where there are none), `seed` and `status`. Raises `InvalidInput` as `unlearn_into` and
+    `evaluate_into` do, for a run that comes twice, for data of which the sets to evaluate on do not follow, and for a
+    retrained model to which the same answers have other numbers of tokens.
     """
     place = storage.check_writable(folder, "out", folder=True)
     names = [run.folder for run in runs]
     require(len(set(names)) == len(names), "methods", names, "each method and seed once")
-    sets, quiet = task.sets(), {"n_jobs": n_jobs, "progress": progress}
-    missing = [kind for kind in BASELINES if not (place / kind / "TOFU_EVAL.json").exists()]
-    if missing:
-        several("baselines", [joblib.delayed(baseline)(place / kind, task, kind) for kind in missing], **quiet)
-    left = [run for run in runs if not (place / run.folder / "TOFU_EVAL.json").exists()]
-    if left:
-        several(
-            "unlearn and evaluate", [joblib.delayed(run_in)(place / run.folder, task, run) for run in left], **quiet
-        )
+    sets, ways = task.sets(), {"n_jobs": n_jobs, "progress": progress}
+    place.mkdir(parents=True, exist_ok=True)
+    missing = [kind for kind in BASELINES if not (place / kind / OPEN_UNLEARNING).exists()]
+    several("baselines", [joblib.delayed(baseline)(place / kind, task, kind) for kind in missing], **ways)
     logs = {kind: baseline(place / kind, task, kind, sets) for kind in BASELINES}
-    retrained = logs["retrained"].of("forget")
+    original, retrained = (logs[kind].of("forget") for kind in BASELINES)
+    same = np.array_equal(np.asarray(original.gold.length), np.asarray(retrained.gold.length))
+    require(same, "retrained", task.retrained, "a model with the tokenizer and the template of the one that unlearns")
+    left = [run for run in runs if not (place / run.folder / OPEN_UNLEARNING).exists()]
+    jobs = [joblib.delayed(run_in)(place / run.folder, task, run) for run in left]
+    several("unlearn and evaluate", jobs, **ways)
     frames = [long_table(logs, retrained, variant=task.variant).assign(title=lambda frame: frame["model"])]
     for run in runs:
         own = long_table({run.word: run_in(place / run.folder, task, run, sets)}, retrained, variant=task.variant)
-        frames.append(own.assign(**_described(run)))
+        frames.append(own.assign(**_described(run), status=_status(place / run.folder)))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -144,6 +147,12 @@ def _described(run: Run) -> dict[str, Any]:
     known |= {name: getattr(run.method.objective, name) for name in METHODS[run.method.name].takes}
     known |= {"retain_weight": run.method.retain_weight} if run.method.retain_term != "none" else {}
     return known | {"title": METHODS[run.method.name].title}
+
+
+def _status(folder: Path) -> str:
+    """How a run ended: ok, collapsed or nan (see `llm.unlearning.Unlearned`); ok for one that is not watched."""
+    path = folder / EPOCHS
+    return str(storage.read_table(path)["status"].iloc[-1]) if path.exists() else "ok"
 
 
 def baseline(folder: Path, task: Task, kind: str, sets: TofuSets | None = None) -> TofuLogs:
@@ -178,17 +187,20 @@ def unlearned(folder: Path, task: Task, run: Run, language: LanguageModel) -> No
         retrained = baseline(folder.parent / "retrained", task, "retrained").of("forget")
         options |= {"max_new_tokens": task.max_new_tokens, "budget": task.options.budget}
         measure = tofu_measure(task.sets(), retrained, run.measured, variant=task.variant, **options)
-    unlearn_into(
-        folder,
-        language,
-        forget,
-        retain,
-        run.unlearning(),
-        preferred=preferred,
-        measure=measure,
-        max_length=task.options.max_length,
-        progress=False,
-    )
+    with warnings.catch_warnings():
+        # Of several at a time nobody could tell which it was: the table has a column for it.
+        warnings.filterwarnings("ignore", "the model has collapsed|unlearning ends", RuntimeWarning)
+        unlearn_into(
+            folder,
+            language,
+            forget,
+            retain,
+            run.unlearning(),
+            preferred=preferred,
+            measure=measure,
+            max_length=task.options.max_length,
+            progress=False,
+        )
 
 
 def negated(folder: Path, task: Task, run: Run, language: LanguageModel) -> None:
@@ -211,27 +223,6 @@ def _evaluated(folder: Path, task: Task, settings: Mapping[str, Any], sets: Tofu
         budget=task.options.budget,
         progress=False,
     )
-
-
-def best(table: pd.DataFrame, tolerance: float = TOLERANCE) -> pd.DataFrame:
-    """The best settings of each method, by one rule: the smallest D among those whose utility is within `tolerance`.
-
-    D is the Kolmogorov-Smirnov statistic behind forget quality, with equal numbers of examples its other face; within:
-    a model utility of at least (1 - tolerance) of the original model's. Of a method of which no settings are within,
-    those with the largest utility. Both are means over seeds. A row per title: `model`, the word, `ks_statistic`,
-    `model_utility`, `within`, and `runs`, the number of settings that were tried.
-    """
-    require(0 <= tolerance < 1, "tolerance", tolerance, "a share >= 0, below 1")
-    wanted = table[table["measure"].isin(["ks_statistic", "model_utility"])]
-    wide = wanted.pivot_table(index=["title", "model"], columns="measure", values="value", sort=False)
-    utility = wide["model_utility"]
-    wide["within"] = utility >= (1 - tolerance) * float(utility.xs("original", level="title").iloc[0])
-    rows = []
-    for _, own in wide.reset_index("model").groupby(level="title", sort=False):
-        good = own[own["within"]].sort_values("ks_statistic", kind="stable")
-        found = good if len(good) else own.sort_values("model_utility", ascending=False, kind="stable")
-        rows.append(found.head(1).assign(runs=len(own)))
-    return pd.concat(rows).reset_index()
 
 
 def epochs(folder: Location, runs: Sequence[Run]) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from llm.encoding import BUDGET
 from llm.options import ModelOptions, write
 from markov import storage
-from markov.errors import require
+from markov.errors import InvalidInput, require
 
 if TYPE_CHECKING:
     from llm.sweep import Run, Task
@@ -25,7 +25,7 @@ TABLE = (
 )
 # Step size, batch, and tokens of a forward pass: for a small model few, lest short answers be padded to long ones.
 LARGE = {"learning_rate": 1e-5, "batch": 32, "budget": BUDGET}
-SMALL = {"learning_rate": 2e-4, "batch": 16, "budget": 384}
+SMALL = {"learning_rate": 6e-4, "batch": 16, "budget": 384}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,9 @@ class Sweep(ModelOptions):
     Example: python -m llm sweep --model tofu-llama2-7b --retrained MODEL --data tofu:forget05 --out out/llama
     """
 
-    retrained: str = "authors:retrained"
-    """The model retrained without the forget data, which all are compared with."""
+    retrained: str | None = None
+    """The model retrained without the forget data, which all are compared with (default, for authors:original:
+    authors:retrained)."""
     data: str = "authors:forget10"
     """What is to be forgotten: authors:forgetNN, tofu:forgetNN or FOLDER/forgetNN; what is to stay follows from it."""
     methods: tuple[str, ...] = TABLE
@@ -61,7 +62,7 @@ class Sweep(ModelOptions):
     epochs: int = 10
     """Passes over the forget data."""
     learning_rate: float | None = None
-    """Largest step size of AdamW (default: 1e-5, for models made here 2e-4)."""
+    """Largest step size of AdamW (default: 1e-5, for models made here 6e-4)."""
     batch: int | None = None
     """Forget examples per update, and as many retain examples (default: 32, for models made here 16)."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -86,8 +87,7 @@ class Sweep(ModelOptions):
 
 def sweep(command: Sweep) -> None:
     """Make the runs that are not there, and their table."""
-    from llm.summaries import latex, markdown, over_seeds, summary
-    from llm.sweep import best
+    from llm.summaries import best, latex, markdown, over_seeds, summary
     from llm.sweep import sweep as swept
 
     require(command.jobs == -1 or command.jobs >= 1, "jobs", command.jobs, "-1 or a whole number of at least 1")
@@ -96,6 +96,7 @@ def sweep(command: Sweep) -> None:
     found = swept(command.out, task, runs, n_jobs=command.jobs)
     table = summary(over_seeds(found))
     chosen = best(found, command.tolerance)
+    ended = found.loc[found["status"].isin(["collapsed", "nan"]), ["model", "status"]].drop_duplicates()
     for name, frame in (("sweep", found), ("best", chosen)):
         write(frame, command.out / f"{name}.parquet", command)
     write(table.set_axis([" ".join(filter(None, pair)) for pair in table.columns], axis=1), _summary(command), command)
@@ -106,6 +107,10 @@ def sweep(command: Sweep) -> None:
     print(f"truth ratio: {command.variant}; n: examples compared; best of each method: the smallest D with at least")
     print(f"{1 - command.tolerance:.0%} of the original's utility, or where none has that the largest utility")
     print(chosen.to_string(index=False, float_format="{:.3f}".format))
+    for model, status in ended.itertuples(index=False):
+        print(
+            f"{model}: {'collapsed, worse than guessing on what is to stay' if status == 'collapsed' else 'diverged'}"
+        )
     print(f"{len(found)} rows: {command.out / 'sweep.parquet'}")
 
 
@@ -115,14 +120,18 @@ def _summary(command: Sweep) -> Path:
 
 def task_of(command: Sweep) -> Task:
     """What unlearns what; raises `InvalidInput` for data that are not there."""
+    from llm.models import PREFIX
     from llm.refusals import REFUSALS, read_refusals
     from llm.sweep import Task
     from llm.tofu import split_of
 
     split_of(command.data)
+    retrained = command.retrained or (f"{PREFIX}retrained" if command.model.startswith(PREFIX) else None)
+    if retrained is None:
+        raise InvalidInput("retrained", None, "the model retrained without the forget data: all are compared with it")
     return Task(
         options=ModelOptions(**{name: getattr(command, name) for name in ModelOptions.__dataclass_fields__}),
-        retrained=command.retrained,
+        retrained=retrained,
         data=command.data,
         refusals=REFUSALS if command.refusals is None else read_refusals(command.refusals),
         max_new_tokens=command.max_new_tokens,

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import itertools
+import json
+import re
+import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +16,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
 from figures import __main__ as command
-from figures import allocation, attribution, claims, style, tables, tradeoff
+from figures import allocation, attribution, claims, progress, style, tables, tradeoff
 from figures.scale import Scale, quick
 from figures.statistics import mean_interval, ratio_interval
 from markov import storage
 from markov.cases import Case
 from markov.diagnostics import COLUMNS
+from markov.errors import InvalidInput
 from markov.experiments import Experiment, Pretraining
 from markov.models import Transformer
 
@@ -190,3 +197,221 @@ def test_at_full_scale_a_curve_is_at_least_eight_runs_over_at_least_three_pretra
     assert Scale().pretrained * Scale().orders >= 8
     seen = {name: getattr(Scale(), name) for name in ("recorded", "test_examples", "gradient_examples")}
     assert Scale().experiment() == replace(Experiment(), **seen)
+
+
+# --- which figures, and how long they take ---
+
+
+def test_the_two_groups_are_apart_and_a_name_draws_any_of_either() -> None:
+    assert set(command.FIGURES).isdisjoint(command.HEAVY)
+    assert (*command.FIGURES, *command.HEAVY) == command.ALL and len(set(command.ALL)) == len(command.ALL)
+    folder = Path(command.__file__).parent
+    assert all((folder / f"{name}.py").is_file() for name in command.ALL)
+    heavy = command.HEAVY[0]
+    asked = [
+        (command.Arguments(), command.FIGURES),
+        (command.Arguments(all=True), command.ALL),
+        (command.Arguments(names=(heavy, "tradeoff", heavy)), (heavy, "tradeoff")),
+        (command.Arguments(gallery=True), command.GALLERY),
+        (command.Arguments(gallery=True, all=True), command.ALL),
+    ]
+    assert [command.chosen(arguments) for arguments, _ in asked] == [names for _, names in asked]
+    with pytest.raises(InvalidInput, match="all = True"):
+        command.chosen(command.Arguments(names=("tradeoff",), all=True))
+    with pytest.raises(InvalidInput, match="figure = 'nobody'"):
+        command.chosen(command.Arguments(names=("tradeoff", "nobody")))
+
+
+def test_the_help_names_every_figure_of_both_groups() -> None:
+    text = command.Arguments.__doc__ or ""
+    first, second = text.split("The second group")
+    assert all(re.search(rf"\b{name}\b", first) for name in command.FIGURES)
+    assert all(re.search(rf"\b{name}\b", second) for name in command.HEAVY)
+
+
+def test_make_lists_both_ways_to_draw() -> None:
+    root = Path(command.__file__).parents[1]
+    shown = subprocess.run(["make", "-C", str(root), "help"], capture_output=True, text=True, check=True).stdout
+    assert re.search(r"^  make figures  +draw", shown, re.MULTILINE)
+    assert re.search(r"^  make figures-all  +draw", shown, re.MULTILINE)
+
+
+def test_the_first_group_is_expected_to_take_under_twenty_minutes_and_the_second_longer() -> None:
+    seconds = {name: progress.SECONDS.get(name, progress.OTHERWISE) for name in command.ALL}
+    assert set(progress.SECONDS) <= set(command.ALL)
+    assert sum(seconds[name] for name in command.FIGURES) < 20 * 60 < sum(seconds.values())
+    assert min(seconds[name] for name in command.HEAVY) > 30
+
+
+@pytest.fixture
+def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SIMNPO_LAB_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache" / "tables").mkdir(parents=True)
+    return tmp_path / "cache" / progress.JOURNAL
+
+
+def draw_in(seconds: float, monkeypatch: pytest.MonkeyPatch, context: tables.Context, *, compute: bool) -> None:
+    """A drawing of tradeoff that takes so long, with or without a new table in the cache."""
+    clock = iter([0.0, seconds])
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
+    with progress.timed("tradeoff", context):
+        if compute:
+            storage.write_table(
+                pd.DataFrame({"a": [seconds]}), storage.cache_dir() / "tables" / f"{seconds}.parquet", {}
+            )
+
+
+def test_what_a_drawing_took_is_expected_of_the_next_one(journal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = tables.Context()
+    fresh, slow = replace(context, since=1.0), replace(context, scale=replace(Scale(), pretrained=5))
+
+    def expect(one: tables.Context) -> tuple[float, bool]:
+        return progress.expected(["tradeoff"], one)["tradeoff"]
+
+    assert expect(context) == (progress.SECONDS["tradeoff"], False)
+    draw_in(40.0, monkeypatch, context, compute=True)
+    assert expect(context) == (progress.AGAIN, True) and expect(fresh) == (40.0, False)
+    draw_in(2.5, monkeypatch, context, compute=False)
+    assert expect(context) == (2.5, True) and expect(fresh) == (40.0, False)
+    assert expect(slow) == (progress.SECONDS["tradeoff"], False)
+    assert progress.expected(["tradeoff"], context, architectures=True)["tradeoff"].cached is False
+    assert progress.expected(["allocation"], context)["allocation"] == (progress.SECONDS["allocation"], False)
+    monkeypatch.setattr(progress, "_code", lambda: "another")
+    assert expect(context) == (40.0, False)
+    assert set(json.loads(journal.read_text()).popitem()[1]) == {"code", "computed", "redrawn"}
+
+
+def test_the_quick_scale_is_expected_to_be_quick(journal: Path) -> None:
+    found = progress.expected(command.ALL, tables.Context(scale=quick()))
+    assert sum(one.seconds for one in found.values()) < 10 * 60
+    assert not journal.exists()
+
+
+def test_a_drawing_that_fails_is_not_counted_and_a_spoiled_journal_is_no_harm(
+    journal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(KeyboardInterrupt), progress.timed("tradeoff", tables.Context()):
+        raise KeyboardInterrupt
+    assert not journal.exists()
+    for text in ("{", "[1]", '{"a": 1}'):
+        journal.write_text(text)
+        assert progress.expected(["tradeoff"], tables.Context())["tradeoff"].seconds == progress.SECONDS["tradeoff"]
+    draw_in(7.0, monkeypatch, tables.Context(), compute=True)
+    assert progress.expected(["tradeoff"], tables.Context(since=1.0))["tradeoff"].seconds == 7.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.2, "about 5 s"), (31, "about 30 s"), (89, "about 90 s"), (95, "about 2 min"), (1200, "about 20 min")],
+)
+def test_a_duration_is_said_as_one_would_say_it(seconds: float, said: str) -> None:
+    assert progress.duration(seconds) == said
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def three(cached: bool = False) -> dict[str, progress.Expected]:
+    return {name: progress.Expected(seconds, cached) for name, seconds in (("a", 60), ("b", 600), ("c", 540))}
+
+
+def test_the_line_says_which_figure_it_is_and_how_long_it_will_take() -> None:
+    now = [0.0]
+    stream = Terminal()
+    with progress.display(three(), file=stream, clock=lambda: now[0], beat=3600) as shown:
+        shown.start("a")
+        assert shown.line() == "figure 1 of 3: a, about 20 min left" and shown.left() == 1200
+        now[0] = 30.0
+        assert shown.left() == 1170
+        now[0] = 300.0  # longer than it was thought
+        assert shown.left() == 1140
+        shown.start("b")
+        assert shown.line() == "figure 2 of 3: b, about 19 min left"
+        now[0] = 500.0
+        shown.start("c")
+        assert shown.line() == "figure 3 of 3: c, about 9 min left" and shown.bar is not None
+        assert shown.bar.n == 660 and shown.bar.total == 1200
+    text = stream.getvalue()
+    for part in ("figure 1 of 3: a, about 20 min left", "figure 2 of 3", "figure 3 of 3"):
+        assert part in text
+    cached = progress.Display(three(cached=True), lambda: 0.0)
+    assert cached.line() == "figure 1 of 3: a, about 20 min left, from the cache"
+
+
+def test_the_line_is_kept_up_to_date_while_a_figure_is_drawn() -> None:
+    stream, ticks = Terminal(), itertools.count(0.0, 60.0)
+    with progress.display(three(), file=stream, clock=lambda: next(ticks), beat=0.01) as shown:
+        shown.start("b")
+        until = time.monotonic() + 30
+        while "about 9 min left" not in stream.getvalue() and time.monotonic() < until:
+            time.sleep(0.01)
+    said = [int(minutes) for minutes in re.findall(r"figure 2 of 3: b, about (\d+) min left", stream.getvalue())]
+    assert len(set(said)) > 3 and said == sorted(said, reverse=True) and said[-1] == 9
+
+
+def test_bars_of_the_work_lie_beneath_the_line_and_leave_it_there() -> None:
+    stream = Terminal()
+    with progress.display(three(), file=stream, beat=3600) as shown:
+        shown.start("a")
+        with tqdm(total=2, desc="inner", file=stream, leave=False, mininterval=0) as bar:
+            assert abs(bar.pos) == 1
+            bar.update()
+            shown.refresh()
+        assert shown.bar is not None and shown.bar.pos == 0
+        shown.start("b")
+    screen = screen_of(stream.getvalue())
+    assert "inner" in stream.getvalue() and "inner" not in "".join(screen)
+    assert "".join(screen).strip() == ""  # nothing is left behind
+    before_end = screen_of(stream.getvalue().rsplit("figure 2 of 3", 1)[0] + "figure 2 of 3")
+    assert before_end[0].startswith("figure 2 of 3")
+
+
+def screen_of(text: str) -> list[str]:
+    """What a terminal shows of a text with carriage returns, line feeds and "one line up"."""
+    lines, row, column = [""], 0, 0
+    for token in re.findall(r"\x1b\[A|\r|\n|[^\r\n\x1b]+", text):
+        if token == "\x1b[A":
+            row = max(0, row - 1)
+        elif token == "\r":
+            column = 0
+        elif token == "\n":
+            row += 1
+            lines += [""] * (row + 1 - len(lines))
+        else:
+            kept = lines[row].ljust(column)
+            lines[row] = kept[:column] + token + kept[column + len(token) :]
+            column += len(token)
+    return lines
+
+
+def test_where_nobody_watches_there_are_plain_lines_with_the_estimate_first(capsys: pytest.CaptureFixture[str]) -> None:
+    stream = io.StringIO()
+    for cached, ending in ((False, ""), (True, ", all tables being in the cache")):
+        with progress.display(three(cached), file=stream) as shown:
+            shown.start("a")
+            shown.say("a: done")
+        assert capsys.readouterr().out == f"3 figures: about 20 min{ending}\na: done\n"
+    assert stream.getvalue() == ""
+
+
+def test_the_command_draws_a_figure_says_so_and_knows_it_the_next_time(
+    context: tables.Context,
+    journal: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(command, "quick", lambda: context.scale)
+    for first in ("1 figure: about 6 min", "1 figure: about 5 s, all tables being in the cache"):
+        assert command.cli(["tradeoff", "--quick", "--jobs", "1", "--out", str(tmp_path / "out")]) == 0
+        said = capsys.readouterr()
+        lines = said.out.splitlines()
+        assert lines[0] == first and lines[1].startswith(
+            f"tradeoff: {tmp_path / 'out' / 'tradeoff'}.{{pdf,png,parquet}} in "
+        )
+        assert len(lines) == 2 and said.err == ""
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".pdf", ".png", ".parquet"}

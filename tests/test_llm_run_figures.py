@@ -124,7 +124,7 @@ def some_run(objective: Objective, *, epochs: int = 2, count: int = 12, seed: in
     kinds = {name: place for place, name in enumerate(("original", "retrained", "unlearned"))}
     logs = [log_table(some_answers(length, 10 * seed + at)).assign(model=name) for name, at in kinds.items()]
     rows = pd.DataFrame({"epoch": range(epochs + 1), "retain_loss": rng.uniform(0.1, 1, epochs + 1)})
-    known = {"unlearning": {"objective": objective._asdict()}, "model": "a model"}
+    known = {"unlearning": {"objective": {"class": "Objective", **objective._asdict()}}, "model": "a model"}
     return Run(pd.concat(frames, ignore_index=True), pd.concat(logs), rows, known, Path("a run"))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from figures.__main__ import FIGURES
+from figures.__main__ import ALL
 from llm.__main__ import parse
 from llm.model_commands import Score
 from llm.options import objective
@@ -86,4 +86,4 @@ def test_every_figure_that_is_named_exists() -> None:
     drawn = re.findall(r"make figures ARGS=\"([^\"]*)\"`", TEXT)
     names = [word for arguments in drawn for word in shlex.split(arguments) if re.fullmatch(r"[a-z_]+[a-z_0-9]*", word)]
     assert "tradeoff" in names and "llm_bias" in names
-    assert set(names) <= set(FIGURES)
+    assert set(names) <= set(ALL)

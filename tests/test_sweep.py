@@ -31,8 +31,8 @@ from llm.models import LanguageModel, load
 from llm.optimization import Optimization
 from llm.options import ModelOptions, forgetting, objective
 from llm.runs import EPOCHS, MODEL, read_run, unlearn_into
-from llm.summaries import over_seeds, summary
-from llm.sweep import Run, Task, baseline, best, epochs, sweep
+from llm.summaries import best, over_seeds, summary
+from llm.sweep import Run, Task, baseline, epochs, sweep
 from llm.sweep_command import TABLE, Sweep, runs_of
 from llm.task_vectors import negate_task_vector
 from llm.tofu import TofuSets, tofu_sets
@@ -341,6 +341,13 @@ def test_a_second_sweep_loads_nothing_and_gives_the_same_table(
         sweep(folder, task, [*runs, runs[0]], n_jobs=1, progress=False)
 
 
+def test_a_retrained_model_of_other_tokens_is_refused(task: Task, tmp_path: Path) -> None:
+    other = replace(SMALL, vocabulary=290)
+    build(other, "retrained", progress=False)
+    with pytest.raises(InvalidInput, match="tokenizer and the template"):
+        sweep(tmp_path, replace(task, retrained=str(folder_of(other, "retrained"))), wanted(), n_jobs=1, progress=False)
+
+
 class Stopped(Exception):
     """Raised where a sweep is to be stopped."""
 
@@ -416,9 +423,10 @@ def test_several_seeds_become_a_mean_with_an_interval_and_p_values_a_median(valu
         ]
     )
     found = over_seeds(frame).set_index("measure")
-    assert set(found["model"]) == {f"m x{len(values)}"} and set(found["seeds"]) == {len(values)}
+    assert found["model"].tolist() == [f"m x{len(values)}"] * 2
+    assert list(found["seeds"]) == [len(values)] * 2
     row = found.loc["ks_statistic"]
-    assert row["value"] == pytest.approx(np.mean(values))
+    assert pytest.approx(np.mean(values)) == row["value"]
     if np.ptp(values) > 1e-3:
         interval = stats.ttest_1samp(values, 0).confidence_interval()  # pyright: ignore[reportAttributeAccessIssue]
         assert (row["low"], row["high"]) == pytest.approx((interval.low, interval.high))
@@ -480,6 +488,7 @@ def test_the_command_writes_tables_that_say_what_was_measured(
         (["--methods", "mpo:1"], "method"),
         (["--methods", "npo:0.1@1", "npo:0.1@1"], "methods"),
         (["--data", "authors:retain90"], "data"),
+        (["--model", "somebody/llama"], "retrained"),
         (["--tolerance", "1"], "tolerance"),
         (["--jobs", "0"], "jobs"),
         (["--refusals", "nowhere.txt"], "refusals"),

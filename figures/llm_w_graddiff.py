@@ -1,0 +1,53 @@
+"""Is it the length alone? GradDiff with and without it in its weight, NPO, SimNPO and refusals (paper, Figure A3).
+
+CAPTION
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from figures import llm_plane, style
+from figures.llm_runs import Study, source_of, study
+from figures.llm_sweeps import corner_words, swept
+from figures.tables import Context
+
+PLAIN, WEIGHTED = (1.0, 4.0, 16.0), (0.125, 0.5, 2.0)  # retain weights: a mean over tokens asks for less
+
+
+def words_of(chosen: Study) -> tuple[str, ...]:
+    """Both forms of GradDiff at several retain weights, the four corners, and what learns refusals instead."""
+    plain, weighted = (
+        [f"{name}@{weight:g}" for weight in weights]
+        for name, weights in (("grad_diff", PLAIN), ("weighted_grad_diff", WEIGHTED))
+    )
+    weight = f"@{chosen.retain_weight:g}"
+    return (*plain, *weighted, *corner_words(chosen), f"idk{weight}", f"dpo:{chosen.beta:g}{weight}")
+
+
+def data(context: Context) -> pd.DataFrame:
+    """All measures of these methods, as `llm.sweep.sweep` has them, with `source` and `method`."""
+    frame = swept(context, words_of(study(context.scale)))
+    return frame.assign(method=frame["model"].map(llm_plane.method_of), source=source_of(context))
+
+
+def plot(frame: pd.DataFrame) -> Figure:
+    """Draw the frame of `data`."""
+    figure, ((axes,),) = style.grid_figure(1, 1, 7.4, 5.2)
+    points = llm_plane.points(frame)
+    for method, own in points.groupby("method", sort=False):
+        if len(own) > 1:
+            path = own.sort_values("retain_weight")
+            axes.plot(path["model_utility"], path["ks_statistic"], lw=1, color=style.COLORS[str(method)], zorder=0)
+            for _, row in path.iterrows():
+                text, at = f"λ = {row['retain_weight']:g}", (row["model_utility"], row["ks_statistic"])
+                side = 5 if method == "grad_diff" else -10  # where all utility is lost both forms lie close
+                axes.annotate(text, at, textcoords="offset points", xytext=(7, side), fontsize=7)
+        for _, row in own.iterrows():
+            llm_plane.mark(axes, row, "ks_statistic")
+    llm_plane.distance_axis(axes)
+    axes.set_xlim(left=-0.02)
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3)
+    return figure

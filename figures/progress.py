@@ -1,0 +1,191 @@
+"""One line for a whole call of `python -m figures`: which figure is being drawn, and about how long it all takes.
+
+How long a figure took is kept in the cache folder, by its name and settings, once for a drawing that computed anything
+and once for one that found everything in the cache. What has not been drawn yet is expected to take what it took on two
+cores. Bars of the work itself appear beneath the line; where nobody watches, there are plain lines instead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TextIO
+
+from tqdm.auto import tqdm
+
+from figures.tables import Context
+from markov import storage
+
+# Seconds at full scale on two cores, all figures drawn in this order from an empty cache: the first of several that
+# share models and runs pays for them.
+SECONDS = {
+    "tradeoff": 355,
+    "allocation": 100,
+    "attribution": 5,
+    "claims": 3,
+    "weights": 5,
+    "dynamics": 15,
+    "divergence": 15,
+    "effective_push": 20,
+    "logistic": 25,
+    "llm_weights_epoch1": 330,
+    "llm_tradeoff": 160,
+    "muse_tradeoff": 100,
+    "time_to_forget": 567,
+    "memorisation": 143,
+    "optimizer": 67,
+    "llm_truth_ratio": 300,
+    "llm_reference_noise": 142,
+    "llm_w_graddiff": 200,
+    "llm_beta_gamma": 400,
+    "llm_best": 1200,
+    "llm_relearning": 270,
+    "llm_sequential": 120,
+}
+OTHERWISE, AGAIN = 10.0, 3.0  # of a figure that is not in the table, and of drawing a table that is there
+QUICK = 0.07  # what the quick scale takes of it
+JOURNAL = "seconds.json"
+COMPUTED, REDRAWN = "computed", "redrawn"
+
+
+class Expected(NamedTuple):
+    """The seconds that a drawing will take, and whether its tables are in the cache."""
+
+    seconds: float
+    cached: bool
+
+
+def expected(names: Sequence[str], context: Context, **more: Any) -> dict[str, Expected]:
+    """What to expect of each figure; `more` are settings that the context does not hold."""
+    journal, code, found = _read(), _code(), {}
+    for name in names:
+        known = journal.get(_key(name, context, more), {})
+        cached = known.get("code") == code and not context.since
+        guess = SECONDS.get(name, OTHERWISE) * (QUICK if context.scale.quick else 1)
+        kind, otherwise = (REDRAWN, AGAIN) if cached else (COMPUTED, max(guess, AGAIN))
+        found[name] = Expected(float(known.get(kind, otherwise)), cached)
+    return found
+
+
+@contextmanager
+def timed(name: str, context: Context, **more: Any) -> Iterator[None]:
+    """Keep for the next time how long a drawing took, if it is finished, and that its tables are there."""
+    before, began = _tables(), time.perf_counter()
+    yield
+    seconds, kind = time.perf_counter() - began, REDRAWN if _tables() == before else COMPUTED
+    journal, key = _read(), _key(name, context, more)
+    journal[key] = {**journal.get(key, {}), kind: round(seconds, 1), "code": _code()}
+    with storage.atomic_path(storage.cache_dir() / JOURNAL) as partial:
+        partial.write_text(json.dumps(journal, indent=1, sort_keys=True), "utf-8")
+
+
+def _key(name: str, context: Context, more: Mapping[str, Any]) -> str:
+    paths = {field: [str(path) for path in getattr(context, field) or ()] for field in ("runs", "logs")}
+    settings = {"scale": context.scale, "own": vars(context.own) if context.own else None, **paths, **more}
+    return f"{name} {storage.fingerprint(settings)}"
+
+
+def _code() -> str:
+    return storage.code_version("markov", "llm", "figures")
+
+
+def _tables() -> list[tuple[str, int]]:
+    """Changes whenever anything is put into a folder of the cache."""
+    with os.scandir(storage.cache_dir()) as entries:
+        return sorted((entry.name, entry.stat().st_mtime_ns) for entry in entries if entry.is_dir())
+
+
+def _read() -> dict[str, dict[str, Any]]:
+    path = storage.cache_dir() / JOURNAL
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):  # none yet, or not written by this program
+        return {}
+    return found if isinstance(found, dict) and all(isinstance(one, dict) for one in found.values()) else {}
+
+
+def duration(seconds: float) -> str:
+    """A number of seconds as one would say it."""
+    if seconds < 90:
+        return f"about {max(5, 5 * round(seconds / 5))} s"
+    return f"about {seconds / 60:.0f} min"
+
+
+class Display:
+    """The figures of a call, those that are done, and the one that is being drawn."""
+
+    def __init__(self, figures: Mapping[str, Expected], clock: Callable[[], float]) -> None:
+        self.figures, self.clock = dict(figures), clock
+        self.current, self.began = 0, clock()
+        self.bar: tqdm | None = None
+
+    def start(self, name: str) -> None:
+        """A figure is about to be drawn."""
+        self.current, self.began = list(self.figures).index(name), self.clock()
+        self.refresh()
+
+    def say(self, text: str) -> None:
+        """Print a line above the display."""
+        if self.bar is None:
+            print(text, flush=True)
+        else:
+            self.bar.write(text, file=sys.stdout)
+
+    def left(self) -> float:
+        """Seconds until all is drawn; a figure that takes longer than expected is expected to end at once."""
+        rest = [one.seconds for one in self.figures.values()][self.current :]
+        return sum(rest) - min(self.clock() - self.began, rest[0])
+
+    def line(self) -> str:
+        """What is said of now."""
+        name, count = list(self.figures)[self.current], len(self.figures)
+        note = ", from the cache" if all(one.cached for one in self.figures.values()) else ""
+        return f"figure {self.current + 1} of {count}: {name}, {duration(self.left())} left{note}"
+
+    def refresh(self) -> None:
+        """Draw the line again."""
+        if self.bar is not None:
+            self.bar.n = max(0.0, self.bar.total - self.left())
+            self.bar.set_description_str(self.line())
+
+
+@contextmanager
+def display(
+    figures: Mapping[str, Expected],
+    *,
+    file: TextIO | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    beat: float = 1.0,
+) -> Iterator[Display]:
+    """The display of a call, kept up to date every `beat` seconds while it lasts.
+
+    Where `file` (default: standard error) is not a terminal it is one line, printed at once, of what to expect.
+    """
+    shown, over = Display(figures, clock), threading.Event()
+    stream: TextIO = sys.stderr if file is None else file
+    if not stream.isatty():
+        whole = "figures" if len(figures) > 1 else "figure"
+        note = ", all tables being in the cache" if all(one.cached for one in figures.values()) else ""
+        shown.say(f"{len(figures)} {whole}: {duration(shown.left())}{note}")
+        yield shown
+        return
+
+    def keep() -> None:
+        while not over.wait(beat):
+            shown.refresh()
+
+    total = sum(one.seconds for one in figures.values())
+    form = "{desc} |{bar:20}|"
+    with tqdm(total=total, desc=shown.line(), file=stream, bar_format=form, position=0, leave=False) as shown.bar:
+        watch = threading.Thread(target=keep, daemon=True)
+        watch.start()
+        try:
+            yield shown
+        finally:
+            over.set()
+            watch.join()

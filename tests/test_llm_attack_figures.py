@@ -1,0 +1,421 @@
+"""Figures of relearning and of requests in turn: what is attacked and how, what is kept, and what is drawn."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import matplotlib.colors
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy import stats
+
+import llm.runs
+from figures import llm_relearning, llm_runs, llm_sequential, style
+from figures.llm_relearning import QUANTITIES, RETRAINED, frame_of_attacks
+from figures.llm_runs import Study, default_log, runs
+from figures.llm_sequential import frame_of_requests
+from figures.scale import quick
+from figures.statistics import mean_interval, smallest_distance
+from figures.tables import Context
+from llm.answers import log_table
+from llm.authors import Authors
+from llm.default_models import BUDGET, DefaultModels, build, sets
+from llm.diagnostics import corners
+from llm.logs import Answers, EvaluationLog, truth_ratio
+from llm.models import load
+from llm.optimization import Optimization
+from llm.relearning import Relearning, relearn, returns
+from llm.runs import MODEL, unlearn_into
+from llm.sequential import Sequential
+from markov import storage
+from markov.errors import InvalidInput
+from markov.objectives import npo
+
+TINY = Study(
+    models=DefaultModels(
+        authors=Authors(authors=6, questions=5),
+        percent=50,
+        width=16,
+        depth=1,
+        heads=2,
+        mlp_width=16,
+        vocabulary=300,
+        epochs=3,
+        batch=32,
+        precision="float32",
+    ),
+    epochs=2,
+    batch=4,
+    learning_rate=1e-3,
+    sweep_learning_rate=3e-3,
+)
+METHODS = ["npo", "reference_free_npo", "length_normalized_npo", "simnpo"]
+FORGET = sets(TINY.models).forget
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
+    """The tiny study in place of the figures', with a cache of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SIMNPO_LAB_CACHE", str(tmp_path_factory.mktemp("attacks")))
+        patch.setattr(llm_runs, "study", lambda scale: TINY)
+        yield Context(scale=quick(), progress=False, n_jobs=1)
+
+
+class Worked(Exception):
+    """Raised in place of work."""
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise Worked
+
+
+def drawn(module: ModuleType, frame: pd.DataFrame) -> Figure:
+    before = frame.copy(deep=True)
+    with style.look():
+        figure = module.plot(frame)
+        figure.canvas.draw()
+    pd.testing.assert_frame_equal(frame, before)
+    return figure
+
+
+def curves(axes: Axes) -> dict[str, list[float]]:
+    """Heights by colour of the lines with markers."""
+    lines = [line for line in axes.lines if line.get_marker() == "o"]
+    return {matplotlib.colors.to_hex(line.get_color()).upper(): np.asarray(line.get_ydata()).tolist() for line in lines}
+
+
+def color(model: str) -> str:
+    return matplotlib.colors.to_hex(style.COLORS.get(model, "0.5")).upper()
+
+
+def per_token(log: EvaluationLog) -> pd.Series:
+    return pd.Series(-log.gold.average, log.index)
+
+
+# --- relearning ---
+
+
+@pytest.fixture(scope="module")
+def relearned(context: Context) -> pd.DataFrame:
+    return llm_relearning.data(context)
+
+
+def test_every_corner_and_the_retrained_model_are_taught_both_shares_again(relearned: pd.DataFrame) -> None:
+    attacks = relearned[relearned["kind"] == "attack"]
+    asked = attacks[["which", "model", "repeat", "epoch"]].apply(tuple, axis=1).tolist()
+    expected = [
+        (which, model, repeat, epoch)
+        for model in [RETRAINED, *METHODS]
+        for which in ("shortest", "random")
+        for repeat in range(2)
+        for epoch in range(4)
+    ]
+    assert sorted(asked) == sorted(expected)
+    assert set(attacks["share"]) == {0.2} and set(relearned["source"]) == {llm_runs.DEFAULT}
+    assert attacks.loc[attacks["model"] != RETRAINED, "method"].tolist() == [
+        model for model in attacks["model"] if model != RETRAINED
+    ]
+    assert attacks.loc[attacks["model"] == RETRAINED, "method"].isna().all()
+
+
+@pytest.mark.parametrize(("model", "which", "repeat"), [("simnpo", "random", 1), (RETRAINED, "shortest", 0)])
+def test_an_attack_is_relearning_at_the_rate_of_the_run_on_eight_answers_at_a_time(
+    context: Context, relearned: pd.DataFrame, model: str, which: str, repeat: int
+) -> None:
+    run = dict(zip(METHODS, runs(context, far=True), strict=True))["simnpo"]
+    language = build(TINY.models, RETRAINED, progress=False) if model == RETRAINED else load(run.folder / MODEL)
+    every = Optimization(epochs=3, batch=8, learning_rate=TINY.sweep_learning_rate, warmup_epochs=0, budget=BUDGET)
+    wanted = Relearning(which=which, share=0.2, seed=repeat, optimization=every)  # pyright: ignore[reportArgumentType]
+    table = relearn(language, FORGET, wanted, progress=False)
+    expected = returns(table, default_log(context, RETRAINED))
+    attacks = relearned[relearned["kind"] == "attack"]
+    own = attacks[(attacks["model"] == model) & (attacks["which"] == which) & (attacks["repeat"] == repeat)]
+    for name in expected:
+        np.testing.assert_allclose(own[name].to_numpy(dtype=float), expected[name], rtol=1e-6, err_msg=name)
+    taught = table.loc[table["relearned"], "index"]
+    before = per_token(default_log(context, "original"))
+    np.testing.assert_allclose(own["original_logp"].to_numpy(dtype=float), before.drop(taught.unique()).mean())
+
+
+def test_the_curve_of_the_retrained_model_starts_at_itself(relearned: pd.DataFrame, context: Context) -> None:
+    attacks = relearned[relearned["kind"] == "attack"]
+    start = attacks[(attacks["model"] == RETRAINED) & (attacks["epoch"] == 0)]
+    assert (start["ks_statistic"] <= 1 / len(FORGET) + 1e-9).all()  # scored in other batches, two may change places
+    both = 0.2 * start["relearned_logp"] + 0.8 * start["other_logp"]
+    np.testing.assert_allclose(both.to_numpy(dtype=float), per_token(default_log(context, RETRAINED)).mean(), rtol=1e-5)
+
+
+def test_attacks_are_kept_and_made_anew_when_asked_for(
+    context: Context, relearned: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llm_relearning, "relearn", refuse)
+    pd.testing.assert_frame_equal(llm_relearning.data(context), relearned, check_dtype=False)
+    with pytest.raises(Worked):
+        llm_relearning.data(replace(context, since=time.time()))
+
+
+def test_attacks_that_were_stopped_go_on_where_they_were(
+    context: Context, relearned: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = sorted((storage.cache_dir() / "tables").glob("llm_relearning-*"))
+    whole = [path for path in tables if "kind" in storage.read_table(path)]
+    one = next(path for path in tables if path not in whole)
+    for path in (*whole, one):
+        path.unlink()
+    calls, real = [], llm_relearning.relearn
+
+    def counted(*arguments: object, **options: object) -> pd.DataFrame:
+        calls.append(arguments[2])
+        return real(*arguments, **options)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(llm_relearning, "relearn", counted)
+    pd.testing.assert_frame_equal(llm_relearning.data(context), relearned, check_dtype=False)
+    assert len(calls) == 1 and len(whole) == 1
+
+
+def test_runs_of_the_users_own_are_attacked(context: Context, relearned: pd.DataFrame) -> None:
+    folders = tuple(run.folder for run in runs(context, far=True)[2:])
+    frame = llm_relearning.data(replace(context, runs=folders))
+    assert list(dict.fromkeys(frame["model"].dropna())) == [RETRAINED, *METHODS[2:]]
+    twice = llm_relearning.data(replace(context, runs=(folders[0], folders[0])))
+    assert set(twice["model"].dropna()) == {RETRAINED, f"{METHODS[2]} ({folders[0].name})"}
+    ours = relearned[(relearned["model"] == "simnpo") & (relearned["kind"] == "attack")]
+    theirs = frame[(frame["model"] == "simnpo") & (frame["kind"] == "attack")]
+    np.testing.assert_array_equal(ours["other_logp"], theirs["other_logp"])
+    figure = drawn(llm_relearning, frame)
+    assert [text.get_text() for text in figure.legends[0].get_texts()][1:3] == ["length-normalised NPO", "SimNPO"]
+
+
+def test_runs_that_cannot_be_attacked_are_refused(
+    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    language, (forget, retain) = build(TINY.models, "original", progress=False), sets(TINY.models)
+    alone = unlearn_into(tmp_path / "alone", language, forget, retain, TINY.unlearning(npo(0.1)), progress=False)
+    language = build(TINY.models, "original", progress=False)
+    log = default_log(context, RETRAINED)
+    order = np.argsort(log.index)[:4]
+    part = llm_runs.log_of(log_table(llm.runs.answer_log(language, forget[:4], progress=False)), "part")
+    assert len(order) == len(part.index)
+    other = unlearn_into(
+        tmp_path / "other", language, forget[:4], retain, TINY.unlearning(npo(0.1)), retrained=part, progress=False
+    )
+    whole = tmp_path / "whole"
+    shutil.copytree(runs(context, far=True)[0].folder, whole)
+    shutil.rmtree(whole / MODEL)
+    monkeypatch.setattr(llm_relearning, "relearn", refuse)
+    for folder, said in ((alone.folder, "--retrained"), (other.folder, "forget set"), (whole, "kept its model")):
+        with pytest.raises(InvalidInput, match=said):
+            llm_relearning.data(replace(context, runs=(folder,)))
+
+
+@settings(max_examples=30)
+@given(examples=st.integers(2, 120), p=st.floats(1e-6, 1))
+def test_the_smallest_distance_is_the_first_whose_exact_p_value_is_small_enough(examples: int, p: float) -> None:
+    ranks = np.arange(examples)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # scipy says where it is not exact; that is within 1e-9 here
+        values = [stats.ks_2samp(ranks, ranks + count - 0.5, method="exact").pvalue for count in range(examples + 1)]  # pyright: ignore[reportAttributeAccessIssue]
+    first = next((count for count, value in enumerate(values) if value <= p), None)
+    found = smallest_distance(p, examples)
+    assert np.isnan(found) if first is None else found == first / examples
+
+
+def test_of_forty_answers_a_third_must_differ() -> None:
+    assert smallest_distance(1.0, 40) == 0 and smallest_distance(0.05, 40) == 13 / 40
+    assert np.isnan(smallest_distance(1e-30, 40))
+
+
+def some_attacks(repeats: int = 4) -> pd.DataFrame:
+    rng, rows = np.random.default_rng(0), []
+    for model in [RETRAINED, *METHODS]:
+        for which in ("shortest", "random"):
+            for repeat in range(repeats):
+                for epoch in range(4):
+                    known = {"which": which, "share": 0.2, "model": model, "repeat": repeat, "epoch": epoch}
+                    known["method"] = None if model == RETRAINED else model
+                    numbers = {"ks_statistic": rng.uniform(), "relearned_logp": -rng.uniform(0.2, 3)}
+                    numbers |= {"other_logp": -rng.uniform(0.2, 3), "original_logp": -rng.uniform(0.05, 0.15)}
+                    rows.append({**known, **numbers})
+    return pd.DataFrame(rows)
+
+
+def test_estimates_are_means_over_repeats_with_their_intervals() -> None:
+    attacks = some_attacks()
+    found = frame_of_attacks(attacks, 40)
+    estimates = found[found["kind"] == "estimate"]
+    assert len(estimates) == 5 * 2 * 4 * 4
+    for row in estimates.to_dict("records"):
+        own = attacks[(attacks["model"] == row["model"]) & (attacks["which"] == row["which"])]
+        values = own.loc[own["epoch"] == row["epoch"], row["quantity"]].to_numpy()
+        assert (row["value"], row["low"], row["high"], row["count"]) == mean_interval(values)
+    readings = found[found["kind"] == "reading"].set_index("p")["distance"]
+    assert readings[1.0] == 0 and readings[0.05] == smallest_distance(0.05, 40)
+    assert set(readings.index) <= set(llm_relearning.READINGS) and 1e-24 not in readings  # 40 examples never say that
+
+
+def test_relearning_is_drawn_as_it_was_found() -> None:
+    frame = frame_of_attacks(some_attacks(), 120)
+    figure = drawn(llm_relearning, frame)
+    panels, beside = figure.axes[:6], figure.axes[6:]
+    estimates = frame[frame["kind"] == "estimate"]
+    for row, which in enumerate(("shortest", "random")):
+        own = estimates[estimates["which"] == which]
+        assert which in panels[3 * row].get_title("left")
+        for axes, quantity in zip(panels[3 * row : 3 * row + 3], QUANTITIES, strict=True):
+            part = own[own["quantity"] == quantity]
+            expected = {color(str(model)): rows["value"].tolist() for model, rows in part.groupby("model")}
+            assert curves(axes) == expected and len(axes.collections) == 5
+            low, high = axes.get_ylim()
+            assert low < part["value"].min() and part["value"].max() < high
+        (level,) = [line for line in panels[3 * row + 2].lines if line.get_marker() != "o"]
+        before = own.loc[own["quantity"] == "original_logp", "value"].mean()
+        assert np.asarray(level.get_ydata()).tolist() == [before] * 2
+        ticks = dict(
+            zip(beside[row].get_yticks(), (text.get_text() for text in beside[row].get_yticklabels()), strict=True)
+        )
+        assert beside[row].get_ylim() == panels[3 * row].get_ylim() == (0, 1)
+        assert ticks[0.0] == "1" and ticks[smallest_distance(0.05, 120)] == "0.05" and "1e-24" in ticks.values()
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["retrained, taught the same", *(style.LABELS[name] for name in METHODS), "before unlearning"]
+
+
+# --- requests in turn ---
+
+
+@pytest.fixture(scope="module")
+def requested(context: Context) -> pd.DataFrame:
+    return llm_sequential.data(context)
+
+
+def test_three_requests_under_every_corner_with_what_each_stage_left(requested: pd.DataFrame, context: Context) -> None:
+    rows = requested[requested["kind"] == "request"]
+    assert [*dict.fromkeys(rows["method"])] == METHODS
+    for _, own in rows.groupby("method"):
+        assert own[["stage", "request"]].to_numpy().tolist() == [[s, r] for s in range(4) for r in range(1, 4)]
+        assert own["requested"].tolist() == [r <= s for s in range(4) for r in range(1, 4)]
+        assert (own["examples"] == 5).all()
+        for kind, column, stage in (("original", "logp", 0), (RETRAINED, "retrained_logp", 3)):
+            values = per_token(default_log(context, kind)).sort_index().to_numpy().reshape(3, 5)
+            found = own.loc[own["stage"] == stage, column].to_numpy(dtype=float)
+            np.testing.assert_allclose(found, values.mean(axis=1), rtol=1e-5)
+    ends = rows[rows["stage"] == 3].groupby("method")["logp"].mean()
+    assert ends.nunique() == 4
+
+
+def test_requests_are_kept_go_on_where_they_were_and_are_made_anew_when_asked_for(
+    context: Context, requested: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llm_sequential, "sequential", refuse)
+    pd.testing.assert_frame_equal(llm_sequential.data(context), requested, check_dtype=False)
+    monkeypatch.undo()
+    monkeypatch.setattr(llm_runs, "study", lambda scale: TINY)
+    monkeypatch.setattr(llm.runs, "unlearn", refuse)
+    for path in (storage.cache_dir() / "tables").glob("llm_sequential-*"):
+        path.unlink()
+    again = llm_sequential.data(context)  # from the folders of the stages
+    pd.testing.assert_frame_equal(again, requested, check_dtype=False)
+    with pytest.raises(Worked):
+        llm_sequential.data(replace(context, since=time.time()))
+
+
+def test_the_quick_study_has_two_requests_for_two_authors() -> None:
+    assert [len(part) for part in llm_sequential._requests(FORGET)] == [5, 5, 5]
+    assert [len(part) for part in llm_sequential._requests(FORGET[:10])] == [5, 5]
+
+
+LENGTH = np.random.default_rng(5).integers(2, 60, 36).astype(float)
+
+
+def some_log(seed: int, first: int = 0, count: int = 36) -> EvaluationLog:
+    """A log of `count` of the 36 examples, of which two wrong answers are known."""
+    length, average = LENGTH[first : first + count], np.random.default_rng(seed).uniform(0.1, 3, (4, count))
+    gold, right = (Answers(average[row], average[row] * length, length) for row in (0, 1))
+    wrong = Answers(average[2:].T, average[2:].T * length[:, None], np.tile(length[:, None], 2))
+    return EvaluationLog("a log", "made", np.arange(first, first + count), gold, right, wrong)
+
+
+def some_requests() -> tuple[Sequential, EvaluationLog, dict[tuple[int, int], EvaluationLog]]:
+    logs = {(s, r): some_log(10 * s + r, 12 * r, 12) for s in range(4) for r in range(3)}
+    tables = [log_table(log).assign(stage=s, request=r) for (s, r), log in logs.items()]
+    rng = np.random.default_rng(7)
+    stages = pd.DataFrame({"stage": range(4), "forget_loss": 1.0, "retain_loss": rng.uniform(0.1, 1, 4)})
+    return Sequential(pd.concat(tables, ignore_index=True), stages.assign(status="ok")), some_log(99), logs
+
+
+def test_requests_are_held_against_the_retrained_model_one_by_one_and_together() -> None:
+    found, retrained, logs = some_requests()
+    frame = frame_of_requests(found, retrained)
+    theirs = truth_ratio(retrained).reshape(3, 12)
+    row: Any
+    for row in frame[frame["kind"] == "request"].to_dict("records"):
+        request = int(row["request"]) - 1
+        log = logs[int(row["stage"]), request]
+        test = stats.ks_2samp(truth_ratio(log), theirs[request], method="exact")
+        assert (row["ks_statistic"], row["forget_quality"]) == pytest.approx((test.statistic, test.pvalue))  # pyright: ignore[reportAttributeAccessIssue]
+        assert (row["logp"], row["low"], row["high"]) == pytest.approx(mean_interval(-log.gold.average)[:3])
+        assert row["retrained_logp"] == pytest.approx(-retrained.gold.average[12 * request : 12 * request + 12].mean())
+        assert row["critical"] == smallest_distance(0.05, 12)
+    so_far = frame[frame["kind"] == "so_far"].set_index("stage")
+    assert so_far["retain_loss"].tolist() == found.stages["retain_loss"].tolist()
+    assert so_far["examples"].isna().tolist() == [True, False, False, False]
+    for stage in range(1, 4):
+        ratios = np.concatenate([truth_ratio(logs[stage, request]) for request in range(stage)])
+        test = stats.ks_2samp(ratios, theirs[:stage].ravel(), method="exact")
+        row = so_far.loc[stage]
+        assert (row["ks_statistic"], row["forget_quality"]) == pytest.approx((test.statistic, test.pvalue))  # pyright: ignore[reportAttributeAccessIssue]
+        assert (row["examples"], row["critical"]) == (12 * stage, smallest_distance(0.05, 12 * stage))
+
+
+def test_requests_are_drawn_as_they_were_found() -> None:
+    parts = []
+    for place, method in enumerate(METHODS):
+        found, retrained, _ = some_requests()
+        answers = found.answers.assign(logp=found.answers["logp"] * (1 + place / 10))
+        parts.append(frame_of_requests(found._replace(answers=answers), retrained).assign(method=method))
+    frame = pd.concat(parts, ignore_index=True)
+    figure = drawn(llm_sequential, frame)
+    assert len(figure.axes) == 8
+    rows, so_far = frame[frame["kind"] == "request"], frame[frame["kind"] == "so_far"]
+    panels: list[tuple[pd.DataFrame, str]] = [(rows[rows["request"] == number], "logp") for number in (1, 2, 3)]
+    panels += [(so_far, "retain_loss")]
+    panels += [(rows[rows["request"] == number], "ks_statistic") for number in (1, 2, 3)]
+    panels += [(so_far.dropna(subset="ks_statistic"), "ks_statistic")]
+    for axes, (own, column) in zip(figure.axes, panels, strict=True):
+        assert curves(axes) == {color(str(m)): part[column].tolist() for m, part in own.groupby("method")}
+        others = [np.asarray(line.get_ydata()).tolist() for line in axes.lines if line.get_marker() != "o"]
+        levels = {"logp": "retrained_logp", "ks_statistic": "critical"}
+        known = sorted(set(own[levels[column]])) if column in levels else []
+        assert [sorted(set(one)) for one in others] == ([known] if known else [])
+    assert [axes.get_title("left") for axes in figure.axes[:4]] == [
+        *(f"request {n}" for n in (1, 2, 3)),
+        "what is to stay",
+    ]
+    limits = {axes.get_ylim() for axes in figure.axes[:3]}
+    assert len(limits) == 1
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == [*(style.LABELS[name] for name in METHODS), "retrained model", "D of p = 0.05"]
+
+
+def test_frames_survive_the_disk(tmp_path: Path) -> None:
+    found, retrained, _ = some_requests()
+    for frame in (frame_of_attacks(some_attacks(), 40), frame_of_requests(found, retrained)):
+        storage.write_table(frame, tmp_path / "frame.parquet", {})
+        pd.testing.assert_frame_equal(storage.read_table(tmp_path / "frame.parquet"), frame, check_dtype=False)
+
+
+def test_the_corners_are_those_of_the_study() -> None:
+    assert list(corners(0.1, 4.5)) == list(TINY.objectives())
+    assert {model: len(style.LABELS[model]) > 0 for model in METHODS} == dict.fromkeys(METHODS, True)

@@ -1,0 +1,234 @@
+"""Scores of having read a text: each as written down by hand, token by token, and PrivLeak with its orientation."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm.documents import whole
+from llm.encoding import PLAIN
+from llm.membership import (
+    Membership,
+    auc,
+    auc_interval,
+    leakage,
+    membership,
+    min_k,
+    privleak,
+    text_scores,
+)
+from llm.models import LanguageModel
+from markov.errors import InvalidInput
+from tests.test_encoding import by_bytes
+from tests.test_generation import model_of
+
+TEXTS = ["The River ran past the old Mill.", "A short one", "Prices rose by a third, then fell; nobody knew WHY. Rain."]
+
+
+@pytest.fixture(scope="module")
+def language() -> LanguageModel:
+    return LanguageModel(model_of("llama"), by_bytes(words=True), PLAIN, "a random one")
+
+
+def laws_of(language: LanguageModel, text: str) -> tuple[np.ndarray, list[int]]:
+    """The distribution before each token but the first, by hand and in double precision, and which token came."""
+    tokens = list(whole(language.tokenizer, [text])[0].tokens)
+    with torch.no_grad():
+        logits = language.model(torch.tensor([tokens])).logits[0, :-1].double()
+    return logits.log_softmax(-1).numpy(), tokens[1:]
+
+
+# --- Min-K% ---
+
+
+def test_min_k_by_hand():
+    values = np.array([-1.0, -5.0, -2.0, -0.5, -4.0])
+    assert min_k(values, 0.4) == (5 + 4) / 2  # two of five
+    assert min_k(values, 0.59) == (5 + 4) / 2  # 2.95, rounded down
+    assert min_k(values, 0.6) == (5 + 4 + 2) / 3
+    assert min_k(values, 1.0) == 12.5 / 5
+    assert min_k(values) == (5 + 4) / 2  # MUSE's 40 %
+
+
+def test_min_k_of_few_tokens_takes_the_least_likely_one():
+    assert min_k(np.array([-3.0, -7.0]), 0.4) == 7 and min_k(np.array([-3.0]), 0.01) == 3
+
+
+@given(count=st.integers(1, 300), percent=st.integers(1, 100))
+def test_the_number_of_tokens_is_that_of_whole_numbers(count: int, percent: int):
+    """Of 0, -1, -2, ... the m smallest have the mean -(2 count - m - 1) / 2, which tells m."""
+    chosen = max(1, percent * count // 100)
+    assert min_k(-np.arange(count, dtype=float), percent / 100) == pytest.approx((2 * count - chosen - 1) / 2)
+
+
+@given(st.lists(st.floats(-50, 0), min_size=1, max_size=40), st.randoms(use_true_random=False))
+def test_min_k_knows_no_order_and_falls_as_the_share_grows(values: list[float], random: Any):
+    mixed = list(values)
+    random.shuffle(mixed)
+    shares = [0.1, 0.4, 0.7, 1.0]
+    found = [min_k(np.array(values), share) for share in shares]
+    assert found == pytest.approx([min_k(np.array(mixed), share) for share in shares])
+    assert all(one >= other - 1e-12 for one, other in itertools.pairwise(found))
+    assert found[-1] == pytest.approx(-np.mean(values))
+
+
+# --- scores of texts ---
+
+
+def test_scores_of_texts_are_those_written_down_token_by_token(language: LanguageModel):
+    table = text_scores(language, TEXTS, k=0.3, standardised=True, lowered=True, budget=40, progress=False)
+    assert table["index"].tolist() == [0, 1, 2]
+    for text, row in zip(TEXTS, table.to_dict("records"), strict=True):
+        laws, came = laws_of(language, text)
+        own = np.array([law[token] for law, token in zip(laws, came, strict=True)])
+        means = (np.exp(laws) * laws).sum(-1)
+        deviations = np.sqrt((np.exp(laws) * (laws - means[:, None]) ** 2).sum(-1))
+        few = max(1, int(0.3 * len(own)))
+        low_laws, low_came = laws_of(language, text.lower())
+        low = -np.mean([law[token] for law, token in zip(low_laws, low_came, strict=True)])
+        assert row["length"] == len(came)
+        expected = {
+            "loss": -own.mean(),
+            "min_k": -np.sort(own)[:few].mean(),
+            "min_k_plus_plus": -np.sort((own - means) / deviations)[:few].mean(),
+            "zlib": -own.mean() / len(zlib.compress(text.encode())),
+            "lower": -own.mean() / low,
+        }
+        for name, value in expected.items():
+            assert row[name] == pytest.approx(value, rel=1e-4), name
+
+
+def test_costly_scores_are_left_out_unless_asked_for(language: LanguageModel):
+    table = text_scores(language, TEXTS, progress=False)
+    assert list(table) == ["index", "length", "loss", "min_k", "zlib"]
+
+
+def test_a_cut_text_scores_as_its_beginning(language: LanguageModel):
+    cut = text_scores(language, TEXTS, max_length=5, progress=False)
+    assert cut["length"].tolist() == [4, 4, 4]
+    laws, came = laws_of(language, TEXTS[0])
+    assert cut["loss"][0] == pytest.approx(-np.mean([laws[t][came[t]] for t in range(4)]), rel=1e-5)
+
+
+def test_membership_keeps_the_two_sets_apart(language: LanguageModel):
+    both = membership(language, TEXTS[:1], TEXTS[1:], k=0.5, progress=False)
+    scores = text_scores(language, TEXTS, k=0.5, progress=False)["min_k"].to_numpy()
+    np.testing.assert_allclose(both.forget, scores[:1])
+    np.testing.assert_allclose(both.holdout, scores[1:])
+
+
+def test_a_share_outside_its_bounds_is_refused_before_the_model_runs():
+    for share in (0.0, 1.5, math.nan):
+        with pytest.raises(InvalidInput) as refused:
+            text_scores(None, TEXTS, k=share)  # pyright: ignore[reportArgumentType]
+        assert refused.value.field == "k"
+    with pytest.raises(InvalidInput) as refused:
+        min_k(np.array([]))
+    assert refused.value.field == "logprobs"
+
+
+# --- AUC and PrivLeak ---
+
+some_scores = st.lists(st.integers(0, 6).map(float), min_size=1, max_size=9)
+
+
+@given(forget=some_scores, holdout=some_scores)
+def test_the_auc_counts_all_pairs(forget: list[float], holdout: list[float]):
+    pairs = [(one > other) + (one == other) / 2 for one in forget for other in holdout]
+    assert float(auc(np.array(forget), np.array(holdout))) == pytest.approx(np.mean(pairs))
+
+
+def test_texts_known_by_heart_have_an_auc_of_zero_and_a_privleak_of_minus_hundred():
+    known = Membership(np.array([0.1, 0.2]), np.array([3.0, 4.0, 5.0]))
+    assert float(auc(*known)) == 0 and privleak(0.0, 0.5) == -100
+    assert float(auc(known.holdout, known.forget)) == 1  # what looks less known than what nobody read
+
+
+def test_privleak_by_hand():
+    assert privleak(0.5, 0.5) == 0
+    assert privleak(0.75, 0.5) == 50 and privleak(0.25, 0.5) == -50
+    assert privleak(1.0, 0.4772) == pytest.approx(109.5557, abs=1e-4)  # its bound where the retrained AUC is that
+
+
+@given(st.floats(0.06, 1), st.floats(0, 1), st.floats(0, 1))
+def test_privleak_rises_with_the_auc_within_its_bounds(base: float, one: float, other: float):
+    low, high = sorted((one, other))
+    assert -100 <= privleak(low, base) <= privleak(high, base) <= 100 * (1 / base - 1) + 1e-9
+
+
+def test_a_retrained_auc_near_zero_is_warned_of_and_zero_refused():
+    with pytest.warns(RuntimeWarning, match="0.02, not an AUC"):
+        assert privleak(0.5, 0.02) == pytest.approx(2400)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        privleak(0.5, 0.05)
+    for field, own, base in (("auc_retrained", 0.5, 0.0), ("auc", -0.1, 0.5), ("auc", 1.1, 0.5), ("auc", math.nan, 1)):
+        with pytest.raises(InvalidInput) as refused:
+            privleak(own, base)
+        assert refused.value.field == field
+
+
+def test_a_model_beside_itself_leaks_nothing_in_any_resample():
+    rng = np.random.default_rng(3)
+    own = Membership(rng.normal(size=20), rng.normal(0.3, size=30))
+    found = leakage(own, own)
+    assert found.privleak == (0, 0, 0) and found.auc == found.auc_retrained
+    assert found.auc.low < found.auc.value == float(auc(*own)) < found.auc.high
+    assert auc_interval(own) == found.auc
+
+
+def test_the_interval_of_the_auc_has_the_width_that_theory_gives():
+    """Of two equal normal sets of n, the AUC has the standard deviation sqrt((2n + 1) / 12) / n."""
+    rng, count = np.random.default_rng(1), 200
+    found = auc_interval(Membership(rng.normal(size=count), rng.normal(size=count)), resamples=2000)
+    expected = 2 * 1.96 * math.sqrt((2 * count + 1) / 12) / count
+    assert (found.high - found.low) == pytest.approx(expected, rel=0.1)
+
+
+def test_intervals_follow_from_the_seed_and_widen_with_the_level():
+    rng = np.random.default_rng(2)
+    own = Membership(rng.normal(size=15), rng.normal(0.5, size=15))
+    assert auc_interval(own, seed=1) == auc_interval(own, seed=1) != auc_interval(own, seed=2)
+    narrow, wide = auc_interval(own, level=0.5), auc_interval(own, level=0.99)
+    assert wide.low < narrow.low < narrow.high < wide.high
+
+
+def test_resamples_draw_the_same_texts_for_both_models():
+    """So the interval is that of a difference: scores that are those of the retrained model, doubled, leave none."""
+    rng = np.random.default_rng(4)
+    base = Membership(rng.normal(size=25), rng.normal(size=25))
+    doubled = Membership(2 * base.forget, 2 * base.holdout)
+    assert leakage(doubled, base).privleak == (0, 0, 0)
+
+
+def test_scores_that_do_not_belong_together_are_refused():
+    own, other = Membership(np.zeros(3), np.zeros(2)), Membership(np.zeros(2), np.zeros(3))
+    cases: list[tuple[str, Any]] = [
+        ("retrained", lambda: leakage(own, other)),
+        ("resamples", lambda: auc_interval(own, resamples=10)),
+        ("level", lambda: auc_interval(own, level=1.0)),
+        ("scores", lambda: auc(np.array([]), np.zeros(2))),
+        ("scores", lambda: auc(np.array([math.nan]), np.zeros(2))),
+    ]
+    for field, call in cases:
+        with pytest.raises(InvalidInput) as refused:
+            call()
+        assert refused.value.field == field
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 99))
+def test_the_auc_of_many_resamples_at_once_is_that_of_each(seed: int):
+    rng = np.random.default_rng(seed)
+    forget, holdout = rng.integers(0, 5, (4, 6)).astype(float), rng.integers(0, 5, (4, 3)).astype(float)
+    together = auc(forget, holdout)
+    np.testing.assert_allclose(together, [auc(one, other) for one, other in zip(forget, holdout, strict=True)])
