@@ -13,7 +13,7 @@ INSTALL := $(RUN) pip install -qq --disable-pip-version-check -c constraints.txt
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help figures figures-all test check format lab gallery claims benchmark constraints clean
+.PHONY: help figures figures-all test check format lab notebooks book browser gallery claims benchmark constraints clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -30,14 +30,23 @@ gallery: $(VENV)/.llm  ## refresh the small pictures that the README shows
 claims: $(VENV)/.llm  ## the table of the paper's claims, each with an interval and a verdict
 	$(RUN) figures claims $(ARGS)
 
-lab: $(VENV)/.notebooks  ## open the notebooks
+lab: $(VENV)/.llm $(VENV)/.notebooks  ## open the notebooks
 	$(RUN) jupyter lab notebooks $(ARGS)
 
+notebooks: $(VENV)/.llm $(VENV)/.notebooks  ## run every notebook and its solutions, with small models
+	SIMNPO_LAB_EXECUTE=1 $(RUN) pytest -q tests/test_notebooks.py -n $(JOBS) --maxprocesses 8 --dist worksteal $(ARGS)
+
+book: $(VENV)/.llm $(VENV)/.notebooks  ## the executed notebooks as pages to read, into out/book/
+	$(RUN) figures.interactive_book $(ARGS)
+
+browser: $(VENV)/.llm $(VENV)/.notebooks $(VENV)/.browser  ## move sliders in a browser: needs Chromium and its driver
+	SIMNPO_LAB_BROWSER=1 $(RUN) pytest -q -rs tests/test_browser.py $(ARGS)
+
 # Neighbouring tests share what their module computed once, so each worker starts with a contiguous run of them.
-test: $(VENV)/.llm  ## run the tests, JOBS at a time
+test: $(VENV)/.llm $(VENV)/.notebooks  ## run the tests, JOBS at a time
 	$(RUN) pytest -q -n $(JOBS) --maxprocesses 8 --dist worksteal --benchmark-disable $(ARGS)
 
-check: $(VENV)/.llm  ## lint, formatting and types, changing nothing
+check: $(VENV)/.llm $(VENV)/.notebooks  ## lint, formatting and types, changing nothing
 	$(RUN) ruff check
 	$(RUN) ruff format --check
 	$(RUN) pyright
@@ -46,7 +55,7 @@ format: $(VENV)/.installed  ## put the sources in the project's format
 	$(RUN) ruff check --fix
 	$(RUN) ruff format
 
-benchmark: $(VENV)/.llm  ## time and memory, beside their bounds
+benchmark: $(VENV)/.llm $(VENV)/.notebooks  ## time and memory, beside their bounds
 	$(RUN) pytest tests/benchmarks -s $(ARGS)
 
 constraints:  ## pin the newest versions that go together; the torch pin stays
@@ -54,7 +63,7 @@ constraints:  ## pin the newest versions that go together; the torch pin stays
 	$(PYTHON) -m venv build/constraints
 	grep -i '^torch==' constraints.txt > build/constraints/torch.txt
 	build/constraints/bin/python -m pip install -qq --disable-pip-version-check \
-		-U -c build/constraints/torch.txt setuptools -e '.[llm,notebooks,cluster,dev]'
+		-U -c build/constraints/torch.txt setuptools -e '.[llm,notebooks,browser,cluster,dev]'
 	build/constraints/bin/python -m pip list --disable-pip-version-check --format=freeze \
 		| grep -viE '^(simnpo|pip==|nvidia|cuda|triton)' | sed 's/+.*//' | tr 'A-Z_' 'a-z-' | LC_ALL=C sort \
 		> build/constraints/pins.txt
@@ -86,4 +95,8 @@ $(VENV)/.llm: $(VENV)/.installed
 $(VENV)/.notebooks: $(VENV)/.installed
 	@echo "installing the notebooks' packages into $(VENV)"
 	@$(INSTALL) -e '.[notebooks]'
+	@touch $@
+
+$(VENV)/.browser: $(VENV)/.installed
+	@$(INSTALL) -e '.[browser]'
 	@touch $@

@@ -19,8 +19,8 @@ from llm.summaries import TOLERANCE, best
 from markov.objectives import CORNERS
 
 # beta and retain weight, where log-probabilities are summed, and where they are averaged over tokens.
-SUMMED = ((0.05, 0.1, 0.2), (1.0, 4.0))
-PER_TOKEN = ((1.0, 2.5, 4.5), (0.125, 0.5))
+SUMMED = ((0.02, 0.05, 0.1), (1.0, 4.0))
+PER_TOKEN = ((0.5, 1.0, 2.5), (0.125, 0.5))
 
 
 def words_of() -> tuple[str, ...]:

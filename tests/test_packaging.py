@@ -20,17 +20,22 @@ DECLARED = [*PROJECT["dependencies"], *(name for extra in PROJECT["optional-depe
 PINS = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
 TARGETS = [
     "benchmark",
+    "book",
+    "browser",
     "check",
     "claims",
     "clean",
     "constraints",
     "figures",
+    "figures-all",
     "format",
     "gallery",
     "help",
     "lab",
+    "notebooks",
     "test",
 ]
+WITH_NOTEBOOKS = ("benchmark", "book", "browser", "check", "lab", "notebooks", "test")
 
 
 def normalized(requirement: str) -> str:
@@ -62,7 +67,7 @@ def test_the_pins_satisfy_the_declared_lower_bounds():
 
 def test_the_installed_distribution_is_described_as_declared():
     assert (PROJECT["name"], PROJECT["requires-python"]) == ("simnpo-lab", ">=3.11")
-    assert {"llm", "notebooks", "cluster", "dev"} == PROJECT["optional-dependencies"].keys()
+    assert {"llm", "notebooks", "browser", "cluster", "dev"} == PROJECT["optional-dependencies"].keys()
     assert re.fullmatch(r"\d+\.\d+\.\d+", markov.__version__)
     assert "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text()
 
@@ -81,11 +86,11 @@ def test_make_builds_the_environment_a_target_needs(target: str, tmp_path: Path)
     plan = run(tmp_path, "make", "--dry-run", target)
     assert plan.returncode == 0, plan.stderr
     assert ("pip install" in plan.stdout) == (target not in ("help", "clean"))
-    assert ("[notebooks]" in plan.stdout) == (target == "lab")
+    assert ("[notebooks]" in plan.stdout) == (target in WITH_NOTEBOOKS)
 
 
 def test_help_is_the_default_and_lists_every_target():
-    assert sorted(re.findall(r"^  make (\w+) ", run(ROOT, "make").stdout, re.M)) == TARGETS
+    assert sorted(re.findall(r"^  make ([\w-]+) ", run(ROOT, "make").stdout, re.M)) == TARGETS
 
 
 def test_arguments_reach_the_figures():
@@ -105,14 +110,19 @@ def test_an_old_python_is_refused_in_one_line_before_anything_is_made(tmp_path: 
     assert not (tmp_path / ".venv").exists()
 
 
-@pytest.mark.parametrize("failing", ["", "check", "test"])
-def test_the_acceptance_script_runs_check_and_test_and_fails_with_them(tmp_path: Path, failing: str):
+STEPS = ["check", "test", "notebooks", "browser"]
+
+
+@pytest.mark.parametrize("failing", ["", *STEPS])
+def test_the_acceptance_script_runs_its_steps_in_order_and_fails_with_any(tmp_path: Path, failing: str):
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & stat.S_IXUSR
     fake = tmp_path / "make"
     fake.write_text(f'#!/bin/sh\necho "$PWD $*"\n[ "$1" != "{failing}" ]\n')
     fake.chmod(0o755)
+    for name in ("chromium", "chromedriver"):  # there, so that nothing is installed
+        (tmp_path / name).symlink_to(fake)
     outcome = run(tmp_path, "bash", str(script), PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    expected = ["check"] if failing == "check" else ["check", "test"]
+    expected = STEPS[: STEPS.index(failing) + 1] if failing else STEPS
     assert outcome.stdout.splitlines() == [f"{ROOT} {target}" for target in expected]
     assert (outcome.returncode == 0) == (failing == "")

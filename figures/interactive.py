@@ -1,0 +1,234 @@
+"""What the notebooks' views are made of: controls, a picture that follows them, and one line for what cannot be drawn.
+
+A `Picture` is a figure of which some artists move. The rest is drawn once and kept; a moved slider restores it, moves
+the artists and encodes the result, a matter of milliseconds, so that no window system and no extension is needed: the
+picture is an image like any other, in a live notebook and on a printed page.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ipywidgets as widgets
+import numpy as np
+from IPython.core.getipython import get_ipython
+from IPython.display import HTML, display
+from IPython.display import Image as Still
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FixedLocator, NullLocator
+from PIL import Image
+
+from figures import style
+from markov.errors import InvalidInput, require
+
+QUICK = "SIMNPO_LAB_QUICK"
+DPI = 115  # of the encoded picture; it is shown at SHOWN pixels per inch, so that it is sharp on fine screens too
+SHOWN = 96
+WRONG, RIGHT = "#D55E00", "#009E73"  # from the palette of the figures
+LIMITS = {
+    "beta": (0.001, 30.0),
+    "gamma": (-2.0, 2.0),
+    "reference": (0.0, 1.0),
+    "normalize": (0.0, 1.0),
+    "length": (1, 200),
+    "start": (-4.0, -0.05),
+    "fall": (0.0, 3.0),
+}
+DESCRIPTIONS = {
+    "beta": "β",
+    "gamma": "γ",
+    "length": "|y|, tokens",
+    "start": "at the start",
+    "fall": "fallen by",
+}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Picture:
+    """A figure, the artists of it that move, and the function of the controls' values that moves them."""
+
+    figure: Figure
+    moving: Sequence[Artist]
+    update: Callable[..., None]
+
+
+class View(widgets.VBox):
+    """Controls above a picture; `controls` by name, `image` holds the PNG, `message` what is wrong with the values.
+
+    Controls may be those of another view, which then move both.
+    """
+
+    def __init__(self, picture: Picture, controls: Mapping[str, Any], columns: int = 3) -> None:
+        self.picture, self.controls = picture, dict(controls)
+        self.canvas = FigureCanvasAgg(picture.figure)
+        picture.figure.set_dpi(DPI)
+        for artist in picture.moving:
+            artist.set_animated(True)
+        with style.look():
+            self.canvas.draw()
+        self.background = self.canvas.copy_from_bbox(picture.figure.bbox)
+        width = round(SHOWN * picture.figure.get_figwidth())
+        self.image = widgets.Image(format="png", layout=widgets.Layout(width=f"{width}px", max_width="100%"))
+        self.message = widgets.HTML()
+        grid = widgets.GridBox(
+            list(self.controls.values()),
+            layout=widgets.Layout(
+                grid_template_columns=f"repeat({columns}, 1fr)", width=f"{width}px", max_width="100%"
+            ),
+        )
+        self.redraw()
+        for control in self.controls.values():
+            control.observe(self.redraw, "value")
+        super().__init__([grid, self.message, self.image] if self.controls else [self.message, self.image])
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What the controls say, by name."""
+        return {name: control.value for name, control in self.controls.items()}
+
+    def redraw(self, change: object = None) -> None:
+        """Draw the picture of the values; those that cannot be used leave it as it is and are named in the message."""
+        try:
+            self.picture.update(**self.values)
+        except InvalidInput as error:
+            self.message.value = one_line(error)
+            return
+        self.message.value = ""
+        self.canvas.restore_region(self.background)
+        for artist in self.picture.moving:
+            self.picture.figure.draw_artist(artist)
+        self.image.value = _png(np.asarray(self.canvas.buffer_rgba()))
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        """As a widget and, for pages without a kernel, as the picture that it shows now."""
+        return self.printed(super()._repr_mimebundle_(**options))
+
+    def printed(self, bundle: Any) -> Any:
+        """What a widget shows itself as, and the picture beside it."""
+        data, *rest = bundle if isinstance(bundle, tuple) else (bundle,)
+        shown = {**(data or {}), "image/png": base64.b64encode(self.image.value).decode()}
+        width = round(SHOWN * self.picture.figure.get_figwidth())
+        return shown, {**(rest[0] if rest else {}), "image/png": {"width": width}}
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    # Speed before size: the picture travels no further than from the kernel to the browser.
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert("RGB").save(buffer, "png", compress_level=1)
+    return buffer.getvalue()
+
+
+def slider(name: str, value: float) -> Any:
+    """The control of a quantity named in `LIMITS`: logarithmic for beta and length, whole for length.
+
+    Raises `InvalidInput` for a value beyond its limits.
+    """
+    require(name in LIMITS, "slider", name, f"one of {sorted(LIMITS)}")
+    low, high = LIMITS[name]
+    require(low <= value <= high, name, value, f"a number from {low:g} to {high:g}")
+    shared = {"description": DESCRIPTIONS.get(name, name), "continuous_update": True}
+    shared["style"] = {"description_width": "76px"}
+    shared["layout"] = widgets.Layout(width="98%")
+    if name == "beta":
+        return widgets.FloatLogSlider(value, min=np.log10(low), max=np.log10(high), step=0.02, **shared)
+    if name == "length":
+        return widgets.IntSlider(int(value), min=low, max=high, **shared)
+    return widgets.FloatSlider(value, min=low, max=high, step=0.05 if high - low > 1 else 0.01, **shared)
+
+
+def lengths_box(lengths: str) -> Any:
+    """A box to type response lengths into; what stands there is read by `read_lengths`."""
+    return widgets.Text(
+        lengths,
+        description="lengths |y|",
+        continuous_update=False,
+        style={"description_width": "76px"},
+        layout=widgets.Layout(width="98%"),
+    )
+
+
+def read_lengths(text: str) -> np.ndarray:
+    """Lengths as typed, "4, 19, 80"; raises `InvalidInput` for what is no whole number from 1 to 1000."""
+    allowed = "whole numbers from 1 to 1000, apart by commas"
+    words = [word.strip() for word in text.split(",")]
+    for word in words:
+        require(word.isdecimal() and 1 <= int(word) <= 1000, "lengths", word, allowed)
+    return np.array(sorted({int(word) for word in words}))
+
+
+def one_line(error: BaseException) -> str:
+    """An error as one line of HTML."""
+    return f'<span style="color:{WRONG}"><b>cannot be used:</b> {html.escape(str(error))}</span>'
+
+
+def friendly() -> None:
+    """From here on, input that cannot be used is answered in the notebook by one line, not by a traceback.
+
+    The cell still counts as failed. Does nothing outside IPython.
+    """
+    shell = get_ipython()
+    if shell is not None:
+        shell.set_custom_exc((InvalidInput,), _answer)
+
+
+def _answer(shell: Any, kind: type, error: BaseException, trace: Any, tb_offset: int | None = None) -> list[str]:
+    display(HTML(one_line(error)))
+    return [str(error)]
+
+
+def quick() -> bool:
+    """Whether notebooks should make do with small runs: whether the variable SIMNPO_LAB_QUICK is set to 1.
+
+    Raises `InvalidInput` for any other value than 0, 1 or nothing.
+    """
+    chosen = os.environ.get(QUICK, "")
+    require(chosen in ("", "0", "1"), QUICK, chosen, "0 or 1")
+    return chosen == "1"
+
+
+def still(figure: Figure) -> Any:
+    """A figure of `figures` as a picture in a notebook."""
+    with style.look():
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+    pixels = _png(np.asarray(canvas.buffer_rgba()))
+    return Still(pixels, width=round(SHOWN * figure.get_figwidth()))
+
+
+def plain_log_axis(axis: Any, ticks: Sequence[float]) -> None:
+    """A logarithmic axis with plain numbers at the given ticks and none elsewhere."""
+    axis.set_major_locator(FixedLocator(list(ticks)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:g}")
+
+
+def heat(axes: Axes, states: int, title: str) -> Any:
+    """An empty heat map of a transition matrix, rows from, columns to, probabilities 0 to 0.5."""
+    image = axes.imshow(np.zeros((states, states)), vmin=0, vmax=0.5, cmap="viridis", interpolation="nearest")
+    axes.set(title=title, xlabel="next state", xticks=range(states), yticks=range(states))
+    axes.tick_params(length=0, labelsize=7)
+    return image
+
+
+def mixed(first: str, second: str, share: float) -> str:
+    """A colour between two: `share` of the second."""
+    parts = zip(to_rgb(first), to_rgb(second), strict=True)
+    red, green, blue = ((1 - share) * a + share * b for a, b in parts)
+    return to_hex((red, green, blue))
+
+
+def room_for_a_line(figure: Figure) -> Any:
+    """Lay a figure out with room above its panels, and the text that stands there, still empty."""
+    figure.set_layout_engine(ConstrainedLayoutEngine(rect=(0, 0, 1, 0.91), wspace=0.04))
+    return figure.text(0.5, 0.955, "", ha="center", va="center", fontsize=10)

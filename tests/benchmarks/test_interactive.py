@@ -1,0 +1,53 @@
+"""Time of a redraw of every view of the notebooks, beside its bound of 50 ms: `make benchmark`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from figures.interactive import View
+from figures.interactive_chains import chains_view
+from figures.interactive_law import corners_view, law_view, pace_view
+from figures.interactive_runs import player, record, small
+from markov.experiments import Pretraining
+from markov.models import Tabular
+
+BOUND = 0.05  # seconds
+
+
+def a_player() -> View:
+    """Forty steps of a table, for the picture is as large as that of a transformer."""
+    base = small()
+    settings = Pretraining(epochs=1, batch=128, learning_rate=0.3, optimizer="sgd")
+    return player([record(replace(base, model=Tabular(), pretraining=settings))])
+
+
+VIEWS: list[tuple[Callable[[], View], str, list[Any]]] = [
+    (law_view, "fall", [0.1 * step for step in range(30)]),
+    (corners_view, "fall", [0.1 * step for step in range(30)]),
+    (pace_view, "reference", [0.03 * step for step in range(30)]),
+    (chains_view, "leakage", [0.1 + 0.02 * step for step in range(30)]),
+    (a_player, "moment", list(range(20))),
+]
+
+
+@pytest.mark.parametrize(("make", "control", "values"), VIEWS, ids=[make.__name__ for make, *_ in VIEWS])
+def test_redraw(benchmark: BenchmarkFixture, make: Callable[[], View], control: str, values: list[Any]) -> None:
+    """One moved slider: from the new value to the encoded picture, in the kernel."""
+    torch.set_num_threads(1)
+    view, following = make(), itertools.cycle(values)
+    before = view.image.value
+
+    def move() -> None:
+        view.controls[control].value = next(following)
+
+    benchmark.pedantic(move, rounds=60, warmup_rounds=2)
+    assert view.image.value != before
+    median = benchmark.stats["median"] if benchmark.stats else float("nan")
+    print(f"\n    {1000 * median:.0f} ms for {make.__name__}, whose bound is {1000 * BOUND:.0f} ms")
