@@ -11,9 +11,9 @@ comes nearer to the retrained model than SimNPO (D = 0.26, p = 6e-4, beside 0.50
 0.46 before unlearning), where the paper's Llama has them the other way round. The corners between tell why:
 reference-free NPO ends where NPO does and length-normalised NPO (D = 0.47) where SimNPO does, so that here it is the
 length, with the beta and the retain weight that go with it, and not the reference. Settings chosen for a model of seven
-billion parameters need not be those of a small one: see the figure llm_best, which searches for them. The retrained
-model is the most useful of all (0.67): the original has learnt the facts of the real world less well, and so has
-whatever starts from it; its utility is no ceiling.
+billion parameters need not be those of a small one: with the best ones of its own, in the figure llm_best, SimNPO is
+ahead as in the paper. The retrained model is the most useful of all (0.67): the original has learnt the facts of the
+real world less well, and so has whatever starts from it; its utility is no ceiling.
 """
 
 from __future__ import annotations

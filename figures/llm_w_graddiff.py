@@ -1,6 +1,14 @@
 """Is it the length alone? GradDiff with and without it in its weight, NPO, SimNPO and refusals (paper, Figure A3).
 
-CAPTION
+The statistic D between the truth ratios of the forget answers and the retrained model's, against model utility; upper
+right is better, bars are 95% intervals over examples. Both forms of GradDiff, which have no beta to let go of an
+answer, at three retain weights each; the four corners at those of the table; and two methods that teach refusals.
+
+On the default model plain GradDiff collapses unless the retain term weighs 16 times as much. Weighted GradDiff, with
+1/|y| for its weight, keeps more at less distance: at lambda = 2 it is nearer to the retrained model (D = 0.22) than
+plain GradDiff at any (0.36), and at the utility of 0.43 as near as NPO at the paper's beta (0.26). So the length does
+much of the work, as the paper's appendix says; the rest is beta, which stops in time, so that the corners need no large
+retain weight. Refusals are given, but hide more than they remove: D is 0.69 and 0.74, of 0.76 before.
 """
 
 from __future__ import annotations
@@ -42,8 +50,11 @@ def plot(frame: pd.DataFrame) -> Figure:
             axes.plot(path["model_utility"], path["ks_statistic"], lw=1, color=style.COLORS[str(method)], zorder=0)
             for _, row in path.iterrows():
                 text, at = f"λ = {row['retain_weight']:g}", (row["model_utility"], row["ks_statistic"])
-                side = 5 if method == "grad_diff" else -10  # where all utility is lost both forms lie close
-                axes.annotate(text, at, textcoords="offset points", xytext=(7, side), fontsize=7)
+                # Where all utility is lost both forms lie close, and none has room to its left.
+                lost = row["model_utility"] < 0.1
+                look = {"xytext": (7, 5), "ha": "left"} if method == "grad_diff" else {"xytext": (-7, 5), "ha": "right"}
+                look = {"xytext": (7, -10), "ha": "left"} if lost and method != "grad_diff" else look
+                axes.annotate(text, at, textcoords="offset points", fontsize=7, **look)
         for _, row in own.iterrows():
             llm_plane.mark(axes, row, "ks_statistic")
     llm_plane.distance_axis(axes)
