@@ -115,9 +115,9 @@ def sweep(
     """Make the runs that are not there yet; all their measures, and those of the model before and of the retrained one.
 
     Columns: those of `llm.measures.measures`, with `model` ("original", "retrained", or the word of the run), `title`,
-    `beta`, `gamma`, `retain_weight` (nan where there are none), `seed` and `status`. Raises `InvalidInput` as `unlearn_into` and
-    `evaluate_into` do, for a run that comes twice, for data of which the sets to evaluate on do not follow, and for a
-    retrained model to which the same answers have other numbers of tokens.
+    `beta`, `gamma`, `retain_weight` (nan where there are none), `seed` and `status`. Raises `InvalidInput` as
+    `unlearn_into` and `evaluate_into` do, for a run that comes twice, for data of which the sets to evaluate on do not
+    follow, and for a retrained model to which the same answers have other numbers of tokens.
     """
     place = storage.check_writable(folder, "out", folder=True)
     names = [run.folder for run in runs]
