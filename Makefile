@@ -46,7 +46,7 @@ browser: $(VENV)/.llm $(VENV)/.notebooks $(VENV)/.browser  ## move sliders in a 
 test: $(VENV)/.llm $(VENV)/.notebooks  ## run the tests, JOBS at a time
 	$(RUN) pytest -q -n $(JOBS) --maxprocesses 8 --dist worksteal --benchmark-disable $(ARGS)
 
-check: $(VENV)/.llm $(VENV)/.notebooks  ## lint, formatting and types, changing nothing
+check: $(VENV)/.llm $(VENV)/.notebooks $(VENV)/.browser  ## lint, formatting and types, changing nothing
 	$(RUN) ruff check
 	$(RUN) ruff format --check
 	$(RUN) pyright
