@@ -10,10 +10,11 @@ answers, and what it learns of the others is no return. Dotted: the model before
 
 On the default model all come back, and faster than the retrained model learns: after three epochs on the shortest fifth
 D has risen from 0.26 to 0.45 under NPO, from 0.50 to 0.62 under SimNPO, and from 0.01 to 0.17 where there is nothing to
-come back; a random fifth brings back more. As in the paper SimNPO loses less, but it had less to lose. The right panels tell how much is left. NPO had pushed the other answers 3 to 4 nats per
-token below the retrained model, and even so they return to its level; SimNPO had left them on that level, and they rise
-above it by 0.6 to 0.7. Length-normalised NPO goes with SimNPO and reference-free NPO with NPO: it is the length, with
-the beta and the retain weight that go with it, not the reference.
+come back; a random fifth brings back more. As in the paper SimNPO loses less, but it had less to lose. The right panels
+tell how much is left. NPO had pushed the other answers 3 to 4 nats per token below the retrained model, and even so
+they return to its level; SimNPO had left them on that level, and they rise above it by 0.6 to 0.7. Length-normalised
+NPO goes with SimNPO and reference-free NPO with NPO: it is the length, with the beta and the retain weight that go with
+it, not the reference.
 """
 
 from __future__ import annotations
