@@ -53,10 +53,15 @@ def check(name: str, answer: object = ...) -> Verdict:
 
     Raises `InvalidInput` for an exercise that does not exist, or an answer of the wrong kind.
     """
-    require(name in EXERCISES, "exercise", name, f"one of {sorted(EXERCISES)}")
+    return verdict(name, answer, EXERCISES)
+
+
+def verdict(name: str, answer: object, known: Mapping[str, Exercise]) -> Verdict:
+    """The same for the exercises of any table."""
+    require(name in known, "exercise", name, f"one of {sorted(known)}")
     if answer is ...:
         return Verdict(right=None, says="put your answer in place of the dots and run this cell again")
-    exercise = EXERCISES[name]
+    exercise = known[name]
     truth = exercise.answer()
     if isinstance(truth, str):
         letters = sorted({truth, *exercise.hints})

@@ -155,24 +155,26 @@ def test_the_solutions_answer_just_the_exercises_that_the_lesson_leaves_open(nam
 
 def test_every_exercise_belongs_to_one_lesson():
     pytest.importorskip("ipywidgets", reason="the notebooks' packages are missing: pip install -e '.[notebooks]'")
-    from figures.exercises import EXERCISES
+    from figures import exercises, exercises_llm
+
+    known = {**exercises.EXERCISES, **exercises_llm.EXERCISES}
 
     sources = (source for name in NOTEBOOKS for source in cells(FOLDER / f"{name}.ipynb", "code"))
     names = [one for source in sources for one, _ in answers(source)]
-    assert sorted(names) == sorted(EXERCISES)
+    assert sorted(names) == sorted(known)
 
 
 def test_choices_are_offered_as_the_letters_that_are_checked():
     pytest.importorskip("ipywidgets", reason="the notebooks' packages are missing: pip install -e '.[notebooks]'")
-    from figures.exercises import EXERCISES
+    from figures import exercises, exercises_llm
+
+    known = {**exercises.EXERCISES, **exercises_llm.EXERCISES}
 
     for name in NOTEBOOKS:
         text = prose(FOLDER / f"{name}.ipynb").split("## Exercises")[1]
         asked = [one for source in cells(FOLDER / f"{name}.ipynb", "code") for one, _ in answers(source)]
         offered = [sorted(re.findall(r"\(([a-d])\)", part)) for part in re.split(r"\*\*\d\.\*\*", text)[1:]]
-        wanted = [
-            sorted({str(EXERCISES[one].answer()), *EXERCISES[one].hints}) for one in asked if EXERCISES[one].hints
-        ]
+        wanted = [sorted({str(known[one].answer()), *known[one].hints}) for one in asked if known[one].hints]
         assert [letters for letters in offered if letters] == wanted
 
 
