@@ -57,7 +57,14 @@ HEAVY = (
     "llm_sequential",
 )
 ALL = (*FIGURES, *HEAVY)
-GALLERY = ("tradeoff", "attribution", "time_to_forget", "llm_weights_length", "llm_best", "llm_bias")  # what the README shows
+GALLERY = (
+    "tradeoff",
+    "attribution",
+    "time_to_forget",
+    "llm_weights_length",
+    "llm_best",
+    "llm_bias",
+)  # what the README shows
 
 
 @dataclass(frozen=True)
