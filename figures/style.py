@@ -20,10 +20,10 @@ COLORS = {
     "simnpo": "#0072B2",
     "gradient_ascent": "#000000",
     "length_weighted_gradient_ascent": "#999999",
-    "grad_diff": "#CC79A7",
+    "grad_diff": "#8C564B",
     "weighted_grad_diff": "#882255",
-    "idk": "#56B4E9",
-    "dpo": "#7F3C8D",
+    "idk": "#44AA99",
+    "dpo": "#999933",
 }
 LABELS = {
     "npo": "NPO",
