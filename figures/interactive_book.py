@@ -1,6 +1,6 @@
 """The notebooks as pages to read: `python -m figures.interactive_book` runs them and writes HTML to out/book/.
 
-Views appear as the picture that they show at first. The formulas are typeset in the reader's browser, by MathJax.
+Views appear as the picture that they show at first. Formulas are MathML, which browsers typeset without a network.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from typing import Any
 
 import nbformat
 import tyro
+from jinja2 import pass_context
+from latex2mathml.converter import convert
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from tqdm.auto import tqdm
 from traitlets.config import Config
 
@@ -25,7 +28,8 @@ from markov.storage import atomic_path, check_writable
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 # A widget is nothing on a page without a kernel, so its picture comes first.
-SHOWN = ("text/html", "text/latex", "image/png", "text/markdown", "text/plain")
+LATEX = "text/latex"
+SHOWN = ("text/html", LATEX, "image/png", "text/markdown", "text/plain")
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>simnpo-lab</title>
 <style>body {{ max-width: 46em; margin: 3em auto; padding: 0 1em; font-family: sans-serif; line-height: 1.5 }}</style>
@@ -44,10 +48,31 @@ class Book:
     timeout: int = 600  # seconds for one cell
 
 
+class _Formulas(IPythonRenderer):
+    """Markdown whose TeX becomes MathML."""
+
+    def inline_math(self, body: str) -> str:
+        return convert(body)
+
+    def block_math(self, body: str) -> str:
+        return convert(body, display="block")
+
+
+class _Pages(HTMLExporter):
+    @pass_context
+    def markdown2html(self, context: Any, source: str) -> str:
+        return MarkdownWithMath(renderer=_Formulas(escape=False)).render(source)
+
+
 def page(notebook: Any) -> str:
-    """A notebook as an HTML page whose links lead to other pages."""
-    exporter = HTMLExporter(config=Config({"NbConvertBase": {"display_data_priority": list(SHOWN)}}))
+    """A notebook as an HTML page whose links lead to other pages; outputs in TeX become MathML in `notebook` itself."""
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", ())):
+        data = output.get("data", {})
+        if LATEX in data and "text/html" not in data:
+            data["text/html"] = convert(data[LATEX].strip().strip("$"), display="block")
+    exporter = _Pages(config=Config({"NbConvertBase": {"display_data_priority": list(SHOWN)}}))
     body, _ = exporter.from_notebook_node(notebook)
+    body = re.sub(r"<!-- Load mathjax -->.*?<!-- End of mathjax configuration -->", "", body, flags=re.S)
     return re.sub(r'(href="[^"#:]+)\.ipynb(["#])', r"\1.html\2", body)
 
 

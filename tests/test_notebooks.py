@@ -264,3 +264,17 @@ def test_a_page_shows_the_picture_of_a_view_and_not_the_widget():
     output = new_output("display_data", data=data)
     text = page(new_notebook(cells=[new_code_cell("view", outputs=[output], id="a")]))
     assert "data:image/png;base64,UElDVFVSRQ==" in text and "model_id" not in text
+
+
+def test_formulas_of_a_page_need_no_network():
+    pytest.importorskip("nbconvert", reason="the notebooks' packages are missing: pip install -e '.[notebooks]'")
+    from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+    from figures.interactive_book import page
+
+    prose = new_markdown_cell("for $\\beta |y| \\le 2$ and `$HOME`:\n\n$$ \\frac{a}{b} $$", id="a")
+    derived = new_output("display_data", data={"text/latex": "$\\displaystyle \\sigma(z)$", "text/plain": "sigma(z)"})
+    text = page(new_notebook(cells=[prose, new_code_cell("derive", outputs=[derived], id="b")]))
+    assert "<mi>β</mi>" in text and "<mi>σ</mi>" in text and "<mfrac>" in text
+    assert text.count("<math") == 3 and text.count('display="block"') == 2
+    assert "\\frac" not in text and "mathjax" not in text.lower() and "<code>$HOME</code>" in text
