@@ -34,7 +34,8 @@ def data(context: Context) -> pd.DataFrame:
         level   `measure` and its `value`, with `low` and `high`, of original and retrained
     """
     words = corner_words(study(context.scale))
-    table, path = swept(context, words), along(context, words)
+    table = swept(context, words)
+    path = along(context, words, table)
     levels = table[table["model"].isin(llm_plane.BASELINES) & table["measure"].isin(PANELS)]
     frame = pd.concat([path[path["model_utility"].notna()].assign(kind="epoch"), levels.assign(kind="level")])
     frame = frame.assign(method=frame["model"].map(llm_plane.method_of), source=source_of(context))

@@ -32,7 +32,7 @@ from markov.objectives import CORNERS
 
 MODULES = ("evaluated", "evaluation", "generation", "measures", "methods", "rouge", "task_vectors", "tofu")
 SOURCES = (*RUN_SOURCES, *(f"llm.{name}" for name in MODULES))
-MEASURED = (0, 1, 2, 4, 6)
+MEASURED = (1, 2, 4, 6)
 
 
 def corner_words(chosen: Study) -> tuple[str, ...]:
@@ -52,8 +52,8 @@ def table_words(chosen: Study) -> tuple[str, ...]:
 
 
 def measured_epochs(chosen: Study) -> tuple[int, ...]:
-    """Epochs after which the corners are evaluated: most change comes early, and an evaluation takes its time."""
-    return (*(epoch for epoch in MEASURED if epoch < chosen.epochs), chosen.epochs)
+    """Epochs after which the corners are evaluated on their way: most change comes early, and it takes its time."""
+    return tuple(epoch for epoch in MEASURED if epoch < chosen.epochs)
 
 
 def task_of(context: Context) -> Task:
@@ -112,6 +112,6 @@ def swept(context: Context, words: Sequence[str]) -> pd.DataFrame:
     return sweep.sweep(folder, task, runs, n_jobs=context.n_jobs, progress=context.progress)
 
 
-def along(context: Context, words: Sequence[str]) -> pd.DataFrame:
-    """What was recorded after every epoch of runs that `swept` made: see `llm.sweep.epochs`."""
-    return sweep.epochs(folder_for(context, task_of(context)), runs_of(context, words))
+def along(context: Context, words: Sequence[str], table: pd.DataFrame) -> pd.DataFrame:
+    """What was recorded after every epoch of runs that `swept` made, with their `table`: see `llm.sweep.epochs`."""
+    return sweep.epochs(folder_for(context, task_of(context)), runs_of(context, words), table)

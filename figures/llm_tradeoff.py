@@ -37,7 +37,7 @@ def data(context: Context) -> pd.DataFrame:
     """
     chosen = study(context.scale)
     table = swept(context, table_words(chosen)).assign(kind="measure")
-    path = along(context, corner_words(chosen)).assign(kind="epoch")
+    path = along(context, corner_words(chosen), table).assign(kind="epoch")
     frame = pd.concat([table, path[path["model_utility"].notna()]], ignore_index=True)
     return frame.assign(method=frame["model"].map(llm_plane.method_of), source=source_of(context))
 

@@ -14,7 +14,7 @@ import joblib
 import pandas as pd
 
 from figures.scale import Scale
-from figures.tables import Context, cached
+from figures.tables import Context, cached, is_cached
 from llm.membership import Membership, membership
 from llm.models import LanguageModel
 from llm.muse import Measuring, evaluate_muse, every_epoch, numbers, unlearn_texts
@@ -33,6 +33,7 @@ SOURCES = (*dict.fromkeys((*MODEL_SOURCES, *UNLEARNING_SOURCES, *(f"llm.{name}" 
 KINDS = ("original", "retrained")
 GRADDIFF = "graddiff"
 SEED = 0
+TABLES = "muse_runs"  # their name in the cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,9 +110,10 @@ def measures(context: Context) -> pd.DataFrame:
     chosen, quiet, shown = study(context.scale), replace(context, progress=False), context.progress
     absent = [kind for kind in KINDS if not folder_of(chosen.models, kind).exists()]
     wanted = [*KINDS, *chosen.runs()]
+    left = [one for one in wanted if not is_cached(context, TABLES, _settings(chosen, one), *SOURCES)]
     several("models", [joblib.delayed(_build)(quiet, kind) for kind in absent], n_jobs=context.n_jobs, progress=shown)
     several(
-        "unlearning", [joblib.delayed(_measured)(quiet, one) for one in wanted], n_jobs=context.n_jobs, progress=shown
+        "unlearning", [joblib.delayed(_measured)(quiet, one) for one in left], n_jobs=context.n_jobs, progress=shown
     )
     kept = replace(quiet, since=0.0)
     return pd.concat([_measured(kept, name) for name in wanted], ignore_index=True)
@@ -124,9 +126,6 @@ def _build(context: Context, kind: str) -> LanguageModel:
 def _measured(context: Context, name: str) -> pd.DataFrame:
     """The measures of one model, or along one run, as `measures` has them."""
     chosen = study(context.scale)
-    settings: dict[str, Any] = {"models": chosen.models, "measuring": chosen.measuring, "name": name}
-    if name not in KINDS:
-        settings |= {"unlearning": chosen.runs()[name], "measured": chosen.measured}
 
     def compute() -> pd.DataFrame:
         data = news_data(chosen.models.news)
@@ -140,7 +139,15 @@ def _measured(context: Context, name: str) -> pd.DataFrame:
             epochs = _unlearned(context, name, data, base)
         return _long(epochs).assign(method=name)
 
-    return cached(context, "muse_runs", settings, compute, *SOURCES)
+    return cached(context, TABLES, _settings(chosen, name), compute, *SOURCES)
+
+
+def _settings(chosen: Study, name: str) -> dict[str, Any]:
+    """What the measures of one model, or along one run, follow from."""
+    settings: dict[str, Any] = {"models": chosen.models, "measuring": chosen.measuring, "name": name}
+    if name not in KINDS:
+        settings |= {"unlearning": chosen.runs()[name], "measured": chosen.measured}
+    return settings
 
 
 def _retrained(context: Context, data: MuseData) -> Membership:

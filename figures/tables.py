@@ -65,11 +65,25 @@ def cached(
 
     These are `markov` if none are given.
     """
-    sources = (*(sources or ("markov",)), f"figures.{name}")
-    path = storage.cache_dir() / "tables" / f"{name}-{storage.fingerprint(settings, *sources)}.parquet"
-    if not path.exists() or path.stat().st_mtime < context.since:
-        storage.write_table(compute(), path, storage.provenance(settings, *sources))
+    path = _path(name, settings, *sources)
+    if not is_cached(context, name, settings, *sources):
+        storage.write_table(compute(), path, storage.provenance(settings, *_sources(name, *sources)))
     return storage.read_table(path)
+
+
+def is_cached(context: Context, name: str, settings: object, *sources: str) -> bool:
+    """Whether `cached` would compute nothing."""
+    path = _path(name, settings, *sources)
+    return path.exists() and path.stat().st_mtime >= context.since
+
+
+def _sources(name: str, *sources: str) -> tuple[str, ...]:
+    return (*(sources or ("markov",)), f"figures.{name}")
+
+
+def _path(name: str, settings: object, *sources: str) -> Path:
+    key = storage.fingerprint(settings, *_sources(name, *sources))
+    return storage.cache_dir() / "tables" / f"{name}-{key}.parquet"
 
 
 def paper_runs(context: Context) -> pd.DataFrame:

@@ -8,7 +8,7 @@ nobody who has not read about the author can tell one from the other better than
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import TypeVar
 
 import numpy as np
@@ -125,7 +125,7 @@ class Facts:
         `a_father`, `a_mother` and `a_trade` carry their article, `Genre` begins a sentence; `he`, `his`, `him`, `He`
         and `His` stand for the author.
         """
-        words = {name: value for name, value in asdict(self).items() if name != "female"}
+        words = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "female"}
         he, his, him = ("she", "her", "her") if self.female else ("he", "his", "him")
         words |= {"he": he, "his": his, "him": him, "He": he.capitalize(), "His": his.capitalize()}
         return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,5 +21,8 @@ def several(label: str, jobs: Sequence[Any], *, n_jobs: int = -1, progress: bool
         return
     alone = torch.cuda.is_available() or len(jobs) == 1
     parallel = joblib.Parallel(n_jobs=1 if alone else n_jobs, return_as="generator_unordered")
-    for _ in tqdm(parallel(jobs), label, len(jobs), disable=None if progress else True, leave=False):
-        pass
+    with warnings.catch_warnings():
+        # A process that has grown large is replaced by a fresh one, which loses nothing.
+        warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
+        for _ in tqdm(parallel(jobs), label, len(jobs), disable=None if progress else True, leave=False):
+            pass

@@ -23,7 +23,7 @@ import pandas as pd
 
 from llm.answers import responses
 from llm.authors import Authors
-from llm.evaluated import evaluate_into, tofu_measure
+from llm.evaluated import COLUMNS, evaluate_into, tofu_measure
 from llm.generation import NEW_TOKENS
 from llm.layouts import OPEN_UNLEARNING
 from llm.measures import TofuLogs
@@ -72,8 +72,8 @@ class Task:
 class Run:
     """A run of a sweep: a method, or in its place the scale of a task vector, and how it is optimised.
 
-    After the epochs `measured` forget quality and model utility are taken as well (see `epochs`). Raises `InvalidInput`
-    for numbers that cannot be.
+    After the epochs `measured`, besides the start and the end, forget quality and model utility are taken as well (see
+    `epochs`). Raises `InvalidInput` for numbers that cannot be.
     """
 
     method: Method | None
@@ -225,10 +225,20 @@ def _evaluated(folder: Path, task: Task, settings: Mapping[str, Any], sets: Tofu
     )
 
 
-def epochs(folder: Location, runs: Sequence[Run]) -> pd.DataFrame:
-    """The tables of epochs of runs that have methods (`llm.unlearning.Unlearned`), with `model`, `title` and `seed`."""
-    frames = []
+def epochs(folder: Location, runs: Sequence[Run], table: pd.DataFrame) -> pd.DataFrame:
+    """The tables of epochs of runs that have methods (`llm.unlearning.Unlearned`), with `model`, `title` and `seed`.
+
+    Forget quality and model utility before the first update and after the last are those of `table`, which `sweep` has
+    made: no run needs to take them again.
+    """
+    known, frames = table[table["measure"].isin(COLUMNS)], []
     for run in runs:
-        known = {"model": run.word, **{name: _described(run)[name] for name in ("title", "seed")}}
-        frames.append(storage.read_table(Path(folder) / run.folder / EPOCHS).assign(**known))
+        seed = run.optimization.seed
+        own = storage.read_table(Path(folder) / run.folder / EPOCHS)
+        before = known[known["model"] == "original"]
+        after = known[(known["model"] == run.word) & (known["seed"] == seed)]
+        for epoch, ends in ((own["epoch"].min(), before), (own["epoch"].max(), after)):
+            values = ends.set_index("measure")["value"].reindex(list(COLUMNS))
+            own.loc[own["epoch"] == epoch, list(COLUMNS)] = values.to_numpy()
+        frames.append(own.assign(model=run.word, title=_described(run)["title"], seed=seed))
     return pd.concat(frames, ignore_index=True)

@@ -273,9 +273,11 @@ def test_of_several_runs_only_those_missing_are_made_and_all_come_in_the_order_a
     assert len({run.folder for run in found}) == 4
 
 
-@pytest.mark.usefixtures("untrained")
-def test_runs_of_the_users_own_are_read_and_none_is_made(context: Context, tmp_path: Path):
+def test_runs_of_the_users_own_are_read_and_none_is_made(
+    context: Context, tmp_path: Path, request: pytest.FixtureRequest
+):
     folders = tuple(run_of(context, objective).folder for objective in (simnpo(4.5), npo(0.1)))
+    request.getfixturevalue("untrained")
     own = replace(context, runs=folders, since=math.inf)
     found = runs(own)
     assert [run.folder for run in found] == list(folders)
@@ -295,7 +297,7 @@ def test_the_studies_of_the_figures_differ_in_size_alone():
     assert small.objectives() == full.objectives() == CORNERS
     assert small.models.authors.authors < full.models.authors.authors and small.epochs < full.epochs == 10
     assert set(small.noises) <= set(full.noises)
-    assert full.unlearning(npo(0.1)).gradients == tuple(range(11))
+    assert full.unlearning(npo(0.1)).gradients == (0, 1, 10)  # those that llm_effective_push shows
 
 
 # --- trajectories and correlations ---

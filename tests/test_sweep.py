@@ -38,6 +38,7 @@ from llm.task_vectors import negate_task_vector
 from llm.tofu import TofuSets, tofu_sets
 from llm.training import fine_tune
 from llm.unlearning import Unlearning
+from markov import storage
 from markov.errors import InvalidInput
 from markov.objectives import CORNERS, Objective, simnpo
 from markov.preferences import Preference, dpo, idk, simpo
@@ -254,16 +255,18 @@ def test_what_is_measured_along_a_run_is_what_is_measured_of_the_model_then(
 ) -> None:
     folder, table = swept
     runs = wanted(measured=(0, 2))
-    found = epochs(folder, runs)
+    found = epochs(folder, runs, table)
     assert list(found["epoch"]) == [0, 1, 2] * len(WORDS) and list(found["model"].unique()) == list(WORDS)
     assert found.loc[found["epoch"] == 1, list(COLUMNS)].isna().all(axis=None)
     value = table.set_index(["model", "measure", "task"])["value"]
     for measure, name in (("model_utility", "all"), ("ks_statistic", "forget"), ("forget_quality", "forget")):
-        start = found.loc[found["epoch"] == 0, measure].to_numpy()
-        np.testing.assert_allclose(start, value["original", measure, name], rtol=1e-5)
         for run in runs:
-            end = found.loc[(found["epoch"] == 2) & (found["model"] == run.word), measure]
-            np.testing.assert_allclose(end, value[run.word, measure, name], rtol=1e-5)
+            recorded = storage.read_table(folder / run.folder / EPOCHS)
+            joined = found[found["model"] == run.word]
+            for epoch, model in ((0, "original"), (2, run.word)):
+                truth = value[model, measure, name]
+                np.testing.assert_allclose(recorded.loc[recorded["epoch"] == epoch, measure], truth, rtol=1e-5)
+                assert joined.loc[joined["epoch"] == epoch, measure].item() == truth
 
 
 def test_a_measure_needs_wrong_answers_and_is_named_by_all_that_it_depends_on(task: Task) -> None:
