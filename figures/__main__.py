@@ -30,7 +30,6 @@ FIGURES = (
     "attribution",
     "claims",
     "weights",
-    "effective_push",
     "logistic",
     "llm_weights_epoch1",
     "llm_weight_boxes",
@@ -46,6 +45,7 @@ HEAVY = (
     "time_to_forget",
     "dynamics",
     "divergence",
+    "effective_push",
     "memorisation",
     "optimizer",
     "llm_truth_ratio",
@@ -73,17 +73,17 @@ class Arguments:
 
     Without a NAME those of the first group are drawn, in less than 20 minutes on two cores: the paper's Markov study,
     tradeoff (its Figure 5), allocation (where the effort goes), attribution (the reference or the length?) and claims
-    (the paper's claims with intervals); theory beside simulation, weights (against length, exact), effective_push
-    (weight x gradient norm) and logistic (the NPO paper's own study); and language models, a small one that needs no
-    download or --runs of your own, llm_weights_epoch1, llm_weight_boxes and llm_weights_length (the paper's 3a, 3b and
-    4), llm_bias (is the effort where it is needed?), llm_effective_push, llm_tradeoff (1c), llm_epochs (3c and 3d) and
-    muse_tradeoff (1d).
+    (the paper's claims with intervals); exact theory, weights (against length), and logistic (the NPO paper's own
+    study); and language models, a small one that needs no download or --runs of your own, llm_weights_epoch1,
+    llm_weight_boxes and llm_weights_length (the paper's 3a, 3b and 4), llm_bias (is the effort where it is needed?),
+    llm_effective_push, llm_tradeoff (1c), llm_epochs (3c and 3d) and muse_tradeoff (1d).
 
     The second group takes longer; --all draws both groups, a NAME any figure of either: time_to_forget (what length
-    does), dynamics (log-probability and weight along the way), divergence (the paper's A4), memorisation, optimizer
-    (what of a weight reaches the parameters), llm_truth_ratio (1b and 2), llm_reference_noise (A1), llm_w_graddiff
-    (A3), llm_beta_gamma (A2), llm_best (the corners at their best settings), llm_relearning (6: what comes back when a
-    fifth is taught again) and llm_sequential (A5: requests in turn).
+    does), dynamics (log-probability and weight along the way), divergence (the paper's A4), effective_push
+    (weight x gradient norm), memorisation, optimizer (what of a weight reaches the parameters), llm_truth_ratio (1b and
+    2), llm_reference_noise (A1), llm_w_graddiff (A3), llm_beta_gamma (A2), llm_best (the corners at their best
+    settings), llm_relearning (6: what comes back when a fifth is taught again) and llm_sequential (A5: requests in
+    turn).
 
     A second drawing of anything takes seconds: trained models and tables are cached and rebuilt when settings or code
     change; $SIMNPO_LAB_CACHE chooses where. llm_truth_ratio and llm_bias also show evaluation logs: your own (--logs)
@@ -198,6 +198,7 @@ def write(
     """Write a figure's frame and both pictures, and a small picture where a path for one is given."""
     storage.write_table(frame, folder / f"{name}.parquet", storage.provenance(scale, seeds=range(scale.pretrained)))
     pictures: list[tuple[Path, int | None]] = [(folder / f"{name}.{suffix}", None) for suffix in ("pdf", "png")]
+    frame.attrs = {}  # pandas would copy what they hold with every part of the frame that is drawn
     with style.look():
         figure = module.plot(frame)
         for path, dpi in pictures if small is None else [*pictures, (small, 80)]:

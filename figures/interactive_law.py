@@ -187,7 +187,7 @@ def pace_view(
         curve.set_color(color)
         ends = np.log(time_to_forget(objective, np.array([19.0, 21.0]), max(fall, 1e-6), start))
         exponent = round(float((ends[1] - ends[0]) / np.log(21 / 19)), 2) + 0.0  # no minus before a zero
-        said.set_text(f"around |y| = 20:   time ~ |y|^{exponent:.2f}")
+        said.set_text(f"around |y| = 20:   time ~ |y|^{exponent:z.2f}")
 
     return View(Picture(figure=figure, moving=(*paths, curve, said), update=update), chosen)
 

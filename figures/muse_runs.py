@@ -48,7 +48,7 @@ class Study:
 
     models: NewsModels = NewsModels()
     epochs: int = 10
-    measured: tuple[int, ...] = (2, 4, 6, 8, 10)
+    measured: tuple[int, ...] = (2, 5, 10)
     batch: int = 8
     learning_rate: float = 5e-4
     beta: float = 0.01

@@ -5,7 +5,7 @@ tokens. Left: answers kept about the articles to retain, against PrivLeak: how f
 held-out texts is from the retrained model's. -100 is known by heart, 0 (line) is ideal, and the band is what the AUC of
 the retrained model itself is uncertain by. Middle: against answers still known about the articles to forget. Right:
 against how well these are recited. Lines: the retrained model's value. Paths lead from the original model (circle) over
-epochs 2, 4, 6, 8 and 10 to the end (filled), where both 95% intervals over texts or questions are drawn; star:
+epochs 2, 5 and 10, the end (filled), where both 95% intervals over texts or questions are drawn; star:
 retrained.
 
 The retrained model knows none of the answers to forget and most of the others. No objective comes near it: all lose the

@@ -24,16 +24,16 @@ from markov import storage
 # Seconds at full scale on two cores, all figures drawn in this order from an empty cache: the first of several that
 # share models and runs pays for them.
 SECONDS = {
-    "tradeoff": 292,
-    "allocation": 59,
-    "effective_push": 9,
-    "logistic": 17,
-    "llm_weights_epoch1": 245,
-    "llm_tradeoff": 265,
-    "muse_tradeoff": 222,
+    "tradeoff": 280,
+    "allocation": 55,
+    "logistic": 16,
+    "llm_weights_epoch1": 270,
+    "llm_tradeoff": 275,
+    "muse_tradeoff": 200,
     "time_to_forget": 567,
     "dynamics": 80,
     "divergence": 11,
+    "effective_push": 9,
     "memorisation": 143,
     "optimizer": 67,
     "llm_truth_ratio": 300,

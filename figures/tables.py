@@ -68,7 +68,9 @@ def cached(
     path = _path(name, settings, *sources)
     if not is_cached(context, name, settings, *sources):
         storage.write_table(compute(), path, storage.provenance(settings, *_sources(name, *sources)))
-    return storage.read_table(path)
+    frame = storage.read_table(path)
+    frame.attrs = {}  # pandas would copy its provenance with every part that is taken of it
+    return frame
 
 
 def is_cached(context: Context, name: str, settings: object, *sources: str) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 from llm.author_facts import Draws, Facts, draw_facts
@@ -72,6 +73,7 @@ def lives(settings: Authors) -> tuple[Life, ...]:
     return tuple(found)
 
 
+@lru_cache(maxsize=4)  # asked for by every split
 def corpus(settings: Authors) -> tuple[Example, ...]:
     """All questions about all authors, author after author, in TOFU's shape: its split `full`."""
     examples = []
