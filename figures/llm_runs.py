@@ -79,7 +79,9 @@ class Study:
             optimization=replace(every, learning_rate=self.sweep_learning_rate) if far else every,
             retain_term="cross_entropy",
             retain_weight=self.retain_weight_per_token if objective.normalize else self.retain_weight,
-            gradients=() if far else tuple(sorted({0, 1, self.epochs})),  # those that a figure shows
+            # Near, gradients after three epochs are shown, and the loss on what stays is not.
+            gradients=() if far else tuple(sorted({0, 1, self.epochs})),
+            retain_probe=400 if far else 50,
         )
 
 
