@@ -84,7 +84,7 @@ class View(widgets.VBox):
         grid = widgets.GridBox(
             list(self.controls.values()),
             layout=widgets.Layout(
-                grid_template_columns=f"repeat({columns}, 1fr)", width=f"{width}px", max_width="100%"
+                grid_template_columns=f"repeat({columns}, minmax(0, 1fr))", width=f"{width}px", max_width="100%"
             ),
         )
         self.redraw()
@@ -130,7 +130,7 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def slider(name: str, value: float) -> Any:
-    """The control of a quantity named in `LIMITS`: logarithmic for beta and length, whole for length.
+    """The control of a quantity named in `LIMITS`: logarithmic for beta, whole for length.
 
     Raises `InvalidInput` for a value beyond its limits.
     """
@@ -141,7 +141,8 @@ def slider(name: str, value: float) -> Any:
     shared["style"] = {"description_width": "76px"}
     shared["layout"] = widgets.Layout(width="98%")
     if name == "beta":
-        return widgets.FloatLogSlider(value, min=np.log10(low), max=np.log10(high), step=0.02, **shared)
+        # A browser moves every value to the nearest step: with a coarse one beta = 4 would become 3.98.
+        return widgets.FloatLogSlider(value, min=np.log10(low), max=np.log10(high), step=0.001, **shared)
     if name == "length":
         return widgets.IntSlider(int(value), min=low, max=high, **shared)
     return widgets.FloatSlider(value, min=low, max=high, step=0.05 if high - low > 1 else 0.01, **shared)

@@ -38,11 +38,11 @@ SECONDS = {
     "optimizer": 67,
     "llm_truth_ratio": 300,
     "llm_reference_noise": 142,
-    "llm_w_graddiff": 200,
-    "llm_beta_gamma": 400,
-    "llm_best": 1200,
-    "llm_relearning": 270,
-    "llm_sequential": 120,
+    "llm_w_graddiff": 240,
+    "llm_beta_gamma": 330,
+    "llm_best": 700,
+    "llm_relearning": 345,
+    "llm_sequential": 165,
 }
 OTHERWISE, AGAIN = 10.0, 3.0  # of a figure that is not in the table, and of drawing a table that is there
 QUICK = 0.07  # what the quick scale takes of it

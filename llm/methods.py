@@ -113,6 +113,8 @@ def methods(
     method that comes twice.
     """
     require(len(words) > 0, "methods", list(words), f"at least one {FORM}")
+    for word in words:
+        require(isinstance(word, str), "method", word, FORM)
     grid = {"beta": tuple(beta), "gamma": tuple(gamma)}
     found: list[Method] = []
     for word in words:

@@ -59,11 +59,11 @@ class Optimization:
         for field in ("epochs", "batch", "budget"):
             value = getattr(self, field)
             require(isinstance(value, int) and value >= 1, field, value, "a whole number of at least 1")
-        require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "a finite number > 0")
-        for field in ("weight_decay", "warmup_epochs"):
-            require(0 <= getattr(self, field) < math.inf, field, getattr(self, field), "a finite number >= 0")
-        allowed = f"0 to {self.epochs}, the number of epochs"
-        require(self.warmup_epochs <= self.epochs, "warmup_epochs", self.warmup_epochs, allowed)
+        for field, least in (("learning_rate", ">"), ("weight_decay", ">="), ("warmup_epochs", ">=")):
+            value = getattr(self, field)
+            known = isinstance(value, (int, float)) and (0 < value < math.inf or (least == ">=" and value == 0))
+            require(known, field, value, f"a finite number {least} 0")
+        require(self.warmup_epochs <= self.epochs, "warmup_epochs", self.warmup_epochs, f"0 to {self.epochs} epochs")
         require(self.clip is None or self.clip > 0, "clip", self.clip, "a number > 0, or None")
         require(self.precision in PRECISIONS, "precision", self.precision, f"one of {', '.join(PRECISIONS)}")
 

@@ -160,6 +160,9 @@ def test_a_slider_keeps_its_value_and_refuses_one_beyond_its_limits(name: str):
 def test_beta_is_on_a_logarithmic_scale_and_a_slider_has_a_known_name():
     beta = slider("beta", 0.1)
     assert (beta.base**beta.min, beta.base**beta.max) == pytest.approx(LIMITS["beta"])
+    for value in (0.05, 0.2, 2.5, 4.0, 4.5):  # the nearest step, to which a browser moves it, reads the same
+        steps = round((math.log10(value) - beta.min) / beta.step)
+        assert 10 ** (beta.min + steps * beta.step) == pytest.approx(value, rel=1.2e-3)
     with pytest.raises(InvalidInput, match="slider"):
         slider("delta", 1.0)
 

@@ -185,6 +185,11 @@ def test_other_words_are_refused(word: str) -> None:
         method(word)
 
 
+def test_what_is_no_word_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="method = 5 is not allowed"):
+        method(5)  # pyright: ignore[reportArgumentType]
+
+
 def test_a_method_comes_once() -> None:
     with pytest.raises(InvalidInput, match="each method once"):
         methods(["npo:0.1", "npo"], beta=(0.1,))
