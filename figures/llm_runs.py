@@ -72,14 +72,12 @@ class Study:
         return Optimization(**rates, budget=BUDGET, seed=SEED)
 
     def unlearning(self, objective: Objective, *, far: bool = False) -> Unlearning:
-        """How one of them is run; `far`: with the larger steps of sweeps, and no gradients recorded."""
-        every = self.optimization()
+        """How one of them is run; `far`: with the larger steps of sweeps, no gradients, and more said of what stays."""
         return Unlearning(
             objective=objective,
-            optimization=replace(every, learning_rate=self.sweep_learning_rate) if far else every,
+            optimization=replace(self.optimization(), **({"learning_rate": self.sweep_learning_rate} if far else {})),
             retain_term="cross_entropy",
             retain_weight=self.retain_weight_per_token if objective.normalize else self.retain_weight,
-            # Near, gradients after three epochs are shown, and the loss on what stays is not.
             gradients=() if far else tuple(sorted({0, 1, self.epochs})),
             retain_probe=400 if far else 50,
         )
