@@ -84,8 +84,8 @@ def answers_view(
     values = {"beta": beta, "gamma": gamma, "reference": reference, "normalize": normalize}
     controls = {name: slider(name, value) for name, value in values.items()}
     look = {"style": {"description_width": "76px"}, "layout": widgets.Layout(width="98%")}
-    names = [(f"{texts[int(one)].prompt[:60]} [{one}]", place) for place, one in enumerate(first["index"])]
-    controls["example"] = widgets.Dropdown(options=names, value=0, description="answer", **look)
+    names = [(f"{one}: {texts[int(one)].prompt[:25]}", place) for place, one in enumerate(first["index"])]
+    controls["example"] = widgets.Select(options=names, value=0, rows=4, description="answer", **look)
     controls["order"] = widgets.Dropdown(options=list(ORDERS), value=order, description="table", **look)
     if len(frames) > 1:
         controls["epoch"] = widgets.SelectionSlider(options=sorted(frames), value=epoch, description="epoch", **look)
