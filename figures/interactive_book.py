@@ -29,7 +29,7 @@ from markov.storage import atomic_path, check_writable
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 # A widget is nothing on a page without a kernel, so its picture comes first.
 LATEX = "text/latex"
-SHOWN = ("text/html", LATEX, "image/png", "text/markdown", "text/plain")
+SHOWN = ("text/html", "image/png", "text/markdown", "text/plain")
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>simnpo-lab</title>
 <style>body {{ max-width: 46em; margin: 3em auto; padding: 0 1em; font-family: sans-serif; line-height: 1.5 }}</style>

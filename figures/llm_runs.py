@@ -66,16 +66,16 @@ class Study:
         """The four corners by name."""
         return corners(self.beta, self.beta_per_token)
 
-    def optimization(self) -> Optimization:
-        """How all of them are."""
-        rates = {"epochs": self.epochs, "batch": self.batch, "learning_rate": self.learning_rate}
-        return Optimization(**rates, budget=BUDGET, seed=SEED)
+    def optimization(self, *, far: bool = False) -> Optimization:
+        """How all of them are; `far`: with the larger steps of sweeps."""
+        rate = self.sweep_learning_rate if far else self.learning_rate
+        return Optimization(epochs=self.epochs, batch=self.batch, learning_rate=rate, budget=BUDGET, seed=SEED)
 
     def unlearning(self, objective: Objective, *, far: bool = False) -> Unlearning:
         """How one of them is run; `far`: with the larger steps of sweeps, no gradients, and more said of what stays."""
         return Unlearning(
             objective=objective,
-            optimization=replace(self.optimization(), **({"learning_rate": self.sweep_learning_rate} if far else {})),
+            optimization=self.optimization(far=far),
             retain_term="cross_entropy",
             retain_weight=self.retain_weight_per_token if objective.normalize else self.retain_weight,
             gradients=() if far else tuple(sorted({0, 1, self.epochs})),

@@ -84,7 +84,7 @@ def task_of(context: Context) -> Task:
 def runs_of(context: Context, words: Sequence[str]) -> list[Run]:
     """The runs of methods in words, with the optimisation of the study, or of the user's own model."""
     chosen, own = study(context.scale), context.own
-    every = replace(chosen.optimization(), learning_rate=chosen.sweep_learning_rate)
+    every = chosen.optimization(far=True)
     if own is not None:
         every = replace(every, learning_rate=own.learning_rate, batch=own.batch, budget=BUDGET)
     corners = corner_words(chosen)
