@@ -19,7 +19,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("markov", "llm", "figures")
-LINES = 250
+LINES = 400
 
 DRAWING = ("matplotlib", "seaborn", "ipywidgets")
 SERIALISED_CODE = ("pickle", "dill", "cloudpickle", "shelve", "marshal")
