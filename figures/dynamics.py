@@ -49,7 +49,8 @@ def _scalar(case: Sweep, objective: Objective) -> pd.DataFrame:
     unit = float(scalar_time(objective, MIDDLE, FALL, first))
     path = theta(objective, length.numpy(), unit * SPAN, first)
     logp = torch.from_numpy(path) * length
-    weight = objective.weight(SequenceLogProbs(logp, length, length * first)).numpy()
+    seq = SequenceLogProbs(*torch.broadcast_tensors(logp, length, length * first))
+    weight = objective.weight(seq).numpy()
     return _rows("scalar", objective, SPAN, LENGTHS, (first - path).T, weight.T)
 
 

@@ -88,7 +88,7 @@ def plot(frame: pd.DataFrame) -> Figure:
 
 
 def _rows(corner: str, objective: Objective, view: str, length: Tensor, fall: Tensor) -> pd.DataFrame:
-    seq = SequenceLogProbs(length * (START - fall), length, length * START)
+    seq = SequenceLogProbs(*torch.broadcast_tensors(length * (START - fall), length, length * START))
     settings = {"corner": corner, "method": method_name(objective), "beta": objective.beta, "gamma": objective.gamma}
     return pd.DataFrame(
         {

@@ -15,7 +15,7 @@ import tyro
 from markov import storage
 from markov.cases import CASES
 from markov.diagnostics import crossings
-from markov.errors import exit_code, require
+from markov.errors import exit_code, require, require_whole
 from markov.experiments import PAPER_BETAS, Experiment, OptimizerName, Pretraining
 from markov.models import ARCHITECTURES
 from markov.objectives import CORNERS, LIMITS, Objective
@@ -152,7 +152,7 @@ def points(command: Grid) -> list[Unlearn]:
 
 def experiment(command: Unlearn) -> Experiment:
     """The experiment that a command describes; raises `InvalidInput` for what it cannot be."""
-    require(command.record_every >= 1, "record_every", command.record_every, "a whole number of at least 1")
+    require_whole(command.record_every, "record_every", 1)
     require(command.jobs == -1 or command.jobs >= 1, "jobs", command.jobs, "-1 or a whole number of at least 1")
     lengths = {name: getattr(command, name) for name in ("forget1_length", "forget2_length")}
     case = replace(

@@ -10,7 +10,6 @@ size. `centered` removes the part of it that lies in the mean counts, which leav
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from markov.batching import generator
 from markov.chains import MarkovChain, Mixture
-from markov.errors import require
+from markov.errors import require, require_number, require_whole
 from markov.objectives import Objective, SequenceLogProbs, validate
 
 Table = Float[np.ndarray, "states states"]
@@ -66,8 +65,10 @@ class ExpectedLoss:
         require(finite and self.reference.shape == shape, "reference", self.reference, f"finite logits, {shape}")
         if self.retain is not None:
             _require_law("retain", self.retain, shape)
-        proper = 0 <= self.retain_weight < math.inf and (self.retain is not None or self.retain_weight == 0)
-        require(proper, "retain_weight", self.retain_weight, "a finite number >= 0, and 0 without retain data")
+        allowed = "a finite number >= 0, and 0 without retain data"
+        require_number(self.retain_weight, "retain_weight", lambda number: number >= 0, allowed)
+        proper = self.retain is not None or self.retain_weight == 0
+        require(proper, "retain_weight", self.retain_weight, allowed)
 
     def logp(self, tables: Tables) -> Float[np.ndarray, "*times rows"]:
         """log pi of every pattern of the bank under each table (nats)."""
@@ -122,7 +123,7 @@ def sampled(mixture: Mixture, count: int, seed: int) -> Bank:
     A component's draws depend on the seed, its position, its chain and its length only. Raises `InvalidInput` for a
     count below 1 or a seed that is no non-negative integer.
     """
-    require(isinstance(seed, int) and seed >= 0, "seed", seed, "a non-negative integer")
+    require_whole(seed, "seed")
     generators = (generator(seed, f"bank {index}") for index in range(len(mixture.chains)))
     components = zip(mixture.chains, mixture.lengths, generators, strict=True)
     drawn = [chain.sample(count, length, own) for chain, length, own in components]

@@ -12,7 +12,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from markov.chains import MarkovChain, Mixture, row_kl
-from markov.errors import require
+from markov.errors import require, require_all_whole, require_number, require_whole
 from markov.studies import Data
 
 COMPONENTS = ("retain", "forget1", "forget2")
@@ -32,10 +32,13 @@ def paper_chain(members: Sequence[int], states: int, leakage: float) -> MarkovCh
     initial = the row of each state of S = (1 - leakage)/|S| on S, leakage/(states - |S|) elsewhere; the row
     of a state outside S is uniform, 1/states. Source: paper, section 5 and appendix H.
     """
+    require_whole(states, "states", 2)
+    for member in members:
+        require_whole(member, "members", 0, states - 1)
     inside = sorted(set(members))
-    proper = states > len(inside) == len(members) >= 1 and inside[0] >= 0 and inside[-1] < states
+    proper = states > len(inside) == len(members) >= 1
     require(proper, "members", members, f"distinct states from 0 to {states - 1}, and not all of them")
-    require(0 < leakage < 1, "leakage", leakage, "strictly between 0 and 1")
+    require_number(leakage, "leakage", lambda number: 0 < number < 1, "strictly between 0 and 1")
     law = torch.full((states,), leakage / (states - len(inside)), dtype=torch.float64)
     law[inside] = (1 - leakage) / len(inside)
     transition = torch.full((states, states), 1 / states, dtype=torch.float64)
@@ -45,8 +48,8 @@ def paper_chain(members: Sequence[int], states: int, leakage: float) -> MarkovCh
 
 def paper_chains(leakage: float = 0.2, states: int = 10, set_size: int = 3) -> PaperChains:
     """The chains on {0..k-1}, {k..2k-1} and {2k..3k-1}, k = `set_size`; the remaining states are nobody's."""
-    require(isinstance(states, int), "states", states, "an integer")
-    require(isinstance(set_size, int) and set_size >= 1, "set_size", set_size, "an integer, at least 1")
+    require_whole(states, "states", 2)
+    require_whole(set_size, "set_size", 1)
     require(3 * set_size <= states, "set_size", set_size, f"three sets must fit in {states} states")
     firsts = (0, set_size, 2 * set_size)
     return PaperChains(*(paper_chain(range(first, first + set_size), states, leakage) for first in firsts))
@@ -74,16 +77,20 @@ class Case:
     pretrain_components: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        require(isinstance(self.name, str), "name", self.name, "a text")
+        require_all_whole(self, states=2, set_size=1)
         self.chains()  # the chains know what leakage, states and set_size may be
-        require(0 < self.test_fraction < 1, "test_fraction", self.test_fraction, "strictly between 0 and 1")
+        share = self.test_fraction
+        require_number(share, "test_fraction", lambda number: 0 < number < 1, "strictly between 0 and 1")
         for component in COMPONENTS:
-            length, count = self.lengths[component], self.counts[component]
-            whole = isinstance(length, int) and length >= 2
-            require(whole, f"{component}_length", length, "an integer, at least 2: context and next state")
-            both = isinstance(count, int) and 0 < self._test_count(component) < count
-            require(both, f"{component}_count", count, "an empty component: train and test need sequences")
+            # A sequence needs a context and a next state; a component needs sequences to train on and to test on.
+            require_all_whole(self, **{f"{component}_length": 2, f"{component}_count": 2})
+            count, tested = self.counts[component], self._test_count(component)
+            allowed = f"sequences to train and to test on: of these {tested} would be for the test"
+            require(0 < tested < count, f"{component}_count", count, allowed)
         chosen = self.pretrain_components
-        known = isinstance(chosen, tuple) and len(set(chosen)) == len(chosen) and set(chosen) <= {*COMPONENTS}
+        known = isinstance(chosen, tuple) and all(one in COMPONENTS for one in chosen)
+        known = known and len(set(chosen)) == len(chosen)
         require(known, "pretrain_components", chosen, f"a tuple of different names among {COMPONENTS}")
         require("retain" in chosen, "pretrain_components", chosen, "must contain 'retain'")
 
@@ -151,7 +158,7 @@ class Case:
         A component's tokens depend on the seed and on its own chain, length and count: two cases with the
         same retain settings share their retain data, hence one retrained model.
         """
-        require(isinstance(seed, int) and seed >= 0, "seed", seed, "a non-negative integer")
+        require_whole(seed, "seed")
         train, test = {}, {}
         for index, component in enumerate(COMPONENTS):
             count, length = self.counts[component], self.lengths[component]

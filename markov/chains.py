@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from markov.errors import InvalidInput, require
+from markov.errors import InvalidInput, is_number, is_whole, require, require_whole
 
 Tokens = Int64[Tensor, "*batch time"]
 
@@ -40,7 +40,8 @@ class MarkovChain:
 
     def __post_init__(self) -> None:
         for name, values in (("initial", self.initial), ("transition", self.transition)):
-            require(values.dtype == torch.float64, name, values.dtype, "must be torch.float64")
+            proper = isinstance(values, Tensor) and values.dtype == torch.float64
+            require(proper, name, getattr(values, "dtype", values), "must be a tensor of torch.float64")
         size, square = tuple(self.initial.shape), tuple(self.transition.shape)
         proper = len(square) == 2 and square[0] == square[1] >= 2
         require(proper, "transition", square, "must be square, on at least 2 states")
@@ -80,7 +81,7 @@ class MarkovChain:
 
     def marginals(self, length: int) -> Float[Tensor, "length states"]:
         """Exact law of each state: row t is initial T^t, the law of x_t."""
-        require(length >= 1, "length", length, "at least 1")
+        require_whole(length, "length", 1)
         laws = [self.initial]
         for _ in range(length - 1):
             laws.append(laws[-1] @ self.transition)
@@ -93,7 +94,8 @@ class MarkovChain:
         chain, where a retrained model should land (paper, Figure 5). Raises `InvalidInput` for a model of
         another shape, or with rows that are no laws (to 1e-5, so that a float32 softmax is accepted).
         """
-        require(model.shape == self.transition.shape, "model", tuple(model.shape), "one row for each state")
+        shape = tuple(model.shape) if isinstance(model, Tensor) else model
+        require(shape == tuple(self.transition.shape), "model", shape, "a tensor with one row for each state")
         _require_laws("model", model, tolerance=1e-5)
         return self._context_mean(row_kl(self.transition, model), length)
 
@@ -102,7 +104,7 @@ class MarkovChain:
         return self._context_mean(row_entropy(self.transition), length)
 
     def _context_mean(self, value: Float[Tensor, " states"], length: int) -> Float[Tensor, ""]:
-        require(length >= 2, "length", length, "at least 2: a context and a next state")
+        require_whole(length, "length", 2)  # a context and a next state
         visits = self.marginals(length - 1).mean(0)
         # A state never visited counts for nothing, even where its divergence is infinite (0 inf is nan).
         return visits[visits > 0] @ value[visits > 0]
@@ -141,13 +143,18 @@ class Mixture:
     lengths: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        several = isinstance(self.chains, tuple | list) and len(self.chains) >= 1
+        proper = several and all(isinstance(chain, MarkovChain) for chain in self.chains)
+        require(proper, "chains", self.chains, "a tuple of at least one MarkovChain")
         count = len(self.chains)
-        require(count >= 1, "chains", self.chains, "at least one component")
-        require(len(self.weights) == count, "weights", self.weights, f"one for each of {count} chains")
-        require(len(self.lengths) == count, "lengths", self.lengths, f"one for each of {count} chains")
-        law = all(weight > 0 for weight in self.weights) and abs(sum(self.weights) - 1) <= 1e-8
+        for name, values in (("weights", self.weights), ("lengths", self.lengths)):
+            each = isinstance(values, tuple | list) and len(values) == count
+            require(each, name, values, f"a tuple, one for each of {count} chains")
+        law = all(is_number(weight) and weight > 0 for weight in self.weights)
+        law = law and abs(sum(self.weights) - 1) <= 1e-8
         require(law, "weights", self.weights, "must be positive with sum 1")
-        require(min(self.lengths) >= 2, "lengths", self.lengths, "at least 2: a context and a next state")
+        whole = all(is_whole(length, 2) for length in self.lengths)
+        require(whole, "lengths", self.lengths, "whole numbers of at least 2: a context and a next state")
         sizes = [chain.states for chain in self.chains]
         require(len(set(sizes)) == 1, "chains", sizes, "must have the same number of states")
 
@@ -165,8 +172,13 @@ class Mixture:
         """ln sum_c weights[c] [lengths[c] = length] p_c(tokens[:length]) (nats); later tokens are padding.
 
         The length is part of what is sampled: a component of another length has probability 0, and the sum
-        over sequences of all lengths is 1. Raises `InvalidInput` for a length beyond the tokens given.
+        over sequences of all lengths is 1. Raises `InvalidInput` unless there is one length for each sequence, of at
+        least 1 and of no more tokens than are given.
         """
+        _require_tokens(tokens, self.chains[0].states)
+        each = isinstance(length, Tensor) and length.dtype == torch.int64 and length.shape == tokens.shape[:-1]
+        found = (length.dtype, tuple(length.shape)) if isinstance(length, Tensor) else length
+        require(each, "length", found, f"a tensor of torch.int64 and of shape {tuple(tokens.shape[:-1])}")
         allowed = bool((length >= 1).all() and (length <= tokens.shape[-1]).all())
         require(allowed, "length", length.unique().tolist(), f"1 to the {tokens.shape[-1]} tokens given")
         last = (length - 1)[..., None, None].expand(*length.shape, 1, len(self.chains))
@@ -201,7 +213,7 @@ class Mixture:
 
 def _uniforms(count: int, length: int, generator: torch.Generator, like: Tensor) -> Tensor:
     for name, value in (("count", count), ("length", length)):
-        require(value >= 1, name, value, "at least 1")
+        require_whole(value, name, 1)
     return torch.rand((count, length), generator=generator, dtype=torch.float64, device=like.device)
 
 
@@ -224,8 +236,9 @@ def _require_laws(field: str, laws: Float[Tensor, "*rows states"], *, tolerance:
 
 
 def _require_tokens(tokens: Tokens, states: int) -> None:
-    proper = tokens.dtype == torch.int64 and tokens.ndim >= 1 and tokens.numel() >= 1
-    require(proper, "tokens", (tokens.dtype, tuple(tokens.shape)), "torch.int64, at least one state")
+    proper = isinstance(tokens, Tensor) and tokens.dtype == torch.int64 and tokens.ndim >= 1 and tokens.numel() >= 1
+    found = (tokens.dtype, tuple(tokens.shape)) if isinstance(tokens, Tensor) else tokens
+    require(proper, "tokens", found, "a tensor of torch.int64, at least one state")
     span = (int(tokens.min()), int(tokens.max()))
     # A negative index would silently count from the end.
     require(span[0] >= 0 and span[1] < states, "tokens", span, f"states from 0 to {states - 1}")

@@ -23,10 +23,9 @@ coefficient of 0, by which those codes or the conversion divide.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
-from markov.errors import require
+from markov.errors import require, require_number
 from markov.objectives import CORNERS, Objective, npo, simnpo
 
 
@@ -104,7 +103,7 @@ def _simnpo_numbers(setting: Setting) -> tuple[float, float, float]:
 
 
 def _finite(field: str, value: float) -> float:
-    require(isinstance(value, (int, float)) and math.isfinite(value), field, value, "a finite number")
+    require_number(value, field, lambda number: True, "a finite number")
     return value
 
 

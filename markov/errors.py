@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import math
 import sys
 from collections.abc import Callable
+from numbers import Integral, Real
 
 FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows knows no quotas
 
@@ -25,6 +27,46 @@ def require(condition: bool, field: str, value: object, allowed: str) -> None:
     """Raise `InvalidInput(field, value, allowed)` unless `condition` holds."""
     if not condition:
         raise InvalidInput(field, value, allowed)
+
+
+def is_number(value: object) -> bool:
+    """Whether the value is one finite real number; True and False are none, though Python adds them up as 1 and 0."""
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer beyond the range of floating-point numbers
+        return False
+
+
+def require_number(value: object, field: str, holds: Callable[[float], bool], allowed: str) -> None:
+    """Raise `InvalidInput(field, value, allowed)` unless the value is one finite number of which `holds` is true."""
+    require(isinstance(value, Real) and is_number(value) and bool(holds(float(value))), field, value, allowed)
+
+
+def is_whole(value: object, least: int = 0, most: int | None = None) -> bool:
+    """Whether the value is a whole number from `least` to `most`, the latter if given.
+
+    Integers of numpy count, since they come out of arrays of settings. True, False, 3.0 and "3" do not.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        return False
+    return least <= int(value) and (most is None or int(value) <= most)
+
+
+def require_whole(value: object, field: str, least: int = 0, most: int | None = None) -> None:
+    """Raise `InvalidInput(field, value, ...)` unless `is_whole`."""
+    allowed = f"a whole number of at least {least}" if most is None else f"a whole number from {least} to {most}"
+    require(is_whole(value, least, most), field, value, allowed)
+
+
+def require_all_whole(settings: object, **least: int) -> None:
+    """`require_whole` for several fields of a frozen dataclass, which then holds them as Python's own integers.
+
+    So a numpy integer among the settings names the same file as the integer that it equals.
+    """
+    for field, bound in least.items():
+        value = getattr(settings, field)
+        require_whole(value, field, bound)
+        object.__setattr__(settings, field, int(value))
 
 
 def exit_code(command: Callable[[], None]) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from markov.cases import LENGTH, Case
-from markov.errors import require
+from markov.errors import is_whole, require, require_all_whole, require_number
 from markov.models import Tabular, Transformer
 from markov.objectives import Objective, npo, validate
 from markov.optimizers import OPTIMIZERS
@@ -20,16 +20,13 @@ PAPER_BETAS = {"length": {"npo": 0.2, "simnpo": 4.0}, "memorisation": {"npo": 1.
 OptimizerName = Literal["adamw_transformers", "adamw", "sgd"]
 
 
-def _require_whole(settings: object, least: dict[str, int]) -> None:
-    for name, bound in least.items():
-        value = getattr(settings, name)
-        require(isinstance(value, int) and value >= bound, name, value, f"a whole number of at least {bound}")
-
-
 def _require_rule(settings: Any) -> None:
-    rate = settings.learning_rate
-    require(0 < rate < float("inf"), "learning_rate", rate, "a positive number")
-    require(settings.optimizer in OPTIMIZERS, "optimizer", settings.optimizer, f"one of {sorted(OPTIMIZERS)}")
+    require_number(settings.learning_rate, "learning_rate", lambda number: number > 0, "a positive number")
+    _require_one_of("optimizer", settings.optimizer, tuple(sorted(OPTIMIZERS)))
+
+
+def _require_one_of(field: str, value: object, names: tuple[str, ...]) -> None:
+    require(isinstance(value, str) and value in names, field, value, f"one of {', '.join(names)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +40,7 @@ class Pretraining:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require_whole(self, {"epochs": 1, "batch": 1, "seed": 0})
+        require_all_whole(self, epochs=1, batch=1, seed=0)
         _require_rule(self)
 
 
@@ -72,23 +69,30 @@ class Experiment:
     precision: Literal["float32", "float64"] = "float32"
 
     def __post_init__(self) -> None:
-        validate(self.objective)
-        _require_whole(self, {"seed": 0, "steps": 1, "batch": 1, "gradient_examples": 0})
+        # Each part has checked its own numbers when it was made.
+        require(isinstance(self.case, Case | Sweep), "case", self.case, "a Case or a Sweep")
+        require(isinstance(self.model, Transformer | Tabular), "model", self.model, "a Transformer or a Tabular")
+        require(isinstance(self.pretraining, Pretraining), "pretraining", self.pretraining, "a Pretraining")
+        for name, value in validate(self.objective)._asdict().items():
+            require(getattr(value, "ndim", 0) == 0, f"objective.{name}", value, "one number, not a stack")
+        require_all_whole(self, seed=0, steps=1, batch=1, gradient_examples=0)
         _require_rule(self)
-        terms = ("none", *RETAIN_LOSSES)
-        require(self.retain_term in terms, "retain_term", self.retain_term, f"one of {terms}")
-        require(self.retain_weight >= 0, "retain_weight", self.retain_weight, "a number of at least 0")
+        _require_one_of("retain_term", self.retain_term, ("none", *RETAIN_LOSSES))
+        require_number(self.retain_weight, "retain_weight", lambda number: number >= 0, "a finite number >= 0")
         require(
             (self.retain_weight > 0) == (self.retain_term != "none"),
             "retain_weight",
             self.retain_weight,
             f"positive exactly where there is a retain term (retain_term is {self.retain_term!r})",
         )
-        for step in self.recorded or ():
-            require(0 <= step <= self.steps, "recorded", step, f"steps from 0 to steps = {self.steps}")
+        if self.recorded is not None:
+            allowed = f"None or a tuple of steps from 0 to steps = {self.steps}"
+            whole = isinstance(self.recorded, tuple) and all(is_whole(step, 0, self.steps) for step in self.recorded)
+            require(whole, "recorded", self.recorded, allowed)
+            object.__setattr__(self, "recorded", tuple(map(int, self.recorded)))
         if self.test_examples is not None:
-            _require_whole(self, {"test_examples": 1})
-        require(self.precision in ("float32", "float64"), "precision", self.precision, "'float32' or 'float64'")
+            require_all_whole(self, test_examples=1)
+        _require_one_of("precision", self.precision, ("float32", "float64"))
         require(
             self.model.states == self.case.states,
             "model.states",

@@ -31,7 +31,7 @@ from torch.nn.functional import logsigmoid
 
 from markov.batching import generator
 from markov.diagnostics import method_name
-from markov.errors import require
+from markov.errors import is_whole, require, require_number, require_whole
 from markov.objectives import Objective, SequenceLogProbs, stack, validate
 
 COLUMNS: dict[str, str] = {
@@ -53,7 +53,7 @@ COLUMNS: dict[str, str] = {
     "weight": "mean of d loss / d logp over the forget data",
     "risen": "share of the forget data that is more probable than under the reference",
 }
-POSITIVE, LEAST = "a finite number > 0", "a whole number of at least"
+POSITIVE = "a finite number > 0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +73,11 @@ class LogisticWorld:
 
     def __post_init__(self) -> None:
         for name in ("dimension", "width", "forget_count", "retain_count", "test_count", "steps"):
-            value = getattr(self, name)
-            require(isinstance(value, int) and value >= 1, name, value, f"{LEAST} 1")
-        require(isinstance(self.seed, int) and self.seed >= 0, "seed", self.seed, f"{LEAST} 0")
-        require(0 <= self.alpha < np.inf, "alpha", self.alpha, "a finite number >= 0")
-        require(bool(np.isfinite(self.shift)), "shift", self.shift, "a finite number")
-        require(0 < self.learning_rate < np.inf, "learning_rate", self.learning_rate, POSITIVE)
+            require_whole(getattr(self, name), name, 1)
+        require_whole(self.seed, "seed")
+        require_number(self.alpha, "alpha", lambda number: number >= 0, "a finite number >= 0")
+        require_number(self.shift, "shift", lambda number: True, "a finite number")
+        require_number(self.learning_rate, "learning_rate", lambda number: number > 0, POSITIVE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +95,11 @@ class Unlearning:
 
     def __post_init__(self) -> None:
         validate(self.objective)
-        require(0 < self.learning_rate < np.inf, "learning_rate", self.learning_rate, POSITIVE)
+        require_number(self.learning_rate, "learning_rate", lambda number: number > 0, POSITIVE)
         for name in ("forget_weight", "retain_weight"):
-            require(0 <= getattr(self, name) < np.inf, name, getattr(self, name), "a finite number >= 0")
+            require_number(getattr(self, name), name, lambda number: number >= 0, "a finite number >= 0")
         steps = self.recorded
-        whole = len(steps) > 0 and all(isinstance(step, int) and step >= 0 for step in steps)
+        whole = isinstance(steps, tuple) and len(steps) > 0 and all(map(is_whole, steps))
         ordered = whole and list(steps) == sorted(set(steps))
         require(ordered, "recorded", steps, "different whole numbers of at least 0, in order")
 
@@ -172,7 +171,8 @@ def descend(data: Data, start: Tensor, runs: Sequence[Unlearning]) -> Float[Tens
     numbers = [[run.learning_rate, run.forget_weight, run.retain_weight] for run in runs]
     rate, forgetting, retaining = np.array(numbers).T[..., None]
     law, before, recorded = _stacked(runs), _logp(data.forget, start), runs[0].recorded
-    length, sign, label = torch.ones_like(before), 2 * data.forget.label - 1, data.forget.label
+    sign, label, before = 2 * data.forget.label - 1, data.forget.label, before.expand(len(runs), -1)
+    length = torch.ones_like(before)
     # Products in numpy: several times as fast for so few rows, and faster still where both factors lie in order.
     phi, kept, kept_label = data.forget.features.numpy(), data.retain.features.numpy(), data.retain.label.numpy()
     across, both = np.ascontiguousarray(kept.T), bool(retaining.any())
@@ -207,7 +207,7 @@ def measure(data: Data, pair: Pair, runs: Sequence[Unlearning], path: Tensor) ->
         "kl_to_reference": distance(data.forget_test, pair.reference),
         "parameter_distance": moved.norm(dim=-1),
         "logit_distance": (moved @ data.forget.features.T).square().mean(-1).sqrt(),
-        "weight": _stacked(runs).weight(SequenceLogProbs(logp, torch.ones_like(ref), ref)).mean(-1),
+        "weight": _stacked(runs).weight(SequenceLogProbs(logp, torch.ones_like(logp), ref.expand_as(logp))).mean(-1),
         "risen": (logp > ref).double().mean(-1),
     }
 

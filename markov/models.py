@@ -17,7 +17,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional
 
-from markov.errors import require
+from markov.errors import require, require_all_whole, require_number
 
 Parameters = Mapping[str, Tensor]
 
@@ -51,7 +51,7 @@ class Tabular:
     states: int = 10
 
     def __post_init__(self) -> None:
-        _require_whole(self.states, 2, "states")
+        require_all_whole(self, states=2)
 
     def init(self, seed: int) -> dict[str, Tensor]:
         """A table of zeros, the uniform chain, whatever the seed."""
@@ -85,14 +85,14 @@ class Transformer:
     position_std: float = 0.02
 
     def __post_init__(self) -> None:
-        for field in ("context", "width", "depth", "heads", "mlp_width"):
-            _require_whole(getattr(self, field), 1, field)
-        _require_whole(self.states, 2, "states")
+        require_all_whole(self, context=1, width=1, depth=1, heads=1, mlp_width=1, states=2)
         require(self.width % self.heads == 0, "heads", self.heads, f"a divisor of width = {self.width}")
         require(self.norm in ("pre", "post"), "norm", self.norm, "'pre' or 'post'")
         require(self.activation in ("gelu", "relu"), "activation", self.activation, "'gelu' or 'relu'")
+        for field in ("output_projection", "attention_bias"):
+            require(isinstance(getattr(self, field), bool), field, getattr(self, field), "True or False")
         for field in ("token_std", "position_std"):
-            require(0 < getattr(self, field) < math.inf, field, getattr(self, field), "a positive number")
+            require_number(getattr(self, field), field, lambda number: number > 0, "a positive number")
 
     @classmethod
     def released(cls, *, states: int = 10, context: int = 19) -> Transformer:
@@ -174,11 +174,6 @@ class Transformer:
     def _mlp(self, parameters: Parameters, block: int, x: Tensor, time: int) -> Tensor:
         act = functional.gelu if self.activation == "gelu" else functional.relu
         return _linear(parameters, f"{block}.down", act(_linear(parameters, f"{block}.up", x)))
-
-
-def _require_whole(value: object, least: int, field: str) -> None:
-    whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
-    require(whole, field, value, f"a whole number of at least {least}")
 
 
 def _lookup(table: Float[Tensor, "runs rows width"], tokens: Int64[Tensor, "runs batch time"]) -> Tensor:

@@ -12,22 +12,30 @@ With `logp` = log pi_theta(y|x) and `ref` = log pi_ref(y|x) in nats, summed over
     beta -> 0                     gradient ascent   (weight 1/length**normalize, times 2 * sigmoid(gamma))
 
 `beta = 0` is that limit itself, not an approximation of it. The law needs length >= 1: see `check_nonempty`.
+
+What is checked where: every method of the law refuses responses of unequal shapes and plain numbers outside the family,
+which costs no look at a tensor, so that symbols and `torch.func.vmap` pass. What tensors hold is looked at once, where
+numbers enter: by `SequenceLogProbs.of` and `check_logprobs` for responses, by `validate` and `stack` for objectives.
+Within a training nothing looks at values: there a number that is not finite is a divergence, which the run reports.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from markov.errors import InvalidInput, require
+from markov.errors import InvalidInput, require, require_number
 
 Number = float | Tensor
+Values = Number | Sequence[float] | np.ndarray
 
 # (reference, normalize) of the 2x2, and normalize alone at beta = 0, where the reference is a mere constant.
 CORNERS = {
@@ -44,17 +52,31 @@ ALLOWED = {
     "reference": (0.0, 1.0, "a number in [0, 1]"),
     "normalize": (0.0, 1.0, "a number in [0, 1]"),
 }
+# A sum of log-probabilities may come out above 0 by rounding, by far less than this per token (nats).
+ROUNDING = 1e-4
 
 
 class SequenceLogProbs(NamedTuple):
     """What the law needs to know of each response: three finite tensors of one shape and floating dtype.
 
-    `logp` and `ref` are total log-probabilities (nats); `length` counts the scored tokens.
+    `logp` and `ref` are total log-probabilities (nats); `length` counts the scored tokens. The bare constructor takes
+    them as they are, as training and `torch.func.vmap` need it; `of` takes numbers from anywhere else, and checks them.
     """
 
     logp: Float[Tensor, "*batch"]
     length: Float[Tensor, "*batch"]
     ref: Float[Tensor, "*batch"]
+
+    @classmethod
+    def of(cls, logp: Values, length: Values, ref: Values = 0.0) -> SequenceLogProbs:
+        """Make responses of numbers, lists, arrays or tensors, and check them as `check_logprobs` does.
+
+        A single number of `length` or `ref` stands for all responses. Everything has the dtype and device of `logp`,
+        which is float64 unless it is a floating tensor. Raises `InvalidInput` for anything that is not so.
+        """
+        first = _tensor("logp", logp, None)
+        others = (_tensor(name, value, first) for name, value in (("length", length), ("ref", ref)))
+        return check_logprobs(cls(first, *(x.expand(first.shape) if x.ndim == 0 else x for x in others)))
 
     @classmethod
     def from_logits(
@@ -103,6 +125,55 @@ def check_nonempty(length: Tensor, *, field: str = "length") -> None:
         raise InvalidInput(field, f"0 scored tokens at index {tuple(empty[0])}", allowed)
 
 
+def check_logprobs(seq: SequenceLogProbs) -> SequenceLogProbs:
+    """Return the responses if they can be any; else raise `InvalidInput` naming the field and the first bad value.
+
+    That is: three floating tensors of one shape; `logp` and `ref` finite and not above 0, but for rounding; `length` a
+    whole number of at least 1. It looks at values: `torch.func.vmap` refuses that for mapped tensors.
+    """
+    for name, values in seq._asdict().items():
+        proper = isinstance(values, Tensor) and values.is_floating_point()
+        require(proper, name, getattr(values, "dtype", values), "a tensor of floating dtype")
+    _check_shapes(seq)
+    for name, values in seq._asdict().items():
+        _require_all(values.isfinite(), name, values, "finite numbers")
+    check_nonempty(seq.length)
+    whole = (seq.length >= 1) & (seq.length == seq.length.round())
+    _require_all(whole, "length", seq.length, "at least 1 scored token, a whole number of them")
+    for name, values in (("logp", seq.logp), ("ref", seq.ref)):
+        low = values <= ROUNDING * seq.length
+        _require_all(low, name, values, "log-probabilities, in nats: at most 0")
+    return seq
+
+
+def _require_all(holds: Tensor, field: str, values: Tensor, allowed: str) -> None:
+    """Raise `InvalidInput` with the first value of which `holds` is false, and where it stands."""
+    if places := (~holds).nonzero().tolist():
+        where = f"{len(places)} of {values.numel()} are not, the first at index {tuple(places[0])}"
+        raise InvalidInput(field, float(values[tuple(places[0])]), f"{allowed} ({where})")
+
+
+def _tensor(field: str, value: object, like: Tensor | None) -> Tensor:
+    """Numbers as a tensor of the dtype and device of another one; raises `InvalidInput` for what are none."""
+    try:
+        numbers = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInput(field, value, "numbers") from error
+    real = numbers.dtype != torch.bool and not numbers.is_complex()
+    require(real, field, numbers.dtype, "numbers")
+    if like is not None:
+        return numbers.to(like)
+    return numbers if isinstance(value, Tensor) and numbers.is_floating_point() else numbers.double()
+
+
+def _check_shapes(seq: SequenceLogProbs) -> None:
+    """Raise `InvalidInput` unless all fields that are tensors have one shape: else they would broadcast silently."""
+    shapes = {name: tuple(x.shape) for name, x in seq._asdict().items() if isinstance(x, Tensor)}
+    if len(set(shapes.values())) > 1:
+        shown = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise InvalidInput("logp, length and ref", shown, "tensors of one shape")
+
+
 class Objective(NamedTuple):
     """One member of the family, or many: four numbers, or four tensors that broadcast against `*batch`.
 
@@ -116,7 +187,14 @@ class Objective(NamedTuple):
     normalize: Number = 0.0
 
     def score(self, seq: SequenceLogProbs) -> Float[Tensor, "*batch"]:
-        """u = (logp - reference * ref) / length**normalize, in nats (nats per token where normalize = 1)."""
+        """u = (logp - reference * ref) / length**normalize, in nats (nats per token where normalize = 1).
+
+        This and all that follows from it raise `InvalidInput` for tensors of unequal shapes and for plain numbers that
+        no objective of the family has.
+        """
+        _check_shapes(seq)
+        for name, value in zip(self._fields, self, strict=True):
+            check_plain(name, value, ALLOWED[name])
         return (seq.logp - self.reference * seq.ref) / seq.length**self.normalize
 
     def logit(self, seq: SequenceLogProbs) -> Float[Tensor, "*batch"]:
@@ -161,9 +239,10 @@ class Objective(NamedTuple):
         """The law with the numbers of one example, the `index`-th; raises `InvalidInput` if there is none."""
         count = seq.logp.numel()
         require(-count <= index < count, "index", index, f"{-count} to {count - 1}")
-        for name, value in self._asdict().items():
+        _check_shapes(seq)
+        for name, value in validate(self)._asdict().items():
             require(torch.as_tensor(value).numel() == 1, name, value, "one number, not a stack")
-        one = SequenceLogProbs(*(x.detach().reshape(-1)[index] for x in seq))
+        one = check_logprobs(SequenceLogProbs(*(x.detach().reshape(-1)[index] for x in seq)))
         of_one = (f(one) for f in (self.score, self.logit, self.loss, self.weight))
         shown = (f"{float(x):.6g}" for x in (*one, one.logp / one.length, *of_one, *self))
         logp, length, ref, mean, u, z, loss, weight, beta, gamma, reference, normalize = shown
@@ -212,14 +291,24 @@ def gradient_ascent(normalize: Number = 0.0) -> Objective:
 
 def validate(objective: Objective) -> Objective:
     """Return the objective if its fields lie where `ALLOWED` says; else raise `InvalidInput`."""
+    require(isinstance(objective, Objective), "objective", objective, "an Objective, such as npo(0.1)")
     for name, value in objective._asdict().items():
         low, high, allowed = ALLOWED[name]
+        check_plain(name, value, ALLOWED[name])
+        require(getattr(value, "dtype", None) not in (torch.bool, np.bool_), name, value, allowed)
         try:
             numbers = torch.as_tensor(value, dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError) as error:
             raise InvalidInput(name, value, allowed) from error
         require(bool((numbers.isfinite() & (low <= numbers) & (numbers <= high)).all()), name, value, allowed)
     return objective
+
+
+def check_plain(field: str, value: object, bounds: tuple[float, float, str]) -> None:
+    """Raise `InvalidInput` for a number out of bounds, None or a text; of tensors and symbols nothing is asked."""
+    low, high, allowed = bounds
+    if value is None or isinstance(value, Real | str):
+        require_number(value, field, lambda number: low <= number <= high, allowed)
 
 
 def stack(

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from markov.errors import require
+from markov.errors import require, require_number
 
 State = dict[str, tuple[Tensor, ...]]
 
@@ -80,9 +80,10 @@ class AdamW:
 
     def __post_init__(self) -> None:
         # With eps = 0 a parameter without gradient, an unseen token's embedding say, would become 0/0.
-        require(0 < self.eps < math.inf, "eps", self.eps, "a positive number")
+        require_number(self.eps, "eps", lambda number: number > 0, "a positive number")
+        require(isinstance(self.correct_eps, bool), "correct_eps", self.correct_eps, "True or False")
         for field in ("beta1", "beta2"):
-            require(0 <= getattr(self, field) < 1, field, getattr(self, field), "a number in [0, 1)")
+            require_number(getattr(self, field), field, lambda number: 0 <= number < 1, "a number in [0, 1)")
 
     def init(self, parameters: Mapping[str, Tensor]) -> State:
         """First and second moments of zero."""

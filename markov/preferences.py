@@ -19,6 +19,7 @@ loss = 2 * sigmoid(gamma) * (forget * u_forgotten - prefer * u_preferred).
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -26,11 +27,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from markov.errors import InvalidInput, require
-from markov.objectives import Number, Objective, SequenceLogProbs, validate
+from markov.objectives import Number, Objective, SequenceLogProbs, check_plain, validate
 
 # reference, normalize, forget, prefer of the corners that are of use, and of those at beta = 0.
 PAIRED_CORNERS = {"dpo": (1.0, 0.0, 1.0, 1.0), "simpo": (0.0, 1.0, 1.0, 1.0)}
 PAIRED_LIMITS = {"idk": (0.0, 1.0, 0.0, 1.0)}
+FACTOR = (0.0, math.inf, "a finite number >= 0")  # as `markov.objectives.ALLOWED`, of forget and prefer
 
 
 class PairLogProbs(NamedTuple):
@@ -67,8 +69,16 @@ class Preference(NamedTuple):
         return Objective(*self[:4])
 
     def score(self, pair: PairLogProbs) -> Float[Tensor, "*batch"]:
-        """forget * u_forgotten - prefer * u_preferred, in nats (nats per token where normalize = 1)."""
+        """forget * u_forgotten - prefer * u_preferred, in nats (nats per token where normalize = 1).
+
+        This and all that follows from it raise `InvalidInput` as `Objective.score` does, and for two responses of
+        unequal shapes.
+        """
         own = self.objective
+        shapes = [tuple(one.logp.shape) for one in pair if isinstance(one.logp, Tensor)]
+        require(len(set(shapes)) <= 1, "forgotten and preferred", shapes, "responses of one shape")
+        for name, value in (("forget", self.forget), ("prefer", self.prefer)):
+            check_plain(name, value, FACTOR)
         return self.forget * own.score(pair.forgotten) - self.prefer * own.score(pair.preferred)
 
     def logit(self, pair: PairLogProbs) -> Float[Tensor, "*batch"]:
@@ -107,7 +117,10 @@ Forgetting = Objective | Preference
 
 def paired(objective: Forgetting) -> Preference:
     """The same objective as one of pairs; an `Objective` prefers nothing, and its numbers stay the same."""
-    return objective if isinstance(objective, Preference) else Preference(*objective, forget=1.0, prefer=0.0)
+    if isinstance(objective, Preference):
+        return objective
+    require(isinstance(objective, Objective), "objective", objective, "an Objective or a Preference")
+    return Preference(*objective, forget=1.0, prefer=0.0)
 
 
 def dpo(beta: Number) -> Preference:
@@ -127,6 +140,7 @@ def idk() -> Preference:
 
 def validate_pair(preference: Preference) -> Preference:
     """Return the objective if its fields lie where they may; else raise `InvalidInput`, also if nothing enters."""
+    require(isinstance(preference, Preference), "objective", preference, "a Preference, such as dpo(0.1)")
     validate(preference.objective)
     for name in ("forget", "prefer"):
         value = getattr(preference, name)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from markov.cases import component_generator, paper_chain
 from markov.chains import MarkovChain, Mixture
-from markov.errors import require
+from markov.errors import is_number, is_whole, require, require_all_whole, require_whole
 from markov.studies import Data
 
 
@@ -42,15 +42,17 @@ class Sweep:
     alone: str | None = None
 
     def __post_init__(self) -> None:
-        for field in ("tokens", "retain_scored", "retain_tokens", "forget_count", "test_count", "set_size"):
-            value = getattr(self, field)
-            require(_is_count(value), field, value, "a whole number of at least 1")
+        require(isinstance(self.name, str), "name", self.name, "a text")
+        counts = ("tokens", "retain_scored", "retain_tokens", "forget_count", "test_count", "set_size")
+        require_all_whole(self, **dict.fromkeys(counts, 1))
         # Tuples, since a sweep is a value: models and results are looked up by it.
-        whole = isinstance(self.scored, tuple) and all(map(_is_count, self.scored))
+        whole = isinstance(self.scored, tuple) and all(is_whole(count, 1) for count in self.scored)
         require(whole and len(self.scored) >= 1, "scored", self.scored, "a tuple of whole numbers of at least 1")
+        object.__setattr__(self, "scored", tuple(map(int, self.scored)))
         paired = isinstance(self.shares, tuple) and len(self.shares) == len(self.scored)
         require(paired, "shares", self.shares, f"a tuple, one for each of {len(self.scored)}")
-        require(all(0 <= share <= 1 for share in self.shares), "shares", self.shares, "numbers from 0 to 1")
+        proper = all(is_number(share) and 0 <= share <= 1 for share in self.shares)
+        require(proper, "shares", self.shares, "numbers from 0 to 1")
         most = self.tokens // max(self.scored)
         require(self.forget_count <= most, "forget_count", self.forget_count, f"at most tokens / max(scored) = {most}")
         names = tuple(self._forget)
@@ -106,7 +108,7 @@ class Sweep:
 
     def sample(self, seed: int) -> Data:
         """Draw every component; its tokens depend on the seed, its chain, its length and its own count only."""
-        require(isinstance(seed, int) and seed >= 0, "seed", seed, "a non-negative integer")
+        require_whole(seed, "seed")
         train, test = {}, {}
         for place, (name, scored) in enumerate({"retain": self.retain_scored, **self._forget}.items()):
             count = (self.tokens if place else self.retain_tokens) // scored
@@ -139,10 +141,6 @@ class Sweep:
     def _shown(self) -> list[int]:
         counts = (self.tokens // scored for scored in self.scored)
         return [round(share * count) for share, count in zip(self.shares, counts, strict=True)]
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 LENGTHS = Sweep(name="lengths", scored=(2, 5, 10, 20, 40, 80), shares=(1.0,) * 6)

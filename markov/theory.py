@@ -22,7 +22,7 @@ from jaxtyping import Float
 from scipy import special
 
 from markov.errors import require
-from markov.objectives import Objective
+from markov.objectives import Objective, validate
 
 Array = Float[np.ndarray, "*batch"]
 
@@ -38,11 +38,11 @@ def theta(objective: Objective, length: Any, time: Any, start: Any = -1.0) -> Ar
     """Per-token log-probability at a time of gradient flow (nats); the reference is the start.
 
     theta(t) = theta_0 + (z(t) - z_0) / a, and theta_0 - 2 sigmoid(gamma) |y|^(1 - normalize) t at beta = 0. Raises
-    `InvalidInput` for a length below 1 or a negative time.
+    `InvalidInput` for an objective or a start that cannot be, a length below 1 or a negative time.
     """
-    beta, gamma, _, normalize = (np.asarray(field, dtype=float) for field in objective)
+    beta, gamma, _, normalize = (np.asarray(field, dtype=float) for field in validate(objective))
     length, time, start = (np.asarray(value, dtype=float) for value in (length, time, start))
-    _check(length, time, "time")
+    _check(length, time, "time", start)
     scale = length ** (1 - normalize)
     first, slope = _logit(objective, length, start), np.where(beta > 0, beta, 1.0) * scale
     # omega's argument overflows where z is very negative; there the flow has all but stopped.
@@ -58,9 +58,9 @@ def time_to_forget(objective: Objective, length: Any, fall: Any, start: Any = -1
     t = (e^-z1 - e^-z0 + a fall) / k with z1 = z0 - a fall; fall / (2 sigmoid(gamma) |y|^(1 - normalize)) at beta = 0;
     inf beyond floating-point range. Raises `InvalidInput` for a length below 1 or a negative fall.
     """
-    beta, gamma, _, normalize = (np.asarray(field, dtype=float) for field in objective)
+    beta, gamma, _, normalize = (np.asarray(field, dtype=float) for field in validate(objective))
     length, fall, start = (np.asarray(value, dtype=float) for value in (length, fall, start))
-    _check(length, fall, "fall")
+    _check(length, fall, "fall", start)
     scale, known = length ** (1 - normalize), np.where(beta > 0, beta, 1.0)
     first, drop = _logit(objective, length, start), known * scale * fall
     with np.errstate(over="ignore", invalid="ignore"):
@@ -76,7 +76,7 @@ def divergence(objective: Objective, length: Any) -> Divergence:
     From omega(s) ~ s: z ~ -log(k t) whatever the start. The NPO paper's Theorem 2 proves the two rates for a logistic
     model with nearly orthogonal features; here the constants are exact.
     """
-    beta, gamma, _, normalize = (np.asarray(field, dtype=float) for field in objective)
+    beta, gamma, _, normalize = (np.asarray(field, dtype=float) for field in validate(objective))
     scale = np.asarray(length, dtype=float) ** (1 - normalize)
     _check(np.asarray(length, dtype=float), np.zeros(()), "time")
     known = np.where(beta > 0, beta, 1.0)
@@ -90,6 +90,9 @@ def _logit(objective: Objective, length: Array, start: Array) -> Array:
     return beta * (1 - reference) * start * length ** (1 - normalize) + gamma
 
 
-def _check(length: Array, value: Array, field: str) -> None:
-    require(bool((length >= 1).all()), "length", float(length.min()), "at least 1 scored token")
+def _check(length: Array, value: Array, field: str, start: Array | float = 0.0) -> None:
+    require(bool((np.isfinite(length) & (length >= 1)).all()), "length", float(length.min()), "at least 1 scored token")
     require(bool((value >= 0).all()), field, float(value.min()), "at least 0")
+    start = np.asarray(start, dtype=float)
+    proper = bool((np.isfinite(start) & (start <= 0)).all())
+    require(proper, "start", float(start.max()), "a finite log-probability per token, at most 0")

@@ -27,7 +27,7 @@ from markov.batching import (
     pieces,
     take,
 )
-from markov.errors import require
+from markov.errors import require, require_whole
 from markov.models import Model, Parameters, stack_parameters
 from markov.objectives import Objective, SequenceLogProbs, stack
 from markov.optimizers import Optimizer
@@ -103,7 +103,8 @@ def unlearn(
     parameters)` is called before every step and at the end; what it raises ends the run. Raises `InvalidInput` for runs
     whose data differ in shape.
     """
-    require(steps >= 1, "steps", steps, "a whole number of at least 1")
+    require_whole(steps, "steps", 1)
+    require_whole(batch, "batch", 1)
     for field in ("forget", "retain"):
         common_count(model, [getattr(run, field) for run in runs], field)
     sizes = {tuple(tuple(probe.tokens.shape) for probe in run.probes) for run in runs}
