@@ -17,7 +17,7 @@ from llm.encoding import BUDGET, MAX_LENGTH, Encoded, encode_examples
 from llm.logs import Answers, EvaluationLog
 from llm.models import LanguageModel
 from llm.score_tables import score_table
-from llm.scoring import score_encoded
+from llm.scoring import Named, score_encoded
 from markov.errors import InvalidInput, require
 
 LAYOUT = "scored"
@@ -40,7 +40,9 @@ def answer_log(
     """
     columns = _encoded(language, examples, max_length)
     flat = [one for column in columns for one in column]
-    seq = score_encoded(language.model, flat, budget=budget, progress=progress)
+    kinds = ("gold", "paraphrased", *(f"{PERTURBED}{place}" for place in range(len(columns) - 2)))
+    named = Named([f"{example.index} ({kind})" for kind in kinds for example in examples], language.name)
+    seq = score_encoded(language.model, flat, budget=budget, progress=progress, named=named)
     # A column per kind of answer: the response, its paraphrase, then the perturbed ones.
     shape = (len(columns), len(examples))
     total, length = (part.double().reshape(shape).numpy() for part in (-seq.logp, seq.length))
@@ -128,7 +130,11 @@ def scores(
     budget: int = BUDGET,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """`index`, `logp` (nats) and `length` of each example's response: see `llm.score_tables`."""
+    """`index`, `logp` (nats) and `length` of each example's response: see `llm.score_tables`.
+
+    Raises `InvalidInput` as `encode_examples` and `score_encoded` do.
+    """
     encoded = responses(language, examples, max_length=max_length)
-    seq = score_encoded(language.model, encoded, budget=budget, progress=progress)
+    named = Named([example.index for example in examples], language.name)
+    seq = score_encoded(language.model, encoded, budget=budget, progress=progress, named=named)
     return score_table(seq, np.array([example.index for example in examples]))

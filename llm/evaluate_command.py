@@ -47,6 +47,9 @@ class Evaluate(ModelOptions):
     """Do not warn of two logs with the same losses."""
     max_new_tokens: int = 200
     """With --model: tokens of an answer that it writes."""
+    words: Literal["latin", "any"] = "latin"
+    """With --model: what ROUGE takes for words; latin, runs of a to z and 0 to 9, is what every published number has,
+    any counts words of every script, and characters of those that write no blanks."""
     legacy: bool = False
     """With --model: also write the layout of TOFU's released code."""
     json: bool = False
@@ -134,7 +137,8 @@ def _of_model(command: Evaluate) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog 
         check_same_vocabulary(language.tokenizer, other.tokenizer, "retrained")
         retrained = answer_log(other, sets.forget, **options)
         del other
-    logs = evaluate_model(language, sets, max_new_tokens=command.max_new_tokens, **options)
+    with _plain_warnings():
+        logs = evaluate_model(language, sets, max_new_tokens=command.max_new_tokens, words=command.words, **options)
     if command.shared and retrained is not None:
         logs, retrained = _shared(logs, retrained)
     frame = _measured(command, logs, retrained)

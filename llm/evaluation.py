@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from llm.answers import answer_log
 from llm.corpora import Example
@@ -12,7 +13,7 @@ from llm.generation import NEW_TOKENS, generate
 from llm.logs import EvaluationLog
 from llm.measures import TofuLogs
 from llm.models import LanguageModel
-from llm.rouge import rouge
+from llm.rouge import check_words, rouge
 from llm.tofu import TofuSets, checked
 
 
@@ -23,15 +24,19 @@ def evaluate(
     max_new_tokens: int = NEW_TOKENS,
     max_length: int = MAX_LENGTH,
     budget: int = BUDGET,
+    words: str = "latin",
     progress: bool = True,
 ) -> TofuLogs:
     """The model's logs of the four sets, every value keyed by the index of its example.
 
-    A generation without words is a bad answer, not an error: its ROUGE is 0, and `empty_generations` counts them.
-    Raises `InvalidInput` for examples without wrong answers and, as `answer_log` and `generate` do, before any work.
+    A generation without words is a bad answer, not an error: its ROUGE is 0, and `empty_generations` counts them. What
+    a word is, `words`, and what is warned of is said in `llm.rouge`. Raises `InvalidInput` for examples without wrong
+    answers and for other `words`, before any work, and as `answer_log` and `generate` do.
     """
     checked(sets)
-    options = {"max_new_tokens": max_new_tokens, "max_length": max_length, "budget": budget, "progress": progress}
+    check_words(words)
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "max_length": max_length, "words": words}
+    options |= {"budget": budget, "progress": progress}
     return TofuLogs(*(task_log(language, examples, **options) for examples in sets))
 
 
@@ -42,9 +47,13 @@ def task_log(
     max_new_tokens: int = NEW_TOKENS,
     max_length: int = MAX_LENGTH,
     budget: int = BUDGET,
+    words: str = "latin",
     progress: bool = True,
 ) -> EvaluationLog:
     """The model's log of one set: as `answer_log`, with its own answers and their ROUGE."""
+    check_words(words)
+    # Scored first: a model whose numbers are not finite is known before hours of writing.
+    log = answer_log(language, examples, max_length=max_length, budget=budget, progress=progress)
     written = generate(
         language,
         examples,
@@ -53,8 +62,8 @@ def task_log(
         budget=max(budget, WRITING),
         progress=progress,
     )
-    log = answer_log(language, examples, max_length=max_length, budget=budget, progress=progress)
-    return log._replace(generation=written, rouge=rouge([example.response for example in examples], written))
+    truths = [example.response for example in examples]
+    return log._replace(generation=written, rouge=rouge(truths, written, words=words))
 
 
 def empty_generations(logs: TofuLogs) -> dict[str, int]:

@@ -31,14 +31,23 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from scipy import stats
-from torch import Tensor, nn
+from torch import Tensor
 
 from llm.bias import Interval
 from llm.documents import whole
 from llm.encoding import BUDGET, Batch, Encoded, batches
 from llm.models import LanguageModel
-from llm.scoring import check_fits, check_model, evaluating, progress_bar, scored_logits, token_logprobs
-from markov.errors import require
+from llm.scoring import (
+    Named,
+    check_finite,
+    check_fits,
+    check_model,
+    evaluating,
+    progress_bar,
+    scored_logits,
+    token_logprobs,
+)
+from markov.errors import require, require_number
 
 K = 0.4  # MUSE's share of tokens
 NEAR_ZERO = 0.05  # of AUCs to divide by
@@ -64,10 +73,14 @@ class Leakage(NamedTuple):
 def min_k(logprobs: Float[np.ndarray, " tokens"], k: float = K) -> float:
     """Minus the mean of the smallest share `k` of the values, at least one of them, rounded down.
 
-    Raises `InvalidInput` for no value and a share outside (0, 1].
+    Raises `InvalidInput` for no value, one that is not finite, and a share outside (0, 1].
     """
-    require(0 < k <= 1, "k", k, "a share > 0, at most 1")
+    _check_share(k)
+    logprobs = np.asarray(logprobs, dtype=float)
     require(len(logprobs) > 0, "logprobs", logprobs, "at least one")
+    # nan is sorted behind all numbers, where the smallest of them would never meet it.
+    bad = logprobs[~np.isfinite(logprobs)]
+    require(len(bad) == 0, "logprobs", bad[:1].tolist(), f"finite numbers ({len(bad)} of {len(logprobs)} are not)")
     # A product such as 0.29 * 100 may come out just below the whole number that it is.
     count = max(1, math.floor(k * len(logprobs) + 1e-9))
     return float(-np.sort(logprobs)[:count].mean())
@@ -97,9 +110,9 @@ def text_scores(
     pass. `max_length` cuts texts. Raises `InvalidInput` as `whole` and `score_encoded` do, and for a share `k` outside
     (0, 1].
     """
-    require(0 < k <= 1, "k", k, "a share > 0, at most 1")
+    _check_share(k)
     encoded = whole(language.tokenizer, texts, max_length=max_length)
-    found = _tokens(language.model, encoded, budget, standardised, progress)
+    found = _tokens(language, encoded, budget, standardised, progress)
     loss = np.array([-own[0].mean() for own in found])
     columns = {
         "index": np.arange(len(texts)),
@@ -112,14 +125,22 @@ def text_scores(
         columns["min_k_plus_plus"] = [min_k(own[1], k) for own in found]
     if lowered:
         lower = whole(language.tokenizer, [text.lower() for text in texts], max_length=max_length)
-        columns["lower"] = loss / [-own[0].mean() for own in _tokens(language.model, lower, budget, False, progress)]
+        columns["lower"] = loss / [-own[0].mean() for own in _tokens(language, lower, budget, False, progress)]
     return pd.DataFrame(columns)
 
 
+def _check_share(k: float) -> None:
+    require_number(k, "k", lambda number: 0 < number <= 1, "a share > 0, at most 1")
+
+
 def _tokens(
-    model: nn.Module, encoded: Sequence[Encoded], budget: int, standardised: bool, progress: bool
+    language: LanguageModel, encoded: Sequence[Encoded], budget: int, standardised: bool, progress: bool
 ) -> list[list[np.ndarray]]:
-    """log pi of each text's scored tokens and, if wanted, the same standardised."""
+    """log pi of each text's scored tokens and, if wanted, the same standardised.
+
+    Raises `NotFinite` for a text with a token of which one is not finite, by its place among the texts.
+    """
+    model, named = language.model, Named(range(len(encoded)), language.name)
     check_model(model)
     check_fits(model, encoded)
     found: list[list[np.ndarray]] = [[] for _ in encoded]
@@ -130,6 +151,7 @@ def _tokens(
             values = [logprobs, *([_standardised(scored_logits(model, batch), logprobs)] if standardised else [])]
             for part in values:
                 split = part.double().cpu().split(batch.scored.sum(-1).tolist())
+                check_finite("logp", torch.stack([own.sum() for own in split]), model, rows, named)
                 for row, own in zip(rows, split, strict=True):
                     found[row].append(own.numpy())
             bar.update(int(batch.length.sum()))
@@ -138,8 +160,10 @@ def _tokens(
 
 def _standardised(logits: Float[Tensor, "scored vocab"], logprobs: Float[Tensor, " scored"]) -> Tensor:
     laws = logits.to(logprobs.dtype).log_softmax(-1)
-    mean = (laws.exp() * laws).sum(-1)
-    variance = (laws.exp() * laws**2).sum(-1) - mean**2
+    law = laws.exp()
+    laws = laws.masked_fill(law == 0, 0.0)  # 0 log 0 = 0, also of tokens that a model never says
+    mean = (law * laws).sum(-1)
+    variance = (law * laws**2).sum(-1) - mean**2
     return (logprobs - mean) / variance.clamp(min=SMALLEST_VARIANCE).sqrt()
 
 
@@ -151,7 +175,8 @@ def auc(forget: Scores, holdout: Scores) -> Float[np.ndarray, "*resamples"]:
     count, other = forget.shape[-1], holdout.shape[-1]
     require(count > 0 and other > 0, "scores", (count, other), "at least one text in each set")
     pooled = np.concatenate([forget, holdout], -1)
-    require(not np.isnan(pooled).any(), "scores", math.nan, "numbers for all texts")
+    unknown = int(np.isnan(pooled).sum())
+    require(not unknown, "scores", math.nan, f"numbers for all texts ({unknown} are none)")
     ranks = stats.rankdata(pooled, axis=-1)[..., :count].sum(-1)
     return (ranks - count * (count + 1) / 2) / (count * other)
 

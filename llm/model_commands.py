@@ -86,6 +86,7 @@ def score(command: Score) -> None:
     from llm.answers import responses, scores
     from llm.gradients import gradient_norms
     from llm.models import perturbed
+    from llm.scoring import Named, check_finite
     from llm.sources import read
 
     storage.check_writable(command.out, "out")
@@ -96,8 +97,13 @@ def score(command: Score) -> None:
     frame = scores(language, examples, max_length=command.max_length, budget=command.budget)
     if command.gradients:
         encoded = responses(language, examples, max_length=command.max_length)
-        frame["gradient_norm"] = gradient_norms(language.model, encoded).double().numpy()
+        norms = gradient_norms(language.model, encoded).double()
+        named = Named([example.index for example in examples], language.name)
+        check_finite("gradient_norm", norms, language.model, range(len(norms)), named)
+        frame["gradient_norm"] = norms.numpy()
     write(frame, command.out, command)
-    length, mean = frame["length"], -frame["logp"].sum() / frame["length"].sum()
+    # Sums of numpy, unlike those of pandas, do not pass over a nan.
+    length = frame["length"]
+    mean = -frame["logp"].to_numpy().sum() / length.to_numpy().sum()
     shown = f"{len(frame)} responses of {length.min()} to {length.max()} tokens, {mean:.4f} nats per token"
     print(f"{shown}: {command.out}")

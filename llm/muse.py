@@ -34,9 +34,9 @@ from llm.membership import K, Membership, auc_interval, leakage, membership
 from llm.models import LanguageModel
 from llm.muse_data import MuseData, Passage
 from llm.news import QuestionAndAnswer
-from llm.rouge import rouge
+from llm.rouge import Words, check_words, rouge
 from llm.unlearning import Unlearned, Unlearning, unlearn
-from markov.errors import require
+from markov.errors import require, require_all_whole, require_number
 
 STOPS = ("\n\n", "\nQuestion", "Question:")
 COLUMNS = ("measure", "split", "value", "low", "high", "items", "empty")
@@ -47,12 +47,14 @@ BOUNDS = ("value", "low", "high")
 class Measuring:
     """How the measures are taken; the defaults are MUSE's, but for intervals, which it does not have.
 
-    Texts are cut to `max_length` tokens for PrivLeak, if one is given. Raises `InvalidInput` for what cannot be.
+    `words` says what ROUGE takes for a word (see `llm.rouge`). Texts are cut to `max_length` tokens for PrivLeak, if one
+    is given. Raises `InvalidInput` for what cannot be.
     """
 
     verbmem_tokens: int = 128
     knowmem_tokens: int = 32
     k: float = K
+    words: Words = "latin"
     max_length: int | None = None
     budget: int = BUDGET
     resamples: int = 1000
@@ -60,12 +62,12 @@ class Measuring:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for field, least in (("verbmem_tokens", 2), ("knowmem_tokens", 1), ("budget", 1), ("resamples", 100)):
-            value = getattr(self, field)
-            require(isinstance(value, int) and value >= least, field, value, f"a whole number of at least {least}")
-        require(self.max_length is None or self.max_length >= 2, "max_length", self.max_length, "at least 2, or None")
-        require(0 < self.k <= 1, "k", self.k, "a share > 0, at most 1")
-        require(0 < self.level < 1, "level", self.level, "a number between 0 and 1")
+        require_all_whole(self, verbmem_tokens=2, knowmem_tokens=1, budget=1, resamples=100, seed=0)
+        if self.max_length is not None:
+            require_all_whole(self, max_length=2)
+        check_words(self.words)
+        require_number(self.k, "k", lambda number: 0 < number <= 1, "a share > 0, at most 1")
+        require_number(self.level, "level", lambda number: 0 < number < 1, "a number between 0 and 1")
 
 
 class Measured(NamedTuple):
@@ -138,7 +140,7 @@ def _written(
     budget = max(settings.budget, WRITING)
     new = continuations(language.model, tokenizer, tokens, max_new_tokens=count, budget=budget, progress=progress)
     texts = [until_stop(_text(tokenizer, own), stops) for own in new]
-    values = 100 * rouge(truths, texts, stemmer=False)["rougeL_f1"]
+    values = 100 * rouge(truths, texts, stemmer=False, words=settings.words)["rougeL_f1"]
     return pd.DataFrame({"index": np.arange(len(texts)), "value": values, "text": texts})
 
 
@@ -185,6 +187,9 @@ def evaluate_muse(
 
 
 def _mean(values: np.ndarray, settings: Measuring) -> Interval:
+    """The mean with its interval; raises `InvalidInput` for no value, or one that is not finite."""
+    bad = int((~np.isfinite(values)).sum())
+    require(len(values) > 0 and not bad, "values", f"{bad} of {len(values)} not finite", "finite numbers, at least one")
     drawn = np.random.default_rng(settings.seed).integers(len(values), size=(settings.resamples, len(values)))
     bounds = np.quantile(values[drawn].mean(-1), [(1 - settings.level) / 2, (1 + settings.level) / 2])
     return Interval(float(values.mean()), *map(float, bounds))

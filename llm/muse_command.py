@@ -66,6 +66,8 @@ class Muse(ModelOptions):
     """With --unlearn: tokens of a piece of text (default: MUSE's 2048, and 256 for generated news)."""
     max_length: int = 2048
     """Tokens of a text that PrivLeak looks at; a longer one is cut there."""
+    words: Literal["latin", "any"] = "latin"
+    """What ROUGE takes for words: latin, as MUSE has it, runs of a to z and 0 to 9; or any, words of every script."""
     json: bool = False
     """Print one JSON object and nothing else."""
     out: Path = Path("out/muse")
@@ -79,7 +81,7 @@ def muse(command: Muse) -> None:
     from llm.muse_data import generated, read_muse
 
     settings = None if command.unlearn is None else unlearning(command)
-    measuring = Measuring(max_length=command.max_length, budget=command.budget)
+    measuring = Measuring(max_length=command.max_length, budget=command.budget, words=command.words)
     require(command.piece is None or command.piece >= 2, "piece", command.piece, "at least 2 tokens")
     storage.check_writable(command.out, "out", folder=True)
     taken = settings is not None and (command.out / MODEL).exists()

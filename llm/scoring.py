@@ -5,13 +5,16 @@
 The model's head, its widest layer by far, is applied to the scored positions only, and where these are many to some at
 a time, so that the logits of a whole batch never exist. A hook on the head does this within the model's own forward
 pass, so that adapters and wrappers for several devices work as ever. Padding comes last, where nothing sees it.
+
+A score that is not finite says nothing of a model but that its numbers have left their range: entry points that score
+or evaluate refuse it, naming the example and the model. Within a training it is a divergence, which the run reports.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int64
@@ -40,6 +43,17 @@ ELEMENTS = 2**25  # logits held at once: 128 MiB in float32, 256 positions of 12
 CAUSAL = "a causal language model of transformers"
 
 
+class NotFinite(InvalidInput):
+    """A model gave a score that is no finite number: of which example, and which model, is in the message."""
+
+
+class Named(NamedTuple):
+    """What examples and their model are called where a score of theirs is refused."""
+
+    examples: Sequence[object]
+    model: str
+
+
 def score(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -64,12 +78,15 @@ def score_encoded(
     budget: int = BUDGET,
     elements: int = ELEMENTS,
     progress: bool = True,
+    named: Named | None = None,
 ) -> SequenceLogProbs:
     """Log-probabilities of responses (nats; float32 or wider, on the CPU), in the order given, without dropout.
 
     `ref` (nats) is passed on: another model's `logp`, or 0.0 where there is no reference. Batches have about one length
     and `budget` tokens, or one example. Raises `InvalidInput` for no example, a model that is not a causal language
-    model, tokens or lengths beyond the model's own, and a `ref` of another shape.
+    model, tokens or lengths beyond the model's own, and a `ref` of another shape; and `NotFinite`, one of them, at the
+    first batch with a log-probability that is no finite number. It says which by what `named` calls the examples and
+    the model; if not given, by the place of the example and the class of the model.
     """
     check_model(model)
     check_fits(model, encoded)
@@ -78,10 +95,28 @@ def score_encoded(
         for rows in plan:
             batch = Batch.pad([encoded[row] for row in rows])
             found.append(response_logprobs(model, batch, elements=elements))
+            check_finite("logp", found[-1].logp, model, rows, named)
             bar.update(int(batch.length.sum()))
     order = torch.tensor([row for rows in plan for row in rows]).argsort()
     logp, length = (torch.cat([one[field] for one in found]).cpu()[order] for field in (0, 1))
     return _with_reference(logp, length, ref)
+
+
+def check_finite(
+    field: str, values: Float[Tensor, " rows"], model: nn.Module, rows: Sequence[int], named: Named | None = None
+) -> None:
+    """Raise `NotFinite` for the first of the examples `rows` whose value is nan or infinite.
+
+    A token of probability 0 is among them: log 0 is minus infinity. `named` is as in `score_encoded`.
+    """
+    bad = (~values.isfinite()).nonzero().flatten().tolist()
+    if not bad:
+        return
+    row, dtype = rows[bad[0]], str(_embedding(model).dtype).removeprefix("torch.")
+    example, name = (row, type(model).__name__) if named is None else (named.examples[row], named.model)
+    hint = f"; numbers above {torch.finfo(torch.float16).max:.0f} overflow float16: another --dtype may help"
+    allowed = f"a finite number for example {example} under {name} ({dtype}{hint if dtype == 'float16' else ''})"
+    raise NotFinite(field, float(values[bad[0]]), allowed)
 
 
 def response_logprobs(
