@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from llm.diagnostics import named
 from llm.encoding import BUDGET, MAX_LENGTH, TEMPLATES
+from llm.methods import objective
 from markov import storage
-from markov.errors import InvalidInput, require
-from markov.objectives import CORNERS, LIMITS, Objective, validate
-from markov.preferences import PAIRED_CORNERS, PAIRED_LIMITS, Forgetting, Preference, validate_pair
+from markov.errors import require
+from markov.objectives import Objective
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,46 +59,6 @@ def load_model(options: ModelOptions, source: str | None = None) -> LanguageMode
         revision=None if source else options.revision,
         trust_remote_code=options.trust_remote_code,
     )
-
-
-def objective(text: str) -> Objective:
-    """An objective in a word: CORNER:BETA or CORNER:BETA:GAMMA, such as npo:0.1 and simnpo:2.5:0.5, or a limit's name.
-
-    Raises `InvalidInput` for another word.
-    """
-    corner, numbers = _parsed(text, (CORNERS, LIMITS))
-    if corner in LIMITS:
-        return Objective(0.0, normalize=LIMITS[corner])
-    beta, gamma = numbers
-    return validate(Objective(beta, gamma, *CORNERS[corner]))
-
-
-def forgetting(text: str) -> Forgetting:
-    """What may be unlearned by, in a word: an `objective`, or one of pairs: idk, dpo:BETA, simpo:BETA[:GAMMA].
-
-    Raises `InvalidInput` for another word.
-    """
-    corner, numbers = _parsed(text, (CORNERS | PAIRED_CORNERS, LIMITS | PAIRED_LIMITS))
-    if corner in PAIRED_LIMITS:
-        return Preference(0.0, 0.0, *PAIRED_LIMITS[corner])
-    if corner not in PAIRED_CORNERS:
-        return objective(text)
-    beta, gamma = numbers
-    return validate_pair(Preference(beta, gamma, *PAIRED_CORNERS[corner]))
-
-
-def _parsed(text: str, known: tuple[Iterable[str], Iterable[str]]) -> tuple[str, tuple[float, ...]]:
-    """A name with its beta and gamma, if it is one of the former that are known; of the latter, which take none."""
-    name, *numbers = text.split(":")
-    corners, limits = known
-    form = f"CORNER:BETA[:GAMMA] with a corner of {', '.join(corners)}, or {' or '.join(limits)}"
-    if name in limits and not numbers:
-        return name, ()
-    require(name in corners and 1 <= len(numbers) <= 2, "objective", text, form)
-    try:
-        return name, tuple(float(number) for number in (*numbers, 0.0)[:2])
-    except ValueError:
-        raise InvalidInput("objective", text, form) from None
 
 
 def objectives(words: Sequence[str]) -> dict[str, Objective]:

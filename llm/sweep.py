@@ -100,13 +100,7 @@ class Run:
     def unlearning(self) -> Unlearning:
         """Its settings where it has a method."""
         assert self.method is not None
-        return Unlearning(
-            objective=self.method.objective,
-            optimization=self.optimization,
-            retain_term=self.method.retain_term,
-            retain_weight=self.method.retain_weight,
-            retain_probe=self.retain_probe,
-        )
+        return self.method.unlearning(self.optimization, retain_probe=self.retain_probe)
 
 
 def sweep(
@@ -145,6 +139,7 @@ def _described(run: Run) -> dict[str, Any]:
     if run.method is None:
         return known | {"title": "task vector"}
     known |= {name: getattr(run.method.objective, name) for name in METHODS[run.method.name].takes}
+    known |= run.method.numbers  # a margin, where a word gives one to a method whose grid has none
     known |= {"retain_weight": run.method.retain_weight} if run.method.retain_term != "none" else {}
     return known | {"title": METHODS[run.method.name].title}
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from llm.options import DEFAULTS, ModelOptions, forgetting, load_model, objectives, write
+from llm.methods import method
+from llm.options import DEFAULTS, ModelOptions, load_model, objectives, write
 from llm.score_tables import beside, read_scores
 from markov import storage
 from markov.errors import require
@@ -121,7 +122,7 @@ def unlearning(command: Unlearn) -> Unlearning:
 
     given = {field.name: getattr(command, field.name) for field in fields(Optimization) if field.name in vars(command)}
     return Unlearning(
-        objective=forgetting(command.objective),
+        objective=method(command.objective, field="objective").objective,
         optimization=Optimization(**given),
         retain_term=command.retain_term,
         retain_weight=command.retain_weight,
