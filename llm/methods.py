@@ -201,6 +201,30 @@ def parsed(word: str, field: str = "method") -> tuple[str, list[float], float | 
         raise InvalidInput(field, word, _form_of(name)) from None
 
 
+def retaining(
+    word: str, term: RetainTerm | None, weight: float | None, *, otherwise: float = 1.0, field: str = "objective"
+) -> tuple[RetainTerm, float]:
+    """The retain term of a word and its lambda, beside options that may say them in the word's place.
+
+    Where neither says lambda it is `otherwise`. Raises `InvalidInput` for a lambda that both say, or that would weigh
+    nothing.
+    """
+    name, _, own = parsed(word, field)
+    chosen = term or METHODS[name].retain_term
+    require(own is None or weight is None, "retain_weight", weight, f"left out with {word}, which says it")
+    allowed = f"left out with {word} and no retain term; --retain-term names one"
+    require(chosen != "none" or weight is None, "retain_weight", weight, allowed)
+    found = weight if own is None else own
+    return chosen, otherwise if found is None else found
+
+
+def described(word: str, settings: Unlearning) -> str:
+    """How a model unlearns by a method, in a line, with what nobody said."""
+    term, rate = settings.retain_term, settings.optimization.learning_rate
+    kept = "no retain term" if term == "none" else f"{term} with lambda = {settings.retain_weight:g}"
+    return f"{word.partition('@')[0]}, {kept}, learning rate {rate:g}"
+
+
 def _form_of(name: str) -> str:
     """The form of the words that name one method."""
     form = METHODS[name]

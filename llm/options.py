@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from llm.diagnostics import named
 from llm.encoding import BUDGET, MAX_LENGTH, TEMPLATES
 from llm.methods import objective
+from llm.names import is_small
 from markov import storage
 from markov.errors import require
 from markov.objectives import Objective
@@ -29,8 +30,8 @@ class ModelOptions:
     """Which model, and how it is run."""
 
     model: str = "authors:original"
-    """A folder, a hub id, a ready-made name, or a model made here: authors:original, authors:retrained (never saw the
-    forget data) or authors:partial (saw half of it)."""
+    """A folder, a hub id, a ready-made name, or a model made here, authors:KIND[:PERCENT[:SEED]] or news:KIND[:SEED]:
+    authors:original, authors:retrained (never saw the tenth to forget) or authors:partial (saw half of it)."""
     template: Literal["auto", "plain", "llama2_chat", "chat"] = "auto"
     """How prompt and response are written (default: as the model was trained)."""
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
@@ -45,6 +46,21 @@ class ModelOptions:
     """Tokens that prompt and response may have; a longer one is refused, never cut silently."""
     budget: int = BUDGET
     """Tokens of a batch, padding included; changes speed and memory, never a number beyond rounding."""
+
+
+def chosen_rate(given: float | None, model: str, small: float, large: float = 1e-5) -> float:
+    """The step size that was given; else the one that models of such a size take (see `llm.names.is_small`)."""
+    if given is not None:
+        return given
+    return small if is_small(model) else large
+
+
+def left_out(command: Any, names: Iterable[str], allowed: str) -> None:
+    """Raise `InvalidInput` for the first of these options that was given, since it would change nothing."""
+    for field in fields(command):
+        if field.name in names:
+            value = getattr(command, field.name)
+            require(value == field.default, field.name, str(value) if isinstance(value, Path) else value, allowed)
 
 
 def load_model(options: ModelOptions, source: str | None = None) -> LanguageModel:
