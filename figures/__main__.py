@@ -114,12 +114,15 @@ class Arguments:
     """For the figures of language models: a folder or hub id to unlearn under the four corners."""
     retrained: str | None = None
     """With --model: the same retrained without the forget data; llm_bias and llm_truth_ratio need it."""
-    data: str = "tofu:forget10"
-    """With --model: what is to be forgotten, tofu:SPLIT, authors:SPLIT or a file."""
-    retain_data: str = "tofu:retain90"
-    """With --model: what is to stay."""
-    learning_rate: float = 1e-5
-    """With --model: largest step size of AdamW."""
+    data: str | None = None
+    """With --model: what is to be forgotten, tofu:SPLIT, authors:SPLIT or a file (default: for small models
+    authors:forget10)."""
+    retain_data: str | None = None
+    """With --model: what is to stay (default: what goes with a forget split, such as tofu:retain90 with
+    tofu:forget10)."""
+    learning_rate: float | None = None
+    """With --model: largest step size of AdamW (default: 2e-4 for small models, such as those made here, 1e-5 for
+    others)."""
     logs: tuple[Path, Path] | None = None
     """For llm_bias and llm_truth_ratio: evaluation logs of the model before unlearning, and of the retrained one."""
     gallery: bool = False
@@ -182,14 +185,19 @@ def draw(name: str, context: Context, arguments: Arguments) -> None:
 
 def own_model(arguments: Arguments) -> OwnModel | None:
     """The language model that the arguments name, if they name one."""
+    names = ("model", "retrained", "data", "retain_data", "learning_rate")
     if arguments.model is None:
+        for field in fields(arguments):
+            value = getattr(arguments, field.name)
+            unused = field.name in names and value != field.default
+            require(not unused, field.name, value, "left out without --model, whose figures they are about")
         return None
-    from figures.llm_own import OwnModel
+    from figures import llm_own
 
     require(not arguments.runs, "model", arguments.model, "left out with --runs, which are runs of a model already")
-    return OwnModel(
-        **{field.name: getattr(arguments, field.name) for field in fields(OwnModel) if field.name != "batch"}
-    )
+    own = llm_own.own_model(**{name: getattr(arguments, name) for name in names})
+    print(f"{own.model} unlearns {own.data} and keeps {own.retain_data}; learning rate {own.learning_rate:g}")
+    return own
 
 
 def write(

@@ -9,8 +9,11 @@ from llm.answers import answer_log
 from llm.checkpointing import parameters_digest
 from llm.encoding import BUDGET
 from llm.models import LanguageModel, check_same_vocabulary, load
+from llm.names import check_retrained, data_of
+from llm.options import chosen_rate
 from llm.runs import Run, unlearn_into
 from llm.sources import read
+from llm.tofu import retain_of
 from llm.unlearning import Unlearning
 from markov import storage
 from markov.errors import require
@@ -20,15 +23,30 @@ from markov.errors import require
 class OwnModel:
     """What unlearns what, in the words of `python -m llm unlearn`, and the optimisation that a large model takes.
 
-    The defaults of `batch` and `learning_rate` are the paper's for Llama-2-7B.
+    `batch` is the paper's for Llama-2-7B. `own_model` says what follows from what.
     """
 
     model: str
-    retrained: str | None = None
-    data: str = "tofu:forget10"
-    retain_data: str = "tofu:retain90"
-    learning_rate: float = 1e-5
+    retrained: str | None
+    data: str
+    retain_data: str
+    learning_rate: float
     batch: int = 32
+
+
+def own_model(
+    model: str, retrained: str | None, data: str | None, retain_data: str | None, learning_rate: float | None
+) -> OwnModel:
+    """A model of the user's own; what is to stay follows from the data, the step size from it.
+
+    Raises `InvalidInput` for words that do not go together, before anything is loaded.
+    """
+    data = data_of(model, data)
+    check_retrained(retrained, data)
+    rate = chosen_rate(learning_rate, model, small=2e-4)
+    return OwnModel(
+        model=model, retrained=retrained, data=data, retain_data=retain_of(data, retain_data), learning_rate=rate
+    )
 
 
 def runs_of_own(own: OwnModel, wanted: Iterable[Unlearning], *sources: str, progress: bool = True) -> list[Run]:

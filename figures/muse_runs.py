@@ -1,7 +1,8 @@
 """Runs of unlearning on the generated news, with MUSE's measures along the way: what `muse_tradeoff` draws.
 
-Six ways to forget the same articles start from one model: gradient ascent alone, and with a retain term (GradDiff), and
-the four corners with one. Models, runs and measures are kept in the cache under their settings and their code.
+Six ways to forget the same articles start from one model: gradient ascent alone, and with a retain term (GradDiff, with
+summed log-probabilities), and the four corners with one. Models, runs and measures are kept in the cache under their
+settings and their code.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from markov.objectives import CORNERS, Objective, gradient_ascent
 MODULES = ("generation", "membership", "muse", "rouge")
 SOURCES = (*dict.fromkeys((*MODEL_SOURCES, *UNLEARNING_SOURCES, *(f"llm.{name}" for name in MODULES))),)
 KINDS = ("original", "retrained")
-GRADDIFF = "graddiff"
+GRADDIFF = "summed_grad_diff"
 SEED = 0
 TABLES = "muse_runs"  # their name in the cache
 
@@ -58,7 +59,10 @@ class Study:
     measuring: Measuring = Measuring(budget=8192)
 
     def runs(self) -> dict[str, Unlearning]:
-        """What is run, by name: gradient ascent, GradDiff, and the four corners."""
+        """What is run, by name: gradient ascent, GradDiff with summed losses, and the four corners.
+
+        A piece has 255 scored tokens, so that its lambda is 255 times that of the released form, a mean over tokens.
+        """
         graddiff = self.unlearning(gradient_ascent())
         found = {"gradient_ascent": replace(graddiff, retain_term="none"), GRADDIFF: graddiff}
         for name, (reference, normalize) in CORNERS.items():

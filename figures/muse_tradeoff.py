@@ -42,7 +42,7 @@ LOOKS: dict[str, dict[str, Any]] = {
     ORIGINAL: dict(color="black", marker="o", mfc="white", ms=7, ls="none", label="original"),
     RETRAINED: dict(color="black", marker="*", ms=11, ls="none", label="retrained"),
     "gradient_ascent": dict(color=style.COLORS["gradient_ascent"], ls=":", marker="X", label="GA"),
-    GRADDIFF: dict(color=style.COLORS["gradient_ascent"], ls="-", label="GradDiff (GA and retain term)"),
+    GRADDIFF: dict(color=style.COLORS["gradient_ascent"], ls="-", label="summed GradDiff (GA and retain term)"),
 }
 
 

@@ -20,7 +20,7 @@ from llm.diagnostics import weights_table
 from llm.encoding import Batch, Encoded
 from llm.gradients import gradient_norms
 from llm.optimization import Loop, Term, own_randomness, shuffled
-from llm.retaining import RETAIN_LOSSES, cross_entropy, kl_budget
+from llm.retaining import RETAIN_LOSSES, cross_entropy, divisor, kl_budget
 from llm.scoring import evaluating, response_logprobs
 from markov.errors import require
 from markov.objectives import SequenceLogProbs
@@ -110,6 +110,7 @@ class Run:
         every, weight = self.settings.optimization, self.settings.retain_weight
         keep = RETAIN_LOSSES.get(self.settings.retain_term) if weight else None
         budget = kl_budget(self.vocab, every.budget) if self.original else None
+        average = self.settings.average
 
         law, sides = paired(self.settings.objective), list(zip(self.responses, ref, strict=True))
         # Of a response that does not enter the law nothing is computed, and the other one stands for it.
@@ -125,15 +126,18 @@ class Run:
 
         def retaining(model: nn.Module, batch: Batch, rows: Sequence[int]) -> Tensor:
             assert keep is not None
-            return keep(model, batch, self.original)
+            each = keep(model, batch, self.original)  # a mean over tokens already, of each example
+            return each * batch.scored.sum(-1).to(each) if average == "tokens" else each
 
         count, order = len(self.forget), (every.batch, every.seed, epoch)
         forget = shuffled(count, *order, label="forget")
         retain = shuffled(len(self.retain), *order, label="retain", total=count) if keep else []
         for rows, kept in zip_longest(forget, retain):
-            terms = [Term(longest, rows, forgetting, 1 / len(rows), max(1, every.budget // len(used)))]
+            share = 1 / divisor(average, [self.forget[row] for row in rows])
+            terms = [Term(longest, rows, forgetting, share, max(1, every.budget // len(used)))]
             if keep is not None:
-                terms.append(Term(self.retain, kept, retaining, weight / len(kept), budget))
+                share = weight / divisor(average, [self.retain[row] for row in kept])
+                terms.append(Term(self.retain, kept, retaining, share, budget))
             yield terms
 
     def probe(self) -> list[Encoded]:

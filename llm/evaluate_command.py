@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,9 +16,12 @@ import pandas as pd
 from llm.layouts import read_log
 from llm.logs import EvaluationLog, shared
 from llm.measures import TofuLogs, forget_quality, measures
-from llm.options import ModelOptions, load_model, write
+from llm.names import check_retrained, data_of
+from llm.options import ModelOptions, left_out, load_model, write
 from markov import storage
 from markov.errors import InvalidInput, require
+
+OF_MODEL = ("model", "revision", "retrained", "data", "max_new_tokens", "legacy", "out")  # options that logs leave open
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +40,9 @@ class Evaluate(ModelOptions):
     """Log of the retrained model on the same forget questions: a folder or a file."""
     retrained: str | None = None
     """With --model: the retrained model itself, in place of its log."""
-    data: str = "authors:forget10"
-    """With --model: what was forgotten, authors:forgetNN, tofu:forgetNN or FOLDER/forgetNN."""
+    data: str | None = None
+    """With --model: what was forgotten, authors:forgetNN, tofu:forgetNN or FOLDER/forgetNN (default: for small models
+    authors:forget10)."""
     variant: Literal["geometric", "arithmetic"] = "geometric"
     """Mean of the wrong answers' probabilities in the truth ratio: the released code's or the TOFU paper's."""
     shared: bool = False
@@ -61,9 +65,7 @@ class Evaluate(ModelOptions):
 def evaluate(command: Evaluate) -> None:
     """Measure, and print what was found."""
     if command.logs is not None:
-        for field in ("retrained", "legacy"):
-            value = getattr(command, field)
-            require(not value, field, value, "left out with --logs, which say what a model did")
+        left_out(command, OF_MODEL, "left out with --logs, which say what a model did")
         logs, retrained = read_tofu_logs(command.logs), None
         if command.retrained_logs is not None:
             retrained = read_log(command.retrained_logs)
@@ -71,7 +73,9 @@ def evaluate(command: Evaluate) -> None:
             logs, retrained = _shared(logs, retrained)
         frame = _measured(command, logs, retrained)
     else:
-        frame, logs, retrained = _of_model(command)
+        data = data_of(command.model, command.data)
+        check_retrained(command.retrained, data)
+        frame, logs, retrained = _of_model(replace(command, data=data))
     found = as_json(frame, logs, retrained, command.variant)
     print(json.dumps(found, allow_nan=False) if command.json else report(frame, logs, retrained, command.variant))
 
@@ -128,7 +132,7 @@ def _of_model(command: Evaluate) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog 
     both = command.retrained is not None and command.retrained_logs is not None
     require(not both, "retrained", command.retrained, "left out with --retrained-logs")
     storage.check_writable(command.out, "out", folder=True)
-    sets = tofu_sets(command.data)
+    sets = tofu_sets(command.data or "")
     retrained = None if command.retrained_logs is None else read_log(command.retrained_logs)
     options: dict[str, Any] = {"max_length": command.max_length, "budget": command.budget}
     language = load_model(command)

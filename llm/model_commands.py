@@ -5,11 +5,12 @@ What takes seconds to import is imported when a command runs, so that --help ans
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from llm.options import SOURCES, ModelOptions, load_model, write
+from llm.names import Made, data_of, made
+from llm.options import SOURCES, ModelOptions, left_out, load_model, write
 from markov import storage
 from markov.errors import require
 
@@ -20,8 +21,9 @@ Kind = Literal["original", "retrained", "partial"]
 class Build:
     """Make the default models, which need no download: a small Llama that knows fictional authors by heart.
 
-    They are kept in the cache ($SIMNPO_LAB_CACHE chooses where) and known to every command as authors:KIND. With --out
-    they are also written to a folder, beside the data as files in TOFU's format.
+    They are kept in the cache ($SIMNPO_LAB_CACHE chooses where) and known to every command by the words that are
+    printed: authors:KIND, or with another percent or seed authors:KIND:PERCENT[:SEED], whose data are authors:SPLIT and
+    authors:SPLIT:SEED. With --out they are also written to a folder, beside the data as files in TOFU's format.
     """
 
     kinds: tuple[Kind, ...] = ("original", "retrained", "partial")
@@ -43,8 +45,9 @@ class Score(ModelOptions):
     Example: python -m llm score --model authors:original --data authors:forget10 --out original.parquet
     """
 
-    data: str = "authors:forget10"
-    """authors:SPLIT, tofu:SPLIT, or a file or folder in TOFU's JSON."""
+    data: str | None = None
+    """authors:SPLIT[:SEED], tofu:SPLIT, or a file or folder in TOFU's JSON (default: for small models
+    authors:forget10)."""
     split: str | None = None
     """Split of a folder."""
     gradients: bool = False
@@ -63,21 +66,23 @@ def build(command: Build) -> None:
     """Train what is not cached, and copy."""
     from llm import corpora
     from llm.authors import Authors, splits
-    from llm.default_models import DefaultModels
-    from llm.default_models import build as make
-    from llm.models import save
+    from llm.models import load, save
 
     require(len(command.kinds) > 0, "kinds", command.kinds, "at least one")
-    settings = DefaultModels(authors=Authors(seed=command.seed), percent=command.percent, seed=command.seed)
+    words = {kind: Made("authors", kind, command.percent, command.seed).word for kind in command.kinds}
+    for word in words.values():
+        made(word)  # refuses a percent of which there are no splits
+    authors = Authors(seed=command.seed)
     if command.out is not None:
         storage.check_writable(command.out, "out", folder=True)
-    for kind in command.kinds:
-        language = make(settings, kind, device=command.device)
+    for kind, word in words.items():
+        language = load(word, device=command.device)
         if command.out is not None:
-            save(language, command.out / kind, storage.provenance(settings, *SOURCES, seeds=[command.seed]))
+            described = {"model": language.name, "percent": command.percent, "authors": authors}
+            save(language, command.out / kind, storage.provenance(described, *SOURCES, seeds=[command.seed]))
         print(f"{kind}: {language.name}" if command.out is None else f"{kind}: {command.out / kind}")
     if command.out is not None:
-        for name, examples in splits(settings.authors).items():
+        for name, examples in splits(authors).items():
             corpora.write(examples, command.out / "data" / f"{name}.json")
 
 
@@ -89,8 +94,11 @@ def score(command: Score) -> None:
     from llm.scoring import Named, check_finite
     from llm.sources import read
 
+    command = replace(command, data=data_of(command.model, command.data))
+    if command.noise is None:
+        left_out(command, ["noise_seed"], "left out without --noise")
     storage.check_writable(command.out, "out")
-    examples = read(command.data, command.split)
+    examples = read(command.data or "", command.split)
     language = load_model(command)
     if command.noise is not None:
         language = language._replace(model=perturbed(language.model, scale=command.noise, seed=command.noise_seed))

@@ -1,7 +1,7 @@
 """Language models from a folder, the hub or the lab itself, each with the template that it was trained with.
 
-`load` takes a folder in the layout of transformers, an id of the hub, a name in `READY`, or `authors:original`,
-`authors:retrained` and `authors:partial`, the small models of `default_models`, which are trained on first use. Weights
+`load` takes a folder in the layout of transformers, an id of the hub, a name in `READY`, or one of `llm.names`, such as
+`authors:original` and `news:retrained`, the small models made here, which are trained on first use. Weights
 are read from safetensors only, and code that comes with a model is not run unless asked for. `save` writes a folder
 that `load` takes.
 """
@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from llm.encoding import CHAT, LLAMA2_CHAT, PLAIN, Template
+from llm.names import Made, made
 from llm.pretrained import check_folder, quiet, read_config, read_tokenizer, read_weights, vocabulary
 from llm.scoring import check_model
 from markov.errors import InvalidInput, require
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 Module = TypeVar("Module", bound=nn.Module)
-PREFIX = "authors:"
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TEMPLATE, PROVENANCE = "template.json", "provenance.json"
 # What tokenizers disagree on: capitals, digits, runs of blanks, letters beyond ASCII, other scripts.
@@ -60,7 +60,7 @@ READY = {
     "simnpo-forget05": Ready("OPTML-Group/SimNPO-TOFU-forget05-Llama-2-7b-chat", LLAMA2_CHAT),
     "simnpo-forget10": Ready("OPTML-Group/SimNPO-TOFU-forget10-Llama-2-7b-chat", LLAMA2_CHAT),
 }
-NAMES = f"a model of the hub, OWNER/NAME, or one of {PREFIX}KIND, {', '.join(READY)}"
+NAMES = f"a model of the hub, OWNER/NAME, or one of authors:KIND, news:KIND, {', '.join(READY)}"
 
 
 class LanguageModel(NamedTuple):
@@ -82,7 +82,7 @@ def load(
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> LanguageModel:
-    """The model of a folder, a hub id, a name in `READY` or `authors:KIND`, in evaluation mode.
+    """The model of a folder, a hub id, a name in `READY` or one of a model made here, in evaluation mode.
 
     Its template is the one given; else the one saved with it; else that of the ready-made model of this name, id or
     folder name; else `template_of` its tokenizer. `tokenizer` is where that lies if not beside the weights. `dtype` is
@@ -94,12 +94,11 @@ def load(
     """
     require(dtype in DTYPES, "dtype", dtype, f"one of {', '.join(DTYPES)}")
     place, name = find_device(device), os.path.expanduser(source)
-    if name.startswith(PREFIX):
-        from llm.default_models import DefaultModels, build
-
-        built = build(DefaultModels(), name.removeprefix(PREFIX), device=device)
+    if (own := made(name)) is not None:
+        require(revision is None, "revision", revision, f"left out, since {name} is made here")
+        built = _made(own, device)
         model = built.model.to(dtype=DTYPES[dtype])  # pyright: ignore[reportCallIssue]
-        return built._replace(model=model, template=template or built.template, name=name)
+        return built._replace(model=model, template=template or built.template, name=own.word)
     folder, local = Path(name).resolve(), Path(name).is_dir()
     names = {name, folder.name if local else name}
     ready = next((one for key, one in READY.items() if names & {key, one.hub, Path(one.hub).name}), None)
@@ -119,6 +118,21 @@ def load(
     model = read_weights(where, config, DTYPES[dtype], options).to(device=place)  # pyright: ignore[reportCallIssue]
     check_model(model)
     return LanguageModel(model, words, template or (ready.template if ready else template_of(words)), name)
+
+
+def _made(own: Made, device: str) -> LanguageModel:
+    """A model that is made here, trained now if it is not in the cache."""
+    if own.corpus == "news":
+        from llm.news import News
+        from llm.news_models import NewsModels
+        from llm.news_models import build as build_news
+
+        return build_news(NewsModels(news=News(seed=own.seed)), own.kind, device=device)
+    from llm.authors import Authors
+    from llm.default_models import DefaultModels, build
+
+    chosen = DefaultModels(authors=Authors(seed=own.seed), percent=own.percent, seed=own.seed)
+    return build(chosen, own.kind, device=device)
 
 
 def _saved_template(file: Path) -> Template | None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from llm.options import ModelOptions, load_model, objective, write
+from llm.methods import described, method, objective, retaining
+from llm.names import check, is_small, made
+from llm.options import ModelOptions, chosen_rate, left_out, load_model, write
 from markov import storage
 from markov.errors import require
 
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
     from llm.muse_data import MuseData
     from llm.unlearning import Unlearning
 
-PREFIX = "news:"
+WEIGHT = 0.1  # lambda where nothing says it
+UNLEARN = ("retain_term", "retain_weight", "epochs", "batch", "learning_rate", "piece")  # options of --unlearn
 PIECES = {True: 256, False: 2048}  # tokens of a piece of the generated news, and of MUSE's own texts
 TABLE, ITEMS, EPOCHS, MODEL = "measures.parquet", "items.parquet", "epochs.parquet", "model"
 UNITS = {"verbmem": "% ROUGE-L F1", "knowmem": "% ROUGE-L F1", "privleak": "%", "auc": "", "auc_retrained": ""}
@@ -39,29 +42,32 @@ class Muse(ModelOptions):
     PrivLeak itself needs --retrained, the model that never read what is to be forgotten. With --unlearn the model
     first forgets the texts, in pieces. Writes measures.parquet and items.parquet, a row per passage, question and text,
     to OUT, and of an unlearned model epochs.parquet and model/.
-    Example: python -m llm muse --retrained news:retrained --unlearn simnpo:0.7 --learning-rate 5e-4
+    Example: python -m llm muse --retrained news:retrained --unlearn simnpo:0.7
     """
 
     model: str = "news:original"
     """A folder, a hub id such as muse-bench/MUSE-News_target, or a model made here: news:original (read all articles)
-    or news:retrained (never read those to forget)."""
-    data: str = "news"
-    """news (generated, news:SEED for others), muse:News, muse:Books, or a folder of such files, CONFIG/SPLIT.json."""
+    or news:retrained (never read those to forget), of the news of --data, or news:KIND:SEED."""
+    data: str | None = None
+    """news (generated, news:SEED for others), muse:News, muse:Books, or a folder of such files, CONFIG/SPLIT.json
+    (default: for small models news)."""
     retrained: str | None = None
     """The model retrained without the forget data, for PrivLeak."""
     unlearn: str | None = None
-    """Unlearn first: CORNER:BETA[:GAMMA] of npo, simnpo, length_normalized_npo, reference_free_npo, or
-    gradient_ascent."""
-    retain_term: Literal["none", "cross_entropy", "kl"] = "cross_entropy"
-    """With --unlearn: loss on the texts to retain that is added; kl: from the model before unlearning."""
-    retain_weight: float = 0.1
-    """With --unlearn: its factor, lambda, as published."""
+    """Unlearn first, by a method as in `sweep`: NAME[:BETA[:GAMMA]][@RETAIN_WEIGHT] of npo, simnpo,
+    length_normalized_npo, reference_free_npo, gradient_ascent, grad_diff."""
+    retain_term: Literal["none", "cross_entropy", "kl"] | None = None
+    """With --unlearn: loss on the texts to retain that is added; kl: from the model before unlearning (default: the
+    method's own: none for gradient_ascent, else cross_entropy, or kl for those named so)."""
+    retain_weight: float | None = None
+    """With --unlearn: its factor, lambda, as published, where the method's word does not say it (default: 0.1)."""
     epochs: int = 10
     """With --unlearn: passes over the forget texts."""
     batch: int = 8
     """With --unlearn: pieces per update."""
-    learning_rate: float = 1e-5
-    """With --unlearn: largest step size of AdamW. The default is for billions of parameters; for news:original 5e-4."""
+    learning_rate: float | None = None
+    """With --unlearn: largest step size of AdamW (default: 5e-4 for small models, such as those made here, 1e-5 for
+    others)."""
     piece: int | None = None
     """With --unlearn: tokens of a piece of text (default: MUSE's 2048, and 256 for generated news)."""
     max_length: int = 2048
@@ -80,21 +86,25 @@ def muse(command: Muse) -> None:
     from llm.muse import Measuring, evaluate_muse, unlearn_texts
     from llm.muse_data import generated, read_muse
 
+    command = resolved(command)
+    source = command.data or ""
     settings = None if command.unlearn is None else unlearning(command)
     measuring = Measuring(max_length=command.max_length, budget=command.budget, words=command.words)
     require(command.piece is None or command.piece >= 2, "piece", command.piece, "at least 2 tokens")
     storage.check_writable(command.out, "out", folder=True)
     taken = settings is not None and (command.out / MODEL).exists()
     require(not taken, "out", str(command.out), "a folder without an unlearned model in it")
-    data = read_muse(command.data)
-    language, retrained = _model(command, command.model), None
+    data = read_muse(source)
+    if settings is not None and not command.json:
+        print(f"{command.model} unlearns {source}: {described(command.unlearn or '', settings)}")
+    language, retrained = load_model(command), None
     if command.retrained is not None:
-        other = _model(command, command.retrained)
+        other = load_model(command, command.retrained)
         check_same_vocabulary(language.tokenizer, other.tokenizer, "retrained")
         retrained = _scores(other, data, measuring)
         del other
     if settings is not None:
-        length = command.piece or PIECES[generated(command.data) is not None]
+        length = command.piece or PIECES[generated(source) is not None]
         run = unlearn_texts(language, data, settings, length=length)
         _keep(command, language, run.epochs)
     with warnings.catch_warnings(record=True) as caught:
@@ -118,38 +128,47 @@ def _scores(language: LanguageModel, data: MuseData, measuring: Measuring) -> Me
 def unlearning(command: Muse) -> Unlearning:
     """The settings of the unlearning that a command describes; raises `InvalidInput` for what they cannot be."""
     from llm.optimization import Optimization
-    from llm.unlearning import Unlearning
 
     every = Optimization(
         epochs=command.epochs,
         batch=command.batch,
-        learning_rate=command.learning_rate,
+        learning_rate=chosen_rate(command.learning_rate, command.model, small=5e-4),
         warmup_epochs=min(1.0, command.epochs / 2),
         budget=command.budget,
     )
-    return Unlearning(
-        objective=objective(command.unlearn or ""),
-        optimization=every,
-        retain_term=command.retain_term,
-        retain_weight=command.retain_weight,
-    )
+    word = command.unlearn or ""
+    objective(word, field="objective")  # no pairs: there are no refusals to a text
+    term, weight = retaining(word, command.retain_term, command.retain_weight, otherwise=WEIGHT)
+    return method(word, field="objective").unlearning(every, retain_term=term, retain_weight=weight)
 
 
-def _model(command: Muse, word: str) -> LanguageModel:
-    """A model by its word; of the small ones those that read the very news that are asked about."""
-    if not word.startswith(PREFIX):
-        return load_model(command, None if word == command.model else word)
-    from llm.models import DTYPES
-    from llm.muse_data import generated
-    from llm.news import News
-    from llm.news_models import NewsModels, build
+def resolved(command: Muse) -> Muse:
+    """The same command with nothing left open; raises `InvalidInput` for what does not go together."""
+    if command.unlearn is None:
+        left_out(command, UNLEARN, "left out without --unlearn")
+    check(command.model)
+    require(command.data is not None or is_small(command.model), "data", None, f"named beside {command.model}")
+    data = command.data or "news"
+    words = {name: _of_news(word, data, name) for name in ("model", "retrained") if (word := getattr(command, name))}
+    rate = chosen_rate(command.learning_rate, command.model, small=5e-4)
+    return replace(command, **words, data=data, learning_rate=rate)
 
-    require(command.dtype in DTYPES, "dtype", command.dtype, f"one of {', '.join(DTYPES)}")
-    settings = NewsModels(news=generated(command.data) or News())
-    built = build(settings, word.removeprefix(PREFIX), device=command.device)
-    dtype = DTYPES[command.dtype]
-    model = built.model if dtype is None else built.model.to(dtype=dtype)  # pyright: ignore[reportCallIssue]
-    return built._replace(model=model)
+
+def _of_news(word: str, data: str, field: str) -> str:
+    """The word of a model with the seed of the news that are asked about, where it names a small one without any."""
+    from llm.muse_data import GENERATED, HUB, generated
+
+    check(word, field)
+    own, news = made(word, field), generated(data)
+    if own is None:
+        return word
+    allowed = f"a model that has read {data}"
+    require(own.corpus == GENERATED and data not in HUB, field, word, allowed)
+    if news is None:
+        return word
+    wanted = own._replace(seed=news.seed)
+    require(word.count(":") == 1 or own == wanted, field, word, f"{allowed}, {wanted.word}")
+    return wanted.word
 
 
 def _keep(command: Muse, language: LanguageModel, epochs: pd.DataFrame) -> None:

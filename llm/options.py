@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from llm.diagnostics import named
 from llm.encoding import BUDGET, MAX_LENGTH, TEMPLATES
+from llm.methods import objective
+from llm.names import is_small
 from markov import storage
-from markov.errors import InvalidInput, require
-from markov.objectives import CORNERS, LIMITS, Objective, validate
-from markov.preferences import PAIRED_CORNERS, PAIRED_LIMITS, Forgetting, Preference, validate_pair
+from markov.errors import require
+from markov.objectives import Objective
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,8 +30,8 @@ class ModelOptions:
     """Which model, and how it is run."""
 
     model: str = "authors:original"
-    """A folder, a hub id, a ready-made name, or a model made here: authors:original, authors:retrained (never saw the
-    forget data) or authors:partial (saw half of it)."""
+    """A folder, a hub id, a ready-made name, or a model made here, authors:KIND[:PERCENT[:SEED]] or news:KIND[:SEED]:
+    authors:original, authors:retrained (never saw the tenth to forget) or authors:partial (saw half of it)."""
     template: Literal["auto", "plain", "llama2_chat", "chat"] = "auto"
     """How prompt and response are written (default: as the model was trained)."""
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
@@ -47,6 +48,21 @@ class ModelOptions:
     """Tokens of a batch, padding included; changes speed and memory, never a number beyond rounding."""
 
 
+def chosen_rate(given: float | None, model: str, small: float, large: float = 1e-5) -> float:
+    """The step size that was given; else the one that models of such a size take (see `llm.names.is_small`)."""
+    if given is not None:
+        return given
+    return small if is_small(model) else large
+
+
+def left_out(command: Any, names: Iterable[str], allowed: str) -> None:
+    """Raise `InvalidInput` for the first of these options that was given, since it would change nothing."""
+    for field in fields(command):
+        if field.name in names:
+            value = getattr(command, field.name)
+            require(value == field.default, field.name, str(value) if isinstance(value, Path) else value, allowed)
+
+
 def load_model(options: ModelOptions, source: str | None = None) -> LanguageModel:
     """The model of the options, or another one loaded in the same way."""
     from llm.models import load  # takes seconds, which commands without a model need not wait for
@@ -59,46 +75,6 @@ def load_model(options: ModelOptions, source: str | None = None) -> LanguageMode
         revision=None if source else options.revision,
         trust_remote_code=options.trust_remote_code,
     )
-
-
-def objective(text: str) -> Objective:
-    """An objective in a word: CORNER:BETA or CORNER:BETA:GAMMA, such as npo:0.1 and simnpo:2.5:0.5, or a limit's name.
-
-    Raises `InvalidInput` for another word.
-    """
-    corner, numbers = _parsed(text, (CORNERS, LIMITS))
-    if corner in LIMITS:
-        return Objective(0.0, normalize=LIMITS[corner])
-    beta, gamma = numbers
-    return validate(Objective(beta, gamma, *CORNERS[corner]))
-
-
-def forgetting(text: str) -> Forgetting:
-    """What may be unlearned by, in a word: an `objective`, or one of pairs: idk, dpo:BETA, simpo:BETA[:GAMMA].
-
-    Raises `InvalidInput` for another word.
-    """
-    corner, numbers = _parsed(text, (CORNERS | PAIRED_CORNERS, LIMITS | PAIRED_LIMITS))
-    if corner in PAIRED_LIMITS:
-        return Preference(0.0, 0.0, *PAIRED_LIMITS[corner])
-    if corner not in PAIRED_CORNERS:
-        return objective(text)
-    beta, gamma = numbers
-    return validate_pair(Preference(beta, gamma, *PAIRED_CORNERS[corner]))
-
-
-def _parsed(text: str, known: tuple[Iterable[str], Iterable[str]]) -> tuple[str, tuple[float, ...]]:
-    """A name with its beta and gamma, if it is one of the former that are known; of the latter, which take none."""
-    name, *numbers = text.split(":")
-    corners, limits = known
-    form = f"CORNER:BETA[:GAMMA] with a corner of {', '.join(corners)}, or {' or '.join(limits)}"
-    if name in limits and not numbers:
-        return name, ()
-    require(name in corners and 1 <= len(numbers) <= 2, "objective", text, form)
-    try:
-        return name, tuple(float(number) for number in (*numbers, 0.0)[:2])
-    except ValueError:
-        raise InvalidInput("objective", text, form) from None
 
 
 def objectives(words: Sequence[str]) -> dict[str, Objective]:

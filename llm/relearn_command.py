@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
 
-from llm.options import ModelOptions, load_model, write
+from llm.names import check_retrained, data_of
+from llm.options import ModelOptions, chosen_rate, load_model, write
 from markov import storage
 from markov.errors import require
 
@@ -19,11 +20,12 @@ class Relearn(ModelOptions):
 
     Writes OUT, a row per attack, epoch, forget example and answer, and beside it OUT with _returns before its ending: a
     row per attack and epoch with forget quality and what comes back untaught, where --retrained is given.
-    Example: python -m llm relearn --model out/simnpo/model --retrained authors:retrained --learning-rate 2e-4
+    Example: python -m llm relearn --model out/simnpo/model --retrained authors:retrained
     """
 
-    data: str = "authors:forget10"
-    """What was forgotten: authors:SPLIT, tofu:SPLIT (one with perturbed answers), or a file in TOFU's JSON."""
+    data: str | None = None
+    """What was forgotten: authors:SPLIT, tofu:SPLIT (one with perturbed answers), or a file in TOFU's JSON (default:
+    for small models authors:forget10)."""
     retrained: str | None = None
     """The model retrained without the forget data, to compare with."""
     which: tuple[Literal["shortest", "random"], ...] = ("shortest", "random")
@@ -36,8 +38,9 @@ class Relearn(ModelOptions):
     """Passes over the examples that are taught."""
     batch: int = 32
     """Examples per update."""
-    learning_rate: float = 1e-5
-    """Largest step size of AdamW, from which it falls to 0. For the models made here take 2e-4."""
+    learning_rate: float | None = None
+    """Largest step size of AdamW, from which it falls to 0 (default: 2e-4 for small models, such as those made here,
+    1e-5 for others)."""
     out: Path = Path("out/relearning.parquet")
     """Table to write."""
 
@@ -53,10 +56,13 @@ def relearn(command: Relearn) -> None:
 
     require(command.repeats >= 1, "repeats", command.repeats, "a whole number of at least 1")
     require(len(command.which) > 0, "which", command.which, "shortest, random or both")
+    rate, data = chosen_rate(command.learning_rate, command.model, small=2e-4), data_of(command.model, command.data)
+    command = replace(command, learning_rate=rate, data=data)
+    check_retrained(command.retrained, data)
     optimization = Optimization(
         epochs=command.epochs,
         batch=command.batch,
-        learning_rate=command.learning_rate,
+        learning_rate=rate,
         warmup_epochs=0,
         budget=command.budget,
     )
@@ -66,10 +72,11 @@ def relearn(command: Relearn) -> None:
         for seed in range(command.repeats)
     ]
     storage.check_writable(command.out, "out")
-    forget, language, retrained = read(command.data), load_model(command), None
+    print(f"{command.model} is taught a share of {data}; learning rate {rate:g}")
+    forget, language, retrained = read(data), load_model(command), None
     if command.retrained is not None:
         bare = [example.index for example in forget if not example.perturbed]
-        allowed = f"perturbed answers in {command.data}, which forget quality compares"
+        allowed = f"perturbed answers in {data}, which forget quality compares"
         require(not bare, "data, index", bare[:1], allowed)
         other = load_model(command, command.retrained)
         check_same_vocabulary(language.tokenizer, other.tokenizer, "retrained")

@@ -23,6 +23,7 @@ import pandas as pd
 
 from llm.answers import responses
 from llm.authors import Authors
+from llm.corpora import Example
 from llm.evaluated import COLUMNS, evaluate_into, tofu_measure
 from llm.generation import NEW_TOKENS
 from llm.layouts import OPEN_UNLEARNING
@@ -67,6 +68,11 @@ class Task:
         """The sets that models are evaluated on."""
         return tofu_sets(self.data, authors=self.authors)
 
+    def examples(self) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+        """What is to be forgotten, and what is to stay."""
+        retain = self.retain_data or retain_word(self.data)
+        return read(self.data, authors=self.authors), read(retain, authors=self.authors)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -100,13 +106,7 @@ class Run:
     def unlearning(self) -> Unlearning:
         """Its settings where it has a method."""
         assert self.method is not None
-        return Unlearning(
-            objective=self.method.objective,
-            optimization=self.optimization,
-            retain_term=self.method.retain_term,
-            retain_weight=self.method.retain_weight,
-            retain_probe=self.retain_probe,
-        )
+        return self.method.unlearning(self.optimization, retain_probe=self.retain_probe)
 
 
 def sweep(
@@ -123,6 +123,7 @@ def sweep(
     names = [run.folder for run in runs]
     require(len(set(names)) == len(names), "methods", names, "each method and seed once")
     sets, ways = task.sets(), {"n_jobs": n_jobs, "progress": progress}
+    task.examples()  # what cannot be read is refused now, not when the baselines are done
     place.mkdir(parents=True, exist_ok=True)
     missing = [kind for kind in BASELINES if not (place / kind / OPEN_UNLEARNING).exists()]
     several("baselines", [joblib.delayed(baseline)(place / kind, task, kind) for kind in missing], **ways)
@@ -145,6 +146,7 @@ def _described(run: Run) -> dict[str, Any]:
     if run.method is None:
         return known | {"title": "task vector"}
     known |= {name: getattr(run.method.objective, name) for name in METHODS[run.method.name].takes}
+    known |= run.method.numbers  # a margin, where a word gives one to a method whose grid has none
     known |= {"retain_weight": run.method.retain_weight} if run.method.retain_term != "none" else {}
     return known | {"title": METHODS[run.method.name].title}
 
@@ -179,8 +181,7 @@ def unlearned(folder: Path, task: Task, run: Run, language: LanguageModel) -> No
     """Unlearn into the folder."""
     assert run.method is not None
     require((folder / MODEL).exists() or not (folder / EPOCHS).exists(), "out", str(folder), "a run with its model")
-    words = (task.data, task.retain_data or retain_word(task.data))
-    forget, retain = (read(word, authors=task.authors) for word in words)
+    forget, retain = task.examples()
     preferred = with_refusals(forget, run.optimization.seed, task.refusals) if run.method.prefers else None
     measure, options = None, {"max_length": task.options.max_length}
     if run.measured:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from llm.encoding import BUDGET
-from llm.options import ModelOptions, write
+from llm.methods import METHODS, Method, methods, parsed
+from llm.names import check, check_retrained, data_of, is_small, made, retrained_of
+from llm.options import ModelOptions, left_out, write
 from markov import storage
 from markov.errors import InvalidInput, require
 
@@ -35,18 +38,22 @@ class Sweep(ModelOptions):
     Without arguments: the paper's table on the model made here. A method is NAME[:BETA[:GAMMA]][@RETAIN_WEIGHT]; what
     its word leaves open takes every value of --beta, --gamma and --retain-weight in turn, so that
     --methods simnpo --beta 2.5 4.5 --gamma 0 1 --retain-weight 0.125 is a grid of four. Names: gradient_ascent,
-    grad_diff, weighted_grad_diff, npo, simnpo, length_normalized_npo, reference_free_npo, idk, dpo, simpo, and ga_kl,
-    npo_kl, simnpo_kl with a KL retain term. Writes to OUT a folder per run, sweep.parquet (all measures with
-    intervals), summary.parquet, summary.md and summary.tex (a row per run), best.parquet (the best settings of each
-    method by the rule that is printed). A sweep that was stopped goes on where it was.
+    weighted_grad_diff, npo, simnpo, length_normalized_npo, reference_free_npo, idk, dpo, simpo; grad_diff, as in the
+    released code a mean over tokens, mean_gradient_ascent without its retain term, and summed_grad_diff, where
+    log-probabilities are summed; and ga_kl, npo_kl, simnpo_kl with a KL retain term.
+
+    Writes to OUT a folder per run, sweep.parquet (all measures with intervals), summary.parquet, summary.md and
+    summary.tex (a row per run), best.parquet (the best settings of each method by the rule that is printed). A sweep
+    that was stopped goes on where it was.
     Example: python -m llm sweep --model tofu-llama2-7b --retrained MODEL --data tofu:forget05 --out out/llama
     """
 
     retrained: str | None = None
-    """The model retrained without the forget data, which all are compared with (default, for authors:original:
-    authors:retrained)."""
-    data: str = "authors:forget10"
-    """What is to be forgotten: authors:forgetNN, tofu:forgetNN or FOLDER/forgetNN; what is to stay follows from it."""
+    """The model retrained without the forget data, which all are compared with (default, for a model made here and
+    authors:forgetNN: the one that read all but these)."""
+    data: str | None = None
+    """What is to be forgotten: authors:forgetNN[:SEED], tofu:forgetNN or FOLDER/forgetNN; what is to stay follows from
+    it (default: for small models authors:forget10)."""
     methods: tuple[str, ...] = TABLE
     """What to run, in words."""
     beta: tuple[float, ...] = ()
@@ -62,9 +69,9 @@ class Sweep(ModelOptions):
     epochs: int = 10
     """Passes over the forget data."""
     learning_rate: float | None = None
-    """Largest step size of AdamW (default: 1e-5, for models made here 6e-4)."""
+    """Largest step size of AdamW (default: 6e-4 for small models, such as those made here, 1e-5 for others)."""
     batch: int | None = None
-    """Forget examples per update, and as many retain examples (default: 32, for models made here 16)."""
+    """Forget examples per update, and as many retain examples (default: 16 for small models, 32 for others)."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: products in that precision (autocast)."""
     gradient_checkpointing: bool = False
@@ -92,7 +99,10 @@ def sweep(command: Sweep) -> None:
 
     require(command.jobs == -1 or command.jobs >= 1, "jobs", command.jobs, "-1 or a whole number of at least 1")
     require(0 <= command.tolerance < 1, "tolerance", command.tolerance, "a share >= 0, below 1")
+    command = resolved(command)
     runs, task = runs_of(command), task_of(command)
+    rates = {f"{run.optimization.learning_rate:g}" for run in runs}
+    print(f"{command.model} unlearns {command.data}, beside {command.retrained}; learning rate {', '.join(rates)}")
     found = swept(command.out, task, runs, n_jobs=command.jobs)
     table = summary(over_seeds(found))
     chosen = best(found, command.tolerance)
@@ -114,24 +124,46 @@ def sweep(command: Sweep) -> None:
     print(f"{len(found)} rows: {command.out / 'sweep.parquet'}")
 
 
+def _check_all_used(command: Sweep, found: Sequence[Method]) -> None:
+    """Raise `InvalidInput` for numbers of a grid, or refusals, that none of the methods takes."""
+    asked = [(METHODS[name], numbers, weight) for name, numbers, weight in map(parsed, command.methods)]
+    opened = {axis for form, numbers, _ in asked for axis in form.takes[len(numbers) :]}
+    opened |= {"retain_weight" for form, _, weight in asked if weight is None and form.retain_term != "none"}
+    taken = opened | ({"refusals"} if any(one.prefers for one in found) else set())
+    unused = {"beta", "gamma", "retain_weight", "refusals"} - taken
+    left_out(command, unused, "left out, since no method of --methods leaves it open")
+
+
 def _summary(command: Sweep) -> Path:
     return command.out / "summary.parquet"
 
 
-def task_of(command: Sweep) -> Task:
-    """What unlearns what; raises `InvalidInput` for data that are not there."""
-    from llm.models import PREFIX
-    from llm.refusals import REFUSALS, read_refusals
-    from llm.sweep import Task
+def resolved(command: Sweep) -> Sweep:
+    """The same command with data and a retrained model; raises `InvalidInput` for words that do not go together."""
     from llm.tofu import split_of
 
-    split_of(command.data)
-    retrained = command.retrained or (f"{PREFIX}retrained" if command.model.startswith(PREFIX) else None)
-    if retrained is None:
+    check(command.model)
+    if command.retrained is None and made(command.model) is None:
         raise InvalidInput("retrained", None, "the model retrained without the forget data: all are compared with it")
+    data = data_of(command.model, command.data)
+    split_of(data)
+    retrained = command.retrained or retrained_of(data)
+    if retrained is None:
+        raise InvalidInput("retrained", None, f"named: of {data} none is known that was retrained without them")
+    check_retrained(retrained, data)
+    return replace(command, data=data, retrained=retrained)
+
+
+def task_of(command: Sweep) -> Task:
+    """What unlearns what, of a command that leaves nothing open; raises `InvalidInput` for data that are not there."""
+    from llm.refusals import REFUSALS, read_refusals
+    from llm.sweep import Task
+
+    command = resolved(command)
+    assert command.data is not None and command.retrained is not None
     return Task(
         options=ModelOptions(**{name: getattr(command, name) for name in ModelOptions.__dataclass_fields__}),
-        retrained=retrained,
+        retrained=command.retrained,
         data=command.data,
         refusals=REFUSALS if command.refusals is None else read_refusals(command.refusals),
         max_new_tokens=command.max_new_tokens,
@@ -142,13 +174,11 @@ def task_of(command: Sweep) -> Task:
 
 def runs_of(command: Sweep) -> list[Run]:
     """The runs that a command asks for; raises `InvalidInput` for words and numbers that cannot be."""
-    from llm.methods import methods
-    from llm.models import PREFIX
     from llm.optimization import Optimization
     from llm.sweep import Run
 
     require(len(command.seeds) > 0, "seeds", command.seeds, "at least one")
-    given = SMALL if command.model.startswith(PREFIX) else LARGE
+    given = SMALL if is_small(command.model) else LARGE
     asked = {name: getattr(command, name) for name in ("learning_rate", "batch") if getattr(command, name) is not None}
     asked |= {"budget": command.budget} if command.budget != BUDGET else {}
     every = [
@@ -163,5 +193,6 @@ def runs_of(command: Sweep) -> list[Run]:
     ]
     grid = {"beta": command.beta, "gamma": command.gamma, "retain_weight": command.retain_weight}
     words = methods(command.methods, **grid) if command.methods else []
+    _check_all_used(command, words)
     runs = [Run(method=one, optimization=optimization) for one in words for optimization in every]
     return runs + [Run(method=None, scale=one, optimization=own) for one in command.task_vectors for own in every]

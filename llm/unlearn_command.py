@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from llm.options import DEFAULTS, ModelOptions, forgetting, load_model, objectives, write
+from llm.methods import described, method, retaining
+from llm.names import check, check_retrained, data_of
+from llm.options import DEFAULTS, ModelOptions, chosen_rate, left_out, load_model, objectives, write
 from llm.score_tables import beside, read_scores
 from markov import storage
 from markov.errors import require
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from llm.models import LanguageModel
     from llm.unlearning import Unlearning
 
+OBJECTIVE = "simnpo:4.5@0.125"  # the paper's for forget10
+
 
 @dataclass(frozen=True, kw_only=True)
 class Unlearn(ModelOptions):
@@ -27,28 +31,32 @@ class Unlearn(ModelOptions):
     Writes to the folder OUT: examples.parquet, a row per epoch and example with logp, length and ref; weights.parquet,
     the same with a column of weights per objective of --objectives; epochs.parquet, a row per epoch with both losses;
     answers.parquet, scores of right, paraphrased and wrong answers before and after; and model/, for transformers.
-    Example: python -m llm unlearn --objective simnpo:4.5 --retain-weight 0.125 --learning-rate 2e-4 --out out/simnpo
+    What nobody said is taken from what was, and printed: what is to stay from --data, the step size from --model.
+    Example: python -m llm unlearn --objective npo:0.1@1 --retrained authors:retrained --out out/npo
     """
 
-    data: str = "authors:forget10"
-    """What is to be forgotten: authors:SPLIT, tofu:SPLIT, or a file in TOFU's JSON."""
-    retain_data: str = "authors:retain90"
-    """What is to stay, likewise."""
-    objective: str = "simnpo:4.5"
-    """CORNER:BETA[:GAMMA] of npo, simnpo, length_normalized_npo, reference_free_npo, or gradient_ascent; and against
-    refusals dpo:BETA, simpo:BETA[:GAMMA], idk (which only teaches them)."""
+    data: str | None = None
+    """What is to be forgotten: authors:SPLIT, tofu:SPLIT, or a file in TOFU's JSON (default: for small models
+    authors:forget10)."""
+    retain_data: str | None = None
+    """What is to stay, likewise (default: what goes with a forget split, such as tofu:retain95 with tofu:forget05)."""
+    objective: str | None = None
+    """A method as in `sweep`: NAME[:BETA[:GAMMA]][@RETAIN_WEIGHT] of npo, simnpo, length_normalized_npo,
+    reference_free_npo, gradient_ascent, grad_diff; and against refusals dpo:BETA, simpo:BETA[:GAMMA], idk, which only
+    teaches them (default: simnpo:4.5@0.125, the paper's for forget10)."""
     refusals: Path | None = None
     """For the latter: a file of refusals, one per line (default: a hundred that come with this package)."""
-    retain_term: Literal["none", "cross_entropy", "kl"] = "cross_entropy"
-    """Loss on the retain data that is added to the forget loss; kl: from the model before unlearning."""
-    retain_weight: float = 0.125
-    """Its factor, lambda, as published."""
+    retain_term: Literal["none", "cross_entropy", "kl"] | None = None
+    """Loss on the retain data that is added to the forget loss; kl: from the model before unlearning (default: the
+    method's own: none for gradient_ascent, else cross_entropy, or kl for those named so)."""
+    retain_weight: float | None = None
+    """Its factor, lambda, as published, where the objective's word does not say it (default: 1)."""
     epochs: int = 10
     """Passes over the forget data; the learning rate rises over the first and falls to 0 over the others."""
     batch: int = 32
     """Forget examples per update, and as many retain examples."""
-    learning_rate: float = 1e-5
-    """Largest step size of AdamW. The default is for billions of parameters; for authors:original take 2e-4."""
+    learning_rate: float | None = None
+    """Largest step size of AdamW (default: 2e-4 for small models, such as those made here, 1e-5 for others)."""
     weight_decay: float = 0.01
     """Weight decay of AdamW."""
     seed: int = 0
@@ -82,14 +90,20 @@ def unlearn(command: Unlearn) -> None:
     from llm.tofu import tofu_sets
     from llm.unlearning import weights_by_epoch
 
+    command = resolved(command)
+    data, kept = command.data or "", command.retain_data or ""
     chosen, settings = objectives(command.objectives), unlearning(command)
+    if not paired(settings.objective).prefer:
+        left_out(command, ["refusals"], f"left out with {command.objective}, which teaches none")
     refusals = REFUSALS if command.refusals is None else read_refusals(command.refusals)
     allowed = f"epochs from 0 to {command.epochs}"
     require(set(command.measured) <= {*range(command.epochs + 1)}, "measured", command.measured, allowed)
     storage.check_writable(command.out, "out", folder=True)
-    forget, retain = read(command.data), read(command.retain_data)
+    forget, retain = read(data), read(kept)
     preferred = with_refusals(forget, command.seed, refusals) if paired(settings.objective).prefer else None
-    sets = tofu_sets(command.data) if command.measured else None
+    sets = tofu_sets(data) if command.measured else None
+    by = described(command.objective or "", settings)
+    print(f"{command.model} unlearns {data} and keeps {kept}: {by}")
     language, measure = load_model(command), None
     reference = other_log(command, language, forget, "reference")
     # With its wrong answers, where forget quality is wanted of them.
@@ -114,15 +128,39 @@ def unlearn(command: Unlearn) -> None:
     print(f"{len(run.examples)} rows: {command.out / 'examples.parquet'}")
 
 
+def resolved(command: Unlearn) -> Unlearn:
+    """The same command with nothing left open; raises `InvalidInput` for what does not go together.
+
+    What its words name is looked at, but nothing is loaded or read yet.
+    """
+    from llm.tofu import retain_of
+
+    data = data_of(command.model, command.data)
+    check_retrained(command.retrained, data)
+    if command.reference is not None and not Path(command.reference).is_file():
+        check(command.reference, "reference")
+    word = command.objective or (OBJECTIVE if command.retain_weight is None else OBJECTIVE.partition("@")[0])
+    method(word, field="objective")
+    term, weight = retaining(word, command.retain_term, command.retain_weight)
+    return replace(
+        command,
+        data=data,
+        retain_data=retain_of(data, command.retain_data),
+        objective=word,
+        retain_term=term,
+        retain_weight=weight,
+        learning_rate=chosen_rate(command.learning_rate, command.model, small=2e-4),
+    )
+
+
 def unlearning(command: Unlearn) -> Unlearning:
-    """The settings of a run that a command describes; raises `InvalidInput` for what they cannot be."""
+    """The settings of a run that a command, `resolved`, describes; raises `InvalidInput` for what they cannot be."""
     from llm.optimization import Optimization
-    from llm.unlearning import Lora, Unlearning
+    from llm.unlearning import Lora
 
     given = {field.name: getattr(command, field.name) for field in fields(Optimization) if field.name in vars(command)}
-    return Unlearning(
-        objective=forgetting(command.objective),
-        optimization=Optimization(**given),
+    return method(command.objective or OBJECTIVE, field="objective").unlearning(
+        Optimization(**given),
         retain_term=command.retain_term,
         retain_weight=command.retain_weight,
         lora=None if command.lora_rank is None else Lora(rank=command.lora_rank),

@@ -2,6 +2,7 @@
 
     minimise   mean over forget examples of loss(logp, length, ref)  +  retain_weight * mean over retain examples
 
+or, averaged over "tokens", both sums over the tokens of an update divided by how many tokens there are.
 where the loss may be that of a pair: the response to forget, and one that is preferred to it, such as a refusal.
 The reference is scored once and not kept: of it the law needs one number per example. What is recorded is the
 log-probability of every forget example after every epoch, so that the weights under any grid of objectives follow from
@@ -28,7 +29,7 @@ from llm.diagnostics import weights_table
 from llm.encoding import Encoded
 from llm.epochs import COLLAPSED, NAN, OK, Measure, Run
 from llm.optimization import Optimization, looping
-from llm.retaining import RetainTerm
+from llm.retaining import Average, RetainTerm
 from llm.scoring import check_fits, check_model
 from markov.errors import require
 from markov.objectives import Objective, SequenceLogProbs
@@ -47,16 +48,19 @@ SOURCES = (
 class Unlearning:
     """How a model unlearns: an objective, the optimisation (defaults: the paper's for TOFU), and what holds it back.
 
-    `retain_weight` multiplies the retain loss, as published. Of examples to retain, the `retain_probe` first of an
-    order that follows from the seed are measured after every epoch. `gradients` are the epochs (0 is before the first
-    update) after which the norm of each forget example's gradient of logp is recorded; over adapters, if there are any.
-    Raises `InvalidInput` for what cannot be.
+    `retain_weight` multiplies the retain loss, as published; `average` says what both losses of an update are averaged
+    over (see `llm.retaining`). That multiplies all examples of an update by one number and leaves what the law says of
+    each, d loss / d logp, as it is: the `forget_loss` and the weights of tables do not depend on it. Of examples to
+    retain, the `retain_probe` first of an order that follows from the seed are measured after every epoch. `gradients`
+    are the epochs (0 is before the first update) after which the norm of each forget example's gradient of logp is
+    recorded; over adapters, if there are any. Raises `InvalidInput` for what cannot be.
     """
 
     objective: Forgetting
     optimization: Optimization = Optimization(epochs=10, batch=32, learning_rate=1e-5)
     retain_term: RetainTerm = "none"
     retain_weight: float = 1.0
+    average: Average = "examples"
     retain_probe: int = 400
     lora: Lora | None = None
     gradients: tuple[int, ...] = ()
@@ -67,6 +71,12 @@ class Unlearning:
         object.__setattr__(self, "objective", type(self.objective)(*map(float, self.objective)))
         terms = get_args(RetainTerm)
         require(self.retain_term in terms, "retain_term", self.retain_term, f"one of {', '.join(terms)}")
+        averages = get_args(Average)
+        require(self.average in averages, "average", self.average, f"one of {', '.join(averages)}")
+        # A loss per token, or of two responses at once, has been divided already, or has no one length to divide by.
+        summed = isinstance(self.objective, Objective) and float(self.objective.normalize) == 0
+        allowed = "examples with this objective: over tokens only losses of summed log-probabilities are averaged"
+        require(self.average == "examples" or summed, "average", self.average, allowed)
         require(0 <= self.retain_weight < math.inf, "retain_weight", self.retain_weight, "a finite number >= 0")
         require(self.retain_probe >= 1, "retain_probe", self.retain_probe, "a whole number of at least 1")
         allowed = f"epochs from 0 to {self.optimization.epochs}"

@@ -17,6 +17,11 @@ grad_diff_coeff 1. Its 0.1375 stands on the *forget* loss, hence
 where the paper puts 0.1375 on the retain loss, from_paper(beta=2.5, gamma=0.0, retain_weight=0.1375), 53
 times less. Likewise for Forget10: npo_coeff 0.125 is lambda = 8.0.
 
+Nor does lambda multiply one thing: the retain loss here is a mean over tokens, as in the released code, while
+the paper prints a sum, E_retain[-log pi_theta]; and the released code's gradient ascent is a mean over tokens
+too, where the law's is a sum. `from_summed_retain` and `from_mean_forget` convert. (What each code averages over is
+said in `llm.retaining`.)
+
 Every function raises `InvalidInput` naming the number that has no counterpart, such as a beta or a forget
 coefficient of 0, by which those codes or the conversion divide.
 """
@@ -88,6 +93,23 @@ def from_trl_cpo(beta: float, simpo_gamma: float, cpo_alpha: float = 0.0) -> Set
     """
     retain = _coefficient("cpo_alpha", cpo_alpha) * 2 / _positive("beta", beta)
     return Setting(simnpo(beta, _finite("simpo_gamma", simpo_gamma)), retain)
+
+
+def from_summed_retain(retain_weight: float, length: float) -> float:
+    """lambda for a retain loss per token, from that of a summed one as the paper prints it: lambda * length.
+
+    `length` is |y| of the retain responses, all of which are taken to be of one length.
+    """
+    return _coefficient("retain_weight", retain_weight) * _positive("length", length)
+
+
+def from_mean_forget(retain_weight: float, length: float) -> float:
+    """lambda beside summed log-probabilities, from that beside their mean over tokens, as in the released GradDiff.
+
+    It is lambda * length, with the mean |y| of an update's forget responses, and what is minimised is then length times
+    as large as a whole: of AdamW's steps the same ones, unless gradients are clipped.
+    """
+    return _coefficient("retain_weight", retain_weight) * _positive("length", length)
 
 
 def _simnpo_numbers(setting: Setting) -> tuple[float, float, float]:

@@ -238,7 +238,7 @@ def test_diagnose_reads_real_logs(tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("field", "arguments"),
     [
-        ("model", ["score", "--model", "nowhere"]),
+        ("model", ["score", "--model", "nowhere", "--data", "DATA"]),
         ("dtype", ["score", "--model", "MODEL", "--dtype", "auto", "--data", "absent.json"]),
         ("out", ["score", "--model", "MODEL", "--out", "/dev/null/s.parquet"]),
         ("split", ["score", "--model", "MODEL", "--data", "authors:forget20"]),

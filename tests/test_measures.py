@@ -279,8 +279,9 @@ def test_the_summary_has_the_papers_columns_and_survives_markdown_and_latex() ->
     [
         ("tofu:forget05", "tofu", "forget05", "tofu:retain95"),
         ("authors:forget01", "authors", "forget01", "authors:retain99"),
-        ("some/where/forget10_perturbed.json", "some/where", "forget10", "some/where/retain90.json"),
-        ("forget10", ".", "forget10", "retain90.json"),
+        ("some/where/forget10_perturbed.json", "some/where", "forget10", "some/where/retain90"),
+        ("authors:forget05:3", "authors", "forget05", "authors:retain95:3"),
+        ("forget10", ".", "forget10", "retain90"),
     ],
 )
 def test_a_forget_split_says_what_to_measure_by(word: str, source: str, name: str, retain: str) -> None:

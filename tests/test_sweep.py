@@ -29,7 +29,7 @@ from llm.measures import model_utility
 from llm.methods import METHODS, Method, method, method_of, methods
 from llm.models import LanguageModel, load
 from llm.optimization import Optimization
-from llm.options import ModelOptions, forgetting, objective
+from llm.options import ModelOptions, objective
 from llm.runs import EPOCHS, MODEL, read_run, unlearn_into
 from llm.summaries import best, over_seeds, summary
 from llm.sweep import Run, Task, baseline, epochs, sweep
@@ -107,18 +107,22 @@ numbers = st.sampled_from([0.05, 0.1, 1.0, 2.5, 4.5])
 def some_methods(draw: st.DrawFn) -> Method:
     name = draw(st.sampled_from(sorted(METHODS)))
     form = METHODS[name]
-    law = form.objective._replace(**{field: draw(numbers) for field in form.takes})
-    return Method(name, law, form.retain_term, draw(numbers) if form.retain_term != "none" else 1.0)
+    margin = draw(st.sampled_from([0.0, 1.0]))
+    law = form.objective._replace(**({"beta": draw(numbers), "gamma": margin} if form.takes else {}))
+    weight = draw(numbers) if form.retain_term != "none" else 1.0
+    return Method(name, law, form.retain_term, weight, form.average)
 
 
 @given(one=some_methods())
 def test_a_method_is_its_word_and_its_settings(one: Method) -> None:
     assert method(one.word) == one
-    settings = Unlearning(
+    settings = one.unlearning(EVERY)
+    assert settings == Unlearning(
         objective=one.objective,
         optimization=EVERY,
         retain_term=one.retain_term,
         retain_weight=one.retain_weight,
+        average=one.average,
     )
     assert method_of(settings) == one
     assert one.prefers == (one.name in ("idk", "dpo", "simpo"))
@@ -131,10 +135,18 @@ def test_a_method_is_its_word_and_its_settings(one: Method) -> None:
 def test_the_table_of_methods_holds_the_laws_that_their_names_stand_for() -> None:
     for name, (reference, normalize) in CORNERS.items():
         assert method(f"{name}:2").objective == Objective(2.0, 0.0, reference, normalize)
-    assert method("grad_diff").objective == method("gradient_ascent").objective == Objective(0.0)
+    for name in ("gradient_ascent", "mean_gradient_ascent", "grad_diff", "summed_grad_diff", "ga_kl", "summed_ga_kl"):
+        assert method(name).objective == Objective(0.0)
+    released = {name for name, form in METHODS.items() if form.average == "tokens"}
+    assert released == {"mean_gradient_ascent", "grad_diff", "ga_kl"}
     assert method("weighted_grad_diff").objective == Objective(0.0, normalize=1.0)
     assert (method("gradient_ascent").retain_term, method("grad_diff").retain_term) == ("none", "cross_entropy")
-    assert {name for name, form in METHODS.items() if form.retain_term == "kl"} == {"ga_kl", "npo_kl", "simnpo_kl"}
+    assert {name for name, form in METHODS.items() if form.retain_term == "kl"} == {
+        "ga_kl",
+        "summed_ga_kl",
+        "npo_kl",
+        "simnpo_kl",
+    }
     assert method("idk").objective == idk() and method("dpo:0.1").objective == dpo(0.1)
     assert method("simpo:2:0.5").objective == simpo(2.0, 0.5) and method("simnpo_kl:3:1").objective == simnpo(3.0, 1.0)
     titles = [form.title for form in METHODS.values()]
@@ -166,7 +178,7 @@ def test_what_words_leave_open_takes_every_value_in_turn() -> None:
     [
         "mpo:1",
         "npo:x",
-        "npo:1:2",
+        "npo:1:2:3",
         "npo:-1",
         "npo:inf",
         "gradient_ascent:1",
@@ -197,16 +209,24 @@ def test_a_method_comes_once() -> None:
         methods([])
 
 
-def test_the_words_of_objectives_may_be_of_pairs_where_something_is_unlearned() -> None:
-    assert (
-        forgetting("idk") == idk() and forgetting("dpo:0.1") == dpo(0.1) and forgetting("simpo:2:1") == simpo(2.0, 1.0)
-    )
-    assert forgetting("simnpo:2.5:0.5") == objective("simnpo:2.5:0.5") == simnpo(2.5, 0.5)
-    assert isinstance(forgetting("gradient_ascent"), Objective)
-    for word in ("idk:1", "dpo", "dpo:x", "dpo:-1", "npo"):
-        with pytest.raises(InvalidInput, match=r"objective|beta"):
-            forgetting(word)
-    with pytest.raises(InvalidInput, match="objective"):
+def test_one_word_is_one_law_to_every_command() -> None:
+    assert method("idk").objective == idk() and method("dpo:0.1").objective == dpo(0.1)
+    for word in (
+        "simnpo:2.5:0.5",
+        "npo:0.1:0.5@2",
+        "npo:0.1@0.125",
+        "gradient_ascent",
+        "grad_diff",
+        "weighted_grad_diff@3",
+    ):
+        assert objective(word) == method(word).objective
+        assert [one.objective for one in methods([word])] == [objective(word)]
+    assert objective("npo:0.1:0.5@2") == Objective(0.1, 0.5, 1.0, 0.0)
+    for word in ("idk:1", "dpo", "dpo:x", "dpo:-1", "npo", "gradient_ascent@1", "npo:1:2:3", "mpo:1"):
+        for read in (method, objective):
+            with pytest.raises(InvalidInput):
+                read(word)
+    with pytest.raises(InvalidInput, match=r"objective = 'dpo:0.1' is not allowed: a method of single responses"):
         objective("dpo:0.1")
 
 
