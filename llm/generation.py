@@ -1,12 +1,15 @@
 """What a model writes itself: greedy answers, many prompts at a time, each as if it were alone.
 
-Prompts are padded in front, so that all end where the writing begins; the padding is masked and positions count from
-each prompt's own start. Not every model heeds that. Recurrent ones may read padding as if it were text, and some go
-wrong with what they keep from token to token as soon as they write several texts. So a model is tried first, see
-`way_of`, and what changes its answers is done without: padding, company, or what is kept.
+Prompts are padded in front, so that all end where the writing begins; the padding is masked and
+positions count from each prompt's own start. Not every model heeds that. Recurrent ones may read
+padding as if it were text; some go wrong as soon as they write several texts at a time, and some with
+what they keep from token to token, at once or when a text outgrows a window. So a model is tried before
+it writes (`way_of`), and of each batch the two texts with most and least padding are read again
+(`_likely`). Both are compared with a forward pass over the text alone, without padding and with nothing
+kept: what does not agree with it is done without, and the batch is written anew.
 
-A model's own settings for sampling, penalties and the like (`generation_config`) play no part; of them only the tokens
-that end a text are kept.
+A model's own settings for sampling, penalties and the like (`generation_config`) play no part; of them
+only the tokens that end a text are kept.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -102,76 +105,99 @@ def continuations(
     require(budget >= 1, "budget", budget, "at least 1 token")
     stops = _ends(inner, tokenizer, ends) if end else []
     found: list[list[int]] = [[] for _ in prompts]
+    left = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
     bar = tqdm(total=len(prompts), desc="write", unit="answer", disable=None if progress else True)
     with evaluating(inner), torch.no_grad(), bar:
         way = way_of(inner, prompts, min(TRIED, max_new_tokens))
-        bar.set_description("write" if way.together else "write, one at a time")
-        with _greedy(inner, max_new_tokens, stops, cache=way.cache):
-            for rows in _batches(prompts, max_new_tokens, budget, way):
-                new = _write(inner, [prompts[row] for row in rows]).tolist()
-                for row, own in zip(rows, new, strict=True):
-                    found[row] = own[: next((place for place, token in enumerate(own) if token in stops), len(own))]
-                bar.update(len(rows))
+        while left:
+            bar.set_description("write" if way.together else "write, one at a time")
+            rows = _batch(left, prompts, max_new_tokens, budget, way)
+            texts = [prompts[row] for row in rows]
+            written = _write(inner, texts, max_new_tokens, stops, way)
+            if way != WAYS[-1] and not all(_likely(inner, texts[row], written[row]) for row in {0, len(rows) - 1}):
+                way = WAYS[WAYS.index(way) + 1]
+                continue
+            for row, new in zip(rows, written, strict=True):
+                found[row] = new[:-1] if new[-1] in stops else new
+            bar.update(len(rows))
+            left = left[len(rows) :]
     return found
 
 
 def way_of(model: Any, prompts: Sequence[Sequence[int]], count: int) -> Way:
-    """The quickest of `WAYS` in which the model writes after such prompts as it would after each of them alone.
+    """The quickest of `WAYS` in which the model gives such prompts the logits that it gives each alone.
 
-    It is tried on two of them, the shortest and the longest, which is cut to the shortest's length
-    where nothing is to be padded. They are written on by `count` tokens. The logits of each are
-    compared with those of one forward pass over its text alone, without padding and with nothing
-    kept. They may differ by `max(TOLERANCE, 4 eps)` of the range of the logits at a place, eps being
-    the rounding of the model's numbers.
+    It is tried on two of them, the longest and the shortest, or where nothing is to be padded the two
+    longest, of which one is cut. They are written on by `count` tokens. Logits may differ by
+    `max(TOLERANCE, 4 eps)` of the range of all logits at their place, eps being the rounding of the
+    model's numbers.
     """
-    short = min(prompts, key=len)
-    long = max(prompts, key=lambda prompt: (len(prompt), list(prompt) != list(short)))
+    order = sorted(prompts, key=len, reverse=True)
+    other = next((prompt for prompt in order if list(prompt) != list(order[0])), order[-1])
     for way in WAYS[:-1]:
-        if way.together and len(prompts) == 1:
-            continue
-        tried = [short, long if way.padded else long[: len(short)]] if way.together else [long]
-        if _as_alone(model, tried, count, cache=way.cache):
+        pair = (order[0], order[-1]) if way.padded else (order[0][: len(other)], other)
+        tried = pair if way.together else pair[:1]
+        if (len(order) > 1 or not way.together) and _as_alone(model, tried, count):
             return way
     return WAYS[-1]
 
 
-def _as_alone(model: Any, prompts: Sequence[Sequence[int]], count: int, *, cache: bool) -> bool:
-    seen: list[Tensor] = []
-    with _greedy(model, count, [], cache=cache, output_logits=True, return_dict_in_generate=True):
-        written = _write(model, prompts, seen)
-    eps = max(torch.finfo(one.dtype).eps for one in model.parameters() if one.is_floating_point())
-    device = model.get_input_embeddings().weight.device
-    for prompt, new, got in zip(prompts, written.tolist(), seen[0], strict=True):
-        text = torch.tensor([[*prompt, *new[:-1]]], device=device)
-        want = model(text, use_cache=False, return_dict=True).logits[0, -count:].to(got)
-        # What is not a number is so in both, and no reason to go slowly.
-        apart = (got - want).nan_to_num().abs().amax(-1)
-        allowed = max(TOLERANCE, 4 * eps) * (want.amax(-1) - want.amin(-1)).nan_to_num()
-        if (apart > allowed).any():
+def _as_alone(model: Any, prompts: Sequence[Sequence[int]], count: int) -> bool:
+    """Whether prompts that are written on together, for `count` tokens, have the logits that each has alone."""
+    with _greedy(model, count, [], output_logits=True, return_dict_in_generate=True):
+        written = _generate(model, prompts)
+    found = torch.stack(written.logits, dim=1)
+    for prompt, new, got in zip(prompts, written.sequences[:, -count:].tolist(), found, strict=True):
+        want = _alone(model, [*prompt, *new[:-1]])[-count:]
+        if ((got.to(want) - want).abs().amax(-1) > _rounding(model, want)).any():
             return False
     return True
 
 
-def _batches(prompts: Sequence[Sequence[int]], new: int, budget: int, way: Way) -> Iterator[list[int]]:
-    """Rows in batches of at most `budget` tokens, or of one row; the first of each has the longest prompt."""
-    left = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
-    while left:
-        longest = len(prompts[left[0]])
-        count = max(1, budget // (longest + new)) if way.together else 1
-        rows = [row for row in left[:count] if way.padded or len(prompts[row]) == longest]
-        yield rows
-        left = left[len(rows) :]
+def _likely(model: Any, prompt: Sequence[int], new: Sequence[int]) -> bool:
+    """Whether each token of what was written is the most likely one, when the text is read alone."""
+    found = _alone(model, [*prompt, *new[:-1]])[-len(new) :]
+    chosen = found.gather(-1, torch.tensor(new, device=found.device)[:, None]).squeeze(-1)
+    return not (found.amax(-1) - chosen > _rounding(model, found)).any()
 
 
-def _write(model: Any, prompts: Sequence[Sequence[int]], seen: list[Tensor] | None = None) -> Int64[Tensor, "rows new"]:
-    """What is written after each prompt; `seen` is given the logits (rows, new, vocab) if the model keeps them."""
+def _alone(model: Any, text: Sequence[int]) -> Float[Tensor, "time vocab"]:
+    """The logits at every place of one text, by one forward pass without padding and with nothing kept."""
+    tokens = torch.tensor([list(text)], device=model.get_input_embeddings().weight.device)
+    return model(tokens, use_cache=False, return_dict=True).logits[0].float()
+
+
+def _rounding(model: Any, logits: Float[Tensor, "time vocab"]) -> Float[Tensor, " time"]:
+    """How far rounding may move the logits at each place."""
+    eps = max(torch.finfo(one.dtype).eps for one in model.parameters() if one.is_floating_point())
+    return max(TOLERANCE, 4 * eps) * (logits.amax(-1) - logits.amin(-1))
+
+
+def _batch(left: Sequence[int], prompts: Sequence[Sequence[int]], new: int, budget: int, way: Way) -> list[int]:
+    """The first rows of those left, the longest first: as many as hold `budget` tokens, or one."""
+    longest = len(prompts[left[0]])
+    count = max(1, budget // (longest + new)) if way.together else 1
+    return [row for row in left[:count] if way.padded or len(prompts[row]) == longest]
+
+
+def _write(model: Any, prompts: Sequence[Sequence[int]], count: int, ends: Sequence[int], way: Way) -> list[list[int]]:
+    """What is written after each prompt, through the token that ends it if one does."""
+    if way.cache:
+        with _greedy(model, count, ends):
+            rows = _generate(model, prompts)[:, max(map(len, prompts)) :].tolist()
+        return [row[: next((place + 1 for place, token in enumerate(row) if token in ends), count)] for row in rows]
+    # By hand: what transformers passes on to a forward pass is not what each model takes by itself.
+    found: list[list[int]] = [[] for _ in prompts]
+    for prompt, new in zip(prompts, found, strict=True):
+        while len(new) < count and not (new and new[-1] in ends):
+            new.append(int(_alone(model, [*prompt, *new])[-1].argmax()))
+    return found
+
+
+def _generate(model: Any, prompts: Sequence[Sequence[int]]) -> Any:
     tokens, present = _padded(prompts)
     device = model.get_input_embeddings().weight.device
-    written = model.generate(tokens.to(device), attention_mask=present.long().to(device))
-    if seen is None:
-        return written[:, tokens.shape[1] :]
-    seen.append(torch.stack(written.logits, dim=1))
-    return written.sequences[:, tokens.shape[1] :]
+    return model.generate(tokens.to(device), attention_mask=present.long().to(device))
 
 
 def _padded(prompts: Sequence[Sequence[int]]) -> tuple[Int64[Tensor, "rows time"], Bool[Tensor, "rows time"]]:
@@ -189,7 +215,7 @@ def _ends(model: Any, tokenizer: Any, more: Sequence[int]) -> list[int]:
 
 
 @contextmanager
-def _greedy(model: Any, new: int, ends: list[int], *, cache: bool, **more: Any) -> Iterator[None]:
+def _greedy(model: Any, new: int, ends: Sequence[int], **more: Any) -> Iterator[None]:
     """Greedy decoding while it lasts: what is not said in a call transformers takes from the model's own settings."""
     from transformers import GenerationConfig
 
@@ -198,8 +224,8 @@ def _greedy(model: Any, new: int, ends: list[int], *, cache: bool, **more: Any) 
         max_new_tokens=new,
         do_sample=False,
         num_beams=1,
-        use_cache=cache,
-        eos_token_id=ends or None,
+        use_cache=True,
+        eos_token_id=list(ends) or None,
         pad_token_id=ends[0] if ends else 0,
         **more,
     )
