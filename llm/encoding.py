@@ -6,14 +6,27 @@ across the boundary, so that the text of both does not start with the prompt's t
 counting the prompt's tokens off the merged text, as TOFU's released code does, scores or skips the wrong ones. Either
 way every token belongs to one side, and the scored ones decode to the response.
 
-One end-of-sequence token is appended and scored. A beginning-of-sequence token is put first if the tokenizer puts one.
+Every text starts with what the tokenizer itself puts before one: nothing, one token, or several. It ends, once and
+scored, with what the tokenizer itself puts behind a text, or else with its end-of-sequence token.
+
+With a chat template, prompt and response are written by the template, from which the response is read off:
+
+    prompt   = the template's text of the system's and the user's turns, and of the head of the assistant's
+    response = what its text of the whole conversation has beyond that, up to the token that ends the assistant's turn
+
+So blanks that the template writes before the answer are scored, as a model has to write them, and so is the token that
+ends a turn, which often is another one than the tokenizer's end-of-sequence token. What comes after it is not: a model
+has stopped there. A template that writes no token after the answer gets the end-of-sequence token. A template that
+writes anything else is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import torch
 from jaxtyping import Bool, Int64
@@ -29,6 +42,8 @@ if TYPE_CHECKING:
 MAX_LENGTH = 512  # tokens of a prompt and its response
 BUDGET = 2048  # tokens of a batch, padding included
 ANCHOR = "\n"  # hardly ever merged with what follows it
+PROBE = "a"  # a short text, to see what is put around one
+TODAY = "strftime_now"  # what chat templates call to know which day it is
 
 
 class PromptAndResponse(Protocol):
@@ -45,8 +60,9 @@ class Template:
     """How a prompt and a response are written: `{prompt}` and `{response}` stand for them, the rest is fixed.
 
     A space between the two belongs to the response, since tokenizers merge it with the word that follows. With `chat`,
-    what `prompt` gives is the user's turn in the tokenizer's own chat template, after `system`, on the day `date`.
-    `end` appends the end-of-sequence token. Raises `InvalidInput` for a text without its placeholder.
+    what `prompt` and `response` give are the user's and the assistant's turns in the tokenizer's own chat template,
+    after the turn `system` (none if it is empty), on the day `date`. Without `end` the end of the response is left out.
+    Raises `InvalidInput` for a text without its placeholder.
     """
 
     prompt: str
@@ -72,7 +88,7 @@ TEMPLATES = {"llama2_chat": LLAMA2_CHAT, "plain": PLAIN, "chat": CHAT}
 class Encoded(NamedTuple):
     """The tokens of a prompt and its response, of which `tokens[prompt:]` are scored, and how many more were cut off.
 
-    The end-of-sequence token is one of them; `cut` is 0 unless truncation was asked for.
+    The end of the response is one of them; `cut` is 0 unless truncation was asked for.
     """
 
     tokens: tuple[int, ...]
@@ -143,7 +159,8 @@ def encode_examples(
 
     Raises `InvalidInput` for no example, an empty prompt or response, a response that `max_length` would cut (with
     `truncate` it is cut, `Encoded.cut` says by how much, and only a prompt that leaves no room is refused), a tokenizer
-    without an end-of-sequence token, and a chat template that is missing or refuses the conversation.
+    without an end-of-sequence token, and a chat template that is missing, refuses the conversation, or writes another
+    answer than the one given, or something between prompt, answer and end.
     """
     return _encode(tokenizer, template, [(one.prompt, one.response) for one in examples], max_length, truncate)
 
@@ -159,13 +176,18 @@ def _encode(
     for index, pair in enumerate(pairs):
         for field, text in zip(("prompt", "response"), pair, strict=True):
             require(bool(text.strip()), f"examples[{index}].{field}", text, "a text that is not blank")
-    end: list[Any] = [tokenizer.eos_token_id] if template.end else []
-    require(None not in end, "tokenizer", type(tokenizer).__name__, "one that has an end-of-sequence token")
-
-    start, prompts = _prompts(tokenizer, template, [prompt for prompt, _ in pairs])
-    responses = [template.response.replace("{response}", response) for _, response in pairs]
+    start: tuple[int, ...] = ()
+    end: tuple[int, ...] = ()
+    if template.chat:
+        parts = _turns(tokenizer, template, pairs)
+    else:
+        start, behind = around(tokenizer)
+        end = (behind or _end_of_sequence(tokenizer)) if template.end else ()
+        asked = [template.prompt.replace("{prompt}", prompt) for prompt, _ in pairs]
+        written = [template.response.replace("{response}", response) for _, response in pairs]
+        parts = _split(tokenizer, asked, written)
     found = []
-    for index, (before, after) in enumerate(_split(tokenizer, prompts, responses)):
+    for index, (before, after) in enumerate(parts):
         for field, text, tokens in zip(("prompt", "response"), pairs[index], (before, after), strict=True):
             require(len(tokens) > 0, f"examples[{index}].{field}", text, "a text of at least one token")
         tokens, prompt = (*start, *before, *after, *end), len(start) + len(before)
@@ -176,23 +198,132 @@ def _encode(
     return found
 
 
-def _prompts(
-    tokenizer: PreTrainedTokenizerBase, template: Template, prompts: Sequence[str]
-) -> tuple[list[int], list[str]]:
-    """The tokens that start every sequence, and the text before each response. Chat templates write their own start."""
-    written = [template.prompt.replace("{prompt}", prompt) for prompt in prompts]
-    if not template.chat:
-        first = _ids(tokenizer, ["a"], add_special_tokens=True)[0][:1]
-        return (first if first == [tokenizer.bos_token_id] else []), written
-    system = [{"role": "system", "content": template.system}] if template.system else []
-    options: dict[str, Any] = {"date_string": template.date} if template.date else {}
-    options |= {"tokenize": False, "add_generation_prompt": True}
+def around(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The tokens that the tokenizer itself puts before a text, and those that it puts behind one.
+
+    They are what it makes of a short text beyond the text's own tokens. Raises `InvalidInput` for a tokenizer that then
+    cuts the text itself in another way.
+    """
+    whole, bare = (_ids(tokenizer, [PROBE], add_special_tokens=special)[0] for special in (True, False))
+    count = len(bare)
+    places = [place for place in range(len(whole) - count + 1) if whole[place : place + count] == bare]
+    allowed = "one that leaves a text as it is between what it puts around it"
+    require(len(places) == 1, "tokenizer", type(tokenizer).__name__, allowed)
+    return tuple(whole[: places[0]]), tuple(whole[places[0] + count :])
+
+
+def end_tokens(tokenizer: PreTrainedTokenizerBase, template: Template) -> tuple[int, ...]:
+    """The tokens any of which ends an answer: the one that is scored as its end, and the end-of-sequence token.
+
+    Raises `InvalidInput` as `encode` does.
+    """
+    if template.chat:
+        ends: Sequence[int] = _turns(tokenizer, replace(template, end=True), [(PROBE, PROBE)])[0][1][-1:]
+    else:
+        ends = around(tokenizer)[1][:1] or _end_of_sequence(tokenizer)
+    last: Any = tokenizer.eos_token_id
+    return tuple(dict.fromkeys((*ends, *([] if last is None else [last]))))
+
+
+def fitted(tokenizer: PreTrainedTokenizerBase, template: Template) -> Template:
+    """The template, but without its system turn if the tokenizer's chat template has no place for one.
+
+    There is none where the chat template refuses the turn, and where it writes it only as long as the answer is still
+    to come, so that no prompt is the beginning of its conversation. What else stands in the way `encode` will say.
+    """
+    without = replace(template, system="")
+    unfit = template.chat and not _writes(tokenizer, template) and _writes(tokenizer, without)
+    return without if unfit else template
+
+
+def _writes(tokenizer: PreTrainedTokenizerBase, template: Template) -> bool:
     try:
-        turns = [[*system, {"role": "user", "content": text}] for text in written]
-        return [], [str(tokenizer.apply_chat_template(turn, **options)) for turn in turns]
-    except (TemplateError, ValueError) as error:
-        allowed = f"one that this tokenizer has a chat template for ({str(error).splitlines()[0]})"
-        raise InvalidInput("template", "chat", allowed) from error
+        return bool(_turns(tokenizer, template, [(PROBE, PROBE)]))
+    except InvalidInput:
+        return False
+
+
+def _end_of_sequence(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    end: Any = tokenizer.eos_token_id
+    require(end is not None, "tokenizer", type(tokenizer).__name__, "one that has an end-of-sequence token")
+    return (end,)
+
+
+def _turns(
+    tokenizer: PreTrainedTokenizerBase, template: Template, pairs: Sequence[tuple[str, str]]
+) -> list[tuple[list[int], list[int]]]:
+    """The tokens of each prompt and of each response with its end, as the tokenizer's chat template writes them."""
+    # Words that are one token wherever they stand; some tokenizers have many that are blanks and end nothing.
+    words: Any = (*cast(Any, tokenizer).get_added_vocab(), *tokenizer.all_special_tokens)
+    marks = {word for word in words if word.strip()}
+    asked, written, ends = [], [], []
+    for prompt, response in pairs:
+        answer = template.response.replace("{response}", response)
+        before, whole = _conversation(tokenizer, template, template.prompt.replace("{prompt}", prompt), answer)
+        after, end = _answer(before, whole, answer.strip(), marks)
+        asked.append(before)
+        written.append(after)
+        ends.append(end)
+    found = []
+    for (before, after), end in zip(_split(tokenizer, asked, written), ends, strict=True):
+        after = after if end else [*after, *_end_of_sequence(tokenizer)]
+        as_one = not end or after[-1:] == [tokenizer.convert_tokens_to_ids(end)]
+        require(as_one, "template", "chat", f"one whose end of a turn, {end}, is a token of this tokenizer")
+        found.append((before, after if template.end else after[:-1]))
+    return found
+
+
+def _conversation(tokenizer: PreTrainedTokenizerBase, template: Template, prompt: str, answer: str) -> tuple[str, str]:
+    """What the chat template writes as long as the answer is still to come, and when it is there."""
+    system = [{"role": "system", "content": template.system}] if template.system else []
+    turns = [*system, {"role": "user", "content": prompt}]
+    try:
+        # Templates that can have a model think before it answers are told not to: these answers come without thoughts.
+        options: dict[str, Any] = {"tokenize": False, "enable_thinking": False}
+        options |= {"chat_template": _dated(str(tokenizer.get_chat_template()), template.date)}
+        options |= {"date_string": template.date} if template.date else {}
+        before = tokenizer.apply_chat_template(turns, add_generation_prompt=True, **options)
+        whole = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": answer}], **options)
+    except (TemplateError, ValueError, TypeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InvalidInput("template", "chat", f"one that this tokenizer has a chat template for ({reason})") from error
+    return str(before), str(whole)
+
+
+def _dated(written: str, date: str) -> str:
+    """The chat template with one day in place of today's, which some ask for: a score must not depend on the day."""
+    if not date or TODAY not in written:
+        return written
+    forms = set(re.findall(TODAY + r"\(\s*['\"](.*?)['\"]\s*\)", written))
+    try:
+        days = {form: datetime.strptime(date, "%d %b %Y").strftime(form) for form in forms}
+    except ValueError:
+        days = {}
+    # A macro of this name stands before the function.
+    return f"{{%- macro {TODAY}(form) -%}}{{{{ {days!r}.get(form, {date!r}) }}}}{{%- endmacro -%}}{written}"
+
+
+def _answer(before: str, whole: str, answer: str, marks: Collection[str]) -> tuple[str, str | None]:
+    """What the conversation has beyond the prompt, up to the token that ends the turn, and that token if any does."""
+    beyond = whole[len(before) :]
+    place = beyond.find(answer)
+    lead, tail = beyond[: max(place, 0)].strip(), beyond[place + len(answer) :]
+    # The first of them, and of those that begin there the longest.
+    until, _, end = min(
+        ((tail.find(mark), -len(mark), mark) for mark in marks if mark in tail), default=(None, 0, None)
+    )
+    rest = tail[:until].strip()
+    odd = {
+        f"does not go on from its own prompt, ...{before[-30:]!r}": not whole.startswith(before),
+        f"writes the answer {answer!r} in another way": place < 0,
+        f"writes {lead!r} before an answer": bool(lead),
+        f"writes {rest!r} after an answer": bool(rest),
+    }
+    first = next((what for what, is_so in odd.items() if is_so), "")
+    allowed = f"one that writes a prompt, its answer and one token that ends it (this {first})"
+    require(not first, "template", "chat", allowed)
+    through = place + len(answer)
+    return (beyond[:through], None) if end is None else (beyond[: through + (until or 0) + len(end)], end)
 
 
 def _split(

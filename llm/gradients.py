@@ -35,6 +35,7 @@ from markov.errors import require
 BUDGET = 1024  # tokens of a batch, padding included: activations and the logits of responses are held
 SMALL = 2**20  # parameters of a layer that may get a gradient per example
 ELEMENTS = 2**25  # of such gradients held at once
+NO_GRADIENT = "one that passes a gradient to its trainable parameters"
 
 
 class NotCovered(Exception):
@@ -57,8 +58,10 @@ def gradient_norms(
 ) -> Float[Tensor, " examples"]:
     """||grad_theta log pi(y|x)||_2 of each example over all trainable parameters, float32 or wider, on the CPU.
 
-    Exact up to rounding, without dropout; gradients that the model holds stay as they are. Batches hold `budget`
-    tokens, or one example. Raises `InvalidInput` as `score_encoded` does, and for a model without trainable parameters.
+    Exact up to rounding, without dropout; gradients that the model holds stay as they are. Parameters
+    to which autograd passes no gradient, such as those of layers that the model runs under `no_grad`,
+    count as 0. Batches hold `budget` tokens, or one example. Raises `InvalidInput` as `score_encoded`
+    does, for a model without trainable parameters, and for one that passes a gradient to none of them.
     """
     check_model(model)
     check_fits(model, encoded)
@@ -80,6 +83,7 @@ def one_by_one(model: nn.Module, encoded: Sequence[Encoded]) -> Float[Tensor, " 
     trainable, found = [parameter for parameter in model.parameters() if parameter.requires_grad], []
     for one in encoded:
         logp = response_logprobs(model, Batch.pad([one])).logp.sum()
+        require(logp.requires_grad, "model", type(model).__name__, NO_GRADIENT)
         gradients = torch.autograd.grad(logp, trainable, allow_unused=True)
         squares = [_wide(gradient).square().sum().to(logp) for gradient in gradients if gradient is not None]
         found.append(torch.stack(squares).sum().sqrt())
@@ -99,7 +103,7 @@ def together(model: nn.Module, encoded: Sequence[Encoded]) -> Float[Tensor, " ex
     if ledger.bottom:
         torch.autograd.grad(logp, ledger.bottom, allow_unused=True)
     if ledger.terms:
-        raise NotCovered("the backward pass does not reach every layer")
+        raise NotCovered("the backward pass does not reach every layer from the embeddings")
     return ledger.squares.sqrt()
 
 
@@ -147,6 +151,8 @@ class _Ledger:
         def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             if len(args) != 1 or not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
                 raise NotCovered(f"{type(module).__name__} takes or gives something else than one tensor")
+            if not torch.is_grad_enabled() or not (output.requires_grad or isinstance(module, nn.Embedding)):
+                return output  # run without gradients: autograd gives its parameters none from here
             x = args[0].detach()
             if isinstance(module, nn.Embedding):
                 # Positions are looked up once for all examples; apart, each example has a gradient of its own.

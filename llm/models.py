@@ -13,9 +13,10 @@ import math
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -23,7 +24,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from llm.encoding import CHAT, LLAMA2_CHAT, PLAIN, Template
+from llm.encoding import CHAT, LLAMA2_CHAT, PLAIN, Template, fitted
 from llm.names import Made, made
 from llm.pretrained import check_folder, quiet, read_config, read_tokenizer, read_weights, vocabulary
 from llm.scoring import check_model
@@ -78,6 +79,7 @@ def load(
     dtype: str = "float32",
     device: str = "auto",
     template: Template | None = None,
+    system: str | None = None,
     tokenizer: Location | None = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
@@ -85,8 +87,11 @@ def load(
     """The model of a folder, a hub id, a name in `READY` or one of a model made here, in evaluation mode.
 
     Its template is the one given; else the one saved with it; else that of the ready-made model of this name, id or
-    folder name; else `template_of` its tokenizer. `tokenizer` is where that lies if not beside the weights. `dtype` is
-    one of `DTYPES`, "auto" being the one of the file; `device` "auto" is a GPU where there is one.
+    folder name; else `template_of` its tokenizer. `system` is what a chat template is given as the
+    system's turn, which is left out if it is empty. Where `system` is None, the template's own is
+    given, or none with a line on standard error if there is no place for one (`llm.encoding.fitted`).
+    `tokenizer` is where that lies if not beside the weights. `dtype` is one of `DTYPES`, "auto" being
+    the one of the file; `device` "auto" is a GPU where there is one.
 
     Raises `InvalidInput`, as far as possible before weights are read, for a source that is not there or cannot be
     fetched, weights that are missing or not safetensors, a model that is not a causal language model, a tokenizer
@@ -98,7 +103,8 @@ def load(
         require(revision is None, "revision", revision, f"left out, since {name} is made here")
         built = _made(own, device)
         model = built.model.to(dtype=DTYPES[dtype])  # pyright: ignore[reportCallIssue]
-        return built._replace(model=model, template=template or built.template, name=own.word)
+        written = _fitting(built.tokenizer, template or built.template, system)
+        return built._replace(model=model, template=written, name=own.word)
     folder, local = Path(name).resolve(), Path(name).is_dir()
     names = {name, folder.name if local else name}
     ready = next((one for key, one in READY.items() if names & {key, one.hub, Path(one.hub).name}), None)
@@ -115,9 +121,21 @@ def load(
     config = read_config(where, options)
     elsewhere = {**options, "revision": None} if tokenizer else options
     words = read_tokenizer(os.path.expanduser(tokenizer or where), config, elsewhere)
+    written = _fitting(words, template or (ready.template if ready else template_of(words)), system)
     model = read_weights(where, config, DTYPES[dtype], options).to(device=place)  # pyright: ignore[reportCallIssue]
     check_model(model)
-    return LanguageModel(model, words, template or (ready.template if ready else template_of(words)), name)
+    return LanguageModel(model, words, written, name)
+
+
+def _fitting(tokenizer: Tokenizer, template: Template, system: str | None) -> Template:
+    """The template with the system turn that was asked for, or if none was with one only where it has a place."""
+    if system is not None:
+        require(template.chat, "system", system, "left out: this model's template has no system turn")
+        return replace(template, system=system)
+    found = fitted(tokenizer, template)
+    if found != template:
+        print("the chat template has no place for a system turn: written without one", file=sys.stderr)
+    return found
 
 
 def _made(own: Made, device: str) -> LanguageModel:

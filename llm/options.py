@@ -34,6 +34,8 @@ class ModelOptions:
     authors:original, authors:retrained (never saw the tenth to forget) or authors:partial (saw half of it)."""
     template: Literal["auto", "plain", "llama2_chat", "chat"] = "auto"
     """How prompt and response are written (default: as the model was trained)."""
+    system: str | None = None
+    """What a chat template is given as the system's turn; "" leaves the turn out."""
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     """Floating-point numbers of the model; log-probabilities are float32 in any case."""
     device: str = "auto"
@@ -72,6 +74,7 @@ def load_model(options: ModelOptions, source: str | None = None) -> LanguageMode
         dtype=options.dtype,
         device=options.device,
         template=None if options.template == "auto" else TEMPLATES[options.template],
+        system=options.system,
         revision=None if source else options.revision,
         trust_remote_code=options.trust_remote_code,
     )

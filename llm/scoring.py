@@ -191,17 +191,25 @@ def logits(model: nn.Module, batch: Batch, change: Callable[[Tensor], Tensor]) -
 
 
 def check_model(model: nn.Module) -> None:
-    """Raise `InvalidInput` unless the model predicts tokens, and from earlier ones alone: tried on two short rows."""
+    """Raise `InvalidInput` unless the model predicts tokens, from earlier ones alone, whatever padding follows.
+
+    It is tried on three short rows: two that differ in their last token, and one that ends earlier. No
+    token but padding is 0, which some models take for padding wherever it stands.
+    """
     name, device = type(model).__name__, _embedding(model).device
     require(not getattr(_config(model), "is_encoder_decoder", False), "model", name, CAUSAL)
     require(_head(model) is not None, "model", name, f"{CAUSAL}: this one has no head")
-    tokens = torch.tensor([[0, 0, 0], [0, 0, 1]], device=device)
+    tokens = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 4, 6], [1, 2, 3, 0, 0]], device=device)
+    tokens = torch.where(tokens > 0, (tokens - 1) % (_config(model).vocab_size - 1) + 1, 0)
+    present = torch.tensor([[True] * 5, [True] * 5, [True] * 3 + [False] * 2], device=device)
     with evaluating(model), torch.no_grad():
-        found = model(tokens, attention_mask=torch.ones_like(tokens), use_cache=False, return_dict=True).logits
+        found = model(tokens, attention_mask=present.long(), use_cache=False, return_dict=True).logits
     require(found.shape[:2] == tokens.shape, "model", name, CAUSAL)
-    change, scale = (found[0, :2] - found[1, :2]).abs().max(), found.abs().max()
-    ahead = bool(change > 16 * torch.finfo(found.dtype).eps * scale)
+    allowed = 16 * torch.finfo(found.dtype).eps * found[present].abs().max()
+    ahead = bool((found[0, :4] - found[1, :4]).abs().max() > allowed)
     require(not ahead, "model", name, f"{CAUSAL}: this one looks at what comes later")
+    padded = bool((found[0, :3] - found[2, :3]).abs().max() > allowed)
+    require(not padded, "model", name, f"{CAUSAL}: padding behind a text changes what this one makes of it")
 
 
 def check_fits(model: nn.Module, encoded: Sequence[Encoded]) -> None:
@@ -246,8 +254,14 @@ def _with_reference(logp: Tensor, length: Tensor, ref: Number) -> SequenceLogPro
 
 def _finish(config: Any) -> Callable[[Tensor], Tensor]:
     """What models are known to do to their logits behind the head: scale them, or bend them below a cap."""
-    cap = getattr(config, "final_logit_softcapping", None)
-    factor, divisor = (getattr(config, name, None) or 1 for name in ("logit_scale", "logits_scaling"))
+
+    def number(name: str) -> float | None:
+        # Some configurations have a word here, such as MPT's "inv_sqrt_d_model", that their models do not heed.
+        value = getattr(config, name, None)
+        return value if isinstance(value, (int, float)) and value else None
+
+    cap = number("final_logit_softcapping")
+    factor, divisor = number("logit_scale") or 1, number("logits_scaling") or 1
 
     def finish(logits: Tensor) -> Tensor:
         logits = logits if factor == 1 else logits * factor
