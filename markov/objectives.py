@@ -168,10 +168,10 @@ def _tensor(field: str, value: object, like: Tensor | None) -> Tensor:
 
 def _check_shapes(seq: SequenceLogProbs) -> None:
     """Raise `InvalidInput` unless all fields that are tensors have one shape: else they would broadcast silently."""
-    shapes = {name: tuple(x.shape) for name, x in seq._asdict().items() if isinstance(x, Tensor)}
-    if len(set(shapes.values())) > 1:
-        shown = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise InvalidInput("logp, length and ref", shown, "tensors of one shape")
+    shapes = [(name, tuple(x.shape)) for name, x in seq._asdict().items() if isinstance(x, Tensor)]
+    for name, shape in shapes[1:]:
+        first, wanted = shapes[0]
+        require(shape == wanted, name, shape, f"the shape of {first}, {wanted}")
 
 
 class Objective(NamedTuple):
