@@ -14,6 +14,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from figures import style
+from figures.statistics import full_means
 from figures.tables import Context, corner_runs
 from markov.objectives import CORNERS
 
@@ -29,11 +30,8 @@ def data(context: Context) -> pd.DataFrame:
     frame = corner_runs(context)
     keys = ["run", "case", "method", "beta", "pretrain_seed", "seed", "step"]
     forget = frame[frame["component"] != "retain"]
-    moments = (
-        forget.assign(square=forget["weight"] ** 2 + forget["weight_std"] ** 2)
-        .groupby(keys)[["weight", "square"]]
-        .mean()
-    )
+    squares = forget.assign(square=forget["weight"] ** 2 + forget["weight_std"] ** 2)
+    moments = full_means(squares.groupby(keys)[["weight", "square"]])
     variance = (moments["square"] - moments["weight"] ** 2).clip(lower=0)
     spread = (variance**0.5 / moments["weight"]).rename("spread")
     second = frame[frame["component"] == "forget2"].set_index(keys)[["weight_share", "gradient_share"]]

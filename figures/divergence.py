@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from figures import style
 from figures.fits import power_law
 from figures.rungs import forget_mixture, tabular_flow
-from figures.statistics import Estimate, interval_text, logs, lookup, mean_interval
+from figures.statistics import Estimate, full_means, interval_text, logs, lookup, mean_interval
 from figures.sweeps import FALL, MIDDLE, PACE, length_runs, middle, runs, start, sweep_case
 from figures.tables import Context
 from markov.diagnostics import method_name
@@ -79,7 +79,7 @@ def _transformer(frame: pd.DataFrame, objectives: Sequence[Objective]) -> pd.Dat
     own = frame[(frame["beta"] == frame["method"].map(betas)) & (frame["component"] != "retain") & (frame["step"] > 0)]
     own = own.assign(time=own["step"] * PACE["together"])
     keys = ["method", "beta", "pretrain_seed", "time"]
-    return own.groupby(keys, as_index=False)["kl_to_reference"].mean().assign(rung="transformer")
+    return full_means(own.groupby(keys)["kl_to_reference"]).reset_index().assign(rung="transformer")
 
 
 def exponents(frame: pd.DataFrame) -> pd.DataFrame:

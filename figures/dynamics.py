@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 
 from figures import style
 from figures.rungs import tabular_flow
-from figures.statistics import logs, mean_interval
+from figures.statistics import full_means, logs, mean_interval
 from figures.sweeps import FALL, MIDDLE, length_runs, middle, start, sweep_case, times
 from figures.tables import Context
 from markov.banks import shares
@@ -87,7 +87,7 @@ def _transformer(frame: pd.DataFrame) -> pd.DataFrame:
     before = known.loc[list(zip(frame["run"], frame["length"], strict=True))].to_numpy()
     own = frame.assign(fall=before - frame["logp_per_token"], time=frame["step"] / frame["method"].map(units))
     keys = ["method", "beta", "pretrain_seed", "length", "time"]
-    return own.groupby(keys, as_index=False)[["fall", "weight"]].mean().assign(rung="transformer")
+    return full_means(own.groupby(keys)[["fall", "weight"]]).reset_index().assign(rung="transformer")
 
 
 def plot(frame: pd.DataFrame) -> Figure:

@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 
 from figures import style
 from figures.interactive import Picture, View, lengths_box, mixed, plain_log_axis, read_lengths, room_for_a_line, slider
+from markov.errors import require
 from markov.objectives import CORNERS, Objective, SequenceLogProbs, validate
 from markov.theory import theta, time_to_forget
 
@@ -30,6 +31,10 @@ SHORT = {"length_normalized_npo": "length-normalised\nNPO", "reference_free_npo"
 def sequences(lengths: Any, start: Any, fall: Any) -> SequenceLogProbs:
     """Responses with `start` nats per token under the reference and `start` - `fall` now; all three broadcast."""
     length, first, fallen = np.broadcast_arrays(*(np.asarray(value, dtype=float) for value in (lengths, start, fall)))
+    for name, values, least in (("lengths", length, 1.0), ("start", -first, 0.0), ("fall", fallen, -np.inf)):
+        proper = np.isfinite(values) & (values >= least)
+        allowed = "at least 1 scored token" if name == "lengths" else "finite nats per token, a start of at most 0"
+        require(bool(proper.all()), name, np.asarray(values)[~proper][:1].tolist(), allowed)
     logp, own, ref = (
         torch.from_numpy(np.array(value)) for value in (length * (first - fallen), length, length * first)
     )

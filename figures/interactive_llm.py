@@ -53,7 +53,7 @@ class AnswersView(View):
 def weights_of(table: pd.DataFrame, objective: Objective) -> Float[np.ndarray, " examples"]:
     """d loss / d logp of each row, from the columns `logp`, `length` and `ref`."""
     numbers = (torch.tensor(table[name].to_numpy(dtype=float)) for name in SequenceLogProbs._fields)
-    return objective.weight(SequenceLogProbs(*numbers)).numpy()
+    return objective.weight(SequenceLogProbs.of(*numbers)).numpy()
 
 
 def answers_view(

@@ -33,7 +33,7 @@ from matplotlib.ticker import NullFormatter
 
 from figures import style
 from figures.fits import growth
-from figures.statistics import Estimate, mean_interval, ratio_interval
+from figures.statistics import Estimate, full_means, mean_interval, ratio_interval
 from figures.tables import Context, cached
 from markov.errors import require
 from markov.logistic import LogisticWorld, Unlearning, run
@@ -196,7 +196,7 @@ def _tradeoff(axes: Axes, frame: pd.DataFrame) -> None:
         for _, one in own.groupby("run"):
             axes.plot(one[retain], one[forget], color=look["color"], ls=look["ls"], lw=0.4, alpha=0.4)
         logs = own.assign(forget=np.log(own[forget]), retain=np.log(own[retain]))
-        mean = logs.groupby("step")[["forget", "retain"]].mean()
+        mean = full_means(logs.groupby("step")[["forget", "retain"]])
         axes.plot(np.exp(mean["retain"]), np.exp(mean["forget"]), **look)
         start = np.exp(mean.loc[0])
         axes.plot(start["retain"], start["forget"], "o", color="black", mfc="white", ms=5, zorder=5)

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 from figures import style
 from figures.memorisation import OPTIMIZERS
-from figures.statistics import interval_text, lookup, mean_interval
+from figures.statistics import full_means, interval_text, lookup, mean_interval
 from figures.sweeps import FALL, MIDDLE, PACE, corner, middle, start, sweep_case
 from figures.tables import Context, cached
 from markov.diagnostics import method_name
@@ -120,7 +120,7 @@ def plot(frame: pd.DataFrame) -> Figure:
         for method in CORNERS:
             own = paths[(paths["optimizer"] == optimizer) & (paths["method"] == method)]
             logs = np.log(own.set_index(["pretrain_seed", "step"])[["weight", "update"]])
-            mean = np.exp((logs - logs.xs(0, level="step")).groupby("step").mean())
+            mean = np.exp(full_means((logs - logs.xs(0, level="step")).groupby("step")))
             label = f"{style.LABELS[method]}, e = {interval_text(fitted[optimizer, method])}"
             upper.plot(mean["weight"], mean["update"], "o", ms=2.5, color=style.COLORS[method], label=label)
         span = np.array([0.003, 1.5])

@@ -34,6 +34,15 @@ def mean_interval(values: np.ndarray, level: float = 0.95) -> Estimate:
     return Estimate(float(known.mean()), float(known.mean() - half), float(known.mean() + half), count)
 
 
+def full_means(grouped: Any) -> Any:
+    """Returns the means of groups of a frame or a column, nan where any value of the group is.
+
+    The mean of pandas leaves nan out: a run that diverged would be missing from a curve without a
+    word.
+    """
+    return grouped.mean().where(grouped.count().eq(grouped.size(), axis=0))
+
+
 def ratio(logs: Estimate) -> Estimate:
     """The estimate of a factor from that of its logarithm."""
     low, value, high = (float(np.exp(number)) for number in (logs.low, logs.value, logs.high))

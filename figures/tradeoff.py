@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from figures import style
+from figures.statistics import full_means
 from figures.tables import OPTIMIZERS, Context, paper_runs
 from markov.experiments import PAPER_BETAS
 
@@ -53,7 +54,7 @@ def _panel(axes: Axes, frame: pd.DataFrame, measure: str) -> None:
     for method in frame["method"].unique():
         color = style.COLORS[method]
         wide = frame[frame["method"] == method].pivot(index=["run", "step"], columns="component", values=measure)
-        mean = wide.groupby("step").mean()
+        mean = full_means(wide.groupby("step"))
         for component in style.LINES:
             for _, own in wide.groupby("run"):
                 axes.plot(own["retain"], own[component], style.LINES[component], color=color, lw=0.5, alpha=0.35)
@@ -66,7 +67,7 @@ def _panel(axes: Axes, frame: pd.DataFrame, measure: str) -> None:
                 marker=style.MARKERS[component],
                 ms=3,
             )
-    starts = frame[frame["step"] == 0].groupby("component")[[measure, "retrained", "ideal"]].mean().astype(float)
+    starts = full_means(frame[frame["step"] == 0].groupby("component")[[measure, "retrained", "ideal"]]).astype(float)
     start, retrained, ideal = (dict(starts[column]) for column in (measure, "retrained", "ideal"))
     for component in style.LINES:
         axes.plot(start["retain"], start[component], "o", color="black", mfc="white", ms=5, zorder=5)

@@ -122,7 +122,7 @@ def length_correlation(table: pd.DataFrame, *, resamples: int = 1000, seed: int 
     Columns `objective`, `count`, and each statistic with its bounds, `pearson`, `pearson_low`, `pearson_high`, ...;
     nan for a constant weight. Raises `InvalidInput` for a table without weights, or of fewer than 3 examples.
     """
-    length = table["length"].to_numpy(dtype=float)
+    length = _finite("length", table["length"])
     rows = []
     for name, weight in _weights(table).items():
         weight = _comparable(weight)
@@ -139,13 +139,13 @@ def bias(table: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> pd.Dat
     Columns `objective`, `effort`, `need`, `count`; `spearman` of effort and need, nan for a constant effort, and the
     `area` of the allocation curve and the `misplaced` share, each with its `_low` and `_high`; and `unneeded`, the
     share of effort spent on examples that need nothing. Raises `InvalidInput` for a table without weights or needs, of
-    fewer than 3 examples, or in which nothing is needed.
+    fewer than 3 examples, with numbers that are not finite, or in which nothing is needed.
     """
     require("needed" in table, "table", list(table.columns), "a column `needed`: see `with_needed`")
+    needs = {"total": _finite("needed", table["needed"]), "per_token": _finite("needed", table["needed_per_token"])}
     positive = int((table["needed"] > 0).sum())
     require(positive > 0, "needed", f"{positive} of {len(table)} positive", "an example with something to forget")
-    needs = {"total": table["needed"].to_numpy(), "per_token": table["needed_per_token"].to_numpy()}
-    length, rows = table["length"].to_numpy(dtype=float), []
+    length, rows = _finite("length", table["length"]), []
     for name, weight in _weights(table).items():
         for effort, spent in {"weight": weight, "push": weight * length}.items():
             spent = _comparable(spent)
@@ -161,8 +161,8 @@ def allocation(table: pd.DataFrame, effort: str = "weight", need: str = "total")
     """The allocation curves of all objectives: `objective`, `needed_share`, `effort_share`, from (0, 0) to (1, 1)."""
     require(effort in ("weight", "push"), "effort", effort, "weight or push")
     require(need in ("total", "per_token"), "need", need, "total or per_token")
-    needed = table["needed" if need == "total" else "needed_per_token"].to_numpy(dtype=float)
-    scale = table["length"].to_numpy(dtype=float) if effort == "push" else 1.0
+    needed = _finite("needed", table["needed" if need == "total" else "needed_per_token"])
+    scale = _finite("length", table["length"]) if effort == "push" else 1.0
     curves = {name: allocation_curve(needed, weight * scale) for name, weight in _weights(table).items()}
     frames = (
         pd.DataFrame({"objective": name, "needed_share": curve.needed, "effort_share": curve.effort})
@@ -174,7 +174,15 @@ def allocation(table: pd.DataFrame, effort: str = "weight", need: str = "total")
 def _weights(table: pd.DataFrame) -> dict[str, Float[np.ndarray, "examples"]]:
     columns = [column for column in table.columns if column.startswith(WEIGHT)]
     require(bool(columns), "table", list(table.columns), f"a column of weights, {WEIGHT}...")
-    return {column.removeprefix(WEIGHT): table[column].to_numpy(dtype=float) for column in columns}
+    return {column.removeprefix(WEIGHT): _finite(column, table[column]) for column in columns}
+
+
+def _finite(field: str, column: pd.Series) -> Float[np.ndarray, "examples"]:
+    """The numbers of a column; raises `InvalidInput` where one is not finite: it would pass for a constant or a 0."""
+    values = column.to_numpy(dtype=float)
+    bad = values[~np.isfinite(values)]
+    require(len(bad) == 0, field, bad[:1].tolist(), f"finite numbers ({len(bad)} of {len(values)} are not)")
+    return values
 
 
 def _comparable(effort: Array) -> Array:

@@ -73,18 +73,14 @@ def weights_table(
 ) -> pd.DataFrame:
     """`index`, `logp`, `length`, `ref` of each example and its weight, d loss / d logp, under each objective.
 
-    `index` counts from 0 if not given. Computed in float64. Raises `InvalidInput` for an empty response, numbers that
-    are not finite, unequal counts, or an objective that is not four valid numbers.
+    `index` counts from 0 if not given. Computed in float64. Raises `InvalidInput` for responses that cannot be any (see
+    `markov.objectives.check_logprobs`), unequal counts, or an objective that is not four valid numbers.
     """
-    seq = SequenceLogProbs(*(torch.as_tensor(part).detach().double().cpu() for part in seq))
-    count = seq.logp.numel()
+    seq = SequenceLogProbs.of(*(torch.as_tensor(part).detach().double().cpu() for part in seq))
+    count = len(seq.logp) if seq.logp.ndim == 1 else 0
+    require(seq.logp.ndim == 1, "logp", tuple(seq.logp.shape), "one value per example, along one axis")
     index = np.arange(count) if index is None else np.asarray(index)
     require(index.shape == (count,), "index", index.shape, f"{count} values, one per example")
-    for field, values in seq._asdict().items():
-        require(values.shape == (count,), field, tuple(values.shape), f"{count} values, one per example")
-        finite = values.isfinite()
-        require(bool(finite.all()), field, values[~finite][:1].tolist(), "finite numbers")
-    require(bool((seq.length >= 1).all()), "length", float(seq.length.min()), "at least 1 scored token")
     columns = {"index": index, **{field: values.numpy() for field, values in seq._asdict().items()}}
     for name, objective in objectives.items():
         single = all(torch.as_tensor(value).ndim == 0 for value in validate(objective))

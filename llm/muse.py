@@ -47,8 +47,8 @@ BOUNDS = ("value", "low", "high")
 class Measuring:
     """How the measures are taken; the defaults are MUSE's, but for intervals, which it does not have.
 
-    `words` says what ROUGE takes for a word (see `llm.rouge`). Texts are cut to `max_length` tokens for PrivLeak, if one
-    is given. Raises `InvalidInput` for what cannot be.
+    `words` says what ROUGE takes for a word (see `llm.rouge`). Texts are cut to `max_length` tokens for PrivLeak, if
+    one is given. Raises `InvalidInput` for what cannot be.
     """
 
     verbmem_tokens: int = 128

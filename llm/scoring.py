@@ -109,14 +109,14 @@ def check_finite(
 
     A token of probability 0 is among them: log 0 is minus infinity. `named` is as in `score_encoded`.
     """
-    bad = (~values.isfinite()).nonzero().flatten().tolist()
+    bad = {rows[place]: float(values[place]) for place in (~values.isfinite()).nonzero().flatten().tolist()}
     if not bad:
         return
-    row, dtype = rows[bad[0]], str(_embedding(model).dtype).removeprefix("torch.")
+    row, dtype = min(bad), str(_embedding(model).dtype).removeprefix("torch.")
     example, name = (row, type(model).__name__) if named is None else (named.examples[row], named.model)
     hint = f"; numbers above {torch.finfo(torch.float16).max:.0f} overflow float16: another --dtype may help"
     allowed = f"a finite number for example {example} under {name} ({dtype}{hint if dtype == 'float16' else ''})"
-    raise NotFinite(field, float(values[bad[0]]), allowed)
+    raise NotFinite(field, bad[row], allowed)
 
 
 def response_logprobs(

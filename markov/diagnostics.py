@@ -183,10 +183,17 @@ def first_crossing(values: np.ndarray, goal: float) -> float:
 
 
 def _with_shares(frame: pd.DataFrame) -> pd.DataFrame:
-    """Shares among the forget components, whose sequences are drawn in proportion to their counts."""
+    """Shares among the forget components, whose sequences are drawn in proportion to their counts.
+
+    Where the amount of one of them is nan, as in a run that diverged, so are the shares of all.
+    """
+    forget = frame["component"] != "retain"
+    keys = [frame.loc[forget, "run"], frame.loc[forget, "step"]]
     for column, name in (("weight", "weight_share"), ("gradient_norm", "gradient_share")):
-        amount = (frame[column] * frame["count"]).where(frame["component"] != "retain")
-        frame[name] = amount / amount.groupby([frame["run"], frame["step"]]).transform("sum", min_count=1)
+        amount = (frame[column] * frame["count"])[forget]
+        # A sum of pandas leaves nan out, and the rest would share everything.
+        unknown = amount.isna().groupby(keys).transform("any")
+        frame[name] = (amount / amount.groupby(keys).transform("sum")).mask(unknown).reindex(frame.index)
     return frame
 
 

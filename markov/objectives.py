@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Real
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ from torch.nn.functional import logsigmoid
 from markov.errors import InvalidInput, require, require_number
 
 Number = float | Tensor
-Values = Number | Sequence[float] | np.ndarray
+Values = Number | Sequence[Any] | np.ndarray
 
 # (reference, normalize) of the 2x2, and normalize alone at beta = 0, where the reference is a mere constant.
 CORNERS = {
@@ -168,10 +168,10 @@ def _tensor(field: str, value: object, like: Tensor | None) -> Tensor:
 
 def _check_shapes(seq: SequenceLogProbs) -> None:
     """Raise `InvalidInput` unless all fields that are tensors have one shape: else they would broadcast silently."""
-    shapes = {name: tuple(x.shape) for name, x in seq._asdict().items() if isinstance(x, Tensor)}
-    if len(set(shapes.values())) > 1:
-        shown = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise InvalidInput("logp, length and ref", shown, "tensors of one shape")
+    shapes = [(name, tuple(x.shape)) for name, x in seq._asdict().items() if isinstance(x, Tensor)]
+    for name, shape in shapes[1:]:
+        first, wanted = shapes[0]
+        require(shape == wanted, name, shape, f"the shape of {first}, {wanted}")
 
 
 class Objective(NamedTuple):
@@ -192,9 +192,7 @@ class Objective(NamedTuple):
         This and all that follows from it raise `InvalidInput` for tensors of unequal shapes and for plain numbers that
         no objective of the family has.
         """
-        _check_shapes(seq)
-        for name, value in zip(self._fields, self, strict=True):
-            check_plain(name, value, ALLOWED[name])
+        self._check(seq)
         return (seq.logp - self.reference * seq.ref) / seq.length**self.normalize
 
     def logit(self, seq: SequenceLogProbs) -> Float[Tensor, "*batch"]:
@@ -207,6 +205,7 @@ class Objective(NamedTuple):
         It grows as (2/beta) softplus(gamma) when beta -> 0: to follow the limit, compare centred losses. A
         beta below the smallest normal number of the dtype counts as 0, since 2/beta would overflow.
         """
+        self._check(seq)
         beta, zero = _away_from_zero(self.beta, seq.logp)
         # Not softplus: torch's turns linear at z = 20 and would lose the last digits of the weight.
         curved = -(2 / beta) * logsigmoid(-self._replace(beta=beta).logit(seq))
@@ -218,6 +217,7 @@ class Objective(NamedTuple):
         Zero at score = 0, and continuous at beta = 0, where it is 2 sigmoid(gamma) * score: for gamma = 0 the
         loss of gradient ascent, up to the reference's constant (Zhang et al. 2024, Proposition 1).
         """
+        self._check(seq)
         beta, zero = _away_from_zero(self.beta, seq.logp)
         gamma = _like(self.gamma, seq.logp)
         shift = beta * self.score(seq)
@@ -227,6 +227,12 @@ class Objective(NamedTuple):
         near = torch.log1p(gamma.sigmoid() * torch.expm1(shift.where(small, 0.0)))
         far = torch.logaddexp(logsigmoid(-gamma), logsigmoid(gamma) + shift.where(~small, 1.0))
         return torch.where(zero, self._limit(seq), (2 / beta) * torch.where(small, near, far))
+
+    def _check(self, seq: SequenceLogProbs) -> None:
+        """What can be known without a look into a tensor."""
+        _check_shapes(seq)
+        for name, value in zip(self._fields, self, strict=True):
+            check_plain(name, value, ALLOWED[name])
 
     def _limit(self, seq: SequenceLogProbs) -> Tensor:
         return 2 * _like(self.gamma, seq.logp).sigmoid() * self.score(seq)

@@ -17,7 +17,16 @@ from torch import Tensor, nn
 
 from llm import scoring
 from llm.encoding import PLAIN, Batch, Encoded, encode_examples
-from llm.scoring import check_model, response_logprobs, score, score_encoded, scored_logits, token_logprobs
+from llm.scoring import (
+    Named,
+    NotFinite,
+    check_model,
+    response_logprobs,
+    score,
+    score_encoded,
+    scored_logits,
+    token_logprobs,
+)
 from markov.errors import InvalidInput
 from markov.objectives import npo
 from tests.test_encoding import Pair, by_bytes, by_pieces
@@ -67,6 +76,7 @@ def some_examples(*sizes: tuple[int, int], seed: int = 0) -> list[Encoded]:
 
 
 EXAMPLES = some_examples((12, 3), (20, 10), (7, 6), (15, 1), (2, 1), (12, 11))
+RARE = EXAMPLES[2].tokens[-1]
 MODELS = {name: tiny(name) for name in FAMILIES}
 
 
@@ -400,11 +410,50 @@ def test_a_wrapped_model_is_called_through_its_wrapper() -> None:
 
 
 @pytest.mark.parametrize("elements", [EVERYTHING, SOME])
-def test_a_model_that_has_diverged_is_scored_as_such(elements: int) -> None:
+def test_a_model_that_has_diverged_is_refused_where_it_is_scored_and_not_where_it_is_trained(elements: int) -> None:
     model = tiny("llama")
     with torch.no_grad():
         model.lm_head.weight[3, 4] = torch.nan
-    assert score_encoded(model, EXAMPLES, elements=elements).logp.isnan().all()
+    assert response_logprobs(model, Batch.pad(EXAMPLES), elements=elements).logp.isnan().all()
+    with pytest.raises(
+        NotFinite, match=r"^logp = nan is not allowed: .* example 0 under LlamaForCausalLM \(float32\)$"
+    ):
+        score_encoded(model, EXAMPLES, elements=elements)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "value"),
+    [
+        (lambda model: model.lm_head.weight[3, 4].fill_(torch.nan), "nan"),
+        (lambda model: model.model.embed_tokens.weight.fill_(torch.inf), "nan"),
+        (lambda model: model.lm_head.bias[RARE].fill_(-torch.inf), "-inf"),
+    ],
+    ids=["a nan among the logits", "infinite weights", "a token of probability 0"],
+)
+def test_a_score_that_is_not_finite_names_its_example_and_its_model(spoil: Any, value: str) -> None:
+    model = tiny("llama")
+    model.lm_head.bias = nn.Parameter(torch.zeros(model.lm_head.out_features))
+    named = Named([f"number {row}" for row in range(len(EXAMPLES))], "the model")
+    assert score_encoded(model, EXAMPLES, named=named).logp.isfinite().all()
+    with torch.no_grad():
+        spoil(model)
+    with pytest.raises(NotFinite) as caught:
+        score_encoded(model, EXAMPLES, named=named)
+    # The token of probability 0 spoils the examples whose response has it, and no others.
+    with_it = [row for row, one in enumerate(EXAMPLES) if RARE in one.tokens[one.prompt :]]
+    first = min(with_it) if value == "-inf" else 0
+    assert (caught.value.field, str(caught.value.value)) == ("logp", value)
+    assert caught.value.allowed == f"a finite number for example number {first} under the model (float32)"
+
+
+def test_numbers_beyond_float16_are_told_from_a_broken_model() -> None:
+    model = tiny("llama").to(torch.float16)
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.mul_(3e3)
+        model.model.layers[0].mlp.up_proj.weight.mul_(3e3)
+    with pytest.raises(NotFinite, match="float16; numbers above 65504 overflow float16: another --dtype may help"):
+        score_encoded(model, EXAMPLES)
+    assert score_encoded(model.float(), EXAMPLES).logp.isfinite().all()
 
 
 # --- what cannot be scored ---
