@@ -9,12 +9,12 @@ name from the hub is given: `authors:...` are models and data made here. Try
     python -m llm score --model authors:original --data authors:forget10 --out original.parquet
     python -m llm score --model authors:retrained --data authors:forget10 --out retrained.parquet
     python -m llm weights --scores original.parquet --reference original.parquet --retrained retrained.parquet
-    python -m llm unlearn --objective simnpo:4.5 --learning-rate 2e-4 --out out/simnpo
+    python -m llm unlearn --objective simnpo:4.5@0.125 --out out/simnpo
 
     python -m llm evaluate --model out/simnpo/model --retrained authors:retrained
-    python -m llm relearn --model out/simnpo/model --retrained authors:retrained --learning-rate 2e-4
+    python -m llm relearn --model out/simnpo/model --retrained authors:retrained
     python -m llm sweep --out out/table
-    python -m llm muse --retrained news:retrained --unlearn simnpo:0.7 --learning-rate 5e-4
+    python -m llm muse --retrained news:retrained --unlearn simnpo:0.7
 
 and, where there are only evaluation logs of TOFU runs, `python -m llm evaluate --logs DIR --retrained-logs DIR` and
 `python -m llm diagnose --logs DIR --retrained-logs DIR`.

@@ -17,10 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from llm import corpora
 from llm import sweep as sweep_module
 from llm.__main__ import cli, parse
 from llm.answers import responses
-from llm.authors import Authors
+from llm.authors import Authors, splits
 from llm.default_models import DefaultModels, build, folder_of, sets
 from llm.evaluated import COLUMNS, evaluate_into, tofu_measure
 from llm.evaluation import evaluate
@@ -507,6 +508,19 @@ def test_the_command_writes_tables_that_say_what_was_measured(
     assert not list(tmp_path.glob(f"*/{MODEL}"))
     manifest = json.loads((tmp_path / "npo_0.1_lambda1_seed1" / "TOFU_EVAL.json").read_text("utf-8"))["manifest"]
     assert manifest["settings"]["of"]["run"]["optimization"]["seed"] == 1
+
+
+def test_a_sweep_over_a_folder_of_files_ends_as_over_the_corpus_itself(
+    task: Task, swept: tuple[Path, pd.DataFrame], tmp_path: Path
+) -> None:
+    parts = splits(SMALL.authors)
+    for name in ("forget10", "retain90", "real_authors_perturbed", "world_facts_perturbed"):
+        corpora.write(parts[name], tmp_path / "data" / f"{name}.json")
+    folder = replace(task, data=str(tmp_path / "data" / "forget10"), authors=None)
+    found = sweep(tmp_path / "out", folder, wanted(("idk@1",), measured=(0, 2)), n_jobs=1, progress=False)
+    whole = swept[1][swept[1]["model"].isin(found["model"].unique())]
+    columns = ["model", "task", "measure", "value"]
+    pd.testing.assert_frame_equal(found[columns].reset_index(drop=True), whole[columns].reset_index(drop=True))
 
 
 @pytest.mark.parametrize(
