@@ -129,7 +129,7 @@ def way_of(model: Any, prompts: Sequence[Sequence[int]], count: int) -> Way:
 
     It is tried on two of them, the longest and the shortest, or where nothing is to be padded the two
     longest, of which one is cut. They are written on by `count` tokens. Logits may differ by
-    `max(TOLERANCE, 4 eps)` of the range of all logits at their place, eps being the rounding of the
+    `max(TOLERANCE, 8 eps)` of the range of all logits at their place, eps being the rounding of the
     model's numbers.
     """
     order = sorted(prompts, key=len, reverse=True)
@@ -170,7 +170,7 @@ def _alone(model: Any, text: Sequence[int]) -> Float[Tensor, "time vocab"]:
 def _rounding(model: Any, logits: Float[Tensor, "time vocab"]) -> Float[Tensor, " time"]:
     """How far rounding may move the logits at each place."""
     eps = max(torch.finfo(one.dtype).eps for one in model.parameters() if one.is_floating_point())
-    return max(TOLERANCE, 4 * eps) * (logits.amax(-1) - logits.amin(-1))
+    return max(TOLERANCE, 8 * eps) * (logits.amax(-1) - logits.amin(-1))
 
 
 def _batch(left: Sequence[int], prompts: Sequence[Sequence[int]], new: int, budget: int, way: Way) -> list[int]:

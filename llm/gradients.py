@@ -100,9 +100,9 @@ def together(model: nn.Module, encoded: Sequence[Encoded]) -> Float[Tensor, " ex
     finally:
         for handle in handles:
             handle.remove()
-    if ledger.bottom:
+    if ledger.bottom and logp.requires_grad:
         torch.autograd.grad(logp, ledger.bottom, allow_unused=True)
-    if ledger.terms:
+    if ledger.terms or not logp.requires_grad:
         raise NotCovered("the backward pass does not reach every layer from the embeddings")
     return ledger.squares.sqrt()
 

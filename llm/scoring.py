@@ -200,7 +200,7 @@ def check_model(model: nn.Module) -> None:
     require(not getattr(_config(model), "is_encoder_decoder", False), "model", name, CAUSAL)
     require(_head(model) is not None, "model", name, f"{CAUSAL}: this one has no head")
     tokens = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 4, 6], [1, 2, 3, 0, 0]], device=device)
-    tokens = torch.where(tokens > 0, (tokens - 1) % (_config(model).vocab_size - 1) + 1, 0)
+    tokens = torch.where(tokens > 0, (tokens - 1) % max(1, _config(model).vocab_size - 1) + 1, 0)
     present = torch.tensor([[True] * 5, [True] * 5, [True] * 3 + [False] * 2], device=device)
     with evaluating(model), torch.no_grad():
         found = model(tokens, attention_mask=present.long(), use_cache=False, return_dict=True).logits

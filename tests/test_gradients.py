@@ -335,6 +335,75 @@ def test_a_layer_of_another_kind_is_not_taken_for_its_parent(monkeypatch: pytest
     check_norms(gradient_norms(model, EXAMPLES), own_norms(model, EXAMPLES))
 
 
+class WithoutGradient(nn.Module):
+    """A layer that the model runs under `no_grad`: its parameters are trainable, and get no gradient."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        self.attention_type = getattr(layer, "attention_type", "full_attention")
+
+    def forward(self, *args: Any, **more: Any) -> Any:
+        with torch.no_grad():
+            return self.layer(*args, **more)
+
+
+def without_gradient(name: str, *parts: str) -> Any:
+    model = tiny(name)
+    for part in parts:
+        inside, _, last = part.rpartition(".")
+        module = model.get_submodule(inside)
+        setattr(module, last, WithoutGradient(model.get_submodule(part)))
+    return model
+
+
+STOPPED = [
+    ("llama", ["model.layers.0"]),
+    ("llama", ["model.layers.1"]),
+    ("llama", ["model.layers.0", "model.layers.1"]),
+    ("llama", ["model.layers.1.mlp"]),
+    ("llama", ["model.layers.0.self_attn", "model.norm"]),
+    ("llama", ["model.layers.1.input_layernorm", "model.layers.0.mlp.up_proj"]),
+    ("qwen2", ["model.layers.0"]),
+    ("gpt2", ["transformer.h.0"]),
+    ("gpt2", ["transformer.h.1.attn.c_attn", "transformer.ln_f"]),
+]
+
+
+@pytest.mark.parametrize(("name", "parts"), STOPPED)
+def test_layers_that_autograd_gives_no_gradient_count_as_zero(name: str, parts: list[str]) -> None:
+    model = without_gradient(name, *parts)
+    want = own_norms(model, EXAMPLES)
+    # A single token after a norm without gradient may get none but from the head.
+    torch.testing.assert_close(gradient_norms(model, EXAMPLES, budget=40).double(), want, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(want, own_norms(tiny(name), EXAMPLES), rtol=0.01)
+    assert_no_hooks(model)
+
+
+@pytest.mark.parametrize("part", ["wte", "wpe"])
+def test_nor_does_an_embedding_that_is_looked_up_without_gradient(part: str) -> None:
+    model = tiny("gpt2")
+    embedding = getattr(model.transformer, part)
+    look_up = embedding.forward
+    embedding.forward = torch.no_grad()(look_up)
+    check_norms(gradient_norms(model, EXAMPLES, budget=40), own_norms(model, EXAMPLES))
+
+
+def test_one_backward_pass_for_all_does_for_layers_without_gradient_above_the_embeddings() -> None:
+    model = without_gradient("llama", "model.layers.1.mlp.up_proj", "model.layers.0.self_attn.q_proj")
+    check_norms(together(model, EXAMPLES), own_norms(model, EXAMPLES))
+
+
+def test_a_model_that_passes_a_gradient_to_nothing_is_refused_by_name() -> None:
+    model = tiny("llama")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("layers.0" in name)
+    model.model.layers[0] = WithoutGradient(model.model.layers[0])
+    with pytest.raises(InvalidInput, match="passes a gradient") as caught:
+        gradient_norms(model, EXAMPLES)
+    assert caught.value.field == "model"
+
+
 def assert_no_hooks(model: nn.Module) -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
