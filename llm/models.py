@@ -168,10 +168,16 @@ def perturbed(model: Module, *, scale: float, share: float = 0.5, seed: int) -> 
     return copy
 
 
-def save(language_model: LanguageModel, folder: Location, provenance: Mapping[str, Any]) -> None:
+def save(
+    language_model: LanguageModel,
+    folder: Location,
+    provenance: Mapping[str, Any],
+    parameters: dict[str, torch.Tensor] | None = None,
+) -> None:
     """Write model, tokenizer, template and provenance into a new folder that `load` takes: all of it or nothing.
 
-    It is written beside its place and renamed. Raises `InvalidInput` for a place that is taken or cannot be written.
+    It is written beside its place and renamed. `parameters` are those of the whole model where it is in shards. Raises
+    `InvalidInput` for a place that is taken or cannot be written.
     """
     target = Path(os.path.realpath(folder))
     require(not target.exists(), "folder", str(target), "a place where nothing lies yet")
@@ -181,7 +187,7 @@ def save(language_model: LanguageModel, folder: Location, provenance: Mapping[st
     try:
         partial.mkdir(parents=True)
         with quiet():
-            language_model.model.save_pretrained(partial)
+            language_model.model.save_pretrained(partial, state_dict=parameters)
             language_model.tokenizer.save_pretrained(partial)
         for name, content in described.items():
             (partial / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from llm.options import DEFAULTS, ModelOptions, forgetting, load_model, objectives, write
+from llm.processes import in_first, joined, started
 from llm.score_tables import beside, read_scores
 from markov import storage
 from markov.errors import require
@@ -55,6 +57,9 @@ class Unlearn(ModelOptions):
     """Seed of the order of examples."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: products in that precision (autocast)."""
+    narrow_updates: bool = False
+    """With --dtype bfloat16: update the parameters themselves, not float32 masters of them. Takes half the memory, and
+    loses updates of less than 1/512 of a parameter: most of them, at learning rates such as 1e-5."""
     gradient_checkpointing: bool = False
     """Save memory by computing activations twice."""
     lora_rank: int | None = None
@@ -74,7 +79,7 @@ class Unlearn(ModelOptions):
 
 
 def unlearn(command: Unlearn) -> None:
-    """Unlearn into a folder."""
+    """Unlearn into a folder, by all processes that there are."""
     from llm.evaluated import tofu_measure
     from llm.refusals import REFUSALS, read_refusals, with_refusals
     from llm.runs import WEIGHTS, unlearn_into
@@ -82,11 +87,12 @@ def unlearn(command: Unlearn) -> None:
     from llm.tofu import tofu_sets
     from llm.unlearning import weights_by_epoch
 
-    chosen, settings = objectives(command.objectives), unlearning(command)
+    asked, chosen, settings = command, objectives(command.objectives), unlearning(command)
     refusals = REFUSALS if command.refusals is None else read_refusals(command.refusals)
     allowed = f"epochs from 0 to {command.epochs}"
     require(set(command.measured) <= {*range(command.epochs + 1)}, "measured", command.measured, allowed)
-    storage.check_writable(command.out, "out", folder=True)
+    in_first(lambda: storage.check_writable(command.out, "out", folder=True))
+    command = spread(command)
     forget, retain = read(command.data), read(command.retain_data)
     preferred = with_refusals(forget, command.seed, refusals) if paired(settings.objective).prefer else None
     sets = tofu_sets(command.data) if command.measured else None
@@ -109,9 +115,29 @@ def unlearn(command: Unlearn) -> None:
         measure=measure,
         max_length=command.max_length,
     )
-    write(weights_by_epoch(run.examples, chosen), command.out / WEIGHTS, command)
+    in_first(lambda: write(weights_by_epoch(run.examples, chosen), command.out / WEIGHTS, asked))
     print(run.epochs.drop(columns=["gradient_norm"]).to_string(index=False, float_format="{:.4g}".format))
     print(f"{len(run.examples)} rows: {command.out / 'examples.parquet'}")
+
+
+def spread(command: Unlearn) -> Unlearn:
+    """The command for this process: where there are several, on a device of its own. Process 0 says how many there are.
+
+    Raises `InvalidInput` for processes that are not joined, and for small models that would be trained by them first.
+    """
+    if started() == 1:
+        return command
+    from llm.default_models import DefaultModels, folder_of
+    from llm.models import PREFIX
+
+    state = joined()
+    print(f"{state.num_processes} processes", file=sys.stderr)
+    device = str(state.device) if command.device == "auto" else command.device
+    for field in ("model", "reference", "retrained"):
+        word = getattr(command, field) or ""
+        known = not word.startswith(PREFIX) or folder_of(DefaultModels(), word.removeprefix(PREFIX), device).exists()
+        require(known, field, word, "one that is there before several processes start (see `python -m llm build`)")
+    return replace(command, device=device)
 
 
 def unlearning(command: Unlearn) -> Unlearning:
