@@ -16,8 +16,9 @@ name from the hub is given: `authors:...` are models and data made here. Try
     python -m llm sweep --out out/table
     python -m llm muse --retrained news:retrained --unlearn simnpo:0.7
 
-and, where there are only evaluation logs of TOFU runs, `python -m llm evaluate --logs DIR --retrained-logs DIR` and
-`python -m llm diagnose --logs DIR --retrained-logs DIR`.
+on several GPUs, `torchrun --nproc_per_node 2 -m llm unlearn ...` (on CPUs with ACCELERATE_USE_CPU=1), which is the one
+command that can; and, where there are only evaluation logs of TOFU runs, `python -m llm evaluate --logs DIR
+--retrained-logs DIR` and `python -m llm diagnose --logs DIR --retrained-logs DIR`.
 """
 
 from __future__ import annotations
@@ -31,11 +32,12 @@ import tyro
 from llm.evaluate_command import Evaluate, evaluate
 from llm.model_commands import Build, Score, build, score
 from llm.muse_command import Muse, muse
+from llm.processes import in_one_voice, started
 from llm.relearn_command import Relearn, relearn
 from llm.sweep_command import Sweep, sweep
 from llm.table_commands import Diagnose, Weights, diagnose, weights
 from llm.unlearn_command import Unlearn, unlearn
-from markov.errors import exit_code
+from markov.errors import exit_code, require
 
 ACTIONS: dict[type, Callable[[Any], None]] = {
     Build: build,
@@ -48,6 +50,7 @@ ACTIONS: dict[type, Callable[[Any], None]] = {
     Muse: muse,
     Diagnose: diagnose,
 }
+SPREAD = (Unlearn,)  # what deals its work out to several processes
 
 
 def parse(arguments: Sequence[str] | None = None) -> Any:
@@ -68,8 +71,19 @@ def parse(arguments: Sequence[str] | None = None) -> Any:
 
 def cli(arguments: Sequence[str] | None = None) -> int:
     """Parse the arguments, run, and return the exit code."""
-    command = parse(arguments)
-    return exit_code(lambda: ACTIONS[type(command)](command))
+
+    def run() -> int:
+        command = parse(arguments)
+        return exit_code(lambda: act(command))
+
+    return in_one_voice(run)
+
+
+def act(command: Any) -> None:
+    """Do what a command asks for; raises `InvalidInput` for one that would do the same work in several processes."""
+    spread = isinstance(command, SPREAD)
+    require(spread or started() == 1, "processes", started(), "1: of all commands unlearn alone deals its work out")
+    ACTIONS[type(command)](command)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
 """States of an interrupted run: one file, written whole at the end of each epoch, without pickle.
 
-It holds the parameters that are trained, the optimiser's moments, the tables so far, and the fingerprint of all that
-determines the run: only the same run goes on from it. Parameters that stay fixed are not in it. In a model in shards
-they are gathered to be written, so that a run may go on with another number of processes.
+It holds the parameters that are trained (of 16-bit ones the float32 masters), the optimiser's moments, the tables so
+far, and the fingerprint of all that determines the run: only the same run goes on from it. Parameters that stay fixed
+are not in it. In a model in shards they are gathered to be written, so that a run may go on with another number of
+processes, of which the first one writes.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,8 +24,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.tensor import DTensor
 
 from llm.optimization import Loop
+from llm.processes import in_first
 from markov.errors import InvalidInput, require
 from markov.storage import KEY, Location, atomic_path, check_writable, load_parameters, read_provenance, settings_of
 
@@ -48,7 +50,8 @@ def save_state(folder: Location, loop: Loop, fingerprint: str, epoch: int, table
     tensors = {f"model.{name}": value for name, value in parameters.items()}
     moments: Any = get_optimizer_state_dict(loop.model, _inner(loop), options=WHOLE).get("state", {})  # in one process
     tensors |= {f"optimizer.{name}/{key}": value for name, own in moments.items() for key, value in own.items()}
-    if loop.accelerator.is_main_process:
+
+    def write() -> None:
         texts: dict[str, Any] = {}
         for name, table in tables.items():
             for column, values in table.items():
@@ -58,7 +61,8 @@ def save_state(folder: Location, loop: Loop, fingerprint: str, epoch: int, table
                     texts[f"table.{name}/{column}"] = values.tolist()
         columns = {name: list(table.columns) for name, table in tables.items()}
         _write(Path(folder) / FILE, tensors, dict(fingerprint=fingerprint, epoch=epoch, columns=columns, texts=texts))
-    loop.accelerator.wait_for_everyone()
+
+    in_first(write)
 
 
 def find_state(folder: Location, fingerprint: str) -> State | None:
@@ -67,11 +71,12 @@ def find_state(folder: Location, fingerprint: str) -> State | None:
     Raises `InvalidInput` for one of another run, a broken one, and a folder that cannot be written.
     """
     path = Path(folder) / FILE
-    with suppress(OSError, ValueError):
-        # Made before it is tried, because processes that start together must not take it away from each other.
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    check_writable(folder, "state", folder=True)
-    if not path.exists():
+
+    def there() -> bool:
+        check_writable(folder, "state", folder=True)
+        return path.exists()
+
+    if not in_first(there):
         return None
     known = read_provenance(path)
     allowed = "the state of a run of the same settings, data, model and code; or a folder without one"
@@ -100,6 +105,14 @@ def restore(loop: Loop, state: State) -> None:
     set_model_state_dict(loop.model, parameters, options=WHOLE)
     fresh = get_optimizer_state_dict(loop.model, _inner(loop), options=replace(WHOLE, cpu_offload=False))
     set_optimizer_state_dict(loop.model, _inner(loop), {**fresh, "state": moments}, options=WHOLE)
+
+
+def gathered(model: nn.Module) -> dict[str, Tensor] | None:
+    """The whole parameters of a model in shards, in process 0, by all processes together; None of any other model."""
+    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        return None
+    whole: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return whole
 
 
 def parameters_digest(model: nn.Module) -> str:

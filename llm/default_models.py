@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 KINDS = ("original", "retrained", "partial")
 # All code that the weights depend on, and no other: an edit to a figure trains nothing anew.
 MODULES = ("author_facts", "author_questions", "authors", "common_facts", "default_models", "encoding", "scoring")
-SOURCES = tuple(f"llm.{name}" for name in (*MODULES, "optimization", "training"))
+SOURCES = tuple(f"llm.{name}" for name in (*MODULES, "masters", "optimization", "training"))
 POSITIONS = 512
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}  # tokens 0, 1 and 2
 INITIAL = 0.05  # standard deviation of the first weights: at this width, 0.02 takes half as many epochs more

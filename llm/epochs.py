@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -22,7 +23,7 @@ from llm.gradients import gradient_norms
 from llm.optimization import Loop, Term, own_randomness, shuffled
 from llm.retaining import RETAIN_LOSSES, cross_entropy, divisor, kl_budget
 from llm.scoring import evaluating, response_logprobs
-from markov.errors import require
+from markov.errors import InvalidInput, require
 from markov.objectives import SequenceLogProbs
 from markov.preferences import PairLogProbs, paired
 
@@ -98,8 +99,8 @@ class Run:
         row["forget_loss"] = float(loss.double().mean())
         if self.retain:
             row["retain_loss"] = float(self.loop.evaluate(self.probe(), cross_entropy).double().mean())
-            if not math.isfinite(row["retain_loss"]):
-                return row, None
+        if not all(math.isfinite(row[name]) for name in ("forget_loss", "retain_loss")[: 2 if self.retain else 1]):
+            return row, None
         row["status"] = COLLAPSED if row["retain_loss"] > math.log(self.vocab) else OK
         return row | self.measured(epoch, row), logp
 
@@ -149,10 +150,18 @@ class Run:
         """What else is measured, without dropout and gradients, and with randomness of its own."""
         if self.measure is None:
             return {}
-        model, accelerator = self.loop.accelerator.unwrap_model(self.loop.model), self.loop.accelerator
-        own = own_randomness(self.settings.optimization.seed, "measure", epoch, device=accelerator.device)
-        with evaluating(model), torch.no_grad(), own:
-            found = {name: float(value) for name, value in self.measure.call(epoch, model).items()}
+        device = self.loop.accelerator.device
+        own = own_randomness(self.settings.optimization.seed, "measure", epoch, device=device)
+        try:
+            with self.loop.as_saved() as model, evaluating(model), torch.no_grad(), own:
+                found = {name: float(value) for name, value in self.measure.call(epoch, model).items()}
+        except InvalidInput as error:
+            if epoch == 0:
+                raise
+            # A model on its way to divergence may be beyond measuring; what the run has come to is kept.
+            if self.loop.accelerator.is_main_process:
+                warnings.warn(f"epoch {epoch} is not measured: {error}", RuntimeWarning, stacklevel=4)
+            return {}
         allowed = f"names other than those of the table, {', '.join(row)}"
         require(found.keys().isdisjoint(row), "measure", sorted(found.keys() & row.keys()), allowed)
         return found
@@ -167,9 +176,10 @@ class Run:
         for preferred in other:
             table = table.assign(**{f"preferred_{name}": x.numpy() for name, x in preferred._asdict().items()})
         if self.settings.gradients:
-            model, budget = self.loop.accelerator.unwrap_model(self.loop.model), self.settings.optimization.budget
-            wanted = epoch in self.settings.gradients
-            norms = gradient_norms(model, self.forget, budget=budget, progress=False).numpy() if wanted else math.nan
+            budget, norms = self.settings.optimization.budget, math.nan
+            if epoch in self.settings.gradients:
+                with self.loop.as_saved() as model:
+                    norms = gradient_norms(model, self.forget, budget=budget, progress=False).numpy()
             table["gradient_norm"] = np.float64(norms)
         return table
 

@@ -138,19 +138,30 @@ def _fitting(tokenizer: Tokenizer, template: Template, system: str | None) -> Te
     return found
 
 
+def is_cached(own: Made, device: str = "auto") -> bool:
+    """Returns whether a model that is made here is in the cache, so that `load` trains nothing."""
+    builder, settings = _builder(own)
+    return builder.folder_of(settings, own.kind, device).exists()
+
+
 def _made(own: Made, device: str) -> LanguageModel:
     """A model that is made here, trained now if it is not in the cache."""
+    builder, settings = _builder(own)
+    return builder.build(settings, own.kind, device=device)
+
+
+def _builder(own: Made) -> tuple[Any, Any]:
+    """The module that makes the models of a corpus, and its settings of this one."""
     if own.corpus == "news":
+        from llm import news_models
         from llm.news import News
-        from llm.news_models import NewsModels
-        from llm.news_models import build as build_news
 
-        return build_news(NewsModels(news=News(seed=own.seed)), own.kind, device=device)
+        return news_models, news_models.NewsModels(news=News(seed=own.seed))
+    from llm import default_models
     from llm.authors import Authors
-    from llm.default_models import DefaultModels, build
 
-    chosen = DefaultModels(authors=Authors(seed=own.seed), percent=own.percent, seed=own.seed)
-    return build(chosen, own.kind, device=device)
+    authors = Authors(seed=own.seed)
+    return default_models, default_models.DefaultModels(authors=authors, percent=own.percent, seed=own.seed)
 
 
 def _saved_template(file: Path) -> Template | None:
@@ -200,10 +211,16 @@ def perturbed(model: Module, *, scale: float, share: float = 0.5, seed: int) -> 
     return copy
 
 
-def save(language_model: LanguageModel, folder: Location, provenance: Mapping[str, Any]) -> None:
+def save(
+    language_model: LanguageModel,
+    folder: Location,
+    provenance: Mapping[str, Any],
+    parameters: dict[str, torch.Tensor] | None = None,
+) -> None:
     """Write model, tokenizer, template and provenance into a new folder that `load` takes: all of it or nothing.
 
-    It is written beside its place and renamed. Raises `InvalidInput` for a place that is taken or cannot be written.
+    It is written beside its place and renamed. `parameters` are those of the whole model where it is in shards. Raises
+    `InvalidInput` for a place that is taken or cannot be written.
     """
     target = Path(os.path.realpath(folder))
     require(not target.exists(), "folder", str(target), "a place where nothing lies yet")
@@ -213,7 +230,7 @@ def save(language_model: LanguageModel, folder: Location, provenance: Mapping[st
     try:
         partial.mkdir(parents=True)
         with quiet():
-            language_model.model.save_pretrained(partial)
+            language_model.model.save_pretrained(partial, state_dict=parameters)
             language_model.tokenizer.save_pretrained(partial)
         for name, content in described.items():
             (partial / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")

@@ -4,7 +4,8 @@ An update minimises a sum of terms, each a number per example times a factor, su
 out to the processes and cut into micro-batches by a budget of tokens; since every factor counts the whole update, the
 gradient is that of the mean over single examples, however they are dealt out and cut. The order of examples follows
 from (seed, epoch) alone. The processes, and whether each holds the whole model or a shard of it, are accelerate's
-affair: `accelerate launch` says how many there are and of which kind.
+affair: `torchrun` or `accelerate launch` says how many there are and of which kind. Where one has fewer micro-batches
+than another, it makes passes that add nothing, because the processes of a model in shards have to keep step.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from llm.encoding import BUDGET, Batch, Encoded, batches
+from llm.masters import NARROW, Masters
 from llm.scoring import evaluating
 from markov.errors import InvalidInput, require
 
@@ -40,8 +43,13 @@ class Optimization:
     than `clip` are cut to that norm; `weight_decay` acts on matrices, not on biases and scales.
 
     `budget` is the tokens of a forward pass, padding included: it limits memory and changes results by rounding only.
-    In "bfloat16" products are computed in that precision (autocast) from parameters that keep their own, so that a
-    model of bfloat16 parameters is trained in them whatever is said here. Raises `InvalidInput` for what cannot be.
+    In `precision` "bfloat16" products are computed in that precision (autocast), from parameters that keep their own.
+
+    A model of bfloat16 or float16 parameters is trained as float32 masters, whatever the precision, and is rounded to
+    its own dtype whenever it is measured and at the end (see `llm.masters`). `narrow_updates` changes bfloat16
+    parameters themselves: that takes 8 bytes per parameter in place of 16, for parameter, gradient and two moments, and
+    loses every update of less than half the distance between two neighbouring numbers, 1/512 to 1/256 of a parameter's
+    size; at learning rates such as 1e-5 that is most of them. Raises `InvalidInput` for what cannot be.
     """
 
     epochs: int
@@ -53,6 +61,7 @@ class Optimization:
     budget: int = BUDGET
     precision: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
+    narrow_updates: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -108,6 +117,7 @@ class Loop:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     settings: Optimization
+    masters: Masters = Masters()
 
     def update(self, step: int, rate: float, terms: Sequence[Term]) -> Update:
         """Change the parameters once, by the gradient of the sum of terms; not at all where that is not finite."""
@@ -120,12 +130,15 @@ class Loop:
             for place, (number, term, rows, counts) in enumerate(passes, start=1):
                 # Gradients are exchanged once, with the last pass: the same number of times in every process.
                 last = place == len(passes)
-                with nullcontext() if last else self.accelerator.no_sync(self.model):
-                    with self._precision():
+                with (
+                    nullcontext() if last else self.accelerator.no_sync(self.model),
+                    nullcontext() if counts else _adding_nothing(self.model),
+                ):
+                    with self._precision(training=True):
                         losses = term.losses(self.model, Batch.pad([term.encoded[row] for row in rows]), rows)
-                    loss = losses.sum() * (term.factor * counts)
+                    loss = losses.sum() * term.factor
                     self.accelerator.backward(loss * world)  # what is exchanged is the mean over processes
-                sums[number] += loss.detach()
+                sums[number] += loss.detach() if counts else loss.new_zeros(())
         seen = self._over_processes(torch.stack(sums))
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip or math.inf)
         done = Update(tuple(seen.tolist()), float(norm))  # pyright: ignore[reportArgumentType]
@@ -137,16 +150,26 @@ class Loop:
         return done
 
     def evaluate(self, encoded: Sequence[Encoded], losses: Losses) -> Float[Tensor, " examples"]:
-        """The losses of all examples, in their order, without dropout and gradients; on the CPU of every process."""
-        found: list[Any] = [None] * len(encoded)
-        with evaluating(self.model), torch.no_grad(), self._precision():
+        """The losses of all examples, in their order, without dropout and gradients; on the CPU of every process.
+
+        They are those of the model as it would be saved now.
+        """
+        found, nothing = {}, torch.zeros(())
+        with self.as_saved() as saved, evaluating(saved), torch.no_grad(), self._precision():
+            model = saved if self.masters.own else self.model
             for rows, counts in self._parts(encoded, range(len(encoded))):
-                values = losses(self.model, Batch.pad([encoded[row] for row in rows]), rows)
-                for row, value in zip(rows, values * counts, strict=True):
-                    found[row] = value
-        like = next(value for value in found if value is not None)
-        each = torch.stack([like.new_zeros(()) if value is None else value for value in found])
+                values = losses(model, Batch.pad([encoded[row] for row in rows]), rows)
+                nothing = values.new_zeros(())  # every process makes a pass, if only one that counts for nothing
+                found |= dict(zip(rows, values, strict=True)) if counts else {}
+        each = torch.stack([found.get(row, nothing) for row in range(len(encoded))])
         return self._over_processes(each).cpu()
+
+    @contextmanager
+    def as_saved(self) -> Iterator[nn.Module]:
+        """The bare model while it lasts, in the numbers that would be saved now: masters rounded to their own dtype."""
+        model = self.accelerator.unwrap_model(self.model)
+        with self.masters.rounded(model):
+            yield model
 
     def _over_processes(self, values: Tensor) -> Any:
         """Sums over all processes."""
@@ -159,31 +182,37 @@ class Loop:
 
     def _parts(
         self, encoded: Sequence[Encoded], rows: Sequence[int], budget: int | None = None
-    ) -> list[tuple[list[int], float]]:
-        """This process's micro-batches, and 1 for each, or 0 for one that only keeps step with other processes."""
+    ) -> list[tuple[list[int], bool]]:
+        """This process's micro-batches, and whether each counts, or only keeps step with other processes."""
         world, order = self.accelerator.num_processes, sorted(rows, key=lambda row: -len(encoded[row].tokens))
         plans = []
         for rank in range(world):
             own = order[rank::world]
             packed = batches([encoded[row] for row in own], budget or self.settings.budget)
-            plans.append([([own[place] for place in places], 1.0) for places in packed])
+            plans.append([([own[place] for place in places], True) for places in packed])
         own = plans[self.accelerator.process_index]
-        return own + [([order[-1]], 0.0)] * (max(map(len, plans)) - len(own))
+        return own + [([order[-1]], False)] * (max(map(len, plans)) - len(own))
 
-    def _precision(self) -> Any:
-        narrow = self.settings.precision == "bfloat16"
+    def _precision(self, *, training: bool = False) -> Any:
+        narrow = self.settings.precision == "bfloat16" or (training and self.masters.computed == torch.bfloat16)
         return torch.autocast(next(self.model.parameters()).device.type, torch.bfloat16, enabled=narrow)
 
 
 @contextmanager
-def looping(model: nn.Module, settings: Optimization) -> Iterator[Loop]:
+def looping(model: nn.Module, settings: Optimization, masters: Masters = Masters()) -> Iterator[Loop]:  # noqa: B008
     """A loop over a model in training mode, every module being in its own mode again afterwards.
 
-    A single process leaves the model where it lies. With several, each takes its own device, and a model in shards
-    stays so. Raises `InvalidInput` for a model without trainable parameters.
+    `masters` are the parameters that `llm.masters.widened` has widened. A single process leaves the model where it
+    lies. With several, each takes its own device, and a model in shards stays so. Raises `InvalidInput` for a model
+    without trainable parameters or with some that are not finite, and for trainable ones of 16 bits, unless
+    `narrow_updates` asks for them; and for masters in shards.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     require(len(trainable) > 0, "model", type(model).__name__, "one with trainable parameters")
+    check_finite(model)
+    narrow = settings.narrow_updates or not any(parameter.dtype in NARROW for parameter in trainable)
+    lost = "True where 16-bit parameters have no float32 masters: updates below half their spacing are lost"
+    require(narrow, "narrow_updates", settings.narrow_updates, lost)
     decayed = {"params": [parameter for parameter in trainable if parameter.ndim >= 2]}
     others = {"params": [parameter for parameter in trainable if parameter.ndim < 2], "weight_decay": 0.0}
     groups = [group for group in (decayed, others) if group["params"]]
@@ -191,14 +220,45 @@ def looping(model: nn.Module, settings: Optimization) -> Iterator[Loop]:
     optimizer = torch.optim.AdamW(groups, settings.learning_rate, weight_decay=settings.weight_decay, fused=fused)
     accelerator = Accelerator(device_placement=False)
     accelerator.device_placement = accelerator.num_processes > 1
+    shards = accelerator.distributed_type == DistributedType.FSDP
+    allowed = "float32 where the model is in shards; for products in bfloat16 ask for that precision"
+    require(not (shards and masters.own), "dtype", str(masters.own[:1] and masters.own[0][1]), allowed)
     with evaluating(model), _checkpointed(model, settings.gradient_checkpointing):
         model.train()
         prepared, optimizer = accelerator.prepare(model, optimizer)
         try:
-            yield Loop(accelerator, prepared, optimizer, settings)
+            yield Loop(accelerator, prepared, optimizer, settings, masters)
         finally:
             optimizer.zero_grad()
             accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
+
+
+def check_finite(model: nn.Module) -> None:
+    """Raise `InvalidInput` for a model with a parameter that is not a finite number."""
+    for name, parameter in model.named_parameters():
+        if parameter.dtype in (*NARROW, torch.float32, torch.float64):
+            allowed = f"finite parameters (not all numbers of {name} are)"
+            require(bool(parameter.detach().isfinite().all()), "model", type(model).__name__, allowed)
+
+
+@contextmanager
+def _adding_nothing(model: nn.Module) -> Iterator[None]:
+    """Gradients are exactly 0 while it lasts, even where 0 times what is computed would not be."""
+    handles: list[Any] = []
+
+    def watch(module: nn.Module, *_: object) -> None:
+        own = (one for one in module.parameters(recurse=False) if one.requires_grad)
+        handles.extend(one.register_hook(torch.zeros_like) for one in own)
+
+    for module in model.modules():
+        watch(module)
+        # The parameters of a model in shards are others during its forward pass.
+        handles.append(module.register_forward_pre_hook(watch))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def shuffled(

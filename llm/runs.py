@@ -3,9 +3,12 @@
     examples.parquet    a row per epoch and forget example: see `llm.unlearning`, with the columns `retrained`, `needed`
                         and `needed_per_token` of `llm.diagnostics` where a retrained model was given
     answers.parquet     a row per model, forget example and answer (see `llm.answers.log_table`): `model` is original,
-                        unlearned and, where its log was given, retrained
+                        retrained, where its log was given, and unlearned, unless its answers have no finite scores
     epochs.parquet      a row per epoch; written last, so that a folder with it is complete
-    model/              the model at the end
+    model/              the model at the end; of a run that diverged, before the first update that could not be made
+
+A run that diverged is a result: its last row of epochs.parquet has the status nan, and examples.parquet ends with the
+epoch before. Of several processes (see `llm.processes`) the first one writes all of this.
 
 Before that the folder holds the state from which a run that was stopped goes on. The tables carry the settings.
 """
@@ -14,7 +17,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -25,13 +29,14 @@ from jaxtyping import Float, Int
 from torch import nn
 
 from llm.answers import answer_log, log_of, log_table, responses
-from llm.checkpointing import parameters_digest
+from llm.checkpointing import gathered, parameters_digest
 from llm.corpora import Example
 from llm.diagnostics import with_needed
 from llm.encoding import MAX_LENGTH, Encoded
 from llm.epochs import Measure
 from llm.logs import EvaluationLog, total_loss
 from llm.models import LanguageModel, save
+from llm.processes import in_first
 from llm.unlearning import Unlearning, unlearn
 from markov import storage
 from markov.errors import InvalidInput, require
@@ -73,7 +78,7 @@ class Run(NamedTuple):
 
     @property
     def logs(self) -> dict[str, EvaluationLog]:
-        """Evaluation logs of the forget set by model: original, unlearned and, where it was given, retrained."""
+        """Evaluation logs of the forget set by model: original and, where they are known, unlearned and retrained."""
         return {
             str(model): log_of(own.drop(columns="model"), f"{model} model of {self.folder}")
             for model, own in self.answers.groupby("model")
@@ -103,7 +108,8 @@ def unlearn_into(
     `InvalidInput` as `unlearn` does, for logs of other examples or tokens, and for a folder that cannot be written or
     holds a run of other settings, data, models or measures.
     """
-    folder = storage.check_writable(folder, "out", folder=True)
+    place = folder
+    folder = in_first(lambda: storage.check_writable(place, "out", folder=True))
     index = np.array([example.index for example in forget])
     encoded, kept = (responses(language, examples, max_length=max_length) for examples in (forget, retain))
     better = None if preferred is None else responses(language, preferred, max_length=max_length)
@@ -120,7 +126,7 @@ def unlearn_into(
         "parameters": parameters_digest(language.model),
     }
     known = storage.provenance(described, *SOURCES, seeds=[settings.optimization.seed])
-    if (folder / EPOCHS).exists():
+    if in_first((folder / EPOCHS).exists):
         run = read_run(folder)
         same = run.settings == storage.settings_of(described)
         require(same, "out", str(folder), "an empty folder, or that of a run of these settings, data and models")
@@ -148,15 +154,33 @@ def unlearn_into(
     if retrained is not None:
         epochs = examples["epoch"].nunique()
         examples = with_needed(examples, np.tile(logps["retrained"], epochs))
-    logs["unlearned"] = answers()
+    logs["unlearned"] = _if_finite(answers)
     tables = [log_table(log).assign(model=model) for model, log in logs.items() if log is not None]
-    storage.write_table(examples, folder / EXAMPLES, known)
-    storage.write_table(pd.concat(tables, ignore_index=True), folder / ANSWERS, known)
-    shutil.rmtree(folder / MODEL, ignore_errors=True)  # left by a run that was stopped after the next line
-    save(language, folder / MODEL, known)
-    storage.write_table(found.epochs, folder / EPOCHS, known)
-    shutil.rmtree(state, ignore_errors=True)
+    parameters = gathered(language.model)
+
+    def write() -> None:
+        storage.write_table(examples, folder / EXAMPLES, known)
+        storage.write_table(pd.concat(tables, ignore_index=True), folder / ANSWERS, known)
+        shutil.rmtree(folder / MODEL, ignore_errors=True)  # left by a run that was stopped after the next line
+        save(language, folder / MODEL, known, parameters)
+        storage.write_table(found.epochs, folder / EPOCHS, known)
+        shutil.rmtree(state, ignore_errors=True)
+
+    in_first(write)
     return read_run(folder)
+
+
+def _if_finite(answers: Callable[[], EvaluationLog]) -> EvaluationLog | None:
+    """The log of a model that has unlearned, or None, with a warning, where it cannot be scored any more."""
+    try:
+        found = answers()
+        kinds = (found.gold, found.paraphrased, found.perturbed)
+        reason = "" if all(bool(np.isfinite(one.average).all()) for one in kinds if one is not None) else "not finite"
+    except InvalidInput as error:  # what could be scored before the first update, and no longer can
+        found, reason = None, str(error)
+    if reason:
+        warnings.warn(f"answers of the unlearned model are left out: {reason}", RuntimeWarning, stacklevel=3)
+    return None if reason else found
 
 
 def _of_model(measure: Measure[LanguageModel], language: LanguageModel) -> Measure[nn.Module]:

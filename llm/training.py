@@ -8,6 +8,7 @@ import pandas as pd
 from torch import Tensor, nn
 
 from llm.encoding import Batch, Encoded
+from llm.masters import widened
 from llm.optimization import Optimization, Term, looping, shuffled
 from llm.scoring import check_fits, check_model, evaluating, response_logprobs
 from markov.errors import require
@@ -26,8 +27,8 @@ def fine_tune(
 
     One row per epoch: `epoch` and `step` counted from 1, `learning_rate` of its last update, and `loss`, the mean over
     the epoch's tokens (nats) as they were seen. `after` is called with the number of each epoch once it is over, while
-    the model is without dropout. Raises `InvalidInput` as `score_encoded` does, and for a learning rate under which the
-    loss or its gradient stops being finite.
+    the model is without dropout and in its own dtype. Raises `InvalidInput` as `score_encoded` and `looping` do, and
+    for a learning rate under which the loss or its gradient stops being finite.
     """
     check_model(model)
     check_fits(model, encoded)
@@ -37,7 +38,11 @@ def fine_tune(
     def losses(model: nn.Module, batch: Batch, rows: Sequence[int]) -> Tensor:
         return -response_logprobs(model, batch).logp
 
-    with looping(model, settings) as loop, loop.bar(len(encoded), label, show=progress) as bar:
+    with (
+        widened(model, narrow_updates=settings.narrow_updates) as masters,
+        looping(model, settings, masters) as loop,
+        loop.bar(len(encoded), label, show=progress) as bar,
+    ):
         for epoch in range(1, settings.epochs + 1):
             total, rate, step = 0.0, 0.0, (epoch - 1) * steps
             for rows in shuffled(len(encoded), settings.batch, settings.seed, epoch):
@@ -51,6 +56,6 @@ def fine_tune(
             table.append((epoch, step, rate, total / sum(length)))
             bar.set_postfix(loss=f"{table[-1][-1]:.3f}", refresh=False)
             if after is not None:
-                with evaluating(model):
+                with loop.as_saved(), evaluating(model):
                     after(epoch)
     return pd.DataFrame(table, columns=["epoch", "step", "learning_rate", "loss"])

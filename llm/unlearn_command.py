@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from llm.methods import described, method, retaining
-from llm.names import check, check_retrained, data_of
+from llm.names import check, check_retrained, data_of, made
 from llm.options import DEFAULTS, ModelOptions, chosen_rate, left_out, load_model, objectives, write
+from llm.processes import in_first, joined, started
 from llm.score_tables import beside, read_scores
 from markov import storage
 from markov.errors import require
@@ -63,6 +65,9 @@ class Unlearn(ModelOptions):
     """Seed of the order of examples."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: products in that precision (autocast)."""
+    narrow_updates: bool = False
+    """With --dtype bfloat16: update the parameters themselves, not float32 masters of them. Takes half the memory, and
+    loses updates of less than 1/512 of a parameter: most of them, at learning rates such as 1e-5."""
     gradient_checkpointing: bool = False
     """Save memory by computing activations twice."""
     lora_rank: int | None = None
@@ -82,7 +87,7 @@ class Unlearn(ModelOptions):
 
 
 def unlearn(command: Unlearn) -> None:
-    """Unlearn into a folder."""
+    """Unlearn into a folder, by all processes that there are."""
     from llm.evaluated import tofu_measure
     from llm.refusals import REFUSALS, read_refusals, with_refusals
     from llm.runs import WEIGHTS, unlearn_into
@@ -91,6 +96,7 @@ def unlearn(command: Unlearn) -> None:
     from llm.unlearning import weights_by_epoch
 
     command = resolved(command)
+    asked = command
     data, kept = command.data or "", command.retain_data or ""
     chosen, settings = objectives(command.objectives), unlearning(command)
     if not paired(settings.objective).prefer:
@@ -98,7 +104,8 @@ def unlearn(command: Unlearn) -> None:
     refusals = REFUSALS if command.refusals is None else read_refusals(command.refusals)
     allowed = f"epochs from 0 to {command.epochs}"
     require(set(command.measured) <= {*range(command.epochs + 1)}, "measured", command.measured, allowed)
-    storage.check_writable(command.out, "out", folder=True)
+    in_first(lambda: storage.check_writable(command.out, "out", folder=True))
+    command = spread(command)
     forget, retain = read(data), read(kept)
     preferred = with_refusals(forget, command.seed, refusals) if paired(settings.objective).prefer else None
     sets = tofu_sets(data) if command.measured else None
@@ -123,7 +130,7 @@ def unlearn(command: Unlearn) -> None:
         measure=measure,
         max_length=command.max_length,
     )
-    write(weights_by_epoch(run.examples, chosen), command.out / WEIGHTS, command)
+    in_first(lambda: write(weights_by_epoch(run.examples, chosen), command.out / WEIGHTS, asked))
     print(run.epochs.drop(columns=["gradient_norm"]).to_string(index=False, float_format="{:.4g}".format))
     print(f"{len(run.examples)} rows: {command.out / 'examples.parquet'}")
 
@@ -151,6 +158,26 @@ def resolved(command: Unlearn) -> Unlearn:
         retain_weight=weight,
         learning_rate=chosen_rate(command.learning_rate, command.model, small=2e-4),
     )
+
+
+def spread(command: Unlearn) -> Unlearn:
+    """The command for this process: where there are several, on a device of its own. Process 0 says how many there are.
+
+    Raises `InvalidInput` for processes that are not joined, and for small models that would be trained by them first.
+    """
+    if started() == 1:
+        return command
+    from llm.models import is_cached
+
+    state = joined()
+    print(f"{state.num_processes} processes", file=sys.stderr)
+    device = str(state.device) if command.device == "auto" else command.device
+    allowed = "one that is there before several processes start (see `python -m llm build`)"
+    for field in ("model", "reference", "retrained"):
+        word = getattr(command, field) or ""
+        own = made(word, field)
+        require(own is None or is_cached(own, device), field, word, allowed)
+    return replace(command, device=device)
 
 
 def unlearning(command: Unlearn) -> Unlearning:

@@ -28,7 +28,8 @@ from llm.checkpointing import find_state, parameters_digest, restore, save_state
 from llm.diagnostics import weights_table
 from llm.encoding import Encoded
 from llm.epochs import COLLAPSED, NAN, OK, Measure, Run
-from llm.optimization import Optimization, looping
+from llm.masters import widened
+from llm.optimization import Optimization, check_finite, looping
 from llm.retaining import Average, RetainTerm
 from llm.scoring import check_fits, check_model
 from markov.errors import require
@@ -36,7 +37,7 @@ from markov.objectives import Objective, SequenceLogProbs
 from markov.preferences import Forgetting, paired, validate_pair
 from markov.storage import Location, fingerprint
 
-PARTS = ("unlearning", "epochs", "optimization", "retaining", "adapters", "scoring", "encoding")
+PARTS = ("unlearning", "epochs", "optimization", "masters", "retaining", "adapters", "scoring", "encoding")
 SOURCES = (
     "markov.objectives",
     "markov.preferences",
@@ -93,7 +94,12 @@ class Unlearned(NamedTuple):
     and `retain_loss` (mean of -logp/length over the retain probe, nats per token) after it, `gradient_norm` (mean over
     its updates, before clipping), and `status`: ok; collapsed, from where the retain loss exceeds log(vocabulary), that
     of guessing; or nan, in the last row of a run that stopped because a number ceased to be finite. Numbers of a
-    `Measure` follow, nan in such a last row.
+    `Measure` follow, nan in such a last row and where they could not be taken. `examples` then ends with the epoch
+    before.
+
+    All of these are numbers of the model as it would be saved at that moment. Of a model of 16-bit parameters that is
+    its masters rounded (see `llm.masters`), computed in those 16 bits; its updates are computed from the masters, under
+    autocast, so that the log-probabilities which they see differ from the recorded ones by rounding.
     """
 
     examples: pd.DataFrame
@@ -125,9 +131,10 @@ def unlearn(
     left to the caller: of a run that is finished it gives the result without work.
 
     Divergence is warned of, recorded in `status`, and ends the run at the first number that is not finite, before the
-    update that it would spoil; not so a collapse. Raises `InvalidInput` as `score_encoded` does, for a retain term
-    without examples to retain, a `ref`, `index` or `preferred` of another shape or where they cannot be, names of
-    measures that the table has already, and a state of another run.
+    update that it would spoil; not so a collapse. Raises `InvalidInput` as `score_encoded` does, for a model that is
+    not finite, or gives numbers that are not, before the first update, for a retain term without examples to retain, a
+    `ref`, `index` or `preferred` of another shape or where they cannot be, names of measures that the table has
+    already, and a state of another run.
     """
     index = np.arange(len(forget)) if index is None else np.asarray(index)
     _check(model, forget, retain, preferred, settings)
@@ -140,10 +147,17 @@ def unlearn(
         found = find_state(state, digest)
     examples = pd.DataFrame() if found is None else found.tables["examples"]
     rows: list[Any] = [] if found is None else found.tables["epochs"].to_dict("records")
-    with adapted(model, settings.lora, every.seed) as trained:
+    with (
+        adapted(model, settings.lora, every.seed) as trained,
+        widened(trained, narrow_updates=every.narrow_updates) as masters,
+    ):
+        # Widened as well, so that both are computed alike and their divergence starts at 0.
         original = original_of(trained, settings.lora) if settings.retain_term == "kl" else None
         past = max(0, len(rows) - 1)
-        with looping(trained, every) as loop, loop.bar(len(forget), "unlearn", show=progress, past=past) as bar:
+        with (
+            looping(trained, every, masters) as loop,
+            loop.bar(len(forget), "unlearn", show=progress, past=past) as bar,
+        ):
             run = Run(loop, forget, retain, settings, original, vocab, bar, preferred, measure)
             columns = ("ref", "preferred_ref")[: len(run.responses)]
             refs = [ref, None][: len(run.responses)]
@@ -153,6 +167,8 @@ def unlearn(
                 if epoch > 0:
                     refs = [torch.tensor(examples[name].to_numpy()[: len(forget)]) for name in columns]
                 row, logp = run.epoch(epoch, refs)
+                allowed = "one that gives finite losses before the first update, of all examples"
+                require(epoch > 0 or logp is not None, "model", type(model).__name__, allowed)
                 rows.append(row)
                 if loop.accelerator.is_main_process:
                     _warn(rows, vocab)
@@ -190,6 +206,7 @@ def _check(
     allowed = f"examples to retain, for the retain term {settings.retain_term}"
     require(len(retain) > 0 or settings.retain_term == "none", "retain", retain, allowed)
     check_model(model)
+    check_finite(model)
     check_fits(model, [*forget, *retain, *(preferred or ())])
 
 

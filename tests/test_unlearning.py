@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import os
-import socket
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,9 +22,11 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from llm import epochs, retaining, unlearning
 from llm.adapters import Lora
-from llm.encoding import Batch, Encoded
+from llm.encoding import Batch, Encoded, batches
+from llm.epochs import Measure
 from llm.gradients import gradient_norms
 from llm.optimization import Loop, Optimization, shuffled
+from llm.processes import joined, place
 from llm.scoring import score_encoded
 from llm.training import fine_tune
 from llm.unlearning import Unlearned, Unlearning, unlearn, weights_by_epoch
@@ -41,6 +41,7 @@ from markov.objectives import (
     simnpo,
 )
 from tests import test_llm_training as training
+from tests.test_llm_processes import torchrun
 from tests.test_llm_training import VOCAB, by_hand, check_parameters, same, some, token_losses
 
 FORGET = some((12, 3), (20, 10), (7, 6), (15, 1), (9, 4), seed=1)
@@ -359,10 +360,60 @@ def test_what_is_not_finite_after_an_epoch_is_recorded(monkeypatch: pytest.Monke
         found = run(gpt2(dtype=torch.float32), with_(learning_rate=1e30, weight_decay=0.0, batch=5))
     assert found.epochs["status"].tolist() == ["ok", "nan"] and found.epochs["forget_loss"].isna().tolist()[1]
     assert set(found.examples["epoch"]) == {0}
-    monkeypatch.setattr(epochs, "cross_entropy", lambda *_: torch.full((3,), math.inf))
-    with pytest.warns(RuntimeWarning, match=r"ends in epoch 0"):
+    keep, calls = epochs.cross_entropy, [0]
+
+    def ends(*arguments: Any) -> Tensor:
+        calls[0] += 1
+        return keep(*arguments) if calls[0] == 1 else torch.full((3,), math.inf)
+
+    monkeypatch.setattr(epochs, "cross_entropy", ends)
+    with pytest.warns(RuntimeWarning, match=r"ends in epoch 1"):
         found = run(gpt2())
-    assert found.epochs["status"].tolist() == ["nan"] and len(found.examples) == 0
+    assert found.epochs["status"].tolist() == ["ok", "nan"] and set(found.examples["epoch"]) == {0}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["lm_head.weight", "transformer.ln_f.bias"])
+def test_a_model_that_is_not_finite_is_refused(name: str, value: float, tmp_path: Path) -> None:
+    model = gpt2()
+    with torch.no_grad():
+        model.get_parameter(name)[0] = value
+    with pytest.raises(InvalidInput, match=r"model.*finite"):
+        run(model, state=tmp_path / "state")
+    assert not (tmp_path / "state").exists()
+    with pytest.raises(InvalidInput, match=r"model.*finite"):
+        fine_tune(model, FORGET, FAST)
+
+
+def test_a_model_whose_losses_are_not_finite_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(epochs, "cross_entropy", lambda *_: torch.full((3,), math.inf))
+        with pytest.raises(InvalidInput, match=r"model.*finite.*before the first update"):
+            run(gpt2(), state=tmp_path / "state")
+    model = gpt2(dtype=torch.float16)
+    with torch.no_grad():
+        model.transformer.wte.weight.mul_(6e4)  # finite themselves
+    with pytest.raises(InvalidInput, match=r"model.*finite.*before the first update"):
+        run(model, state=tmp_path / "state")
+    assert not (tmp_path / "state").exists()
+
+
+def test_what_can_no_longer_be_measured_is_not_the_end_of_a_run() -> None:
+    def call(epoch: int, _: nn.Module) -> dict[str, float]:
+        if epoch == 1:
+            raise InvalidInput("logp", math.nan, "a finite number")
+        return {"found": float(epoch)}
+
+    with pytest.warns(RuntimeWarning, match=r"epoch 1 is not measured: logp"):
+        found = run(gpt2(), measure=Measure("some", call))
+    assert found.epochs["found"].tolist() == [0.0, pytest.approx(math.nan, nan_ok=True), 2.0]
+    assert found.epochs["status"].tolist() == ["ok"] * 3
+
+    def never(*_: object) -> dict[str, float]:
+        raise InvalidInput("logp", math.nan, "a finite number")
+
+    with pytest.raises(InvalidInput, match="logp"):
+        run(gpt2(), measure=Measure("none", never))
 
 
 def test_a_collapse_is_recorded_once_and_training_goes_on() -> None:
@@ -600,7 +651,8 @@ def several(folder: Path, *, shards: bool = False) -> None:
             with pytest.raises(KeyboardInterrupt):
                 run(model, settings, state=folder / name)
         found[name] = run(copy.deepcopy(start[settings.lora is not None]), settings, state=folder / name)
-    if os.environ["RANK"] == "0":
+    if place() == 0:
+        (folder / "processes").write_text(str(joined().num_processes))
         for name, tables in found.items():
             tables.examples.to_parquet(folder / f"{name}_examples.parquet")
             tables.epochs.to_parquet(folder / f"{name}_epochs.parquet")
@@ -630,34 +682,22 @@ def as_shards() -> None:
 
 SPREAD = {
     "cross_entropy": with_(retain_term="cross_entropy", batch=3, budget=30),
-    "one_each": with_(batch=1),
-    "copy": with_(retain_term="kl", batch=3),
+    "one_each": with_(batch=1, budget=30),
+    "copy": with_(retain_term="kl", batch=3, budget=30),
     "adapters": with_(retain_term="kl", lora=Lora(rank=2), batch=3, budget=30),
-}
+}  # by this budget one process makes two passes over the forget examples, and the other one
 
 
 @pytest.mark.slow
 @ADAPTED
 @pytest.mark.parametrize("shards", [False, True], ids=["whole", "shards"])
 def test_two_processes_give_the_tables_of_one(shards: bool, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    order = sorted(FORGET, key=lambda one: -len(one.tokens))
+    assert [len(batches(order[rank::2], 30)) for rank in (0, 1)] == [2, 1]
     code = f"from tests.test_unlearning import *; several(Path({str(tmp_path)!r}), shards={shards})"
-    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    common |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code],
-            cwd=Path(__file__).parents[1],
-            env={**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in "01"
-    ]
-    errors = [process.communicate(timeout=300)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
+    done = torchrun("--no-python", sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "processes").read_text() == "2"
     for name, settings in SPREAD.items():
         want = run(llama() if settings.lora else gpt2(dtype=torch.float32), settings)
         for field in Unlearned._fields:

@@ -1,0 +1,112 @@
+"""Several processes that were started together: which of them writes and speaks, and how the others learn of it.
+
+`torchrun --nproc_per_node 2 -m llm unlearn ...` starts two, and accelerate joins them. Process 0 alone writes files and
+prints; the others wait for it and read what it wrote. An error in process 0 is raised in all of them.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from markov.errors import InvalidInput, require
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+# What starts processes tells them these; accelerate asks for the same names.
+COUNTS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "WORLD_SIZE")
+PLACES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "RANK")
+GRACE = 10.0  # seconds that other processes leave process 0 to say what is wrong, before they say it themselves
+Result = TypeVar("Result")
+
+
+def started() -> int:
+    """How many processes were started together; 1 for a program that was simply called."""
+    return max(1, _number(COUNTS, 1))
+
+
+def place() -> int:
+    """The number of this one of them, from 0."""
+    return max(0, _number(PLACES, 0)) if started() > 1 else 0
+
+
+def _number(names: tuple[str, ...], default: int) -> int:
+    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), default)
+
+
+def joined() -> Accelerator:
+    """What accelerate knows of the processes, which are joined by this call at the latest.
+
+    Raises `InvalidInput` where it sees fewer than were started: each of them would train, and write, alone.
+    """
+    from accelerate import Accelerator
+
+    # Not its states alone: made first, they would not hear of shards, nor of ACCELERATE_USE_CPU.
+    found = Accelerator(device_placement=False)
+    allowed = f"processes that accelerate joins (it sees {found.num_processes}; on CPUs it needs ACCELERATE_USE_CPU=1)"
+    require(found.num_processes == started(), "processes", started(), allowed)
+    return found
+
+
+def in_first(call: Callable[[], Result]) -> Result:
+    """What `call` returns in process 0, which alone makes the call; in all processes, which wait for it.
+
+    What it raises there is raised in all of them, in the others a `RuntimeError` unless it is an `InvalidInput`. The
+    result is sent, so it should be small.
+    """
+    if started() == 1:
+        return call()
+    import torch.distributed as distributed
+
+    sent: list[Any] = [None, None]
+    if joined().is_main_process:
+        try:
+            sent[0] = call()
+        except Exception as error:
+            known = isinstance(error, InvalidInput)
+            sent[1] = error if known else RuntimeError(f"process 0 failed: {error!r}")
+            distributed.broadcast_object_list(sent)
+            raise
+    distributed.broadcast_object_list(sent)
+    if sent[1] is not None:
+        raise sent[1]
+    return sent[0]
+
+
+def in_one_voice(command: Callable[[], int]) -> int:
+    """The exit code of a command, of which process 0 alone is heard.
+
+    Of the others nothing is shown, unless one fails and process 0, which most often fails by the same, does not end
+    the program within `GRACE` seconds.
+    """
+    if place() == 0:
+        code = command()
+    else:
+        said = io.StringIO()
+        with redirect_stdout(said), redirect_stderr(said), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                code = command()
+            except SystemExit as ended:  # of who reads the arguments
+                code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        if code:
+            time.sleep(GRACE)
+            print(f"process {place()}: {said.getvalue().strip()}", file=sys.stderr)
+    if started() > 1 and code == 0:
+        _part()
+    return code
+
+
+def _part() -> None:
+    """End what joined the processes, if anything did."""
+    import torch.distributed as distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
