@@ -27,6 +27,7 @@ from figures.sweeps import FALL, MIDDLE, PACE, length_runs, middle, runs, start,
 from figures.tables import Context
 from markov.diagnostics import method_name
 from markov.flow import kl_to_table
+from markov.numerics import reaches
 from markov.objectives import Objective, gradient_ascent
 from markov.sweeps import Sweep
 from markov.theory import theta
@@ -86,7 +87,7 @@ def exponents(frame: pd.DataFrame) -> pd.DataFrame:
     """Growth exponent over the last decade of time, per rung and corner, with an interval over pretrained models."""
     rows = []
     for (rung, method), own in frame.groupby(["rung", "method"], sort=False):
-        late = own[(own["time"] >= own["time"].max() / DECADE) & (own["kl_to_reference"] >= GONE)]
+        late = own[(reaches(own["time"].to_numpy(), own["time"].max() / DECADE)) & (own["kl_to_reference"] >= GONE)]
         fits = [
             power_law(one["time"], one["kl_to_reference"]).exponent.value for _, one in late.groupby("pretrain_seed")
         ]

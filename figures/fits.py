@@ -26,6 +26,7 @@ from scipy import optimize, stats
 
 from figures.statistics import Estimate, mean_interval
 from markov.errors import require
+from markov.numerics import MARGIN
 
 LEVEL = 0.95
 NAN = float("nan")
@@ -87,7 +88,7 @@ def straight_line(x: ArrayLike, y: ArrayLike) -> Line:
     _require_all(np.isfinite(known), "x", known, "finite")
     _require_all(np.isfinite(other), "y", other, "finite")
     count = len(known)
-    if count < 3 or len(np.unique(known)) < 2:
+    if count < 3 or not _distinct(known):
         return Line(Estimate(NAN, NAN, NAN, count), Estimate(NAN, NAN, NAN, count))
     middle, spread = known.mean(), ((known - known.mean()) ** 2).sum()
     slope, squares = _residuals(known, other)
@@ -176,7 +177,9 @@ def _onset(t: np.ndarray, y: np.ndarray) -> tuple[float, bool]:
         return _residuals(np.log1p(t / np.exp(log_tau)), y)[1]
 
     grid = np.linspace(np.log(t[t > 0].min() / 1000), np.log(t.max() * 1000), 100)
-    best = int(np.argmin([cost(point) for point in grid]))
+    costs = np.array([cost(point) for point in grid])
+    # Of fits that are equally good but for rounding, as to a curve that does not move, the straightest.
+    best = int(np.flatnonzero(costs <= max(costs.min(), _rounding(y)))[-1])
     if best == len(grid) - 1:
         return float(np.exp(grid[best])), False
     bounds = (grid[max(best - 1, 0)], grid[best + 1])
@@ -198,11 +201,21 @@ def _logarithmic(t: np.ndarray, y: np.ndarray, onset: float) -> Estimate:
 
 def _f_test(straight: float, curved: float, free: int, y: np.ndarray) -> float:
     """p-value of the straight line; residuals within rounding of the values count as none."""
-    rounding = len(y) * (16 * np.finfo(float).eps * float(np.abs(y).max())) ** 2
+    rounding = _rounding(y)
     if straight <= rounding:
         return 1.0
     gained = max(straight - max(curved, rounding), 0.0)
     return float(stats.f.sf(gained * free / max(curved, rounding), 1, free))
+
+
+def _rounding(y: np.ndarray) -> float:
+    """Squared residuals that are within rounding of the values count as none."""
+    return len(y) * (16 * np.finfo(float).eps * float(np.abs(y).max())) ** 2
+
+
+def _distinct(x: np.ndarray) -> bool:
+    """Whether the values differ by more than rounding."""
+    return bool(np.ptp(x) > MARGIN * np.abs(x).max())
 
 
 def _same_length(first: str, x: ArrayLike, second: str, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +41,10 @@ class Batches(NamedTuple):
     tokens: Int64[Tensor, "runs rows time"]
     mask: Bool[Tensor, "runs rows time-1"]
     component: Int64[Tensor, "runs rows"]
+
+    def of(self, runs: slice | list[int], rows: slice) -> Batches:
+        """Some rows of some runs."""
+        return Batches(*(field[:, rows][runs] for field in self))
 
 
 def derive_seed(seed: int, purpose: str) -> int:
@@ -86,15 +91,32 @@ def longest_first(batches: Batches, size: int) -> Batches:
     return Batches(tokens, mask, batches.component.take_along_dim(order, dim=1))
 
 
-def pieces(batches: Batches, rows: slice) -> Iterator[tuple[Tensor, Tensor]]:
-    """Tokens and masks of rows sorted by length, cut where they have become half as long: less padding."""
-    tokens, mask = batches.tokens[:, rows], batches.mask[:, rows]
-    lengths, first = mask.sum(-1).amax(0).tolist(), 0
-    for row in range(1, len(lengths) + 1):
-        if row == len(lengths) or 2 * lengths[row] <= lengths[first]:
-            time = lengths[first]
-            yield tokens[:, first:row, : time + 1], mask[:, first:row, :time]
-            first = row
+def cuts(lengths: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Where rows of descending length are cut, as (first row, its length): where they have become half as long."""
+    found: list[tuple[int, int]] = []
+    for row, length in enumerate(lengths):
+        if not found or 2 * length <= found[-1][1]:
+            found.append((row, length))
+    return tuple(found)
+
+
+def alike(patterns: Iterable[Hashable]) -> list[list[int]]:
+    """The runs of an ensemble grouped by the pattern in which each cuts its own rows.
+
+    Only runs of one pattern can be computed side by side, each padded as it is alone.
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for run, pattern in enumerate(patterns):
+        groups.setdefault(pattern, []).append(run)
+    return list(groups.values())
+
+
+def pieces(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+    """Tokens and masks of rows sorted by length, in pieces as `cuts` has it: less padding."""
+    tokens, mask = batches.tokens, batches.mask
+    found = cuts(mask.sum(-1).amax(0).tolist())
+    for (first, time), (last, _) in itertools.pairwise([*found, (mask.shape[1], 0)]):
+        yield tokens[:, first:last, : time + 1], mask[:, first:last, :time]
 
 
 def parts(batches: Batches) -> Iterator[Batches]:
@@ -103,3 +125,9 @@ def parts(batches: Batches) -> Iterator[Batches]:
     for rows in torch.arange(mask.shape[1]).split(PART):
         time = int(mask[:, rows].sum(-1).max())
         yield Batches(tokens[:, rows, : time + 1], mask[:, rows, :time], component[:, rows])
+
+
+def part_lengths(batches: Batches) -> list[tuple[int, ...]]:
+    """How long the `parts` of each run's own rows are."""
+    lengths = batches.mask.sum(-1).sort(dim=1, descending=True)[0]
+    return [tuple(own) for own in lengths[:, ::PART].tolist()]

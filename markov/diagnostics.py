@@ -13,8 +13,9 @@ from torch import Tensor
 
 from markov.errors import require
 from markov.models import ARCHITECTURES, Transformer
+from markov.numerics import SINGLE_MARGIN, reaches
 from markov.objectives import CORNERS, Objective, SequenceLogProbs
-from markov.recording import Trajectory
+from markov.recording import Trajectory, loss_and_weight
 
 if TYPE_CHECKING:
     from markov.experiments import Experiment
@@ -62,7 +63,8 @@ def method_name(objective: Objective) -> str:
 def weights(objective: Objective, trajectory: Trajectory, run: int) -> Float[Tensor, "recorded examples"]:
     """d loss / d logp of every recorded example of a run under any objective; step 0 is the reference."""
     logp = trajectory.logp[run]
-    return objective.weight(SequenceLogProbs(logp, trajectory.length.expand_as(logp), logp[:1].expand_as(logp)))
+    seq = SequenceLogProbs(logp, trajectory.length.expand_as(logp), logp[:1].expand_as(logp))
+    return loss_and_weight(objective, seq)[1]
 
 
 def table(
@@ -171,15 +173,19 @@ def read_at(values: np.ndarray, at: float) -> float:
 
 
 def first_crossing(values: np.ndarray, goal: float) -> float:
-    """Position, fractional, at which a sampled curve first reaches a goal from below; nan if it never does."""
-    above = np.flatnonzero(values >= goal)
+    """Position, fractional, at which a sampled curve first reaches a goal from below; nan if it never does.
+
+    A value that lies below the goal by rounding only has reached it.
+    """
+    # The numbers come from runs in float32; of a model that starts at its goal both may round apart.
+    above = np.flatnonzero(reaches(values, goal, SINGLE_MARGIN))
     if len(above) == 0:
         return float("nan")
     last = int(above[0])
     if last == 0:
         return 0.0
     before, after = values[last - 1], values[last]
-    return last - 1 + (goal - before) / (after - before)
+    return min(last - 1 + (goal - before) / (after - before), float(last))
 
 
 def _with_shares(frame: pd.DataFrame) -> pd.DataFrame:

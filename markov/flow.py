@@ -30,6 +30,7 @@ Where the scalar law of `markov.theory` stops being valid:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -53,6 +54,7 @@ from markov.banks import (
 from markov.chains import Mixture
 from markov.diagnostics import method_name
 from markov.errors import require
+from markov.numerics import reaches
 
 OWN_COLUMNS: dict[str, str] = {  # the others of a frame are those of markov.diagnostics.COLUMNS
     "time": "learning rate x steps of gradient descent, in the limit of small steps",
@@ -88,7 +90,9 @@ class Flow:
     def at(self, times: Float[np.ndarray, " times"]) -> Tables:
         """Logits at given times; raises `InvalidInput` for a time outside the span that was solved."""
         times, (first, last) = np.asarray(times, dtype=float), (self.path.t_min, self.path.t_max)
-        require(bool(((times >= first) & (times <= last)).all()), "times", times, f"from {first:g} to {last:g}")
+        inside = (times >= first) & reaches(-times, -last)
+        require(bool(inside.all()), "times", times, f"from {first:g} to {last:g}")
+        times = np.minimum(times, last)  # the last time, come by in another way, may round beyond it
         return np.moveaxis(self.path(times.ravel()), -1, 0).reshape(*times.shape, *self.loss.reference.shape)
 
 
@@ -180,7 +184,11 @@ def time_to_forget(flow: Flow, fall: float) -> Float[np.ndarray, " components"]:
     beyond, found = fallen(grid) >= fall, np.full(len(counts), np.inf)
     for component in np.flatnonzero(beyond.any(0)).tolist():
         last = int(beyond[:, component].argmax())
-        found[component] = brentq(missing, grid[last - 1], grid[last], (component,), xtol=1e-300, rtol=1e-14)
+        before, after = grid[last - 1], grid[last]
+        # One time by itself may round otherwise than in the whole grid, and so lie across the goal.
+        at_end = [time for time, sign in ((before, -1), (after, 1)) if sign * missing(time, component) >= 0]
+        solve = partial(brentq, missing, before, after, (component,), xtol=1e-300, rtol=1e-14)
+        found[component] = at_end[0] if at_end else solve()
     return found
 
 

@@ -2,13 +2,14 @@
 
 A model is a frozen description of a shape; its parameters live outside it, as a mapping from names to tensors whose
 leading axis runs over an ensemble of runs. Solo is an ensemble of one, so there is a single code path, and no batching
-transform: members are multiplied by hand with batched matrix products.
+transform: members are multiplied by hand with batched matrix products. A run's numbers do not depend
+on its company, to the last bit: how many runs lie beside it, which, and in what order.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from markov.errors import require, require_all_whole, require_number
+from markov.numerics import VECTOR
 
 Parameters = Mapping[str, Tensor]
 
@@ -173,7 +175,7 @@ class Transformer:
 
     def _mlp(self, parameters: Parameters, block: int, x: Tensor, time: int) -> Tensor:
         act = functional.gelu if self.activation == "gelu" else functional.relu
-        return _linear(parameters, f"{block}.down", act(_linear(parameters, f"{block}.up", x)))
+        return _linear(parameters, f"{block}.down", _elementwise(act, _linear(parameters, f"{block}.up", x)))
 
 
 def _lookup(table: Float[Tensor, "runs rows width"], tokens: Int64[Tensor, "runs batch time"]) -> Tensor:
@@ -189,11 +191,18 @@ def _linear(parameters: Parameters, name: str, x: Float[Tensor, "runs rows input
     return torch.bmm(x, weight) if bias is None else torch.baddbmm(bias[:, None], x, weight)
 
 
+def _elementwise(function: Callable[[Tensor], Tensor], x: Float[Tensor, "runs rows width"]) -> Tensor:
+    """The function of every element, to the bit as of each run alone (see `markov.numerics.VECTOR`)."""
+    if len(x) == 1 or x[0].numel() % VECTOR == 0:
+        return function(x)
+    return torch.stack([function(own) for own in x])
+
+
 def _layer_norm(parameters: Parameters, name: str, x: Float[Tensor, "runs rows width"]) -> Tensor:
-    weight, bias = parameters[f"{name}.weight"], parameters[f"{name}.bias"]
-    if len(x) == 1:  # the same in one pass over memory: a tenth off the time of pretraining
-        return functional.layer_norm(x, x.shape[-1:], weight[0], bias[0])
-    return torch.addcmul(bias[:, None], functional.layer_norm(x, x.shape[-1:]), weight[:, None])
+    # Run by run: the rule that fuses scaling with normalising takes one weight for all it is given.
+    each = zip(x, parameters[f"{name}.weight"], parameters[f"{name}.bias"], strict=True)
+    normed = [functional.layer_norm(own, own.shape[-1:], weight, bias) for own, weight, bias in each]
+    return normed[0][None] if len(normed) == 1 else torch.stack(normed)
 
 
 ARCHITECTURES = {"paper": Transformer(), "released": Transformer.released()}

@@ -10,7 +10,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from markov.models import Model, Parameters
-from markov.objectives import Objective, SequenceLogProbs
+from markov.numerics import VECTOR
+from markov.objectives import Number, Objective, SequenceLogProbs
 
 CHUNK = 64  # sequences per forward pass without gradients: the activations of a layer stay in the processor's cache
 
@@ -132,9 +133,9 @@ def gradient_norms(
         tokens = torch.stack([own[index].tokens[:examples] for own in probes])
         mask = torch.ones_like(tokens[..., 1:], dtype=torch.bool)
         ref = reference[:, first : first + tokens.shape[1]]
-        loss = objective.loss(score(model, parameters, tokens, mask, ref)).mean(-1).sum()
-        gradients = torch.autograd.grad(loss, list(parameters.values()))
-        norms.append(torch.stack([gradient.flatten(1).square().sum(-1) for gradient in gradients]).sum(0).sqrt())
+        loss, _ = loss_and_weight(objective, score(model, parameters, tokens, mask, ref))
+        gradients = torch.autograd.grad(loss.mean(-1).sum(), list(parameters.values()))
+        norms.append(_norm(gradients))
         first += len(probe.tokens)
     return torch.stack(norms, dim=-1)
 
@@ -151,11 +152,23 @@ def example_gradient_norms(
         own = {name: value[run].detach().expand(len(part), *value.shape[1:]) for name, value in parameters.items()}
         own = {name: value.clone().requires_grad_() for name, value in own.items()}
         logp = score(model, own, part[:, None], torch.ones_like(part[:, None, 1:], dtype=torch.bool)).logp
-        squares = (
-            gradient.flatten(1).square().sum(-1) for gradient in torch.autograd.grad(logp.sum(), [*own.values()])
-        )
-        norms.append(torch.stack([*squares]).sum(0).sqrt())
+        norms.append(_norm(torch.autograd.grad(logp.sum(), [*own.values()])))
     return torch.cat(norms)
+
+
+def loss_and_weight(
+    objective: Objective, seq: SequenceLogProbs
+) -> tuple[Float[Tensor, "runs batch"], Float[Tensor, "runs batch"]]:
+    """Loss of every response and its d loss / d logp, to the last bit as of each run alone.
+
+    The fields of `seq` have shape (runs, batch). The last response is repeated until every run fills
+    whole vectors (see `markov.numerics.VECTOR`), and the repetitions are dropped.
+    """
+    count = seq.logp.shape[-1]
+    spare = (*seq.logp.shape[:-1], -count % VECTOR)
+    full = SequenceLogProbs(*(torch.cat([field, field[..., -1:].detach().expand(spare)], dim=-1) for field in seq))
+    own = Objective(*(_like(field, full.logp) for field in objective))
+    return own.loss(full)[..., :count], own.weight(full)[..., :count]
 
 
 def score(
@@ -168,3 +181,15 @@ def score(
     """Log-probability of the masked tokens given their prefixes, summed over each sequence, with gradients."""
     logits = model.logits(parameters, tokens[..., :-1])
     return SequenceLogProbs.from_logits(logits, tokens[..., 1:], mask, ref=ref, check=False)
+
+
+def _like(value: Number, like: Tensor) -> Tensor:
+    """A number, or one for each run, written out for every response."""
+    return torch.as_tensor(value, dtype=like.dtype, device=like.device).expand_as(like).contiguous()
+
+
+def _norm(gradients: Sequence[Float[Tensor, "runs ..."]]) -> Float[Tensor, " runs"]:
+    """The norm of each run's gradient, all tensors together."""
+    # Side by side for each run: how a sum along the first axis is taken depends on the number of runs.
+    squares = [gradient.flatten(1).square().sum(-1) for gradient in gradients]
+    return torch.stack(squares, dim=-1).sum(-1).sqrt()

@@ -27,6 +27,7 @@ from markov.cases import Case
 from markov.errors import require
 from markov.experiments import Experiment, Pretraining
 from markov.models import Parameters, Tabular, Transformer, stack_parameters
+from markov.numerics import one_thread
 from markov.optimizers import OPTIMIZERS
 from markov.recording import Probe, Trajectory, kl_to_truth, log_laws
 from markov.studies import ideal_forget_quality
@@ -35,9 +36,7 @@ from markov.training import Run, pretrain, unlearn
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
-MEMBERS = (
-    8  # runs per ensemble at most: fixed, so that neither the number of jobs nor the order of arrival changes a row
-)
+MEMBERS = 8  # runs per ensemble at most: more gain little; how many there are, and which, changes no row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +80,9 @@ def run(
     ensembles: dict[Any, list[int]] = {}
     for index, experiment in enumerate(experiments):
         ensembles.setdefault(_shape(experiment), []).append(index)
+    for one in ensembles.values():
+        # Runs of one seed draw batches of the same lengths, so that all of them can be computed side by side.
+        one.sort(key=lambda index: experiments[index].seed)
     chunks = [part.tolist() for one in ensembles.values() for part in np.array_split(one, -(-len(one) // MEMBERS))]
     jobs = [[experiments[index] for index in chunk] for chunk in chunks]
     tables = _parallel(partial(_table, folder, alone), jobs, n_jobs, progress, "unlearning")
@@ -100,7 +102,7 @@ def trajectory(
 
     Raises `InvalidInput` where they differ in more than values.
     """
-    with _one_thread():
+    with one_thread():
         return _unlearn(experiments, [_member(models_folder(cache), experiment) for experiment in experiments], on_step)
 
 
@@ -111,7 +113,7 @@ def models_folder(cache: Path | None = None) -> Path:
 
 def model_path(folder: Path, job: ModelJob) -> Path:
     """The file of a trained model: named by all its settings and by the code that trains it."""
-    code = ("batching", "cases", "chains", "models", "optimizers", "studies", "sweeps", "training")
+    code = ("batching", "cases", "chains", "models", "numerics", "optimizers", "studies", "sweeps", "training")
     return folder / f"{storage.fingerprint(job, *(f'markov.{name}' for name in code))}.safetensors"
 
 
@@ -127,7 +129,7 @@ def _pretrain(folder: Path, progress: bool, job: ModelJob) -> None:
     settings, data = job.pretraining, job.case.sample(job.pretraining.seed)
     corpus = Corpus.join(job.case.pretraining_data(data))
     steps = settings.epochs * math.ceil(len(corpus.tokens) / settings.batch)
-    with _one_thread(), _steps_bar(steps, " + ".join(job.case.seen), progress) as tick:
+    with one_thread(), _steps_bar(steps, " + ".join(job.case.seen), progress) as tick:
         parameters = pretrain(
             job.model,
             [corpus],
@@ -144,7 +146,7 @@ def _pretrain(folder: Path, progress: bool, job: ModelJob) -> None:
 
 
 def _table(folder: Path, progress: bool, experiments: Sequence[Experiment]) -> pd.DataFrame:
-    with _one_thread(), _steps_bar(experiments[0].steps, f"{len(experiments)} runs", progress) as tick:
+    with one_thread(), _steps_bar(experiments[0].steps, f"{len(experiments)} runs", progress) as tick:
         members = [_member(folder, experiment) for experiment in experiments]
         found = _unlearn(experiments, members, tick)
         retrained = [[float(kl_to_truth(probe, probe.retrained)) for probe in member.probes] for member in members]
@@ -217,14 +219,3 @@ def _steps_bar(steps: int, label: str, progress: bool) -> Iterator[Callable[[int
             bar.update(step - bar.n)
 
         yield tick
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread per process: small matrices lose time on two, and sums do not depend on the number of jobs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

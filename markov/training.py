@@ -1,13 +1,18 @@
 """Pretraining and unlearning of an ensemble: many runs at once, one leading axis, no run knowing its company.
 
-Every run has its own data, start, objective, step size and generators; the ensemble only shares the shapes. What is
-recorded is the sufficient statistic, log-probabilities and distances, so that weights under any objective, rates and
-profiles are functions of a `Trajectory` and need no new run.
+Every run has its own data, start, objective, step size and generators; the ensemble only shares the
+shapes. On one thread a run's numbers are the same to the last bit in every company: products of
+matrices are batched, elementwise functions fill whole vectors (`markov.numerics.VECTOR`), and only runs
+whose batches are cut alike are computed side by side. (Several threads may divide a long sum, at a
+place that depends on the size of the ensemble.)
+
+What is recorded is the sufficient statistic, log-probabilities and distances, so that weights under
+any objective, rates and profiles are functions of a `Trajectory` and need no new run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import reduce
 from typing import Literal, NamedTuple
 
@@ -18,11 +23,14 @@ from torch import Tensor
 from markov.batching import (
     Batches,
     Corpus,
+    alike,
     common_count,
+    cuts,
     derive_seed,
     draw,
     generator,
     longest_first,
+    part_lengths,
     parts,
     pieces,
     take,
@@ -31,9 +39,10 @@ from markov.errors import require, require_whole
 from markov.models import Model, Parameters, stack_parameters
 from markov.objectives import Objective, SequenceLogProbs, stack
 from markov.optimizers import Optimizer
-from markov.recording import CHUNK, Probe, Trajectory, record, score
+from markov.recording import CHUNK, Probe, Trajectory, loss_and_weight, record, score
 
 RetainTerm = Literal["none", "cross_entropy", "kl"]
+Runs = slice | list[int]  # all runs of an ensemble, or some
 
 
 class Run(NamedTuple):
@@ -75,9 +84,15 @@ def pretrain(
         order = torch.stack([torch.randperm(count, generator=own) for own in generators])
         for rows in order.split(batch, dim=1):
             now, step = take(corpora, rows), step + 1
-            total = now.mask.sum((-1, -2))
-            losses = (_cross_entropy(model, parameters, parameters, part) * part.mask for part in parts(now))
-            gradients = _gradients(parameters, ((loss.sum((-1, -2)) / total).sum() for loss in losses))
+
+            def losses(own: Parameters, chosen: Runs, now: Batches = now) -> Iterator[Tensor]:
+                mine = now.of(chosen, slice(None))
+                total = mine.mask.sum((-1, -2))
+                for part in parts(mine):
+                    loss = _cross_entropy(model, own, own, part) * part.mask
+                    yield (loss.sum((-1, -2)) / total).sum()
+
+            gradients = _gradients(parameters, alike(part_lengths(now)), losses)
             optimizer.step(parameters, gradients, state, rates, step)
             if on_step is not None:
                 on_step(step, parameters)
@@ -125,7 +140,9 @@ def unlearn(
         ref = _score_all(model, parameters, forget)
     start = {name: value.detach().clone() for name, value in parameters.items()} if retain_term == "kl" else {}
     wanted = {0, *(step for step in recorded if 0 <= step <= steps)}
-    state, weights, records = optimizer.init(parameters), [], []
+    patterns = [[cuts(now) for now in own] for own in forget.mask.sum(-1).view(len(runs), steps, batch).tolist()]
+    weights = like.new_zeros(len(runs), steps, batch)
+    state, records = optimizer.init(parameters), []
     for step in range(steps + 1):
         if on_step is not None:
             on_step(step, parameters)
@@ -135,17 +152,22 @@ def unlearn(
             records.append(record(model, parameters, probes, objective, gradient_examples, at_start))
         if step == steps:
             break
-        rows = slice(step * batch, (step + 1) * batch)
-        logp = torch.cat([score(model, parameters, *piece).logp for piece in pieces(forget, rows)], dim=1)
-        seq = SequenceLogProbs(logp, forget.mask[:, rows].sum(-1).to(logp.dtype), ref[:, rows])
-        weights.append(objective.weight(seq).detach())
-        loss = objective.loss(seq).mean(-1)
-        if retain_term != "none":
-            now = Batches(*(field[:, rows] for field in retain))
-            loss = loss + retain_weight * _token_mean(
-                RETAIN_LOSSES[retain_term](model, parameters, start, now), now.mask
-            )
-        optimizer.step(parameters, _gradients(parameters, [loss.sum()]), state, rates, step + 1)
+
+        def losses(own: Parameters, chosen: Runs, step: int = step) -> Iterator[Tensor]:
+            rows = slice(step * batch, (step + 1) * batch)
+            now = forget.of(chosen, rows)
+            logp = torch.cat([score(model, own, *piece).logp for piece in pieces(now)], dim=1)
+            seq = SequenceLogProbs(logp, now.mask.sum(-1).to(logp.dtype), ref[chosen, rows])
+            each, weight = loss_and_weight(Objective(*(field[chosen] for field in objective)), seq)
+            weights[chosen, step], loss = weight.detach(), each.mean(-1)
+            if retain_term != "none":
+                kept, first = retain.of(chosen, rows), {name: value[chosen] for name, value in start.items()}
+                found = RETAIN_LOSSES[retain_term](model, own, first, kept)
+                loss = loss + retain_weight[chosen] * _token_mean(found, kept.mask)
+            yield loss.sum()
+
+        gradients = _gradients(parameters, alike(own[step] for own in patterns), losses)
+        optimizer.step(parameters, gradients, state, rates, step + 1)
     labels = [index for index, probe in enumerate(runs[0].probes) for _ in probe.tokens]
     lengths = [float(probe.tokens.shape[1] - 1) for probe in runs[0].probes for _ in probe.tokens]
     logp, truth, retrained, reference, norms = (
@@ -160,7 +182,7 @@ def unlearn(
         kl_to_retrained=retrained,
         kl_to_reference=reference,
         gradient_norm=norms,
-        batch_weight=torch.stack(weights, dim=1).cpu(),
+        batch_weight=weights.cpu(),
         batch_component=forget.component.view(len(runs), steps, batch).cpu(),
     )
 
@@ -170,10 +192,26 @@ def _trainable(runs: Sequence[Parameters], dtype: torch.dtype, device: torch.dev
     return {name: value.detach().to(device, dtype).requires_grad_() for name, value in stacked.items()}
 
 
-def _gradients(parameters: Parameters, losses: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Gradient of the sum of losses, each freed of its graph before the next is computed."""
-    each = (torch.autograd.grad(loss, list(parameters.values())) for loss in losses)
-    return dict(zip(parameters, (reduce(torch.add, one) for one in zip(*each, strict=True)), strict=True))
+def _gradients(
+    parameters: Parameters, groups: Sequence[list[int]], losses: Callable[[Parameters, Runs], Iterable[Tensor]]
+) -> dict[str, Tensor]:
+    """Gradient of the sum of losses of every run, found for one group of runs after the other.
+
+    `losses(parameters of the group, its runs)` are scalars; each is freed of its graph before the next is computed.
+    """
+
+    def found(own: Parameters, chosen: Runs) -> dict[str, Tensor]:
+        each = (torch.autograd.grad(loss, list(own.values())) for loss in losses(own, chosen))
+        return dict(zip(own, (reduce(torch.add, one) for one in zip(*each, strict=True)), strict=True))
+
+    if len(groups) == 1:
+        return found(parameters, slice(None))
+    whole = {name: torch.empty_like(value) for name, value in parameters.items()}
+    for chosen in groups:
+        own = {name: value.detach()[chosen].requires_grad_() for name, value in parameters.items()}
+        for name, gradient in found(own, chosen).items():
+            whole[name][chosen] = gradient
+    return whole
 
 
 @torch.no_grad()

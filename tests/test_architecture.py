@@ -32,6 +32,7 @@ SIMULATIONS = (
     "studies",
     "logistic",
     "models",
+    "numerics",
     "optimizers",
     "batching",
     "recording",

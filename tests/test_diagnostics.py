@@ -62,7 +62,8 @@ def test_weights_are_the_law_applied_to_every_recorded_example(trajectory: Traje
             for example in range(7):
                 values = (trajectory.logp[1, step], trajectory.length, trajectory.logp[1, 0])
                 seq = SequenceLogProbs(*(value[example] for value in values))
-                assert found[step, example] == objective.weight(seq)
+                # One number by itself is computed by other code than a row of them.
+                assert float(found[step, example]) == pytest.approx(float(objective.weight(seq)), rel=1e-6)
 
 
 def test_reference_weights_of_npo_are_one_at_step_zero(trajectory: Trajectory) -> None:

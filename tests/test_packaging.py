@@ -110,7 +110,7 @@ def test_an_old_python_is_refused_in_one_line_before_anything_is_made(tmp_path: 
     assert not (tmp_path / ".venv").exists()
 
 
-STEPS = ["check", "test", "notebooks", "browser"]
+STEPS = ["check", "test", "test-elsewhere", "notebooks", "browser"]
 
 
 @pytest.mark.parametrize("failing", ["", *STEPS])

@@ -662,7 +662,7 @@ def test_pieces_hold_every_row_once_and_every_scored_token(
         size * data.draw(st.integers(0, len(drawn[0][0]) // size - 1)),
     )
     rows, at = slice(first, first + size), first
-    for tokens, mask in pieces(batches, rows):
+    for tokens, mask in pieces(batches.of(slice(None), rows)):
         count, time = mask.shape[1:]
         assert count > 0 and tokens.shape == (len(lengths), count, time + 1)
         assert torch.equal(tokens, batches.tokens[:, at : at + count, : time + 1])
@@ -676,7 +676,7 @@ def test_pieces_hold_every_row_once_and_every_scored_token(
 @given(lengths=st.lists(st.integers(1, 100), min_size=1, max_size=30))
 def test_pieces_hold_less_than_twice_the_positions_that_are_needed_and_are_few(lengths: list[int]):
     batches = longest_first(ragged([lengths]), len(lengths))
-    cut = list(pieces(batches, slice(0, len(lengths))))
+    cut = list(pieces(batches))
     for _, mask in cut:
         assert mask.numel() < 2 * int(mask.sum())
         assert bool(mask[0, 0].all())
@@ -701,7 +701,7 @@ def test_pieces_hold_less_than_twice_the_positions_that_are_needed_and_are_few(l
 def test_a_batch_is_cut_where_sequences_have_become_half_as_long(
     lengths: list[list[int]], shapes: list[tuple[int, int]]
 ):
-    cut = list(pieces(ragged(lengths), slice(0, len(lengths[0]))))
+    cut = list(pieces(ragged(lengths)))
     assert [tuple(mask.shape[1:]) for _, mask in cut] == shapes
 
 
@@ -713,7 +713,7 @@ RAGGED = mixed({7: 5, 4: 4, 2: 6})
 def test_unlearning_ragged_batches_in_pieces_is_plain_descent_on_the_whole(name: str, term: RetainTerm):
     run, beta = RUN._replace(objective=OBJECTIVES[name], forget=RAGGED), float(OBJECTIVES[name].beta)
     scored = RAGGED.mask.sum(-1)[slow_order(run.seed, "forget", 15, 50)].view(5, 10)
-    assert all(len(list(pieces(ragged([row.sort(descending=True)[0].tolist()]), slice(0, 10)))) == 3 for row in scored)
+    assert all(len(list(pieces(ragged([row.sort(descending=True)[0].tolist()])))) == 3 for row in scored)
     slow = slow_unlearn(
         MODEL,
         run.start,
