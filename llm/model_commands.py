@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from llm.options import SOURCES, ModelOptions, load_model, write
-from markov import storage
+from markov import folders, storage
 from markov.errors import require
 
 Kind = Literal["original", "retrained", "partial"]
+DATA = "data"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,20 +66,27 @@ def build(command: Build) -> None:
     from llm.authors import Authors, splits
     from llm.default_models import DefaultModels
     from llm.default_models import build as make
-    from llm.models import save
+    from llm.models import save, saved_settings
 
     require(len(command.kinds) > 0, "kinds", command.kinds, "at least one")
     settings = DefaultModels(authors=Authors(seed=command.seed), percent=command.percent, seed=command.seed)
     if command.out is not None:
-        storage.check_writable(command.out, "out", folder=True)
+        folders.check_place(command.out)
+        folders.claim(command.out, "build", settings, names=(*get_args(Kind), DATA))
+        for kind in command.kinds:
+            copy = command.out / kind
+            ours = not copy.exists() or saved_settings(copy) == storage.settings_of(settings)
+            require(ours, "out", str(command.out), f"a folder whose {kind} is of these settings, or not there")
     for kind in command.kinds:
         language = make(settings, kind, device=command.device)
-        if command.out is not None:
+        if command.out is not None and not (command.out / kind).exists():
             save(language, command.out / kind, storage.provenance(settings, *SOURCES, seeds=[command.seed]))
         print(f"{kind}: {language.name}" if command.out is None else f"{kind}: {command.out / kind}")
     if command.out is not None:
         for name, examples in splits(settings.authors).items():
-            corpora.write(examples, command.out / "data" / f"{name}.json")
+            path = command.out / DATA / f"{name}.json"
+            if not path.exists():  # what is there may have been edited since
+                corpora.write(examples, path)
 
 
 def score(command: Score) -> None:
@@ -88,7 +96,7 @@ def score(command: Score) -> None:
     from llm.models import perturbed
     from llm.sources import read
 
-    storage.check_writable(command.out, "out")
+    folders.check_table(command.out, inputs=(command.model, command.data))
     examples = read(command.data, command.split)
     language = load_model(command)
     if command.noise is not None:

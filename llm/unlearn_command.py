@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from llm.options import DEFAULTS, ModelOptions, forgetting, load_model, objectives, write
 from llm.score_tables import beside, read_scores
-from markov import storage
+from markov import folders
 from markov.errors import require
 from markov.preferences import paired
 
@@ -77,7 +77,7 @@ def unlearn(command: Unlearn) -> None:
     """Unlearn into a folder."""
     from llm.evaluated import tofu_measure
     from llm.refusals import REFUSALS, read_refusals, with_refusals
-    from llm.runs import WEIGHTS, unlearn_into
+    from llm.runs import EPOCHS, WEIGHTS, unlearn_into
     from llm.sources import read
     from llm.tofu import tofu_sets
     from llm.unlearning import weights_by_epoch
@@ -86,7 +86,8 @@ def unlearn(command: Unlearn) -> None:
     refusals = REFUSALS if command.refusals is None else read_refusals(command.refusals)
     allowed = f"epochs from 0 to {command.epochs}"
     require(set(command.measured) <= {*range(command.epochs + 1)}, "measured", command.measured, allowed)
-    storage.check_writable(command.out, "out", folder=True)
+    named = ("model", "data", "retain_data", "reference", "retrained", "refusals")
+    folders.check_place(command.out, inputs=(getattr(command, name) for name in named), finished=EPOCHS)
     forget, retain = read(command.data), read(command.retain_data)
     preferred = with_refusals(forget, command.seed, refusals) if paired(settings.objective).prefer else None
     sets = tofu_sets(command.data) if command.measured else None
