@@ -79,28 +79,24 @@ def claim(
     Of the names those that are `passing` are for the time of the job (see `tidy`); an earlier claim
     decides which. What killed processes left under passing names is cleared. Raises `InvalidInput`
     for a folder that holds something without a claim, the claim of other settings, or one of the
-    names without a claim to it.
+    names without a claim to it. Of a claim by a process that has ended without writing anything
+    else, nothing has to be kept.
     """
     place, rendered = Path(folder), storage.settings_of(settings)
-    try:
-        claims = _claims(place, field)
-    except InvalidInput as error:
-        if storage.cache_dir().resolve() not in place.resolve().parents:
-            raise
-        leftovers.set_aside(place, error.allowed)  # nobody else writes there
-        claims = {}
-    if job in claims:
-        other = _difference(claims[job].get("settings"), rendered)
-        allowed = f"an empty folder, or that of a run of these settings, data and models ({other})"
-        require(not other, field, str(folder), allowed)
+    claims = _claims(place, field)
+    other = _difference(claims[job].get("settings"), rendered) if job in claims else ""
+    if job in claims and not other:
         leftovers.clear(place)
         return
     if not claims:
         _check_empty(place, field)
     claimed = {name for own in claims.values() for name in own.get("names", ())}
     taken = [name for name in names if name in claimed or os.path.lexists(place / name)]
-    require(not taken, field, str(folder), f"an empty folder: {', '.join(taken[:1])} lies there")
-    made = {"settings": rendered, "names": list(names), "passing": list(passing)}
+    if other or taken:
+        allowed = "an empty folder, or that of a run of these settings, data and models"
+        require(_abandoned(place, claims), field, str(folder), f"{allowed} ({other or f'{taken[0]} lies there'})")
+        claims = {}
+    made = {"settings": rendered, "names": list(names), "passing": list(passing), "process": leftovers.process()}
     content = json.dumps({**claims, job: made}, indent=1, sort_keys=True) + "\n"
     with storage.atomic_path(place / CLAIM) as partial:
         partial.write_text(content, "utf-8")
@@ -140,6 +136,12 @@ def _check_empty(place: Path, field: str) -> None:
     require(held is None, field, str(place), allowed)
 
 
+def _abandoned(place: Path, claims: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether claims are all that a folder holds, and whoever made them has ended, or is this process."""
+    only = [name for name in _listed(place) if not leftovers.is_partial(name)] == [CLAIM]
+    return only and not any(leftovers.alive_elsewhere(own.get("process")) for own in claims.values())
+
+
 def _listed(place: Path) -> list[str]:
     try:
         return os.listdir(place)
@@ -148,16 +150,21 @@ def _listed(place: Path) -> list[str]:
 
 
 def _claims(place: Path, field: str) -> dict[str, dict[str, Any]]:
-    """The claims on a folder by job; raises `InvalidInput` for a file that is none."""
-    path = place / CLAIM
+    """The claims on a folder by job; raises `InvalidInput` for a file that is none.
+
+    In the cache, where nobody else writes, a folder with such a file is set aside.
+    """
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = json.loads((place / CLAIM).read_text("utf-8"))
+        if not isinstance(found, dict) or not all(isinstance(own, dict) for own in found.values()):
+            raise ValueError("it is no claim of this program")
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, RecursionError) as error:
+        if storage.cache_dir().resolve() in place.resolve().parents:
+            leftovers.set_aside(place, f"{CLAIM}: {error}")
+            return {}
         raise InvalidInput(field, str(place), f"a folder whose {CLAIM} can be read ({error})") from None
-    good = isinstance(found, dict) and all(isinstance(own, dict) for own in found.values())
-    require(good, field, str(place), f"a folder whose {CLAIM} is a claim of this program")
     return found
 
 

@@ -29,7 +29,7 @@ GIVEN_UP = 24 * 3600.0
 
 def partial_name(result: str) -> str:
     """Returns a new passing name for what will be called `result`."""
-    parts = (_digest(result), machine(), str(os.getpid()), secrets.token_hex(4))
+    parts = (_digest(result), process(), secrets.token_hex(4))
     return f".partial-{'-'.join(parts)}"
 
 
@@ -48,6 +48,19 @@ def machine() -> str:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii")
         known += [boot, os.readlink("/proc/self/ns/pid")]
     return _digest(" ".join(known))
+
+
+def process() -> str:
+    """Returns what names this process, and its machine."""
+    return f"{machine()}-{os.getpid()}"
+
+
+def alive_elsewhere(named: object) -> bool:
+    """Returns whether another process, named as `process` does, may be at work now."""
+    where, _, number = str(named).partition("-")
+    if named == process() or not number.isdecimal():
+        return False
+    return _running(where, int(number)) is not False
 
 
 def clear(folder: Path, result: str | None = None) -> None:
@@ -102,17 +115,23 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
 
-def _alive(path: Path, where: str, process: int) -> bool:
+def _alive(path: Path, where: str, number: int) -> bool:
+    found = _running(where, number)
+    return time.time() - _changed(path) < GIVEN_UP if found is None else found
+
+
+def _running(where: str, number: int) -> bool | None:
+    """Whether a process runs; None if that cannot be told from here."""
     # On Windows the same call would end the process that it asks about.
-    if where == machine() and sys.platform != "win32":
-        try:
-            os.kill(process, 0)
-        except ProcessLookupError:
-            return False
-        except (OSError, OverflowError):  # another user's, or no number of a process
-            return True
+    if where != machine() or sys.platform == "win32":
+        return None
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's, or no number of a process
         return True
-    return time.time() - _changed(path) < GIVEN_UP
+    return True
 
 
 def _changed(path: Path) -> float:

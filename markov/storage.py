@@ -256,6 +256,16 @@ def read_kept(path: Path, read: Callable[[Path], Kept]) -> Kept | None:
         return None
 
 
+def unfinished(key: object, *sources: str) -> Path:
+    """The folder of the cache for finished parts of a result that is not whole yet, named by what it depends on.
+
+    Whoever has written the result discards it (`leftovers.discard`).
+    """
+    folder = cache_dir() / "unfinished"
+    leftovers.clear(folder)
+    return folder / fingerprint(key, *sources)
+
+
 def save_parameters(path: Location, parameters: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write named tensors, with `metadata` as their provenance."""
     from safetensors.torch import save
