@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import joblib
 import numpy as np
 import pandas as pd
 import torch
@@ -28,7 +27,7 @@ from figures.fits import power_law
 from figures.rungs import tabular_flow
 from figures.statistics import Estimate, interval_text, logs, lookup, mean_interval
 from figures.sweeps import FALL, MIDDLE, PACE, middle, start, sweep_case
-from figures.tables import Context, cached
+from figures.tables import Context, cached, cached_each
 from markov.diagnostics import method_name
 from markov.experiments import Experiment
 from markov.flow import push, time_to_forget
@@ -49,13 +48,15 @@ def data(context: Context) -> pd.DataFrame:
     """Geometric mean of the push over examples, by rung, stage, corner, pretrained model and length."""
     case, experiments = sweep_case(context), _experiments(context)
 
+    flows = [(case, objective, seed) for objective in middle() for seed in range(context.scale.sweep_pretrained)]
+
     def compute() -> pd.DataFrame:
-        seeds = range(context.scale.sweep_pretrained)
-        parallel = joblib.Parallel(n_jobs=context.n_jobs)
-        flows = parallel(joblib.delayed(_tabular)(case, objective, seed) for objective in middle() for seed in seeds)
-        trained = parallel(joblib.delayed(_transformer)(own) for own in experiments)
         exact = [_scalar(case, objective) for objective in middle()]
-        return pd.concat([*exact, *flows, *trained], ignore_index=True)
+        tabular = cached_each(context, "effective_push", flows, lambda job: _tabular(*job))
+        return pd.concat(
+            [*exact, tabular, cached_each(context, "effective_push", experiments, _transformer)],
+            ignore_index=True,
+        )
 
     return cached(context, "effective_push", [experiments, [*middle()], STEPS], compute)
 

@@ -35,7 +35,7 @@ from figures.statistics import mean_interval, smallest_distance
 from figures.tables import Context, cached
 from llm.answers import responses
 from llm.corpora import Example
-from llm.default_models import folder_of, sets
+from llm.default_models import build, folder_of, sets
 from llm.models import load
 from llm.optimization import Optimization
 from llm.parallel import several
@@ -146,7 +146,10 @@ def _attacks(context: Context, found: Sequence[Run]) -> list[Attack]:
     ]
     first = found[0]
     own = context.own.retrained if context.own and not context.runs else None
-    place = own or str(folder_of(llm_runs.study(context.scale).models, RETRAINED))
+    models = llm_runs.study(context.scale).models
+    if own is None:
+        build(models, RETRAINED, progress=context.progress)  # where it is not in the cache any more
+    place = own or str(folder_of(models, RETRAINED))
     return [Attack(RETRAINED, place, first.settings[RETRAINED], first), *attacks]
 
 

@@ -6,7 +6,6 @@ and a second drawing trains nothing. The default model knows fictional authors b
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,10 +27,10 @@ from llm.logs import EvaluationLog
 from llm.models import LanguageModel, perturbed
 from llm.optimization import Optimization
 from llm.parallel import several
-from llm.runs import EPOCHS, Run, read_run, unlearn_into
+from llm.runs import EPOCHS, Run, finished, read_run, unlearn_into
 from llm.unlearning import SOURCES as UNLEARNING_SOURCES
 from llm.unlearning import Unlearning, weights_by_epoch
-from markov import storage
+from markov import leftovers, storage
 from markov.diagnostics import method_name
 from markov.errors import require
 from markov.objectives import Objective
@@ -119,10 +118,12 @@ def run_of(
 ) -> Run:
     """One run of the study, from the cache or made now; `start` is the kind of default model that unlearns."""
     chosen, folder = study(context.scale), _folder(context, Wanted(objective, start, noise, far))
-    if _kept(context, folder):
-        return read_run(folder)
-    if (folder / EPOCHS).exists():
-        shutil.rmtree(folder)
+    leftovers.clear(folder.parent)
+    kept = finished(folder) if _kept(context, folder) else None
+    if kept is not None:
+        return kept
+    if (folder / EPOCHS).exists():  # older than what the user wants
+        leftovers.discard(folder)
     forget, retain = sets(chosen.models)
     language = _build(context, start)
     reference = None

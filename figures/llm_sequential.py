@@ -18,7 +18,6 @@ SimNPO they can (0.38), whose answers end near the retrained model's level, wher
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -42,7 +41,7 @@ from llm.parallel import several
 from llm.runs import EPOCHS
 from llm.sequential import STAGE, Sequential, by_stage, requests, sequential
 from llm.unlearning import Unlearning
-from markov import storage
+from markov import leftovers, storage
 from markov.diagnostics import method_name
 from markov.objectives import Objective
 
@@ -92,7 +91,7 @@ def _in_turn(context: Context, objective: Objective) -> pd.DataFrame:
         folder = storage.cache_dir() / "unlearning" / storage.fingerprint(key, *SOURCES)
         first = folder / STAGE.format(1) / EPOCHS
         if first.exists() and first.stat().st_mtime < context.since:
-            shutil.rmtree(folder)
+            leftovers.discard(folder)
         forget, retain = sets(chosen.models)
         found = sequential(
             folder,

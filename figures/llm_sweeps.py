@@ -7,7 +7,6 @@ is evaluated on all four sets of TOFU, and no gradients are taken.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,10 +22,11 @@ from llm.default_models import DefaultModels, build, folder_of
 from llm.encoding import BUDGET
 from llm.layouts import OPEN_UNLEARNING
 from llm.methods import methods
+from llm.models import kept_model
 from llm.options import ModelOptions
 from llm.parallel import several
 from llm.sweep import BASELINES, Run, Task
-from markov import storage
+from markov import leftovers, storage
 from markov.errors import require
 from markov.objectives import CORNERS
 
@@ -68,7 +68,7 @@ def task_of(context: Context) -> Task:
         options = ModelOptions(model=own.model)
         return Task(options=options, retrained=own.retrained, data=own.data, retain_data=own.retain_data)
     models = study(context.scale).models
-    absent = [kind for kind in BASELINES if not folder_of(models, kind).exists()]
+    absent = [kind for kind in BASELINES if kept_model(folder_of(models, kind)) is None]
     if absent:
         jobs = [joblib.delayed(build)(models, kind, progress=False) for kind in absent]
         several("models", jobs, n_jobs=context.n_jobs, progress=context.progress)
@@ -108,7 +108,7 @@ def swept(context: Context, words: Sequence[str]) -> pd.DataFrame:
     for name in (*BASELINES, *(run.folder for run in runs)):
         file = folder / name / OPEN_UNLEARNING
         if file.exists() and file.stat().st_mtime < context.since:
-            shutil.rmtree(folder / name)
+            leftovers.discard(folder / name)
     return sweep.sweep(folder, task, runs, n_jobs=context.n_jobs, progress=context.progress)
 
 

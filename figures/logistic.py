@@ -34,7 +34,7 @@ from matplotlib.ticker import NullFormatter
 from figures import style
 from figures.fits import growth
 from figures.statistics import Estimate, full_means, mean_interval, ratio_interval
-from figures.tables import Context, cached
+from figures.tables import Context, cached, cached_each
 from markov.errors import require
 from markov.logistic import LogisticWorld, Unlearning, run
 from markov.objectives import gradient_ascent, npo, simnpo
@@ -94,13 +94,19 @@ def data(context: Context) -> pd.DataFrame:
     worlds = [LogisticWorld(alpha=alpha, seed=seed, steps=training) for alpha in PUBLISHED for seed in range(instances)]
     runs = {alpha: published(alpha, steps=steps, horizon=horizon) for alpha in PUBLISHED}
 
+    jobs, first = [], 0
+    for alpha, own in runs.items():
+        for world in (world for world in worlds if world.alpha == alpha):
+            jobs.append((first, world, own))
+            first += len(own)
+
+    def one(job: tuple[int, LogisticWorld, list[Unlearning]]) -> pd.DataFrame:
+        number, world, own = job
+        found = run([world], own)
+        return found.assign(run=found["run"] + number)
+
     def compute() -> pd.DataFrame:
-        parts, first = [], 0
-        for alpha, own in runs.items():
-            part = run([world for world in worlds if world.alpha == alpha], own, n_jobs=context.n_jobs)
-            parts.append(part.assign(run=part["run"] + first))
-            first += part["run"].nunique()
-        frame = pd.concat(parts, ignore_index=True)
+        frame = cached_each(context, "logistic", jobs, one)
         return frame.merge(summary(frame, steps), on="run")
 
     return cached(context, "logistic", [worlds, list(runs.values()), GOAL], compute)

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import joblib
 import numpy as np
 import pandas as pd
 import torch
@@ -26,7 +25,7 @@ from figures import style
 from figures.memorisation import OPTIMIZERS
 from figures.statistics import full_means, interval_text, lookup, mean_interval
 from figures.sweeps import FALL, MIDDLE, PACE, corner, middle, start, sweep_case
-from figures.tables import Context, cached
+from figures.tables import Context, cached, cached_each
 from markov.diagnostics import method_name
 from markov.experiments import Experiment
 from markov.models import Parameters
@@ -44,11 +43,7 @@ def data(context: Context) -> pd.DataFrame:
     """Size of the update and mean weight of the batch, by study, update rule, corner, pretrained model and step."""
     ensembles = [one for optimizer in OPTIMIZERS for one in _ensembles(context, optimizer)]
 
-    def compute() -> pd.DataFrame:
-        parts = joblib.Parallel(n_jobs=context.n_jobs)(joblib.delayed(updates)(ensemble) for ensemble in ensembles)
-        return pd.concat(parts, ignore_index=True)
-
-    return cached(context, "optimizer", ensembles, compute)
+    return cached(context, "optimizer", ensembles, lambda: cached_each(context, "optimizer", ensembles, updates))
 
 
 def _ensembles(context: Context, optimizer: str) -> list[list[Experiment]]:

@@ -14,12 +14,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from tqdm.auto import tqdm
 
 from figures.tables import Context
 from markov import storage
+from markov.errors import InvalidInput, require
 
 # Seconds at full scale on two cores, all figures drawn in this order from an empty cache: the first of several that
 # share models and runs pays for them.
@@ -47,6 +49,7 @@ SECONDS = {
 OTHERWISE, AGAIN = 10.0, 3.0  # of a figure that is not in the table, and of drawing a table that is there
 QUICK = 0.07  # what the quick scale takes of it
 JOURNAL = "seconds.json"
+Journal = dict[str, dict[str, Any]]
 COMPUTED, REDRAWN = "computed", "redrawn"
 
 
@@ -97,13 +100,25 @@ def _tables() -> list[tuple[str, int]]:
         return sorted((entry.name, entry.stat().st_mtime_ns) for entry in entries if entry.is_dir())
 
 
-def _read() -> dict[str, dict[str, Any]]:
-    path = storage.cache_dir() / JOURNAL
+def _read() -> Journal:
+    """What is known of earlier drawings; a file that this program did not write is set aside."""
+    return storage.read_kept(storage.cache_dir() / JOURNAL, _parsed) or {}
+
+
+def _parsed(path: Path) -> Journal:
     try:
         found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):  # none yet, or not written by this program
+    except FileNotFoundError:  # another process was faster
         return {}
-    return found if isinstance(found, dict) and all(isinstance(one, dict) for one in found.values()) else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise InvalidInput("journal", str(path), f"JSON that can be read ({error})") from None
+    kinds = {COMPUTED: (int, float), REDRAWN: (int, float), "code": str}
+    good = isinstance(found, dict) and all(
+        isinstance(one, dict) and all(name in kinds and isinstance(value, kinds[name]) for name, value in one.items())
+        for one in found.values()
+    )
+    require(good, "journal", str(path), "seconds by figure, as this program writes them")
+    return found
 
 
 def duration(seconds: float) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import joblib
 import numpy as np
 import pandas as pd
 
@@ -30,7 +29,7 @@ from figures.sweeps import (
     sweep_case,
     times,
 )
-from figures.tables import Context, cached
+from figures.tables import Context, cached, cached_each
 from markov.banks import ExpectedLoss, best_table, from_sequences
 from markov.chains import Mixture
 from markov.diagnostics import method_name
@@ -69,17 +68,15 @@ def tabular_times(context: Context, objectives: Sequence[Objective]) -> pd.DataF
         for own in cases
     ]
 
-    def solve(mode: str, own: Sweep, objective: Objective, seed: int) -> pd.DataFrame:
+    def solve(job: tuple[str, Sweep, Objective, int]) -> pd.DataFrame:
+        mode, own, objective, seed = job
         known = {"mode": mode, "method": method_name(objective), "beta": objective.beta, "pretrain_seed": seed}
         lengths = [length - 1 for length in own.lengths.values()][1:]
         found = time_to_forget(tabular_flow(own, objective, seed), FALL)
         return pd.DataFrame({"length": lengths, "step": found}).assign(**known)
 
-    def compute() -> pd.DataFrame:
-        parts = joblib.Parallel(n_jobs=context.n_jobs)(joblib.delayed(solve)(*job) for job in jobs)
-        return pd.concat(parts, ignore_index=True)
-
-    return cached(context, "rungs", [jobs, FALL, HORIZON], compute)
+    settings = [jobs, FALL, HORIZON]
+    return cached(context, "rungs", settings, lambda: cached_each(context, "rungs", jobs, solve))
 
 
 def scalar_times(case: Sweep, objectives: Sequence[Objective]) -> pd.DataFrame:

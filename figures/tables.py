@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+import joblib
 import numpy as np
 import pandas as pd
 
 from figures.scale import Scale
-from markov import storage
+from markov import leftovers, storage
 from markov.diagnostics import crossings
 from markov.experiments import PAPER_BETAS, Experiment, grid
 from markov.objectives import CORNERS, Objective
-from markov.running import run
+from markov.running import parts_of, run
 
 if TYPE_CHECKING:
     from figures.llm_own import OwnModel
 
+Job = TypeVar("Job")
 # The grid of beta for each corner: the summed log-ratio asks for a smaller beta than the mean over tokens.
 SUMMED, PER_TOKEN = (0.05, 0.2, 0.5, 1.0), (1.0, 2.5, 4.0, 8.0)
 BETAS = {"npo": SUMMED, "reference_free_npo": SUMMED, "length_normalized_npo": PER_TOKEN, "simnpo": PER_TOKEN}
@@ -47,15 +50,45 @@ def table(context: Context, experiments: Sequence[Experiment]) -> pd.DataFrame:
     """
     code, folder = storage.code_version("markov"), storage.cache_dir() / "tables"
     paths = {one: folder / f"{storage.fingerprint([one, code])}.parquet" for one in dict.fromkeys(experiments)}
-    missing = [one for one, path in paths.items() if not path.exists() or path.stat().st_mtime < context.since]
+    found = {one: _read(context, path) for one, path in paths.items()}
+    parts = parts_of(list(found))
+    if parts.exists() and parts.stat().st_mtime < context.since:
+        leftovers.discard(parts)
+    missing = _begun(parts, [number for number, frame in enumerate(found.values()) if frame is None])
     if missing:
-        frame = run(missing, n_jobs=context.n_jobs, progress=context.progress)
+        wanted = [list(found)[number] for number in missing]
+        frame = run(wanted, n_jobs=context.n_jobs, progress=context.progress, parts=parts)
         known = storage.provenance(None)
-        for (_, own), one in zip(frame.groupby("run"), missing, strict=True):
+        for (_, own), one in zip(frame.groupby("run"), wanted, strict=True):
             described = {**known, "settings": storage.settings_of(one), "seeds": [one.pretraining.seed, one.seed]}
             storage.write_table(own.reset_index(drop=True), paths[one], described)
-    frames = [storage.read_table(paths[one]).assign(run=index) for index, one in enumerate(experiments)]
+            found[one] = storage.read_table(paths[one])
+    leftovers.discard(parts)
+    frames = [found[one].assign(run=index) for index, one in enumerate(experiments)]  # pyright: ignore[reportOptionalMemberAccess]
     return pd.concat(frames, ignore_index=True)
+
+
+def _begun(parts: Path, missing: Sequence[int]) -> Sequence[int]:
+    """The numbers of the experiments to run: those that an earlier call began with, if it was stopped.
+
+    With some of them alone ensembles would be others, and what is kept of them would not be found.
+    """
+    path = parts / "missing.json"
+    try:
+        return [int(number) for number in json.loads(path.read_text("utf-8"))]
+    except (OSError, ValueError, TypeError):
+        pass
+    if missing:
+        with storage.atomic_path(path) as partial:
+            partial.write_text(json.dumps(list(missing)), "utf-8")
+    return missing
+
+
+def _read(context: Context, path: Path) -> pd.DataFrame | None:
+    """A cached table, or None where it has to be made: it is not there, too old, or was damaged and is set aside."""
+    if not path.exists() or path.stat().st_mtime < context.since:
+        return None
+    return storage.read_kept(path, storage.read_table)
 
 
 def cached(
@@ -66,11 +99,36 @@ def cached(
     These are `markov` if none are given.
     """
     path = _path(name, settings, *sources)
-    if not is_cached(context, name, settings, *sources):
+    frame = _read(context, path)
+    if frame is None:
+        leftovers.clear(path.parent)
         storage.write_table(compute(), path, storage.provenance(settings, *_sources(name, *sources)))
-    frame = storage.read_table(path)
+        frame = storage.read_table(path)
     frame.attrs = {}  # pandas would copy its provenance with every part that is taken of it
     return frame
+
+
+def cached_each(
+    context: Context,
+    name: str,
+    jobs: Sequence[Job],
+    compute: Callable[[Job], pd.DataFrame],
+    *sources: str,
+) -> pd.DataFrame:
+    """The frames of `compute` for each job, one below the other, made in several processes at a time.
+
+    Each is kept once it is there, as by `cached` under the job itself: a drawing that was stopped loses no more than
+    what it was at.
+    """
+    left = [job for job in jobs if not is_cached(context, name, job, *sources)]
+    parallel = joblib.Parallel(n_jobs=context.n_jobs)
+    parallel(joblib.delayed(_each)(context, name, job, compute, *sources) for job in left)
+    kept = replace(context, since=0.0)
+    return pd.concat([_each(kept, name, job, compute, *sources) for job in jobs], ignore_index=True)
+
+
+def _each(context: Context, name: str, job: Job, compute: Callable[[Job], pd.DataFrame], *sources: str) -> pd.DataFrame:
+    return cached(context, name, job, lambda: compute(job), *sources)
 
 
 def is_cached(context: Context, name: str, settings: object, *sources: str) -> bool:

@@ -22,9 +22,10 @@ from llm.authors import Authors, Split, corpus, split
 from llm.common_facts import real_authors, world_facts
 from llm.corpora import Example
 from llm.encoding import PLAIN, encode_examples
-from llm.models import LanguageModel, find_device, load, save
+from llm.models import LanguageModel, find_device, kept_model, load, save
 from llm.optimization import Optimization
 from llm.training import fine_tune
+from markov import leftovers
 from markov.errors import InvalidInput, require
 from markov.storage import cache_dir, check_writable, fingerprint, provenance
 
@@ -135,13 +136,16 @@ def folder_of(settings: DefaultModels, kind: str, device: str = "auto") -> Path:
 def build(settings: DefaultModels, kind: str, *, device: str = "auto", progress: bool = True) -> LanguageModel:
     """The model of a kind: from the cache, or trained now and kept there.
 
-    The cached model is written whole or not at all; of processes that build the same one, the first to finish keeps
-    it. Raises `InvalidInput` for an unknown kind or device and, before training, for a cache that cannot be written.
+    The cached model is written whole or not at all, and one that is damaged is set aside. Of processes that build the
+    same one, the first to finish keeps it. Raises `InvalidInput` for an unknown kind or device and, before training,
+    for a cache that cannot be written.
     """
     place, settings = find_device(device), resolved(settings, device)
     require(kind in KINDS, "kind", kind, f"one of {', '.join(KINDS)}")
     folder = folder_of(settings, kind)
-    if not folder.exists():
+    found = kept_model(folder, device)
+    if found is None:
+        leftovers.clear(folder.parent)
         check_writable(folder, "SIMNPO_LAB_CACHE", folder=True)
         tokenizer = train_tokenizer(settings)
         encoded = encode_examples(tokenizer, PLAIN, read_by(settings, kind), max_length=POSITIONS)
@@ -154,7 +158,8 @@ def build(settings: DefaultModels, kind: str, *, device: str = "auto", progress:
         except InvalidInput:
             if not folder.exists():
                 raise
-    return load(folder, device=device)._replace(name=f"authors:{kind}")
+        found = load(folder, device=device)
+    return found._replace(name=f"authors:{kind}")
 
 
 def train_tokenizer(settings: DefaultModels) -> PreTrainedTokenizerFast:

@@ -13,15 +13,20 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from llm.layouts import read_log
+from llm.layouts import AGGREGATED, OPEN_UNLEARNING, TASKS, read_log
+from llm.log_files import SUMMARY
 from llm.logs import EvaluationLog, shared
 from llm.measures import TofuLogs, forget_quality, measures
 from llm.names import check_retrained, data_of
 from llm.options import ModelOptions, left_out, load_model, write
-from markov import storage
+from markov import folders, storage
 from markov.errors import InvalidInput, require
 
 OF_MODEL = ("model", "revision", "retrained", "data", "max_new_tokens", "legacy", "out")  # options that logs leave open
+TABLE = "measures.parquet"
+NAMES = (OPEN_UNLEARNING, SUMMARY, TABLE, *TASKS.values(), AGGREGATED)
+# Where an evaluation goes and what is printed of it: nothing of the numbers follows from these.
+NOT_ASKED = ("out", "json", "legacy", "allow_identical", "device", "logs", "retrained_logs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +127,7 @@ def _plain_warnings() -> Iterator[None]:
 def _of_model(command: Evaluate) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog | None]:
     """Evaluate the model that the command names, and write what it did."""
     from llm.answers import answer_log
+    from llm.checkpointing import parameters_digest
     from llm.evaluated import manifest
     from llm.evaluation import empty_generations
     from llm.evaluation import evaluate as evaluate_model
@@ -131,16 +137,30 @@ def _of_model(command: Evaluate) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog 
 
     both = command.retrained is not None and command.retrained_logs is not None
     require(not both, "retrained", command.retrained, "left out with --retrained-logs")
-    storage.check_writable(command.out, "out", folder=True)
+    inputs = (command.model, command.data, command.retrained, command.retrained_logs)
+    folders.check_place(command.out, inputs=inputs)
     sets = tofu_sets(command.data or "")
     retrained = None if command.retrained_logs is None else read_log(command.retrained_logs)
     options: dict[str, Any] = {"max_length": command.max_length, "budget": command.budget}
     language = load_model(command)
+    asked = {name: value for name, value in vars(command).items() if name not in NOT_ASKED}
+    asked |= {"parameters": parameters_digest(language.model), "sets": storage.fingerprint(sets)}
+    asked |= {} if retrained is None else {"retrained_logs": storage.fingerprint(retrained)}
     if command.retrained is not None:
         other = load_model(command, command.retrained)
         check_same_vocabulary(language.tokenizer, other.tokenizer, "retrained")
+        asked |= {"retrained_parameters": parameters_digest(other.model)}
         retrained = answer_log(other, sets.forget, **options)
         del other
+    folders.claim(command.out, "evaluate", asked, names=NAMES)
+    kept = storage.read_kept(command.out / OPEN_UNLEARNING, _finished)
+    if kept is not None:
+        logs, frame = kept
+        if command.shared and retrained is not None:
+            logs, retrained = _shared(logs, retrained)
+        if command.legacy:
+            write_legacy(logs, command.out)
+        return frame, logs, retrained
     with _plain_warnings():
         logs = evaluate_model(language, sets, max_new_tokens=command.max_new_tokens, words=command.words, **options)
     if command.shared and retrained is not None:
@@ -150,14 +170,20 @@ def _of_model(command: Evaluate) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog 
     aggregates = dict(zip(whole["measure"], whole["value"].astype(float), strict=True))
     described = {name: str(value) if isinstance(value, Path) else value for name, value in vars(command).items()}
     about = manifest(described, language, command.max_new_tokens)
-    write_tofu_eval(logs, command.out, about, variant=command.variant, aggregates=aggregates)
     if command.legacy:
         write_legacy(logs, command.out)
-    write(frame, command.out / "measures.parquet", command)
+    write(frame, command.out / TABLE, command)
+    # Last, so that beside it all the others lie.
+    write_tofu_eval(logs, command.out, about, variant=command.variant, aggregates=aggregates)
     for task, count in empty_generations(logs).items():
         if count:
             print(f"warning: {count} answers of {task} are empty and count as ROUGE 0", file=sys.stderr)
     return frame, logs, retrained
+
+
+def _finished(path: Path) -> tuple[TofuLogs, pd.DataFrame]:
+    """The logs and the measures of an evaluation that is finished."""
+    return TofuLogs(*(read_log(path, task) for task in TofuLogs._fields)), storage.read_table(path.parent / TABLE)
 
 
 def as_json(frame: pd.DataFrame, logs: TofuLogs, retrained: EvaluationLog | None, variant: str) -> dict[str, Any]:

@@ -16,16 +16,17 @@ from llm.epochs import Measure
 from llm.evaluation import evaluate, task_log
 from llm.generation import NEW_TOKENS
 from llm.layouts import OPEN_UNLEARNING, read_log
-from llm.log_files import MANIFEST, write_tofu_eval
+from llm.log_files import MANIFEST, SUMMARY, restore_summary, write_tofu_eval
 from llm.logs import EvaluationLog
 from llm.measures import TofuLogs, check_variant, forget_quality, model_utility
 from llm.models import LanguageModel
 from llm.tofu import TofuSets, checked
-from markov import storage
+from markov import folders, storage
 from markov.errors import InvalidInput, require
 from markov.storage import Location
 
 SOURCES = ("markov.objectives", "markov.diagnostics", "llm")
+JOB, NAMES = "evaluation", (OPEN_UNLEARNING, SUMMARY)
 COLUMNS = ("forget_quality", "ks_statistic", "model_utility")  # of `tofu_measure`
 
 
@@ -54,27 +55,38 @@ def evaluate_into(
 ) -> TofuLogs:
     """The logs of the model that `start` loads, as `llm.evaluation.evaluate`, in TOFU_EVAL.json of the folder.
 
-    Where that holds an evaluation of the same sets, `settings` and options, it is read, and nothing loaded. Raises
-    `InvalidInput` as `evaluate` does, and for a folder that cannot be written or holds another evaluation.
+    Where that holds an evaluation of the same sets, `settings` and options, it is read, and nothing loaded; one that is
+    damaged is set aside. Raises `InvalidInput` as `evaluate` does, and for a folder that cannot be written, or that
+    holds another evaluation or what this program did not make.
     """
     check_variant(variant)
     path = storage.check_writable(folder, "out", folder=True) / OPEN_UNLEARNING
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "max_length": max_length}
     asked = {"of": settings, "sets": storage.fingerprint(sets), **options, "variant": variant}
-    if path.exists():
-        require(evaluation_settings(path) == storage.settings_of(asked), "out", str(folder), "one of these settings")
-        return TofuLogs(*(read_log(path, task) for task in TofuLogs._fields))
+    found = storage.read_kept(path, _read) if folders.claimed(folder, JOB) else _read(path) if path.exists() else None
+    if found is not None:
+        logs, made = found
+        require(made == storage.settings_of(asked), "out", str(folder), "one of these settings")
+        restore_summary(path)
+        return logs
+    folders.claim(folder, JOB, asked, names=NAMES)
     language = start()
     logs = evaluate(language, checked(sets), **options, budget=budget, progress=progress)
     write_tofu_eval(logs, folder, manifest(asked, language, max_new_tokens), variant=variant)
     return logs
 
 
+def _read(path: Path) -> tuple[TofuLogs, Any]:
+    """The logs of an evaluation, and the settings that it was written with."""
+    made = evaluation_settings(path)
+    return TofuLogs(*(read_log(path, task) for task in TofuLogs._fields)), made
+
+
 def evaluation_settings(path: Path) -> Any:
     """The settings that an evaluation was written with; None for a file that says nothing of any."""
     try:
         return json.loads(path.read_text("utf-8")).get(MANIFEST, {}).get("settings")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise InvalidInput("out", str(path), f"an evaluation that can be read ({error})") from None
 
 

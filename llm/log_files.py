@@ -35,9 +35,10 @@ def write_tofu_eval(
     variant: str = "geometric",
     aggregates: Mapping[str, float] | None = None,
 ) -> Path:
-    """Write `TOFU_EVAL.json` and `TOFU_SUMMARY.json`; `aggregates` are values of the whole, such as model_utility.
+    """Write `TOFU_SUMMARY.json` and `TOFU_EVAL.json`; `aggregates` are values of the whole, such as model_utility.
 
-    Returns the path of the first. Raises `InvalidInput` for another variant and for a folder that cannot be written.
+    TOFU_EVAL.json is written last, so that a folder with it is complete; its path is returned. Raises `InvalidInput`
+    for another variant and for a folder that cannot be written.
     """
     check_variant(variant)
     path = storage.check_writable(folder, "out", folder=True)
@@ -48,9 +49,16 @@ def write_tofu_eval(
     content |= {name: {"agg_value": value} for name, value in (aggregates or {}).items()}
     summary = {metric: entry["agg_value"] for metric, entry in content.items()}
     content[MANIFEST] = {**manifest, "truth_ratio": variant}
-    _write(path / OPEN_UNLEARNING, content)
     _write(path / SUMMARY, summary)
+    _write(path / OPEN_UNLEARNING, content)
     return path / OPEN_UNLEARNING
+
+
+def restore_summary(path: Path) -> None:
+    """Write the `TOFU_SUMMARY.json` beside a `TOFU_EVAL.json` again where it is missing: all of it is there."""
+    if not (path.parent / SUMMARY).exists():
+        content = json.loads(path.read_text("utf-8"))
+        _write(path.parent / SUMMARY, {name: own["agg_value"] for name, own in content.items() if name != MANIFEST})
 
 
 def _task(task: str, log: EvaluationLog, variant: str) -> dict[str, Any]:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from llm.names import Made, data_of, made
 from llm.options import SOURCES, ModelOptions, left_out, load_model, write
-from markov import storage
+from markov import folders, storage
 from markov.errors import require
 
 Kind = Literal["original", "retrained", "partial"]
+DATA = "data"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,24 +67,32 @@ def build(command: Build) -> None:
     """Train what is not cached, and copy."""
     from llm import corpora
     from llm.authors import Authors, splits
-    from llm.models import load, save
+    from llm.models import load, save, saved_settings
 
     require(len(command.kinds) > 0, "kinds", command.kinds, "at least one")
     words = {kind: Made("authors", kind, command.percent, command.seed).word for kind in command.kinds}
     for word in words.values():
         made(word)  # refuses a percent of which there are no splits
     authors = Authors(seed=command.seed)
+    described = {kind: {"model": word, "percent": command.percent, "authors": authors} for kind, word in words.items()}
     if command.out is not None:
-        storage.check_writable(command.out, "out", folder=True)
+        folders.check_place(command.out)
+        claimed = {"percent": command.percent, "authors": authors}
+        folders.claim(command.out, "build", claimed, names=(*get_args(Kind), DATA))
+        for kind in command.kinds:
+            copy = command.out / kind
+            ours = not copy.exists() or saved_settings(copy) == storage.settings_of(described[kind])
+            require(ours, "out", str(command.out), f"a folder whose {kind} is of these settings, or not there")
     for kind, word in words.items():
         language = load(word, device=command.device)
-        if command.out is not None:
-            described = {"model": language.name, "percent": command.percent, "authors": authors}
-            save(language, command.out / kind, storage.provenance(described, *SOURCES, seeds=[command.seed]))
+        if command.out is not None and not (command.out / kind).exists():
+            save(language, command.out / kind, storage.provenance(described[kind], *SOURCES, seeds=[command.seed]))
         print(f"{kind}: {language.name}" if command.out is None else f"{kind}: {command.out / kind}")
     if command.out is not None:
         for name, examples in splits(authors).items():
-            corpora.write(examples, command.out / "data" / f"{name}.json")
+            path = command.out / DATA / f"{name}.json"
+            if not path.exists():  # what is there may have been edited since
+                corpora.write(examples, path)
 
 
 def score(command: Score) -> None:
@@ -97,7 +106,7 @@ def score(command: Score) -> None:
     command = replace(command, data=data_of(command.model, command.data))
     if command.noise is None:
         left_out(command, ["noise_seed"], "left out without --noise")
-    storage.check_writable(command.out, "out")
+    folders.check_table(command.out, inputs=(command.model, command.data))
     examples = read(command.data or "", command.split)
     language = load_model(command)
     if command.noise is not None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import secrets
 import shutil
 import sys
 from collections.abc import Mapping
@@ -21,15 +20,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from llm.encoding import CHAT, LLAMA2_CHAT, PLAIN, Template, fitted
 from llm.names import Made, made
 from llm.pretrained import check_folder, quiet, read_config, read_tokenizer, read_weights, vocabulary
 from llm.scoring import check_model
+from markov import leftovers
 from markov.errors import InvalidInput, require
-from markov.storage import Location, check_writable, settings_of
+from markov.storage import Location, check_writable, read_kept, settings_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -219,13 +219,16 @@ def save(
 ) -> None:
     """Write model, tokenizer, template and provenance into a new folder that `load` takes: all of it or nothing.
 
-    It is written beside its place and renamed. `parameters` are those of the whole model where it is in shards. Raises
-    `InvalidInput` for a place that is taken or cannot be written.
+    It is written beside its place and renamed; what killed processes left of it is cleared. `parameters` are those of
+    the whole model where it is in shards. Raises `InvalidInput` for a place that is taken or cannot be written.
     """
     target = Path(os.path.realpath(folder))
-    require(not target.exists(), "folder", str(target), "a place where nothing lies yet")
+    # An empty folder may be left of a trial whether it can be written.
+    free = not target.exists() or (target.is_dir() and not any(target.iterdir()))
+    require(free, "folder", str(target), "a place where nothing lies yet")
     check_writable(target, "folder", folder=True)
-    partial = target.with_name(f".partial-{secrets.token_hex(8)}")
+    leftovers.clear(target.parent, target.name)
+    partial = target.with_name(leftovers.partial_name(target.name))
     described = {TEMPLATE: asdict(language_model.template), PROVENANCE: settings_of(provenance)}
     try:
         partial.mkdir(parents=True)
@@ -242,6 +245,40 @@ def save(
         raise InvalidInput("folder", str(target), f"a folder that can be written ({reason})") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_whole(folder: Location) -> Path:
+    """Returns a folder that `save` wrote; raises `InvalidInput` if a file in it is missing or cut short.
+
+    Of the weights only the beginnings are read, which say how long the files are.
+    """
+    place = Path(folder)
+    try:
+        check_folder(place)
+        for name in ("config.json", TEMPLATE, PROVENANCE):
+            json.loads((place / name).read_text("utf-8"))
+        for file in place.glob("*.safetensors"):
+            with safe_open(file, framework="pt"):
+                pass
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        reason = error.allowed if isinstance(error, InvalidInput) else error
+        raise InvalidInput("model", str(place), f"a model that is whole ({reason})") from None
+    return place
+
+
+def kept_model(folder: Path, device: str = "auto") -> LanguageModel | None:
+    """The model that the cache keeps in a folder, or None where it has to be made: a broken one is set aside."""
+    if folder.is_dir() and not any(folder.iterdir()):  # of a trial whether it can be written
+        return None
+    return read_kept(folder, lambda place: load(place, device=device))
+
+
+def saved_settings(folder: Location) -> Any:
+    """The settings in the provenance that `save` wrote with a model; None for a folder without it."""
+    try:
+        return json.loads((Path(folder) / PROVENANCE).read_text("utf-8")).get("settings")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
 
 
 def find_device(device: str) -> torch.device:

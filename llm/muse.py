@@ -37,6 +37,7 @@ from llm.news import QuestionAndAnswer
 from llm.rouge import Words, check_words, rouge
 from llm.unlearning import Unlearned, Unlearning, unlearn
 from markov.errors import require, require_all_whole, require_number
+from markov.storage import Location
 
 STOPS = ("\n\n", "\nQuestion", "Question:")
 COLUMNS = ("measure", "split", "value", "low", "high", "items", "empty")
@@ -236,11 +237,13 @@ def unlearn_texts(
     *,
     length: int,
     measure: Measure[nn.Module] | None = None,
+    state: Location | None = None,
     progress: bool = True,
 ) -> Unlearned:
     """Unlearn `raw_forget` in pieces of `length` tokens, holding on to those of `raw_retain1`, as `unlearn` does.
 
-    The model is changed in place. Raises `InvalidInput` as `pieces` and `unlearn` do.
+    The model is changed in place; with the folder `state` a run that was killed goes on. Raises `InvalidInput` as
+    `pieces` and `unlearn` do.
     """
     forget, retain = (pieces(language.tokenizer, texts, length=length) for texts in (data.raw_forget, data.raw_retain1))
-    return unlearn(language.model, forget, retain, settings, measure=measure, progress=progress)
+    return unlearn(language.model, forget, retain, settings, measure=measure, state=state, progress=progress)

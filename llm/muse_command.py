@@ -9,15 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from llm.methods import described, method, objective, retaining
+from llm.methods import described as in_words
+from llm.methods import method, objective, retaining
 from llm.names import check, is_small, made
 from llm.options import ModelOptions, chosen_rate, left_out, load_model, write
-from markov import storage
+from markov import folders, storage
 from markov.errors import require
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from llm.membership import Membership
     from llm.models import LanguageModel
     from llm.muse import Measured, Measuring
@@ -28,6 +27,8 @@ WEIGHT = 0.1  # lambda where nothing says it
 UNLEARN = ("retain_term", "retain_weight", "epochs", "batch", "learning_rate", "piece")  # options of --unlearn
 PIECES = {True: 256, False: 2048}  # tokens of a piece of the generated news, and of MUSE's own texts
 TABLE, ITEMS, EPOCHS, MODEL = "measures.parquet", "items.parquet", "epochs.parquet", "model"
+STATE = "state"
+JOB, NAMES = "muse", (TABLE, ITEMS, EPOCHS, MODEL, STATE)
 UNITS = {"verbmem": "% ROUGE-L F1", "knowmem": "% ROUGE-L F1", "privleak": "%", "auc": "", "auc_retrained": ""}
 ORIENTATION = "AUC: share of pairs in which the held-out text looks better known; 0: forget texts known by heart"
 DIRECTION = (
@@ -41,7 +42,8 @@ class Muse(ModelOptions):
 
     PrivLeak itself needs --retrained, the model that never read what is to be forgotten. With --unlearn the model
     first forgets the texts, in pieces. Writes measures.parquet and items.parquet, a row per passage, question and text,
-    to OUT, and of an unlearned model epochs.parquet and model/.
+    to OUT, and of an unlearned model epochs.parquet and model/. A command that was stopped goes on where it was, and
+    one that is finished is read.
     Example: python -m llm muse --retrained news:retrained --unlearn simnpo:0.7
     """
 
@@ -82,39 +84,87 @@ class Muse(ModelOptions):
 
 def muse(command: Muse) -> None:
     """Measure, after unlearning if that is asked for, and print what was found."""
+    from llm.checkpointing import parameters_digest
     from llm.models import check_same_vocabulary
-    from llm.muse import Measuring, evaluate_muse, unlearn_texts
-    from llm.muse_data import generated, read_muse
+    from llm.muse import Measuring
+    from llm.muse_data import read_muse
 
     command = resolved(command)
     source = command.data or ""
     settings = None if command.unlearn is None else unlearning(command)
     measuring = Measuring(max_length=command.max_length, budget=command.budget, words=command.words)
     require(command.piece is None or command.piece >= 2, "piece", command.piece, "at least 2 tokens")
-    storage.check_writable(command.out, "out", folder=True)
-    taken = settings is not None and (command.out / MODEL).exists()
-    require(not taken, "out", str(command.out), "a folder without an unlearned model in it")
+    folders.check_place(command.out, inputs=(command.model, command.data, command.retrained))
     data = read_muse(source)
     if settings is not None and not command.json:
-        print(f"{command.model} unlearns {source}: {described(command.unlearn or '', settings)}")
-    language, retrained = load_model(command), None
+        print(f"{command.model} unlearns {source}: {in_words(command.unlearn or '', settings)}")
+    language, other = load_model(command), None
+    described = _described(command) | {"data": storage.fingerprint(data)}
+    described |= {"parameters": parameters_digest(language.model)}
     if command.retrained is not None:
         other = load_model(command, command.retrained)
         check_same_vocabulary(language.tokenizer, other.tokenizer, "retrained")
-        retrained = _scores(other, data, measuring)
+        described |= {"retrained_parameters": parameters_digest(other.model)}
+    folders.claim(command.out, JOB, described, names=NAMES, passing=(STATE,))
+    found = storage.read_kept(command.out / TABLE, lambda path: _read(path.parent))
+    if found is None:
+        retrained = None if other is None else _scores(other, data, measuring)
         del other
-    if settings is not None:
-        length = command.piece or PIECES[generated(source) is not None]
-        run = unlearn_texts(language, data, settings, length=length)
-        _keep(command, language, run.epochs)
+        if settings is not None:
+            _unlearn(command, language, data, settings, described)
+        found = _measure(language, data, retrained, measuring)
+        write(found.items, command.out / ITEMS, command)
+        # Last, so that beside it all the others lie.
+        write(found.table, command.out / TABLE, command)
+    folders.tidy(command.out, JOB)
+    print(json.dumps(as_json(found), allow_nan=False) if command.json else f"{report(found)}\n{command.out}")
+
+
+def _described(command: Muse) -> dict[str, Any]:
+    """What the numbers of a command follow from: where they go, and how they are printed, is not among it."""
+    others = ("out", "json", "device")
+    return {name: value for name, value in vars(command).items() if name not in others}
+
+
+def _read(folder: Path) -> Measured:
+    """What was measured in a folder that is finished."""
+    from llm.membership import Membership
+    from llm.muse import Measured
+
+    table, items = storage.read_table(folder / TABLE), storage.read_table(folder / ITEMS)
+    scores = items[items["measure"] == "min_k"].groupby("split")["value"]
+    return Measured(items, table, Membership(**{str(split): own.to_numpy() for split, own in scores}))
+
+
+def _unlearn(
+    command: Muse, language: LanguageModel, data: MuseData, settings: Unlearning, described: dict[str, Any]
+) -> None:
+    """Unlearn the texts, going on where an earlier call was stopped, and keep the model and its table."""
+    from llm.models import check_whole, save, saved_settings
+    from llm.muse import unlearn_texts
+    from llm.muse_data import generated
+
+    place = command.out / MODEL
+    kept = storage.read_kept(place, check_whole)
+    ours = kept is None or saved_settings(place) == storage.settings_of(described)
+    require(ours, "out", str(command.out), f"a folder whose {MODEL} is of this command, or not there")
+    length = command.piece or PIECES[generated(command.data or "") is not None]
+    run = unlearn_texts(language, data, settings, length=length, state=command.out / STATE)
+    if kept is None:
+        save(language, place, storage.provenance(described, "markov.objectives", "llm"))
+    write(run.epochs, command.out / EPOCHS, command)
+
+
+def _measure(language: LanguageModel, data: MuseData, retrained: Membership | None, measuring: Measuring) -> Measured:
+    """All measures; what they warn of comes as one line each."""
+    from llm.muse import evaluate_muse
+
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = evaluate_muse(language, data, retrained=retrained, settings=measuring)
     for message in dict.fromkeys(str(one.message) for one in caught):
         print(f"warning: {message}", file=sys.stderr)
-    write(found.table, command.out / TABLE, command)
-    write(found.items, command.out / ITEMS, command)
-    print(json.dumps(as_json(found), allow_nan=False) if command.json else f"{report(found)}\n{command.out}")
+    return found
 
 
 def _scores(language: LanguageModel, data: MuseData, measuring: Measuring) -> Membership:
@@ -169,14 +219,6 @@ def _of_news(word: str, data: str, field: str) -> str:
     wanted = own._replace(seed=news.seed)
     require(word.count(":") == 1 or own == wanted, field, word, f"{allowed}, {wanted.word}")
     return wanted.word
-
-
-def _keep(command: Muse, language: LanguageModel, epochs: pd.DataFrame) -> None:
-    from llm.models import save
-
-    described = {name: str(value) if isinstance(value, Path) else value for name, value in vars(command).items()}
-    save(language, command.out / MODEL, storage.provenance(described, "markov.objectives", "llm"))
-    write(epochs, command.out / EPOCHS, command)
 
 
 def as_json(found: Measured) -> dict[str, Any]:

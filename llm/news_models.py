@@ -23,11 +23,12 @@ from llm.default_models import POSITIONS, SPECIAL, DefaultModels, fresh_model
 from llm.default_models import SOURCES as LLAMA
 from llm.documents import SEPARATOR, pieces, whole
 from llm.encoding import PLAIN, Encoded
-from llm.models import LanguageModel, find_device, load, save
+from llm.models import LanguageModel, find_device, kept_model, load, save
 from llm.muse_data import SHOTS, MuseData, news_data
 from llm.news import News, QuestionAndAnswer
 from llm.optimization import Optimization, derived_seed
 from llm.training import fine_tune
+from markov import leftovers
 from markov.errors import InvalidInput, require
 from markov.storage import cache_dir, check_writable, fingerprint, provenance
 
@@ -118,7 +119,9 @@ def build(settings: NewsModels, kind: str, *, device: str = "auto", progress: bo
     place, settings = find_device(device), resolved(settings, device)
     require(kind in KINDS, "kind", kind, f"one of {', '.join(KINDS)}")
     folder = folder_of(settings, kind)
-    if not folder.exists():
+    found = kept_model(folder, device)
+    if found is None:
+        leftovers.clear(folder.parent)
         check_writable(folder, "SIMNPO_LAB_CACHE", folder=True)
         tokenizer = train_tokenizer(settings)
         model = fresh_model(settings.llama()).to(device=place)  # pyright: ignore[reportCallIssue]
@@ -131,7 +134,8 @@ def build(settings: NewsModels, kind: str, *, device: str = "auto", progress: bo
         except InvalidInput:
             if not folder.exists():
                 raise
-    return load(folder, device=device)._replace(name=f"news:{kind}")
+        found = load(folder, device=device)
+    return found._replace(name=f"news:{kind}")
 
 
 def read_by(data: MuseData, kind: str) -> tuple[tuple[str, ...], tuple[QuestionAndAnswer, ...]]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 
 from llm.names import check_retrained, data_of
-from llm.options import ModelOptions, chosen_rate, load_model, write
-from markov import storage
+from llm.options import SOURCES, ModelOptions, chosen_rate, load_model, write
+from markov import folders, leftovers, storage
 from markov.errors import require
+
+if TYPE_CHECKING:
+    from llm.corpora import Example
+    from llm.models import LanguageModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +24,8 @@ class Relearn(ModelOptions):
     """A relearning attack: fine-tune on a share of the forget data, and score all of it after every epoch.
 
     Writes OUT, a row per attack, epoch, forget example and answer, and beside it OUT with _returns before its ending: a
-    row per attack and epoch with forget quality and what comes back untaught, where --retrained is given.
+    row per attack and epoch with forget quality and what comes back untaught, where --retrained is given. A command
+    that was stopped goes on after the last attack that it had finished.
     Example: python -m llm relearn --model out/simnpo/model --retrained authors:retrained
     """
 
@@ -71,7 +77,9 @@ def relearn(command: Relearn) -> None:
         for which in dict.fromkeys(command.which)
         for seed in range(command.repeats)
     ]
-    storage.check_writable(command.out, "out")
+    inputs = (command.model, command.data, command.retrained)
+    for path in (command.out, _returns(command)) if command.retrained else (command.out,):
+        folders.check_table(path, inputs=inputs)
     print(f"{command.model} is taught a share of {data}; learning rate {rate:g}")
     forget, language, retrained = read(data), load_model(command), None
     if command.retrained is not None:
@@ -82,10 +90,14 @@ def relearn(command: Relearn) -> None:
         check_same_vocabulary(language.tokenizer, other.tokenizer, "retrained")
         retrained = answer_log(other, forget, max_length=command.max_length, budget=command.budget)
         del other
-    tables, found = [], []
+    tables, found, parts = [], [], _unfinished(command, language, forget)
     for one in wanted:
-        known = {"which": one.which, "repeat": one.seed}
-        tables.append(attack(language, forget, one, max_length=command.max_length).assign(**known))
+        known, path = {"which": one.which, "repeat": one.seed}, parts / f"{storage.fingerprint(one)}.parquet"
+        if storage.read_kept(path, storage.read_table) is None:
+            storage.write_table(attack(language, forget, one, max_length=command.max_length), path, {})
+        frame = storage.read_table(path)
+        frame.attrs = {}
+        tables.append(frame.assign(**known))
         if retrained is not None:
             found.append(returns(tables[-1], retrained).assign(**known))
     write(pd.concat(tables, ignore_index=True), command.out, command)
@@ -99,7 +111,7 @@ def relearn(command: Relearn) -> None:
         .to_string(float_format="{:.3f}".format)
     )
     if found:
-        path = command.out.with_stem(f"{command.out.stem}_returns")
+        path = _returns(command)
         frame = pd.concat(found, ignore_index=True)
         write(frame, path, command)
         shown = frame.groupby(["which", "epoch"])[
@@ -107,4 +119,17 @@ def relearn(command: Relearn) -> None:
         ]
         print(shown.agg("median").to_string(float_format="{:.3g}".format))
         print(f"{len(frame)} rows: {path}")
+    leftovers.discard(parts)
     print(f"{sum(map(len, tables))} rows: {command.out}")
+
+
+def _returns(command: Relearn) -> Path:
+    return command.out.with_stem(f"{command.out.stem}_returns")
+
+
+def _unfinished(command: Relearn, language: LanguageModel, forget: Sequence[Example]) -> Path:
+    """Where finished attacks are kept until all are: named by what is attacked, with what, and by the code."""
+    from llm.checkpointing import parameters_digest
+
+    key = [parameters_digest(language.model), language.template, list(forget), command.max_length]
+    return storage.unfinished(key, *SOURCES)

@@ -10,13 +10,13 @@
 A run that diverged is a result: its last row of epochs.parquet has the status nan, and examples.parquet ends with the
 epoch before. Of several processes (see `llm.processes`) the first one writes all of this.
 
-Before that the folder holds the state from which a run that was stopped goes on. The tables carry the settings.
+Before that the folder holds the state from which a run that was stopped goes on. The tables carry the settings, and so
+does the claim with which a run begins (`markov.folders`): in a folder that holds anything else none begins.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -35,10 +35,10 @@ from llm.diagnostics import with_needed
 from llm.encoding import MAX_LENGTH, Encoded
 from llm.epochs import Measure
 from llm.logs import EvaluationLog, total_loss
-from llm.models import LanguageModel, save
+from llm.models import LanguageModel, check_whole, save, saved_settings
 from llm.processes import in_first
 from llm.unlearning import Unlearning, unlearn
-from markov import storage
+from markov import folders, leftovers, storage
 from markov.errors import InvalidInput, require
 from markov.objectives import Objective
 from markov.preferences import Forgetting, Preference
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 SOURCES = ("markov.objectives", "markov.preferences", "llm")
 EXAMPLES, ANSWERS, EPOCHS, WEIGHTS = (f"{name}.parquet" for name in ("examples", "answers", "epochs", "weights"))
 MODEL, STATE = "model", "state"
+JOB, NAMES = "unlearn", (EXAMPLES, ANSWERS, EPOCHS, WEIGHTS, MODEL, STATE)
 
 
 class Run(NamedTuple):
@@ -105,8 +106,9 @@ def unlearn_into(
     Logs say what other models make of the forget examples: a `reference` other than the model itself, one `retrained`
     without them, and the `original`, which is scored now if not given. `preferred` are the same examples with the
     response that is preferred to theirs; `measure` is called after every epoch (see `llm.unlearning.unlearn`). Raises
-    `InvalidInput` as `unlearn` does, for logs of other examples or tokens, and for a folder that cannot be written or
-    holds a run of other settings, data, models or measures.
+    `InvalidInput` as `unlearn` does, for logs of other examples or tokens, and for a folder that cannot be written,
+    holds a run of other settings, data, models or measures, or anything else that is no run. A table that is damaged is
+    set aside, and the run made again.
     """
     place = folder
     folder = in_first(lambda: storage.check_writable(place, "out", folder=True))
@@ -126,11 +128,20 @@ def unlearn_into(
         "parameters": parameters_digest(language.model),
     }
     known = storage.provenance(described, *SOURCES, seeds=[settings.optimization.seed])
-    if in_first((folder / EPOCHS).exists):
+    if in_first(lambda: finished(folder) is not None):
         run = read_run(folder)
         same = run.settings == storage.settings_of(described)
         require(same, "out", str(folder), "an empty folder, or that of a run of these settings, data and models")
+        in_first(lambda: folders.tidy(folder, JOB))
         return run
+
+    def begin() -> None:
+        folders.claim(folder, JOB, described, names=NAMES, passing=(STATE,))
+        # Written whole before the last table was: a model of this very run is kept, and no other is touched.
+        taken = os.path.lexists(folder / MODEL) and saved_settings(folder / MODEL) != storage.settings_of(described)
+        require(not taken, "out", str(folder), f"a folder whose {MODEL} is of this run, or not there")
+
+    in_first(begin)
     state = folder / STATE
 
     def answers() -> EvaluationLog:
@@ -161,10 +172,10 @@ def unlearn_into(
     def write() -> None:
         storage.write_table(examples, folder / EXAMPLES, known)
         storage.write_table(pd.concat(tables, ignore_index=True), folder / ANSWERS, known)
-        shutil.rmtree(folder / MODEL, ignore_errors=True)  # left by a run that was stopped after the next line
-        save(language, folder / MODEL, known, parameters)
+        if not (folder / MODEL).exists():
+            save(language, folder / MODEL, known, parameters)
         storage.write_table(found.epochs, folder / EPOCHS, known)
-        shutil.rmtree(state, ignore_errors=True)
+        folders.tidy(folder, JOB)
 
     in_first(write)
     return read_run(folder)
@@ -181,6 +192,16 @@ def _if_finite(answers: Callable[[], EvaluationLog]) -> EvaluationLog | None:
     if reason:
         warnings.warn(f"answers of the unlearned model are left out: {reason}", RuntimeWarning, stacklevel=3)
     return None if reason else found
+
+
+def finished(folder: Path) -> Run | None:
+    """The run of a folder if it is finished; of ours, a damaged table or model is set aside, to be made again."""
+    if not folders.claimed(folder, JOB):
+        return read_run(folder) if (folder / EPOCHS).exists() else None
+    there, whole = (folder / MODEL).exists(), storage.read_kept(folder / MODEL, check_whole)
+    if there and whole is None and (folder / EPOCHS).exists():
+        leftovers.set_aside(folder / EPOCHS, "its model is made again")
+    return storage.read_kept(folder / EPOCHS, lambda path: read_run(path.parent))
 
 
 def _of_model(measure: Measure[LanguageModel], language: LanguageModel) -> Measure[nn.Module]:

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from llm.answers import answer_log, log_of, log_table
+from llm.checkpointing import parameters_digest
 from llm.corpora import Example
 from llm.encoding import MAX_LENGTH
 from llm.logs import EvaluationLog, align, take
@@ -22,7 +23,7 @@ from llm.measures import forget_quality
 from llm.models import LanguageModel, load
 from llm.runs import EPOCHS, MODEL, unlearn_into
 from llm.unlearning import Unlearning
-from markov import storage
+from markov import folders, storage
 from markov.errors import require
 from markov.storage import Location
 
@@ -67,13 +68,18 @@ def sequential(
 ) -> Sequential:
     """Unlearn the requests in turn, each in a folder of its own, going on where an earlier call was stopped.
 
-    Raises `InvalidInput` as `unlearn_into` does, and for an example that occurs in two requests.
+    Raises `InvalidInput` as `unlearn_into` does, for a folder of other requests or of anything else, and for an example
+    that occurs in two requests.
     """
     folder = storage.check_writable(folder, "out", folder=True)
     indices = [example.index for request in wanted for example in request]
     repeated = sorted({index for index in indices if indices.count(index) > 1})
     require(bool(wanted) and not repeated, "requests", repeated[:1], "at least one, each example in one of them")
     language = start()
+    described = {"model": language.name, "parameters": parameters_digest(language.model), "unlearning": settings}
+    described |= {"retain": storage.fingerprint(retain)}  # there may be more requests than an earlier call had
+    places = [STAGE.format(stage) for stage in range(1, len(wanted) + 1)]
+    folders.claim(folder, "sequential", described, names=(REQUESTS, *places))
     answers, stages = [_scored(folder, 0, language, wanted, max_length)], []
     for stage, request in enumerate(wanted, start=1):
         place = folder / STAGE.format(stage)
@@ -93,7 +99,7 @@ def _scored(
 ) -> pd.DataFrame:
     """What the model of a stage makes of all requests."""
     path = folder / REQUESTS
-    if not path.exists():
+    if storage.read_kept(path, storage.read_table) is None:
         own = [answer_log(language, request, max_length=max_length, progress=False) for request in wanted]
         tables = [log_table(log).assign(stage=stage, request=number) for number, log in enumerate(own)]
         known = storage.provenance({"model": language.name, "stage": stage})

@@ -10,7 +10,7 @@ which rule one run of several of a method is called its best is said in `llm.sum
 from __future__ import annotations
 
 import math
-import shutil
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,11 +40,14 @@ from llm.summaries import long_table
 from llm.task_vectors import negate_task_vector
 from llm.tofu import TofuSets, retain_word, tofu_sets
 from llm.unlearning import Unlearning
-from markov import storage
+from markov import folders, leftovers, storage
 from markov.errors import require
 from markov.storage import Location
 
 BASELINES = ("original", "retrained")
+JOB = "run"
+# What the command writes beside the folders of the runs.
+TABLES = ("sweep.parquet", "best.parquet", *(f"summary.{suffix}" for suffix in ("parquet", "md", "tex")))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,14 +120,17 @@ def sweep(
     Columns: those of `llm.measures.measures`, with `model` ("original", "retrained", or the word of the run), `title`,
     `beta`, `gamma`, `retain_weight` (nan where there are none), `seed` and `status`. Raises `InvalidInput` as
     `unlearn_into` and `evaluate_into` do, for a run that comes twice, for data of which the sets to evaluate on do not
-    follow, and for a retrained model to which the same answers have other numbers of tokens.
+    follow, for a folder that holds another sweep or anything else, and for a retrained model to which the same answers
+    have other numbers of tokens.
     """
     place = storage.check_writable(folder, "out", folder=True)
     names = [run.folder for run in runs]
     require(len(set(names)) == len(names), "methods", names, "each method and seed once")
     sets, ways = task.sets(), {"n_jobs": n_jobs, "progress": progress}
     task.examples()  # what cannot be read is refused now, not when the baselines are done
-    place.mkdir(parents=True, exist_ok=True)
+    folders.claim(place, "sweep", _shared(task), names=(*BASELINES, *TABLES))
+    for name in (*BASELINES, *names):
+        folders.check_place(place / name)
     missing = [kind for kind in BASELINES if not (place / kind / OPEN_UNLEARNING).exists()]
     several("baselines", [joblib.delayed(baseline)(place / kind, task, kind) for kind in missing], **ways)
     logs = {kind: baseline(place / kind, task, kind, sets) for kind in BASELINES}
@@ -139,6 +145,17 @@ def sweep(
         own = long_table({run.word: run_in(place / run.folder, task, run, sets)}, retrained, variant=task.variant)
         frames.append(own.assign(**_described(run), status=_status(place / run.folder)))
     return pd.concat(frames, ignore_index=True)
+
+
+def _shared(task: Task) -> dict[str, Any]:
+    """What all runs of a sweep have in common; the sets are named by the evaluations themselves."""
+    return {
+        "model": task.options.model,
+        "retrained": task.retrained,
+        "data": task.data,
+        "retain_data": task.retain_data,
+        "refusals": storage.fingerprint(task.refusals),
+    }
 
 
 def _described(run: Run) -> dict[str, Any]:
@@ -167,20 +184,23 @@ def run_in(folder: Path, task: Task, run: Run, sets: TofuSets | None = None) -> 
     """The logs of the model that a run leaves, which is made and evaluated now if it is not there."""
 
     def made() -> LanguageModel:
+        # Of a run that is finished but for its evaluation the model is there, or nothing more can be said of it.
+        if (folder / EPOCHS).exists() and not os.path.lexists(folder / MODEL):
+            leftovers.set_aside(folder / EPOCHS, "the model of this run is gone")
         language = load_model(task.options)
         (unlearned if run.method else negated)(folder, task, run, language)
         return load(folder / MODEL, dtype=task.options.dtype, device=task.options.device)._replace(name=run.word)
 
+    folders.claim(folder, JOB, {"run": run}, names=(), passing=() if task.save_models else (MODEL,))
     logs = _evaluated(folder, task, {"model": task.options.model, "run": run}, sets, made)
-    if not task.save_models:
-        shutil.rmtree(folder / MODEL, ignore_errors=True)
+    if not task.save_models:  # nor is a model removed that an earlier call was asked to keep: its claim says so
+        folders.tidy(folder, JOB)
     return logs
 
 
 def unlearned(folder: Path, task: Task, run: Run, language: LanguageModel) -> None:
     """Unlearn into the folder."""
     assert run.method is not None
-    require((folder / MODEL).exists() or not (folder / EPOCHS).exists(), "out", str(folder), "a run with its model")
     forget, retain = task.examples()
     preferred = with_refusals(forget, run.optimization.seed, task.refusals) if run.method.prefers else None
     measure, options = None, {"max_length": task.options.max_length}
@@ -206,10 +226,12 @@ def unlearned(folder: Path, task: Task, run: Run, language: LanguageModel) -> No
 
 def negated(folder: Path, task: Task, run: Run, language: LanguageModel) -> None:
     """Take the task vector of the forget data away, and save what is left."""
+    described = {"model": language.name, "run": run}
+    folders.claim(folder, "task_vector", described, names=(MODEL,))
     if not (folder / MODEL).exists():
         encoded = responses(language, read(task.data, authors=task.authors), max_length=task.options.max_length)
         found = negate_task_vector(language, encoded, run.optimization, scale=run.scale, progress=False)
-        save(found, folder / MODEL, storage.provenance({"model": language.name, "run": run}))
+        save(found, folder / MODEL, storage.provenance(described))
 
 
 def _evaluated(folder: Path, task: Task, settings: Mapping[str, Any], sets: TofuSets | None, start: Any) -> TofuLogs:

@@ -11,7 +11,7 @@ from llm.encoding import BUDGET
 from llm.methods import METHODS, Method, methods, parsed
 from llm.names import check, check_retrained, data_of, is_small, made, retrained_of
 from llm.options import ModelOptions, left_out, write
-from markov import storage
+from markov import folders, storage
 from markov.errors import InvalidInput, require
 
 if TYPE_CHECKING:
@@ -100,6 +100,8 @@ def sweep(command: Sweep) -> None:
     require(command.jobs == -1 or command.jobs >= 1, "jobs", command.jobs, "-1 or a whole number of at least 1")
     require(0 <= command.tolerance < 1, "tolerance", command.tolerance, "a share >= 0, below 1")
     command = resolved(command)
+    inputs = (command.model, command.retrained, command.data, command.refusals)
+    folders.check_place(command.out, inputs=inputs)
     runs, task = runs_of(command), task_of(command)
     rates = {f"{run.optimization.learning_rate:g}" for run in runs}
     print(f"{command.model} unlearns {command.data}, beside {command.retrained}; learning rate {', '.join(rates)}")
@@ -107,12 +109,13 @@ def sweep(command: Sweep) -> None:
     table = summary(over_seeds(found))
     chosen = best(found, command.tolerance)
     ended = found.loc[found["status"].isin(["collapsed", "nan"]), ["model", "status"]].drop_duplicates()
-    for name, frame in (("sweep", found), ("best", chosen)):
-        write(frame, command.out / f"{name}.parquet", command)
+    write(chosen, command.out / "best.parquet", command)
     write(table.set_axis([" ".join(filter(None, pair)) for pair in table.columns], axis=1), _summary(command), command)
     for suffix, text in ((".md", markdown(table)), (".tex", latex(table))):
         with storage.atomic_path(_summary(command).with_suffix(suffix)) as partial:
             partial.write_text(text, "utf-8")
+    # Last, so that beside it all the others lie.
+    write(found, command.out / "sweep.parquet", command)
     print(markdown(table))
     print(f"truth ratio: {command.variant}; n: examples compared; best of each method: the smallest D with at least")
     print(f"{1 - command.tolerance:.0%} of the original's utility, or where none has that the largest utility")

@@ -13,7 +13,7 @@ from llm.names import check, check_retrained, data_of, made
 from llm.options import DEFAULTS, ModelOptions, chosen_rate, left_out, load_model, objectives, write
 from llm.processes import in_first, joined, started
 from llm.score_tables import beside, read_scores
-from markov import storage
+from markov import folders
 from markov.errors import require
 from markov.preferences import paired
 
@@ -90,7 +90,7 @@ def unlearn(command: Unlearn) -> None:
     """Unlearn into a folder, by all processes that there are."""
     from llm.evaluated import tofu_measure
     from llm.refusals import REFUSALS, read_refusals, with_refusals
-    from llm.runs import WEIGHTS, unlearn_into
+    from llm.runs import EPOCHS, WEIGHTS, unlearn_into
     from llm.sources import read
     from llm.tofu import tofu_sets
     from llm.unlearning import weights_by_epoch
@@ -104,7 +104,9 @@ def unlearn(command: Unlearn) -> None:
     refusals = REFUSALS if command.refusals is None else read_refusals(command.refusals)
     allowed = f"epochs from 0 to {command.epochs}"
     require(set(command.measured) <= {*range(command.epochs + 1)}, "measured", command.measured, allowed)
-    in_first(lambda: storage.check_writable(command.out, "out", folder=True))
+    named = ("model", "data", "retain_data", "reference", "retrained", "refusals")
+    inputs = [getattr(command, name) for name in named]
+    in_first(lambda: folders.check_place(command.out, inputs=inputs, finished=EPOCHS))
     command = spread(command)
     forget, retain = read(data), read(kept)
     preferred = with_refusals(forget, command.seed, refusals) if paired(settings.objective).prefer else None

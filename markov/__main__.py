@@ -12,14 +12,14 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 import tyro
 
-from markov import storage
+from markov import folders, leftovers, storage
 from markov.cases import CASES
 from markov.diagnostics import crossings
 from markov.errors import exit_code, require, require_whole
 from markov.experiments import PAPER_BETAS, Experiment, OptimizerName, Pretraining
 from markov.models import ARCHITECTURES
 from markov.objectives import CORNERS, LIMITS, Objective
-from markov.running import run
+from markov.running import parts_of, run
 from markov.training import RetainTerm
 
 Method = Literal[
@@ -226,12 +226,17 @@ def summary(table: pd.DataFrame) -> str:
 
 
 def main(command: Unlearn | Grid) -> None:
-    """Check everything, run, write the table, print the summary."""
+    """Check everything, run, write the table, print the summary.
+
+    Ensembles that were finished when a command was stopped are not run again by the next one like it.
+    """
     experiments = [experiment(point) for point in (points(command) if isinstance(command, Grid) else [command])]
-    storage.check_writable(command.out, "out")
-    frame = run(experiments, n_jobs=command.jobs)
+    folders.check_table(command.out)
+    parts = parts_of(experiments)
+    frame = run(experiments, n_jobs=command.jobs, parts=parts)
     seeds = sorted({one.pretraining.seed for one in experiments} | {one.seed for one in experiments})
     storage.write_table(frame, command.out, storage.provenance(experiments, seeds=seeds))
+    leftovers.discard(parts)
     print(summary(frame))
     print(f"{len(frame)} rows: {command.out}")
 

@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from markov import diagnostics, storage
+from markov import diagnostics, leftovers, storage
 from markov.batching import Corpus
 from markov.cases import Case
 from markov.errors import require
@@ -61,18 +61,25 @@ def model_jobs(experiment: Experiment) -> tuple[ModelJob, ModelJob]:
 
 
 def run(
-    experiments: Iterable[Experiment], *, n_jobs: int = 1, progress: bool = True, cache: Path | None = None
+    experiments: Iterable[Experiment],
+    *,
+    n_jobs: int = 1,
+    progress: bool = True,
+    cache: Path | None = None,
+    parts: Path | None = None,
 ) -> pd.DataFrame:
     """Run all experiments; one row per run x step x component, in the order given (see `diagnostics.COLUMNS`).
 
     Models are trained where `cache` (default: the user's cache folder) lacks them. `n_jobs` (-1: one per core) changes
-    the time, never a row.
+    the time, never a row. In the folder `parts`, if one is given, the table of each ensemble is kept once it is there,
+    and found by the next call with the same experiments: see `parts_of`.
     """
     experiments = list(experiments)
     require(len(experiments) > 0, "experiments", experiments, "at least one")
     folder = models_folder(cache)
     wanted = dict.fromkeys(job for experiment in experiments for job in model_jobs(experiment))
-    missing = [job for job in wanted if not model_path(folder, job).exists()]
+    leftovers.clear(folder)
+    missing = [job for job in wanted if storage.read_kept(model_path(folder, job), storage.load_parameters) is None]
     missing.sort(key=lambda job: -len(job.case.seen))  # the longest first, so that none is left over
     # With one process the bar follows single steps; workers cannot draw on it, so there it counts models and ensembles.
     alone = progress and n_jobs == 1
@@ -85,11 +92,17 @@ def run(
         one.sort(key=lambda index: experiments[index].seed)
     chunks = [part.tolist() for one in ensembles.values() for part in np.array_split(one, -(-len(one) // MEMBERS))]
     jobs = [[experiments[index] for index in chunk] for chunk in chunks]
-    tables = _parallel(partial(_table, folder, alone), jobs, n_jobs, progress, "unlearning")
+    work = partial(_table, folder, alone)
+    tables = _parallel(partial(_kept_table, parts, work) if parts else work, jobs, n_jobs, progress, "unlearning")
     numbered = [
         table.assign(run=table["run"].map(dict(enumerate(chunk)))) for table, chunk in zip(tables, chunks, strict=True)
     ]
     return pd.concat(numbered).sort_values("run", kind="stable", ignore_index=True)
+
+
+def parts_of(experiments: Sequence[Experiment]) -> Path:
+    """The folder of the cache for parts of the table of these experiments; whoever has written it discards that."""
+    return storage.unfinished(list(experiments), "markov")
 
 
 def trajectory(
@@ -118,11 +131,13 @@ def model_path(folder: Path, job: ModelJob) -> Path:
 
 
 def load_model(folder: Path, job: ModelJob) -> dict[str, torch.Tensor]:
-    """The parameters of a model, trained now where they are not cached."""
+    """The parameters of a model, trained now where they are not cached, or the file is damaged."""
     path = model_path(folder, job)
-    if not path.exists():
+    found = storage.read_kept(path, storage.load_parameters)
+    if found is None:
         _pretrain(folder, False, job)
-    return storage.load_parameters(path)
+        found = storage.load_parameters(path)
+    return found
 
 
 def _pretrain(folder: Path, progress: bool, job: ModelJob) -> None:
@@ -152,6 +167,18 @@ def _table(folder: Path, progress: bool, experiments: Sequence[Experiment]) -> p
         retrained = [[float(kl_to_truth(probe, probe.retrained)) for probe in member.probes] for member in members]
     ideal = [list(ideal_forget_quality(experiment.case).values()) for experiment in experiments]
     return diagnostics.table(experiments, found, retrained, ideal)
+
+
+def _kept_table(
+    parts: Path, work: Callable[[Sequence[Experiment]], pd.DataFrame], experiments: Sequence[Experiment]
+) -> pd.DataFrame:
+    """The table of an ensemble, from `parts` or made now and kept there; the same to the last bit in both cases."""
+    path = parts / f"{storage.fingerprint(list(experiments))}.parquet"
+    if storage.read_kept(path, storage.read_table) is None:
+        storage.write_table(work(experiments), path, {})
+    frame = storage.read_table(path)
+    frame.attrs = {}
+    return frame
 
 
 def _unlearn(

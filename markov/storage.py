@@ -15,15 +15,15 @@ import json
 import math
 import os
 import platform
-import secrets
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import markov
+from markov import leftovers
 from markov.errors import InvalidInput, require
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Location = str | os.PathLike[str]
+Kept = TypeVar("Kept")
 KEY = "provenance"
 VERSIONED = ("torch", "numpy", "pandas", "pyarrow")
 
@@ -59,10 +60,14 @@ def check_writable(path: Location, field: str, *, folder: bool = False) -> Path:
     """The path, if a file (or `folder`) can be written there; tried out before any work, and nothing is left behind."""
     path = Path(path)
     try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(path)  # a name that no file can have is an error here
         if path.exists() and not (path.is_dir() if folder else path.is_file()):
             raise FileExistsError(errno.EEXIST, "something else lies there")
-        # Files are replaced, never rewritten, so what an existing file needs is a folder that takes a new one.
-        _try_creating(path / _partial_name() if folder else path.with_name(_partial_name()) if path.exists() else path)
+        # Files are replaced, never rewritten, so what a file needs is a folder that takes a new one.
+        place = path if folder else path.parent
+        leftovers.clear(place, path.name)
+        _try_creating(place / leftovers.partial_name(path.name))
     except (OSError, ValueError) as error:
         what, reason = "folder" if folder else "file", getattr(error, "strerror", None) or error
         raise InvalidInput(field, str(path), f"a {what} that can be written ({reason})") from None
@@ -87,18 +92,18 @@ def _try_creating(probe: Path, trials: int = 3) -> None:
                 folder.rmdir()
 
 
-def _partial_name() -> str:
-    return f".partial-{secrets.token_hex(8)}"
-
-
 @contextmanager
 def atomic_path(path: Location) -> Iterator[Path]:
-    """A temporary path beside `path`, put in its place when the block ends and removed when anything is raised."""
+    """A temporary path beside `path`, put in its place when the block ends and removed when anything is raised.
+
+    What killed processes left of the same file is cleared.
+    """
     target = Path(os.path.realpath(path))  # so that a link keeps pointing at its target, and is not replaced
     require(not target.exists() or target.is_file(), "path", str(path), "a file that can be written")
     target.parent.mkdir(parents=True, exist_ok=True)
+    leftovers.clear(target.parent, target.name)
     # Only a name: whoever writes creates the file, as the user's umask has it. Some writers go by the suffix.
-    partial = target.with_name(_partial_name() + target.suffix)
+    partial = target.with_name(leftovers.partial_name(target.name) + target.suffix)
     try:
         yield partial
         os.replace(partial, target)
@@ -204,11 +209,19 @@ def write_table(frame: DataFrame, path: Location, provenance: Mapping[str, Any])
 
 
 def read_table(path: Location) -> DataFrame:
-    """The frame that `write_table` wrote, its provenance under `attrs["provenance"]`."""
+    """The frame that `write_table` wrote, its provenance under `attrs["provenance"]`.
+
+    Raises `InvalidInput` for a file that is missing, damaged or not written by `write_table`.
+    """
+    import pyarrow
     import pyarrow.parquet
 
     known = read_provenance(path)
-    frame = pyarrow.parquet.read_table(path).to_pandas()
+    try:
+        frame = pyarrow.parquet.read_table(path).to_pandas()
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InvalidInput("file", os.fspath(path), f"a table that can be read ({reason})") from None
     frame.attrs = {KEY: known}
     return frame
 
@@ -224,8 +237,33 @@ def read_provenance(path: Location) -> dict[str, Any]:
             with safe_open(path, framework="pt") as file:
                 return json.loads(file.metadata()[KEY])
         return json.loads(pyarrow.parquet.read_schema(path).metadata[KEY.encode()])
-    except (OSError, pyarrow.ArrowInvalid, SafetensorError, KeyError, TypeError):  # no metadata at all reads as None
+    except (OSError, ValueError, pyarrow.ArrowException, SafetensorError, KeyError, TypeError, RecursionError):
+        # no metadata at all reads as None
         raise InvalidInput("file", os.fspath(path), "an existing file that carries its provenance") from None
+
+
+def read_kept(path: Path, read: Callable[[Path], Kept]) -> Kept | None:
+    """What `read` makes of a cached file or folder, or None where it has to be made now.
+
+    One that `read` refuses is set aside, so that it never stops a second command.
+    """
+    if not path.exists():
+        return None
+    try:
+        return read(path)
+    except InvalidInput as error:
+        leftovers.set_aside(path, error)
+        return None
+
+
+def unfinished(key: object, *sources: str) -> Path:
+    """The folder of the cache for finished parts of a result that is not whole yet, named by what it depends on.
+
+    Whoever has written the result discards it (`leftovers.discard`).
+    """
+    folder = cache_dir() / "unfinished"
+    leftovers.clear(folder)
+    return folder / fingerprint(key, *sources)
 
 
 def save_parameters(path: Location, parameters: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:

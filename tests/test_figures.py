@@ -289,14 +289,20 @@ def test_the_quick_scale_is_expected_to_be_quick(journal: Path) -> None:
 
 
 def test_a_drawing_that_fails_is_not_counted_and_a_spoiled_journal_is_no_harm(
-    journal: Path, monkeypatch: pytest.MonkeyPatch
+    journal: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(KeyboardInterrupt), progress.timed("tradeoff", tables.Context()):
         raise KeyboardInterrupt
     assert not journal.exists()
-    for text in ("{", "[1]", '{"a": 1}'):
+    key = progress._key("tradeoff", tables.Context(), {})
+    nested = [f'{{"{key}": {{"computed": {{}}}}}}', f'{{"{key}": {{"computed": null}}}}', "[" * 100_000]
+    spoiled = ["{", "[1]", '{"a": 1}', *nested]
+    for number, text in enumerate(spoiled):
         journal.write_text(text)
         assert progress.expected(["tradeoff"], tables.Context())["tradeoff"].seconds == progress.SECONDS["tradeoff"]
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"note: {journal} is broken") and "set aside as seconds.json.broken" in line
+        assert not journal.exists() and len(list(journal.parent.glob("seconds.json.broken*"))) == number + 1
     draw_in(7.0, monkeypatch, tables.Context(), compute=True)
     assert progress.expected(["tradeoff"], tables.Context(since=1.0))["tradeoff"].seconds == 7.0
 

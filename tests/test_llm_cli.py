@@ -35,6 +35,7 @@ from llm.training import fine_tune
 from llm.unlearning import weights_by_epoch
 from markov import storage
 from markov.errors import InvalidInput
+from markov.folders import CLAIM
 from markov.objectives import CORNERS, npo
 from tests.test_cli import call
 from tests.test_encoding import by_bytes, by_pieces
@@ -131,7 +132,7 @@ def test_unlearn_leaves_a_run_with_everything(place: Path, tmp_path: Path, capsy
     assert "retain_loss" in shown and "examples.parquet" in shown
     run = read_run(tmp_path / "run")
     assert sorted(file.name for file in (tmp_path / "run").iterdir()) == sorted(
-        ["answers.parquet", "epochs.parquet", "examples.parquet", "model", "weights.parquet"]
+        [CLAIM, "answers.parquet", "epochs.parquet", "examples.parquet", "model", "weights.parquet"]
     )
     assert run.objective == npo(0.2)
     assert sorted(set(run.examples["epoch"])) == [0, 1, 2] == run.epochs["epoch"].tolist()

@@ -332,9 +332,20 @@ def test_the_command_unlearns_first_and_keeps_the_model(tiny: None, tmp_path: Pa
     kept = load(out / "model")
     for one, two in zip(kept.model.parameters(), language.model.parameters(), strict=True):
         torch.testing.assert_close(one, two)
-    with pytest.raises(InvalidInput) as refused:
+    assert not (out / "state").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("unlearn_texts", "evaluate_muse"):
+            patch.setattr(f"llm.muse.{name}", no_work)
         muse(chosen)
-    assert refused.value.field == "out"
+    assert json.loads(capsys.readouterr().out) == printed
+    for other in (replace(chosen, unlearn="npo:0.4"), replace(chosen, unlearn=None)):
+        with pytest.raises(InvalidInput) as refused:
+            muse(other)
+        assert refused.value.field == "out" and "unlearn is 'npo:0.5'" in str(refused.value)
+
+
+def no_work(*_: object, **__: object) -> None:
+    raise AssertionError("done again")
 
 
 def test_the_command_takes_folders_of_models_and_data(tiny: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -342,7 +353,7 @@ def test_the_command_takes_folders_of_models_and_data(tiny: None, tmp_path: Path
     write_muse(DATA, tmp_path / "data")
     muse(Muse(model=str(tmp_path / "model"), data=str(tmp_path / "data"), json=True, out=tmp_path / "found"))
     given = json.loads(capsys.readouterr().out)
-    muse(Muse(json=True, out=tmp_path / "found"))
+    muse(Muse(json=True, out=tmp_path / "found again"))
     assert json.loads(capsys.readouterr().out) == given
 
 

@@ -1,0 +1,183 @@
+"""Folders that commands write: claimed before anything else is written in them.
+
+A claim is a file in the folder, `.simnpo-lab.json`. It says which job with which settings the
+folder belongs to, and which names that job writes. A folder is written to only if it is new, if it
+is empty, or if it carries the claim of the same job with the same settings, which then goes on, or
+is read where it was finished. Two jobs may share a folder if they write different names, as a run
+and the evaluation of its model do. Nothing that a claim does not name is ever removed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from markov import leftovers, storage
+from markov.errors import InvalidInput, require
+from markov.storage import Location
+
+CLAIM = ".simnpo-lab.json"
+
+
+def check_place(
+    out: Location,
+    field: str = "out",
+    inputs: Iterable[Location | None] = (),
+    finished: str | None = None,
+) -> Path:
+    """Returns the folder `out` if a command may write there, as far as that is known before any work.
+
+    `inputs` are what the command reads: paths, or words that name none. A folder with a file
+    `finished` may be read, if nothing else. Raises `InvalidInput` for a folder that cannot be
+    written, that holds something without a claim, or that is an input, lies within one or has one
+    within it.
+    """
+    place = storage.check_writable(out, field, folder=True)
+    own = place.resolve()
+    for source in _existing(inputs):
+        apart = own != source and own not in source.parents and source not in own.parents
+        require(apart, field, str(out), f"a folder apart from {source}, which is read")
+    if not _claims(place, field) and not (finished and (place / finished).is_file()):
+        _check_empty(place, field)
+    return place
+
+
+def check_table(out: Location, field: str = "out", inputs: Iterable[Location | None] = ()) -> Path:
+    """Returns the path `out` if a table may be written there: a new one, or in place of one of ours.
+
+    Raises `InvalidInput` for a path that cannot be written, that is or lies within an input, and
+    for a file that no command of this project wrote.
+    """
+    path = storage.check_writable(out, field)
+    own = path.resolve()
+    for source in _existing(inputs):
+        apart = own != source and source not in own.parents
+        require(apart, field, str(out), f"a file apart from {source}, which is read")
+    if path.exists() and path.stat().st_size:
+        try:
+            storage.read_provenance(path)
+        except InvalidInput:
+            allowed = "a new file, or a table that this program wrote: another file is not replaced"
+            raise InvalidInput(field, str(out), allowed) from None
+    return path
+
+
+def claim(
+    folder: Location,
+    job: str,
+    settings: object,
+    *,
+    names: Sequence[str],
+    passing: Sequence[str] = (),
+    field: str = "out",
+) -> None:
+    """Claim a folder for a job that writes `names` there, or go on under an earlier claim of the same.
+
+    Of the names those that are `passing` are for the time of the job (see `tidy`); an earlier claim
+    decides which. What killed processes left under passing names is cleared. Raises `InvalidInput`
+    for a folder that holds something without a claim, the claim of other settings, or one of the
+    names without a claim to it. Of a claim by a process that has ended without writing anything
+    else, nothing has to be kept.
+    """
+    place, rendered = Path(folder), storage.settings_of(settings)
+    claims = _claims(place, field)
+    other = _difference(claims[job].get("settings"), rendered) if job in claims else ""
+    if job in claims and not other:
+        leftovers.clear(place)
+        return
+    if not claims:
+        _check_empty(place, field)
+    claimed = {name for own in claims.values() for name in own.get("names", ())}
+    taken = [name for name in names if name in claimed or os.path.lexists(place / name)]
+    if other or taken:
+        allowed = "an empty folder, or that of a run of these settings, data and models"
+        require(_abandoned(place, claims), field, str(folder), f"{allowed} ({other or f'{taken[0]} lies there'})")
+        claims = {}
+    made = {"settings": rendered, "names": list(names), "passing": list(passing), "process": leftovers.process()}
+    content = json.dumps({**claims, job: made}, indent=1, sort_keys=True) + "\n"
+    with storage.atomic_path(place / CLAIM) as partial:
+        partial.write_text(content, "utf-8")
+    leftovers.clear(place)
+
+
+def claimed(folder: Location, job: str) -> bool:
+    """Returns whether a folder carries the claim of a job, whatever its settings."""
+    return job in _claims(Path(folder), "out")
+
+
+def tidy(folder: Location, job: str) -> None:
+    """Remove what a finished job wrote for its own time only, as its claim says; without one, nothing."""
+    place = Path(folder)
+    own = _claims(place, "out").get(job, {})
+    for name in own.get("passing", ()):
+        leftovers.discard(place / name)
+    if own:
+        leftovers.clear(place)
+
+
+def _existing(inputs: Iterable[Location | None]) -> list[Path]:
+    found = []
+    for source in inputs:
+        try:
+            path = None if source is None else Path(os.path.expanduser(source)).resolve(strict=True)
+        except (OSError, ValueError, RuntimeError):  # a word of another kind, such as authors:original
+            path = None
+        found += [path] if path else []
+    return found
+
+
+def _check_empty(place: Path, field: str) -> None:
+    others = (name for name in sorted(_listed(place)) if not leftovers.is_partial(name))
+    held = next(others, None)
+    allowed = f"a new folder, an empty one, or one that this program began ({held} lies there)"
+    require(held is None, field, str(place), allowed)
+
+
+def _abandoned(place: Path, claims: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether claims are all that a folder holds, and whoever made them has ended, or is this process."""
+    only = [name for name in _listed(place) if not leftovers.is_partial(name)] == [CLAIM]
+    return only and not any(leftovers.alive_elsewhere(own.get("process")) for own in claims.values())
+
+
+def _listed(place: Path) -> list[str]:
+    try:
+        return os.listdir(place)
+    except FileNotFoundError:
+        return []
+
+
+def _claims(place: Path, field: str) -> dict[str, dict[str, Any]]:
+    """The claims on a folder by job; raises `InvalidInput` for a file that is none.
+
+    In the cache, where nobody else writes, a folder with such a file is set aside.
+    """
+    try:
+        found = json.loads((place / CLAIM).read_text("utf-8"))
+        if not isinstance(found, dict) or not all(isinstance(own, dict) for own in found.values()):
+            raise ValueError("it is no claim of this program")
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        if storage.cache_dir().resolve() in place.resolve().parents:
+            leftovers.set_aside(place, f"{CLAIM}: {error}")
+            return {}
+        raise InvalidInput(field, str(place), f"a folder whose {CLAIM} can be read ({error})") from None
+    return found
+
+
+def _difference(there: Any, wanted: Any, name: str = "") -> str:
+    """Where two settings differ first, in words; nothing where they are the same."""
+    if isinstance(there, Mapping) and isinstance(wanted, Mapping):
+        for key in sorted({*there, *wanted}):
+            inner = f"{name}.{key}" if name else str(key)
+            found = _difference(there.get(key), wanted.get(key), inner)
+            if found:
+                return found
+        return ""
+    if there == wanted:
+        return ""
+    shown = [text if len(text) <= 60 else f"{text[:57]}..." for text in map(repr, (there, wanted))]
+    return f"its {name or 'settings'} is {shown[0]}, not {shown[1]}"
