@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from llm.layouts import read_log
-from llm.logs import EvaluationLog, shared
+from llm.logs import EvaluationLog, log_truth_ratio, shared
 from llm.measures import TofuLogs, forget_quality, measures
-from llm.options import ModelOptions, load_model, write
+from llm.options import ModelOptions, load_model, plain_warnings, write
+from llm.questions import Asked, places, shared_places
 from markov import storage
 from markov.errors import InvalidInput, require
+
+if TYPE_CHECKING:
+    from llm.corpora import Example
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,20 +61,22 @@ class Evaluate(ModelOptions):
 
 def evaluate(command: Evaluate) -> None:
     """Measure, and print what was found."""
-    if command.logs is not None:
-        for field in ("retrained", "legacy"):
-            value = getattr(command, field)
-            require(not value, field, value, "left out with --logs, which say what a model did")
-        logs, retrained = read_tofu_logs(command.logs), None
-        if command.retrained_logs is not None:
-            retrained = read_log(command.retrained_logs)
-        if command.shared and retrained is not None:
-            logs, retrained = _shared(logs, retrained)
-        frame = _measured(command, logs, retrained)
-    else:
-        frame, logs, retrained = _of_model(command)
+    frame, logs, retrained = _of_model(command) if command.logs is None else _of_logs(command, command.logs)
     found = as_json(frame, logs, retrained, command.variant)
     print(json.dumps(found, allow_nan=False) if command.json else report(frame, logs, retrained, command.variant))
+
+
+def _of_logs(command: Evaluate, path: Path) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog | None]:
+    """Measure the logs that the command names."""
+    for field in ("retrained", "legacy"):
+        value = getattr(command, field)
+        require(not value, field, value, "left out with --logs, which say what a model did")
+    with plain_warnings():
+        logs = read_tofu_logs(path)
+        retrained = None if command.retrained_logs is None else read_log(command.retrained_logs)
+        if command.shared and retrained is not None:
+            logs, retrained = _shared(logs, retrained)
+        return _measured(command, logs, retrained), logs, retrained
 
 
 def _shared(logs: TofuLogs, retrained: EvaluationLog) -> tuple[TofuLogs, EvaluationLog]:
@@ -98,18 +104,23 @@ def read_tofu_logs(path: Path) -> TofuLogs:
 
 
 def _measured(command: Evaluate, logs: TofuLogs, retrained: EvaluationLog | None) -> pd.DataFrame:
-    with _plain_warnings():
-        return measures(logs, retrained, variant=command.variant, allow_identical=command.allow_identical)
+    return measures(logs, retrained, variant=command.variant, allow_identical=command.allow_identical)
 
 
-@contextmanager
-def _plain_warnings() -> Iterator[None]:
-    """What is warned of, as one line each."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield
-    for message in dict.fromkeys(str(one.message) for one in caught):
-        print(f"warning: {message}", file=sys.stderr)
+def _retrained_log(command: Evaluate, forget: Sequence[Example]) -> EvaluationLog | None:
+    """The retrained model's log that the command names, found to be of these examples before any model is loaded.
+
+    Raises `InvalidInput` as `read_log` and `align` do, and for a log without what forget quality compares.
+    """
+    if command.retrained_logs is None:
+        return None
+    with plain_warnings():
+        retrained = read_log(command.retrained_logs)
+    log_truth_ratio(retrained, command.variant)
+    index, questions = np.array([one.index for one in forget]), tuple(one.prompt for one in forget)
+    match = shared_places if command.shared else places
+    match(Asked(command.data, index, questions), retrained.asked)
+    return retrained
 
 
 def _of_model(command: Evaluate) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog | None]:
@@ -126,7 +137,7 @@ def _of_model(command: Evaluate) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog 
     require(not both, "retrained", command.retrained, "left out with --retrained-logs")
     storage.check_writable(command.out, "out", folder=True)
     sets = tofu_sets(command.data)
-    retrained = None if command.retrained_logs is None else read_log(command.retrained_logs)
+    retrained = _retrained_log(command, sets.forget)
     options: dict[str, Any] = {"max_length": command.max_length, "budget": command.budget}
     language = load_model(command)
     if command.retrained is not None:
@@ -135,9 +146,10 @@ def _of_model(command: Evaluate) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog 
         retrained = answer_log(other, sets.forget, **options)
         del other
     logs = evaluate_model(language, sets, max_new_tokens=command.max_new_tokens, **options)
-    if command.shared and retrained is not None:
-        logs, retrained = _shared(logs, retrained)
-    frame = _measured(command, logs, retrained)
+    with plain_warnings():
+        if command.shared and retrained is not None:
+            logs, retrained = _shared(logs, retrained)
+        frame = _measured(command, logs, retrained)
     whole = frame[frame["task"].eq("all") | frame["measure"].isin(["forget_quality", "ks_statistic"])]
     aggregates = dict(zip(whole["measure"], whole["value"].astype(float), strict=True))
     described = {name: str(value) if isinstance(value, Path) else value for name, value in vars(command).items()}
@@ -165,7 +177,9 @@ def as_json(frame: pd.DataFrame, logs: TofuLogs, retrained: EvaluationLog | None
     counts = {task: len(log.index) for task, log in logs._asdict().items() if log is not None}
     test = None
     if retrained is not None and logs.forget is not None:
-        found = forget_quality(logs.forget, retrained, variant=variant)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # said when the measures were taken
+            found = forget_quality(logs.forget, retrained, variant=variant)
         test = {"log10_p": found.log10_p, "method": found.method, "retrained_examples": found.retrained_examples}
     return values | {
         "variant": variant,
