@@ -188,5 +188,6 @@ def truth_ratio(log: EvaluationLog, variant: str = "geometric") -> Float[np.ndar
     Raises `InvalidInput` for another variant, or a log without paraphrased or perturbed answers. Overflows to inf: what
     compares ratios takes `log_truth_ratio`.
     """
+    logarithm = log_truth_ratio(log, variant)
     with np.errstate(over="ignore"):
-        return TRUTH_RATIOS[variant](log_truth_ratio(log, variant))
+        return TRUTH_RATIOS[variant](logarithm)

@@ -119,13 +119,9 @@ def write(frame: pd.DataFrame, path: Path, settings: object) -> None:
 
 @contextmanager
 def plain_warnings() -> Iterator[None]:
-    """What is warned of, as one line each on standard error."""
-    said: list[warnings.WarningMessage] = []
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            said = caught
-            yield
-    finally:
-        for message in dict.fromkeys(str(one.message) for one in said):
-            print(f"warning: {message}", file=sys.stderr)
+    """What is warned of, as one line each on standard error; where there is an error, that alone is said."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for message in dict.fromkeys(str(one.message) for one in caught):
+        print(f"warning: {message}", file=sys.stderr)
