@@ -100,7 +100,7 @@ def log_of(table: pd.DataFrame, file: str) -> EvaluationLog:
         first = table[twice].iloc[0]
         raise InvalidInput("answers, index", int(first["index"]), f"each {first['answer']} answer once in {file}")
     kinds = set(table["answer"])
-    wrong = [f"{PERTURBED}{place}" for place in range(len(kinds)) if f"{PERTURBED}{place}" in kinds]
+    wrong = [f"{PERTURBED}{place}" for place in range(sum(kind.startswith(PERTURBED) for kind in kinds))]
     odd = sorted(kinds - {"gold", "paraphrased", *wrong})
     require(not odd, "answers, answer", odd[:1], f"gold, paraphrased, {PERTURBED}0, {PERTURBED}1, ... in {file}")
     require("gold" in kinds, "answers, answer", sorted(kinds), f"gold among them in {file}")

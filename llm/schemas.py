@@ -164,7 +164,13 @@ class Log(Schema):
     rougeL_recall: dict[Index, Share] | None = None  # noqa: N815
     question: dict[Index, Text] | None = None
     generated_text: (
-        dict[Index, Annotated[list[Text], Field(min_length=3, max_length=3, description="prompt, generation and truth, three texts")]] | None
+        dict[
+            Index,
+            Annotated[
+                list[Text], Field(min_length=3, max_length=3, description="prompt, generation and truth, three texts")
+            ],
+        ]
+        | None
     ) = None
 
 
