@@ -15,7 +15,7 @@ import pandas as pd
 
 from llm.layouts import read_log
 from llm.logs import EvaluationLog, log_truth_ratio, shared
-from llm.measures import TofuLogs, forget_quality, measures
+from llm.measures import ForgetQuality, TofuLogs, forget_quality, measures
 from llm.options import ModelOptions, load_model, plain_warnings, write
 from llm.questions import Asked, places, shared_places
 from markov import storage
@@ -177,9 +177,7 @@ def as_json(frame: pd.DataFrame, logs: TofuLogs, retrained: EvaluationLog | None
     counts = {task: len(log.index) for task, log in logs._asdict().items() if log is not None}
     test = None
     if retrained is not None and logs.forget is not None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # said when the measures were taken
-            found = forget_quality(logs.forget, retrained, variant=variant)
+        found = _test(logs.forget, retrained, variant)
         test = {"log10_p": found.log10_p, "method": found.method, "retrained_examples": found.retrained_examples}
     return values | {
         "variant": variant,
@@ -190,11 +188,21 @@ def as_json(frame: pd.DataFrame, logs: TofuLogs, retrained: EvaluationLog | None
     }
 
 
+def _test(log: EvaluationLog, retrained: EvaluationLog, variant: str) -> ForgetQuality:
+    """The test behind forget quality, without the warnings that were given when the measures were taken."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return forget_quality(log, retrained, variant=variant)
+
+
 def report(frame: pd.DataFrame, logs: TofuLogs, retrained: EvaluationLog | None, variant: str) -> str:
     """What was measured, to read."""
     lines = [f"truth ratio: {variant}; in brackets 95% intervals over examples"]
     for row in frame.to_dict("records"):
         value = f"{row['value']:.4g}" if row["measure"] == "forget_quality" else f"{row['value']:.3f}"
+        if row["measure"] == "forget_quality" and row["value"] == 0 and retrained is not None:
+            # Too small for a float, but not nothing.
+            value = f"1e{_test(logs.of('forget'), retrained, variant).log10_p:.0f}"
         held = "" if pd.isna(row["low"]) else f"  ({row['low']:.3f} to {row['high']:.3f})"
         lines.append(f"{row['measure']:<15}{row['task']:<13}{value:>10}{held:<20}{row['examples']:>5} examples")
     if "model_utility" not in set(frame["measure"]):
