@@ -24,12 +24,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy import stats
 
 from figures import style
 from figures.llm_runs import Perturbation, Wanted, runs_of, study, trajectories
 from figures.tables import Context
-from llm.logs import truth_ratio
+from llm.measures import forget_quality
 from llm.runs import Run
 from markov.diagnostics import method_name
 
@@ -85,9 +84,12 @@ def frame_of_runs(found: Sequence[Unlearned]) -> pd.DataFrame:
 
 def _end(reference: str, run: Run, model: str, place: int) -> dict[str, Any]:
     logs, method = run.logs, method_name(run.objective) if place else None
-    found = stats.ks_2samp(truth_ratio(logs[model]), truth_ratio(logs["retrained"]), method="exact")
-    distance, p = float(found.statistic), float(found.pvalue)  # pyright: ignore[reportAttributeAccessIssue]
-    numbers = {"distance": distance, "p": p, "retain_loss": float(run.epochs["retain_loss"].iloc[place])}
+    found = forget_quality(logs[model], logs["retrained"])
+    numbers = {
+        "distance": found.statistic,
+        "p": found.p_value,
+        "retain_loss": float(run.epochs["retain_loss"].iloc[place]),
+    }
     return {"kind": "end", "reference": reference, "method": method, **numbers}
 
 

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from figures.tables import Context
 from llm.diagnostics import corners, diagnose, with_halves
 from llm.layouts import read_log
-from llm.logs import EvaluationLog, align, truth_ratio
+from llm.logs import EvaluationLog, align, log_truth_ratio, truth_ratio
 from markov.errors import InvalidInput, require
 from markov.objectives import Objective
 from markov.storage import Location
@@ -143,12 +143,16 @@ def truth_ratios(found: Models, variant: str = "geometric") -> pd.DataFrame:
     """The truth ratio of each example under each model, with the halves that the example belongs to.
 
     Columns `source`, `variant`, `model` ("retrained", "original", then the unlearned), `index`, `length`,
-    `needed_per_token`, `length_half`, `memorised_half`, `ratio`. The halves come from original and retrained alone, so
-    they are the same for all models. Raises `InvalidInput` as `diagnose` and `truth_ratio` do.
+    `needed_per_token`, `length_half`, `memorised_half`, `ratio`, `log_ratio` (which never saturates). The halves come
+    from original and retrained alone, so they are the same for all models. Raises
+    `InvalidInput` as `diagnose` and `truth_ratio` do.
     """
     halves = with_halves(diagnose(found.original, found.retrained, {}))
     halves = halves[["index", "length", "needed_per_token", "length_half", "memorised_half"]]
     logs = {"retrained": found.retrained, "original": found.original, **found.unlearned}
-    frames = [halves.assign(model=model, ratio=truth_ratio(log, variant)) for model, log in logs.items()]
+    frames = [
+        halves.assign(model=model, ratio=truth_ratio(log, variant), log_ratio=log_truth_ratio(log, variant))
+        for model, log in logs.items()
+    ]
     frame = pd.concat(frames, ignore_index=True).assign(source=found.source, variant=variant)
-    return frame[["source", "variant", "model", *halves.columns, "ratio"]]
+    return frame[["source", "variant", "model", *halves.columns, "ratio", "log_ratio"]]

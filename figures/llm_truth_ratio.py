@@ -29,6 +29,7 @@ from scipy import stats
 from figures import llm_runs, llm_sources, style
 from figures.llm_sources import Logs, Models
 from figures.tables import Context
+from llm.measures import ranks_test, tied_ranks
 from markov.errors import require
 
 # By split, which is a column: its halves, and what they are called.
@@ -78,19 +79,22 @@ def frame_of_models(found: Models, variant: str = "geometric") -> pd.DataFrame:
     model, with exact p-values.
     """
     examples = llm_sources.truth_ratios(found, variant)
-    frames = [examples.assign(kind="example")]
+    frames = [examples.drop(columns="log_ratio").assign(kind="example")]
     grid = _grid(examples)
     rows = []
     for split, halves in SPLITS.items():
         for half in halves:
             part = examples[examples[split] == half]
             ratios = {str(model): own["ratio"].to_numpy() for model, own in part.groupby("model", sort=False)}
+            logs = {str(model): own["log_ratio"].to_numpy() for model, own in part.groupby("model", sort=False)}
             for model, values in ratios.items():
                 settings = {"split": split, "half": half, "model": model}
                 curve = {"ratio": np.exp(grid), "density": _density(values, grid)}
                 frames.append(pd.DataFrame(curve).assign(kind="density", **settings))
                 outside = len(values) - len(_inside(values, grid))
-                numbers = {**_statistics(values, ratios["retrained"]), "outside": outside}
+                test = ranks_test(*tied_ranks(logs[model], logs["retrained"]))
+                numbers = {"count": len(values), "median": float(np.median(values)), "distance": test.statistic}
+                numbers |= {"p": test.p_value, "outside": outside}
                 rows.append({"kind": "statistic", **settings, **numbers})
     frame = pd.concat([*frames, pd.DataFrame(rows)], ignore_index=True)
     return frame.assign(source=found.source, variant=variant)
@@ -124,12 +128,6 @@ def _density(ratios: Float[np.ndarray, "examples"], grid: Float[np.ndarray, "poi
     if len(logs) < 2 or np.ptp(logs) == 0:
         return np.full(grid.shape, np.nan)
     return stats.gaussian_kde(logs)(grid) * len(logs) / len(ratios)
-
-
-def _statistics(ratios: Float[np.ndarray, "examples"], retrained: Float[np.ndarray, "examples"]) -> dict[str, float]:
-    found = stats.ks_2samp(ratios, retrained, method="exact")
-    distance, p = float(found.statistic), float(found.pvalue)  # pyright: ignore[reportAttributeAccessIssue]
-    return {"count": len(ratios), "median": float(np.median(ratios)), "distance": distance, "p": p}
 
 
 def plot(frame: pd.DataFrame) -> Figure:

@@ -56,8 +56,17 @@ def answer_log(
         paraphrased=paraphrased,
         perturbed=Answers(wrong / count, wrong, count) if len(columns) > 2 else None,
         question=tuple(example.prompt for example in examples),
+        prompt=tuple(_prompt(language, one) for one in columns[0]),
         answer=tuple(example.response for example in examples),
     )
+
+
+def _prompt(language: LanguageModel, encoded: Encoded) -> str:
+    """The prompt as its tokens read, without those that only mark where something starts or ends.
+
+    So it is stored in open-unlearning's logs.
+    """
+    return str(language.tokenizer.decode(list(encoded.tokens[: encoded.prompt]), skip_special_tokens=True))
 
 
 def log_table(log: EvaluationLog) -> pd.DataFrame:
@@ -79,15 +88,34 @@ def log_table(log: EvaluationLog) -> pd.DataFrame:
 
 
 def log_of(table: pd.DataFrame, file: str) -> EvaluationLog:
-    """The log of a table that `log_table` made, examples by ascending index; `file` names the model."""
+    """The log of a table that `log_table` made, examples by ascending index; `file` names the model.
+
+    Raises `InvalidInput` for what `llm.schemas.Answered` does not allow, for an answer that comes twice or is of no
+    known kind, and for one that some examples lack.
+    """
+    # Here, because building the schemas takes as long as answering --help.
+    from llm.schemas import Answered, check_table
+
+    table = check_table(Answered, table, "answers", file)
+    twice = table.duplicated(["index", "answer"])
+    if twice.any():
+        first = table[twice].iloc[0]
+        raise InvalidInput("answers, index", int(first["index"]), f"each {first['answer']} answer once in {file}")
+    kinds = set(table["answer"])
+    wrong = [f"{PERTURBED}{place}" for place in range(sum(kind.startswith(PERTURBED) for kind in kinds))]
+    odd = sorted(kinds - {"gold", "paraphrased", *wrong})
+    require(not odd, "answers, answer", odd[:1], f"gold, paraphrased, {PERTURBED}0, {PERTURBED}1, ... in {file}")
+    require("gold" in kinds, "answers, answer", sorted(kinds), f"gold among them in {file}")
+    counts = table["answer"].value_counts()
+    fewest, most = str(counts.idxmin()), table["index"].nunique()
+    allowed = f"as many answers of each kind as there are examples, {most}, in {file}"
+    require(int(counts.min()) == most, f"answers, {fewest}", int(counts.min()), allowed)
     wide = table.pivot(index="index", columns="answer", values=["logp", "length"])
 
     def answers(names: str | list[str]) -> Answers:
         total, length = -wide["logp"][names].to_numpy(dtype=float), wide["length"][names].to_numpy(dtype=float)
         return Answers(total / length, total, length)
 
-    kinds = set(table["answer"])
-    wrong = [f"{PERTURBED}{place}" for place in range(len(kinds)) if f"{PERTURBED}{place}" in kinds]
     return EvaluationLog(
         file=file,
         layout=LAYOUT,

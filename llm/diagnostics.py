@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 
-from llm.logs import EvaluationLog, align, sequence_logprobs, total_loss
+from llm.logs import EvaluationLog, align, sequence_logprobs, total_loss, with_lengths
 from markov.diagnostics import method_name
 from markov.errors import require
 from markov.objectives import (
@@ -35,7 +35,7 @@ COLUMNS: dict[str, str] = {
     "needed": "ref - retrained, nats: how far the response has to fall for the model to look retrained",
     "needed_per_token": "needed / length, nats",
 }
-WEIGHT = "weight_"
+WEIGHT, PUSH = "weight_", "push_"
 
 
 def named(objectives: Iterable[Objective]) -> dict[str, Objective]:
@@ -114,6 +114,30 @@ def diagnose(original: EvaluationLog, retrained: EvaluationLog, objectives: Mapp
     retrained = align(original, retrained, allow_identical=False)
     table = weights_table(sequence_logprobs(original, original), objectives, original.index)
     return with_needed(table, -total_loss(retrained)).drop(columns="logp")
+
+
+def diagnose_per_token(
+    original: EvaluationLog, retrained: EvaluationLog, objectives: Mapping[str, Objective]
+) -> pd.DataFrame:
+    """As `diagnose`, for logs that store mean losses but no numbers of scored tokens: what can be said without these.
+
+    Without lengths nothing is known of a response but its mean log-probability per token, as if each were one token
+    long. An objective that divides the length out, normalize = 1, is then a function of what is known: the push of its
+    weight on the log-probability per token, weight * length. Of others nothing can be said.
+
+    `index`, `ref_per_token`, `retrained_per_token`, `needed_per_token` (nats) and a column `push_` + its name per
+    objective. Raises `InvalidInput` as `diagnose` does, and for an objective that needs the lengths.
+    """
+    retrained = align(original, retrained, allow_identical=False)
+    for name, objective in objectives.items():
+        allowed = f"one that divides the length out, since {original.file} stores no numbers of scored tokens"
+        require(float(objective.normalize) == 1, "objectives", name, allowed)
+    one = np.ones(len(original.index))
+    own, theirs = (with_lengths(log, one) for log in (original, retrained))
+    table = with_needed(weights_table(sequence_logprobs(own, own), objectives, own.index), -total_loss(theirs))
+    pushes = {WEIGHT + name: PUSH + name for name in objectives}
+    renamed = table.rename(columns={"ref": "ref_per_token", "retrained": "retrained_per_token", **pushes})
+    return renamed.drop(columns=["logp", "length", "needed"])
 
 
 def upper_half(

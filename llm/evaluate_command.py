@@ -5,22 +5,26 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from llm.layouts import AGGREGATED, OPEN_UNLEARNING, TASKS, read_log
 from llm.log_files import SUMMARY
-from llm.logs import EvaluationLog, shared
-from llm.measures import TofuLogs, forget_quality, measures
+from llm.logs import EvaluationLog, log_truth_ratio, shared
+from llm.measures import ForgetQuality, TofuLogs, forget_quality, measures
 from llm.names import check_retrained, data_of
-from llm.options import ModelOptions, left_out, load_model, write
+from llm.options import ModelOptions, left_out, load_model, plain_warnings, write
+from llm.questions import Asked, places, shared_places
 from markov import folders, storage
 from markov.errors import InvalidInput, require
+
+if TYPE_CHECKING:
+    from llm.corpora import Example
 
 OF_MODEL = ("model", "revision", "retrained", "data", "max_new_tokens", "legacy", "out")  # options that logs leave open
 TABLE = "measures.parquet"
@@ -71,18 +75,23 @@ def evaluate(command: Evaluate) -> None:
     """Measure, and print what was found."""
     if command.logs is not None:
         left_out(command, OF_MODEL, "left out with --logs, which say what a model did")
-        logs, retrained = read_tofu_logs(command.logs), None
-        if command.retrained_logs is not None:
-            retrained = read_log(command.retrained_logs)
-        if command.shared and retrained is not None:
-            logs, retrained = _shared(logs, retrained)
-        frame = _measured(command, logs, retrained)
+        frame, logs, retrained = _of_logs(command, command.logs)
     else:
         data = data_of(command.model, command.data)
         check_retrained(command.retrained, data)
         frame, logs, retrained = _of_model(replace(command, data=data))
     found = as_json(frame, logs, retrained, command.variant)
     print(json.dumps(found, allow_nan=False) if command.json else report(frame, logs, retrained, command.variant))
+
+
+def _of_logs(command: Evaluate, path: Path) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog | None]:
+    """Measure the logs that the command names."""
+    with plain_warnings():
+        logs = read_tofu_logs(path)
+        retrained = None if command.retrained_logs is None else read_log(command.retrained_logs)
+        if command.shared and retrained is not None:
+            logs, retrained = _shared(logs, retrained)
+        return _measured(command, logs, retrained), logs, retrained
 
 
 def _shared(logs: TofuLogs, retrained: EvaluationLog) -> tuple[TofuLogs, EvaluationLog]:
@@ -110,18 +119,23 @@ def read_tofu_logs(path: Path) -> TofuLogs:
 
 
 def _measured(command: Evaluate, logs: TofuLogs, retrained: EvaluationLog | None) -> pd.DataFrame:
-    with _plain_warnings():
-        return measures(logs, retrained, variant=command.variant, allow_identical=command.allow_identical)
+    return measures(logs, retrained, variant=command.variant, allow_identical=command.allow_identical)
 
 
-@contextmanager
-def _plain_warnings() -> Iterator[None]:
-    """What is warned of, as one line each."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield
-    for message in dict.fromkeys(str(one.message) for one in caught):
-        print(f"warning: {message}", file=sys.stderr)
+def _retrained_log(command: Evaluate, forget: Sequence[Example]) -> EvaluationLog | None:
+    """The retrained model's log that the command names, found to be of these examples before any model is loaded.
+
+    Raises `InvalidInput` as `read_log` and `align` do, and for a log without what forget quality compares.
+    """
+    if command.retrained_logs is None:
+        return None
+    with plain_warnings():
+        retrained = read_log(command.retrained_logs)
+    log_truth_ratio(retrained, command.variant)
+    index, questions = np.array([one.index for one in forget]), tuple(one.prompt for one in forget)
+    match = shared_places if command.shared else places
+    match(Asked(command.data or "", index, questions), retrained.asked)
+    return retrained
 
 
 def _of_model(command: Evaluate) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog | None]:
@@ -140,7 +154,7 @@ def _of_model(command: Evaluate) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog 
     inputs = (command.model, command.data, command.retrained, command.retrained_logs)
     folders.check_place(command.out, inputs=inputs)
     sets = tofu_sets(command.data or "")
-    retrained = None if command.retrained_logs is None else read_log(command.retrained_logs)
+    retrained = _retrained_log(command, sets.forget)
     options: dict[str, Any] = {"max_length": command.max_length, "budget": command.budget}
     language = load_model(command)
     asked = {name: value for name, value in vars(command).items() if name not in NOT_ASKED}
@@ -161,11 +175,11 @@ def _of_model(command: Evaluate) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog 
         if command.legacy:
             write_legacy(logs, command.out)
         return frame, logs, retrained
-    with _plain_warnings():
+    with plain_warnings():
         logs = evaluate_model(language, sets, max_new_tokens=command.max_new_tokens, words=command.words, **options)
-    if command.shared and retrained is not None:
-        logs, retrained = _shared(logs, retrained)
-    frame = _measured(command, logs, retrained)
+        if command.shared and retrained is not None:
+            logs, retrained = _shared(logs, retrained)
+        frame = _measured(command, logs, retrained)
     whole = frame[frame["task"].eq("all") | frame["measure"].isin(["forget_quality", "ks_statistic"])]
     aggregates = dict(zip(whole["measure"], whole["value"].astype(float), strict=True))
     described = {name: str(value) if isinstance(value, Path) else value for name, value in vars(command).items()}
@@ -199,7 +213,7 @@ def as_json(frame: pd.DataFrame, logs: TofuLogs, retrained: EvaluationLog | None
     counts = {task: len(log.index) for task, log in logs._asdict().items() if log is not None}
     test = None
     if retrained is not None and logs.forget is not None:
-        found = forget_quality(logs.forget, retrained, variant=variant)
+        found = _test(logs.forget, retrained, variant)
         test = {"log10_p": found.log10_p, "method": found.method, "retrained_examples": found.retrained_examples}
     return values | {
         "variant": variant,
@@ -210,11 +224,21 @@ def as_json(frame: pd.DataFrame, logs: TofuLogs, retrained: EvaluationLog | None
     }
 
 
+def _test(log: EvaluationLog, retrained: EvaluationLog, variant: str) -> ForgetQuality:
+    """The test behind forget quality, without the warnings that were given when the measures were taken."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return forget_quality(log, retrained, variant=variant)
+
+
 def report(frame: pd.DataFrame, logs: TofuLogs, retrained: EvaluationLog | None, variant: str) -> str:
     """What was measured, to read."""
     lines = [f"truth ratio: {variant}; in brackets 95% intervals over examples"]
     for row in frame.to_dict("records"):
         value = f"{row['value']:.4g}" if row["measure"] == "forget_quality" else f"{row['value']:.3f}"
+        if row["measure"] == "forget_quality" and row["value"] == 0 and retrained is not None:
+            # Too small for a float, but not nothing.
+            value = f"1e{_test(logs.of('forget'), retrained, variant).log10_p:.0f}"
         held = "" if pd.isna(row["low"]) else f"  ({row['low']:.3f} to {row['high']:.3f})"
         lines.append(f"{row['measure']:<15}{row['task']:<13}{value:>10}{held:<20}{row['examples']:>5} examples")
     if "model_utility" not in set(frame["measure"]):

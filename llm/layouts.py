@@ -8,22 +8,29 @@ The first two also come merged, file name -> content, in `AGGREGATED`. Of the lo
 perturb_loss are sums over an answer's scored tokens, num_token_* the numbers of these, and avg_gt_loss,
 avg_paraphrased_loss and average_perturb_loss the quotients. open-unlearning stores the quotients only (avg_loss);
 where its entries also have `loss` and `num_token`, these are read as sum and number.
+
+All three store the prompt as the model was given it. What this project writes stores the bare `question` beside it.
+Whatever the layout, the values are then those that `llm.schemas.Log` allows.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 
 from llm.logs import Answers, EvaluationLog
 from markov.errors import InvalidInput, require
+
+if TYPE_CHECKING:
+    from llm.schemas import Log
 
 TASKS = {
     "retain": "eval_log.json",
@@ -38,8 +45,10 @@ MEASURES = {
     "paraphrased": ("avg_paraphrased_loss", "paraphrased_loss", "num_token_paraphrased"),
     "perturbed": ("average_perturb_loss", "perturb_loss", "num_token_perturb"),
 }
-ROUGE, TEXTS = ("rouge1_recall", "rougeL_recall"), "generated_text"
-KNOWN = {*(name for names in MEASURES.values() for name in names), *ROUGE, TEXTS}
+ROUGE, TEXTS, QUESTION = ("rouge1_recall", "rougeL_recall"), "generated_text", "question"
+KNOWN = {*(name for names in MEASURES.values() for name in names), *ROUGE, TEXTS, QUESTION}
+# What open-unlearning stores beside the mean loss: the probability per token, exp(-mean).
+PROBABILITIES = {"gold": "gt_prob", "paraphrased": "paraphrased_prob", "perturbed": "perturb_prob"}
 # open-unlearning's metric of each kind of answer. Two tasks have no paraphrase: there the answer stands for it.
 METRICS = {
     task: {"gold": f"{short}_Q_A_Prob", "paraphrased": f"{short}_Q_A_{para}Prob", "perturbed": f"{short}_Q_A_PERT_Prob"}
@@ -53,6 +62,8 @@ METRICS = {
 # A model that computes in bfloat16 rounds sum and mean to 8 bits each.
 ROUNDING = 0.02
 
+INDEX = re.compile(r"0|[1-9][0-9]{0,14}")  # one way to write each number: "00" and "0" are not two examples
+
 Columns = dict[str, dict[int, Any]]
 
 
@@ -60,9 +71,10 @@ def read_log(path: str | os.PathLike[str], task: str = "forget") -> EvaluationLo
     """Read one task of a log, examples by ascending index: from a file of any layout, or from a folder that holds one.
 
     In a folder the task's own file goes before `AGGREGATED`, and that before `OPEN_UNLEARNING`. Raises `InvalidInput`,
-    naming file, measure, counts and example, for what is no such log, for measures of unequal counts (runs of several
-    processes repeat padded examples, and which value belongs to which example is then lost), and for numbers that are
-    not finite or do not fit together: sum = mean * number of tokens.
+    naming file, measure, counts and example, for what is no such log, for a key that comes twice, for measures of
+    unequal counts (runs of several processes repeat padded examples, and which value belongs to which example is then
+    lost), for values that `llm.schemas.Log` does not allow, and for numbers that do not fit together: sum = mean *
+    number of tokens. Warns of stored probabilities that are not those of the losses, which are what is used.
     """
     require(task in TASKS, "task", task, f"one of {', '.join(TASKS)}")
     file, names = Path(path), (TASKS[task], AGGREGATED, OPEN_UNLEARNING)
@@ -73,18 +85,30 @@ def read_log(path: str | os.PathLike[str], task: str = "forget") -> EvaluationLo
     holds = {name: other for other, name in TASKS.items()}.get(file.name, task)
     require(holds == task, "task", task, f"{holds}, which is what {file} holds")
     try:
-        content = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InvalidInput("log", str(file), f"a readable JSON file ({error})") from None
+        # Of bytes the encoding is found out, with or without the mark that some editors put first.
+        content = json.loads(file.read_bytes(), object_pairs_hook=_each_key_once)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise InvalidInput("log", str(file), f"a readable JSON file ({reason})") from None
     content = _object(content, "log", file)
     if TASKS[task] in content:
         content = _object(content[TASKS[task]], TASKS[task], file)
     if METRICS[task]["gold"] in content:
-        return _log(file, "open-unlearning", _open_unlearning(content, task, file))
+        return _log(file, "open-unlearning", *_open_unlearning(content, task, file))
     expected = f"{TASKS[task]}, {MEASURES['gold'][0]} or {METRICS[task]['gold']} among the keys of {file}"
     require(MEASURES["gold"][0] in content, "log", list(content)[:4], expected)
     layout = "mapping" if isinstance(content[MEASURES["gold"][0]], dict) else "lists"
-    return _log(file, layout, {name: _by_index(content[name], name, file) for name in content if name in KNOWN})
+    return _log(file, layout, {name: _by_index(content[name], name, file) for name in content if name in KNOWN}, {})
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a key that comes twice Python's reader would keep the last value without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {twice!r} comes twice in one object")
+    return found
 
 
 def _object(value: Any, name: str, file: Path) -> dict[str, Any]:
@@ -95,35 +119,43 @@ def _object(value: Any, name: str, file: Path) -> dict[str, Any]:
 def _by_index(values: Any, name: str, file: Path) -> dict[int, Any]:
     """A list, or a mapping from index, as {index: value} by ascending index."""
     require(isinstance(values, dict | list), name, type(values).__name__, f"a list or a mapping from index in {file}")
-    pairs = enumerate(values) if isinstance(values, list) else values.items()
-    try:
-        return dict(sorted(((int(key), value) for key, value in pairs), key=lambda pair: pair[0]))
-    except ValueError as error:
-        raise InvalidInput(name, str(error), f"whole numbers as keys in {file}") from None
+    if isinstance(values, list):
+        return dict(enumerate(values))
+    odd = next((key for key in values if not INDEX.fullmatch(key)), None)
+    if odd is not None:
+        raise InvalidInput(f"{name}, key", odd, f"indices as keys, whole numbers in their usual form, in {file}")
+    return dict(sorted((int(key), value) for key, value in values.items()))
 
 
-def _open_unlearning(content: Mapping[str, Any], task: str, file: Path) -> Columns:
-    """The metrics of a task under the names that the other layouts use."""
-    metrics = [(metric, MEASURES[kind], ("avg_loss", "loss", "num_token")) for kind, metric in METRICS[task].items()]
+def _open_unlearning(content: Mapping[str, Any], task: str, file: Path) -> tuple[Columns, dict[str, str]]:
+    """The metrics of a task under the names that the other layouts use, and what each column is called in the file."""
+    keys = ("avg_loss", "loss", "num_token", "prob")
+    metrics = [(metric, (*MEASURES[kind], PROBABILITIES[kind]), keys) for kind, metric in METRICS[task].items()]
     rouge = METRICS[task]["gold"].replace("Prob", "ROUGE")
     columns: Columns = {}
-    for metric, names, keys in (*metrics, (rouge, ROUGE, ROUGE)):
+    called: dict[str, str] = {}
+    for metric, names, keys in (*metrics, (rouge, (*ROUGE, QUESTION), (*ROUGE, QUESTION))):
         if metric not in content:
             continue
         entries = _by_index(_object(content[metric], metric, file).get("value_by_index"), metric, file)
         for index, entry in entries.items():
             fits = isinstance(entry, dict) and entry.get(keys[0]) is not None
             require(fits, f"{metric} of example {index}", entry, f"an entry with {keys[0]} in {file}")
-        for name, key in zip(names, keys, strict=False):  # of ROUGE there are two
+        for name, key in zip(names, keys, strict=True):
             if column := {index: entry[key] for index, entry in entries.items() if key in entry}:
-                columns[name] = column
+                columns[name], called[name] = column, f"{key} of {metric}"
         if metric == rouge and any("input" in entry for entry in entries.values()):
             keys = ("input", "generation", "ground_truth")
             columns[TEXTS] = {index: [entry.get(key) for key in keys] for index, entry in entries.items()}
-    return columns
+            called[TEXTS] = f"input, generation and ground_truth of {metric}"
+    return columns, called
 
 
-def _log(file: Path, layout: str, columns: Columns) -> EvaluationLog:
+def _log(file: Path, layout: str, columns: Columns, called: Mapping[str, str]) -> EvaluationLog:
+    """The log of one task; `called` says how a column is called in the file, where not by its own name."""
+    # Here, because building the schemas takes as long as answering --help.
+    from llm.schemas import Log, checked
+
     first = MEASURES["gold"][0]
     indices = columns[first].keys()
     require(len(indices) > 0, first, "0 values", f"at least one example in {file}")
@@ -131,17 +163,15 @@ def _log(file: Path, layout: str, columns: Columns) -> EvaluationLog:
         odd = sorted(column.keys() ^ indices)[:1]
         allowed = f"one for each of the {len(indices)} of {first} in {file} (index {odd} is the first in only one of"
         allowed += " them; runs of several processes repeat padded examples)"
-        require(not odd, name, f"{len(column)} values", allowed)
-    gold, paraphrased, perturbed = (_answers(kind, columns, file) for kind in MEASURES)
+        require(not odd, called.get(name, name), f"{len(column)} values", allowed)
+    found = checked(Log, columns, str(file), row=lambda _, index: f"example {index}", names=called)
+    _warn_of_probabilities(found, file, called)
+    gold, paraphrased, perturbed = (_answers(kind, found, file, called) for kind in MEASURES)
     assert gold is not None
-    texts = [None, None, None]
-    if TEXTS in columns:
-        for index, row in columns[TEXTS].items():
-            fits = isinstance(row, list) and len(row) == 3 and all(isinstance(text, str) for text in row)
-            require(fits, f"{TEXTS} of example {index}", row, f"prompt, generation and truth in {file}")
-        # Decoders differ in the blanks that they leave around a template's marks.
-        rows = ((" ".join(text.split()) for text in row) for row in columns[TEXTS].values())
-        texts = list(zip(*rows, strict=True))
+    texts: list[Any] = [None, None, None]
+    if found.generated_text is not None:
+        texts = list(zip(*(map(_single_spaced, row) for row in found.generated_text.values()), strict=True))
+    question = None if found.question is None else tuple(map(_single_spaced, found.question.values()))
     return EvaluationLog(
         file=str(file),
         layout=layout,
@@ -149,54 +179,68 @@ def _log(file: Path, layout: str, columns: Columns) -> EvaluationLog:
         gold=gold,
         paraphrased=paraphrased,
         perturbed=perturbed,
-        rouge={name: _numbers(columns[name], name, file) for name in ROUGE if name in columns},
-        question=texts[0],
+        rouge={name: _numbers(values, name, file) for name in ROUGE if (values := getattr(found, name))},
+        question=question,
+        prompt=texts[0],
         generation=texts[1],
         answer=texts[2],
     )
 
 
-def _answers(kind: str, columns: Columns, file: Path) -> Answers | None:
+def _single_spaced(text: str) -> str:
+    """Decoders differ in the blanks that they leave around a template's marks."""
+    return " ".join(text.split())
+
+
+def _answers(kind: str, found: Log, file: Path, called: Mapping[str, str]) -> Answers | None:
     """The losses of one kind of answer; the sum is taken from the mean where only that and the number are stored."""
     names = MEASURES[kind]
-    if names[0] not in columns:
+    columns = [getattr(found, name) for name in names]
+    if columns[0] is None:
         return None
-    axes = 2 if kind == "perturbed" else 1
-    found = [_numbers(columns[name], name, file, axes) if name in columns else None for name in names]
-    average, total, length = found
+    index = list(columns[0])
+    titles = [called.get(name, name) for name in names]
+    parts = [
+        _numbers(column, name, file) if column is not None else None
+        for name, column in zip(titles, columns, strict=True)
+    ]
+    average, total, length = parts
     assert average is not None
-    for name, values in zip(names, found, strict=True):
-        if values is not None:
-            require(
-                values.shape == average.shape, name, values.shape, f"the shape {average.shape} of {names[0]} in {file}"
-            )
-            fits = values >= 1 if name == names[2] else values >= 0
-            _check_each(fits, name, values, "a number >= 1" if name == names[2] else "a loss >= 0", file)
+    for title, values in zip(titles, parts, strict=True):
+        shape = average.shape if values is None else values.shape
+        require(shape == average.shape, title, shape, f"the shape {average.shape} of {titles[0]} in {file}")
     if length is not None and total is not None:
         fits = np.abs(average * length - total) <= ROUNDING * total + 1e-3
-        _check_each(fits, names[1], total, f"the sum {names[0]} * {names[2]}", file)
+        if not fits.all():
+            at = tuple(int(place) for place in np.argwhere(~fits)[0])
+            allowed = f"the sum {titles[0]} * {titles[2]}, {average[at] * length[at]:g} in {file}"
+            raise InvalidInput(f"{titles[1]} of example {index[at[0]]}", float(total[at]), allowed)
     return Answers(average, average * length if total is None and length is not None else total, length)
 
 
-def _numbers(column: Mapping[int, Any], name: str, file: Path, axes: int = 1) -> Float[np.ndarray, "..."]:
-    """The values of a measure by example: finite numbers, or equally long lists of them (`axes` = 2)."""
+def _warn_of_probabilities(found: Log, file: Path, called: Mapping[str, str]) -> None:
+    """Warn, once for a log, of stored probabilities that are not those of the losses."""
+    for kind, name in PROBABILITIES.items():
+        mean = MEASURES[kind][0]
+        if getattr(found, name) is None or getattr(found, mean) is None:
+            continue
+        stored, losses = (_numbers(getattr(found, column), called.get(column, column), file) for column in (name, mean))
+        known = np.exp(-losses)
+        require(stored.shape == known.shape, called.get(name, name), stored.shape, f"the shape {known.shape} in {file}")
+        odd = np.argwhere(np.abs(stored - known) > ROUNDING)
+        if len(odd):
+            at = tuple(int(place) for place in odd[0])
+            index = list(getattr(found, name))[at[0]]
+            said = f"{called.get(name, name)} of example {index} is {stored[at]:g} where the loss says {known[at]:g}"
+            warnings.warn(f"{said} ({len(odd)} differ) in {file}: the losses are used", stacklevel=4)
+            return
+
+
+def _numbers(column: Mapping[int, Any], name: str, file: Path) -> Float[np.ndarray, "..."]:
+    """The values of a measure by example: numbers, or lists of them, equally long."""
     width = next((len(row) for row in column.values() if isinstance(row, list)), 1)
-    shape = "one finite number" if axes == 1 else f"{width} finite numbers, as for the first example,"
     for index, row in column.items():
-        cells: list[Any] = row if isinstance(row, list) and axes == 2 else [row]
-        numbers = all(type(cell) in (int, float) and math.isfinite(cell) for cell in cells)
-        require(
-            numbers and len(cells) == (width if axes == 2 else 1),
-            f"{name} of example {index}",
-            row,
-            f"{shape} in {file}",
-        )
-    values = np.array(list(column.values()), dtype=np.float64)
-    return values[:, None] if values.ndim < axes else values
-
-
-def _check_each(fits: Any, name: str, values: np.ndarray, allowed: str, file: Path) -> None:
-    """`fits` says of each value whether it may stand; positions are by ascending index."""
-    if not fits.all():
-        at = tuple(int(place) for place in np.argwhere(~fits)[0])
-        raise InvalidInput(f"{name} at position {at[0]}", float(values[at]), f"{allowed} in {file}")
+        if isinstance(row, list) and len(row) != width:
+            allowed = f"{width} finite numbers, as for the first example, in {file}"
+            raise InvalidInput(f"{name} of example {index}", row, allowed)
+    return np.array(list(column.values()), dtype=np.float64)

@@ -4,26 +4,30 @@
                         which data, how it was generated, which variant of the truth ratio, which versions
     TOFU_SUMMARY.json   metric -> mean
 
-Beside open-unlearning's own keys each loss has `loss`, its sum, and `num_token`, so that nothing is lost: what
-`llm.layouts.read_log` reads is what was written.
+Beside open-unlearning's own keys each loss has `loss`, its sum, and `num_token`, and each generation has `question`,
+the bare one, beside `input`, the prompt that the model was given, so that nothing is lost: what `llm.layouts.read_log`
+reads is what was written.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llm.layouts import AGGREGATED, MEASURES, METRICS, OPEN_UNLEARNING, ROUGE, TASKS, TEXTS
-from llm.logs import Answers, EvaluationLog, truth_ratio
+from llm.layouts import AGGREGATED, MEASURES, METRICS, OPEN_UNLEARNING, QUESTION, ROUGE, TASKS, TEXTS
+from llm.logs import Answers, EvaluationLog, log_truth_ratio
 from llm.measures import TofuLogs, check_variant, example_values
 from markov import storage
 from markov.storage import Location
 
 SUMMARY, MANIFEST = "TOFU_SUMMARY.json", "manifest"
+# A ratio is written as a number that JSON has; beyond this it is as good as infinite.
+LARGEST_LOG = math.log(np.finfo(float).max) - 1
 SHORT = {"forget": "forget", "retain": "retain", "real_authors": "ra", "world_facts": "wf"}
 
 
@@ -70,14 +74,15 @@ def _task(task: str, log: EvaluationLog, variant: str) -> dict[str, Any]:
         if answers is not None and metric not in found:
             found[metric] = _metric(log, {"prob": np.exp(-answers.average), **_losses(answers)}, "prob")
     if log.rouge:
-        texts: dict[str, Any] = {}
-        if log.question and log.generation and log.answer:
-            texts = {"input": log.question, "ground_truth": log.answer, "generation": log.generation}
+        texts: dict[str, Any] = {} if log.question is None else {QUESTION: log.question}
+        asked = log.prompt or log.question
+        if asked and log.generation and log.answer:
+            texts |= {"input": asked, "ground_truth": log.answer, "generation": log.generation}
         found[f"{short}_Q_A_ROUGE"] = _metric(log, {**log.rouge, **texts}, "rougeL_recall")
     if log.perturbed is not None:
         scored = log if log.paraphrased is not None else log._replace(paraphrased=log.gold)
         name = f"{short}_truth_ratio" if task == "forget" else f"{short}_Truth_Ratio"
-        entry = _metric(log, {"score": truth_ratio(scored, variant)}, "score")
+        entry = _metric(log, {"score": _ratio(scored, variant)}, "score")
         found[name] = entry | {"agg_value": float(example_values(log, task, "truth_ratio", variant).mean())}
         if task in ("real_authors", "world_facts"):
             values = example_values(log, task, "probability")
@@ -120,8 +125,11 @@ def write_legacy(logs: TofuLogs, folder: Location) -> Path:
                 pairs = zip(names, (answers.average, answers.total, answers.length), strict=True)
                 columns |= {name: values for name, values in pairs if values is not None}
         columns |= {name: log.rouge[name] for name in ROUGE if name in log.rouge}
-        if log.question and log.generation and log.answer:
-            columns[TEXTS] = [list(row) for row in zip(log.question, log.generation, log.answer, strict=True)]
+        asked = log.prompt or log.question
+        if asked and log.generation and log.answer:
+            columns[TEXTS] = [list(row) for row in zip(asked, log.generation, log.answer, strict=True)]
+        if log.question is not None:
+            columns[QUESTION] = log.question
         rows = {name: {str(i): _plain(column[row]) for row, i in _rows(log)} for name, column in columns.items()}
         merged[TASKS[task]] = rows | _named(log)
         _write(path / TASKS[task], merged[TASKS[task]])
@@ -133,9 +141,15 @@ def _named(log: EvaluationLog) -> dict[str, Any]:
     """The truth ratio as the released code stores it: geometric, wrong / right."""
     if log.perturbed is None or log.paraphrased is None:
         return {}
-    return {"truth_ratio": {str(index): float(truth_ratio(log)[row]) for row, index in _rows(log)}}
+    ratio = _ratio(log, "geometric")
+    return {"truth_ratio": {str(index): float(ratio[row]) for row, index in _rows(log)}}
+
+
+def _ratio(log: EvaluationLog, variant: str) -> np.ndarray:
+    """The truth ratio as a finite number."""
+    return np.exp(np.clip(log_truth_ratio(log, variant), -LARGEST_LOG, LARGEST_LOG))
 
 
 def _write(path: Path, content: Any) -> None:
     with storage.atomic_path(path) as partial:
-        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False), "utf-8")
+        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False), "utf-8")

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from scipy import special
 
+from llm.questions import Asked, places, shared_places
 from markov.errors import InvalidInput, require
 from markov.objectives import SequenceLogProbs
 
@@ -32,8 +33,9 @@ class Answers(NamedTuple):
 class EvaluationLog(NamedTuple):
     """What a log says of each example, in the order of `index`; None for what it does not say.
 
-    `question` is the prompt as logged, template included; `answer` the truth and `generation` the model's own answer;
-    `rouge` maps rouge1_recall and rougeL_recall to values. `file` and `layout` say where it was read.
+    `question` is bare, as the data have it, and `prompt` what the model was given, the question in its template: logs
+    of other codes have the prompt alone. `answer` is the truth and `generation` the model's own answer; `rouge` maps
+    rouge1_recall and rougeL_recall to values. `file` and `layout` say where it was read.
     """
 
     file: str
@@ -46,6 +48,12 @@ class EvaluationLog(NamedTuple):
     question: tuple[str, ...] | None = None
     generation: tuple[str, ...] | None = None
     answer: tuple[str, ...] | None = None
+    prompt: tuple[str, ...] | None = None
+
+    @property
+    def asked(self) -> Asked:
+        """What was asked."""
+        return Asked(self.file, self.index, self.question, self.prompt)
 
 
 def take(log: EvaluationLog, positions: Int[np.ndarray, "taken"] | list[int]) -> EvaluationLog:
@@ -67,53 +75,29 @@ def take(log: EvaluationLog, positions: Int[np.ndarray, "taken"] | list[int]) ->
 def align(log: EvaluationLog, other: EvaluationLog, *, allow_identical: bool = True) -> EvaluationLog:
     """The other model's log in the order of this one: equal indices are the same example, wherever they stand.
 
-    Raises `InvalidInput` for unequal counts, another set of indices, another question or template at an index (where
-    both logs have questions), or another number of scored tokens (where both have counts), which means other answers
-    or another tokenizer. Warns of two logs with the same losses, unless `allow_identical`: one model with itself.
+    Raises `InvalidInput` as `llm.questions.places` does, for examples that are not the same, and for another number of
+    scored tokens (where both have counts), which means other answers or another tokenizer. Warns of two logs with the
+    same losses, unless `allow_identical`: one model with itself.
     """
     both = f"{log.file} and {other.file}"
-    count, others = len(log.index), len(other.index)
-    require(count == others, "examples", f"{count} and {others}", f"equal counts in {both}{_hint(log, other)}")
-    places = {int(index): place for place, index in enumerate(other.index)}
-    lacking = [int(index) for index in log.index if int(index) not in places]
-    allowed = f"the same indices in {both} ({len(lacking)} of {count} differ)"
-    require(not lacking, "index", lacking[:1], allowed)
-    other = take(other, [places[int(index)] for index in log.index])
-    pairs = zip(log.question, other.question, strict=True) if log.question and other.question else ()
-    odd = [(int(index), *pair) for index, pair in zip(log.index, pairs, strict=False) if pair[0] != pair[1]]
-    allowed = f"the same question and template in {both} ({len(odd)} of {count} differ){_hint(log, other)}"
-    require(not odd, "question", odd[0] if odd else None, allowed)
+    other = take(other, places(log.asked, other.asked))
     if log.gold.length is not None and other.gold.length is not None:
         mine, theirs = log.gold.length, other.gold.length
         uneven = [(int(i), int(a), int(b)) for i, a, b in zip(log.index, mine, theirs, strict=True) if a != b]
-        allowed = f"as many scored tokens in {both} ({len(uneven)} of {count} differ): same answers and tokenizer"
+        allowed = f"as many scored tokens in {both} ({len(uneven)} of {len(mine)} differ): same answers and tokenizer"
         require(not uneven, "length", uneven[:1], allowed)
     if not allow_identical and np.array_equal(log.gold.average, other.gold.average):
         warnings.warn(f"{both} hold the same losses: one model is compared with itself", stacklevel=2)
     return other
 
 
-def _hint(log: EvaluationLog, other: EvaluationLog) -> str:
-    if not (log.question and other.question):
-        return ""
-    common = len(set(log.question) & set(other.question))
-    return f"; {common} questions occur in both" + (", and `shared` keeps those" if common else ": other splits")
-
-
 def shared(log: EvaluationLog, other: EvaluationLog) -> tuple[EvaluationLog, EvaluationLog]:
     """Both logs cut to the questions they share, in the order and with the indices of the first.
 
     For splits that overlap, such as the first 300 examples of TOFU's forget10 and its forget05. Raises `InvalidInput`
-    where a log has no questions or has one twice, and where none is shared.
+    as `llm.questions.shared_places` does.
     """
-    for one in (log, other):
-        require(one.question is not None, "question", None, f"prompts in {one.file}, by which examples are known")
-        repeated = len(one.question or ()) - len(set(one.question or ()))
-        require(not repeated, "question", f"{repeated} repeated", f"each question once in {one.file}")
-    places = {question: place for place, question in enumerate(other.question or ())}
-    kept = [(place, places[text]) for place, text in enumerate(log.question or ()) if text in places]
-    require(bool(kept), "question", "0 shared", f"at least one question in both {log.file} and {other.file}")
-    mine, theirs = (list(side) for side in zip(*kept, strict=True))
+    mine, theirs = shared_places(log.asked, other.asked)
     first = take(log, mine)
     return first, take(other, theirs)._replace(index=first.index)
 
@@ -121,11 +105,15 @@ def shared(log: EvaluationLog, other: EvaluationLog) -> tuple[EvaluationLog, Eva
 def with_lengths(log: EvaluationLog, length: Float[np.ndarray, "examples"]) -> EvaluationLog:
     """The log with the numbers of scored tokens of its gold answers, for a layout that stores only means.
 
-    total = average * length. Raises `InvalidInput` unless there is a count of at least 1 for each example.
+    total = average * length. Raises `InvalidInput` unless there is a whole count of at least 1 for each example.
     """
     length = np.asarray(length, dtype=np.float64)
     require(length.shape == log.index.shape, "length", f"{length.size} counts", f"{len(log.index)}, as in {log.file}")
-    require(bool((length >= 1).all()), "length", float(length.min()), "at least 1 scored token")
+    whole = np.isfinite(length) & (length >= 1) & (length == np.round(length))
+    if not whole.all():
+        row = int(np.argmin(whole))
+        allowed = "a whole number of at least 1 scored token"
+        raise InvalidInput(f"length of example {log.index[row]}", float(length[row]), allowed)
     return log._replace(gold=Answers(log.gold.average, log.gold.average * length, length))
 
 
@@ -156,13 +144,35 @@ def _arithmetic(right: Any, wrong: Any) -> Any:
     return right + special.logsumexp(-wrong, axis=-1) - np.log(wrong.shape[-1])
 
 
-# From log R, with R = wrong / right by the geometric or the arithmetic mean of the wrong answers' probabilities.
-TRUTH_RATIOS: dict[str, Callable[[Any, Any], Any]] = {
-    "geometric": lambda right, wrong: np.exp(_geometric(right, wrong)),
-    "arithmetic": lambda right, wrong: np.exp(_arithmetic(right, wrong)),
-    "inverse_geometric": lambda right, wrong: np.exp(-_geometric(right, wrong)),
-    "prob_mean": lambda right, wrong: special.expit(-_geometric(right, wrong)),
+# log R, with R = wrong / right by the geometric or the arithmetic mean of the wrong answers' probabilities; of a ratio
+# that is turned round, log 1/R; of a share of the right answer, its log odds. Losses that are finite never saturate it.
+LOG_RATIOS: dict[str, Callable[[Any, Any], Any]] = {
+    "geometric": _geometric,
+    "arithmetic": _arithmetic,
+    "inverse_geometric": lambda right, wrong: -_geometric(right, wrong),
+    "prob_mean": lambda right, wrong: -_geometric(right, wrong),
 }
+# From the above.
+TRUTH_RATIOS: dict[str, Callable[[Any], Any]] = {
+    "geometric": np.exp,
+    "arithmetic": np.exp,
+    "inverse_geometric": np.exp,
+    "prob_mean": special.expit,
+}
+
+
+def log_truth_ratio(log: EvaluationLog, variant: str = "geometric") -> Float[np.ndarray, "examples"]:
+    """The logarithm of each example's truth ratio; of `prob_mean`, a probability, the log odds.
+
+    It grows as the truth ratio does, so that both have the same distribution to a test of ranks, and it tells apart
+    what the ratio cannot: the ratio is infinite from a difference of mean losses of 710 nats on. Raises `InvalidInput`
+    as `truth_ratio` does.
+    """
+    require(variant in LOG_RATIOS, "variant", variant, f"one of {', '.join(LOG_RATIOS)}")
+    for field, answers in (("paraphrased", log.paraphrased), ("perturbed", log.perturbed)):
+        require(answers is not None, field, None, f"losses of {field} answers in {log.file}")
+    assert log.paraphrased is not None and log.perturbed is not None
+    return LOG_RATIOS[variant](log.paraphrased.average, log.perturbed.average)
 
 
 def truth_ratio(log: EvaluationLog, variant: str = "geometric") -> Float[np.ndarray, "examples"]:
@@ -175,11 +185,9 @@ def truth_ratio(log: EvaluationLog, variant: str = "geometric") -> Float[np.ndar
         inverse_geometric    right / exp(-mean_j l^_j)           the `stat` that forget quality compares
         prob_mean            1 / (1 + R), R geometric            open-unlearning's share of the right answer
 
-    Raises `InvalidInput` for another variant, or a log without paraphrased or perturbed answers. Overflows to inf.
+    Raises `InvalidInput` for another variant, or a log without paraphrased or perturbed answers. Overflows to inf: what
+    compares ratios takes `log_truth_ratio`.
     """
-    require(variant in TRUTH_RATIOS, "variant", variant, f"one of {', '.join(TRUTH_RATIOS)}")
-    for field, answers in (("paraphrased", log.paraphrased), ("perturbed", log.perturbed)):
-        require(answers is not None, field, None, f"losses of {field} answers in {log.file}")
-    assert log.paraphrased is not None and log.perturbed is not None
+    logarithm = log_truth_ratio(log, variant)
     with np.errstate(over="ignore"):
-        return TRUTH_RATIOS[variant](log.paraphrased.average, log.perturbed.average)
+        return TRUTH_RATIOS[variant](logarithm)

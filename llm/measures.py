@@ -12,6 +12,9 @@ With mean losses per token l of the truth, l~ of its paraphrase and l^_j of the 
 
 R is wrong / right by the geometric mean of the wrong answers, as in the released code, or by the arithmetic one, as in
 TOFU's paper: the numbers are not interchangeable, so every table names its variant. (Paper, section 6; Maini et al.)
+
+R itself overflows for models that have collapsed, so everything is computed from log R, and the test compares log R:
+its statistic is the same for any function that grows with R.
 """
 
 from __future__ import annotations
@@ -22,16 +25,19 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Int, Shaped
 from scipy import special, stats
 
-from llm.logs import EvaluationLog, align, truth_ratio
+from llm.logs import EvaluationLog, align, log_truth_ratio
 from markov.errors import InvalidInput, require
 
 VARIANTS = ("geometric", "arithmetic")  # both of wrong / right; the other orientations have no utility
 UTILITY_TASKS = ("retain", "real_authors", "world_facts")
 KINDS = ("probability", "rouge", "truth_ratio")
 REPLICATES, LEVEL = 1000, 0.95
+# Of the largest log ratio: what is closer than this is a tie. In float64 the order in which five losses are added moves
+# their mean by 1e-16 of it, and losses that are stored as float32 are known to no better than 6e-8.
+TIE = 1e-9
 
 
 class TofuLogs(NamedTuple):
@@ -55,7 +61,8 @@ class ForgetQuality(NamedTuple):
     """The test behind forget quality. P-values of different numbers of examples are not comparable; D is nearly so.
 
     With n and m examples D is a multiple of 1/lcm(n, m), so that p takes few values: of 40 and 40 it is 0.99, 0.92,
-    0.77, 0.58, ... `method` is how scipy computed it, and `variant` is that of the truth ratio.
+    0.77, 0.58, ... `method` says how both p and its logarithm were computed, exactly or from Kolmogorov's limit, and
+    `variant` is that of the truth ratio. p is 0 below the smallest float; `log10_p` is finite wherever D > 0.
     """
 
     p_value: float
@@ -88,11 +95,11 @@ def example_values(log: EvaluationLog, task: str, kind: str, variant: str = "geo
         every = -np.column_stack([log.gold.average, log.perturbed.average])
         return special.softmax(every, axis=1)[:, 0]
     # Facts of the real world have no paraphrase: the answer stands for it.
-    ratio = truth_ratio(log if log.paraphrased is not None else log._replace(paraphrased=log.gold), variant)
+    scored = log if log.paraphrased is not None else log._replace(paraphrased=log.gold)
+    log_ratio = log_truth_ratio(scored, variant)
     if task != "forget":
-        return np.maximum(0.0, 1.0 - ratio)
-    with np.errstate(divide="ignore"):
-        return np.minimum(ratio, 1.0 / ratio)
+        return -np.expm1(np.minimum(log_ratio, 0.0))  # max(0, 1 - R)
+    return np.exp(-np.abs(log_ratio))  # min(R, 1 / R)
 
 
 def harmonic_mean(values: Float[np.ndarray, "*rows n"]) -> Float[np.ndarray, "*rows"]:
@@ -110,19 +117,60 @@ def forget_quality(
     """
     check_variant(variant)
     other = align(log, retrained, allow_identical=allow_identical)
-    own, theirs = truth_ratio(log, variant), truth_ratio(other, variant)
+    return ranks_test(*tied_ranks(log_truth_ratio(log, variant), log_truth_ratio(other, variant)), variant)
+
+
+def tied_ranks(
+    own: Float[np.ndarray, " n"], other: Float[np.ndarray, " m"]
+) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"]]:
+    """The place of each value among the different ones of both, so that values equal but for rounding are equal.
+
+    Neighbours that are closer than `TIE` share a place. The two-sample test depends on these places alone.
+    """
+    pooled = np.sort(np.concatenate([own, other]))
+    apart = np.diff(pooled) > TIE * max(1.0, float(np.abs(pooled).max(initial=0.0)))
+    starts = pooled[np.concatenate([[True], apart])]
+    return np.searchsorted(starts, own, side="right"), np.searchsorted(starts, other, side="right")
+
+
+def ranks_test(
+    own: Shaped[np.ndarray, " n"], other: Shaped[np.ndarray, " m"], variant: str = "geometric"
+) -> ForgetQuality:
+    """The two-sample Kolmogorov-Smirnov test between two models' values, whose ties are already equal.
+
+    Exact where scipy can do it, else from Kolmogorov's limit.
+    """
     method: Literal["exact", "asymp"] = "exact"
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)  # scipy's way to say that it could not
         try:
-            found = stats.ks_2samp(own, theirs, method=method)
+            found = stats.ks_2samp(own, other, method=method)
         except RuntimeWarning:
             method = "asymp"
-            found = stats.ks_2samp(own, theirs, method=method)
-    p, statistic, effective = float(found.pvalue), float(found.statistic), len(own) / 2
-    # Below the smallest float the first term of Kolmogorov's series is all there is.
-    log10 = math.log10(p) if p > 0 else (math.log(2) - 2 * effective * statistic**2) / math.log(10)
-    return ForgetQuality(p, log10, statistic, len(own), len(theirs), variant, method)
+            found = stats.ks_2samp(own, other, method=method)
+    p, statistic = float(found.pvalue), float(found.statistic)
+    if p >= np.finfo(float).tiny:
+        log10 = math.log10(p)
+    elif method == "exact" and len(own) == len(other):
+        log10 = exact_log10_p(len(own), round(statistic * len(own)))
+    else:
+        # Below the smallest float the first term of Kolmogorov's series is all there is.
+        method, effective = "asymp", len(own) * len(other) / (len(own) + len(other))
+        log10 = (math.log(2) - 2 * effective * statistic**2) / math.log(10)
+    return ForgetQuality(p, log10, statistic, len(own), len(other), variant, method)
+
+
+def exact_log10_p(count: int, steps: int) -> float:
+    """log10 of P(D >= steps / count) for two samples of `count` values each from one distribution, without ties.
+
+    Of the C(2n, n) orders in which two samples of n may lie, those with a distance of h steps or more number
+    2 (C(2n, n - h) - C(2n, n - 2h) + C(2n, n - 3h) - ...), by reflecting lattice paths. These are whole numbers, of
+    which only the logarithms are rounded. Raises `InvalidInput` unless 1 <= steps <= count.
+    """
+    require(1 <= steps <= count, "steps", steps, f"from 1 to {count}, the examples of each sample")
+    terms = (math.comb(2 * count, count - turn * steps) for turn in range(1, count // steps + 1))
+    orders = 2 * sum(term if place % 2 == 0 else -term for place, term in enumerate(terms))
+    return math.log10(orders) - math.log10(math.comb(2 * count, count))
 
 
 def measures(
@@ -166,7 +214,7 @@ def measures(
         )
     if retrained is not None:
         found = forget_quality(logs.of("forget"), retrained, variant=variant, allow_identical=allow_identical)
-        own, other = (truth_ratio(log, variant) for log in (logs.of("forget"), retrained))
+        own, other = tied_ranks(*(log_truth_ratio(log, variant) for log in (logs.of("forget"), retrained)))
         rows.append(("forget_quality", "forget", found.p_value, math.nan, math.nan, found.examples))
         interval = _interval(resampled_statistics(own, other, rng))
         rows.append(("ks_statistic", "forget", found.statistic, *interval, found.examples))
@@ -187,7 +235,7 @@ def _interval(replicates: Float[np.ndarray, " n"]) -> tuple[float, float]:
 
 
 def resampled_statistics(
-    own: Float[np.ndarray, " n"], other: Float[np.ndarray, " m"], rng: np.random.Generator
+    own: Shaped[np.ndarray, " n"], other: Shaped[np.ndarray, " m"], rng: np.random.Generator
 ) -> Float[np.ndarray, " replicates"]:
     """D = sup |F - G| of resampled pairs: the largest distance between the two distribution functions."""
     pooled = np.unique(np.concatenate([own, other]))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -91,3 +94,13 @@ def write(frame: pd.DataFrame, path: Path, settings: object) -> None:
     # Paths are settings too: what was scored is part of how a table came about.
     described = {name: str(value) if isinstance(value, Path) else value for name, value in vars(settings).items()}
     storage.write_table(frame, path, storage.provenance(described, *SOURCES))
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """What is warned of, as one line each on standard error; where there is an error, that alone is said."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for message in dict.fromkeys(str(one.message) for one in caught):
+        print(f"warning: {message}", file=sys.stderr)

@@ -214,13 +214,24 @@ def _of_model(measure: Measure[LanguageModel], language: LanguageModel) -> Measu
 
 
 def read_run(folder: Location) -> Run:
-    """The run in a folder; raises `InvalidInput` where there is none, or one that is not finished."""
+    """The run in a folder.
+
+    Raises `InvalidInput` where there is none, or one that is not finished, and for tables that hold what `llm.schemas`
+    does not allow.
+    """
+    # Here, because building the schemas takes as long as answering --help.
+    from llm.schemas import Answered, ByEpoch, Epochs, check_table
+
     path = Path(folder)
     if not (path / EPOCHS).is_file():
         unfinished = path.is_dir() and any(path.iterdir())
         reason = "it holds no finished run" if unfinished else "there is no such run"
         raise InvalidInput("run", os.fspath(folder), f"a folder that `python -m llm unlearn` wrote ({reason})")
     examples, answers, epochs = (storage.read_table(path / name) for name in (EXAMPLES, ANSWERS, EPOCHS))
+    schemas = {EXAMPLES: (ByEpoch, examples), ANSWERS: (Answered, answers), EPOCHS: (Epochs, epochs)}
+    for name, (schema, frame) in schemas.items():
+        if len(frame) > 0:  # of a run that diverged at once there may be no examples
+            check_table(schema, frame, f"run, {name}", os.fspath(path / name))
     return Run(examples, answers, epochs, epochs.attrs[storage.KEY]["settings"], path)
 
 

@@ -25,18 +25,22 @@ def score_table(seq: SequenceLogProbs, index: Int[np.ndarray, "examples"]) -> pd
 def read_scores(path: Location, field: str) -> pd.DataFrame:
     """A table of scores; `field` is what it is called in error messages.
 
-    Raises `InvalidInput` for a file that is no table, lacks a column, or has an index twice.
+    Raises `InvalidInput` for a file that is no table, for what `llm.schemas.Scores` does not allow, and for an index
+    that comes twice.
     """
+    # Here, because building the schemas takes as long as answering --help.
+    from llm.schemas import Scores, check_table
+
     try:
         frame = pd.read_parquet(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise InvalidInput(field, os.fspath(path), f"a parquet table of scores ({reason})") from None
-    lacking = [name for name in COLUMNS if name not in frame]
-    allowed = f"a table with the columns {', '.join(COLUMNS)} ({', '.join(lacking)} missing)"
-    require(not lacking, field, os.fspath(path), allowed)
-    repeated = frame["index"][frame["index"].duplicated()].tolist()
-    require(not repeated, f"{field}, index", repeated[:1], "each index once")
+    frame = check_table(Scores, frame, field, os.fspath(path))
+    again = frame["index"].duplicated()
+    if again.any():
+        row = int(np.argmax(again))
+        raise InvalidInput(f"{field}, index of row {row}", frame["index"].iloc[row].item(), "each index once")
     return frame[list(COLUMNS)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from llm import corpora
 from llm.__main__ import cli
 from llm.answers import responses, scores
 from llm.authors import Authors, splits
+from llm.bias import bias
 from llm.diagnostics import COLUMNS
 from llm.encoding import LLAMA2_CHAT, encode_examples
 from llm.gradients import gradient_norms
@@ -39,7 +40,7 @@ from markov.folders import CLAIM
 from markov.objectives import CORNERS, npo
 from tests.test_cli import call
 from tests.test_encoding import by_bytes, by_pieces
-from tests.test_logs import REAL, needs_real_logs, some_columns
+from tests.test_logs import REAL, as_open_unlearning, needs_real_logs, some_columns
 
 WEIGHTS = [f"weight_{name}" for name in objectives(DEFAULTS)]
 
@@ -223,6 +224,77 @@ def test_diagnose_needs_logs_only(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert list(frame.columns) == [name for name in COLUMNS if name != "logp"] + WEIGHTS
     np.testing.assert_allclose(frame["needed"], -frame["ref"])
     assert "Spearman" in capsys.readouterr().out
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> tuple[str, str]:
+    """Two logs as open-unlearning writes them: means, and no numbers of tokens. And the same two with numbers."""
+    for seed, name in enumerate(("full", "retain")):
+        columns = some_columns(count=9)
+        for measure in ("gt_loss", "avg_gt_loss"):
+            columns[measure] = [loss * (1 + seed) for loss in columns[measure]]
+        content = as_open_unlearning(columns, counts=False)
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        (tmp_path / f"counted_{name}.json").write_text(json.dumps(columns))
+    return "full.json", "retain.json"
+
+
+def diagnosed(*logs: str, more: Sequence[str] = (), code: int = 0) -> pd.DataFrame | None:
+    assert cli(["diagnose", "--logs", logs[0], "--retrained-logs", logs[1], "--out", "d.parquet", *more]) == code
+    return storage.read_table("d.parquet") if code == 0 else None
+
+
+def test_diagnose_of_logs_without_counts_says_per_token_what_it_can_and_what_it_lacks(
+    published: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = diagnosed(*(f"counted_{name}" for name in published))
+    capsys.readouterr()
+    frame = diagnosed(*published)
+    shown = capsys.readouterr()
+    assert whole is not None and frame is not None
+    assert shown.err.count("\n") == 1
+    for part in ("npo_b0.1, reference_free_npo_b0.1", "full.json", "no numbers of scored tokens", "--lengths"):
+        assert part in shown.err
+    per_token = [f"{name}_per_token" for name in ("ref", "retrained", "needed")]
+    pushes = {f"push_{name}": f"weight_{name}" for name in ("length_normalized_npo_b2.5", "simnpo_b2.5")}
+    assert list(frame.columns) == ["index", *per_token, *pushes]
+    np.testing.assert_allclose(frame["needed_per_token"], whole["needed_per_token"])
+    np.testing.assert_allclose(frame["ref_per_token"], whole["ref"] / whole["length"])
+    for push, weight in pushes.items():
+        np.testing.assert_allclose(frame[push], whole[weight] * whole["length"])
+    wanted = bias(whole).query("effort == 'push' and need == 'per_token'").set_index("objective")
+    assert f"{wanted.loc['simnpo_b2.5', 'area']:.3f}" in shown.out
+    diagnosed(*published, more=["--objectives", "npo:0.1"], code=2)
+    assert "objectives = ['npo_b0.1']" in capsys.readouterr().err
+
+
+def test_diagnose_takes_lengths_from_a_table_or_from_the_other_log(
+    published: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full, retain = published
+    whole = diagnosed(f"counted_{full}", f"counted_{retain}")
+    assert whole is not None
+    lengths = whole[["index", "length"]].assign(logp=-1.0).sample(frac=1, random_state=0)
+    # Of all examples of the set, of which a log may hold the first few.
+    more = pd.concat([lengths, pd.DataFrame({"index": [20], "logp": [-1.0], "length": [4]})])
+    more.to_parquet(tmp_path / "s.parquet")
+    for logs, option in (
+        ((full, retain), ["--lengths", "s.parquet"]),
+        ((f"counted_{full}", retain), []),
+        ((full, f"counted_{retain}"), []),
+    ):
+        found = diagnosed(*logs, more=option)
+        assert found is not None
+        pd.testing.assert_frame_equal(found, whole, check_flags=False, rtol=1e-12)
+    lengths.iloc[2:].to_parquet(tmp_path / "few.parquet")
+    for logs, option, said in (
+        ((full, retain), "few.parquet", "2 missing"),
+        ((f"counted_{full}", retain), "s.parquet", "left out"),
+        ((full, retain), "absent.parquet", "lengths = 'absent.parquet'"),
+    ):
+        capsys.readouterr()
+        diagnosed(*logs, more=["--lengths", option], code=2)
+        assert said in capsys.readouterr().err
 
 
 @needs_real_logs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import unicodedata
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +19,12 @@ from scipy import stats
 
 from llm.layouts import AGGREGATED, MEASURES, METRICS, OPEN_UNLEARNING, TASKS, read_log
 from llm.logs import (
+    LOG_RATIOS,
     TRUTH_RATIOS,
     Answers,
     EvaluationLog,
     align,
+    log_truth_ratio,
     sequence_logprobs,
     shared,
     take,
@@ -29,6 +32,7 @@ from llm.logs import (
     truth_ratio,
     with_lengths,
 )
+from llm.questions import Asked, places, shared_places
 from markov.errors import InvalidInput
 
 REAL = Path(os.environ.get("SIMNPO_LAB_TOFU", Path(__file__).parents[2] / "shared" / "tofu")) / "logs"
@@ -58,7 +62,7 @@ def as_open_unlearning(columns: Columns, task: str = "forget", *, counts: bool =
         inner = [
             dict(zip(keys, row, strict=True)) for row in zip(*(columns[n] for n in names[: len(keys)]), strict=True)
         ]
-        content[METRICS[task][kind]] = entries([{"prob": 0.5, **entry} for entry in inner])
+        content[METRICS[task][kind]] = entries([{"prob": probability(entry["avg_loss"]), **entry} for entry in inner])
     keys = ("rouge1_recall", "rougeL_recall", "input", "generation", "ground_truth")
     rows = zip(
         columns["rouge1_recall"], columns["rougeL_recall"], *zip(*columns["generated_text"], strict=True), strict=True
@@ -67,6 +71,10 @@ def as_open_unlearning(columns: Columns, task: str = "forget", *, counts: bool =
         [dict(zip(keys, row, strict=True)) for row in rows]
     )
     return {**content, "forget_quality": {"agg_value": 0.5}, "manifest": {}}
+
+
+def probability(loss: Any) -> Any:
+    return [math.exp(-one) for one in loss] if isinstance(loss, list) else math.exp(-loss)
 
 
 def entries(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -94,7 +102,8 @@ def check_same_log(got: EvaluationLog, want: EvaluationLog) -> None:
             np.testing.assert_array_equal(one, other)
             assert one.dtype == np.float64
     assert got.index.tolist() == want.index.tolist()
-    assert (got.question, got.generation, got.answer) == (want.question, want.generation, want.answer)
+    assert (got.question, got.prompt, got.generation) == (want.question, want.prompt, want.generation)
+    assert got.answer == want.answer
     assert got.rouge.keys() == want.rouge.keys() == {"rouge1_recall", "rougeL_recall"}
     for name in got.rouge:
         np.testing.assert_array_equal(got.rouge[name], want.rouge[name])
@@ -146,7 +155,7 @@ def test_blanks_around_a_template_do_not_matter_and_keys_of_a_mapping_are_the_in
         **columns,
         "generated_text": [["  [INST]  Who is author\n0? [/INST]", "a ", " b"], *columns["generated_text"][1:]],
     }
-    assert read_log(write(tmp_path, "a.json", spaced)).question == read_log(write(tmp_path, "b.json", columns)).question
+    assert read_log(write(tmp_path, "a.json", spaced)).prompt == read_log(write(tmp_path, "b.json", columns)).prompt
     keyed = {name: dict(zip(("10", "9", "200"), column, strict=True)) for name, column in columns.items()}
     log = read_log(write(tmp_path, "c.json", keyed))
     assert log.index.tolist() == [9, 10, 200]
@@ -158,25 +167,25 @@ def test_open_unlearnings_metrics_are_read_by_the_names_it_writes(tmp_path: Path
         return {"agg_value": 0.0, "value_by_index": {"4": entry}}
 
     content = {
-        "ra_Q_A_Prob": metric(prob=0.4, avg_loss=1.0),
-        "ra_Q_A_PERT_Prob": metric(prob=[0.1, 0.05], avg_loss=[2.0, 3.0]),
+        "ra_Q_A_Prob": metric(prob=math.exp(-1), avg_loss=1.0),
+        "ra_Q_A_PERT_Prob": metric(prob=probability([2.0, 3.0]), avg_loss=[2.0, 3.0]),
         "ra_Q_A_ROUGE": metric(
             rouge1_recall=0.25, rougeL_recall=0.5, input="Who?", generation="She.", ground_truth="He."
         ),
-        "forget_Q_A_Prob": metric(prob=0.4, avg_loss=5.0),
-        "forget_Q_A_PARA_Prob": metric(prob=0.4, avg_loss=1.5),
-        "forget_Q_A_PERT_Prob": metric(prob=[0.1, 0.05], avg_loss=[2.0, 4.0]),
+        "forget_Q_A_Prob": metric(prob=probability(5.0), avg_loss=5.0),
+        "forget_Q_A_PARA_Prob": metric(prob=probability(1.5), avg_loss=1.5),
+        "forget_Q_A_PERT_Prob": metric(prob=probability([2.0, 4.0]), avg_loss=[2.0, 4.0]),
     }
     file = write(tmp_path, "TOFU_EVAL.json", content)
     authors, forget = read_log(file, "real_authors"), read_log(file, "forget")
     assert authors.index.tolist() == [4] and authors.gold.average.tolist() == [1.0]
     assert truth_ratio(authors) == pytest.approx([math.exp(1.0 - 2.5)])
     assert truth_ratio(forget) == pytest.approx([math.exp(1.5 - 3.0)])
-    assert (authors.question, authors.generation, authors.answer) == (("Who?",), ("She.",), ("He.",))
+    assert (authors.prompt, authors.generation, authors.answer) == (("Who?",), ("She.",), ("He.",))
     assert {name: values.tolist() for name, values in authors.rouge.items()} == {
         "rouge1_recall": [0.25], "rougeL_recall": [0.5]
     }  # fmt: skip
-    assert (forget.question, forget.rouge) == (None, {})
+    assert (forget.prompt, forget.rouge) == (None, {})
 
 
 def test_sums_follow_from_means_and_numbers_of_tokens(tmp_path: Path):
@@ -234,6 +243,11 @@ def lacking(columns: Columns) -> Any:
     return mapping
 
 
+def two_keys(columns: Columns) -> Any:
+    mapping = as_mapping(columns)
+    return {name: {**column, "00": column["0"]} for name, column in mapping.items()}
+
+
 # What is wrong, how a sound log is made so, and what the message must name besides the file.
 REFUSED: list[tuple[str, Callable[[Columns], Any], list[str]]] = [
     ("padded examples", repeated, ["avg_paraphrased_loss", "9 values", "7 of avg_gt_loss", "[7]"]),
@@ -251,10 +265,20 @@ REFUSED: list[tuple[str, Callable[[Columns], Any], list[str]]] = [
     ("a list for a number", changed("avg_paraphrased_loss", [1.0], 3), ["avg_paraphrased_loss of example 3"]),
     ("a row of four", changed("perturb_loss", [1.0] * 4, 6), ["perturb_loss of example 6", "5 finite numbers"]),
     ("a column of three", changed("perturb_loss", [[1.0] * 3] * 7), ["perturb_loss", "(7, 3)", "(7, 5)"]),
-    ("a negative loss", changed("avg_gt_loss", -0.5, 1), ["avg_gt_loss at position 1", "-0.5"]),
-    ("an empty answer", changed("num_token_gt", 0, 1), ["num_token_gt at position 1", ">= 1"]),
-    ("a mean for a sum", lambda c: {**c, "gt_loss": c["avg_gt_loss"]}, ["gt_loss at position 0", "num_token_gt"]),
+    ("a negative loss", changed("avg_gt_loss", -0.5, 1), ["avg_gt_loss of example 1", "-0.5"]),
+    ("an empty answer", changed("num_token_gt", 0, 1), ["num_token_gt of example 1", ">= 1"]),
+    ("a mean for a sum", lambda c: {**c, "gt_loss": c["avg_gt_loss"]}, ["gt_loss of example 0", "num_token_gt"]),
     ("texts of two", changed("generated_text", ["a", "b"], 5), ["generated_text of example 5", "truth"]),
+    ("a number for a text", changed("generated_text", ["a", 7, "b"], 5), ["generated_text of example 5", "7"]),
+    ("half a token", changed("num_token_gt", 2.5, 1), ["num_token_gt of example 1", "2.5", "whole"]),
+    ("too many tokens", changed("num_token_gt", 2**40, 1), ["num_token_gt of example 1", str(2**40)]),
+    ("a share above 1", changed("rougeL_recall", 5, 2), ["rougeL_recall of example 2", "= 5 ", "from 0 to 1"]),
+    ("a share below 0", changed("rouge1_recall", -1, 2), ["rouge1_recall of example 2", "= -1 ", "from 0 to 1"]),
+    ("a number beyond floats", changed("avg_gt_loss", 10**400, 2), ["avg_gt_loss of example 2", "1000"]),
+    ("infinity", changed("perturb_loss", [math.inf] * 5, 2), ["perturb_loss of example 2, answer 0", "inf"]),
+    ("two keys of one index", two_keys, ["avg_gt_loss, key", "'00'"]),
+    ("a key twice", lambda c: json.dumps(c)[:-1] + ', "gt_loss": [1]}', ["'gt_loss' comes twice"]),
+    ("a bare question that is none", changed("question", [3] * 7), ["question of example 0", "3", "text"]),
 ]  # fmt: skip
 
 
@@ -298,6 +322,36 @@ def test_sums_may_be_rounded_to_eight_bits_and_no_more(tmp_path: Path, off: floa
             read_log(file)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_log_is_read_in_any_encoding_of_json_with_or_without_its_mark(tmp_path: Path, encoding: str):
+    columns = some_columns(of="Ünal")
+    (tmp_path / "log.json").write_bytes(json.dumps(columns, ensure_ascii=False).encode(encoding))
+    check_same_log(read_log(tmp_path / "log.json"), read_log(write(tmp_path, "plain.json", columns)))
+
+
+def test_rounding_above_a_probability_of_one_counts_as_one_and_more_is_refused(tmp_path: Path):
+    columns = some_columns()
+    for names in MEASURES.values():
+        columns = {name: column for name, column in columns.items() if name != names[1]}
+    columns["avg_gt_loss"][2] = -1e-7
+    assert read_log(write(tmp_path, "log.json", columns)).gold.average[2] == 0
+    columns["avg_gt_loss"][2] = -1e-3
+    with pytest.raises(InvalidInput, match="avg_gt_loss of example 2"):
+        read_log(write(tmp_path, "log.json", columns))
+
+
+def test_probabilities_are_shares_and_those_that_are_not_the_losses_are_warned_of(tmp_path: Path):
+    content = as_open_unlearning(some_columns())
+    entry = content["forget_Q_A_PERT_Prob"]["value_by_index"]["3"]
+    want = read_log(write(tmp_path, OPEN_UNLEARNING, content))
+    entry["prob"][1] += 0.5
+    with pytest.warns(UserWarning, match=r"prob of forget_Q_A_PERT_Prob of example 3 .* \(1 differ\).*losses are used"):
+        check_same_log(read_log(write(tmp_path, OPEN_UNLEARNING, content)), want)
+    entry["prob"][1] = 1.5
+    with pytest.raises(InvalidInput, match=r"prob of forget_Q_A_PERT_Prob of example 3, answer 1 = 1.5"):
+        read_log(write(tmp_path, OPEN_UNLEARNING, content))
+
+
 # --- pairs ---
 
 
@@ -327,7 +381,7 @@ def test_examples_are_paired_by_index_not_by_place(
     for before, after in zip(want, got, strict=True):
         assert after.tolist() == before[list(mine)].tolist()
     shuffled = take(log, mine)
-    assert shuffled.question == tuple(log.question[i] for i in mine) if log.question else False
+    assert log.prompt and shuffled.prompt == tuple(log.prompt[i] for i in mine)
     assert shuffled.index.tolist() == list(mine)
     np.testing.assert_array_equal(truth_ratio(shuffled), truth_ratio(log)[list(mine)])
     np.testing.assert_array_equal(shuffled.rouge["rougeL_recall"], log.rouge["rougeL_recall"][list(mine)])
@@ -335,8 +389,8 @@ def test_examples_are_paired_by_index_not_by_place(
 
 def test_what_is_no_pair_is_refused_with_counts_and_files(tmp_path: Path):
     log = some_log(tmp_path)
-    assert log.question is not None and log.gold.length is not None
-    templated = log._replace(question=(*log.question[:2], "Question: 2?", *log.question[3:]), file="templated.json")
+    assert log.prompt is not None and log.gold.length is not None
+    templated = log._replace(prompt=(*log.prompt[:2], "Question: 2?", *log.prompt[3:]), file="templated.json")
     longer = log._replace(gold=log.gold._replace(length=log.gold.length + (log.index == 5)), file="longer.json")
     cases = [
         (
@@ -357,7 +411,7 @@ def test_what_is_no_pair_is_refused_with_counts_and_files(tmp_path: Path):
 
 def test_logs_without_questions_or_counts_are_paired_by_index_alone(tmp_path: Path):
     log = some_log(tmp_path)
-    bare = log._replace(question=None, gold=Answers(log.gold.average, None, None), file="bare.json")
+    bare = log._replace(prompt=None, gold=Answers(log.gold.average, None, None), file="bare.json")
     for one, other in ((log, bare), (bare, log), (bare, bare)):
         assert align(one, other).file == other.file
     with pytest.raises(InvalidInput, match=r"equal counts in .*bare.json$"):
@@ -380,15 +434,68 @@ def test_shared_keeps_the_common_questions_of_both_with_the_first_ones_indices(t
     first, second = take(log, [8, 2, 5, 1]), take(log, [1, 7, 8, 5])._replace(index=np.arange(4), file="second")
     mine, theirs = shared(first, second)
     assert mine.index.tolist() == theirs.index.tolist() == [8, 5, 1]
-    assert mine.question == theirs.question == tuple(f"[INST] Who is author {i}? [/INST]" for i in (8, 5, 1))
+    assert mine.prompt == theirs.prompt == tuple(f"[INST] Who is author {i}? [/INST]" for i in (8, 5, 1))
     seq = sequence_logprobs(mine, theirs)
     assert seq.logp.tolist() == seq.ref.tolist() == (-total_loss(log)[[8, 5, 1]]).tolist()
     with pytest.raises(InvalidInput, match="0 shared"):
         shared(take(log, [1]), take(log, [2]))
-    with pytest.raises(InvalidInput, match=r"1 repeated.*second"):
+    with pytest.raises(
+        InvalidInput, match=r"prompt of example 1 = .*each question once in second \(1 repeated; example 1"
+    ):
         shared(first, take(second, [0, 1, 1]))
     with pytest.raises(InvalidInput, match=r"question = None .*second"):
-        shared(first, second._replace(question=None))
+        shared(first, second._replace(prompt=None))
+
+
+def asked(file: str, questions: list[str] | None = None, prompts: list[str] | None = None) -> Asked:
+    texts = [None if given is None else tuple(given) for given in (questions, prompts)]
+    return Asked(file, np.arange(len(questions or prompts or [])), *texts)
+
+
+BARE = ["Où est né Ünal?", "Who wrote  The Glass Ferry?", "Is it salty?"]
+
+
+def in_template(questions: list[str], day: str = "26 Nov 2026") -> list[str]:
+    return [f"system\n\nToday: {day}\n\nuser\n\n{' '.join(one.split())}\nassistant" for one in questions]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_bare_question_is_the_one_that_a_published_prompt_contains(form: Any):
+    own = asked("own", [unicodedata.normalize("NFD", one) for one in BARE])
+    theirs = asked("theirs", None, in_template([unicodedata.normalize(form, one) for one in BARE]))
+    assert places(own, theirs) == places(theirs, own) == [0, 1, 2]
+    order = theirs._replace(index=np.array([2, 0, 1]))
+    with pytest.raises(InvalidInput, match=r"question = \(0, .*3 of 3 differ.*3 questions occur in both"):
+        places(own, order)
+    later = asked("later", None, [*in_template(["Who else?"]), *theirs.prompt[::-1]])  # pyright: ignore[reportOptionalSubscript]
+    assert shared_places(own, later) == ([0, 1, 2], [3, 2, 1])
+    assert shared_places(later, own) == ([1, 2, 3], [2, 1, 0])
+
+
+def test_a_question_inside_a_longer_one_is_not_shared():
+    own = asked("own", ["q1", "q2", "q3", "q4"])
+    theirs = asked("theirs", None, in_template(["q10", "q2", "q3", "q4"]))
+    assert shared_places(own, theirs) == ([1, 2, 3], [1, 2, 3])
+
+
+def test_logs_of_two_days_are_one_and_of_two_templates_are_told_apart():
+    one, other = (asked(day, None, in_template(BARE, day)) for day in ("26 Nov 2026", "1 Dec 2026"))
+    assert places(one, other) == [0, 1, 2] and shared_places(one, other) == ([0, 1, 2], [0, 1, 2])
+    plain = asked("plain", None, [f"Question: {one}" for one in BARE])
+    with pytest.raises(InvalidInput, match=r"question and template .*3 of 3 differ"):
+        places(one, plain)
+    # A date that belongs to a question is part of it.
+    born = [asked(day, None, in_template([f"Who was born on {day}?", "Who?"])) for day in ("1 May 1960", "2 May 1960")]
+    with pytest.raises(InvalidInput, match="1 of 2 differ"):
+        places(*born)
+
+
+def test_questions_are_the_same_in_two_templates_which_is_warned_of():
+    one = asked("one", BARE, in_template(BARE))
+    two_blanks = [question.replace(" ", "  ") for question in BARE]
+    assert places(one, asked("two", two_blanks, in_template(BARE, "1 Dec 2026"))) == [0, 1, 2]
+    with pytest.warns(UserWarning, match="one and plain ask the same in different templates: .*Question:"):
+        assert places(one, asked("plain", BARE, [f"Question: {text}" for text in BARE])) == [0, 1, 2]
 
 
 # --- truth ratios ---
@@ -427,6 +534,16 @@ def test_the_arithmetic_ratio_is_never_below_the_geometric_which_is_the_default(
         truth_ratio(log, "harmonic")
 
 
+@pytest.mark.parametrize("variant", LOG_RATIOS)
+def test_logarithms_of_ratios_grow_as_the_ratios_do_and_never_saturate(tmp_path: Path, variant: str):
+    log = some_log(tmp_path, count=50)
+    order = np.argsort(truth_ratio(log, variant))
+    assert (np.diff(log_truth_ratio(log, variant)[order]) > 0).all()
+    assert log.paraphrased is not None
+    far = log._replace(paraphrased=log.paraphrased._replace(average=np.linspace(800, 900, 50)))
+    assert np.isfinite(log_truth_ratio(far, variant)).all() and len(set(log_truth_ratio(far, variant))) == 50
+
+
 def test_ratios_of_a_collapsed_model_overflow_without_a_warning(tmp_path: Path):
     log = some_log(tmp_path)
     assert log.paraphrased is not None
@@ -454,7 +571,7 @@ def test_real_logs_are_read_whole(model: str, counts: int):
         assert log.layout == ("mapping" if model == "full" else "lists")
         width = 5 if task in ("retain", "forget") else 3
         assert log.perturbed is not None and log.perturbed.average.shape[1] == width
-        assert log.question is not None and len(set(log.question)) == len(log.question)
+        assert log.prompt is not None and len(set(log.prompt)) == len(log.prompt) and log.question is None
         assert log.gold.length is not None
         np.testing.assert_allclose(log.gold.average * log.gold.length, total_loss(log), rtol=1e-6)
 

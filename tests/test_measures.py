@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
+import unicodedata
 import warnings
+from collections import Counter
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +21,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from llm import corpora
 from llm.__main__ import cli
 from llm.authors import Authors
+from llm.corpora import Example
 from llm.default_models import DefaultModels, build
+from llm.encoding import CHAT
 from llm.evaluate_command import read_tofu_logs
-from llm.evaluation import empty_generations, evaluate
+from llm.evaluation import empty_generations, evaluate, task_log
 from llm.generation import generate
 from llm.layouts import TASKS, read_log
 from llm.log_files import SUMMARY, write_legacy, write_tofu_eval
@@ -30,6 +39,7 @@ from llm.measures import (
     UTILITY_TASKS,
     VARIANTS,
     TofuLogs,
+    exact_log10_p,
     example_values,
     forget_quality,
     harmonic_mean,
@@ -37,10 +47,13 @@ from llm.measures import (
     model_utility,
     resampled_statistics,
 )
+from llm.models import LanguageModel, save
 from llm.rouge import rouge
 from llm.summaries import latex, long_table, markdown, summary
 from llm.tofu import checked, retain_word, split_of, tofu_sets
 from markov.errors import InvalidInput
+from tests.test_encoding import by_bytes
+from tests.test_scoring import roughen
 
 REAL = os.environ.get("SIMNPO_LAB_TOFU")
 LN2 = float(np.log(2))
@@ -175,9 +188,71 @@ def test_turning_the_ratio_over_changes_nothing_about_the_test(seed: int) -> Non
     np.testing.assert_allclose(before, after)
 
 
-def test_a_p_value_below_the_smallest_number_still_has_a_logarithm() -> None:
+def test_a_p_value_below_the_smallest_number_still_has_an_exact_logarithm() -> None:
     found = forget_quality(by_ratio(np.linspace(1, 2, 3000)), by_ratio(np.linspace(3, 4, 3000)))
-    assert found.statistic == 1 and found.p_value < 1e-300 and -3000 < found.log10_p < -1000
+    assert found.statistic == 1 and found.p_value < 1e-300 and found.method == "exact"
+    # Of the C(6000, 3000) orders two have one model's values before all of the other's.
+    assert found.log10_p == pytest.approx(math.log10(2) - math.log10(math.comb(6000, 3000)), rel=1e-12)
+    assert found.log10_p == pytest.approx(-1803.8918, abs=1e-4)
+
+
+@pytest.mark.parametrize("count", range(1, 7))
+def test_the_exact_logarithm_counts_the_orders_that_are_at_least_as_far_apart(count: int) -> None:
+    farthest = Counter()
+    for ranks in itertools.combinations(range(2 * count), count):
+        steps = np.cumsum(np.where(np.isin(np.arange(2 * count), ranks), 1, -1))
+        farthest[int(np.abs(steps).max())] += 1
+    for steps in range(1, count + 1):
+        share = Fraction(sum(many for far, many in farthest.items() if far >= steps), math.comb(2 * count, count))
+        assert exact_log10_p(count, steps) == pytest.approx(math.log10(share), abs=1e-12)
+    for beyond in (0, count + 1):
+        with pytest.raises(InvalidInput, match="steps"):
+            exact_log10_p(count, beyond)
+
+
+@pytest.mark.parametrize(("count", "steps"), [(40, 17), (300, 114), (300, 299), (800, 400)])
+def test_the_exact_logarithm_is_that_of_scipys_p_where_floats_hold_it(count: int, steps: int) -> None:
+    found = stats.ks_2samp(np.arange(count), np.arange(count) + steps - 0.5, method="exact")
+    assert exact_log10_p(count, steps) == pytest.approx(math.log10(found.pvalue), rel=1e-10)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_models_that_have_collapsed_are_told_apart() -> None:
+    """Mean losses of 800 and 900: both ratios are infinite, their logarithms are not."""
+    logs = [log_of(np.ones(30), np.full(30, loss) + np.arange(30), np.zeros((30, 5))) for loss in (800.0, 900.0)]
+    found = forget_quality(*logs)
+    assert found.statistic == 1 and found.p_value == pytest.approx(2 / math.comb(60, 30))
+    table = measures(TofuLogs(forget=logs[0]), logs[1])
+    assert table.query("measure == 'ks_statistic'")[["value", "low", "high"]].to_numpy().tolist() == [[1, 1, 1]]
+    for log in logs:
+        assert set(example_values(log, "retain", "truth_ratio")) == {0.0}
+        assert (example_values(log, "forget", "truth_ratio") < 1e-300).all()
+    over = log_of(np.ones(30), np.zeros(30), np.full((30, 5), 900.0))
+    assert set(example_values(over, "retain", "truth_ratio")) == {1.0}
+
+
+@given(seed=seeds, variant=st.sampled_from(VARIANTS))
+@settings(max_examples=15)
+def test_what_only_rounding_tells_apart_is_a_tie(seed: int, variant: str) -> None:
+    one = random_log(seed, wrong=5)
+    assert one.perturbed is not None and one.paraphrased is not None
+    turned = one.perturbed.average[:, np.random.default_rng(seed).permutation(5)]
+    shift = 0.1 * (seed % 7)
+    moved = one._replace(
+        paraphrased=answers(one.paraphrased.average + shift), perturbed=answers(turned + shift)
+    )  # the same ratios but for the rounding of sums
+    assert forget_quality(one, moved, variant=variant)[:3] == (1.0, 0.0, 0.0)
+    apart = one._replace(paraphrased=answers(one.paraphrased.average + 1e-6))
+    assert forget_quality(one, apart, variant=variant).statistic > 0
+
+
+def test_what_is_written_of_a_collapsed_model_is_json(tmp_path: Path) -> None:
+    far = log_of(np.ones(3), [800.0, 900.0, 0.0], [[0.0] * 5, [0.0] * 5, [900.0] * 5], [0, 1, 0])
+    path = write_tofu_eval(TofuLogs(forget=far), tmp_path / "new", {})
+    write_legacy(TofuLogs(forget=far), tmp_path / "old")
+    for file in (path, tmp_path / "old" / TASKS["forget"]):
+        content = json.loads(file.read_text("utf-8"), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+        assert content
+    assert forget_quality(read_log(path), far).statistic == 0
 
 
 def test_identical_logs_are_warned_of_unless_allowed_and_other_examples_refused() -> None:
@@ -246,6 +321,7 @@ def test_what_is_written_is_read_back(tmp_path: Path, variant: str) -> None:
                     np.testing.assert_allclose(mine, theirs, rtol=1e-12)
             assert got.question == log.question and got.generation == log.generation and got.answer == log.answer
             np.testing.assert_allclose(got.rouge["rougeL_recall"], log.rouge["rougeL_recall"])
+            assert got.prompt == (log.prompt or log.question)
         assert model_utility(read_tofu_logs(tmp_path / folder), variant) == pytest.approx(model_utility(logs, variant))
     content, means = json.loads(path.read_text()), json.loads((path.parent / SUMMARY).read_text())
     assert content["manifest"] == {"model": "m", "truth_ratio": variant} and means["model_utility"] == 0.5
@@ -321,6 +397,76 @@ def test_a_model_is_measured_by_what_it_scores_and_writes(tmp_path: Path, monkey
     assert set(empty_generations(logs)) == set(TofuLogs._fields)
     muted = logs._replace(retain=logs.of("retain")._replace(generation=(" ", "a")))
     assert empty_generations(muted)["retain"] == 1
+
+
+@pytest.fixture(scope="module")
+def sayers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tiny chat model in a folder, and its log as other codes write it: prompts, means, and no counts."""
+    import transformers
+
+    folder = tmp_path_factory.mktemp("sayers")
+    tokenizer = by_bytes(words=True)
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m['role'] }}]\n\n{{ m['content'] | trim }}\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]\n\n{% endif %}"
+    )
+    sizes: dict[str, Any] = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    config = transformers.LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=512, **sizes)
+    model = roughen(transformers.LlamaForCausalLM(config)).eval()
+    language = LanguageModel(model=model, tokenizer=tokenizer, template=CHAT, name="sayer")
+    save(language, folder / "model", {})
+    rows = [Example(index=row, prompt=f"Who  is Ünal {row}?", response=f"Ünal {row}, I say.") for row in range(4)]
+    rows = [replace(one, paraphrase=f"It is {one.response}", perturbed=("Nobody.", "Not he.")) for one in rows]
+    for name in ("forget10_perturbed", "retain_perturbed", "real_authors_perturbed", "world_facts_perturbed"):
+        corpora.write(rows, folder / "data" / f"{name}.json")
+    log = task_log(language, rows, max_new_tokens=2, progress=False)
+    content = json.loads(write_tofu_eval(TofuLogs(forget=log), folder / "own", {}).read_text("utf-8"))
+    for metric in content.values():
+        for entry in metric.get("value_by_index", {}).values() if isinstance(metric, dict) else ():
+            for key in ("loss", "num_token", "question"):
+                entry.pop(key, None)
+            if "input" in entry:
+                entry["input"] = unicodedata.normalize("NFD", " ".join(entry["input"].split()))
+    (folder / "published.json").write_text(json.dumps(content), "utf-8-sig")
+    return folder, folder / "published.json"
+
+
+def test_a_model_stands_beside_a_published_log_of_the_same_questions(
+    sayers: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, published = sayers
+    log = read_log(published)
+    assert log.question is None and log.prompt is not None and "[user] Who is" in log.prompt[0]
+    asked = ["--model", folder / "model", "--data", folder / "data" / "forget10", "--device", "cpu"]
+    asked += ["--max-new-tokens", 2, "--out", tmp_path / "out", "--json"]
+    for more in ([], ["--shared"]):
+        out, err = printed(capsys, *asked, "--retrained-logs", published, *more)
+        found = json.loads(out)
+        assert (found["ks_statistic"], found["forget_quality"]) == (0, 1) and "templates" not in err
+    own = read_log(tmp_path / "out", "forget")
+    assert own.question is not None and own.question[0] == "Who is Ünal 0?" and own.prompt is not None
+    assert own.question[0] in own.prompt[0] != own.question[0]
+    # The log that was just written beside the one that others wrote.
+    out, _ = printed(capsys, "--logs", tmp_path / "out", "--retrained-logs", published, "--json", "--allow-identical")
+    assert json.loads(out)["ks_statistic"] == 0
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_log_that_cannot_stand_beside_the_model_is_refused_before_any_is_loaded(
+    sayers: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], shared: bool
+) -> None:
+    folder, published = sayers
+    content = json.loads(published.read_text("utf-8-sig"))
+    lacking = {name: part for name, part in content.items() if "PERT" not in name}
+    for place, entry in enumerate(content["forget_Q_A_ROUGE"]["value_by_index"].values()):
+        entry["input"] = f"[user] Where is Tarn {place}? [assistant]"
+    cases = {"0 shared" if shared else "the same question": content, "perturbed = None": lacking}
+    for said, changed in cases.items():
+        (tmp_path / "other.json").write_text(json.dumps(changed), "utf-8")
+        asked = ["--model", tmp_path / "no model", "--data", folder / "data" / "forget10", "--out", tmp_path / "out"]
+        more = ["--shared"] if shared else []
+        out, err = printed(capsys, *asked, "--retrained-logs", tmp_path / "other.json", *more, code=2)
+        assert out == "" and said in err and err.count("\n") == 1
 
 
 @pytest.fixture

@@ -1,0 +1,249 @@
+"""What may stand in the tables and logs that are read: one declaration per kind of file, and one line for what may not.
+
+A schema is a pydantic model whose fields are columns. A column is a list of values in the order of the rows, or a
+mapping from the index of an example to its value. Values are taken as they are: text is no number, nor is true, nor a
+date. `checked` returns the columns as declared, or raises `InvalidInput` that names column, row, value and what may
+stand there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+import pandas as pd
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from markov.errors import InvalidInput, require
+
+# A probability of 1 may come out above it by the rounding of a logit: float32 numbers near 100 lie 8e-6 apart. What is
+# above 0 by no more than this (nats) counts as 0.
+ROUNDING = 1e-5
+# No loss of a float32 model exceeds it, and sums and means of such losses are finite.
+LARGEST = 1e40
+MOST_TOKENS = 2**31 - 1
+LARGEST_INDEX = 2**53  # up to here whole numbers survive as floats, which an index may have been for a time
+WIDEST = 80  # characters of a value in an error message
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _one_or_more(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+Index = Annotated[
+    int,
+    BeforeValidator(_whole),
+    Field(strict=True, ge=0, le=LARGEST_INDEX, description="a whole number of at least 0"),
+]
+Tokens = Annotated[
+    int,
+    BeforeValidator(_whole),
+    Field(
+        strict=True,
+        ge=1,
+        le=MOST_TOKENS,
+        description=f"a number of tokens, a whole number >= 1, at most {MOST_TOKENS}",
+    ),
+]
+LogProb = Annotated[
+    float,
+    Field(
+        strict=True,
+        ge=-LARGEST,
+        le=ROUNDING,
+        allow_inf_nan=False,
+        description="a log-probability, a finite number of at most 0",
+    ),
+    AfterValidator(lambda value: min(value, 0.0)),
+]
+Loss = Annotated[
+    float,
+    Field(
+        strict=True,
+        ge=-ROUNDING,
+        le=LARGEST,
+        allow_inf_nan=False,
+        description="a loss >= 0, one finite number",
+    ),
+    AfterValidator(lambda value: max(value, 0.0)),
+]
+Share = Annotated[
+    float,
+    Field(strict=True, ge=0, le=1, allow_inf_nan=False, description="a number from 0 to 1"),
+]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False, description="a finite number")]
+Measured = Annotated[float, Field(strict=True, description="a number, nan where it was not measured")]
+Text = Annotated[str, Field(strict=True, description="text")]
+Truth = Annotated[bool, Field(strict=True, description="True or False")]
+Status = Annotated[
+    Literal["ok", "collapsed", "nan"],
+    Field(description="ok, collapsed or nan"),
+]
+
+Value = TypeVar("Value")
+# The first value that does not fit is told; the others are not looked at.
+Column = Annotated[list[Value], Field(fail_fast=True)]
+# One value per wrong answer, and for a single one also without the list around it.
+PerAnswer = Annotated[list[Value], BeforeValidator(_one_or_more), Field(min_length=1)]
+
+
+class Schema(BaseModel):
+    """What every kind of table and log shares: columns that are not declared may stand beside those that are."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class Scores(Schema):
+    """Scores of one model, as `python -m llm score` writes them: a row per example."""
+
+    index: Column[Index]
+    logp: Column[LogProb]
+    length: Column[Tokens]
+
+
+class Answered(Scores):
+    """Scores of every kind of answer, as in a run's answers.parquet: a row per example and answer."""
+
+    answer: Column[Text]
+
+
+class Relearned(Answered):
+    """What a relearning attack brings back: a row per epoch, example and answer."""
+
+    epoch: Column[Index]
+    relearned: Column[Truth]
+
+
+class ByEpoch(Scores):
+    """A run's examples.parquet: a row per epoch and forget example, with what was asked for beside it."""
+
+    epoch: Column[Index]
+    ref: Column[LogProb]
+    retrained: Column[LogProb] | None = None
+    needed: Column[Number] | None = None
+    needed_per_token: Column[Number] | None = None
+    preferred_logp: Column[LogProb] | None = None
+    preferred_length: Column[Tokens] | None = None
+    preferred_ref: Column[LogProb] | None = None
+    gradient_norm: Column[Measured] | None = None
+
+
+class Epochs(Schema):
+    """A run's epochs.parquet: a row per epoch. Numbers of a run that diverged are nan in its last row."""
+
+    epoch: Column[Index]
+    step: Column[Index]
+    learning_rate: Column[Measured]
+    forget_loss: Column[Measured]
+    retain_loss: Column[Measured]
+    gradient_norm: Column[Measured]
+    status: Column[Status]
+
+
+class Log(Schema):
+    """One task of an evaluation log, each measure by the index of its example, under the names of `llm.layouts`."""
+
+    avg_gt_loss: dict[Index, Loss]
+    gt_loss: dict[Index, Loss] | None = None
+    num_token_gt: dict[Index, Tokens] | None = None
+    gt_prob: dict[Index, Share] | None = None
+    avg_paraphrased_loss: dict[Index, Loss] | None = None
+    paraphrased_loss: dict[Index, Loss] | None = None
+    num_token_paraphrased: dict[Index, Tokens] | None = None
+    paraphrased_prob: dict[Index, Share] | None = None
+    average_perturb_loss: dict[Index, PerAnswer[Loss]] | None = None
+    perturb_loss: dict[Index, PerAnswer[Loss]] | None = None
+    num_token_perturb: dict[Index, PerAnswer[Tokens]] | None = None
+    perturb_prob: dict[Index, PerAnswer[Share]] | None = None
+    rouge1_recall: dict[Index, Share] | None = None
+    rougeL_recall: dict[Index, Share] | None = None  # noqa: N815
+    question: dict[Index, Text] | None = None
+    generated_text: (
+        dict[
+            Index,
+            Annotated[
+                list[Text], Field(min_length=3, max_length=3, description="prompt, generation and truth, three texts")
+            ],
+        ]
+        | None
+    ) = None
+
+
+Kind = TypeVar("Kind", bound=Schema)
+
+
+def checked(
+    schema: type[Kind],
+    columns: Mapping[str, Any],
+    where: str,
+    *,
+    row: Callable[[str, Any], str],
+    names: Mapping[str, str],
+) -> Kind:
+    """The columns as the schema has them.
+
+    `where` names the file. `row` says how a place in a column is called, and `names` how a column is, where it has
+    another name there. Raises `InvalidInput` with the first value that may not stand where it does.
+    """
+    try:
+        return schema.model_validate(dict(columns))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+    column, *place = first["loc"]
+    name = names.get(str(column), str(column))
+    allowed = _described(schema.model_json_schema()["properties"][column]) or first["msg"]
+    field = f"{name} of {row(str(column), place[0])}" if place else name
+    field += f", answer {place[1]}" if len(place) > 1 and isinstance(place[1], int) else ""
+    raise InvalidInput(field, shown(first["input"]), f"{allowed} in {where}")
+
+
+def check_table(schema: type[Schema], frame: pd.DataFrame, field: str, where: str) -> pd.DataFrame:
+    """The table, of which the columns that the schema declares hold what it allows; the others stay as they are.
+
+    `field` is what the table is called in error messages, `where` the file. Raises `InvalidInput` for a table without
+    rows, one that lacks a column, and as `checked` does.
+    """
+    required = [name for name, known in schema.model_fields.items() if known.is_required()]
+    lacking = [name for name in required if name not in frame]
+    allowed = f"a table with the columns {', '.join(required)} ({', '.join(lacking)} missing)"
+    require(not lacking, field, where, allowed)
+    require(len(frame) > 0, field, where, "a table with at least one row (it has none)")
+    present = [name for name in schema.model_fields if name in frame]
+    values: dict[str, list[Any]] = {name: frame[name].tolist() for name in present}
+
+    def row(column: str, place: int) -> str:
+        known = f" (index {shown(values['index'][place])})" if "index" in values and column != "index" else ""
+        return f"row {place}{known}"
+
+    names = {name: f"{field}, {name}" for name in present}
+    found = checked(schema, values, where, row=row, names=names)
+    return frame.assign(**{name: _as(getattr(found, name), frame[name].dtype) for name in present})
+
+
+def _as(values: list[Any], dtype: Any) -> np.ndarray:
+    """The values in the type that they were stored in, where that is one of numbers."""
+    return np.array(values, dtype=dtype if getattr(dtype, "kind", "") in "iuf" else None)
+
+
+def shown(value: Any) -> Any:
+    """A value for an error message: as it is where that is short and plain, else the beginning of its text."""
+    text = " ".join(repr(value).split())
+    plain = value is None or isinstance(value, bool | int | float | str | list)
+    return value if plain and len(text) <= WIDEST else text[:WIDEST]
+
+
+def _described(node: Any) -> str | None:
+    """What may stand in a column: the first description in the part of the JSON schema that declares it."""
+    if isinstance(node, Mapping):
+        own = node.get("description")
+        return own if isinstance(own, str) else _first(node.values())
+    return _first(node) if isinstance(node, list) else None
+
+
+def _first(nodes: Any) -> str | None:
+    return next((found for found in map(_described, nodes) if found), None)
