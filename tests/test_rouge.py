@@ -95,7 +95,7 @@ def test_words_of_any_script_do_not_depend_on_how_accents_are_stored(truth: str,
 
 
 def test_the_fields_words_are_the_default() -> None:
-    truth, written = "Ünlü writers wrote novels in Łódź", "a writer of novels in Łódź"
+    truth, written = "Ünlü writers wrote novels in Łódź", "nl d"
     with pytest.warns(RuntimeWarning, match=r"0 of 1 truths .* 18% of all letters"):
         found, latin = rouge([truth], [written]), rouge([truth], [written], words="latin")
     any_script = rouge([truth], [written], words="any")
