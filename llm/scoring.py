@@ -99,7 +99,10 @@ def score_encoded(
             bar.update(int(batch.length.sum()))
     order = torch.tensor([row for rows in plan for row in rows]).argsort()
     logp, length = (torch.cat([one[field] for one in found]).cpu()[order] for field in (0, 1))
-    return _with_reference(logp, length, ref)
+    found = _with_reference(logp, length, ref)
+    bad = found.ref[~found.ref.isfinite()].tolist()
+    require(not bad, "ref", bad[:1], f"finite numbers of nats ({len(bad)} of {len(logp)} are not)")
+    return found
 
 
 def check_finite(
@@ -246,10 +249,10 @@ def _logprobs(logits: Float[Tensor, "scored vocab"], targets: Int64[Tensor, " sc
 
 
 def _with_reference(logp: Tensor, length: Tensor, ref: Number) -> SequenceLogProbs:
-    try:
-        return SequenceLogProbs(logp, length, torch.as_tensor(ref).to(logp).expand(logp.shape))
-    except RuntimeError as error:
-        raise InvalidInput("ref", ref, f"a number, or {len(logp)} of them") from error
+    values, allowed = torch.as_tensor(ref).to(logp), f"a number, or {len(logp)} of them"
+    # A single number stands for all; one of any other shape would be broadcast without a word.
+    require(values.ndim == 0 or values.shape == logp.shape, "ref", tuple(values.shape), allowed)
+    return SequenceLogProbs(logp, length, values.expand(logp.shape))
 
 
 def _finish(config: Any) -> Callable[[Tensor], Tensor]:
