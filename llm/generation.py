@@ -169,7 +169,9 @@ def _alone(model: Any, text: Sequence[int]) -> Float[Tensor, "time vocab"]:
 
 def _rounding(model: Any, logits: Float[Tensor, "time vocab"]) -> Float[Tensor, " time"]:
     """How far rounding may move the logits at each place."""
-    eps = max(torch.finfo(one.dtype).eps for one in model.parameters() if one.is_floating_point())
+    # Numbers of one byte are only stored: what is computed with is wider.
+    wide = {one.dtype for one in model.parameters() if one.is_floating_point() and one.itemsize > 1}
+    eps = max((torch.finfo(dtype).eps for dtype in wide), default=0.0)
     return max(TOLERANCE, 8 * eps) * (logits.amax(-1) - logits.amin(-1))
 
 

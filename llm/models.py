@@ -131,7 +131,8 @@ def load(
 def _fitting(tokenizer: Tokenizer, template: Template, system: str | None) -> Template:
     """The template with the system turn that was asked for, or if none was with one only where it has a place."""
     if system is not None:
-        require(template.chat, "system", system, "left out: this model's template has no system turn")
+        allowed = "left out, or empty: this model's template has no system turn"
+        require(template.chat or not system, "system", system, allowed)
         return replace(template, system=system)
     found = fitted(tokenizer, template)
     if found != template:
