@@ -36,9 +36,9 @@ def pieces(
 ) -> list[Encoded]:
     """The joined texts in pieces of at most `length` tokens, those included that only start a text.
 
-    Every token of the text is in one piece, and in one only; left out is just a last piece of a single token if nothing
-    stands before that. Raises `InvalidInput` for no text, a blank one, a length that leaves no token to score, and a
-    text of one token.
+    Every token of the text is in one piece, and in one only; left out is just a last piece of a
+    single token if nothing stands before that. Raises `InvalidInput` for no text, a blank one, a
+    length that leaves no token to score, and a text of one token.
     """
     _check(texts)
     tokens, start = _ids(tokenizer, separator.join(texts)), start_of(tokenizer)

@@ -6,18 +6,20 @@ across the boundary, so that the text of both does not start with the prompt's t
 counting the prompt's tokens off the merged text, as TOFU's released code does, scores or skips the wrong ones. Either
 way every token belongs to one side, and the scored ones decode to the response.
 
-Every text starts with what the tokenizer itself puts before one: nothing, one token, or several. It ends, once and
-scored, with what the tokenizer itself puts behind a text, or else with its end-of-sequence token.
+Every text starts with what the tokenizer itself puts before one: nothing, one token, or several. It
+ends, once and scored, with what the tokenizer itself puts behind a text, or else with its
+end-of-sequence token.
 
-With a chat template, prompt and response are written by the template, from which the response is read off:
+With a chat template, prompt and response are written by the template, from which the response is
+read off:
 
     prompt   = the template's text of the system's and the user's turns, and of the head of the assistant's
     response = what its text of the whole conversation has beyond that, up to the token that ends the assistant's turn
 
-So blanks that the template writes before the answer are scored, as a model has to write them, and so is the token that
-ends a turn, which often is another one than the tokenizer's end-of-sequence token. What comes after it is not: a model
-has stopped there. A template that writes no token after the answer gets the end-of-sequence token. A template that
-writes anything else is refused.
+So blanks that the template writes before the answer are scored, as a model has to write them, and
+so is the token that ends a turn, which often is another one than the tokenizer's end-of-sequence
+token. What comes after it is not: a model has stopped there. A template that writes no token after
+the answer gets the end-of-sequence token. A template that writes anything else is refused.
 """
 
 from __future__ import annotations
@@ -59,10 +61,11 @@ class PromptAndResponse(Protocol):
 class Template:
     """How a prompt and a response are written: `{prompt}` and `{response}` stand for them, the rest is fixed.
 
-    A space between the two belongs to the response, since tokenizers merge it with the word that follows. With `chat`,
-    what `prompt` and `response` give are the user's and the assistant's turns in the tokenizer's own chat template,
-    after the turn `system` (none if it is empty), on the day `date`. Without `end` the end of the response is left out.
-    Raises `InvalidInput` for a text without its placeholder.
+    A space between the two belongs to the response, since tokenizers merge it with the word that
+    follows. With `chat`, what `prompt` and `response` give are the user's and the assistant's turns
+    in the tokenizer's own chat template, after the turn `system` (none if it is empty), on the day
+    `date`. Without `end` the end of the response is left out. Raises `InvalidInput` for a text
+    without its placeholder.
     """
 
     prompt: str
@@ -157,10 +160,11 @@ def encode_examples(
 ) -> list[Encoded]:
     """The tokens of each example, at most `max_length` of them.
 
-    Raises `InvalidInput` for no example, an empty prompt or response, a response that `max_length` would cut (with
-    `truncate` it is cut, `Encoded.cut` says by how much, and only a prompt that leaves no room is refused), a tokenizer
-    without an end-of-sequence token, and a chat template that is missing, refuses the conversation, or writes another
-    answer than the one given, or something between prompt, answer and end.
+    Raises `InvalidInput` for no example, an empty prompt or response, a response that `max_length`
+    would cut (with `truncate` it is cut, `Encoded.cut` says by how much, and only a prompt that
+    leaves no room is refused), a tokenizer without an end-of-sequence token, and a chat template
+    that is missing, refuses the conversation, or writes another answer than the one given, or
+    something between prompt, answer and end.
     """
     return _encode(tokenizer, template, [(one.prompt, one.response) for one in examples], max_length, truncate)
 
@@ -201,8 +205,8 @@ def _encode(
 def around(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The tokens that the tokenizer itself puts before a text, and those that it puts behind one.
 
-    They are what it makes of a short text beyond the text's own tokens. Raises `InvalidInput` for a tokenizer that then
-    cuts the text itself in another way.
+    They are what it makes of a short text beyond the text's own tokens. Raises `InvalidInput` for a
+    tokenizer that then cuts the text itself in another way.
     """
     whole, bare = (_ids(tokenizer, [PROBE], add_special_tokens=special)[0] for special in (True, False))
     count = len(bare)
@@ -228,8 +232,9 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase, template: Template) -> tuple[
 def fitted(tokenizer: PreTrainedTokenizerBase, template: Template) -> Template:
     """The template, but without its system turn if the tokenizer's chat template has no place for one.
 
-    There is none where the chat template refuses the turn, and where it writes it only as long as the answer is still
-    to come, so that no prompt is the beginning of its conversation. What else stands in the way `encode` will say.
+    There is none where the chat template refuses the turn, and where it writes it only as long as
+    the answer is still to come, so that no prompt is the beginning of its conversation. What else
+    stands in the way `encode` will say.
     """
     without = replace(template, system="")
     unfit = template.chat and not _writes(tokenizer, template) and _writes(tokenizer, without)

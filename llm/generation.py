@@ -2,14 +2,14 @@
 
 Prompts are padded in front, so that all end where the writing begins; the padding is masked and
 positions count from each prompt's own start. Not every model heeds that. Recurrent ones may read
-padding as if it were text; some go wrong as soon as they write several texts at a time, and some with
-what they keep from token to token, at once or when a text outgrows a window. So a model is tried before
-it writes (`way_of`), and of each batch the two texts with most and least padding are read again
-(`_likely`). Both are compared with a forward pass over the text alone, without padding and with nothing
-kept: what does not agree with it is done without, and the batch is written anew.
+padding as if it were text; some go wrong as soon as they write several texts at a time, and some
+with what they keep from token to token, at once or when a text outgrows a window. So a model is
+tried before it writes (`way_of`), and of each batch the two texts with most and least padding are
+read again (`_likely`). Both are compared with a forward pass over the text alone, without padding
+and with nothing kept: what does not agree with it is done without, and the batch is written anew.
 
-A model's own settings for sampling, penalties and the like (`generation_config`) play no part; of them
-only the tokens that end a text are kept.
+A model's own settings for sampling, penalties and the like (`generation_config`) play no part; of
+them only the tokens that end a text are kept.
 """
 
 from __future__ import annotations
@@ -59,8 +59,9 @@ def generate(
 ) -> tuple[str, ...]:
     """The model's greedy answer to each example's prompt, without the tokens that frame a text and the blanks around.
 
-    Prompts have just the tokens that they have when responses are scored. An answer ends with the token that is scored
-    as its end, or with another that ends a text. Raises `InvalidInput` as `encode_examples` and `continuations` do.
+    Prompts have just the tokens that they have when responses are scored. An answer ends with the
+    token that is scored as its end, or with another that ends a text. Raises `InvalidInput` as
+    `encode_examples` and `continuations` do.
     """
     prompts = [one.tokens[: one.prompt] for one in responses(language, examples, max_length=max_length)]
     written = continuations(
@@ -89,9 +90,10 @@ def continuations(
 ) -> list[list[int]]:
     """The most likely next token, again and again, after each prompt (both as token numbers), in the order given.
 
-    A text goes on to `max_new_tokens`, or to the first token that ends one, which is not part of it:
-    one of `ends`, the tokenizer's own, or one that the model's authors name. Not `end` goes past such
-    tokens. Raises `InvalidInput` for no prompt, an empty one, and a text beyond the model's positions.
+    A text goes on to `max_new_tokens`, or to the first token that ends one, which is not part of
+    it: one of `ends`, the tokenizer's own, or one that the model's authors name. Not `end` goes
+    past such tokens. Raises `InvalidInput` for no prompt, an empty one, and a text beyond the
+    model's positions.
     """
     require(
         len(prompts) > 0 and all(map(len, prompts)), "prompts", prompts[:1], "at least one, each of a token or more"
@@ -127,8 +129,8 @@ def continuations(
 def way_of(model: Any, prompts: Sequence[Sequence[int]], count: int) -> Way:
     """The quickest of `WAYS` in which the model gives such prompts the logits that it gives each alone.
 
-    It is tried on two of them, the longest and the shortest, or where nothing is to be padded the two
-    longest, of which one is cut. They are written on by `count` tokens. Logits may differ by
+    It is tried on two of them, the longest and the shortest, or where nothing is to be padded the
+    two longest, of which one is cut. They are written on by `count` tokens. Logits may differ by
     `max(TOLERANCE, 8 eps)` of the range of all logits at their place, eps being the rounding of the
     model's numbers.
     """
@@ -169,7 +171,9 @@ def _alone(model: Any, text: Sequence[int]) -> Float[Tensor, "time vocab"]:
 
 def _rounding(model: Any, logits: Float[Tensor, "time vocab"]) -> Float[Tensor, " time"]:
     """How far rounding may move the logits at each place."""
-    eps = max(torch.finfo(one.dtype).eps for one in model.parameters() if one.is_floating_point())
+    # Numbers of one byte are only stored: what is computed with is wider.
+    wide = {one.dtype for one in model.parameters() if one.is_floating_point() and one.itemsize > 1}
+    eps = max((torch.finfo(dtype).eps for dtype in wide), default=0.0)
     return max(TOLERANCE, 8 * eps) * (logits.amax(-1) - logits.amin(-1))
 
 

@@ -86,12 +86,12 @@ def load(
 ) -> LanguageModel:
     """The model of a folder, a hub id, a name in `READY` or one of a model made here, in evaluation mode.
 
-    Its template is the one given; else the one saved with it; else that of the ready-made model of this name, id or
-    folder name; else `template_of` its tokenizer. `system` is what a chat template is given as the
-    system's turn, which is left out if it is empty. Where `system` is None, the template's own is
-    given, or none with a line on standard error if there is no place for one (`llm.encoding.fitted`).
-    `tokenizer` is where that lies if not beside the weights. `dtype` is one of `DTYPES`, "auto" being
-    the one of the file; `device` "auto" is a GPU where there is one.
+    Its template is the one given; else the one saved with it; else that of the ready-made model of
+    this name, id or folder name; else `template_of` its tokenizer. `system` is what a chat template
+    is given as the system's turn, which is left out if it is empty. Where `system` is None, the
+    template's own is given, or none with a line on standard error if there is no place for one
+    (`llm.encoding.fitted`). `tokenizer` is where that lies if not beside the weights. `dtype` is
+    one of `DTYPES`, "auto" being the one of the file; `device` "auto" is a GPU where there is one.
 
     Raises `InvalidInput`, as far as possible before weights are read, for a source that is not there or cannot be
     fetched, weights that are missing or not safetensors, a model that is not a causal language model, a tokenizer
@@ -130,7 +130,8 @@ def load(
 def _fitting(tokenizer: Tokenizer, template: Template, system: str | None) -> Template:
     """The template with the system turn that was asked for, or if none was with one only where it has a place."""
     if system is not None:
-        require(template.chat, "system", system, "left out: this model's template has no system turn")
+        allowed = "left out, or empty: this model's template has no system turn"
+        require(template.chat or not system, "system", system, allowed)
         return replace(template, system=system)
     found = fitted(tokenizer, template)
     if found != template:

@@ -367,6 +367,7 @@ def test_a_model_that_is_loaded_says_in_one_line_that_it_has_no_system_turn(
         assert load(refusing, template=template).template == without
         assert capsys.readouterr().err.count("\n") == 1
     assert load(refusing, system="").template == load(accepting, system="").template == without
+    assert load(accepting, template=PLAIN, system="").template == PLAIN
     assert load(accepting).template == CHAT and load(accepting, system="Be brief.").template.system == "Be brief."
     assert load_model(ModelOptions(model=accepting, system="Be brief.")).template.system == "Be brief."
     assert capsys.readouterr().err == ""
