@@ -1,8 +1,12 @@
 """Parameters of 16 bits, trained as float32 masters and rounded where the model is looked at.
 
 AdamW moves a parameter by about the learning rate. A bfloat16 number has 8 binary digits: near 0.02 its neighbours lie
-1.2e-4 apart, and an update of less than half of that is rounded away, every time. A master adds such updates up. What
-rounding a master at the end loses is at most half such a step per parameter, once.
+1.2e-4 apart, and an update of less than half of that is rounded away, every time. A master adds such updates up.
+
+Nor may they be rounded away at the end: a whole run at a learning rate of 1e-5 can come to less than half a step. So a
+master between two neighbours goes up or down by a threshold that differs from parameter to parameter, evenly spread:
+up as often as it lies near the upper one. What is lost is the parameter itself, by less than one step; what is kept is
+the mean movement of many, which is what a model does. A parameter that has not moved stays as it is.
 
     in training    float32 masters; bfloat16 models are computed under autocast of bfloat16, float16 models in float32,
                    since without a scaled loss the gradients of float16 vanish below 6e-8
@@ -19,11 +23,32 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from markov.errors import require
 
 NARROW = (torch.bfloat16, torch.float16)
+CUT = {torch.bfloat16: 16, torch.float16: 13}  # last bits of a float32 that they do without
+CHUNK = 2**24  # parameters that are rounded at once
+
+
+def rounded(values: Float[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
+    """Float32 numbers in 16 bits, each to a neighbour: to the upper one as often as the number lies near it.
+
+    The threshold follows from the place in the tensor alone, so that the same numbers are rounded alike at all times
+    and on all devices. Below 6e-5, where float16 has fewer digits, its numbers are rounded to the nearest.
+    """
+    flat, found = values.contiguous().flatten(), []
+    for start in range(0, flat.numel(), CHUNK):
+        part = flat[start : start + CHUNK]
+        place = torch.arange(start, start + len(part), device=flat.device)
+        # Multiples of the golden ratio's share of 2^32: their upper bits are spread evenly, whatever the stride.
+        threshold = (place * 0x9E3779B1 % 2**32 >> 16 >> (16 - CUT[dtype])).int()
+        # The bits of a float, but for its sign, are in the order of its size: what is carried over is the next number.
+        bits = (part.view(torch.int32) + threshold) & -(2 ** CUT[dtype])
+        found.append(torch.where(part.isfinite(), bits.view(torch.float32), part).to(dtype))
+    return torch.cat(found).view(values.shape) if found else values.to(dtype)
 
 
 @dataclass(frozen=True)
@@ -41,7 +66,7 @@ class Masters:
     def rounded(self, model: nn.Module) -> Iterator[None]:
         """The model with its masters rounded to their own dtypes while it lasts; holds the rounded ones beside them."""
         # Others are put in their places, because whoever exchanges gradients holds on to the parameters themselves.
-        other = {id(one): nn.Parameter(one.detach().to(dtype), one.requires_grad) for one, dtype in self.own}
+        other = {id(one): nn.Parameter(rounded(one.detach(), dtype), one.requires_grad) for one, dtype in self.own}
         places = [
             (module, name, parameter)
             for module in model.modules()
@@ -78,4 +103,4 @@ def widened(model: nn.Module, *, narrow_updates: bool = False) -> Iterator[Maste
         yield Masters(own)
     finally:
         for parameter, dtype in own:
-            parameter.data = parameter.data.to(dtype)
+            parameter.data = rounded(parameter.data, dtype)

@@ -45,11 +45,13 @@ class Optimization:
     `budget` is the tokens of a forward pass, padding included: it limits memory and changes results by rounding only.
     In `precision` "bfloat16" products are computed in that precision (autocast), from parameters that keep their own.
 
-    A model of bfloat16 or float16 parameters is trained as float32 masters, whatever the precision, and is rounded to
-    its own dtype whenever it is measured and at the end (see `llm.masters`). `narrow_updates` changes bfloat16
-    parameters themselves: that takes 8 bytes per parameter in place of 16, for parameter, gradient and two moments, and
-    loses every update of less than half the distance between two neighbouring numbers, 1/512 to 1/256 of a parameter's
-    size; at learning rates such as 1e-5 that is most of them. Raises `InvalidInput` for what cannot be.
+    A model of bfloat16 or float16 parameters is trained as float32 masters, whatever the precision. It is rounded to
+    its own dtype whenever it is measured and at the end, so that the mean of many updates is kept (see `llm.masters`).
+    `narrow_updates` changes bfloat16 parameters themselves: that takes 8 bytes per parameter in place of 16, for
+    parameter, gradient and two moments, and loses every update of less than half the distance between two neighbouring
+    numbers, 1/512 to 1/256 of a parameter's size; at learning rates such as 1e-5 that is most of them.
+
+    Raises `InvalidInput` for what cannot be.
     """
 
     epochs: int

@@ -337,9 +337,9 @@ def in_shards(folder: str, out: str) -> None:
 
 
 def into(folder: Path, out: Path) -> None:
-    data = [corpora.read(folder / name) for name in ("forget.json", "retain.json")]
+    forget, retain = (corpora.read(folder / name) for name in ("forget.json", "retain.json"))
     language, every = load(folder / "model", device="cpu"), replace(SETTINGS.optimization, batch=3, budget=300)
-    unlearn_into(out, language, *data, replace(SETTINGS, optimization=every), progress=False)
+    unlearn_into(out, language, forget, retain, replace(SETTINGS, optimization=every), progress=False)
 
 
 @pytest.mark.slow

@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import nn
 
-from llm import epochs
+from llm import epochs, masters
 from llm.adapters import Lora, original_of
 from llm.encoding import Batch
 from llm.epochs import Measure
-from llm.masters import Masters, widened
+from llm.masters import Masters, rounded, widened
 from llm.optimization import Optimization, Term, looping
 from llm.retaining import kl
 from llm.scoring import response_logprobs, score_encoded
@@ -45,6 +45,47 @@ def moved(model: nn.Module, start: nn.Module) -> float:
     """The share of parameters that are not what they were."""
     pairs = zip(model.parameters(), start.parameters(), strict=True)
     return float(torch.cat([(one != two).flatten() for one, two in pairs]).double().mean())
+
+
+# --- rounding ---
+
+
+def spacing(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Between the neighbours of a number, of those with all digits."""
+    digits = {torch.bfloat16: 8, torch.float16: 11}[dtype]
+    return torch.exp2(values.abs().log2().floor() - digits + 1)
+
+
+@NARROW
+@pytest.mark.parametrize("shape", [(100_003,), (64, 4096), (4096, 64), (3, 5, 7)], ids=str)
+def test_rounding_goes_to_a_neighbour_and_keeps_the_mean(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    start = (0.02 * torch.randn(shape, generator=torch.Generator().manual_seed(0))).to(dtype).float()
+    assert torch.equal(rounded(start, dtype).float(), start)
+    step = spacing(start, dtype)
+    full = start.abs() > 1e-4  # of float16 numbers those with all digits
+    for share in (-0.7, -0.1, 0.03, 0.3, 0.5):
+        moved = start + share * step
+        found = rounded(moved, dtype).float()
+        assert bool(((found - moved).abs() <= step)[full].all())
+        mean = ((found - start) / step)[full].double().mean()
+        assert float(mean) == pytest.approx(share, abs=0.06 if start.numel() < 1000 else 0.004)
+    higher = rounded(start + 0.6 * step, dtype) >= rounded(start + 0.2 * step, dtype)
+    assert bool(higher.all())
+
+
+@NARROW
+def test_rounding_leaves_what_is_no_number_and_what_is_too_large(dtype: torch.dtype) -> None:
+    values = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0, -0.0, torch.finfo(dtype).max, 3e38])
+    torch.testing.assert_close(rounded(values, dtype)[:6], values[:6].to(dtype), rtol=0, atol=0, equal_nan=True)
+    assert rounded(torch.zeros(0, 3), dtype).shape == (0, 3)
+    assert torch.equal(rounded(values[3:6].reshape(3, 1).T, dtype), values[3:6].reshape(1, 3).to(dtype))
+
+
+def test_rounding_is_the_same_however_many_are_rounded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    want = rounded(values, torch.bfloat16)
+    monkeypatch.setattr(masters, "CHUNK", 7)
+    assert torch.equal(rounded(values, torch.bfloat16), want)
 
 
 # --- what a master is for ---
@@ -77,7 +118,8 @@ def test_a_training_ends_at_its_masters_rounded_once() -> None:
     wide, model = copy.deepcopy(start).float(), copy.deepcopy(start)
     fine_tune(wide, EXAMPLES, replace(SLOW, precision="bfloat16"), progress=False)
     fine_tune(model, EXAMPLES, SLOW, progress=False)
-    assert same(model, wide.to(torch.bfloat16))
+    for one, two in zip(model.parameters(), wide.parameters(), strict=True):
+        assert torch.equal(one, rounded(two.detach(), torch.bfloat16))
 
 
 def test_adamw_on_narrow_parameters_is_refused_unless_asked_for_by_name() -> None:
@@ -88,8 +130,8 @@ def test_adamw_on_narrow_parameters_is_refused_unless_asked_for_by_name() -> Non
         assert loop.masters == Masters()
     with pytest.raises(InvalidInput, match=r"narrow_updates = True.*float16"):
         fine_tune(narrow(torch.float16), EXAMPLES, replace(FAST, narrow_updates=True), progress=False)
-    with widened(llama()) as masters:
-        assert masters == Masters()
+    with widened(llama()) as own:
+        assert own == Masters()
 
 
 @NARROW
@@ -114,7 +156,7 @@ def test_gradients_that_float16_cannot_hold_are_kept() -> None:
         return response_logprobs(own, batch).logp
 
     for model in (start, copy.deepcopy(start).float()):
-        with widened(model) as masters, looping(model, replace(FAST, clip=None), masters) as loop:
+        with widened(model) as own, looping(model, replace(FAST, clip=None), own) as loop:
             norms.append(loop.update(1, 0.01, [Term(EXAMPLES, [0, 1], losses, 1e-15)]).gradient_norm)
     assert 0 < norms[0] == pytest.approx(norms[1], rel=1e-5)
     assert norms[0] < torch.finfo(torch.float16).smallest_normal
@@ -153,18 +195,18 @@ def test_a_look_at_the_model_leaves_its_masters_and_its_ties_alone() -> None:
     from tests.test_unlearning import gpt2
 
     model = gpt2(dtype=torch.float32).bfloat16()
-    with widened(model) as masters:
+    with widened(model) as own:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter += 1e-4
         before = [(parameter, parameter.detach().clone()) for parameter in model.parameters()]
-        with masters.rounded(model):
+        with own.rounded(model):
             assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
             assert model.lm_head.weight is model.transformer.wte.weight
         for parameter, (own, value) in zip(model.parameters(), before, strict=True):
             assert parameter is own and torch.equal(parameter, value)
     for parameter, (_, value) in zip(model.parameters(), before, strict=True):
-        assert torch.equal(parameter, value.bfloat16())
+        assert torch.equal(parameter, rounded(value, torch.bfloat16))
     assert model.lm_head.weight is model.transformer.wte.weight
 
 
@@ -177,7 +219,7 @@ def test_after_each_epoch_a_narrow_model_is_shown_narrow() -> None:
 
 def test_the_divergence_from_what_a_narrow_model_was_starts_at_0() -> None:
     model = narrow()
-    with widened(model) as masters, looping(model, FAST, masters) as loop, loop._precision(training=True):
+    with widened(model) as own, looping(model, FAST, own) as loop, loop._precision(training=True):
         divergences = kl(loop.model, Batch.pad(RETAIN), original_of(model, None))
     assert float(divergences.detach().abs().max()) == pytest.approx(0.0, abs=1e-6)
 
