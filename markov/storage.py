@@ -64,8 +64,9 @@ def check_writable(path: Location, field: str, *, folder: bool = False) -> Path:
             os.lstat(path)  # a name that no file can have is an error here
         if path.exists() and not (path.is_dir() if folder else path.is_file()):
             raise FileExistsError(errno.EEXIST, "something else lies there")
-        # Files are replaced, never rewritten, so what a file needs is a folder that takes a new one.
-        place = path if folder else path.parent
+        # Files are replaced, never rewritten, so what a file needs is a folder that takes a new one. A folder that is
+        # not there yet is not made for the trial either: whoever finds it would take it for a result.
+        place = path if folder and path.exists() else path.parent
         leftovers.clear(place, path.name)
         _try_creating(place / leftovers.partial_name(path.name))
     except (OSError, ValueError) as error:

@@ -1,0 +1,258 @@
+"""A command that is killed anywhere and given again ends as if nothing had been: the same files, and no others.
+
+One small job of each command runs once undisturbed, and then again for each of its calls to the file system that change
+something: killed just before that call, and started again. How calls are counted, and which repeats are left out, is
+said in `tests.kills`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import transformers
+
+from figures import optimizer, tables
+from figures.scale import Scale
+from llm import corpora, sweep_command
+from llm.__main__ import cli
+from llm.authors import Authors, splits
+from llm.default_models import DefaultModels, build, folder_of
+from llm.encoding import LLAMA2_CHAT, encode_examples
+from llm.methods import methods
+from llm.models import LanguageModel, save
+from llm.news_models import build as news
+from llm.optimization import Optimization
+from llm.options import ModelOptions
+from llm.sequential import requests, sequential
+from llm.sweep import Run, Task
+from llm.tofu import TofuSets
+from llm.training import fine_tune
+from llm.unlearning import Unlearning
+from markov import leftovers, storage
+from markov.__main__ import Grid, experiment, points
+from markov.__main__ import cli as markov_cli
+from markov.objectives import npo
+from markov.running import load_model, model_jobs, models_folder
+from tests.kills import chosen, run_and_kill, tree
+from tests.test_encoding import by_bytes
+from tests.test_muse import QUICK as MEASURING
+from tests.test_muse import SMALL as NEWS
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:the model has collapsed:RuntimeWarning"),
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are copied by fork"),
+]
+TINY = DefaultModels(
+    authors=Authors(authors=10, questions=2),
+    percent=10,
+    width=16,
+    depth=1,
+    heads=2,
+    mlp_width=16,
+    vocabulary=300,
+    epochs=1,
+    batch=32,
+    precision="float32",
+)
+EVERY = Optimization(epochs=2, batch=2, learning_rate=3e-3)
+GRID = Grid(objective=("npo",), epochs=1, width=8, depth=1, heads=1, steps=2, retain_count=60, forget_count=60)
+MINE = "notes of somebody else.txt"
+Job = Callable[[], int]
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with two tiny models, TOFU's files in small, and a cache with tiny ready-made models."""
+    place = tmp_path_factory.mktemp("given")
+    tokenizer = by_bytes(words=True)
+    found = splits(Authors(authors=10, questions=4))
+    few = {name: tuple(replace(one, perturbed=one.perturbed[:2]) for one in part[:3]) for name, part in found.items()}
+    files = {name: few[name] for name in ("forget10", "retain90")}
+    files |= {"forget10_perturbed": few["forget10"], "retain_perturbed": few["retain90"]}
+    files |= {f"{name}_perturbed": few[f"{name}_perturbed"][:2] for name in ("real_authors", "world_facts")}
+    for name, part in files.items():
+        corpora.write(part, place / "data" / f"{name}.json")
+    sizes: dict[str, Any] = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    for number, name in enumerate(("model", "retrained")):
+        torch.manual_seed(number)
+        config = transformers.LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=512, **sizes)
+        model = transformers.LlamaForCausalLM(config)
+        encoded = encode_examples(tokenizer, LLAMA2_CHAT, few["forget10" if number == 0 else "retain90"])
+        fine_tune(model, encoded, Optimization(epochs=2, batch=4, learning_rate=1e-2), progress=False)
+        save(LanguageModel(model, tokenizer, LLAMA2_CHAT, name), place / name, {"seed": number})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SIMNPO_LAB_CACHE", str(place / "cache"))
+        patch.setenv("TOKENIZERS_PARALLELISM", "false")
+        # Asking git takes longer than all the rest of what is written down with a table.
+        patch.setattr(storage, "git_commit", lambda: None)
+        for kind in ("original", "retrained"):
+            build(TINY, kind, progress=False)
+            news(NEWS, kind, progress=False)
+        (point,) = points(GRID)
+        for one in model_jobs(experiment(point)):
+            load_model(models_folder(), one)
+        yield place
+
+
+def commands(given: Path, patch: pytest.MonkeyPatch) -> dict[str, Job]:
+    """One small job of each command."""
+    model = ["--model", str(given / "model"), "--device", "cpu"]
+    data, retrained = ["--data", str(given / "data" / "forget10.json")], ["--retrained", str(given / "retrained")]
+    few = ["--epochs", "2", "--batch", "2", "--learning-rate", "1e-3"]
+    retain = ["--retain-data", str(given / "data" / "retain90.json"), "--objective", "npo:0.2"]
+    sets = ["--data", str(given / "data" / "forget10"), "--max-new-tokens", "2", "--legacy"]
+    attack = [*few, "--repeats", "1", "--out", "found/back.parquet"]
+    chains = ["--epochs", "1", "--width", "8", "--depth", "1", "--heads", "1", "--steps", "2", "--retain-count", "60"]
+    chains += ["--forget-count", "60", "--objective", "npo", "--out", "found/run.parquet"]
+    texts = ["muse", "--unlearn", "npo:0.5", "--retrained", "news:retrained", "--epochs", "2", "--batch", "4"]
+    texts += ["--learning-rate", "3e-3", "--piece", "32", "--device", "cpu", "--out", "found"]
+
+    patch.setattr("llm.news_models.NewsModels", lambda **_: NEWS)
+    patch.setattr("llm.muse_data.News", lambda seed=0: replace(NEWS.news, seed=seed))
+    few_measures = replace(MEASURING, resamples=100)
+    patch.setattr("llm.muse.Measuring", lambda **options: few_measures)
+    patch.setattr("llm.default_models.DefaultModels", lambda **options: TINY)
+    return {
+        "score": lambda: cli(["score", *model, *data, "--out", "found/scores.parquet"]),
+        "unlearn": lambda: cli(["unlearn", *model, *data, *retain, *few, *retrained, "--out", "found"]),
+        "evaluate": lambda: cli(["evaluate", *model, *sets, *retrained, "--out", "found"]),
+        "relearn": lambda: cli(["relearn", *model, *data, *retrained, *attack]),
+        "build": lambda: cli(["build", "--kinds", "original", "retrained", "--device", "cpu", "--out", "found"]),
+        "muse": lambda: cli(texts),
+        "sweep": lambda: swept(),
+        "sequential": lambda: in_turn(),
+        "markov unlearn": lambda: markov_cli(["unlearn", *chains]),
+        "markov grid": lambda: markov_cli(["grid", *chains, "--learning-rate", *(f"{n}e-4" for n in range(1, 10))]),
+        "table": lambda: drawn(),
+        "parts": lambda: in_parts(),
+    }
+
+
+def swept() -> int:
+    """The command, of two methods and a task vector."""
+    folders = {kind: str(folder_of(TINY, kind)) for kind in ("original", "retrained")}
+    task = Task(
+        options=ModelOptions(model=folders["original"], device="cpu"),
+        retrained=folders["retrained"],
+        data="authors:forget10",
+        authors=TINY.authors,
+        max_new_tokens=2,
+    )
+    runs = [Run(method=one, optimization=replace(EVERY, epochs=1)) for one in methods(["npo:0.1@1", "idk@1"])]
+    runs.append(Run(method=None, scale=0.5, optimization=replace(EVERY, epochs=1)))
+    few = TofuSets(*(tuple(replace(one, perturbed=one.perturbed[:2]) for one in part[:2]) for part in task.sets()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llm.sweep.tofu_sets", lambda *_, **__: few)
+        patch.setattr(sweep_command, "runs_of", lambda _: runs)
+        patch.setattr(sweep_command, "task_of", lambda _: task)
+        return cli(["sweep", "--jobs", "1", "--out", "found"])
+
+
+def in_turn() -> int:
+    """Two requests."""
+    forget = requests(corpora.read(folder_of(TINY, "original").parents[2] / "forget.json"), 2)
+    settings = Unlearning(objective=npo(0.1), optimization=replace(EVERY, epochs=1))
+    sequential("found", lambda: build(TINY, "original", progress=False), forget, (), settings, progress=False)
+    return 0
+
+
+def small_context() -> tables.Context:
+    return tables.Context(scale=Scale(), n_jobs=1, progress=False)
+
+
+def drawn() -> int:
+    """A table of runs that several figures share: ten experiments in two ensembles."""
+    rates = tuple(n * 1e-4 for n in range(1, 10))
+    tables.table(small_context(), [experiment(point) for point in points(replace(GRID, learning_rate=rates))])
+    return 0
+
+
+def in_parts() -> int:
+    """A table that is put together from parts."""
+
+    def part(job: tuple[int, str]) -> pd.DataFrame:
+        return pd.DataFrame({"x": [job[0]], "name": [job[1]]})
+
+    def whole() -> pd.DataFrame:
+        return tables.cached_each(small_context(), "optimizer", [(1, "a"), (2, "b")], part)
+
+    assert len(tables.cached(small_context(), "optimizer", "whole", whole)) == 2 and optimizer.__doc__
+    return 0
+
+
+def start(given: Path, place: Path, name: str) -> Path:
+    """A place to work in, with somebody's own file in it, and a cache of what the job does not make itself."""
+    place.mkdir()
+    (place / MINE).write_text("mine")
+    shutil.copytree(given / "cache", place / "cache")
+    corpora.write(splits(TINY.authors)["forget10"][:2], place / "forget.json")
+    if name == "markov unlearn":  # trains its own
+        shutil.rmtree(place / "cache" / "models")
+    if name == "build":  # trains one; the retrained one is there already
+        shutil.rmtree(place / "cache" / "language_models" / folder_of(TINY, "original").name)
+    return place
+
+
+def settled(place: Path) -> dict[str, object]:
+    """What a finished job leaves in a place, without the folder of what is not finished, which is empty."""
+    unfinished = place / "cache" / "unfinished"
+    if unfinished.exists():
+        unfinished.rmdir()
+    return tree(place)
+
+
+NAMES = (
+    "score",
+    "unlearn",
+    "evaluate",
+    "relearn",
+    "build",
+    "muse",
+    "sweep",
+    "sequential",
+    "markov unlearn",
+    "markov grid",
+    "table",
+    "parts",
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_command_that_is_killed_anywhere_and_given_again_ends_the_same(
+    name: str, given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = commands(given, monkeypatch)
+    assert tuple(jobs) == NAMES
+    others = tree(given)
+    whole = start(given, tmp_path / "whole", name)
+    undisturbed = run_and_kill(jobs[name], whole, tmp_path / "log")
+    assert undisturbed.code == 0, undisturbed.said
+    expected, tried = settled(whole), chosen(undisturbed.calls)
+    assert len(tried) >= 4 and MINE in expected
+    for at in tried:
+        place = start(given, tmp_path / "killed", name)
+        first = run_and_kill(jobs[name], place, tmp_path / "log", at)
+        assert first.code == -9, f"call {at}, {undisturbed.calls[at]}: {first.said}"
+        again = run_and_kill(jobs[name], place, tmp_path / "log")
+        where = f"killed before call {at}, {undisturbed.calls[at]}"
+        assert again.code == 0, f"{where}: {again.said}"
+        left = [path for path in place.rglob("*") if leftovers.is_partial(path.name)]
+        assert left == [], f"{where}: {left}"
+        found = settled(place)
+        assert found.keys() == expected.keys(), f"{where}: {sorted(found.keys() ^ expected.keys())}"
+        assert found == expected, f"{where}: {[key for key in found if found[key] != expected[key]]}"
+        shutil.rmtree(place)
+    assert tree(given) == others
+    import resource
+
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print("USED", name, len(undisturbed.calls), len(tried), used.ru_utime + used.ru_stime)
