@@ -188,12 +188,19 @@ def test_turning_the_ratio_over_changes_nothing_about_the_test(seed: int) -> Non
     np.testing.assert_allclose(before, after)
 
 
-def test_a_p_value_below_the_smallest_number_still_has_an_exact_logarithm() -> None:
-    found = forget_quality(by_ratio(np.linspace(1, 2, 3000)), by_ratio(np.linspace(3, 4, 3000)))
+def test_a_p_value_below_the_smallest_number_still_has_an_exact_logarithm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs = [by_ratio(np.linspace(start, start + 1, 3000)) for start in (1, 3)]
+    found = forget_quality(*logs)
     assert found.statistic == 1 and found.p_value < 1e-300 and found.method == "exact"
     # Of the C(6000, 3000) orders two have one model's values before all of the other's.
     assert found.log10_p == pytest.approx(math.log10(2) - math.log10(math.comb(6000, 3000)), rel=1e-12)
     assert found.log10_p == pytest.approx(-1803.8918, abs=1e-4)
+    for name, log in zip(("a", "b"), logs, strict=True):
+        write_tofu_eval(TofuLogs(forget=log), tmp_path / name, {})
+    out, _ = printed(capsys, "--logs", tmp_path / "a", "--retrained-logs", tmp_path / "b")
+    assert "1e-1804" in out
 
 
 @pytest.mark.parametrize("count", range(1, 7))
