@@ -61,10 +61,8 @@ def best(table: pd.DataFrame, tolerance: float = TOLERANCE) -> pd.DataFrame:
     require(0 <= tolerance < 1, "tolerance", tolerance, "a share >= 0, below 1")
     wanted = table[table["measure"].isin(["ks_statistic", "model_utility"])]
     # A mean over seeds of which one is nan is nan, and comes last: pandas by itself would leave that seed out.
-    mean: Any = lambda values: values.mean(skipna=False)  # noqa: E731
-    wide = wanted.pivot_table(
-        index=["title", "model"], columns="measure", values="value", aggfunc=mean, sort=False, dropna=False
-    )
+    grouped = wanted.groupby(["title", "model", "measure"], sort=False)["value"]
+    wide: Any = grouped.mean().where(grouped.count() == grouped.size()).unstack("measure", sort=False)
     utility = wide["model_utility"]
     wide["within"] = utility >= (1 - tolerance) * float(utility.xs("original", level="title").iloc[0])
     rows = []
