@@ -87,7 +87,8 @@ def data_of(model: str, data: str | None) -> str:
     if data is None:
         own = made(model)
         known = own.corpus == sources.PREFIX if own else is_small(model)
-        require(known, "data", None, f"named, since {model} need not have read the invented authors")
+        absent = "" if own or Path(os.path.expanduser(model)).is_dir() else ", of which there is no folder here,"
+        require(known, "data", None, f"named, since {model}{absent} need not have read the invented authors")
         seed = f":{own.seed}" if own and own.seed else ""
         return f"{sources.PREFIX}:forget{own.percent if own else 10:02}{seed}"
     check_has_read(model, data)
