@@ -15,6 +15,7 @@ TOFU's forget quality. Lower right: mean loss per token of answers to retain. Do
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -85,8 +86,10 @@ def frame_of_runs(found: Sequence[Unlearned]) -> pd.DataFrame:
 
 def _end(reference: str, run: Run, model: str, place: int) -> dict[str, Any]:
     logs, method = run.logs, method_name(run.objective) if place else None
-    found = stats.ks_2samp(truth_ratio(logs[model]), truth_ratio(logs["retrained"]), method="exact")
-    distance, p = float(found.statistic), float(found.pvalue)  # pyright: ignore[reportAttributeAccessIssue]
+    distance = p = math.nan  # of a run that diverged so far that its model cannot be scored
+    if model in logs:
+        found = stats.ks_2samp(truth_ratio(logs[model]), truth_ratio(logs["retrained"]), method="exact")
+        distance, p = float(found.statistic), float(found.pvalue)  # pyright: ignore[reportAttributeAccessIssue]
     numbers = {"distance": distance, "p": p, "retain_loss": float(run.epochs["retain_loss"].iloc[place])}
     return {"kind": "end", "reference": reference, "method": method, **numbers}
 

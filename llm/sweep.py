@@ -23,6 +23,7 @@ import pandas as pd
 
 from llm.answers import responses
 from llm.authors import Authors
+from llm.epochs import NAN
 from llm.evaluated import COLUMNS, evaluate_into, tofu_measure
 from llm.generation import NEW_TOKENS
 from llm.layouts import OPEN_UNLEARNING
@@ -40,7 +41,7 @@ from llm.task_vectors import negate_task_vector
 from llm.tofu import TofuSets, retain_word, tofu_sets
 from llm.unlearning import Unlearning
 from markov import storage
-from markov.errors import require
+from markov.errors import InvalidInput, require
 from markov.storage import Location
 
 BASELINES = ("original", "retrained")
@@ -115,7 +116,8 @@ def sweep(
     """Make the runs that are not there yet; all their measures, and those of the model before and of the retrained one.
 
     Columns: those of `llm.measures.measures`, with `model` ("original", "retrained", or the word of the run), `title`,
-    `beta`, `gamma`, `retain_weight` (nan where there are none), `seed` and `status`. Raises `InvalidInput` as
+    `beta`, `gamma`, `retain_weight` (nan where there are none), `seed` and `status`. Of a run that diverged so far that
+    its model cannot be evaluated, of status nan, all values are nan. Raises `InvalidInput` as
     `unlearn_into` and `evaluate_into` do, for a run that comes twice, for data of which the sets to evaluate on do not
     follow, and for a retrained model to which the same answers have other numbers of tokens.
     """
@@ -135,7 +137,12 @@ def sweep(
     several("unlearn and evaluate", jobs, **ways)
     frames = [long_table(logs, retrained, variant=task.variant).assign(title=lambda frame: frame["model"])]
     for run in runs:
-        own = long_table({run.word: run_in(place / run.folder, task, run, sets)}, retrained, variant=task.variant)
+        found = run_in(place / run.folder, task, run, sets)
+        if found is None:
+            unknown = dict.fromkeys(("value", "low", "high"), math.nan)
+            own = frames[0][frames[0]["model"] == "original"].assign(model=run.word, **unknown)
+        else:
+            own = long_table({run.word: found}, retrained, variant=task.variant)
         frames.append(own.assign(**_described(run), status=_status(place / run.folder)))
     return pd.concat(frames, ignore_index=True)
 
@@ -161,15 +168,26 @@ def baseline(folder: Path, task: Task, kind: str, sets: TofuSets | None = None) 
     return _evaluated(folder, task, {"model": word}, sets, lambda: load_model(task.options, word))
 
 
-def run_in(folder: Path, task: Task, run: Run, sets: TofuSets | None = None) -> TofuLogs:
-    """The logs of the model that a run leaves, which is made and evaluated now if it is not there."""
+def run_in(folder: Path, task: Task, run: Run, sets: TofuSets | None = None) -> TofuLogs | None:
+    """The logs of the model that a run leaves, which is made and evaluated now if it is not there.
+
+    None of a model that cannot be evaluated because its run diverged.
+    """
 
     def made() -> LanguageModel:
         language = load_model(task.options)
         (unlearned if run.method else negated)(folder, task, run, language)
         return load(folder / MODEL, dtype=task.options.dtype, device=task.options.device)._replace(name=run.word)
 
-    logs = _evaluated(folder, task, {"model": task.options.model, "run": run}, sets, made)
+    known = any((folder / name).exists() for name in (OPEN_UNLEARNING, MODEL))
+    if _status(folder) == NAN and not known:
+        return None
+    try:
+        logs = _evaluated(folder, task, {"model": task.options.model, "run": run}, sets, made)
+    except InvalidInput:
+        if _status(folder) != NAN:
+            raise
+        logs = None
     if not task.save_models:
         shutil.rmtree(folder / MODEL, ignore_errors=True)
     return logs
