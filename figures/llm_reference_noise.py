@@ -15,6 +15,7 @@ TOFU's forget quality. Lower right: mean loss per token of answers to retain. Do
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -84,12 +85,11 @@ def frame_of_runs(found: Sequence[Unlearned]) -> pd.DataFrame:
 
 def _end(reference: str, run: Run, model: str, place: int) -> dict[str, Any]:
     logs, method = run.logs, method_name(run.objective) if place else None
-    found = forget_quality(logs[model], logs["retrained"])
-    numbers = {
-        "distance": found.statistic,
-        "p": found.p_value,
-        "retain_loss": float(run.epochs["retain_loss"].iloc[place]),
-    }
+    distance = p = math.nan  # of a run that diverged so far that its model cannot be scored
+    if model in logs:
+        found = forget_quality(logs[model], logs["retrained"])
+        distance, p = found.statistic, found.p_value
+    numbers = {"distance": distance, "p": p, "retain_loss": float(run.epochs["retain_loss"].iloc[place])}
     return {"kind": "end", "reference": reference, "method": method, **numbers}
 
 

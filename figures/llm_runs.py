@@ -228,7 +228,8 @@ def _build(context: Context, kind: str) -> LanguageModel:
 def models_of(found: Sequence[Run], source: str) -> Models:
     """Truth-ratio logs of runs that started from one model, by method: see `figures.llm_sources.models`.
 
-    Raises `InvalidInput` for a run that was not told of a retrained model.
+    A run that diverged so far that its model cannot be scored is left out. Raises `InvalidInput` for a run that was not
+    told of a retrained model.
     """
     logs = [run.logs for run in found]
     for run, own in zip(found, logs, strict=True):
@@ -237,7 +238,8 @@ def models_of(found: Sequence[Run], source: str) -> Models:
     names = [method_name(run.objective) for run in found]
     if len(set(names)) < len(names):
         names = [f"{name} ({run.folder.name})" for name, run in zip(names, found, strict=True)]
-    unlearned = {name: own["unlearned"] for name, own in zip(names, logs, strict=True)}
+    # A run that diverged may have left a model that no answer can be scored under.
+    unlearned = {name: own["unlearned"] for name, own in zip(names, logs, strict=True) if "unlearned" in own}
     return models(source, logs[0]["original"], logs[0]["retrained"], unlearned)
 
 

@@ -24,6 +24,7 @@ import pandas as pd
 from llm.answers import responses
 from llm.authors import Authors
 from llm.corpora import Example
+from llm.epochs import NAN
 from llm.evaluated import COLUMNS, evaluate_into, tofu_measure
 from llm.generation import NEW_TOKENS
 from llm.layouts import OPEN_UNLEARNING
@@ -41,7 +42,7 @@ from llm.task_vectors import negate_task_vector
 from llm.tofu import TofuSets, retain_word, tofu_sets
 from llm.unlearning import Unlearning
 from markov import folders, leftovers, storage
-from markov.errors import require
+from markov.errors import InvalidInput, require
 from markov.storage import Location
 
 BASELINES = ("original", "retrained")
@@ -118,7 +119,8 @@ def sweep(
     """Make the runs that are not there yet; all their measures, and those of the model before and of the retrained one.
 
     Columns: those of `llm.measures.measures`, with `model` ("original", "retrained", or the word of the run), `title`,
-    `beta`, `gamma`, `retain_weight` (nan where there are none), `seed` and `status`. Raises `InvalidInput` as
+    `beta`, `gamma`, `retain_weight` (nan where there are none), `seed` and `status`. Of a run that diverged so far that
+    its model cannot be evaluated, of status nan, all values are nan. Raises `InvalidInput` as
     `unlearn_into` and `evaluate_into` do, for a run that comes twice, for data of which the sets to evaluate on do not
     follow, for a folder that holds another sweep or anything else, and for a retrained model to which the same answers
     have other numbers of tokens.
@@ -142,7 +144,12 @@ def sweep(
     several("unlearn and evaluate", jobs, **ways)
     frames = [long_table(logs, retrained, variant=task.variant).assign(title=lambda frame: frame["model"])]
     for run in runs:
-        own = long_table({run.word: run_in(place / run.folder, task, run, sets)}, retrained, variant=task.variant)
+        found = run_in(place / run.folder, task, run, sets)
+        if found is None:
+            unknown = dict.fromkeys(("value", "low", "high"), math.nan)
+            own = frames[0][frames[0]["model"] == "original"].assign(model=run.word, **unknown)
+        else:
+            own = long_table({run.word: found}, retrained, variant=task.variant)
         frames.append(own.assign(**_described(run), status=_status(place / run.folder)))
     return pd.concat(frames, ignore_index=True)
 
@@ -155,6 +162,8 @@ def _shared(task: Task) -> dict[str, Any]:
         "data": task.data,
         "retain_data": task.retain_data,
         "refusals": storage.fingerprint(task.refusals),
+        # What decides which numbers the same model gives to the same answers.
+        **{name: getattr(task.options, name) for name in ("dtype", "template", "system", "revision", "max_length")},
     }
 
 
@@ -180,8 +189,11 @@ def baseline(folder: Path, task: Task, kind: str, sets: TofuSets | None = None) 
     return _evaluated(folder, task, {"model": word}, sets, lambda: load_model(task.options, word))
 
 
-def run_in(folder: Path, task: Task, run: Run, sets: TofuSets | None = None) -> TofuLogs:
-    """The logs of the model that a run leaves, which is made and evaluated now if it is not there."""
+def run_in(folder: Path, task: Task, run: Run, sets: TofuSets | None = None) -> TofuLogs | None:
+    """The logs of the model that a run leaves, which is made and evaluated now if it is not there.
+
+    None of a model that cannot be evaluated because its run diverged.
+    """
 
     def made() -> LanguageModel:
         # Of a run that is finished but for its evaluation the model is there, or nothing more can be said of it.
@@ -192,7 +204,15 @@ def run_in(folder: Path, task: Task, run: Run, sets: TofuSets | None = None) -> 
         return load(folder / MODEL, dtype=task.options.dtype, device=task.options.device)._replace(name=run.word)
 
     folders.claim(folder, JOB, {"run": run}, names=(), passing=() if task.save_models else (MODEL,))
-    logs = _evaluated(folder, task, {"model": task.options.model, "run": run}, sets, made)
+    known = any((folder / name).exists() for name in (OPEN_UNLEARNING, MODEL))
+    if _status(folder) == NAN and not known:
+        return None
+    try:
+        logs = _evaluated(folder, task, {"model": task.options.model, "run": run}, sets, made)
+    except InvalidInput:
+        if _status(folder) != NAN:
+            raise
+        logs = None
     if not task.save_models:  # nor is a model removed that an earlier call was asked to keep: its claim says so
         folders.tidy(folder, JOB)
     return logs

@@ -1,0 +1,151 @@
+"""A run that diverges is a result: it ends with a status, and everything that reads runs reads it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from figures import llm_reference_noise, llm_runs
+from llm import runs
+from llm import sweep as sweep_module
+from llm.__main__ import cli
+from llm.answers import answer_log
+from llm.models import load, save
+from llm.runs import read_run
+from llm.summaries import best, summary
+from llm.sweep import Task, epochs, sweep
+from markov.errors import InvalidInput
+from tests.test_llm_processes import arguments, folder
+from tests.test_sweep import EVERY, own_cache, task, wanted
+
+__all__ = ["folder", "own_cache", "task"]  # fixtures
+ADAPTED = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+DIVERGES = pytest.mark.filterwarnings(
+    "ignore:unlearning ends|answers of the unlearned model|the model has collapsed:RuntimeWarning"
+)
+
+
+def given(folder: Path, tmp_path: Path, **changes: str) -> list[str]:
+    more = [word for name, value in changes.items() for word in (f"--{name.replace('_', '-')}", value)]
+    return arguments(folder, tmp_path / "run", "--retrained", str(folder / "model"), *more)
+
+
+def scoring_fails(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The scoring of answers, which refuses numbers that are not finite."""
+
+    def wrapped(*rest: Any, **options: Any) -> Any:
+        found = function(*rest, **options)
+        if not np.isfinite(found.gold.average).all():
+            raise InvalidInput("logp", math.nan, "finite scores")
+        return found
+
+    return wrapped
+
+
+@DIVERGES
+@ADAPTED
+@pytest.mark.parametrize("refused", [False, True], ids=["read", "refused"])
+@pytest.mark.parametrize(
+    ("changes", "epoch"),
+    [
+        ({"learning_rate": "1e6"}, 1),
+        ({"learning_rate": "1e30"}, 1),
+        ({"learning_rate": "1e300", "dtype": "bfloat16"}, 1),
+        ({"learning_rate": "1e300"}, 1),
+        ({"learning_rate": "1e300", "batch": "100", "epochs": "1"}, 1),
+        ({"learning_rate": "1e300", "lora_rank": "2"}, 1),
+    ],
+    ids=str,
+)
+def test_a_run_that_diverges_is_a_result(
+    changes: dict[str, str],
+    epoch: int,
+    refused: bool,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if refused:
+        monkeypatch.setattr(runs, "answer_log", scoring_fails(answer_log))
+    assert cli(given(folder, tmp_path, **changes)) == 0
+    assert "examples.parquet" in capsys.readouterr().out
+    run = read_run(tmp_path / "run")
+    assert run.epochs["status"].tolist()[0] == "ok"
+    if run.epochs["status"].iloc[-1] == "nan":
+        assert run.epochs["epoch"].tolist() == list(range(epoch + 1))
+        assert math.isnan(run.epochs["retain_loss"].iloc[-1])
+        assert set(run.examples["epoch"]) == set(range(epoch))
+    assert np.isfinite(run.examples[["logp", "ref", "needed"]]).all(axis=None)
+    assert np.isfinite(run.answers["logp"]).all()
+    assert {"original", "retrained"} <= set(run.logs)
+    assert (tmp_path / "run" / "weights.parquet").exists() and (tmp_path / "run" / "model").is_dir()
+    assert not (tmp_path / "run" / "state").exists()
+    assert cli(given(folder, tmp_path, **changes)) == 0  # read again
+
+    frame = llm_runs.trajectories([run])
+    assert len(frame) == len(run.examples) and np.isfinite(frame["weight"]).all()
+    end = llm_reference_noise._end("own", run, "unlearned", -1)
+    assert np.isfinite(end["distance"]) == ("unlearned" in run.logs)
+
+
+@DIVERGES
+def test_a_run_of_weights_that_overflow_has_no_answers_afterwards(folder: Path, tmp_path: Path) -> None:
+    assert cli(given(folder, tmp_path, learning_rate="1e300")) == 0
+    run = read_run(tmp_path / "run")
+    assert run.epochs["status"].iloc[-1] == "nan" and set(run.logs) == {"original", "retrained"}
+    # The figures of models leave it out, beside another that has some.
+    assert cli(arguments(folder, tmp_path / "good", "--retrained", str(folder / "model"))) == 0
+    found = llm_runs.models_of([run, read_run(tmp_path / "good")], "own")
+    assert len(found.unlearned) == 1
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_model_that_is_not_finite_is_bad_input(
+    value: float, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    language = load(folder / "model", device="cpu")
+    with torch.no_grad():
+        language.model.lm_head.weight[3, 2] = value
+    save(language, tmp_path / "model", {})
+    given = arguments(folder, tmp_path / "run")
+    given[given.index("--model") + 1] = str(tmp_path / "model")
+    assert cli(given) == 2
+    assert re.fullmatch(r"error: .*\n", capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
+@DIVERGES
+def test_a_sweep_shows_a_run_that_diverged(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its model cannot be evaluated: the other runs have their numbers, and this one its status."""
+    keep = sweep_module.evaluate_into
+
+    def refusing(folder: Path, start: Callable[[], Any], *rest: Any, **options: Any) -> Any:
+        if "gradient_ascent" not in folder.name:
+            return keep(folder, start, *rest, **options)
+        start()
+        raise InvalidInput("logp", math.nan, "finite scores")
+
+    monkeypatch.setattr(sweep_module, "evaluate_into", refusing)
+    good, bad = wanted(("npo:0.1@1", "gradient_ascent"))
+    bad = replace(bad, optimization=replace(EVERY, learning_rate=1e30))
+    table = sweep(tmp_path, replace(task, save_models=False), [good, bad], n_jobs=1, progress=False)
+    own = table[table["model"] == bad.word]
+    assert len(own) > 0 and own["value"].isna().all() and set(own["status"]) == {"nan"}
+    assert table[table["model"] == good.word]["value"].notna().any()
+    again = sweep(tmp_path, replace(task, save_models=False), [good, bad], n_jobs=1, progress=False)
+    pd.testing.assert_frame_equal(again, table)
+    assert summary(table).loc[bad.word].isna().sum() > 0 and bad.word not in best(table)["model"].tolist()
+    assert set(epochs(tmp_path, [good, bad], table)["status"]) >= {"nan"}
+    other = tmp_path / "other"
+    with pytest.raises(InvalidInput, match="logp"):  # one that did not diverge is not excused
+        sweep(other, task, wanted(("gradient_ascent",)), n_jobs=1, progress=False)
