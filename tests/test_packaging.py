@@ -34,8 +34,9 @@ TARGETS = [
     "lab",
     "notebooks",
     "test",
+    "test-elsewhere",
 ]
-WITH_NOTEBOOKS = ("benchmark", "book", "browser", "check", "lab", "notebooks", "test")
+WITH_NOTEBOOKS = ("benchmark", "book", "browser", "check", "lab", "notebooks", "test", "test-elsewhere")
 
 
 def normalized(requirement: str) -> str:
