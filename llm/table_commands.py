@@ -13,7 +13,7 @@ from llm.layouts import read_log
 from llm.logs import shared
 from llm.options import DEFAULTS, objectives, write
 from llm.score_tables import beside, pair, read_scores
-from markov import storage
+from markov import folders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class Diagnose:
 def weights(command: Weights) -> None:
     """Weigh from tables of scores."""
     chosen = objectives(command.objectives)
-    storage.check_writable(command.out, "out")
+    folders.check_table(command.out, inputs=(command.scores, command.reference, command.retrained))
     scores, reference = read_scores(command.scores, "scores"), read_scores(command.reference, "reference")
     frame = weights_table(pair(scores, reference), chosen, scores["index"].to_numpy())
     if command.retrained is not None:
@@ -71,7 +71,7 @@ def weights(command: Weights) -> None:
 def diagnose(command: Diagnose) -> None:
     """Weigh from evaluation logs."""
     chosen = objectives(command.objectives)
-    storage.check_writable(command.out, "out")
+    folders.check_table(command.out)
     original, retrained = read_log(command.logs), read_log(command.retrained_logs)
     if command.shared:
         original, retrained = shared(original, retrained)

@@ -14,8 +14,10 @@ import pytest
 import torch
 
 from figures import tables
+from figures.__main__ import cli as figures_cli
 from figures.scale import Scale
 from llm import news_models
+from llm.__main__ import cli
 from llm.answers import answer_log
 from llm.authors import Authors
 from llm.default_models import DefaultModels, build, folder_of, sets
@@ -248,3 +250,55 @@ def test_a_damaged_table_of_requests_is_made_again(tmp_path: Path, capsys: pytes
     cut(tmp_path / "run" / "request_1" / MODEL / "model.safetensors")
     pd.testing.assert_frame_equal(in_turn(), first)
     assert answer_log(build(TINY, "original", progress=False), FORGET, progress=False).index.tolist()
+
+
+# --- what the user named is not what is destroyed ---
+
+
+@pytest.mark.parametrize(
+    ("command", "out"),
+    [
+        ("unlearn --model MODEL --data DATA --retain-data DATA --retain-term none", "MODEL/.."),
+        ("unlearn --model MODEL --data DATA --retain-data DATA --retain-term none", "MODEL"),
+        ("unlearn --model MODEL --data DATA --retain-data DATA --retain-term none", "MODEL/inside"),
+        ("unlearn --model MODEL --data DATA --retain-data DATA", "taken"),
+        ("evaluate --model MODEL", "MODEL/.."),
+        ("evaluate --model MODEL", "taken"),
+        ("sweep --model MODEL --retrained MODEL --data tofu:forget10", "MODEL"),
+        ("sweep", "taken"),
+        ("muse --model MODEL", "MODEL/.."),
+        ("muse", "taken"),
+        ("build", "taken"),
+        ("score --model MODEL --data DATA", "DATA"),
+        ("score --model MODEL --data DATA", "MODEL/model.safetensors"),
+        ("score --model MODEL --data DATA", "taken/notes.txt"),
+        ("relearn --model MODEL --data DATA", "DATA"),
+        ("weights --scores SCORES --reference SCORES", "SCORES"),
+        ("diagnose --logs DATA --retrained-logs DATA", "DATA"),
+    ],
+)
+def test_a_command_refuses_in_one_line_to_write_where_it_reads_or_where_another_has_written(
+    command: str, out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    known = {"MODEL": "exp/model", "DATA": "exp/forget10.json", "SCORES": "scores.parquet"}
+    for name in ("exp/model/model.safetensors", "exp/model/config.json", "exp/forget10.json", "taken/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    storage.write_table(pd.DataFrame({"index": [0], "logp": [-1.0], "length": [2]}), tmp_path / "scores.parquet", {})
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    words = [known.get(word, word) for word in command.split()]
+    for name, path in known.items():
+        out = out.replace(name, path)
+    assert cli([*words, "--out", out]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: out = "), line
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_figures_replace_figures_and_no_other_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "weights.parquet").write_text("mine")
+    assert figures_cli(["weights", "--quick", "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.startswith("error: out = ")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["weights.parquet"]
