@@ -17,7 +17,7 @@ import tyro
 from figures import claims, progress, style
 from figures.scale import Scale, quick
 from figures.tables import Context
-from markov import storage
+from markov import folders, storage
 from markov.errors import exit_code, require
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def main(arguments: Arguments) -> None:
         scale = replace(scale, pretrained=arguments.seeds, sweep_pretrained=arguments.seeds)
     scale = replace(scale, whole=arguments.whole)
     require(arguments.jobs == -1 or arguments.jobs >= 1, "jobs", arguments.jobs, "-1 or a whole number of at least 1")
-    storage.check_writable(arguments.out, "out", folder=True)
+    check_out(arguments, names)
     if arguments.runs:
         from llm.runs import read_run
 
@@ -160,6 +160,18 @@ def main(arguments: Arguments) -> None:
                 draw(name, context, arguments)
             written = f"{arguments.out / name}.{{pdf,png,parquet}}"
             shown.say(f"{name}: {written} in {time.perf_counter() - began:.0f} s")
+
+
+def check_out(arguments: Arguments, names: Sequence[str]) -> None:
+    """Check, before any work, that what the figures replace are figures.
+
+    Runs, models and tables of many kinds may lie in the output folder. Raises `InvalidInput` for one that cannot be
+    written, or that is, or lies in, what is read, and for a table NAME.parquet that this program did not write.
+    """
+    storage.check_writable(arguments.out, "out", folder=True)
+    inputs = (*arguments.runs, arguments.model, arguments.retrained, *(arguments.logs or ()))
+    for name in names:
+        folders.check_table(arguments.out / f"{name}.parquet", inputs=inputs)
 
 
 def chosen(arguments: Arguments) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from llm.layouts import read_log
 from llm.logs import EvaluationLog, align, shared, with_lengths
 from llm.options import DEFAULTS, objectives, plain_warnings, write
 from llm.score_tables import beside, pair, read_scores
-from markov import storage
+from markov import folders
 from markov.errors import require
 from markov.objectives import Objective
 
@@ -67,7 +67,7 @@ class Diagnose:
 def weights(command: Weights) -> None:
     """Weigh from tables of scores."""
     chosen = objectives(command.objectives)
-    storage.check_writable(command.out, "out")
+    folders.check_table(command.out, inputs=(command.scores, command.reference, command.retrained))
     scores, reference = read_scores(command.scores, "scores"), read_scores(command.reference, "reference")
     frame = weights_table(pair(scores, reference), chosen, scores["index"].to_numpy())
     if command.retrained is not None:
@@ -80,7 +80,7 @@ def weights(command: Weights) -> None:
 def diagnose(command: Diagnose) -> None:
     """Weigh from evaluation logs."""
     chosen = objectives(command.objectives)
-    storage.check_writable(command.out, "out")
+    folders.check_table(command.out)
     with plain_warnings():
         original, retrained = read_log(command.logs), read_log(command.retrained_logs)
         if command.lengths is not None:
