@@ -2,8 +2,8 @@
 
 `load` takes a folder in the layout of transformers, an id of the hub, a name in `READY`, or `authors:original`,
 `authors:retrained` and `authors:partial`, the small models of `default_models`, which are trained on first use. Weights
-are read from safetensors only, and code that comes with a model is not run unless asked for. `save` writes a folder
-that `load` takes.
+are read from safetensors only, and code that comes with a model is not run unless asked for. An adapter is added into
+the weights of its base (`llm.merging`), so that every model is a plain one. `save` writes a folder that `load` takes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +25,19 @@ from safetensors import SafetensorError
 from torch import nn
 
 from llm.encoding import CHAT, LLAMA2_CHAT, PLAIN, Template
-from llm.pretrained import check_folder, quiet, read_config, read_tokenizer, read_weights, vocabulary
+from llm.merging import Adapter, find_adapter, merge, without_adapter
+from llm.pretrained import (
+    PROBES,
+    check_folder,
+    mend_generation,
+    note,
+    quiet,
+    read_config,
+    read_tokenizer,
+    read_weights,
+    reason_of,
+    vocabulary,
+)
 from llm.scoring import check_model
 from markov.errors import InvalidInput, require
 from markov.storage import Location, check_writable, settings_of
@@ -37,8 +50,6 @@ Module = TypeVar("Module", bound=nn.Module)
 PREFIX = "authors:"
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TEMPLATE, PROVENANCE = "template.json", "provenance.json"
-# What tokenizers disagree on: capitals, digits, runs of blanks, letters beyond ASCII, other scripts.
-PROBES = ('Question: Who wrote "The Salt Road" in 1987?\nAnswer:', "  Ünlü şair\tŁódź, 東京 & co. — 12.5%", "isn't IT")
 
 
 class Ready(NamedTuple):
@@ -86,11 +97,13 @@ def load(
 
     Its template is the one given; else the one saved with it; else that of the ready-made model of this name, id or
     folder name; else `template_of` its tokenizer. `tokenizer` is where that lies if not beside the weights. `dtype` is
-    one of `DTYPES`, "auto" being the one of the file; `device` "auto" is a GPU where there is one.
+    one of `DTYPES`, "auto" being the one of the file; `device` "auto" is a GPU where there is one. What an adapter
+    lacks, its template or its tokenizer, is that of its base.
 
     Raises `InvalidInput`, as far as possible before weights are read, for a source that is not there or cannot be
-    fetched, weights that are missing or not safetensors, a model that is not a causal language model, a tokenizer
-    without end-of-sequence token or with more tokens than the model, and an unknown dtype or device.
+    fetched, weights that are missing, have no place or are not safetensors, a model that is not a causal language
+    model, an adapter that cannot be added into its base, a tokenizer without end-of-sequence token or with more tokens
+    than the model, and an unknown dtype or device.
     """
     require(dtype in DTYPES, "dtype", dtype, f"one of {', '.join(DTYPES)}")
     place, name = find_device(device), os.path.expanduser(source)
@@ -100,25 +113,109 @@ def load(
         built = build(DefaultModels(), name.removeprefix(PREFIX), device=device)
         model = built.model.to(dtype=DTYPES[dtype])  # pyright: ignore[reportCallIssue]
         return built._replace(model=model, template=template or built.template, name=name)
-    folder, local = Path(name).resolve(), Path(name).is_dir()
-    names = {name, folder.name if local else name}
-    ready = next((one for key, one in READY.items() if names & {key, one.hub, Path(one.hub).name}), None)
+    local, ready = Path(name).is_dir(), _ready(name)
     if local:
-        check_folder(folder)
         require(revision is None, "revision", revision, f"left out, since {name} is a folder")
-        template = template or _saved_template(folder / TEMPLATE)
     elif ready is None:
-        require(name.count("/") < 2 and name[:1].isalnum(), "model", name, f"a folder that exists, or {NAMES}")
+        _check_word(name)
     else:
         revision = revision or ready.revision
     where = ready.hub if ready and not local else name
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    config = read_config(where, options)
-    elsewhere = {**options, "revision": None} if tokenizer else options
-    words = read_tokenizer(os.path.expanduser(tokenizer or where), config, elsewhere)
-    model = read_weights(where, config, DTYPES[dtype], options).to(device=place)  # pyright: ignore[reportCallIssue]
+    adapter = find_adapter(where, options)
+    if adapter is None or adapter.base == where:
+        if local:
+            check_folder(Path(where))
+        config, base, own = read_config(where, options), where, options
+    else:
+        base, own = adapter.base, {**options, "revision": adapter.base_revision}
+        config = _config_of_base(adapter, own)
+    place_of_words, elsewhere = _place_of_words(tokenizer, where, base, options, own)
+    words = read_tokenizer(place_of_words, config, elsewhere)
+    known = [(where, ready), (base, _ready(base))] if base != where else [(where, ready)]
+    template = template or next(filter(None, (_template(*pair) for pair in known)), None)
+    if adapter is None:
+        model = read_weights(base, config, DTYPES[dtype], own)
+    else:
+        model = _merged(adapter, config, DTYPES[dtype], own)
+    mend_generation(model, name)
+    model = model.to(device=place)  # pyright: ignore[reportCallIssue]
     check_model(model)
-    return LanguageModel(model, words, template or (ready.template if ready else template_of(words)), name)
+    return LanguageModel(model, words, template or template_of(words), name)
+
+
+def _ready(name: str) -> Ready | None:
+    """The ready-made model of this name, hub id or folder name."""
+    local = Path(name).is_dir()
+    names = {name, Path(name).resolve().name if local else name}
+    known = READY.items()
+    return next((one for key, one in known if names & {key, one.hub, Path(one.hub).name}), None)
+
+
+def _check_word(name: str) -> None:
+    good = name.count("/") < 2 and name[:1].isalnum()
+    require(good, "model", name, f"a folder that exists, or {NAMES}")
+
+
+def _config_of_base(adapter: Adapter, options: Mapping[str, Any]) -> Any:
+    """The configuration of the model that an adapter changes; raises `InvalidInput`, naming both."""
+    base = adapter.base
+    try:
+        if Path(base).is_dir():
+            alone = find_adapter(base, options) is None
+            require(alone, "model", base, "a model without an adapter of its own")
+            check_folder(Path(base))
+        else:
+            good = base.count("/") < 2 and base[:1].isalnum()
+            require(good, "model", base, "a folder that exists")
+        return read_config(base, options)
+    except InvalidInput as error:
+        allowed = f"an adapter whose base can be read: {base!r} has to be {error.allowed}"
+        raise InvalidInput("model", adapter.where, allowed) from None
+
+
+def _place_of_words(
+    given: Location | None,
+    where: str,
+    base: str,
+    options: Mapping[str, Any],
+    own: Mapping[str, Any],
+) -> tuple[str, Mapping[str, Any]]:
+    """Where the tokenizer lies: where it is said to, beside the weights or the adapter, or beside the base."""
+    from transformers.utils.hub import cached_file
+
+    if given is not None:
+        return os.path.expanduser(given), {**options, "revision": None}
+    if base == where:
+        return where, options
+    absent = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "gated_repo")}
+    found = cached_file(where, "tokenizer_config.json", revision=options["revision"], **absent)
+    return (base, own) if found is None else (where, options)
+
+
+def _template(where: str, ready: Ready | None) -> Template | None:
+    """The template saved in a folder, or else that of the ready-made model of its name."""
+    saved = _saved_template(Path(where) / TEMPLATE) if Path(where).is_dir() else None
+    return saved or (ready.template if ready else None)
+
+
+def _merged(adapter: Adapter, config: Any, dtype: torch.dtype | None, options: Mapping[str, Any]) -> PreTrainedModel:
+    """The base of an adapter with the adapter added into its weights in float32, in the dtype asked for."""
+    packed = getattr(config, "quantization_config", None)
+    allowed = f"an adapter whose base is not quantised: {adapter.base} is, and adding to it would round"
+    require(packed is None, "model", adapter.where, allowed)
+    narrow = dtype is not None and dtype.itemsize < torch.float32.itemsize
+    with without_adapter(adapter) as bare:
+        model = read_weights(bare, config, torch.float32 if narrow else dtype, options)
+    own = dtype or model.dtype
+    wide = torch.promote_types(own, torch.float32)
+    model = merge(model.to(dtype=wide), adapter)  # pyright: ignore[reportCallIssue]
+    model = model.to(dtype=own)  # pyright: ignore[reportCallIssue]
+    name = str(own).removeprefix("torch.")
+    rounded = "" if own == wide else f", and the sum is rounded to {name}"
+    beside = "the weights beside it" if adapter.base == adapter.where else adapter.base
+    note(f"the adapter in {adapter.where} is added into {beside}{rounded}")
+    return model
 
 
 def _saved_template(file: Path) -> Template | None:
@@ -171,26 +268,60 @@ def perturbed(model: Module, *, scale: float, share: float = 0.5, seed: int) -> 
 def save(language_model: LanguageModel, folder: Location, provenance: Mapping[str, Any]) -> None:
     """Write model, tokenizer, template and provenance into a new folder that `load` takes: all of it or nothing.
 
-    It is written beside its place and renamed. Raises `InvalidInput` for a place that is taken or cannot be written.
+    It is written beside its place and renamed. Raises `InvalidInput` for a place that is taken or cannot be written,
+    and for a model that transformers does not save.
     """
     target = Path(os.path.realpath(folder))
     require(not target.exists(), "folder", str(target), "a place where nothing lies yet")
+    with _written(language_model, target, provenance) as partial:
+        os.rename(partial, target)
+
+
+def check_savable(language_model: LanguageModel, folder: Location) -> None:
+    """Raise `InvalidInput` unless the model can be saved there, so that this is known before it is trained.
+
+    It is tried: the model is written as `save` writes it, beside the folder, and removed again. So whatever a version
+    of transformers refuses is found (settings for generation that it takes for invalid, weights that share memory
+    without saying so, a tokenizer or custom code that it cannot write), and so is a disk without room for the model.
+    """
+    target = Path(os.path.realpath(folder))
+    fresh = [parent for parent in target.parents if not parent.exists()]
+    try:
+        with _written(language_model, target, {}):
+            pass
+    finally:
+        for parent in fresh:  # made by the trial, from the innermost
+            with suppress(OSError):
+                parent.rmdir()
+
+
+@contextmanager
+def _written(language_model: LanguageModel, target: Path, provenance: Mapping[str, Any]) -> Iterator[Path]:
+    """A folder beside the target with all that is saved of a model, which is gone afterwards if it is still there."""
+    name, model = language_model.name, language_model.model
+    whole = not getattr(model, "_hf_peft_config_loaded", False) and not hasattr(model, "peft_config")
+    require(whole, "model", name, "one without adapters: they are merged before it is saved")
     check_writable(target, "folder", folder=True)
     partial = target.with_name(f".partial-{secrets.token_hex(8)}")
     described = {TEMPLATE: asdict(language_model.template), PROVENANCE: settings_of(provenance)}
     try:
         partial.mkdir(parents=True)
         with quiet():
-            language_model.model.save_pretrained(partial)
+            model.save_pretrained(partial)
             language_model.tokenizer.save_pretrained(partial)
-        for name, content in described.items():
-            (partial / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+        for file, content in described.items():
+            (partial / file).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
         for file in partial.glob("*.safetensors"):  # written so that no other user can read them
             shutil.copymode(partial / PROVENANCE, file)
-        os.rename(partial, target)
+        yield partial
+    except InvalidInput:
+        raise
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InvalidInput("folder", str(target), f"a folder that can be written ({reason})") from None
+    except Exception as error:  # custom code can raise anything
+        allowed = f"one that transformers can save ({reason_of(error)})"
+        raise InvalidInput("model", name, allowed) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

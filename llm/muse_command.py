@@ -74,7 +74,7 @@ class Muse(ModelOptions):
 
 def muse(command: Muse) -> None:
     """Measure, after unlearning if that is asked for, and print what was found."""
-    from llm.models import check_same_vocabulary
+    from llm.models import check_same_vocabulary, check_savable
     from llm.muse import Measuring, evaluate_muse, unlearn_texts
     from llm.muse_data import generated, read_muse
 
@@ -93,6 +93,7 @@ def muse(command: Muse) -> None:
         del other
     if settings is not None:
         length = command.piece or PIECES[generated(command.data) is not None]
+        check_savable(language, command.out / MODEL)
         run = unlearn_texts(language, data, settings, length=length)
         _keep(command, language, run.epochs)
     with warnings.catch_warnings(record=True) as caught:

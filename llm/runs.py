@@ -31,7 +31,7 @@ from llm.diagnostics import with_needed
 from llm.encoding import MAX_LENGTH, Encoded
 from llm.epochs import Measure
 from llm.logs import EvaluationLog, total_loss
-from llm.models import LanguageModel, save
+from llm.models import LanguageModel, check_savable, save
 from llm.unlearning import Unlearning, unlearn
 from markov import storage
 from markov.errors import InvalidInput, require
@@ -101,7 +101,7 @@ def unlearn_into(
     without them, and the `original`, which is scored now if not given. `preferred` are the same examples with the
     response that is preferred to theirs; `measure` is called after every epoch (see `llm.unlearning.unlearn`). Raises
     `InvalidInput` as `unlearn` does, for logs of other examples or tokens, and for a folder that cannot be written or
-    holds a run of other settings, data, models or measures.
+    holds a run of other settings, data, models or measures; before any work also for a model that cannot be saved.
     """
     folder = storage.check_writable(folder, "out", folder=True)
     index = np.array([example.index for example in forget])
@@ -125,6 +125,7 @@ def unlearn_into(
         same = run.settings == storage.settings_of(described)
         require(same, "out", str(folder), "an empty folder, or that of a run of these settings, data and models")
         return run
+    check_savable(language, folder / MODEL)
     state = folder / STATE
 
     def answers() -> EvaluationLog:

@@ -28,7 +28,7 @@ from llm.generation import NEW_TOKENS
 from llm.layouts import OPEN_UNLEARNING
 from llm.measures import TofuLogs
 from llm.methods import METHODS, Method
-from llm.models import LanguageModel, load, save
+from llm.models import LanguageModel, check_savable, load, save
 from llm.optimization import Optimization
 from llm.options import ModelOptions, load_model
 from llm.parallel import several
@@ -206,6 +206,7 @@ def unlearned(folder: Path, task: Task, run: Run, language: LanguageModel) -> No
 def negated(folder: Path, task: Task, run: Run, language: LanguageModel) -> None:
     """Take the task vector of the forget data away, and save what is left."""
     if not (folder / MODEL).exists():
+        check_savable(language, folder / MODEL)
         encoded = responses(language, read(task.data, authors=task.authors), max_length=task.options.max_length)
         found = negate_task_vector(language, encoded, run.optimization, scale=run.scale, progress=False)
         save(found, folder / MODEL, storage.provenance({"model": language.name, "run": run}))
