@@ -8,6 +8,7 @@ the model has no place for.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -34,6 +35,11 @@ FAILURES = (
     ImportError,
     RuntimeError,
     SafetensorError,
+)
+# What older versions saved beside the weights, though it follows from the configuration: frequencies and tables of
+# rotary embeddings, masks, numbers of positions, and the number of the format.
+DERIVED = re.compile(
+    r"(rotary_emb\.\w+|[._]mask|\.masked_bias|\.(attn|attention)\.bias|\.position_ids|\.embed_positions|\.version)$"
 )
 # What tokenizers disagree on: capitals, digits, runs of blanks, letters beyond ASCII, other scripts.
 PROBES = (
@@ -155,8 +161,7 @@ def read_weights(where: str, config: Any, dtype: torch.dtype | None, options: Ma
 def _check_unexpected(model: PreTrainedModel, names: Iterable[str], where: str) -> None:
     """Refuse weights without a place inside a part that the model has; say which other weights are left out."""
     parts = {name for name, _ in model.named_modules()} - {"", model.base_model_prefix}
-    # Older files hold the frequencies of rotary embeddings, which follow from the configuration.
-    left = [name for name in names if not name.endswith("rotary_emb.inv_freq")]
+    left = [name for name in names if DERIVED.search(name) is None]
     for name in left:
         above = name.split(".")
         inside = {".".join(above[:count]) for count in range(1, len(above))} & parts

@@ -417,10 +417,27 @@ def test_a_part_that_the_model_lacks_as_a_whole_is_left_out_and_this_is_said(
     found = load(folder).model(TOKENS).logits
     assert torch.equal(found, fresh("llama")(TOKENS).logits)
     assert "v_head.summary.weight" in capsys.readouterr().err
-    frequencies = "model.layers.0.self_attn.rotary_emb.inv_freq"
-    rewrite(saved(tmp_path, fresh("llama")), lambda tensors: {**tensors, frequencies: torch.ones(4)})
-    assert torch.equal(load(folder).model(TOKENS).logits, found)
-    assert frequencies not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "model, name, shape",
+    [
+        ("llama", "model.layers.0.self_attn.rotary_emb.inv_freq", (4,)),
+        ("llama", "model.layers.0.self_attn.rotary_emb.cos_cached", (1, 1, 8, 8)),
+        ("gpt2", "transformer.h.0.attn.bias", (1, 1, 8, 8)),
+        ("gpt2", "transformer.h.0.attn.masked_bias", ()),
+        ("gpt2", "transformer.h.0.attn.causal_mask", (1, 1, 8, 8)),
+        ("llama", "model.version", (1,)),
+    ],
+)
+def test_what_older_files_hold_beside_the_weights_is_passed_over(
+    model: str, name: str, shape: tuple[int, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = saved(tmp_path, fresh(model))
+    rewrite(folder, lambda tensors: {**tensors, name: torch.ones(shape)})
+    capsys.readouterr()
+    assert torch.equal(load(folder).model(TOKENS).logits, fresh(model)(TOKENS).logits)
+    assert capsys.readouterr().err == ""
 
 
 def test_weights_of_another_shape_are_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
