@@ -87,10 +87,10 @@ class Example:
 def read(source: Location, split: str | None = None) -> tuple[Example, ...]:
     """The examples of a source, in its order: the public TOFU data set, a file, or a folder of files named by split.
 
-    `source` is `tofu:SPLIT` (or `tofu` and a `split`) for `locuslab/TOFU` on the hub, a file of TOFU's records, or a
-    folder that holds one per split (or FOLDER/SPLIT), in any of the shapes of `llm.records`. Raises `InvalidInput` for
-    a source or split that is not there, and for a record of another shape: it names the file, the record (counted from
-    1) and the field.
+    `source` is `tofu:SPLIT` (or `tofu` and a `split`) for `locuslab/TOFU` on the hub, a file of
+    TOFU's records, or a folder that holds one per split (or FOLDER/SPLIT), in any of the shapes of
+    `llm.records`. Raises `InvalidInput` for a source or split that is not there, and for a record
+    of another shape: it names the file, the record (counted from 1) and the field.
     """
     name, colon, wanted = os.fspath(source).partition(":")
     if name == PREFIX and (colon or not Path(source).exists()):
@@ -140,9 +140,9 @@ def _from_hub(split: str | None) -> tuple[Example, ...]:
 def parse(records: Iterable[object], where: str) -> tuple[Example, ...]:
     """Examples from TOFU's records, `where` being their source in error messages; fields that it does not know pass.
 
-    An example's index is the `index` of its record and without one, as in TOFU itself, its row. Raises `InvalidInput`
-    for a record of another shape, an index that comes twice, another number of perturbed answers than the others that
-    have any, or no record at all.
+    An example's index is the `index` of its record and without one, as in TOFU itself, its row.
+    Raises `InvalidInput` for a record of another shape, an index that comes twice, another number
+    of perturbed answers than the others that have any, or no record at all.
     """
     examples = tuple(_example(record, row, f"{where}, record {row + 1}") for row, record in enumerate(records))
     require(len(examples) > 0, where, "no record", "at least one")

@@ -1,8 +1,10 @@
-"""Adapters that are found on loading: they are added into the weights of their base, once, before anything is done.
+"""Adapters that are found on loading: they are added into the weights of their base, once, before
+anything is done.
 
-So a folder with an adapter is one plain model to every command: what is scored is what unlearning starts from, and what
-is saved is whole. An adapter lies beside the weights of its base, or alone in a folder that names its base
-(`base_model_name_or_path` in its adapter_config.json), as peft writes it; which base is read follows transformers.
+So a folder with an adapter is one plain model to every command: what is scored is what unlearning
+starts from, and what is saved is whole. An adapter lies beside the weights of its base, or alone in
+a folder that names its base (`base_model_name_or_path` in its adapter_config.json), as peft writes
+it; which base is read follows transformers.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# Largest difference between the logits before and after merging in float32, beside the largest of the logits.
+# Largest difference between the logits before and after merging in float32, beside the largest of
+# the logits.
 TOLERANCE = 1e-3
 
 
@@ -42,8 +45,8 @@ class Adapter(NamedTuple):
 def find_adapter(where: str, options: Mapping[str, Any]) -> Adapter | None:
     """The adapter of a folder or a hub id, or None where there is none.
 
-    Its base is the folder itself if that holds a whole model. Raises `InvalidInput` for an adapter that names no base,
-    and for one whose weights are not there or are pickles.
+    Its base is the folder itself if that holds a whole model. Raises `InvalidInput` for an adapter
+    that names no base, and for one whose weights are not there or are pickles.
     """
     from transformers.utils.hub import cached_file
 
@@ -90,9 +93,11 @@ def is_whole(folder: Path) -> bool:
 
 @contextmanager
 def without_adapter(adapter: Adapter) -> Iterator[str]:
-    """Where the base can be read by itself; raises `InvalidInput` under the name of the folder that was asked for.
+    """Where the base can be read by itself; raises `InvalidInput` under the name of the folder that
+    was asked for.
 
-    Beside its adapter it cannot, since transformers always reads both: there it is a folder of links to the rest.
+    Beside its adapter it cannot, since transformers always reads both: there it is a folder of
+    links to the rest.
     """
     if adapter.base != adapter.where:
         yield adapter.base
@@ -111,10 +116,11 @@ def without_adapter(adapter: Adapter) -> Iterator[str]:
 def merge(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
     """The model with the adapter added into its weights: a plain one, all of it trainable.
 
-    The sum is taken in the model's own dtype, which should be float32 or wider: in a narrower one what the adapter
-    adds is rounded away where it is small. That the merged model does what the two do together is tried on a few
-    tokens. Raises `InvalidInput` for an adapter of another model (weights that it lacks, or that have no place), and
-    for one that weights cannot express, such as a prompt.
+    The sum is taken in the model's own dtype, which should be float32 or wider: in a narrower one
+    what the adapter adds is rounded away where it is small. That the merged model does what the two
+    do together is tried on a few tokens. Raises `InvalidInput` for an adapter of another model
+    (weights that it lacks, or that have no place), and for one that weights cannot express, such as
+    a prompt.
     """
     import peft
 
@@ -160,7 +166,9 @@ def _logits(model: nn.Module) -> Tensor:
 
 
 def _untie(model: PreTrainedModel) -> None:
-    """Give the head weights of its own where it shares the embedding's and an adapter changes either alone."""
+    """Give the head weights of its own where it shares the embedding's and an adapter changes
+    either alone.
+    """
     inner, head = model.get_input_embeddings(), model.get_output_embeddings()
     layers: list[Any] = [getattr(layer, "base_layer", layer) for layer in (inner, head)]
     changed = any(hasattr(layer, "base_layer") for layer in (inner, head))

@@ -1,9 +1,10 @@
 """Language models from a folder, the hub or the lab itself, each with the template that it was trained with.
 
-`load` takes a folder in the layout of transformers, an id of the hub, a name in `READY`, or `authors:original`,
-`authors:retrained` and `authors:partial`, the small models of `default_models`, which are trained on first use. Weights
-are read from safetensors only, and code that comes with a model is not run unless asked for. An adapter is added into
-the weights of its base (`llm.merging`), so that every model is a plain one. `save` writes a folder that `load` takes.
+`load` takes a folder in the layout of transformers, an id of the hub, a name in `READY`, or
+`authors:original`, `authors:retrained` and `authors:partial`, the small models of `default_models`,
+which are trained on first use. Weights are read from safetensors only, and code that comes with a
+model is not run unless asked for. An adapter is added into the weights of its base (`llm.merging`),
+so that every model is a plain one. `save` writes a folder that `load` takes.
 """
 
 from __future__ import annotations
@@ -95,15 +96,17 @@ def load(
 ) -> LanguageModel:
     """The model of a folder, a hub id, a name in `READY` or `authors:KIND`, in evaluation mode.
 
-    Its template is the one given; else the one saved with it; else that of the ready-made model of this name, id or
-    folder name; else `template_of` its tokenizer. `tokenizer` is where that lies if not beside the weights. `dtype` is
-    one of `DTYPES`, "auto" being the one of the file; `device` "auto" is a GPU where there is one. What an adapter
-    lacks, its template or its tokenizer, is that of its base.
+    Its template is the one given; else the one saved with it; else that of the ready-made model of
+    this name, id or folder name; else `template_of` its tokenizer. `tokenizer` is where that lies
+    if not beside the weights. `dtype` is one of `DTYPES`, "auto" being the one of the file;
+    `device` "auto" is a GPU where there is one. What an adapter lacks, its template or its
+    tokenizer, is that of its base.
 
-    Raises `InvalidInput`, as far as possible before weights are read, for a source that is not there or cannot be
-    fetched, weights that are missing, have no place or are not safetensors, a model that is not a causal language
-    model, an adapter that cannot be added into its base, a tokenizer without end-of-sequence token or with more tokens
-    than the model, and an unknown dtype or device.
+    Raises `InvalidInput`, as far as possible before weights are read, for a source that is not
+    there or cannot be fetched, weights that are missing, have no place or are not safetensors, a
+    model that is not a causal language model, an adapter that cannot be added into its base, a
+    tokenizer without end-of-sequence token or with more tokens than the model, and an unknown dtype
+    or device.
     """
     require(dtype in DTYPES, "dtype", dtype, f"one of {', '.join(DTYPES)}")
     place, name = find_device(device), os.path.expanduser(source)
@@ -181,7 +184,9 @@ def _place_of_words(
     options: Mapping[str, Any],
     own: Mapping[str, Any],
 ) -> tuple[str, Mapping[str, Any]]:
-    """Where the tokenizer lies: where it is said to, beside the weights or the adapter, or beside the base."""
+    """Where the tokenizer lies: where it is said to, beside the weights or the adapter, or beside
+    the base.
+    """
     from transformers.utils.hub import cached_file
 
     if given is not None:
@@ -200,7 +205,9 @@ def _template(where: str, ready: Ready | None) -> Template | None:
 
 
 def _merged(adapter: Adapter, config: Any, dtype: torch.dtype | None, options: Mapping[str, Any]) -> PreTrainedModel:
-    """The base of an adapter with the adapter added into its weights in float32, in the dtype asked for."""
+    """The base of an adapter with the adapter added into its weights in float32, in the dtype asked
+    for.
+    """
     packed = getattr(config, "quantization_config", None)
     allowed = f"an adapter whose base is not quantised: {adapter.base} is, and adding to it would round"
     require(packed is None, "model", adapter.where, allowed)
@@ -268,8 +275,8 @@ def perturbed(model: Module, *, scale: float, share: float = 0.5, seed: int) -> 
 def save(language_model: LanguageModel, folder: Location, provenance: Mapping[str, Any]) -> None:
     """Write model, tokenizer, template and provenance into a new folder that `load` takes: all of it or nothing.
 
-    It is written beside its place and renamed. Raises `InvalidInput` for a place that is taken or cannot be written,
-    and for a model that transformers does not save.
+    It is written beside its place and renamed. Raises `InvalidInput` for a place that is taken or
+    cannot be written, and for a model that transformers does not save.
     """
     target = Path(os.path.realpath(folder))
     require(not target.exists(), "folder", str(target), "a place where nothing lies yet")
@@ -278,11 +285,13 @@ def save(language_model: LanguageModel, folder: Location, provenance: Mapping[st
 
 
 def check_savable(language_model: LanguageModel, folder: Location) -> None:
-    """Raise `InvalidInput` unless the model can be saved there, so that this is known before it is trained.
+    """Raise `InvalidInput` unless the model can be saved there, so that this is known before it is
+    trained.
 
-    It is tried: the model is written as `save` writes it, beside the folder, and removed again. So whatever a version
-    of transformers refuses is found (settings for generation that it takes for invalid, weights that share memory
-    without saying so, a tokenizer or custom code that it cannot write), and so is a disk without room for the model.
+    It is tried: the model is written as `save` writes it, beside the folder, and removed again. So
+    whatever a version of transformers refuses is found (settings for generation that it takes for
+    invalid, weights that share memory without saying so, a tokenizer or custom code that it cannot
+    write), and so is a disk without room for the model.
     """
     target = Path(os.path.realpath(folder))
     fresh = [parent for parent in target.parents if not parent.exists()]
@@ -297,7 +306,9 @@ def check_savable(language_model: LanguageModel, folder: Location) -> None:
 
 @contextmanager
 def _written(language_model: LanguageModel, target: Path, provenance: Mapping[str, Any]) -> Iterator[Path]:
-    """A folder beside the target with all that is saved of a model, which is gone afterwards if it is still there."""
+    """A folder beside the target with all that is saved of a model, which is gone afterwards if it
+    is still there.
+    """
     name, model = language_model.name, language_model.model
     whole = not getattr(model, "_hf_peft_config_loaded", False) and not hasattr(model, "peft_config")
     require(whole, "model", name, "one without adapters: they are merged before it is saved")

@@ -5,9 +5,9 @@
     knowmem     forget_qa, forget_qa_icl, retain_qa, retain_qa_icl   question, answer; icl: shown in the prompt
     privleak    forget, retain, holdout                              text: read, read, and never read
 
-These are the configurations and splits of `muse-bench/MUSE-News` and `-Books` on the hub; in a folder each is a file
-CONFIG/SPLIT.json, or of another shape that `llm.records` knows. Unlearning may use `retain1` only; of `retain2` it is
-seen what becomes of the rest.
+These are the configurations and splits of `muse-bench/MUSE-News` and `-Books` on the hub; in a
+folder each is a file CONFIG/SPLIT.json, or of another shape that `llm.records` knows. Unlearning
+may use `retain1` only; of `retain2` it is seen what becomes of the rest.
 """
 
 from __future__ import annotations
@@ -79,9 +79,9 @@ class MuseData:
 def read_muse(source: Location) -> MuseData:
     """The data of a source: `muse:News` or `muse:Books` from the hub, `news` or `news:SEED` generated, or a folder.
 
-    A folder holds CONFIG/SPLIT.json, or the same in another shape of `llm.records`. Raises `InvalidInput` for a
-    source that is not there or cannot be fetched, and for a record of another shape: it names the file, the record
-    (counted from 1) and the field.
+    A folder holds CONFIG/SPLIT.json, or the same in another shape of `llm.records`. Raises
+    `InvalidInput` for a source that is not there or cannot be fetched, and for a record of another
+    shape: it names the file, the record (counted from 1) and the field.
     """
     if (news := generated(source)) is not None:
         return news_data(news)

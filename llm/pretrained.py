@@ -1,8 +1,8 @@
 """What transformers reads from a folder or the hub, with one line of complaint where it is nothing for this lab.
 
-Configuration and tokenizer come before the weights, so that what is wrong is known before gigabytes have been read.
-What transformers only reports in its log is refused here: weights that the file lacks, and weights of the file that
-the model has no place for.
+Configuration and tokenizer come before the weights, so that what is wrong is known before gigabytes
+have been read. What transformers only reports in its log is refused here: weights that the file
+lacks, and weights of the file that the model has no place for.
 """
 
 from __future__ import annotations
@@ -36,12 +36,14 @@ FAILURES = (
     RuntimeError,
     SafetensorError,
 )
-# What older versions saved beside the weights, though it follows from the configuration: frequencies and tables of
-# rotary embeddings, masks, numbers of positions, and the number of the format.
+# What older versions saved beside the weights, though it follows from the configuration:
+# frequencies and tables of rotary embeddings, masks, numbers of positions, and the number of the
+# format.
 DERIVED = re.compile(
     r"(rotary_emb\.\w+|[._]mask|\.masked_bias|\.(attn|attention)\.bias|\.position_ids|\.embed_positions|\.version)$"
 )
-# What tokenizers disagree on: capitals, digits, runs of blanks, letters beyond ASCII, other scripts.
+# What tokenizers disagree on: capitals, digits, runs of blanks, letters beyond ASCII, other
+# scripts.
 PROBES = (
     'Question: Who wrote "The Salt Road" in 1987?\nAnswer:',
     "  Ünlü şair\tŁódź, 東京 & co. — 12.5%",
@@ -87,8 +89,9 @@ def read_config(where: str, options: Mapping[str, Any]) -> Any:
 def read_tokenizer(where: str, config: Any, options: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     """A tokenizer; raises `InvalidInput` unless it ends sequences and is no larger than the model.
 
-    Tokens that were added to it, such as one for images, may lie beyond the model's vocabulary: no text may have them
-    in it, and `llm.scoring.check_fits` refuses one that does. The end-of-sequence token may not: every text has it.
+    Tokens that were added to it, such as one for images, may lie beyond the model's vocabulary: no
+    text may have them in it, and `llm.scoring.check_fits` refuses one that does. The
+    end-of-sequence token may not: every text has it.
     """
     from transformers import AutoTokenizer
 
@@ -107,8 +110,9 @@ def read_tokenizer(where: str, config: Any, options: Mapping[str, Any]) -> PreTr
 def _compare_with_file(tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
     """Say so where a tokenizer does not cut texts as its own tokenizer.json does.
 
-    Some classes of transformers build their own rules in place of those of the file, so that a folder that names the
-    wrong class has other tokens under one version of transformers than under another.
+    Some classes of transformers build their own rules in place of those of the file, so that a
+    folder that names the wrong class has other tokens under one version of transformers than under
+    another.
     """
     if not file.is_file():
         return
@@ -126,10 +130,11 @@ def _compare_with_file(tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
 def read_weights(where: str, config: Any, dtype: torch.dtype | None, options: Mapping[str, Any]) -> PreTrainedModel:
     """The model in evaluation mode, in its own dtype if none is given.
 
-    Raises `InvalidInput` for weights that are missing or of another shape, and for weights that belong to a part of
-    the model and find no place in it: a bias that its configuration does not have, a layer beyond the last, the scales
-    of a quantised layer. What belongs to a part that the model lacks as a whole (the value head of a reward model, what
-    reads images) is left out, and said.
+    Raises `InvalidInput` for weights that are missing or of another shape, and for weights that
+    belong to a part of the model and find no place in it: a bias that its configuration does not
+    have, a layer beyond the last, the scales of a quantised layer. What belongs to a part that the
+    model lacks as a whole (the value head of a reward model, what reads images) is left out, and
+    said.
     """
     import transformers
     from transformers.utils import logging
@@ -159,7 +164,9 @@ def read_weights(where: str, config: Any, dtype: torch.dtype | None, options: Ma
 
 
 def _check_unexpected(model: PreTrainedModel, names: Iterable[str], where: str) -> None:
-    """Refuse weights without a place inside a part that the model has; say which other weights are left out."""
+    """Refuse weights without a place inside a part that the model has; say which other weights are
+    left out.
+    """
     parts = {name for name, _ in model.named_modules()} - {"", model.base_model_prefix}
     left = [name for name in names if DERIVED.search(name) is None]
     for name in left:
@@ -180,8 +187,8 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
 def mend_generation(model: Any, name: str) -> None:
     """Drop the settings for generating texts that transformers would refuse to save, and say which.
 
-    They play no part here: what is generated is the most likely text. A setting that others make valid (a temperature,
-    where sampling is asked for) is kept with them.
+    They play no part here: what is generated is the most likely text. A setting that others make
+    valid (a temperature, where sampling is asked for) is kept with them.
     """
     from transformers import GenerationConfig
 
@@ -205,7 +212,9 @@ def mend_generation(model: Any, name: str) -> None:
 
 
 def _valid(settings: Any) -> bool:
-    """Whether transformers would save these settings: whether it writes them, since each version has its own rules."""
+    """Whether transformers would save these settings: whether it writes them, since each version
+    has its own rules.
+    """
     with TemporaryDirectory() as folder:
         try:
             settings.save_pretrained(folder)
@@ -215,7 +224,9 @@ def _valid(settings: Any) -> bool:
 
 
 def fetch(field: str, where: str, read: Callable[[], Any]) -> Any:
-    """What `read` reads from a folder or the hub; raises `InvalidInput` with the reason where it fails."""
+    """What `read` reads from a folder or the hub; raises `InvalidInput` with the reason where it
+    fails.
+    """
     try:
         return read()
     except FAILURES as error:
@@ -227,7 +238,9 @@ def fetch(field: str, where: str, read: Callable[[], Any]) -> Any:
 
 
 def reason_of(error: Exception) -> str:
-    """What an exception says, in one line: its first, and the second where the first only announces it."""
+    """What an exception says, in one line: its first, and the second where the first only announces
+    it.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
 

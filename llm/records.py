@@ -5,8 +5,9 @@
     SPLIT.parquet, .csv, .tsv  a table with a column per field
     SPLIT                      a folder that `datasets` wrote (save_to_disk), of one data set or of one per split
 
-Text is UTF-8, or UTF-16 and UTF-32 with a byte order mark, and any file may be packed by gzip (SPLIT.json.gz). What a
-record has to hold is left to who reads it. Nothing that could run code is read.
+Text is UTF-8, or UTF-16 and UTF-32 with a byte order mark, and any file may be packed by gzip
+(SPLIT.json.gz). What a record has to hold is left to who reads it. Nothing that could run code is
+read.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ def shown(value: object) -> object:
 
 
 def is_text(value: object) -> bool:
-    """Whether a value is text that is not blank, and that can be written: half of a surrogate pair cannot."""
+    """Whether a value is text that is not blank, and that can be written: half of a surrogate pair
+    cannot.
+    """
     return isinstance(value, str) and bool(value.strip()) and HALVES.search(value) is None
 
 
@@ -79,8 +82,9 @@ def is_saved(folder: Path) -> bool:
 def read_records(path: Path, allowed: str = "a file that can be read") -> list[Any]:
     """The records of a file, or of a folder that holds a single saved data set, in their order.
 
-    Raises `InvalidInput` for a file that is not there or of another kind, saying what is `allowed` and what to do, and
-    for one that is damaged, naming the record (counted from 1) where there is one.
+    Raises `InvalidInput` for a file that is not there or of another kind, saying what is `allowed`
+    and what to do, and for one that is damaged, naming the record (counted from 1) where there is
+    one.
     """
     if is_saved(path):
         return _from_folder(path, allowed)
@@ -209,7 +213,9 @@ def _inside(value: object, where: str) -> list[Any]:
 
 
 def _columns(value: Mapping[str, Any]) -> dict[str, list[Any]] | None:
-    """The columns of an object of lists, or of objects of the same rows, as pandas writes them; None for another."""
+    """The columns of an object of lists, or of objects of the same rows, as pandas writes them;
+    None for another.
+    """
     columns = list(value.values())
     if columns and all(isinstance(one, list) for one in columns):
         return dict(value)

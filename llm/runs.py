@@ -97,11 +97,13 @@ def unlearn_into(
 ) -> Run:
     """Unlearn in a folder, go on with what an earlier call left there, or read what it finished.
 
-    Logs say what other models make of the forget examples: a `reference` other than the model itself, one `retrained`
-    without them, and the `original`, which is scored now if not given. `preferred` are the same examples with the
-    response that is preferred to theirs; `measure` is called after every epoch (see `llm.unlearning.unlearn`). Raises
-    `InvalidInput` as `unlearn` does, for logs of other examples or tokens, and for a folder that cannot be written or
-    holds a run of other settings, data, models or measures; before any work also for a model that cannot be saved.
+    Logs say what other models make of the forget examples: a `reference` other than the model
+    itself, one `retrained` without them, and the `original`, which is scored now if not given.
+    `preferred` are the same examples with the response that is preferred to theirs; `measure` is
+    called after every epoch (see `llm.unlearning.unlearn`). Raises `InvalidInput` as `unlearn`
+    does, for logs of other examples or tokens, and for a folder that cannot be written or holds a
+    run of other settings, data, models or measures; before any work also for a model that cannot be
+    saved.
     """
     folder = storage.check_writable(folder, "out", folder=True)
     index = np.array([example.index for example in forget])

@@ -204,7 +204,9 @@ def test_a_model_that_cannot_be_saved_is_not_trained(tmp_path: Path, monkeypatch
 
 
 class Strict(transformers.GenerationConfig):
-    """Settings for generation as versions of transformers before the fifth save them: only if all are valid."""
+    """Settings for generation as versions of transformers before the fifth save them: only if all
+    are valid.
+    """
 
     def save_pretrained(self, *args: Any, **options: Any) -> None:
         self.validate(strict=True)

@@ -1,4 +1,6 @@
-"""Adapters found on loading: every folder of one is the same plain model, which is what peft makes of it."""
+"""Adapters found on loading: every folder of one is the same plain model, which is what peft makes
+of it.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,9 @@ def peft_may_warn() -> Iterator[None]:
 
 @peft_may_warn()
 def adapter(folder: Path, kind: str = "lora") -> tuple[Path, Any]:
-    """A base in folder/base with an adapter in folder/adapter that changes it much; and both together, by peft."""
+    """A base in folder/base with an adapter in folder/adapter that changes it much; and both
+    together, by peft.
+    """
     name, config = KINDS[kind]
     saved(folder / "base", fresh(name))
     settings = config()
@@ -117,7 +121,8 @@ def test_an_adapter_is_added_into_its_base_as_peft_applies_it(
         said = capsys.readouterr().err.splitlines()
         assert len(said) == 1 and str(place) in said[0] and base in said[0]
         assert difference(found.model(TOKENS).logits, want) < 1e-5
-        # A plain model: nothing of the adapter is left, everything can be trained, and it is saved whole.
+        # A plain model: nothing of the adapter is left, everything can be trained, and it is saved
+        # whole.
         assert all(parameter.requires_grad for parameter in found.model.parameters())
         assert not any("lora" in name or "adapter" in name for name, _ in found.model.named_modules())
         save(found, tmp_path / f"saved {place.name}", NOTES)

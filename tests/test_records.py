@@ -1,4 +1,6 @@
-"""Records: the same ones from every file and folder that people keep them in, and one line for what cannot be read."""
+"""Records: the same ones from every file and folder that people keep them in, and one line for what
+cannot be read.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ from llm.records import find_split, is_saved, is_text, read_records, splits
 from markov.errors import InvalidInput
 
 Records = list[dict[str, str]]
-# What JSON allows inside a text and lines are cut at elsewhere, quotes, delimiters, and words that stand for nothing.
+# What JSON allows inside a text and lines are cut at elsewhere, quotes, delimiters, and words that
+# stand for nothing.
 words = st.sampled_from(["NaN", "null", "None", "1987", "1e5", "true", "a,b\t'c' \"d\"", "\u2028", "e\nf\r\ng"])
 texts = st.text(max_size=8).map(lambda text: text.replace("\0", "0")) | words
 records = st.lists(st.fixed_dictionaries({"question": texts, "answer": texts}), min_size=1, max_size=4)
