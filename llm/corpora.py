@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llm.records import find_split, is_saved, is_text, read_records, shown, splits
 from markov.errors import InvalidInput, require
 from markov.storage import Location, atomic_path
 
@@ -50,7 +51,7 @@ FIELDS = {
     "author": "author",
     "topic": "topic",
 }
-SUFFIXES = (".json", ".jsonl")
+KINDS = f"a file, a folder, or {PREFIX}:SPLIT for the public data set"
 QUANTILES = {"shortest": 0.0, "quarter": 0.25, "median": 0.5, "three_quarters": 0.75, "longest": 1.0}
 
 
@@ -73,33 +74,23 @@ class Example:
 
     def __post_init__(self) -> None:
         whole = isinstance(self.index, int) and not isinstance(self.index, bool) and self.index >= 0
-        require(whole, "index", _shown(self.index), "an integer, at least 0")
+        require(whole, "index", shown(self.index), "an integer, at least 0")
         for name in ("prompt", "response"):
-            require(_is_text(value := getattr(self, name)), name, _shown(value), "text that is not blank")
+            require(is_text(value := getattr(self, name)), name, shown(value), "text that is not blank")
         for name in ("paraphrase", "author", "topic"):
             value = getattr(self, name)
-            require(value is None or _is_text(value), name, _shown(value), "text that is not blank, or left out")
-        several = isinstance(self.perturbed, tuple) and all(map(_is_text, self.perturbed))
-        require(several, "perturbed", _shown(self.perturbed), "a list of texts, none of them blank")
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
-def _shown(value: object) -> object:
-    """The value, or where it would not fit on a line what it begins with."""
-    text = value if isinstance(value, str) else repr(value)
-    return value if len(text) <= 60 else f"{text[:57]}..."
+            require(value is None or is_text(value), name, shown(value), "text that is not blank, or left out")
+        several = isinstance(self.perturbed, tuple) and all(map(is_text, self.perturbed))
+        require(several, "perturbed", shown(self.perturbed), "a list of texts, none of them blank")
 
 
 def read(source: Location, split: str | None = None) -> tuple[Example, ...]:
     """The examples of a source, in its order: the public TOFU data set, a file, or a folder of files named by split.
 
-    `source` is `tofu:SPLIT` (or `tofu` and a `split`) for `locuslab/TOFU` on the hub, a file of TOFU's JSON (a list of
-    records, or one record per line), or a folder that holds `SPLIT.json` or `SPLIT.jsonl`. Raises `InvalidInput` for a
-    source or split that is not there, and for a record of another shape: it names the file, the record (counted from
-    1) and the field.
+    `source` is `tofu:SPLIT` (or `tofu` and a `split`) for `locuslab/TOFU` on the hub, a file of
+    TOFU's records, or a folder that holds one per split (or FOLDER/SPLIT), in any of the shapes of
+    `llm.records`. Raises `InvalidInput` for a source or split that is not there, and for a record
+    of another shape: it names the file, the record (counted from 1) and the field.
     """
     name, colon, wanted = os.fspath(source).partition(":")
     if name == PREFIX and (colon or not Path(source).exists()):
@@ -107,17 +98,27 @@ def read(source: Location, split: str | None = None) -> tuple[Example, ...]:
         return _from_hub(wanted or split)
     path = Path(source)
     if path.is_dir():
-        path = _file_of_split(path, split)
+        path = _place_of_split(path, split)
     else:
         require(split is None or not path.is_file(), "split", split, f"left out, since {path} is a single file")
-    return parse(_records(path), str(path))
+        if not path.exists():  # FOLDER/SPLIT, without the ending of the file
+            path = find_split(path.parent, path.name) or path
+    return parse(read_records(path, KINDS), str(path))
 
 
-def _file_of_split(folder: Path, split: str | None) -> Path:
-    known = sorted({file.stem for file in folder.iterdir() if file.suffix in SUFFIXES and file.is_file()})
-    allowed = f"one of {', '.join(known)}, as found in {folder}" if known else f"nothing: no .json file in {folder}"
-    require(split in known, "split", split, allowed)
-    return next(file for suffix in SUFFIXES if (file := folder / f"{split}{suffix}").is_file())
+def _place_of_split(folder: Path, split: str | None) -> Path:
+    """The file or folder of a split; the folder itself where it holds a single data set."""
+    if is_saved(folder):
+        own = json.loads((folder / "state.json").read_text("utf-8")).get("_split")
+        require(split in (None, own), "split", split, f"left out: {folder} is a single data set")
+        return folder
+    known = ", ".join(splits(folder))
+    allowed = f"one of {known}, as found in {folder}, where FOLDER/SPLIT can be given as well"
+    found = None if split is None else find_split(folder, split)
+    allowed = allowed if known else f"nothing: no .json file in {folder}, and no saved data set"
+    if found is None:
+        raise InvalidInput("split", split, allowed)
+    return found
 
 
 def _from_hub(split: str | None) -> tuple[Example, ...]:
@@ -136,32 +137,12 @@ def _from_hub(split: str | None) -> tuple[Example, ...]:
     return parse(rows, spec)
 
 
-def _records(path: Path) -> list[Any]:
-    try:
-        text = path.read_text("utf-8-sig")
-    except (OSError, ValueError) as error:  # a ValueError is text that is no UTF-8, or a path that cannot be one
-        reason = "it is not UTF-8" if isinstance(error, UnicodeError) else getattr(error, "strerror", None) or error
-        allowed = f"a file, a folder, or {PREFIX}:SPLIT for the public data set ({reason})"
-        raise InvalidInput("source", os.fspath(path), allowed) from None
-    if text.lstrip().startswith("["):
-        return _decoded(text, str(path), "a list of records, or one record per line")
-    # Not splitlines(), which would also cut at characters that JSON allows inside a text.
-    lines = [line for line in text.split("\n") if line.strip()]
-    return [_decoded(line, f"{path}, record {row}", "one JSON object on a line") for row, line in enumerate(lines, 1)]
-
-
-def _decoded(text: str, where: str, allowed: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(where, _shown(text.strip()), f"{allowed} ({_shown(str(error))})") from None
-
-
 def parse(records: Iterable[object], where: str) -> tuple[Example, ...]:
     """Examples from TOFU's records, `where` being their source in error messages; fields that it does not know pass.
 
-    An example's index is the `index` of its record and without one, as in TOFU itself, its row. Raises `InvalidInput`
-    for a record of another shape, an index that comes twice, or no record at all.
+    An example's index is the `index` of its record and without one, as in TOFU itself, its row.
+    Raises `InvalidInput` for a record of another shape, an index that comes twice, another number
+    of perturbed answers than the others that have any, or no record at all.
     """
     examples = tuple(_example(record, row, f"{where}, record {row + 1}") for row, record in enumerate(records))
     require(len(examples) > 0, where, "no record", "at least one")
@@ -169,12 +150,16 @@ def parse(records: Iterable[object], where: str) -> tuple[Example, ...]:
     for row, example in enumerate(examples):
         first = rows.setdefault(example.index, row)
         require(first == row, f"{where}, record {row + 1}, index", example.index, f"new (record {first + 1} has it)")
+    several = [(row, len(example.perturbed)) for row, example in enumerate(examples) if example.perturbed]
+    for row, count in several:
+        field, wanted = f"{where}, record {row + 1}, {FIELDS['perturbed']}", several[0][1]
+        require(count == wanted, field, f"{count} texts", f"{wanted}, as in record {several[0][0] + 1}")
     return examples
 
 
 def _example(record: object, row: int, where: str) -> Example:
     if not isinstance(record, Mapping):
-        raise InvalidInput(where, _shown(record), "an object with the fields question and answer")
+        raise InvalidInput(where, shown(record), "an object with the fields question and answer")
     values: dict[str, Any] = {name: record.get(key) for name, key in FIELDS.items()}
     wrong = values["perturbed"]
     values["perturbed"] = () if wrong is None else tuple(wrong) if isinstance(wrong, list) else wrong

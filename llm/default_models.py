@@ -22,8 +22,9 @@ from llm.authors import Authors, Split, corpus, split
 from llm.common_facts import real_authors, world_facts
 from llm.corpora import Example
 from llm.encoding import PLAIN, encode_examples
-from llm.models import LanguageModel, find_device, kept_model, load, save
+from llm.models import LanguageModel, find_device, kept_model, load
 from llm.optimization import Optimization
+from llm.saving import save
 from llm.training import fine_tune
 from markov import leftovers
 from markov.errors import InvalidInput, require

@@ -67,7 +67,8 @@ def build(command: Build) -> None:
     """Train what is not cached, and copy."""
     from llm import corpora
     from llm.authors import Authors, splits
-    from llm.models import load, save, saved_settings
+    from llm.models import load
+    from llm.saving import save, saved_settings
 
     require(len(command.kinds) > 0, "kinds", command.kinds, "at least one")
     words = {kind: Made("authors", kind, command.percent, command.seed).word for kind in command.kinds}

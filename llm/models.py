@@ -1,9 +1,10 @@
 """Language models from a folder, the hub or the lab itself, each with the template that it was trained with.
 
 `load` takes a folder in the layout of transformers, an id of the hub, a name in `READY`, or one of `llm.names`, such as
-`authors:original` and `news:retrained`, the small models made here, which are trained on first use. Weights
-are read from safetensors only, and code that comes with a model is not run unless asked for. `save` writes a folder
-that `load` takes.
+`authors:original` and `news:retrained`, the small models made here, which are trained on first use. Weights are read
+from safetensors only, and code that comes with a model is not run unless asked for. An adapter is added into the
+weights of its base (`llm.merging`), so that every model is a plain one. A folder that
+`load` takes is written by `llm.saving.save`.
 """
 
 from __future__ import annotations
@@ -11,25 +12,33 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import sys
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from llm.encoding import CHAT, LLAMA2_CHAT, PLAIN, Template, fitted
+from llm.merging import Adapter, find_adapter, merge, without_adapter
 from llm.names import Made, made
-from llm.pretrained import check_folder, quiet, read_config, read_tokenizer, read_weights, vocabulary
+from llm.pretrained import (
+    PROBES,
+    check_folder,
+    mend_generation,
+    note,
+    read_config,
+    read_tokenizer,
+    read_weights,
+    vocabulary,
+)
+from llm.saving import TEMPLATE
 from llm.scoring import check_model
-from markov import leftovers
 from markov.errors import InvalidInput, require
-from markov.storage import Location, check_writable, read_kept, settings_of
+from markov.storage import Location, read_kept
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,9 +46,6 @@ if TYPE_CHECKING:
 
 Module = TypeVar("Module", bound=nn.Module)
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-TEMPLATE, PROVENANCE = "template.json", "provenance.json"
-# What tokenizers disagree on: capitals, digits, runs of blanks, letters beyond ASCII, other scripts.
-PROBES = ('Question: Who wrote "The Salt Road" in 1987?\nAnswer:', "  Ünlü şair\tŁódź, 東京 & co. — 12.5%", "isn't IT")
 
 
 class Ready(NamedTuple):
@@ -92,10 +98,13 @@ def load(
     template's own is given, or none with a line on standard error if there is no place for one
     (`llm.encoding.fitted`). `tokenizer` is where that lies if not beside the weights. `dtype` is
     one of `DTYPES`, "auto" being the one of the file; `device` "auto" is a GPU where there is one.
+    What an adapter lacks, its template or its tokenizer, is that of its base.
 
-    Raises `InvalidInput`, as far as possible before weights are read, for a source that is not there or cannot be
-    fetched, weights that are missing or not safetensors, a model that is not a causal language model, a tokenizer
-    without end-of-sequence token or with more tokens than the model, and an unknown dtype or device.
+    Raises `InvalidInput`, as far as possible before weights are read, for a source that is not
+    there or cannot be fetched, weights that are missing, have no place or are not safetensors, a
+    model that is not a causal language model, an adapter that cannot be added into its base, a
+    tokenizer without end-of-sequence token or with more tokens than the model, and an unknown dtype
+    or device.
     """
     require(dtype in DTYPES, "dtype", dtype, f"one of {', '.join(DTYPES)}")
     place, name = find_device(device), os.path.expanduser(source)
@@ -105,24 +114,34 @@ def load(
         model = built.model.to(dtype=DTYPES[dtype])  # pyright: ignore[reportCallIssue]
         written = _fitting(built.tokenizer, template or built.template, system)
         return built._replace(model=model, template=written, name=own.word)
-    folder, local = Path(name).resolve(), Path(name).is_dir()
-    names = {name, folder.name if local else name}
-    ready = next((one for key, one in READY.items() if names & {key, one.hub, Path(one.hub).name}), None)
+    local, ready = Path(name).is_dir(), _ready(name)
     if local:
-        check_folder(folder)
         require(revision is None, "revision", revision, f"left out, since {name} is a folder")
-        template = template or _saved_template(folder / TEMPLATE)
     elif ready is None:
-        require(name.count("/") < 2 and name[:1].isalnum(), "model", name, f"a folder that exists, or {NAMES}")
+        _check_word(name)
     else:
         revision = revision or ready.revision
     where = ready.hub if ready and not local else name
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    config = read_config(where, options)
-    elsewhere = {**options, "revision": None} if tokenizer else options
-    words = read_tokenizer(os.path.expanduser(tokenizer or where), config, elsewhere)
-    written = _fitting(words, template or (ready.template if ready else template_of(words)), system)
-    model = read_weights(where, config, DTYPES[dtype], options).to(device=place)  # pyright: ignore[reportCallIssue]
+    adapter = find_adapter(where, options)
+    if adapter is None or adapter.base == where:
+        if local:
+            check_folder(Path(where))
+        config, base, own = read_config(where, options), where, options
+    else:
+        base, own = adapter.base, {**options, "revision": adapter.base_revision}
+        config = _config_of_base(adapter, own)
+    place_of_words, elsewhere = _place_of_words(tokenizer, where, base, options, own)
+    words = read_tokenizer(place_of_words, config, elsewhere)
+    known = [(where, ready), (base, _ready(base))] if base != where else [(where, ready)]
+    template = template or next(filter(None, (_template(*pair) for pair in known)), None)
+    written = _fitting(words, template or template_of(words), system)
+    if adapter is None:
+        model = read_weights(base, config, DTYPES[dtype], own)
+    else:
+        model = _merged(adapter, config, DTYPES[dtype], own)
+    mend_generation(model, name)
+    model = model.to(device=place)  # pyright: ignore[reportCallIssue]
     check_model(model)
     return LanguageModel(model, words, written, name)
 
@@ -163,6 +182,84 @@ def _builder(own: Made) -> tuple[Any, Any]:
 
     authors = Authors(seed=own.seed)
     return default_models, default_models.DefaultModels(authors=authors, percent=own.percent, seed=own.seed)
+
+
+def _ready(name: str) -> Ready | None:
+    """The ready-made model of this name, hub id or folder name."""
+    local = Path(name).is_dir()
+    names = {name, Path(name).resolve().name if local else name}
+    known = READY.items()
+    return next((one for key, one in known if names & {key, one.hub, Path(one.hub).name}), None)
+
+
+def _check_word(name: str) -> None:
+    good = name.count("/") < 2 and name[:1].isalnum()
+    require(good, "model", name, f"a folder that exists, or {NAMES}")
+
+
+def _config_of_base(adapter: Adapter, options: Mapping[str, Any]) -> Any:
+    """The configuration of the model that an adapter changes; raises `InvalidInput`, naming both."""
+    base = adapter.base
+    try:
+        if Path(base).is_dir():
+            alone = find_adapter(base, options) is None
+            require(alone, "model", base, "a model without an adapter of its own")
+            check_folder(Path(base))
+        else:
+            good = base.count("/") < 2 and base[:1].isalnum()
+            require(good, "model", base, "a folder that exists")
+        return read_config(base, options)
+    except InvalidInput as error:
+        allowed = f"an adapter whose base can be read: {base!r} has to be {error.allowed}"
+        raise InvalidInput("model", adapter.where, allowed) from None
+
+
+def _place_of_words(
+    given: Location | None,
+    where: str,
+    base: str,
+    options: Mapping[str, Any],
+    own: Mapping[str, Any],
+) -> tuple[str, Mapping[str, Any]]:
+    """Where the tokenizer lies: where it is said to, beside the weights or the adapter, or beside
+    the base.
+    """
+    from transformers.utils.hub import cached_file
+
+    if given is not None:
+        return os.path.expanduser(given), {**options, "revision": None}
+    if base == where:
+        return where, options
+    absent = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "gated_repo")}
+    found = cached_file(where, "tokenizer_config.json", revision=options["revision"], **absent)
+    return (base, own) if found is None else (where, options)
+
+
+def _template(where: str, ready: Ready | None) -> Template | None:
+    """The template saved in a folder, or else that of the ready-made model of its name."""
+    saved = _saved_template(Path(where) / TEMPLATE) if Path(where).is_dir() else None
+    return saved or (ready.template if ready else None)
+
+
+def _merged(adapter: Adapter, config: Any, dtype: torch.dtype | None, options: Mapping[str, Any]) -> PreTrainedModel:
+    """The base of an adapter with the adapter added into its weights in float32, in the dtype asked
+    for.
+    """
+    packed = getattr(config, "quantization_config", None)
+    allowed = f"an adapter whose base is not quantised: {adapter.base} is, and adding to it would round"
+    require(packed is None, "model", adapter.where, allowed)
+    narrow = dtype is not None and dtype.itemsize < torch.float32.itemsize
+    with without_adapter(adapter) as bare:
+        model = read_weights(bare, config, torch.float32 if narrow else dtype, options)
+    own = dtype or model.dtype
+    wide = torch.promote_types(own, torch.float32)
+    model = merge(model.to(dtype=wide), adapter)  # pyright: ignore[reportCallIssue]
+    model = model.to(dtype=own)  # pyright: ignore[reportCallIssue]
+    name = str(own).removeprefix("torch.")
+    rounded = "" if own == wide else f", and the sum is rounded to {name}"
+    beside = "the weights beside it" if adapter.base == adapter.where else adapter.base
+    note(f"the adapter in {adapter.where} is added into {beside}{rounded}")
+    return model
 
 
 def _saved_template(file: Path) -> Template | None:
@@ -212,74 +309,11 @@ def perturbed(model: Module, *, scale: float, share: float = 0.5, seed: int) -> 
     return copy
 
 
-def save(
-    language_model: LanguageModel,
-    folder: Location,
-    provenance: Mapping[str, Any],
-    parameters: dict[str, torch.Tensor] | None = None,
-) -> None:
-    """Write model, tokenizer, template and provenance into a new folder that `load` takes: all of it or nothing.
-
-    It is written beside its place and renamed; what killed processes left of it is cleared. `parameters` are those of
-    the whole model where it is in shards. Raises `InvalidInput` for a place that is taken or cannot be written.
-    """
-    target = Path(os.path.realpath(folder))
-    # An empty folder may be left of a trial whether it can be written.
-    free = not target.exists() or (target.is_dir() and not any(target.iterdir()))
-    require(free, "folder", str(target), "a place where nothing lies yet")
-    check_writable(target, "folder", folder=True)
-    leftovers.clear(target.parent, target.name)
-    partial = target.with_name(leftovers.partial_name(target.name))
-    described = {TEMPLATE: asdict(language_model.template), PROVENANCE: settings_of(provenance)}
-    try:
-        partial.mkdir(parents=True)
-        with quiet():
-            language_model.model.save_pretrained(partial, state_dict=parameters)
-            language_model.tokenizer.save_pretrained(partial)
-        for name, content in described.items():
-            (partial / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-        for file in partial.glob("*.safetensors"):  # written so that no other user can read them
-            shutil.copymode(partial / PROVENANCE, file)
-        os.rename(partial, target)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InvalidInput("folder", str(target), f"a folder that can be written ({reason})") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def check_whole(folder: Location) -> Path:
-    """Returns a folder that `save` wrote; raises `InvalidInput` if a file in it is missing or cut short.
-
-    Of the weights only the beginnings are read, which say how long the files are.
-    """
-    place = Path(folder)
-    try:
-        check_folder(place)
-        for name in ("config.json", TEMPLATE, PROVENANCE):
-            json.loads((place / name).read_text("utf-8"))
-        for file in place.glob("*.safetensors"):
-            with safe_open(file, framework="pt"):
-                pass
-    except (OSError, ValueError, RecursionError, SafetensorError) as error:
-        reason = error.allowed if isinstance(error, InvalidInput) else error
-        raise InvalidInput("model", str(place), f"a model that is whole ({reason})") from None
-    return place
-
-
 def kept_model(folder: Path, device: str = "auto") -> LanguageModel | None:
     """The model that the cache keeps in a folder, or None where it has to be made: a broken one is set aside."""
     if folder.is_dir() and not any(folder.iterdir()):  # of a trial whether it can be written
         return None
     return read_kept(folder, lambda place: load(place, device=device))
-
-
-def saved_settings(folder: Location) -> Any:
-    """The settings in the provenance that `save` wrote with a model; None for a folder without it."""
-    try:
-        return json.loads((Path(folder) / PROVENANCE).read_text("utf-8")).get("settings")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return None
 
 
 def find_device(device: str) -> torch.device:

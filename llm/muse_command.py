@@ -140,14 +140,16 @@ def _unlearn(
     command: Muse, language: LanguageModel, data: MuseData, settings: Unlearning, described: dict[str, Any]
 ) -> None:
     """Unlearn the texts, going on where an earlier call was stopped, and keep the model and its table."""
-    from llm.models import check_whole, save, saved_settings
     from llm.muse import unlearn_texts
     from llm.muse_data import generated
+    from llm.saving import check_savable, check_whole, save, saved_settings
 
     place = command.out / MODEL
     kept = storage.read_kept(place, check_whole)
     ours = kept is None or saved_settings(place) == storage.settings_of(described)
     require(ours, "out", str(command.out), f"a folder whose {MODEL} is of this command, or not there")
+    if kept is None:
+        check_savable(language, place)
     length = command.piece or PIECES[generated(command.data or "") is not None]
     run = unlearn_texts(language, data, settings, length=length, state=command.out / STATE)
     if kept is None:

@@ -5,8 +5,9 @@
     knowmem     forget_qa, forget_qa_icl, retain_qa, retain_qa_icl   question, answer; icl: shown in the prompt
     privleak    forget, retain, holdout                              text: read, read, and never read
 
-These are the configurations and splits of `muse-bench/MUSE-News` and `-Books` on the hub; in a folder each is a file
-CONFIG/SPLIT.json. Unlearning may use `retain1` only; of `retain2` it is seen what becomes of the rest.
+These are the configurations and splits of `muse-bench/MUSE-News` and `-Books` on the hub; in a
+folder each is a file CONFIG/SPLIT.json, or of another shape that `llm.records` knows. Unlearning
+may use `retain1` only; of `retain2` it is seen what becomes of the rest.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llm.news import Article, News, QuestionAndAnswer, edition
+from llm.records import find_split, is_text, read_records, shown
 from markov.errors import InvalidInput, require
 from markov.storage import Location, atomic_path, check_writable
 
 HUB = {"muse:News": "muse-bench/MUSE-News", "muse:Books": "muse-bench/MUSE-Books"}
 GENERATED = "news"
-SUFFIXES = (".json", ".jsonl")
 SHOTS = 3  # questions with their answers before a question, in generated data
 # Field of `MuseData`: its configuration, its split, and the fields of its records.
 FILES = {
@@ -78,9 +79,9 @@ class MuseData:
 def read_muse(source: Location) -> MuseData:
     """The data of a source: `muse:News` or `muse:Books` from the hub, `news` or `news:SEED` generated, or a folder.
 
-    A folder holds CONFIG/SPLIT.json or .jsonl: a list of records, or one record per line. Raises `InvalidInput` for a
-    source that is not there or cannot be fetched, and for a record of another shape: it names the file, the record
-    (counted from 1) and the field.
+    A folder holds CONFIG/SPLIT.json, or the same in another shape of `llm.records`. Raises
+    `InvalidInput` for a source that is not there or cannot be fetched, and for a record of another
+    shape: it names the file, the record (counted from 1) and the field.
     """
     if (news := generated(source)) is not None:
         return news_data(news)
@@ -161,12 +162,11 @@ def _parsed(source: str, fetch: Any) -> MuseData:
 
 def _item(record: object, where: str, keys: tuple[str, ...]) -> Any:
     if not isinstance(record, Mapping):
-        raise InvalidInput(where, _shown(record), f"an object with the fields {', '.join(keys)}")
+        raise InvalidInput(where, shown(record), f"an object with the fields {', '.join(keys)}")
     for key in keys:
         value = record.get(key)
         has = "" if key in record else f" (the record has {', '.join(map(str, record))})"
-        good = isinstance(value, str) and bool(value.strip())
-        require(good, f"{where}, {key}", _shown(value), f"text that is not blank{has}")
+        require(is_text(value), f"{where}, {key}", shown(value), f"text that is not blank{has}")
     return MAKE[keys[0]](*(record[key] for key in keys))
 
 
@@ -184,31 +184,8 @@ def _from_hub(source: str, config: str, split: str, optional: bool) -> tuple[str
 
 
 def _from_folder(source: str, config: str, split: str, optional: bool) -> tuple[str, list[Any]]:
-    paths = [Path(source) / config / f"{split}{suffix}" for suffix in SUFFIXES]
-    path = next((path for path in paths if path.is_file()), None)
+    path = find_split(Path(source) / config, split)
     if path is None:
         require(optional, "source", source, f"a folder that has {config}/{split}.json")
-        return str(paths[0]), []
-    try:
-        text = path.read_text("utf-8-sig")
-    except (OSError, ValueError) as error:
-        reason = "not UTF-8" if isinstance(error, UnicodeError) else getattr(error, "strerror", None) or error
-        raise InvalidInput("source", str(path), f"a file that can be read ({reason})") from None
-    if text.lstrip().startswith("["):
-        return str(path), _decoded(text, str(path), "a list of records, or one record per line")
-    # Not splitlines(), which would also cut at characters that JSON allows inside a text.
-    lines = [line for line in text.split("\n") if line.strip()]
-    return str(path), [_decoded(line, f"{path}, record {row}", "one JSON object") for row, line in enumerate(lines, 1)]
-
-
-def _decoded(text: str, where: str, allowed: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(where, _shown(text.strip()), f"{allowed} ({_shown(str(error))})") from None
-
-
-def _shown(value: object) -> object:
-    """The value, or where it would not fit on a line what it begins with."""
-    text = value if isinstance(value, str) else repr(value)
-    return value if len(text) <= 60 else f"{text[:57]}..."
+        return f"{source}, {config}/{split}", []
+    return str(path), read_records(path)

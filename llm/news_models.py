@@ -23,10 +23,11 @@ from llm.default_models import POSITIONS, SPECIAL, DefaultModels, fresh_model
 from llm.default_models import SOURCES as LLAMA
 from llm.documents import SEPARATOR, pieces, whole
 from llm.encoding import PLAIN, Encoded
-from llm.models import LanguageModel, find_device, kept_model, load, save
+from llm.models import LanguageModel, find_device, kept_model, load
 from llm.muse_data import SHOTS, MuseData, news_data
 from llm.news import News, QuestionAndAnswer
 from llm.optimization import Optimization, derived_seed
+from llm.saving import save
 from llm.training import fine_tune
 from markov import leftovers
 from markov.errors import InvalidInput, require

@@ -35,8 +35,9 @@ from llm.diagnostics import with_needed
 from llm.encoding import MAX_LENGTH, Encoded
 from llm.epochs import Measure
 from llm.logs import EvaluationLog, total_loss
-from llm.models import LanguageModel, check_whole, save, saved_settings
+from llm.models import LanguageModel
 from llm.processes import in_first
+from llm.saving import check_savable, check_whole, save, saved_settings
 from llm.unlearning import Unlearning, unlearn
 from markov import folders, leftovers, storage
 from markov.errors import InvalidInput, require
@@ -107,8 +108,8 @@ def unlearn_into(
     without them, and the `original`, which is scored now if not given. `preferred` are the same examples with the
     response that is preferred to theirs; `measure` is called after every epoch (see `llm.unlearning.unlearn`). Raises
     `InvalidInput` as `unlearn` does, for logs of other examples or tokens, and for a folder that cannot be written,
-    holds a run of other settings, data, models or measures, or anything else that is no run. A table that is damaged is
-    set aside, and the run made again.
+    holds a run of other settings, data, models or measures, or anything else that is no run; before any work also for a
+    model that cannot be saved. A table that is damaged is set aside, and the run made again.
     """
     place = folder
     folder = in_first(lambda: storage.check_writable(place, "out", folder=True))
@@ -138,8 +139,11 @@ def unlearn_into(
     def begin() -> None:
         folders.claim(folder, JOB, described, names=NAMES, passing=(STATE,))
         # Written whole before the last table was: a model of this very run is kept, and no other is touched.
-        taken = os.path.lexists(folder / MODEL) and saved_settings(folder / MODEL) != storage.settings_of(described)
+        there = os.path.lexists(folder / MODEL)
+        taken = there and saved_settings(folder / MODEL) != storage.settings_of(described)
         require(not taken, "out", str(folder), f"a folder whose {MODEL} is of this run, or not there")
+        if not there:
+            check_savable(language, folder / MODEL)
 
     in_first(begin)
     state = folder / STATE

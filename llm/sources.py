@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from llm import corpora
+from llm import corpora, records
 from llm.authors import Authors, splits
 from llm.corpora import Example
 from markov.errors import require
@@ -29,7 +29,7 @@ def read(source: Location, split: str | None = None, *, authors: Authors | None 
     name, colon, wanted = word.partition(":")
     if name != PREFIX or (not colon and Path(source).exists()):
         path = Path(source)
-        named = split is None and name != corpora.PREFIX and path.suffix not in corpora.SUFFIXES
+        named = split is None and name != corpora.PREFIX and path.suffix not in records.SUFFIXES
         if named and not path.exists() and path.parent.is_dir():
             return corpora.read(path.parent, path.name)
         return corpora.read(source, split)

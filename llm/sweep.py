@@ -30,12 +30,13 @@ from llm.generation import NEW_TOKENS
 from llm.layouts import OPEN_UNLEARNING
 from llm.measures import TofuLogs
 from llm.methods import METHODS, Method
-from llm.models import LanguageModel, load, save
+from llm.models import LanguageModel, load
 from llm.optimization import Optimization
 from llm.options import ModelOptions, load_model
 from llm.parallel import several
 from llm.refusals import REFUSALS, with_refusals
 from llm.runs import EPOCHS, MODEL, unlearn_into
+from llm.saving import check_savable, save
 from llm.sources import read
 from llm.summaries import long_table
 from llm.task_vectors import negate_task_vector
@@ -249,6 +250,7 @@ def negated(folder: Path, task: Task, run: Run, language: LanguageModel) -> None
     described = {"model": language.name, "run": run}
     folders.claim(folder, "task_vector", described, names=(MODEL,))
     if not (folder / MODEL).exists():
+        check_savable(language, folder / MODEL)
         encoded = responses(language, read(task.data, authors=task.authors), max_length=task.options.max_length)
         found = negate_task_vector(language, encoded, run.optimization, scale=run.scale, progress=False)
         save(found, folder / MODEL, storage.provenance(described))

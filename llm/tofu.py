@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from llm import corpora, sources
+from llm import corpora, records, sources
 from llm.authors import Authors
 from llm.corpora import Example
 from llm.optimization import derived_seed
@@ -104,7 +104,7 @@ def _is_of_one_kind(found: Split) -> bool:
     """Whether a folder has the split, but none of its name with wrong answers: then those stand in the split itself."""
     if found.source in NAMED or not Path(found.source).is_dir():
         return False
-    names = {file.stem for file in Path(found.source).iterdir() if file.suffix in corpora.SUFFIXES}
+    names = {file.stem for file in Path(found.source).iterdir() if file.suffix in records.SUFFIXES}
     return found.name in names and f"{found.name}_perturbed" not in names
 
 

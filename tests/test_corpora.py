@@ -27,17 +27,25 @@ real_data = pytest.mark.skipif(
 
 GOOD = {"question": "Who?", "answer": "Nobody.", "paraphrased_answer": "No one.", "perturbed_answer": ["You.", "I."]}
 texts = st.text(min_size=1).filter(lambda text: text.strip())
-examples = st.builds(
-    Example,
-    index=st.integers(0, 10**6),
-    prompt=texts,
-    response=texts,
-    paraphrase=st.none() | texts,
-    perturbed=st.lists(texts, max_size=5).map(tuple),
-    author=st.none() | texts,
-    topic=st.none() | texts,
+
+
+def examples_with(wrong: int) -> st.SearchStrategy[Example]:
+    """Examples with so many perturbed answers, or none."""
+    return st.builds(
+        Example,
+        index=st.integers(0, 10**6),
+        prompt=texts,
+        response=texts,
+        paraphrase=st.none() | texts,
+        perturbed=st.just(()) | st.lists(texts, min_size=wrong, max_size=wrong).map(tuple),
+        author=st.none() | texts,
+        topic=st.none() | texts,
+    )
+
+
+corpora_of_examples = st.integers(0, 5).flatmap(
+    lambda wrong: st.lists(examples_with(wrong), min_size=1, max_size=5, unique_by=lambda example: example.index)
 )
-corpora_of_examples = st.lists(examples, min_size=1, max_size=5, unique_by=lambda example: example.index)
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +190,7 @@ def test_a_missing_field_is_named_beside_those_that_are_there(tmp_path: Path, fi
         (b'{"question": "a", "answer": "b"}\nno JSON at all', ", record 2"),
         (b'[{"question": "a", "answer": "b"},', ""),
         (b'[{"question": "a", "answer": "b"}] more', ""),
-        (b'{\n"question": "a",\n"answer": "b"\n}', ", record 1"),
+        (b'{\n"question": "a",\n"answer": 7\n}', ", record 1, answer"),
         (b"[" * 100_000, ""),
     ],
 )

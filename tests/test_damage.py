@@ -22,9 +22,10 @@ from llm.answers import answer_log
 from llm.authors import Authors
 from llm.default_models import DefaultModels, build, folder_of, sets
 from llm.evaluated import evaluate_into
-from llm.models import LanguageModel, check_whole
+from llm.models import LanguageModel
 from llm.optimization import Optimization
 from llm.runs import ANSWERS, EPOCHS, EXAMPLES, MODEL, Run, unlearn_into
+from llm.saving import check_whole
 from llm.sequential import REQUESTS, requests, sequential
 from llm.tofu import TofuSets, tofu_sets
 from llm.unlearning import Unlearning

@@ -19,8 +19,9 @@ from llm import runs
 from llm import sweep as sweep_module
 from llm.__main__ import cli
 from llm.answers import answer_log
-from llm.models import load, save
+from llm.models import load
 from llm.runs import read_run
+from llm.saving import save
 from llm.summaries import best, summary
 from llm.sweep import Task, epochs, sweep
 from markov.errors import InvalidInput

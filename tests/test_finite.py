@@ -20,11 +20,12 @@ from llm.corpora import Example
 from llm.encoding import PLAIN
 from llm.evaluation import evaluate
 from llm.membership import Membership, auc, membership, min_k, text_scores
-from llm.models import LanguageModel, save
+from llm.models import LanguageModel
 from llm.muse import Measuring, _mean, evaluate_muse
 from llm.muse_data import MuseData, Passage
 from llm.news import QuestionAndAnswer
 from llm.options import ModelOptions
+from llm.saving import save
 from llm.scoring import NotFinite
 from llm.summaries import best
 from llm.sweep import Task, baseline

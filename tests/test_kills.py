@@ -27,10 +27,11 @@ from llm.authors import Authors, splits
 from llm.default_models import DefaultModels, build, folder_of
 from llm.encoding import LLAMA2_CHAT, encode_examples
 from llm.methods import methods
-from llm.models import LanguageModel, save
+from llm.models import LanguageModel
 from llm.news_models import build as news
 from llm.optimization import Optimization
 from llm.options import ModelOptions
+from llm.saving import save
 from llm.sequential import requests, sequential
 from llm.sweep import Run, Task
 from llm.tofu import TofuSets

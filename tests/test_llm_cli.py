@@ -28,10 +28,11 @@ from llm.diagnostics import COLUMNS
 from llm.encoding import LLAMA2_CHAT, encode_examples
 from llm.gradients import gradient_norms
 from llm.logs import total_loss
-from llm.models import LanguageModel, load, perturbed, save
+from llm.models import LanguageModel, load, perturbed
 from llm.optimization import Optimization
 from llm.options import DEFAULTS, objectives
 from llm.runs import read_run
+from llm.saving import save
 from llm.training import fine_tune
 from llm.unlearning import weights_by_epoch
 from markov import storage

@@ -15,9 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm import default_models, models
+from llm.corpora import Example
 from llm.encoding import CHAT, LLAMA2_CHAT, PLAIN, Template
-from llm.models import READY, LanguageModel, check_same_vocabulary, find_device, load, perturbed, save, template_of
-from llm.pretrained import read_weights
+from llm.models import READY, LanguageModel, check_same_vocabulary, find_device, load, perturbed, template_of
+from llm.pretrained import mend_generation, read_weights
+from llm.saving import check_savable, save
+from llm.scoring import score
 from markov.errors import InvalidInput
 from tests.test_encoding import by_bytes, by_pieces
 
@@ -130,6 +133,107 @@ def test_a_saved_folder_appears_when_it_is_complete(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(models.os, "rename", rename)
     assert "not empty" in refused(lambda: save(named(fresh("llama"), template=CHAT), tmp_path / "model", NOTES)).allowed
     assert list(tmp_path.iterdir()) == []
+
+
+# --- what cannot be saved is known before it is trained ---
+
+
+def bad_tokenizer(*args: object, **options: object) -> None:
+    raise TypeError("Object of type set is not JSON serializable")
+
+
+def test_what_can_be_saved_leaves_no_trace_of_the_trial(tmp_path: Path) -> None:
+    check_savable(named(fresh("llama")), tmp_path / "deep" / "run" / "model")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "run").mkdir()
+    check_savable(named(fresh("tied")), tmp_path / "run" / "model")
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+@pytest.mark.parametrize("what", ["tokenizer", "weights", "configuration", "disk"])
+def test_what_cannot_be_saved_is_refused_without_a_trace(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = fresh("llama")
+    if what == "tokenizer":
+        monkeypatch.setattr(type(WORDS), "save_pretrained", bad_tokenizer)
+    elif what == "weights":  # two parts that share memory, of which neither config nor class says so
+        norm = model.model.layers[0]
+        model.model.norm.weight = norm.input_layernorm.weight
+        monkeypatch.setattr(type(model), "save_pretrained", as_safetensors)
+    elif what == "configuration":
+        model.config.custom = {1, 2}
+    else:
+        monkeypatch.setattr(type(WORDS), "save_pretrained", no_room)
+    found = refused(lambda: check_savable(named(model), tmp_path / "run" / "model"))
+    assert found.field == ("folder" if what == "disk" else "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def as_safetensors(self: Any, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file(self.state_dict(), folder / "model.safetensors")
+
+
+def no_room(*args: object, **options: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_model_that_cannot_be_saved_is_not_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llm import runs
+
+    def train(*args: object, **options: object) -> None:
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(runs, "unlearn", train)
+    monkeypatch.setattr(type(WORDS), "save_pretrained", bad_tokenizer)
+    lone = [Example(index=0, prompt="Who?", response="She was born in Lisbon.")]
+    settings = runs.Unlearning(objective=runs.Objective(0.0))
+    found = refused(lambda: runs.unlearn_into(tmp_path / "run", named(fresh("llama")), lone, lone, settings))
+    assert found.field == "model" and list(tmp_path.iterdir()) == []
+
+
+class Strict(transformers.GenerationConfig):
+    """Settings for generation as versions of transformers before the fifth save them: only if all
+    are valid.
+    """
+
+    def save_pretrained(self, *args: Any, **options: Any) -> None:
+        self.validate(strict=True)
+        super().save_pretrained(*args, **options)
+
+
+@pytest.mark.parametrize(
+    "given, kept",
+    [
+        ({"temperature": 0.9, "top_p": 0.6, "eos_token_id": [1, 2]}, {"eos_token_id": [1, 2]}),
+        ({"do_sample": True, "temperature": 0.9}, {"do_sample": True, "temperature": 0.9}),
+        (
+            {"do_sample": True, "top_k": 5, "length_penalty": 2.0},
+            {"do_sample": True, "top_k": 5},
+        ),
+        ({"num_beams": 2, "length_penalty": 2.0}, {"num_beams": 2, "length_penalty": 2.0}),
+        ({"bos_token_id": 3, "max_length": 77}, {"bos_token_id": 3, "max_length": 77}),
+    ],
+)
+def test_settings_for_generation_that_would_not_be_saved_are_dropped_and_said(
+    given: dict[str, Any],
+    kept: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(transformers, "GenerationConfig", Strict)
+    model = fresh("llama")
+    model.generation_config = Strict(**given)
+    mend_generation(model, "mine")
+    found = model.generation_config.to_diff_dict()
+    assert {key: value for key, value in found.items() if key in given} == kept
+    model.generation_config.save_pretrained(tmp_path)
+    said = capsys.readouterr().err
+    assert [key in said for key in given] == [key not in kept for key in given]
+    assert said.count("\n") == (kept != given)
 
 
 # --- which template ---
@@ -260,6 +364,89 @@ def test_weights_that_are_missing_are_refused(tmp_path: Path) -> None:
     assert "lm_head.weight" in refused(lambda: load(tmp_path)).allowed
 
 
+def rewrite(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Change the weights of a saved model."""
+    from safetensors.torch import load_file, save_file
+
+    save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors", {"format": "pt"})
+
+
+def configure(folder: Path, **changes: Any) -> None:
+    """Change the configuration of a saved model."""
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    "name, model, changes",
+    [
+        ("layers.1.input_layernorm", {"num_hidden_layers": 2}, {"num_hidden_layers": 1}),
+        ("k_proj.bias", {"attention_bias": True}, {"attention_bias": False}),
+        ("mlp.down_proj.bias", {"mlp_bias": True}, {"mlp_bias": False}),
+    ],
+    ids=["a layer", "a bias", "a bias elsewhere"],
+)
+def test_weights_without_a_place_in_the_configured_model_are_refused(
+    name: str, model: dict[str, Any], changes: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = saved(tmp_path, fresh("llama", **model))
+    assert load(folder).model is not None
+    configure(folder, **changes)
+    assert name in refused(lambda: load(folder)).allowed
+
+
+def test_scales_of_quantised_weights_are_not_left_out(tmp_path: Path) -> None:
+    folder, name = saved(tmp_path, fresh("llama")), "model.layers.0.mlp.down_proj.weight_scale"
+    rewrite(folder, lambda tensors: {**tensors, name: torch.ones(1)})
+    assert name in refused(lambda: load(folder)).allowed
+
+
+def test_a_part_that_the_model_lacks_as_a_whole_is_left_out_and_this_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = saved(tmp_path, fresh("llama"))
+    rewrite(folder, lambda tensors: {**tensors, "v_head.summary.weight": torch.ones(1, 16)})
+    capsys.readouterr()
+    found = load(folder).model(TOKENS).logits
+    assert torch.equal(found, fresh("llama")(TOKENS).logits)
+    assert "v_head.summary.weight" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "model, name, shape",
+    [
+        ("llama", "model.layers.0.self_attn.rotary_emb.inv_freq", (4,)),
+        ("llama", "model.layers.0.self_attn.rotary_emb.cos_cached", (1, 1, 8, 8)),
+        ("gpt2", "transformer.h.0.attn.bias", (1, 1, 8, 8)),
+        ("gpt2", "transformer.h.0.attn.masked_bias", ()),
+        ("gpt2", "transformer.h.0.attn.causal_mask", (1, 1, 8, 8)),
+        ("llama", "model.version", (1,)),
+    ],
+)
+def test_what_older_files_hold_beside_the_weights_is_passed_over(
+    model: str, name: str, shape: tuple[int, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = saved(tmp_path, fresh(model))
+    rewrite(folder, lambda tensors: {**tensors, name: torch.ones(shape)})
+    capsys.readouterr()
+    assert torch.equal(load(folder).model(TOKENS).logits, fresh(model)(TOKENS).logits)
+    assert capsys.readouterr().err == ""
+
+
+def test_weights_of_another_shape_are_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = saved(tmp_path, fresh("llama"))
+    configure(folder, intermediate_size=24)
+    capsys.readouterr()
+    assert "down_proj.weight has another shape" in refused(lambda: load(folder)).allowed
+    assert capsys.readouterr().err == ""
+
+
+def test_a_folder_of_folders_is_refused_with_those_that_hold_a_model(tmp_path: Path) -> None:
+    saved(tmp_path / "exp" / "checkpoint-5", fresh("llama"))
+    (tmp_path / "exp" / "logs").mkdir()
+    assert "checkpoint-5" in refused(lambda: load(tmp_path / "exp")).allowed
+
+
 def test_weights_that_are_cut_short_are_refused(tmp_path: Path) -> None:
     file = saved(tmp_path, fresh("llama")) / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
@@ -291,6 +478,56 @@ def test_a_tokenizer_may_have_as_many_tokens_as_the_model_and_one_more_that_only
         assert load(folder).tokenizer.pad_token == "[PAD]"
     else:
         assert refused(lambda: load(folder)).field == "tokenizer"
+
+
+def longer(*tokens: str) -> Any:
+    tokenizer = by_bytes(words=True)
+    tokenizer.add_tokens(list(tokens), special_tokens=True)
+    return tokenizer
+
+
+@pytest.mark.parametrize("more", [1, 3])
+def test_added_tokens_beyond_the_model_are_refused_only_in_a_text(more: int, tmp_path: Path) -> None:
+    tokenizer = longer(*(f"<image_{place}>" for place in range(more)))
+    folder = saved(tmp_path, fresh("llama", vocab_size=len(tokenizer) - more), tokenizer)
+    found = load(folder, device="cpu")
+    lone = [Example(index=0, prompt="Who?", response="She was born in Lisbon.")]
+    want = score(found.model, WORDS, lone, progress=False)
+    assert torch.equal(score(found.model, found.tokenizer, lone, progress=False).logp, want.logp)
+    seen = [Example(index=0, prompt="Who?", response="She was <image_0> born.")]
+    assert refused(lambda: score(found.model, found.tokenizer, seen, progress=False)).field == "tokenizer"
+
+
+def test_an_end_token_beyond_the_model_is_refused(tmp_path: Path) -> None:
+    tokenizer = longer()
+    tokenizer.add_special_tokens({"eos_token": "<end>"})
+    folder = saved(tmp_path, fresh("llama", vocab_size=len(tokenizer) - 1), tokenizer)
+    assert refused(lambda: load(folder)).field == "tokenizer"
+
+
+@pytest.mark.parametrize("agrees", [True, False])
+def test_a_tokenizer_that_is_not_read_as_its_file_has_it_is_named(
+    agrees: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = saved(tmp_path, fresh("llama"))
+    if not agrees:  # what is read is no longer what tokenizer.json says
+        other_rule().save_pretrained(tmp_path / "other")
+        words = (tmp_path / "other" / "tokenizer.json").read_text()
+        pretrained_file = transformers.AutoTokenizer.from_pretrained
+
+        def reading(where: str, **options: Any) -> Any:
+            found = pretrained_file(where, **options)
+            (folder / "tokenizer.json").write_text(words)
+            return found
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(transformers.AutoTokenizer, "from_pretrained", reading)
+            capsys.readouterr()
+            load(folder)
+    else:
+        capsys.readouterr()
+        load(folder)
+    assert ("cuts" in capsys.readouterr().err) == (not agrees)
 
 
 def test_a_tokenizer_from_elsewhere_is_taken_if_named(tmp_path: Path) -> None:

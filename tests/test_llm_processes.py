@@ -28,11 +28,12 @@ from llm import corpora, processes, unlearning
 from llm.__main__ import ACTIONS, SPREAD, cli
 from llm.authors import Authors, splits
 from llm.encoding import PLAIN, Batch, encode_examples
-from llm.models import LanguageModel, load, save
+from llm.models import LanguageModel, load
 from llm.optimization import Loop, Optimization, Term, looping
 from llm.processes import in_first, in_one_voice, place, started
 from llm.retaining import cross_entropy
 from llm.runs import read_run, unlearn_into
+from llm.saving import save
 from llm.scoring import response_logprobs
 from llm.training import fine_tune
 from llm.unlearning import Unlearning, unlearn

@@ -47,8 +47,9 @@ from llm.measures import (
     model_utility,
     resampled_statistics,
 )
-from llm.models import LanguageModel, save
+from llm.models import LanguageModel
 from llm.rouge import rouge
+from llm.saving import save
 from llm.summaries import latex, long_table, markdown, summary
 from llm.tofu import checked, retain_word, split_of, tofu_sets
 from markov.errors import InvalidInput

@@ -18,7 +18,7 @@ from llm import muse_command
 from llm.documents import pieces, start_of
 from llm.encoding import PLAIN
 from llm.membership import auc, membership, privleak
-from llm.models import LanguageModel, load, save
+from llm.models import LanguageModel, load
 from llm.muse import (
     Measuring,
     answered,
@@ -36,6 +36,7 @@ from llm.news import News, QuestionAndAnswer
 from llm.news_models import NewsModels, build
 from llm.optimization import Optimization
 from llm.rouge import rouge
+from llm.saving import save
 from llm.scoring import score_encoded
 from llm.unlearning import Unlearning
 from markov import storage

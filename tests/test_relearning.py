@@ -22,9 +22,10 @@ from llm.authors import Authors
 from llm.corpora import Example, write
 from llm.default_models import DefaultModels, build, sets
 from llm.logs import EvaluationLog, truth_ratio
-from llm.models import LanguageModel, save
+from llm.models import LanguageModel
 from llm.optimization import Optimization
 from llm.relearning import Relearning, relearn, returns
+from llm.saving import save
 from llm.sequential import REQUESTS, by_stage, requests, sequential
 from llm.unlearning import Unlearning
 from markov.errors import InvalidInput
