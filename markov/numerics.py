@@ -1,6 +1,6 @@
-"""What rounding may not decide: comparisons by a margin, and sums that are the same in every company.
+"""What rounding may not decide: comparisons by a margin, and what keeps a sum the same in any company.
 
-Two processors, or two libraries, add the same numbers in another order and so differ in the last digits.
+Two processors, or two libraries, add the same numbers in another order: the last digits differ.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def reaches(value: Values, goal: float, margin: float = MARGIN) -> Values:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch compute on one thread: several may divide a long sum, each number of them elsewhere.
+    """Let torch compute on one thread: several divide a long sum, each number of them elsewhere.
 
     Small matrices lose time on several threads, too.
     """
