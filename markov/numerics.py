@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,12 +26,12 @@ SINGLE_MARGIN = 1e-5
 VECTOR = 64
 
 
-def exceeds(value: Values, other: Values, margin: float = MARGIN) -> Values:
+def exceeds(value: Values, other: Values, margin: float = MARGIN) -> Any:
     """Whether a value is larger than another by more than rounding: value - other > margin |other|."""
     return value - other > margin * abs(other)
 
 
-def reaches(value: Values, goal: float, margin: float = MARGIN) -> Values:
+def reaches(value: Values, goal: float, margin: float = MARGIN) -> Any:
     """Whether a value is at a goal or above it, but for rounding: value >= goal - margin |goal|."""
     return value >= goal - margin * abs(goal)
 
