@@ -1,13 +1,13 @@
-"""What rounding may not decide: comparisons by a margin, and sums that are the same in every company.
+"""What rounding may not decide: comparisons by a margin, and what keeps a sum the same in any company.
 
-Two processors, or two libraries, add the same numbers in another order and so differ in the last digits.
+Two processors, or two libraries, add the same numbers in another order: the last digits differ.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,19 +26,19 @@ SINGLE_MARGIN = 1e-5
 VECTOR = 64
 
 
-def exceeds(value: Values, other: Values, margin: float = MARGIN) -> Values:
+def exceeds(value: Values, other: Values, margin: float = MARGIN) -> Any:
     """Whether a value is larger than another by more than rounding: value - other > margin |other|."""
     return value - other > margin * abs(other)
 
 
-def reaches(value: Values, goal: float, margin: float = MARGIN) -> Values:
+def reaches(value: Values, goal: float, margin: float = MARGIN) -> Any:
     """Whether a value is at a goal or above it, but for rounding: value >= goal - margin |goal|."""
     return value >= goal - margin * abs(goal)
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch compute on one thread: several may divide a long sum, each number of them elsewhere.
+    """Let torch compute on one thread: several divide a long sum, each number of them elsewhere.
 
     Small matrices lose time on several threads, too.
     """

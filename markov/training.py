@@ -130,7 +130,8 @@ def unlearn(
         like.new_tensor([getattr(run, field) for run in runs]) for field in ("learning_rate", "retain_weight")
     )
     stacked = stack([run.objective for run in runs], dtype=like.dtype, device=like.device)
-    objective = Objective(*(torch.as_tensor(field)[:, None] for field in stacked))
+    laws = [torch.as_tensor(field)[:, None] for field in stacked]
+    objective = Objective(*laws)
     forget = draw([run.forget for run in runs], [generator(run.seed, "forget") for run in runs], steps * batch)
     forget = longest_first(forget, batch)
     retain = draw([run.retain for run in runs], [generator(run.seed, "retain") for run in runs], steps * batch)
@@ -158,7 +159,7 @@ def unlearn(
             now = forget.of(chosen, rows)
             logp = torch.cat([score(model, own, *piece).logp for piece in pieces(now)], dim=1)
             seq = SequenceLogProbs(logp, now.mask.sum(-1).to(logp.dtype), ref[chosen, rows])
-            each, weight = loss_and_weight(Objective(*(field[chosen] for field in objective)), seq)
+            each, weight = loss_and_weight(Objective(*(field[chosen] for field in laws)), seq)
             weights[chosen, step], loss = weight.detach(), each.mean(-1)
             if retain_term != "none":
                 kept, first = retain.of(chosen, rows), {name: value[chosen] for name, value in start.items()}

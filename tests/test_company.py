@@ -1,4 +1,4 @@
-"""A run's bytes do not depend on its company: how many runs lie beside it, which ones, and in what order.
+"""A run's bytes do not depend on its company: how many runs lie beside it, which, and in what order.
 
 Everything here is compared to the last bit. Shapes are chosen so that nothing comes out even: widths
 that fill no vector, batches of every raggedness, ensembles of every size.
@@ -28,7 +28,7 @@ from markov.optimizers import OPTIMIZERS
 from markov.recording import Probe, Trajectory, example_gradient_norms, loss_and_weight
 from markov.running import MEMBERS, run, trajectory
 from markov.sweeps import Sweep
-from markov.training import RETAIN_LOSSES, RetainTerm, Run, pretrain, unlearn
+from markov.training import RetainTerm, Run, pretrain, unlearn
 from tests.helpers import some_laws, some_tokens
 
 STATES = 5
@@ -40,7 +40,6 @@ MODELS = {
     "tabular": Tabular(states=STATES),
 }
 OBJECTIVES = [npo(0.7), simnpo(3.0, 0.4), gradient_ascent(), gradient_ascent(1.0), Objective(0.7, 0.3, 0.4, 0.6)]
-TERMS: tuple[RetainTerm, ...] = ("none", *RETAIN_LOSSES)
 SUBSETS = [[0], [7], [3, 1], [6, 2, 5], [1, 2, 3, 4, 5, 6, 7, 8], [8, 7, 6, 5, 4, 3, 2, 1, 0]]
 every_model = pytest.mark.parametrize("model", MODELS.values(), ids=list(MODELS))
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
@@ -145,7 +144,8 @@ def test_the_law_gives_every_run_the_bits_it_gives_it_alone(dtype: torch.dtype, 
     torch.testing.assert_close(loss, objective.loss(seq))
     torch.testing.assert_close(weight, objective.weight(seq))
     for at in range(count):
-        alone = loss_and_weight(*(type(one)(*(field[at : at + 1] for field in one)) for one in (objective, seq)))
+        own = Objective(*fields[at : at + 1].T[..., None])
+        alone = loss_and_weight(own, SequenceLogProbs(*(field[at : at + 1] for field in seq)))
         assert torch.equal(alone[0], loss[at : at + 1]) and torch.equal(alone[1], weight[at : at + 1])
 
 

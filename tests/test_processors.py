@@ -1,4 +1,4 @@
-"""Frames of every rung, computed with the arithmetic of several processors, agree within stated tolerances.
+"""Frames of every rung, in the arithmetic of several processors, agree within stated tolerances.
 
 Each setting takes a process of its own, since the libraries read it once.
 """
@@ -28,9 +28,10 @@ from markov.logistic import LogisticWorld, Unlearning
 from markov.logistic import run as run_logistic
 from markov.objectives import CORNERS, Objective, npo, simnpo
 from markov.running import run
+from markov.sweeps import Sweep
 from markov.theory import theta, time_to_forget
 
-# What each library of matrices and of elementwise functions may use; the second also has two threads.
+# What each library may use of the processor; the second setting also has two threads.
 OLDEST = {
     "MKL_CBWR": "COMPATIBLE",
     "ATEN_CPU_CAPABILITY": "default",
@@ -78,6 +79,7 @@ def scalar() -> pd.DataFrame:
 def tabular() -> pd.DataFrame:
     """The gradient flow of a table at quick scale."""
     case, rows = quick().sweep().case, []
+    assert isinstance(case, Sweep)
     for law in (npo(0.1), simnpo(2.0)):
         flow = tabular_flow(case, law, seed=0, horizon=30.0)
         logp, kl = logp_per_token(flow.loss.bank, flow.tables), kl_to_truth(flow.tables, forget_mixture(case))
