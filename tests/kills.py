@@ -93,7 +93,8 @@ def _counting(place: Path, log: int, at: int | None) -> Callable[[str, tuple[obj
 def site(call: str) -> str:
     """What is called, and where, without what differs from one process to the next."""
     names = re.sub(leftovers.PARTIAL.pattern.replace(r"(\..*)?", ""), "PARTIAL", call)
-    return DIGEST.sub("DIGEST", names)
+    # The splits of a corpus are written by one line, in turn.
+    return re.sub(r"data/\w+\.json", "data/SPLIT", DIGEST.sub("DIGEST", names))
 
 
 def chosen(calls: list[str]) -> list[int]:

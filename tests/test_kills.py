@@ -129,7 +129,7 @@ def commands(given: Path, patch: pytest.MonkeyPatch) -> dict[str, Job]:
         "relearn": lambda: cli(["relearn", *model, *data, *retrained, *attack]),
         "build": lambda: cli(["build", "--kinds", "original", "retrained", "--device", "cpu", "--out", "found"]),
         "muse": lambda: cli(texts),
-        "sweep": lambda: swept(),
+        "sweep": lambda: swept(given),
         "sequential": lambda: in_turn(),
         "markov unlearn": lambda: markov_cli(["unlearn", *chains]),
         "markov grid": lambda: markov_cli(["grid", *chains, "--learning-rate", *(f"{n}e-4" for n in range(1, 10))]),
@@ -138,9 +138,10 @@ def commands(given: Path, patch: pytest.MonkeyPatch) -> dict[str, Job]:
     }
 
 
-def swept() -> int:
-    """The command, of two methods and a task vector."""
-    folders = {kind: str(folder_of(TINY, kind)) for kind in ("original", "retrained")}
+def swept(given: Path) -> int:
+    """The command, of a method and a task vector."""
+    models = given / "cache" / "language_models"
+    folders = {kind: str(models / folder_of(TINY, kind).name) for kind in ("original", "retrained")}
     task = Task(
         options=ModelOptions(model=folders["original"], device="cpu"),
         retrained=folders["retrained"],
@@ -148,7 +149,7 @@ def swept() -> int:
         authors=TINY.authors,
         max_new_tokens=2,
     )
-    runs = [Run(method=one, optimization=replace(EVERY, epochs=1)) for one in methods(["npo:0.1@1", "idk@1"])]
+    runs = [Run(method=one, optimization=replace(EVERY, epochs=1)) for one in methods(["npo:0.1@1"])]
     runs.append(Run(method=None, scale=0.5, optimization=replace(EVERY, epochs=1)))
     few = TofuSets(*(tuple(replace(one, perturbed=one.perturbed[:2]) for one in part[:2]) for part in task.sets()))
     with pytest.MonkeyPatch.context() as patch:
@@ -160,7 +161,8 @@ def swept() -> int:
 
 def in_turn() -> int:
     """Two requests."""
-    forget = requests(corpora.read(folder_of(TINY, "original").parents[2] / "forget.json"), 2)
+    examples = [replace(one, author=None) for one in corpora.read("forget.json")]
+    forget = requests(examples, 2)
     settings = Unlearning(objective=npo(0.1), optimization=replace(EVERY, epochs=1))
     sequential("found", lambda: build(TINY, "original", progress=False), forget, (), settings, progress=False)
     return 0
@@ -253,7 +255,3 @@ def test_a_command_that_is_killed_anywhere_and_given_again_ends_the_same(
         assert found == expected, f"{where}: {[key for key in found if found[key] != expected[key]]}"
         shutil.rmtree(place)
     assert tree(given) == others
-    import resource
-
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    print("USED", name, len(undisturbed.calls), len(tried), used.ru_utime + used.ru_stime)
