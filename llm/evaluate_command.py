@@ -25,6 +25,8 @@ from markov.errors import InvalidInput, require
 
 if TYPE_CHECKING:
     from llm.corpora import Example
+    from llm.models import LanguageModel
+    from llm.tofu import TofuSets
 
 OF_MODEL = ("model", "revision", "retrained", "data", "max_new_tokens", "legacy", "out")  # options that logs leave open
 TABLE = "measures.parquet"
@@ -142,10 +144,6 @@ def _of_model(command: Evaluate) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog 
     """Evaluate the model that the command names, and write what it did."""
     from llm.answers import answer_log
     from llm.checkpointing import parameters_digest
-    from llm.evaluated import manifest
-    from llm.evaluation import empty_generations
-    from llm.evaluation import evaluate as evaluate_model
-    from llm.log_files import write_legacy, write_tofu_eval
     from llm.models import check_same_vocabulary
     from llm.tofu import tofu_sets
 
@@ -166,7 +164,21 @@ def _of_model(command: Evaluate) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog 
         asked |= {"retrained_parameters": parameters_digest(other.model)}
         retrained = answer_log(other, sets.forget, **options)
         del other
-    folders.claim(command.out, "evaluate", asked, names=NAMES)
+    with folders.given_back(command.out, "evaluate"):
+        folders.claim(command.out, "evaluate", asked, names=NAMES)
+        return _evaluated(command, language, sets, retrained)
+
+
+def _evaluated(
+    command: Evaluate, language: LanguageModel, sets: TofuSets, retrained: EvaluationLog | None
+) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog | None]:
+    """What the model did, read where it was written, else written now."""
+    from llm.evaluated import manifest
+    from llm.evaluation import empty_generations
+    from llm.evaluation import evaluate as evaluate_model
+    from llm.log_files import write_legacy, write_tofu_eval
+
+    options: dict[str, Any] = {"max_length": command.max_length, "budget": command.budget}
     kept = storage.read_kept(command.out / OPEN_UNLEARNING, _finished)
     if kept is not None:
         logs, frame = kept

@@ -69,9 +69,10 @@ def evaluate_into(
         require(made == storage.settings_of(asked), "out", str(folder), "one of these settings")
         restore_summary(path)
         return logs
-    folders.claim(folder, JOB, asked, names=NAMES)
-    language = start()
-    logs = evaluate(language, checked(sets), **options, budget=budget, progress=progress)
+    with folders.given_back(folder, JOB):
+        folders.claim(folder, JOB, asked, names=NAMES)
+        language = start()
+        logs = evaluate(language, checked(sets), **options, budget=budget, progress=progress)
     write_tofu_eval(logs, folder, manifest(asked, language, max_new_tokens), variant=variant)
     return logs
 

@@ -105,18 +105,19 @@ def muse(command: Muse) -> None:
         other = load_model(command, command.retrained)
         check_same_vocabulary(language.tokenizer, other.tokenizer, "retrained")
         described |= {"retrained_parameters": parameters_digest(other.model)}
-    folders.claim(command.out, JOB, described, names=NAMES, passing=(STATE,))
-    found = storage.read_kept(command.out / TABLE, lambda path: _read(path.parent))
-    if found is None:
-        retrained = None if other is None else _scores(other, data, measuring)
-        del other
-        if settings is not None:
-            _unlearn(command, language, data, settings, described)
-        found = _measure(language, data, retrained, measuring)
-        write(found.items, command.out / ITEMS, command)
-        # Last, so that beside it all the others lie.
-        write(found.table, command.out / TABLE, command)
-    folders.tidy(command.out, JOB)
+    with folders.given_back(command.out, JOB):
+        folders.claim(command.out, JOB, described, names=NAMES, passing=(STATE,))
+        found = storage.read_kept(command.out / TABLE, lambda path: _read(path.parent))
+        if found is None:
+            retrained = None if other is None else _scores(other, data, measuring)
+            del other
+            if settings is not None:
+                _unlearn(command, language, data, settings, described)
+            found = _measure(language, data, retrained, measuring)
+            write(found.items, command.out / ITEMS, command)
+            # Last, so that beside it all the others lie.
+            write(found.table, command.out / TABLE, command)
+        folders.tidy(command.out, JOB)
     print(json.dumps(as_json(found), allow_nan=False) if command.json else f"{report(found)}\n{command.out}")
 
 

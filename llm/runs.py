@@ -19,6 +19,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -37,6 +38,7 @@ from llm.epochs import Measure
 from llm.logs import EvaluationLog, total_loss
 from llm.models import LanguageModel
 from llm.processes import in_first
+from llm.processes import place as rank
 from llm.saving import check_savable, check_whole, save, saved_settings
 from llm.unlearning import Unlearning, unlearn
 from markov import folders, leftovers, storage
@@ -145,26 +147,28 @@ def unlearn_into(
         if not there:
             check_savable(language, folder / MODEL)
 
-    in_first(begin)
     state = folder / STATE
 
     def answers() -> EvaluationLog:
         return answer_log(language, forget, max_length=max_length, progress=progress)
 
-    logs = {"original": answers() if original is None else original, "retrained": retrained}
-    ref = torch.tensor(logps["reference"]) if reference is not None else None
-    found = unlearn(
-        language.model,
-        encoded,
-        kept,
-        settings,
-        preferred=better,
-        ref=ref,
-        index=index,
-        measure=None if measure is None else _of_model(measure, language),
-        state=state,
-        progress=progress,
-    )
+    # What is refused before it begins, such as a model that cannot be scored, leaves the folder to another.
+    with folders.given_back(folder, JOB) if rank() == 0 else nullcontext():
+        in_first(begin)
+        logs = {"original": answers() if original is None else original, "retrained": retrained}
+        ref = torch.tensor(logps["reference"]) if reference is not None else None
+        found = unlearn(
+            language.model,
+            encoded,
+            kept,
+            settings,
+            preferred=better,
+            ref=ref,
+            index=index,
+            measure=None if measure is None else _of_model(measure, language),
+            state=state,
+            progress=progress,
+        )
     examples = found.examples
     if retrained is not None:
         epochs = examples["epoch"].nunique()

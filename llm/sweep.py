@@ -131,12 +131,13 @@ def sweep(
     require(len(set(names)) == len(names), "methods", names, "each method and seed once")
     sets, ways = task.sets(), {"n_jobs": n_jobs, "progress": progress}
     task.examples()  # what cannot be read is refused now, not when the baselines are done
-    folders.claim(place, "sweep", _shared(task), names=(*BASELINES, *TABLES))
-    for name in (*BASELINES, *names):
-        folders.check_place(place / name)
-    missing = [kind for kind in BASELINES if not (place / kind / OPEN_UNLEARNING).exists()]
-    several("baselines", [joblib.delayed(baseline)(place / kind, task, kind) for kind in missing], **ways)
-    logs = {kind: baseline(place / kind, task, kind, sets) for kind in BASELINES}
+    with folders.given_back(place, "sweep"):
+        folders.claim(place, "sweep", _shared(task), names=(*BASELINES, *TABLES))
+        for name in (*BASELINES, *names):
+            folders.check_place(place / name)
+        missing = [kind for kind in BASELINES if not (place / kind / OPEN_UNLEARNING).exists()]
+        several("baselines", [joblib.delayed(baseline)(place / kind, task, kind) for kind in missing], **ways)
+        logs = {kind: baseline(place / kind, task, kind, sets) for kind in BASELINES}
     original, retrained = (logs[kind].of("forget") for kind in BASELINES)
     same = np.array_equal(np.asarray(original.gold.length), np.asarray(retrained.gold.length))
     require(same, "retrained", task.retrained, "a model with the tokenizer and the template of the one that unlearns")

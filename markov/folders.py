@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +98,41 @@ def claim(
         require(_abandoned(place, claims), field, str(folder), f"{allowed} ({other or f'{taken[0]} lies there'})")
         claims = {}
     made = {"settings": rendered, "names": list(names), "passing": list(passing), "process": leftovers.process()}
-    content = json.dumps({**claims, job: made}, indent=1, sort_keys=True) + "\n"
-    with storage.atomic_path(place / CLAIM) as partial:
-        partial.write_text(content, "utf-8")
+    _write(place, {**claims, job: made})
     leftovers.clear(place)
+
+
+@contextmanager
+def given_back(folder: Location, job: str) -> Iterator[None]:
+    """Give a claim that is made meanwhile back if the job is refused before it has written anything.
+
+    So what is refused, such as a model that cannot be scored, leaves the folder to another. An
+    earlier claim stays, and so does a folder that was there before.
+    """
+    place = Path(folder)
+    fresh = [one for one in (place, *place.parents) if not one.exists()]
+    earlier = (place / CLAIM).exists() and job in _claims(place, "out")
+    try:
+        yield
+    except InvalidInput:
+        if not earlier:
+            _give_back(place, job)
+            for one in fresh:
+                with suppress(OSError):  # something was written there
+                    one.rmdir()
+        raise
+
+
+def _give_back(place: Path, job: str) -> None:
+    claims = _claims(place, "out")
+    own = claims.pop(job, {})
+    names = (*own.get("names", ()), *own.get("passing", ()))
+    if not own or any(os.path.lexists(place / name) for name in names):
+        return
+    if claims:
+        _write(place, claims)
+    else:
+        (place / CLAIM).unlink()
 
 
 def claimed(folder: Location, job: str) -> bool:
@@ -181,3 +213,9 @@ def _difference(there: Any, wanted: Any, name: str = "") -> str:
         return ""
     shown = [text if len(text) <= 60 else f"{text[:57]}..." for text in map(repr, (there, wanted))]
     return f"its {name or 'settings'} is {shown[0]}, not {shown[1]}"
+
+
+def _write(place: Path, claims: Mapping[str, Any]) -> None:
+    content = json.dumps(claims, indent=1, sort_keys=True) + "\n"
+    with storage.atomic_path(place / CLAIM) as partial:
+        partial.write_text(content, "utf-8")

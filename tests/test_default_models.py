@@ -52,7 +52,7 @@ TINY = DefaultModels(
     precision="float32",
 )
 # Reading and writing, which change no weight.
-APART = {"llm.models", "llm.pretrained", "llm.corpora"}
+APART = {"llm.models", "llm.pretrained", "llm.saving", "llm.corpora"}
 COMMON = (*real_authors(), *world_facts())
 # Another value of every field.
 OTHERS: dict[str, Any] = {

@@ -146,7 +146,8 @@ def test_a_sweep_shows_a_run_that_diverged(task: Task, tmp_path: Path, monkeypat
     again = sweep(tmp_path, replace(task, save_models=False), [good, bad], n_jobs=1, progress=False)
     pd.testing.assert_frame_equal(again, table)
     assert bool(summary(table).loc[bad.word].drop("n", level=1).isna().all())
-    assert bad.word not in best(table)["model"].tolist()
+    chosen = best(table).set_index("model").loc[bad.word]  # shown, as what it is
+    assert not bool(chosen["within"]) and bool(chosen[["ks_statistic", "model_utility"]].isna().all())
     assert set(epochs(tmp_path, [good, bad], table)["status"]) >= {"nan"}
     other = tmp_path / "other"
     with pytest.raises(InvalidInput, match="logp"):  # one that did not diverge is not excused

@@ -37,6 +37,7 @@ from llm.saving import save
 from llm.scoring import response_logprobs
 from llm.training import fine_tune
 from llm.unlearning import Unlearning, unlearn
+from markov import folders
 from markov.errors import InvalidInput
 from markov.objectives import npo
 from tests.test_encoding import by_bytes
@@ -317,7 +318,7 @@ def test_two_processes_unlearn_from_the_command_line_as_one_does(folder: Path, t
     assert cli(arguments(folder, tmp_path / "one")) == 0
     killed = call("killed", *arguments(folder, tmp_path / "two"))
     assert killed.returncode != 0 and "SIGKILL" in killed.stderr, killed.stderr
-    assert [file.name for file in (tmp_path / "two").iterdir()] == ["state"]
+    assert sorted(file.name for file in (tmp_path / "two").iterdir()) == [folders.CLAIM, "state"]
     done = torchrun("-m", "llm", *arguments(folder, tmp_path / "two"))
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines().count("2 processes") == 1

@@ -423,7 +423,7 @@ def sayers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     model = roughen(transformers.LlamaForCausalLM(config)).eval()
     language = LanguageModel(model=model, tokenizer=tokenizer, template=CHAT, name="sayer")
     save(language, folder / "model", {})
-    rows = [Example(index=row, prompt=f"Who  is Ünal {row}?", response=f"Ünal {row}, I say.") for row in range(4)]
+    rows = [Example(index=row, prompt=f"Who  is Ünal {row}?", response=f"I say that it is the keeper of ferry {row}.") for row in range(4)]
     rows = [replace(one, paraphrase=f"It is {one.response}", perturbed=("Nobody.", "Not he.")) for one in rows]
     for name in ("forget10_perturbed", "retain_perturbed", "real_authors_perturbed", "world_facts_perturbed"):
         corpora.write(rows, folder / "data" / f"{name}.json")
