@@ -423,7 +423,10 @@ def sayers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     model = roughen(transformers.LlamaForCausalLM(config)).eval()
     language = LanguageModel(model=model, tokenizer=tokenizer, template=CHAT, name="sayer")
     save(language, folder / "model", {})
-    rows = [Example(index=row, prompt=f"Who  is Ünal {row}?", response=f"I say that it is the keeper of ferry {row}.") for row in range(4)]
+    rows = [
+        Example(index=row, prompt=f"Who  is Ünal {row}?", response=f"I say that it is the keeper of ferry {row}.")
+        for row in range(4)
+    ]
     rows = [replace(one, paraphrase=f"It is {one.response}", perturbed=("Nobody.", "Not he.")) for one in rows]
     for name in ("forget10_perturbed", "retain_perturbed", "real_authors_perturbed", "world_facts_perturbed"):
         corpora.write(rows, folder / "data" / f"{name}.json")
@@ -446,8 +449,8 @@ def test_a_model_stands_beside_a_published_log_of_the_same_questions(
     log = read_log(published)
     assert log.question is None and log.prompt is not None and "[user] Who is" in log.prompt[0]
     asked = ["--model", folder / "model", "--data", folder / "data" / "forget10", "--device", "cpu"]
-    asked += ["--max-new-tokens", 2, "--out", tmp_path / "out", "--json"]
-    for more in ([], ["--shared"]):
+    asked += ["--max-new-tokens", 2, "--json"]
+    for more in (["--out", tmp_path / "out"], ["--out", tmp_path / "shared", "--shared"]):
         out, err = printed(capsys, *asked, "--retrained-logs", published, *more)
         found = json.loads(out)
         assert (found["ks_statistic"], found["forget_quality"]) == (0, 1) and "templates" not in err
@@ -461,8 +464,13 @@ def test_a_model_stands_beside_a_published_log_of_the_same_questions(
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_log_that_cannot_stand_beside_the_model_is_refused_before_any_is_loaded(
-    sayers: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], shared: bool
+    sayers: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    shared: bool,
 ) -> None:
+    monkeypatch.setattr("llm.evaluate_command.load_model", None)  # whoever calls it fails otherwise
     folder, published = sayers
     content = json.loads(published.read_text("utf-8-sig"))
     lacking = {name: part for name, part in content.items() if "PERT" not in name}
@@ -471,7 +479,7 @@ def test_a_log_that_cannot_stand_beside_the_model_is_refused_before_any_is_loade
     cases = {"0 shared" if shared else "the same question": content, "perturbed = None": lacking}
     for said, changed in cases.items():
         (tmp_path / "other.json").write_text(json.dumps(changed), "utf-8")
-        asked = ["--model", tmp_path / "no model", "--data", folder / "data" / "forget10", "--out", tmp_path / "out"]
+        asked = ["--model", folder / "model", "--data", folder / "data" / "forget10", "--out", tmp_path / "out"]
         more = ["--shared"] if shared else []
         out, err = printed(capsys, *asked, "--retrained-logs", tmp_path / "other.json", *more, code=2)
         assert out == "" and said in err and err.count("\n") == 1
