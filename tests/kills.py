@@ -26,7 +26,9 @@ from markov.folders import CLAIM
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CHANGING = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.chmod", "shutil.rmtree")
-DIGEST = re.compile(r"[0-9a-f]{32}")
+DIGEST, SPLIT = re.compile(r"[0-9a-f]{32}"), re.compile(r"data/\w+\.json")
+SUFFIXES = tuple(f"PARTIAL.{suffix}" for suffix in ("parquet", "safetensors", "json", "md", "tex"))
+BASELINE = re.compile(r"\b(original|retrained)\b")
 
 
 class Ended(NamedTuple):
@@ -93,15 +95,22 @@ def _counting(place: Path, log: int, at: int | None) -> Callable[[str, tuple[obj
 def site(call: str) -> str:
     """What is called, and where, without what differs from one process to the next."""
     names = re.sub(leftovers.PARTIAL.pattern.replace(r"(\..*)?", ""), "PARTIAL", call)
-    # The splits of a corpus are written by one line, in turn.
-    return re.sub(r"data/\w+\.json", "data/SPLIT", DIGEST.sub("DIGEST", names))
+    # The splits of a corpus are written by one line in turn, and so are the models that are compared with.
+    for pattern, word in ((DIGEST, "DIGEST"), (SPLIT, "data/SPLIT"), (BASELINE, "BASELINE")):
+        names = pattern.sub(word, names)
+    return names
 
 
-def chosen(calls: list[str]) -> list[int]:
-    """The calls to be killed at: of each site the first and the last."""
+def chosen(calls: list[str], *, passing: bool = True) -> list[int]:
+    """The calls to be killed at: of each site the first and the last.
+
+    Without `passing` those are left out that only begin or remove what lies under a passing name.
+    """
     places: dict[str, list[int]] = {}
     for number, call in enumerate(calls):
-        places.setdefault(site(call), []).append(number)
+        where = site(call)
+        if passing or not where.startswith(("open ", "os.remove ")) or not where.endswith(("PARTIAL", *SUFFIXES)):
+            places.setdefault(where, []).append(number)
     return sorted({number for own in places.values() for number in (own[0], own[-1])})
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import rouge_score.rouge_scorer  # noqa: F401  (so that no copy of this process has to)
 import torch
 import transformers
 
@@ -164,7 +165,7 @@ def in_turn() -> int:
     examples = [replace(one, author=None) for one in corpora.read("forget.json")]
     forget = requests(examples, 2)
     settings = Unlearning(objective=npo(0.1), optimization=replace(EVERY, epochs=1))
-    sequential("found", lambda: build(TINY, "original", progress=False), forget, (), settings, progress=False)
+    sequential("found", lambda: build(TINY, "original", progress=False), forget, examples, settings, progress=False)
     return 0
 
 
@@ -228,6 +229,9 @@ NAMES = (
     "parts",
 )
 
+# Jobs of many calls, made of what the others try in full.
+MANY = ("build", "muse", "sweep", "sequential", "markov grid", "table")
+
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_command_that_is_killed_anywhere_and_given_again_ends_the_same(
@@ -239,7 +243,7 @@ def test_a_command_that_is_killed_anywhere_and_given_again_ends_the_same(
     whole = start(given, tmp_path / "whole", name)
     undisturbed = run_and_kill(jobs[name], whole, tmp_path / "log")
     assert undisturbed.code == 0, undisturbed.said
-    expected, tried = settled(whole), chosen(undisturbed.calls)
+    expected, tried = settled(whole), chosen(undisturbed.calls, passing=name not in MANY)
     assert len(tried) >= 4 and MINE in expected
     for at in tried:
         place = start(given, tmp_path / "killed", name)
