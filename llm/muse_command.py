@@ -127,6 +127,7 @@ def _unlearn(
     command: Muse, language: LanguageModel, data: MuseData, settings: Unlearning, described: dict[str, Any]
 ) -> None:
     """Unlearn the texts, going on where an earlier call was stopped, and keep the model and its table."""
+    from llm.checkpointing import FILE
     from llm.models import check_whole, save, saved_settings
     from llm.muse import unlearn_texts
     from llm.muse_data import generated
@@ -135,6 +136,7 @@ def _unlearn(
     kept = storage.read_kept(place, check_whole)
     ours = kept is None or saved_settings(place) == storage.settings_of(described)
     require(ours, "out", str(command.out), f"a folder whose {MODEL} is of this command, or not there")
+    storage.read_kept(command.out / STATE / FILE, storage.read_provenance)  # one that was cut short is set aside
     length = command.piece or PIECES[generated(command.data) is not None]
     run = unlearn_texts(language, data, settings, length=length, state=command.out / STATE)
     if kept is None:

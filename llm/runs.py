@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import nn
 
 from llm.answers import answer_log, log_of, log_table, responses
-from llm.checkpointing import parameters_digest
+from llm.checkpointing import FILE, parameters_digest
 from llm.corpora import Example
 from llm.diagnostics import with_needed
 from llm.encoding import MAX_LENGTH, Encoded
@@ -133,6 +133,7 @@ def unlearn_into(
     taken = os.path.lexists(folder / MODEL) and saved_settings(folder / MODEL) != storage.settings_of(described)
     require(not taken, "out", str(folder), f"a folder whose {MODEL} is of this run, or not there")
     state = folder / STATE
+    storage.read_kept(state / FILE, storage.read_provenance)  # one that was cut short is set aside
 
     def answers() -> EvaluationLog:
         return answer_log(language, forget, max_length=max_length, progress=progress)
