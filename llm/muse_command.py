@@ -141,6 +141,7 @@ def _unlearn(
     command: Muse, language: LanguageModel, data: MuseData, settings: Unlearning, described: dict[str, Any]
 ) -> None:
     """Unlearn the texts, going on where an earlier call was stopped, and keep the model and its table."""
+    from llm.checkpointing import FILE
     from llm.muse import unlearn_texts
     from llm.muse_data import generated
     from llm.saving import check_savable, check_whole, save, saved_settings
@@ -151,6 +152,7 @@ def _unlearn(
     require(ours, "out", str(command.out), f"a folder whose {MODEL} is of this command, or not there")
     if kept is None:
         check_savable(language, place)
+    storage.read_kept(command.out / STATE / FILE, storage.read_provenance)  # one that was cut short is set aside
     length = command.piece or PIECES[generated(command.data or "") is not None]
     run = unlearn_texts(language, data, settings, length=length, state=command.out / STATE)
     if kept is None:

@@ -30,7 +30,7 @@ from jaxtyping import Float, Int
 from torch import nn
 
 from llm.answers import answer_log, log_of, log_table, responses
-from llm.checkpointing import gathered, parameters_digest
+from llm.checkpointing import FILE, gathered, parameters_digest
 from llm.corpora import Example
 from llm.diagnostics import with_needed
 from llm.encoding import MAX_LENGTH, Encoded
@@ -138,6 +138,8 @@ def unlearn_into(
         in_first(lambda: folders.tidy(folder, JOB))
         return run
 
+    state = folder / STATE
+
     def begin() -> None:
         folders.claim(folder, JOB, described, names=NAMES, passing=(STATE,))
         # Written whole before the last table was: a model of this very run is kept, and no other is touched.
@@ -146,8 +148,7 @@ def unlearn_into(
         require(not taken, "out", str(folder), f"a folder whose {MODEL} is of this run, or not there")
         if not there:
             check_savable(language, folder / MODEL)
-
-    state = folder / STATE
+        storage.read_kept(state / FILE, storage.read_provenance)  # one that was cut short is set aside
 
     def answers() -> EvaluationLog:
         return answer_log(language, forget, max_length=max_length, progress=progress)

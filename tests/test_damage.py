@@ -190,6 +190,22 @@ def test_a_run_with_a_damaged_part_is_made_again_and_is_the_same(
     the_line(capsys, *(["model"] if harmed.startswith(MODEL) else []), EPOCHS)
 
 
+def test_a_run_with_a_damaged_state_begins_anew_and_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    unlearned(tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("llm.runs.save", interrupted)
+        unlearned(tmp_path / "run")
+    cut(tmp_path / "run" / "state" / "state.safetensors")
+    unlearned(tmp_path / "run")
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+    the_line(capsys, "state.safetensors")
+
+
 def test_a_run_never_touches_what_it_did_not_make(tmp_path: Path) -> None:
     """A model of somebody else's, a user's files where the model would go, and files beside it."""
     for name in ("model/model.safetensors", "model/notes.txt", "epochs.parquet", "state/mine", "notes.txt"):
