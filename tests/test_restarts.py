@@ -15,7 +15,7 @@ from figures.scale import Scale
 from llm import corpora
 from llm.__main__ import cli
 from llm.default_models import build
-from llm.models import save
+from llm.saving import save
 from markov import running, storage
 from markov.__main__ import cli as markov_cli
 from markov.__main__ import experiment, points
