@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from llm.methods import described as in_words
 from llm.methods import method, objective, retaining
 from llm.names import check, is_small, made
-from llm.options import ModelOptions, chosen_rate, left_out, load_model, write
+from llm.options import ModelOptions, chosen_rate, left_out, load_model, plain_warnings, write
 from markov import folders, storage
 from markov.errors import require
 
@@ -164,12 +162,8 @@ def _measure(language: LanguageModel, data: MuseData, retrained: Membership | No
     """All measures; what they warn of comes as one line each."""
     from llm.muse import evaluate_muse
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        found = evaluate_muse(language, data, retrained=retrained, settings=measuring)
-    for message in dict.fromkeys(str(one.message) for one in caught):
-        print(f"warning: {message}", file=sys.stderr)
-    return found
+    with plain_warnings():
+        return evaluate_muse(language, data, retrained=retrained, settings=measuring)
 
 
 def _scores(language: LanguageModel, data: MuseData, measuring: Measuring) -> Membership:
