@@ -27,7 +27,6 @@ from markov.folders import CLAIM
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CHANGING = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.chmod", "shutil.rmtree")
 DIGEST, SPLIT = re.compile(r"[0-9a-f]{32}"), re.compile(r"data/\w+\.json")
-SUFFIXES = tuple(f"PARTIAL.{suffix}" for suffix in ("parquet", "safetensors", "json", "md", "tex"))
 BASELINE = re.compile(r"\b(original|retrained)\b")
 
 
@@ -104,12 +103,15 @@ def site(call: str) -> str:
 def chosen(calls: list[str], *, passing: bool = True) -> list[int]:
     """The calls to be killed at: of each site the first and the last.
 
-    Without `passing` those are left out that only begin or remove what lies under a passing name.
+    Without `passing` those are left out that happen under a passing name: beginning, filling or removing it there. What
+    moves a result into its place, or begins to remove one, is not.
     """
     places: dict[str, list[int]] = {}
     for number, call in enumerate(calls):
         where = site(call)
-        if passing or not where.startswith(("open ", "os.remove ")) or not where.endswith(("PARTIAL", *SUFFIXES)):
+        # Files are removed by name alone while a tree is, which has a passing name by then.
+        apart = "PARTIAL" in where or (where.startswith("os.remove ") and "/" not in where)
+        if passing or not apart or where.startswith(("os.rename ", "shutil.rmtree ")):
             places.setdefault(where, []).append(number)
     return sorted({number for own in places.values() for number in (own[0], own[-1])})
 

@@ -229,7 +229,8 @@ NAMES = (
     "parts",
 )
 
-# Jobs of many calls, made of what the others try in full.
+# Jobs of many calls, whose tables, logs and models are written by the same code as those of the others, which try all of
+# its calls. Of these jobs every call is tried that puts something into its place or takes it away.
 MANY = ("build", "muse", "sweep", "sequential", "markov grid", "table")
 
 
