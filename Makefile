@@ -26,7 +26,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
 
-figures: $(VENV)/.llm  ## draw the figures, under 20 minutes; ARGS="tradeoff --quick" draws one, roughly
+figures: $(VENV)/.llm  ## draw the figures, about 20 minutes; ARGS="tradeoff --quick" draws one, roughly
 	$(RUN) figures $(ARGS)
 
 figures-all: $(VENV)/.llm  ## draw the heavy ones too, about an hour; what is drawn already takes seconds

@@ -71,7 +71,7 @@ GALLERY = (
 class Arguments:
     """Draw figures; each NAME writes NAME.pdf, NAME.png and NAME.parquet (the frame it draws) to the output folder.
 
-    Without a NAME those of the first group are drawn, in less than 20 minutes on two cores: the paper's Markov study,
+    Without a NAME those of the first group are drawn, in about 20 minutes on two cores: the paper's Markov study,
     tradeoff (its Figure 5), allocation (where the effort goes), attribution (the reference or the length?) and claims
     (the paper's claims with intervals); exact theory, weights (against length), and logistic (the NPO paper's own
     study); and language models, a small one that needs no download or --runs of your own, llm_weights_epoch1,

@@ -153,13 +153,14 @@ def plot(frame: pd.DataFrame) -> Figure:
         axes.axvline(own["none"].iloc[0], color="grey", lw=0.8)
         axes.axvline(own["threshold"].iloc[0], color="grey", lw=0.8, ls=":")
         ticks = [f"{a}\n{o}" for a, o in zip(own["architecture"], own["optimizer"], strict=True)]
-        axes.set_yticks([-place for place in own.index], ticks if claim is CLAIMS[0] else [""] * len(own))
+        axes.set_yticks([-place for place in own.index], ticks if claim is CLAIMS[0] else [""] * len(own), fontsize=7)
         axes.set_ylim(-len(own) + 0.5, 0.5)
         axes.set_xlabel("factor" if claim.ratio else "nats")
         axes.set_title(f"{claim.name}: " + _wrapped(claim.text), fontsize=7)
     for verdict, color in names.items():
         panels[0][-1].plot([], [], "o", color=color, label=verdict)
-    panels[0][-1].legend(loc="best", fontsize=7)
+    handles, labels = panels[0][-1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(names), fontsize=7)
     return figure
 
 
