@@ -52,13 +52,13 @@ def data(context: Context) -> pd.DataFrame:
 
     def compute() -> pd.DataFrame:
         exact = [_scalar(case, objective) for objective in middle()]
-        tabular = cached_each(context, "effective_push", flows, lambda job: _tabular(*job))
+        tabular = cached_each(context, __name__, flows, lambda job: _tabular(*job))
         return pd.concat(
-            [*exact, tabular, cached_each(context, "effective_push", experiments, _transformer)],
+            [*exact, tabular, cached_each(context, __name__, experiments, _transformer)],
             ignore_index=True,
         )
 
-    return cached(context, "effective_push", [experiments, [*middle()], STEPS], compute)
+    return cached(context, __name__, [experiments, [*middle()], STEPS], compute)
 
 
 def _experiments(context: Context) -> list[Experiment]:

@@ -107,7 +107,9 @@ def tofu_logs(context: Context, kind: str = "original") -> TofuLogs:
     if found is not None:
         return TofuLogs(*(read_log(getattr(found, kind), task) for task in TofuLogs._fields))
     models = study(context.scale).models
-    folder = storage.cache_dir() / "evaluations" / storage.fingerprint([models, kind], "llm")
+    folder = (
+        storage.cache_dir() / "evaluations" / storage.fingerprint([models, kind], "llm.default_models", "llm.evaluated")
+    )
     sets = tofu_sets(f"authors:forget{models.percent:02}", authors=models.authors)
     return evaluate_into(
         folder,

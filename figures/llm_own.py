@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from figures.tables import Context, cache_key, is_fresh
 from llm.answers import answer_log
 from llm.checkpointing import parameters_digest
 from llm.encoding import BUDGET
 from llm.models import LanguageModel, check_same_vocabulary, load
 from llm.names import check_retrained, data_of
 from llm.options import chosen_rate
-from llm.runs import Run, unlearn_into
+from llm.runs import EPOCHS, Run, unlearn_into
 from llm.sources import read
 from llm.tofu import retain_of
 from llm.unlearning import Unlearning
-from markov import storage
+from markov import leftovers, storage
 from markov.errors import require
 
 
@@ -49,7 +50,7 @@ def own_model(
     )
 
 
-def runs_of_own(own: OwnModel, wanted: Iterable[Unlearning], *sources: str, progress: bool = True) -> list[Run]:
+def runs_of_own(context: Context, own: OwnModel, wanted: Iterable[Unlearning]) -> list[Run]:
     """A run for each of the settings, with the batch and the learning rate of `own`, from the cache or made now.
 
     Raises `InvalidInput` as `load`, `read` and `unlearn_into` do, and for a retrained model of another vocabulary.
@@ -59,16 +60,20 @@ def runs_of_own(own: OwnModel, wanted: Iterable[Unlearning], *sources: str, prog
     if own.retrained is not None:
         other = load(own.retrained)
         check_same_vocabulary(language.tokenizer, other.tokenizer, "retrained")
-        retrained = answer_log(other, forget, progress=progress)
+        retrained = answer_log(other, forget, progress=context.progress)
     digest, found = parameters_digest(language.model), []
     fresh: LanguageModel | None = language
     for one in wanted:
         every = replace(one.optimization, learning_rate=own.learning_rate, batch=own.batch, budget=BUDGET)
         settings = replace(one, optimization=every)
         key = {"own": vars(own), "parameters": digest, "unlearning": settings}
-        folder = storage.cache_dir() / "unlearning" / storage.fingerprint(key, *sources)
+        folder = storage.cache_dir() / "unlearning" / cache_key(key, __name__)
+        if (folder / EPOCHS).exists() and not is_fresh(context, folder / EPOCHS):
+            leftovers.discard(folder)
         # A run changes the model in place, so that the next one starts from what is read anew.
         language, fresh = fresh or load(own.model), None
         require(parameters_digest(language.model) == digest, "model", own.model, "one that stays as it is meanwhile")
-        found.append(unlearn_into(folder, language, forget, retain, settings, retrained=retrained, progress=progress))
+        found.append(
+            unlearn_into(folder, language, forget, retain, settings, retrained=retrained, progress=context.progress)
+        )
     return found

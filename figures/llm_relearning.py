@@ -46,8 +46,6 @@ from markov import storage
 from markov.diagnostics import method_name
 from markov.errors import require
 
-PARTS = ("relearning", "training", "answers", "logs", "measures", "models", "runs")
-SOURCES = (*llm_runs.SOURCES, *(f"llm.{name}" for name in PARTS))
 EPOCHS, BATCH, SHARE = 3, 8, 0.2  # 24 of the 120 answers of the default model are taught: three updates per epoch
 REPEATS, QUICK_REPEATS = 5, 2
 RETRAINED = "retrained"
@@ -96,7 +94,7 @@ def data(context: Context) -> pd.DataFrame:
         frame = pd.concat([_attacked(kept, one, settings) for one, settings in wanted], ignore_index=True)
         return frame_of_attacks(frame, attacks[0].run.answers["index"].nunique())
 
-    return cached(context, "llm_relearning", key, compute, *SOURCES).assign(source=source_of(context))
+    return cached(context, __name__, key, compute).assign(source=source_of(context))
 
 
 def frame_of_attacks(attacks: pd.DataFrame, examples: int) -> pd.DataFrame:
@@ -171,7 +169,7 @@ def _attacked(context: Context, attack: Attack, settings: Relearning) -> pd.Data
         return frame.assign(original_logp=before[~before.index.isin(taught)].mean())
 
     known = {"made": attack.made, "forget": run.settings["forget"], "relearning": settings}
-    frame = cached(context, "llm_relearning", known, compute, *SOURCES)
+    frame = cached(context, __name__, known, compute)
     method = None if attack.model == RETRAINED else method_name(run.objective)
     facts = {"which": settings.which, "share": settings.share, "model": attack.model, "method": method}
     return frame.assign(**facts, repeat=settings.seed)

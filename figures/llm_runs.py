@@ -17,26 +17,22 @@ import pandas as pd
 from figures.llm_own import runs_of_own
 from figures.llm_sources import Models, models
 from figures.scale import Scale
-from figures.tables import Context, cached
+from figures.tables import Context, cache_key, cached, is_fresh
 from llm.answers import answer_log, log_of, log_table, scores
 from llm.authors import Authors
 from llm.default_models import BUDGET, DefaultModels, build, folder_of, sets
-from llm.default_models import SOURCES as MODEL_SOURCES
 from llm.diagnostics import corners
 from llm.logs import EvaluationLog
 from llm.models import LanguageModel, perturbed
 from llm.optimization import Optimization
 from llm.parallel import several
 from llm.runs import EPOCHS, Run, finished, read_run, unlearn_into
-from llm.unlearning import SOURCES as UNLEARNING_SOURCES
 from llm.unlearning import Unlearning, weights_by_epoch
 from markov import leftovers, storage
 from markov.diagnostics import method_name
 from markov.errors import require
 from markov.objectives import Objective
 
-MODULES = ("answers", "diagnostics", "gradients", "models", "runs")
-SOURCES = (*MODEL_SOURCES, *UNLEARNING_SOURCES, *(f"llm.{name}" for name in MODULES))
 DEFAULT = "default model, forget10"
 SEED = 0
 
@@ -151,7 +147,7 @@ def runs(context: Context, start: str = "original", *, far: bool = False) -> lis
         return [read_run(folder) for folder in context.runs]
     if context.own:
         settings = (chosen.unlearning(objective, far=far) for objective in chosen.objectives().values())
-        return runs_of_own(context.own, settings, *SOURCES, progress=context.progress)
+        return runs_of_own(context, context.own, settings)
     return runs_of(context, [Wanted(objective, start, far=far) for objective in chosen.objectives().values()])
 
 
@@ -178,12 +174,12 @@ def _folder(context: Context, wanted: Wanted) -> Path:
     chosen = study(context.scale)
     settings = {"models": chosen.models, "unlearning": chosen.unlearning(wanted.objective, far=wanted.far)}
     key = {**settings, "start": wanted.start, "noise": wanted.noise}
-    return storage.cache_dir() / "unlearning" / storage.fingerprint(key, *SOURCES)
+    return storage.cache_dir() / "unlearning" / cache_key(key, __name__)
 
 
 def _kept(context: Context, folder: Path) -> bool:
     """Whether a finished run lies there that is not older than what the user wants."""
-    return (folder / EPOCHS).exists() and (folder / EPOCHS).stat().st_mtime >= context.since
+    return is_fresh(context, folder / EPOCHS)
 
 
 def source_of(context: Context) -> str:
@@ -218,7 +214,7 @@ def default_log(context: Context, kind: str) -> EvaluationLog:
     def compute() -> pd.DataFrame:
         return log_table(answer_log(_build(context, kind), sets(chosen.models).forget, progress=context.progress))
 
-    return log_of(cached(context, "llm_runs", {"models": chosen.models, "kind": kind}, compute, *SOURCES), kind)
+    return log_of(cached(context, __name__, {"models": chosen.models, "kind": kind}, compute), kind)
 
 
 def _build(context: Context, kind: str) -> LanguageModel:

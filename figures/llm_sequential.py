@@ -31,7 +31,7 @@ from matplotlib.lines import Line2D
 from figures import llm_runs, style
 from figures.llm_runs import DEFAULT, default_log
 from figures.statistics import mean_interval, smallest_distance
-from figures.tables import Context, cached
+from figures.tables import Context, cache_key, cached, is_fresh
 from llm.answers import log_of
 from llm.corpora import Example
 from llm.default_models import build, folder_of, sets
@@ -45,8 +45,6 @@ from markov import leftovers, storage
 from markov.diagnostics import method_name
 from markov.objectives import Objective
 
-PARTS = ("sequential", "logs", "measures", "models", "runs")
-SOURCES = (*llm_runs.SOURCES, *(f"llm.{name}" for name in PARTS), "figures.statistics")
 REQUESTS = 3
 RETRAINED = "retrained"
 LEVEL = 0.05  # of the test behind D, drawn as a line
@@ -69,7 +67,7 @@ def data(context: Context) -> pd.DataFrame:
         return pd.concat([_in_turn(kept, one) for one in wanted], ignore_index=True)
 
     key = {"models": chosen.models, "requests": REQUESTS, "unlearning": [_settings(context, one) for one in wanted]}
-    return cached(context, "llm_sequential", key, compute, *SOURCES).assign(source=DEFAULT)
+    return cached(context, __name__, key, compute).assign(source=DEFAULT)
 
 
 def _requests(forget: Sequence[Example]) -> tuple[tuple[Example, ...], ...]:
@@ -88,9 +86,9 @@ def _in_turn(context: Context, objective: Objective) -> pd.DataFrame:
     key = {"models": chosen.models, "requests": REQUESTS, "unlearning": settings}
 
     def compute() -> pd.DataFrame:
-        folder = storage.cache_dir() / "unlearning" / storage.fingerprint(key, *SOURCES)
+        folder = storage.cache_dir() / "unlearning" / cache_key(key, __name__)
         first = folder / STAGE.format(1) / EPOCHS
-        if first.exists() and first.stat().st_mtime < context.since:
+        if first.exists() and not is_fresh(context, first):
             leftovers.discard(folder)
         forget, retain = sets(chosen.models)
         found = sequential(
@@ -103,7 +101,7 @@ def _in_turn(context: Context, objective: Objective) -> pd.DataFrame:
         )
         return frame_of_requests(found, default_log(context, RETRAINED))
 
-    return cached(context, "llm_sequential", key, compute, *SOURCES).assign(method=method_name(objective))
+    return cached(context, __name__, key, compute).assign(method=method_name(objective))
 
 
 def frame_of_requests(found: Sequential, retrained: EvaluationLog) -> pd.DataFrame:

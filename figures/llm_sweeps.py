@@ -14,9 +14,8 @@ from pathlib import Path
 import joblib
 import pandas as pd
 
-from figures.llm_runs import SOURCES as RUN_SOURCES
 from figures.llm_runs import Study, study
-from figures.tables import Context
+from figures.tables import Context, cache_key, is_fresh
 from llm import sweep
 from llm.default_models import DefaultModels, build, folder_of
 from llm.encoding import BUDGET
@@ -30,8 +29,6 @@ from markov import leftovers, storage
 from markov.errors import require
 from markov.objectives import CORNERS
 
-MODULES = ("evaluated", "evaluation", "generation", "measures", "methods", "rouge", "task_vectors", "tofu")
-SOURCES = (*RUN_SOURCES, *(f"llm.{name}" for name in MODULES))
 MEASURED = (1, 2, 4, 6)
 
 
@@ -98,7 +95,7 @@ def folder_for(context: Context, task: Task) -> Path:
     """Where the sweep of a task lies."""
     chosen = study(context.scale)
     key = {"task": task, "epochs": chosen.epochs, "batch": chosen.batch, "learning_rate": chosen.sweep_learning_rate}
-    return storage.cache_dir() / "sweeps" / storage.fingerprint(key, *SOURCES)
+    return storage.cache_dir() / "sweeps" / cache_key(key, __name__)
 
 
 def swept(context: Context, words: Sequence[str]) -> pd.DataFrame:
@@ -107,7 +104,7 @@ def swept(context: Context, words: Sequence[str]) -> pd.DataFrame:
     folder = folder_for(context, task)
     for name in (*BASELINES, *(run.folder for run in runs)):
         file = folder / name / OPEN_UNLEARNING
-        if file.exists() and file.stat().st_mtime < context.since:
+        if file.exists() and not is_fresh(context, file):
             leftovers.discard(folder / name)
     return sweep.sweep(folder, task, runs, n_jobs=context.n_jobs, progress=context.progress)
 

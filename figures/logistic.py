@@ -106,10 +106,10 @@ def data(context: Context) -> pd.DataFrame:
         return found.assign(run=found["run"] + number)
 
     def compute() -> pd.DataFrame:
-        frame = cached_each(context, "logistic", jobs, one)
+        frame = cached_each(context, __name__, jobs, one)
         return frame.merge(summary(frame, steps), on="run")
 
-    return cached(context, "logistic", [worlds, list(runs.values()), GOAL], compute)
+    return cached(context, __name__, [worlds, list(runs.values()), GOAL], compute)
 
 
 def summary(frame: pd.DataFrame, steps: int = STEPS) -> pd.DataFrame:

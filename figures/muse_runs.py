@@ -22,19 +22,14 @@ from llm.muse import Measuring, evaluate_muse, every_epoch, numbers, unlearn_tex
 from llm.muse_data import MuseData, news_data
 from llm.news import News
 from llm.news_models import BUDGET, NewsModels, build, folder_of
-from llm.news_models import SOURCES as MODEL_SOURCES
 from llm.optimization import Optimization
 from llm.parallel import several
-from llm.unlearning import SOURCES as UNLEARNING_SOURCES
 from llm.unlearning import Unlearning
 from markov.objectives import CORNERS, Objective, gradient_ascent
 
-MODULES = ("generation", "membership", "muse", "rouge")
-SOURCES = (*dict.fromkeys((*MODEL_SOURCES, *UNLEARNING_SOURCES, *(f"llm.{name}" for name in MODULES))),)
 KINDS = ("original", "retrained")
 GRADDIFF = "summed_grad_diff"
 SEED = 0
-TABLES = "muse_runs"  # their name in the cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +109,7 @@ def measures(context: Context) -> pd.DataFrame:
     chosen, quiet, shown = study(context.scale), replace(context, progress=False), context.progress
     absent = [kind for kind in KINDS if not folder_of(chosen.models, kind).exists()]
     wanted = [*KINDS, *chosen.runs()]
-    left = [one for one in wanted if not is_cached(context, TABLES, _settings(chosen, one), *SOURCES)]
+    left = [one for one in wanted if not is_cached(context, __name__, _settings(chosen, one))]
     several("models", [joblib.delayed(_build)(quiet, kind) for kind in absent], n_jobs=context.n_jobs, progress=shown)
     several(
         "unlearning", [joblib.delayed(_measured)(quiet, one) for one in left], n_jobs=context.n_jobs, progress=shown
@@ -143,7 +138,7 @@ def _measured(context: Context, name: str) -> pd.DataFrame:
             epochs = _unlearned(context, name, data, base)
         return _long(epochs).assign(method=name)
 
-    return cached(context, TABLES, _settings(chosen, name), compute, *SOURCES)
+    return cached(context, __name__, _settings(chosen, name), compute)
 
 
 def _settings(chosen: Study, name: str) -> dict[str, Any]:

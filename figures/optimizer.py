@@ -43,7 +43,7 @@ def data(context: Context) -> pd.DataFrame:
     """Size of the update and mean weight of the batch, by study, update rule, corner, pretrained model and step."""
     ensembles = [one for optimizer in OPTIMIZERS for one in _ensembles(context, optimizer)]
 
-    return cached(context, "optimizer", ensembles, lambda: cached_each(context, "optimizer", ensembles, updates))
+    return cached(context, __name__, ensembles, lambda: cached_each(context, __name__, ensembles, updates))
 
 
 def _ensembles(context: Context, optimizer: str) -> list[list[Experiment]]:

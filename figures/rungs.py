@@ -76,7 +76,7 @@ def tabular_times(context: Context, objectives: Sequence[Objective]) -> pd.DataF
         return pd.DataFrame({"length": lengths, "step": found}).assign(**known)
 
     settings = [jobs, FALL, HORIZON]
-    return cached(context, "rungs", settings, lambda: cached_each(context, "rungs", jobs, solve))
+    return cached(context, __name__, settings, lambda: cached_each(context, __name__, jobs, solve))
 
 
 def scalar_times(case: Sweep, objectives: Sequence[Objective]) -> pd.DataFrame:

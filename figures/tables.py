@@ -27,6 +27,7 @@ Job = TypeVar("Job")
 SUMMED, PER_TOKEN = (0.05, 0.2, 0.5, 1.0), (1.0, 2.5, 4.0, 8.0)
 BETAS = {"npo": SUMMED, "reference_free_npo": SUMMED, "length_normalized_npo": PER_TOKEN, "simnpo": PER_TOKEN}
 OPTIMIZERS = ("adamw_transformers", "adamw")
+DRAWING = ("figures.style",)  # changes what is drawn, never what is computed
 SEARCH_SEED = 1000  # batch orders of the search for beta, apart from those that the figures show
 
 
@@ -48,17 +49,17 @@ def table(context: Context, experiments: Sequence[Experiment]) -> pd.DataFrame:
 
     Figures share runs, so each is kept on its own.
     """
-    code, folder = storage.code_version("markov"), storage.cache_dir() / "tables"
+    code, folder = storage.code_version("markov.running"), storage.cache_dir() / "tables"
     paths = {one: folder / f"{storage.fingerprint([one, code])}.parquet" for one in dict.fromkeys(experiments)}
     found = {one: _read(context, path) for one, path in paths.items()}
     parts = parts_of(list(found))
-    if parts.exists() and parts.stat().st_mtime < context.since:
+    if parts.exists() and not is_fresh(context, parts):
         leftovers.discard(parts)
     missing = _begun(parts, [number for number, frame in enumerate(found.values()) if frame is None])
     if missing:
         wanted = [list(found)[number] for number in missing]
         frame = run(wanted, n_jobs=context.n_jobs, progress=context.progress, parts=parts)
-        known = storage.provenance(None)
+        known = storage.provenance(None, "markov.running")
         for (_, own), one in zip(frame.groupby("run"), wanted, strict=True):
             described = {**known, "settings": storage.settings_of(one), "seeds": [one.pretraining.seed, one.seed]}
             storage.write_table(own.reset_index(drop=True), paths[one], described)
@@ -86,64 +87,59 @@ def _begun(parts: Path, missing: Sequence[int]) -> Sequence[int]:
 
 def _read(context: Context, path: Path) -> pd.DataFrame | None:
     """A cached table, or None where it has to be made: it is not there, too old, or was damaged and is set aside."""
-    if not path.exists() or path.stat().st_mtime < context.since:
+    if not is_fresh(context, path):
         return None
     return storage.read_kept(path, storage.read_table)
 
 
-def cached(
-    context: Context, name: str, settings: object, compute: Callable[[], pd.DataFrame], *sources: str
-) -> pd.DataFrame:
-    """The frame of `compute`, kept under the settings and the code behind it: the module `name` and `sources`.
-
-    These are `markov` if none are given.
-    """
-    path = _path(name, settings, *sources)
+def cached(context: Context, module: str, settings: object, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    """The frame of `compute`, kept under the settings and the code behind it: a `module` and all that it imports."""
+    path = _path(module, settings)
     frame = _read(context, path)
     if frame is None:
         leftovers.clear(path.parent)
-        storage.write_table(compute(), path, storage.provenance(settings, *_sources(name, *sources)))
+        storage.write_table(compute(), path, storage.provenance(settings, module, without=DRAWING))
         frame = storage.read_table(path)
     frame.attrs = {}  # pandas would copy its provenance with every part that is taken of it
     return frame
 
 
 def cached_each(
-    context: Context,
-    name: str,
-    jobs: Sequence[Job],
-    compute: Callable[[Job], pd.DataFrame],
-    *sources: str,
+    context: Context, module: str, jobs: Sequence[Job], compute: Callable[[Job], pd.DataFrame]
 ) -> pd.DataFrame:
     """The frames of `compute` for each job, one below the other, made in several processes at a time.
 
     Each is kept once it is there, as by `cached` under the job itself: a drawing that was stopped loses no more than
     what it was at.
     """
-    left = [job for job in jobs if not is_cached(context, name, job, *sources)]
+    left = [job for job in jobs if not is_cached(context, module, job)]
     parallel = joblib.Parallel(n_jobs=context.n_jobs)
-    parallel(joblib.delayed(_each)(context, name, job, compute, *sources) for job in left)
+    parallel(joblib.delayed(_each)(context, module, job, compute) for job in left)
     kept = replace(context, since=0.0)
-    return pd.concat([_each(kept, name, job, compute, *sources) for job in jobs], ignore_index=True)
+    return pd.concat([_each(kept, module, job, compute) for job in jobs], ignore_index=True)
 
 
-def _each(context: Context, name: str, job: Job, compute: Callable[[Job], pd.DataFrame], *sources: str) -> pd.DataFrame:
-    return cached(context, name, job, lambda: compute(job), *sources)
+def _each(context: Context, module: str, job: Job, compute: Callable[[Job], pd.DataFrame]) -> pd.DataFrame:
+    return cached(context, module, job, lambda: compute(job))
 
 
-def is_cached(context: Context, name: str, settings: object, *sources: str) -> bool:
+def is_cached(context: Context, module: str, settings: object) -> bool:
     """Whether `cached` would compute nothing."""
-    path = _path(name, settings, *sources)
+    return is_fresh(context, _path(module, settings))
+
+
+def is_fresh(context: Context, path: Path) -> bool:
+    """Whether something lies there that is not older than what the user wants: one rule for all that is kept."""
     return path.exists() and path.stat().st_mtime >= context.since
 
 
-def _sources(name: str, *sources: str) -> tuple[str, ...]:
-    return (*(sources or ("markov",)), f"figures.{name}")
+def cache_key(settings: object, module: str) -> str:
+    """The name under which something is kept that a module makes: what is only drawn with changes none of it."""
+    return storage.fingerprint(settings, module, without=DRAWING)
 
 
-def _path(name: str, settings: object, *sources: str) -> Path:
-    key = storage.fingerprint(settings, *_sources(name, *sources))
-    return storage.cache_dir() / "tables" / f"{name}-{key}.parquet"
+def _path(module: str, settings: object) -> Path:
+    return storage.cache_dir() / "tables" / f"{module.rpartition('.')[2]}-{cache_key(settings, module)}.parquet"
 
 
 def paper_runs(context: Context) -> pd.DataFrame:

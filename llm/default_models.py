@@ -34,9 +34,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 KINDS = ("original", "retrained", "partial")
-# All code that the weights depend on, and no other: an edit to a figure trains nothing anew.
-MODULES = ("author_facts", "author_questions", "authors", "common_facts", "default_models", "encoding", "scoring")
-SOURCES = tuple(f"llm.{name}" for name in (*MODULES, "masters", "optimization", "training"))
+# What reads and writes models and data changes no weight.
+APART = ("llm.corpora", "llm.models", "llm.pretrained", "llm.saving")
 POSITIONS = 512
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}  # tokens 0, 1 and 2
 INITIAL = 0.05  # standard deviation of the first weights: at this width, 0.02 takes half as many epochs more
@@ -131,7 +130,7 @@ def resolved(settings: DefaultModels, device: str = "auto") -> DefaultModels:
 def folder_of(settings: DefaultModels, kind: str, device: str = "auto") -> Path:
     """Where the cache keeps a model that a device trains."""
     settings = resolved(settings, device)
-    return cache_dir() / "language_models" / fingerprint({"models": settings, "kind": kind}, *SOURCES)
+    return cache_dir() / "language_models" / fingerprint({"models": settings, "kind": kind}, __name__, without=APART)
 
 
 def build(settings: DefaultModels, kind: str, *, device: str = "auto", progress: bool = True) -> LanguageModel:
@@ -152,7 +151,7 @@ def build(settings: DefaultModels, kind: str, *, device: str = "auto", progress:
         encoded = encode_examples(tokenizer, PLAIN, read_by(settings, kind), max_length=POSITIONS)
         model = fresh_model(settings).to(device=place)  # pyright: ignore[reportCallIssue]
         table = fine_tune(model, encoded, settings.optimization(), progress=progress, label=f"train {kind}")
-        made = provenance(settings, *SOURCES, seeds=[settings.seed])
+        made = provenance(settings, __name__, without=APART, seeds=[settings.seed])
         made |= {"kind": kind, "training": table.to_dict("records")}
         try:
             save(LanguageModel(model, tokenizer, PLAIN, kind), folder, made)

@@ -25,7 +25,6 @@ from markov import folders, storage
 from markov.errors import InvalidInput, require
 from markov.storage import Location
 
-SOURCES = ("markov.objectives", "markov.diagnostics", "llm")
 JOB, NAMES = "evaluation", (OPEN_UNLEARNING, SUMMARY)
 COLUMNS = ("forget_quality", "ks_statistic", "model_utility")  # of `tofu_measure`
 
@@ -33,7 +32,7 @@ COLUMNS = ("forget_quality", "ks_statistic", "model_utility")  # of `tofu_measur
 def manifest(settings: Mapping[str, Any], language: LanguageModel, max_new_tokens: int) -> dict[str, Any]:
     """What an evaluation was made with."""
     return {
-        **storage.provenance(settings, *SOURCES),
+        **storage.provenance(settings, __name__),
         "model": language.name,
         "parameters": parameters_digest(language.model),
         "template": asdict(language.template),

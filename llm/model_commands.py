@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from llm.names import Made, data_of, made
-from llm.options import SOURCES, ModelOptions, left_out, load_model, write
+from llm.options import ModelOptions, left_out, load_model, write
 from markov import folders, storage
 from markov.errors import require
 
@@ -87,7 +87,7 @@ def build(command: Build) -> None:
     for kind, word in words.items():
         language = load(word, device=command.device)
         if command.out is not None and not (command.out / kind).exists():
-            save(language, command.out / kind, storage.provenance(described[kind], *SOURCES, seeds=[command.seed]))
+            save(language, command.out / kind, storage.provenance(described[kind], __name__, seeds=[command.seed]))
         print(f"{kind}: {language.name}" if command.out is None else f"{kind}: {command.out / kind}")
     if command.out is not None:
         for name, examples in splits(authors).items():

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from llm.default_models import POSITIONS, SPECIAL, DefaultModels, fresh_model
-from llm.default_models import SOURCES as LLAMA
+from llm.default_models import APART, POSITIONS, SPECIAL, DefaultModels, fresh_model
 from llm.documents import SEPARATOR, pieces, whole
 from llm.encoding import PLAIN, Encoded
 from llm.models import LanguageModel, find_device, kept_model, load
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 KINDS = ("original", "retrained")
-# All code that the weights depend on, and no other: an edit to a measure trains nothing anew.
-SOURCES = (*LLAMA, *(f"llm.{name}" for name in ("documents", "muse_data", "news", "news_facts", "news_models")))
 BUDGET = 1024  # tokens of a forward pass
 WARMUP = 0.05  # of all updates
 
@@ -109,7 +106,9 @@ def resolved(settings: NewsModels, device: str = "auto") -> NewsModels:
 def folder_of(settings: NewsModels, kind: str, device: str = "auto") -> Path:
     """Where the cache keeps a model that a device trains."""
     settings = resolved(settings, device)
-    return cache_dir() / "language_models" / fingerprint({"news_models": settings, "kind": kind}, *SOURCES)
+    return (
+        cache_dir() / "language_models" / fingerprint({"news_models": settings, "kind": kind}, __name__, without=APART)
+    )
 
 
 def build(settings: NewsModels, kind: str, *, device: str = "auto", progress: bool = True) -> LanguageModel:
@@ -128,7 +127,7 @@ def build(settings: NewsModels, kind: str, *, device: str = "auto", progress: bo
         model = fresh_model(settings.llama()).to(device=place)  # pyright: ignore[reportCallIssue]
         encoded = reading(settings, kind, tokenizer)
         table = fine_tune(model, encoded, settings.optimization(), progress=progress, label=f"train {kind}")
-        made = provenance(settings, *SOURCES, seeds=[settings.seed])
+        made = provenance(settings, __name__, without=APART, seeds=[settings.seed])
         made |= {"kind": kind, "training": table.to_dict("records")}
         try:
             save(LanguageModel(model, tokenizer, PLAIN, kind), folder, made)

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from llm.models import LanguageModel
 
-SOURCES = ("markov.objectives", "markov.diagnostics", "llm")
 # The paper's betas for TOFU's forget05: a sum of log-probabilities asks for a smaller one than a mean over tokens.
 DEFAULTS = ("npo:0.1", "reference_free_npo:0.1", "length_normalized_npo:2.5", "simnpo:2.5")
 
@@ -93,7 +92,7 @@ def write(frame: pd.DataFrame, path: Path, settings: object) -> None:
     """Write a command's table, with the command's settings as its provenance."""
     # Paths are settings too: what was scored is part of how a table came about.
     described = {name: str(value) if isinstance(value, Path) else value for name, value in vars(settings).items()}
-    storage.write_table(frame, path, storage.provenance(described, *SOURCES))
+    storage.write_table(frame, path, storage.provenance(described, "llm"))
 
 
 @contextmanager

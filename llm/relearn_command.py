@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import pandas as pd
 
 from llm.names import check_retrained, data_of
-from llm.options import SOURCES, ModelOptions, chosen_rate, load_model, write
+from llm.options import ModelOptions, chosen_rate, load_model, write
 from markov import folders, leftovers, storage
 from markov.errors import require
 
@@ -132,4 +132,4 @@ def _unfinished(command: Relearn, language: LanguageModel, forget: Sequence[Exam
     from llm.checkpointing import parameters_digest
 
     key = [parameters_digest(language.model), language.template, list(forget), command.max_length]
-    return storage.unfinished(key, *SOURCES)
+    return storage.unfinished(key, __name__)

@@ -50,7 +50,6 @@ from markov.storage import Location
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-SOURCES = ("markov.objectives", "markov.preferences", "llm")
 EXAMPLES, ANSWERS, EPOCHS, WEIGHTS = (f"{name}.parquet" for name in ("examples", "answers", "epochs", "weights"))
 MODEL, STATE = "model", "state"
 JOB, NAMES = "unlearn", (EXAMPLES, ANSWERS, EPOCHS, WEIGHTS, MODEL, STATE)
@@ -130,7 +129,7 @@ def unlearn_into(
         **{name: storage.fingerprint(logp) for name, logp in logps.items()},
         "parameters": parameters_digest(language.model),
     }
-    known = storage.provenance(described, *SOURCES, seeds=[settings.optimization.seed])
+    known = storage.provenance(described, __name__, seeds=[settings.optimization.seed])
     if in_first(lambda: finished(folder) is not None):
         run = read_run(folder)
         same = run.settings == storage.settings_of(described)

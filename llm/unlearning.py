@@ -37,13 +37,6 @@ from markov.objectives import Objective, SequenceLogProbs
 from markov.preferences import Forgetting, paired, validate_pair
 from markov.storage import Location, fingerprint
 
-PARTS = ("unlearning", "epochs", "optimization", "masters", "retaining", "adapters", "scoring", "encoding")
-SOURCES = (
-    "markov.objectives",
-    "markov.preferences",
-    *(f"llm.{name}" for name in PARTS),
-)  # the code that a run's numbers come from
-
 
 @dataclass(frozen=True, kw_only=True)
 class Unlearning:
@@ -143,7 +136,7 @@ def unlearn(
     if state is not None:
         others = (preferred and list(preferred), measure and measure.name)
         given = (settings, list(forget), list(retain), ref, index, *others, parameters_digest(model))
-        digest = fingerprint(given, *SOURCES)
+        digest = fingerprint(given, __name__)
         found = find_state(state, digest)
     examples = pd.DataFrame() if found is None else found.tables["examples"]
     rows: list[Any] = [] if found is None else found.tables["epochs"].to_dict("records")

@@ -36,6 +36,8 @@ from markov.training import Run, pretrain, unlearn
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
+# What a trained model depends on: how its data are made and read, and how it is trained.
+TRAINED = ("markov.batching", "markov.cases", "markov.sweeps", "markov.training")
 MEMBERS = 8  # runs per ensemble at most: more gain little; how many there are, and which, changes no row
 
 
@@ -102,7 +104,7 @@ def run(
 
 def parts_of(experiments: Sequence[Experiment]) -> Path:
     """The folder of the cache for parts of the table of these experiments; whoever has written it discards that."""
-    return storage.unfinished(list(experiments), "markov")
+    return storage.unfinished(list(experiments), __name__)
 
 
 def trajectory(
@@ -125,9 +127,8 @@ def models_folder(cache: Path | None = None) -> Path:
 
 
 def model_path(folder: Path, job: ModelJob) -> Path:
-    """The file of a trained model: named by all its settings and by the code that trains it."""
-    code = ("batching", "cases", "chains", "models", "numerics", "optimizers", "studies", "sweeps", "training")
-    return folder / f"{storage.fingerprint(job, *(f'markov.{name}' for name in code))}.safetensors"
+    """The file of a trained model: named by all its settings and by the code behind its data and its training."""
+    return folder / f"{storage.fingerprint(job, *TRAINED)}.safetensors"
 
 
 def load_model(folder: Path, job: ModelJob) -> dict[str, torch.Tensor]:

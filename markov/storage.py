@@ -1,7 +1,8 @@
 """Results on disk: written whole or not at all, and carrying what made them.
 
 Tables are parquet files and parameters safetensors files; both hold their provenance. Equal contents give equal bytes.
-A `fingerprint` of settings and source text names a cached result: a changed setting or line of code asks for a new one.
+A `fingerprint` of settings and code names a cached result: a changed setting, or what the code behind it does, asks for
+a new one.
 """
 
 from __future__ import annotations
@@ -10,20 +11,19 @@ import dataclasses
 import errno
 import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import math
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import markov
-from markov import leftovers
+from markov import closure, leftovers
 from markov.errors import InvalidInput, require
 
 if TYPE_CHECKING:
@@ -142,30 +142,22 @@ def _digest(rendered: object) -> str:
     return hashlib.sha256(_canonical(rendered).encode()).hexdigest()[:32]
 
 
-def code_version(*sources: str) -> str:
-    """A digest of the source text of modules ("markov.training") and packages ("markov": every module in it)."""
-    return _digest({name: _source_texts(name) for name in sources})
+def code_version(*sources: str, without: Collection[str] = ()) -> str:
+    """A digest of the code that modules ("markov.training") and packages ("markov": every module in it) depend on.
+
+    That is what they import, however indirectly: see `markov.closure`.
+    """
+    return _digest(closure.digests(*sources, without=without))
 
 
-def _source_texts(name: str) -> dict[str, str]:
-    try:
-        spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError):
-        spec = None
-    if spec is not None and spec.submodule_search_locations is not None:
-        files = [(root, file) for root in spec.submodule_search_locations for file in Path(root).rglob("*.py")]
-        return {file.relative_to(root).as_posix(): file.read_text("utf-8") for root, file in files}
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        raise InvalidInput("source", name, "the name of a module or package written in Python")
-    return {"": Path(spec.origin).read_text("utf-8")}
+def fingerprint(value: object, *sources: str, without: Collection[str] = ()) -> str:
+    """The name of a result: it changes with every setting and with the code behind `sources`, and with nothing else."""
+    return _digest([settings_of(value), code_version(*sources, without=without)])
 
 
-def fingerprint(value: object, *sources: str) -> str:
-    """The name of a result: it changes with every setting and with the code of `sources`, and with nothing else."""
-    return _digest([settings_of(value), code_version(*sources)])
-
-
-def provenance(settings: object, *sources: str, seeds: Iterable[int] | None = None) -> dict[str, Any]:
+def provenance(
+    settings: object, *sources: str, without: Collection[str] = (), seeds: Iterable[int] | None = None
+) -> dict[str, Any]:
     """How a result came about: settings, seeds, and the versions of the code in `sources` and of what it stands on."""
     sources = sources or ("markov",)
     return {
@@ -173,8 +165,8 @@ def provenance(settings: object, *sources: str, seeds: Iterable[int] | None = No
         "version": markov.__version__,
         "commit": git_commit(),
         "sources": sorted(sources),
-        "code": code_version(*sources),
-        "fingerprint": fingerprint(settings, *sources),
+        "code": code_version(*sources, without=without),
+        "fingerprint": fingerprint(settings, *sources, without=without),
         "python": platform.python_version(),
         # Asked of the installation, because importing all of these would take seconds.
         **{name: importlib.metadata.version(name) for name in VERSIONED},

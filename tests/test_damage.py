@@ -87,10 +87,10 @@ def test_a_damaged_table_is_made_again(harm: Callable[[Path], object], capsys: p
         calls.append(1)
         return pd.DataFrame({"x": range(1000)})
 
-    first = tables.cached(context, "optimizer", "settings", compute)
+    first = tables.cached(context, "figures.optimizer", "settings", compute)
     (path,) = (storage.cache_dir() / "tables").iterdir()
     harm(path)
-    pd.testing.assert_frame_equal(tables.cached(context, "optimizer", "settings", compute), first)
+    pd.testing.assert_frame_equal(tables.cached(context, "figures.optimizer", "settings", compute), first)
     assert len(calls) == 2
     the_line(capsys, *([] if harm is Path.unlink else [path.name]))
 

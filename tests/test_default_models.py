@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import errno
 import os
 from collections.abc import Iterator, Sequence
@@ -35,9 +34,9 @@ from llm.default_models import (
 from llm.encoding import PLAIN, Encoded
 from llm.models import LanguageModel, check_same_vocabulary, load
 from llm.scoring import score
+from markov import closure
 from markov.errors import InvalidInput
 from markov.storage import cache_dir
-from tests.test_architecture import ROOT, imported
 
 TINY = DefaultModels(
     authors=Authors(authors=4, questions=2),
@@ -51,8 +50,6 @@ TINY = DefaultModels(
     batch=32,
     precision="float32",
 )
-# Reading and writing, which change no weight.
-APART = {"llm.models", "llm.pretrained", "llm.saving", "llm.corpora"}
 COMMON = (*real_authors(), *world_facts())
 # Another value of every field.
 OTHERS: dict[str, Any] = {
@@ -216,24 +213,11 @@ def test_every_setting_asks_for_another_model_and_gets_one(field: str) -> None:
     assert not same(made(other), tiny("retrained"))
 
 
-@pytest.mark.parametrize("source", ["author_questions", "common_facts", "encoding", "scoring", "training"])
-def test_the_code_that_weights_depend_on_is_part_of_the_name(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = folder_of(TINY, "original")
-    assert f"llm.{source}" in default_models.SOURCES
-    left = tuple(name for name in default_models.SOURCES if name != f"llm.{source}")
-    monkeypatch.setattr(default_models, "SOURCES", left)
-    assert folder_of(TINY, "original") != before
-
-
-def test_all_code_that_weights_depend_on_is_part_of_the_name() -> None:
-    found, todo = set(), {"llm.default_models"}
-    while todo:
-        module = todo.pop()
-        found.add(module)
-        tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text("utf-8"))
-        known = {name for name in imported(module, tree) if (ROOT / f"{name.replace('.', '/')}.py").is_file()}
-        todo |= {name for name in known if name.startswith("llm.")} - found - APART
-    assert found == set(default_models.SOURCES)
+def test_the_code_that_weights_depend_on_is_part_of_the_name_and_no_measure_is() -> None:
+    found = set(closure.digests("llm.default_models", without=default_models.APART))
+    made = ("author_facts", "author_questions", "authors", "common_facts", "encoding", "scoring")
+    assert {f"llm.{name}" for name in (*made, "masters", "optimization", "training")} <= found
+    assert found.isdisjoint({f"llm.{name}" for name in ("rouge", "measures", "muse", "news", "unlearning")})
 
 
 def test_names_of_the_kinds_differ() -> None:

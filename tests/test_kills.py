@@ -187,9 +187,9 @@ def in_parts() -> int:
         return pd.DataFrame({"x": [job[0]], "name": [job[1]]})
 
     def whole() -> pd.DataFrame:
-        return tables.cached_each(small_context(), "optimizer", [(1, "a"), (2, "b")], part)
+        return tables.cached_each(small_context(), "figures.optimizer", [(1, "a"), (2, "b")], part)
 
-    assert len(tables.cached(small_context(), "optimizer", "whole", whole)) == 2 and optimizer.__doc__
+    assert len(tables.cached(small_context(), "figures.optimizer", "whole", whole)) == 2 and optimizer.__doc__
     return 0
 
 
@@ -229,8 +229,8 @@ NAMES = (
     "parts",
 )
 
-# Jobs of many calls, whose tables, logs and models are written by the same code as those of the others, which try all of
-# its calls. Of these jobs every call is tried that puts something into its place or takes it away.
+# Jobs of many calls, whose tables, logs and models are written by the same code as those of the others, which try all
+# of its calls. Of these jobs every call is tried that puts something into its place or takes it away.
 MANY = ("build", "muse", "sweep", "sequential", "markov grid", "table")
 
 

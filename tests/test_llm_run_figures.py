@@ -33,6 +33,7 @@ from figures import (
 )
 from figures.__main__ import FIGURES
 from figures.__main__ import cli as figures_cli
+from figures.llm_own import OwnModel, runs_of_own
 from figures.llm_reference_noise import NONE, OWN, START, Unlearned
 from figures.llm_runs import Perturbation, Study, Wanted, default_log, run_of, runs, runs_of, trajectories
 from figures.llm_trajectories import at_epochs, frame_of_runs, panels_of
@@ -40,7 +41,7 @@ from figures.scale import quick
 from figures.tables import Context
 from llm.answers import log_table, scores
 from llm.authors import Authors
-from llm.default_models import DefaultModels, build, memorised, sets
+from llm.default_models import DefaultModels, build, folder_of, memorised, sets
 from llm.diagnostics import corners
 from llm.logs import Answers, EvaluationLog, truth_ratio
 from llm.models import perturbed
@@ -339,6 +340,25 @@ def test_correlations_are_scipys_with_the_estimate_in_the_interval():
     # At the reference the length-normalised weight is 1/|y|, whose ranks are those of the length, reversed.
     (first,) = statistics[(statistics["method"] == "length_normalized_npo") & (statistics["epoch"] == 0)]["spearman"]
     assert first == pytest.approx(-1)
+
+
+def test_what_the_users_own_model_went_through_is_kept_and_made_again_on_request(context: Context) -> None:
+    folders = {kind: str(folder_of(TINY.models, kind)) for kind in ("original", "retrained")}
+    for kind in folders:
+        build(TINY.models, kind, progress=False)
+    rates: dict[str, Any] = {"learning_rate": 1e-3, "batch": 7}
+    data = {"data": "authors:forget01", "retain_data": "authors:retain99"}
+    own = OwnModel(model=folders["original"], retrained=folders["retrained"], **data, **rates)
+    wanted = [replace(TINY.unlearning(npo(0.1)), gradients=())]
+
+    def made(since: float) -> int:
+        (run,) = runs_of_own(replace(context, since=since), own, wanted)
+        return (run.folder / EPOCHS).stat().st_mtime_ns
+
+    first = made(0.0)
+    assert made(0.0) == first
+    later = made(first / 1e9 + 0.001)
+    assert later > first and made(later / 1e9 - 0.001) == later
 
 
 def test_only_epochs_that_were_run_can_be_shown():

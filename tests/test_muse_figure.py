@@ -138,7 +138,7 @@ def test_another_beta_is_run_for_the_corners_that_have_it_and_for_no_other(monke
         for name in METHODS:
             muse_runs._measured(Context(), name)
     changed = [name for name, one, two in zip(METHODS, *settings.values(), strict=True) if one != two]
-    assert changed == ["npo", "reference_free_npo"] and set(asked) == {"muse_runs"}
+    assert changed == ["npo", "reference_free_npo"] and set(asked) == {"figures.muse_runs"}
 
 
 # --- the drawing ---

@@ -103,9 +103,9 @@ def test_parts_of_a_table_are_found_again() -> None:
 
     counted = Counted(part, 2)
     with pytest.raises(KeyboardInterrupt):
-        tables.cached_each(context, "optimizer", [1, 2, 3], counted)
+        tables.cached_each(context, "figures.optimizer", [1, 2, 3], counted)
     counted = Counted(part)
-    assert tables.cached_each(context, "optimizer", [1, 2, 3], counted)["x"].tolist() == [1, 2, 3]
+    assert tables.cached_each(context, "figures.optimizer", [1, 2, 3], counted)["x"].tolist() == [1, 2, 3]
     assert counted.calls == 2
 
 

@@ -316,7 +316,7 @@ def test_the_code_version_changes_with_every_module_and_only_with_those_asked_fo
         return [storage.fingerprint(Plan(), *names) for names in sources]
 
     before = versions()
-    assert len(set(before)) == len(sources)
+    assert len(set(before)) == len(sources) - 1 and before[-1] == before[0]  # what is asked for twice is there once
     (package / "one.py").write_text("VALUE = 2\n")
     changed = [old != new for old, new in zip(before, versions(), strict=True)]
     assert changed == [True, True, True, False, True]

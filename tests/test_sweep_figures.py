@@ -270,7 +270,7 @@ def test_a_frame_is_computed_once_for_its_settings_and_again_on_request(
         return pd.DataFrame({"x": [1.0]})
 
     for settings in ([1], [1], [2]):
-        tables.cached(context, "optimizer", [settings, str(tmp_path)], compute)
+        tables.cached(context, "figures.optimizer", [settings, str(tmp_path)], compute)
     assert len(calls) == 2
-    tables.cached(replace(context, since=2e12), "optimizer", [[1], str(tmp_path)], compute)
+    tables.cached(replace(context, since=2e12), "figures.optimizer", [[1], str(tmp_path)], compute)
     assert len(calls) == 3
