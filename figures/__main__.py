@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 import time
 from collections.abc import Sequence
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import tyro
 
-from figures import claims, progress, style
+from figures import catalogue, claims, progress, style
+from figures.catalogue import ALL, FIGURES, GALLERY, module_of
 from figures.scale import Scale, quick
 from figures.tables import Context
 from markov import folders, storage
@@ -23,72 +23,10 @@ from markov.errors import exit_code, require
 if TYPE_CHECKING:
     from figures.llm_own import OwnModel
 
-# Modules of this package, imported when they are drawn: those of language models take seconds.
-FIGURES = (
-    "tradeoff",
-    "allocation",
-    "attribution",
-    "claims",
-    "weights",
-    "logistic",
-    "llm_weights_epoch1",
-    "llm_weight_boxes",
-    "llm_weights_length",
-    "llm_bias",
-    "llm_effective_push",
-    "llm_tradeoff",
-    "llm_epochs",
-    "muse_tradeoff",
-)
-# Those that train many models or attack them, with --all or by name.
-HEAVY = (
-    "time_to_forget",
-    "dynamics",
-    "divergence",
-    "effective_push",
-    "memorisation",
-    "optimizer",
-    "llm_truth_ratio",
-    "llm_reference_noise",
-    "llm_w_graddiff",
-    "llm_beta_gamma",
-    "llm_best",
-    "llm_relearning",
-    "llm_sequential",
-)
-ALL = (*FIGURES, *HEAVY)
-GALLERY = (
-    "tradeoff",
-    "attribution",
-    "time_to_forget",
-    "llm_weights_length",
-    "llm_best",
-    "llm_bias",
-)  # what the README shows
-
 
 @dataclass(frozen=True)
 class Arguments:
-    """Draw figures; each NAME writes NAME.pdf, NAME.png and NAME.parquet (the frame it draws) to the output folder.
-
-    Without a NAME those of the first group are drawn, in about 20 minutes on two cores: the paper's Markov study,
-    tradeoff (its Figure 5), allocation (where the effort goes), attribution (the reference or the length?) and claims
-    (the paper's claims with intervals); exact theory, weights (against length), and logistic (the NPO paper's own
-    study); and language models, a small one that needs no download or --runs of your own, llm_weights_epoch1,
-    llm_weight_boxes and llm_weights_length (the paper's 3a, 3b and 4), llm_bias (is the effort where it is needed?),
-    llm_effective_push, llm_tradeoff (1c), llm_epochs (3c and 3d) and muse_tradeoff (1d).
-
-    The second group takes longer; --all draws both groups, a NAME any figure of either: time_to_forget (what length
-    does), dynamics (log-probability and weight along the way), divergence (the paper's A4), effective_push
-    (weight x gradient norm), memorisation, optimizer (what of a weight reaches the parameters), llm_truth_ratio (1b and
-    2), llm_reference_noise (A1), llm_w_graddiff (A3), llm_beta_gamma (A2), llm_best (the corners at their best
-    settings), llm_relearning (6: what comes back when a fifth is taught again) and llm_sequential (A5: requests in
-    turn).
-
-    A second drawing of anything takes seconds: trained models and tables are cached and rebuilt when settings or code
-    change; $SIMNPO_LAB_CACHE chooses where. llm_truth_ratio and llm_bias also show evaluation logs: your own (--logs)
-    or, where $SIMNPO_LAB_TOFU names a clone of the public repository locuslab/tofu, those of Llama-2-7B in it.
-    """
+    """What is drawn, of which runs, how large, and where it is written."""
 
     names: tyro.conf.Positional[tuple[str, ...]] = ()
     """Figures to draw, of either group (default: all of the first one)."""
@@ -127,6 +65,24 @@ class Arguments:
     """For llm_bias and llm_truth_ratio: evaluation logs of the model before unlearning, and of the retrained one."""
     gallery: bool = False
     """Also refresh the small pictures that the README shows; without a NAME, draw those figures."""
+
+
+DESCRIPTION = f"""Draw figures; each NAME writes NAME.pdf, NAME.png and NAME.parquet (the frame it draws) to the output
+folder.
+
+Without a NAME the first group is drawn, in about 20 minutes on two cores: the Markov study, exact theory, and language
+models, a small one that needs no download or --runs of your own.
+
+{catalogue.described(heavy=False)}
+
+The second group takes longer; --all draws both groups, a NAME any figure of either.
+
+{catalogue.described(heavy=True)}
+
+A second drawing of anything takes seconds: trained models and tables are cached and rebuilt when settings or code
+change; $SIMNPO_LAB_CACHE chooses where. llm_truth_ratio and llm_bias also show evaluation logs: your own (--logs)
+or, where $SIMNPO_LAB_TOFU names a clone of the public repository locuslab/tofu, those of Llama-2-7B in it.
+"""
 
 
 def main(arguments: Arguments) -> None:
@@ -185,7 +141,7 @@ def chosen(arguments: Arguments) -> tuple[str, ...]:
 
 def draw(name: str, context: Context, arguments: Arguments) -> None:
     """Compute, or read, the frame of a figure, and write it with its pictures."""
-    module = importlib.import_module(f"figures.{name}")
+    module = module_of(name)
     both = arguments.architectures and module is claims
     frame = claims.both_architectures(context) if both else module.data(context)
     small = Path(__file__).parent / "gallery" / f"{name}.png" if arguments.gallery and name in GALLERY else None
@@ -230,7 +186,7 @@ def write(
 
 def cli(arguments: Sequence[str] | None = None) -> int:
     """Parse the arguments (default: the process's own), draw, and return the exit code."""
-    parsed = tyro.cli(Arguments, prog="python -m figures", args=arguments)
+    parsed = tyro.cli(Arguments, prog="python -m figures", description=DESCRIPTION, args=arguments)
     return exit_code(lambda: main(parsed))
 
 

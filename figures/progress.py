@@ -19,34 +19,12 @@ from typing import Any, NamedTuple, TextIO
 
 from tqdm.auto import tqdm
 
+from figures.catalogue import BY_NAME
 from figures.tables import Context
 from markov import storage
 from markov.errors import InvalidInput, require
 
-# Seconds at full scale on two cores, all figures drawn in this order from an empty cache: the first of several that
-# share models and runs pays for them.
-SECONDS = {
-    "tradeoff": 280,
-    "allocation": 55,
-    "logistic": 16,
-    "llm_weights_epoch1": 270,
-    "llm_tradeoff": 275,
-    "muse_tradeoff": 200,
-    "time_to_forget": 567,
-    "dynamics": 80,
-    "divergence": 11,
-    "effective_push": 9,
-    "memorisation": 143,
-    "optimizer": 67,
-    "llm_truth_ratio": 300,
-    "llm_reference_noise": 142,
-    "llm_w_graddiff": 240,
-    "llm_beta_gamma": 330,
-    "llm_best": 700,
-    "llm_relearning": 345,
-    "llm_sequential": 165,
-}
-OTHERWISE, AGAIN = 10.0, 3.0  # of a figure that is not in the table, and of drawing a table that is there
+AGAIN = 3.0  # seconds of drawing a table that is there
 QUICK = 0.07  # what the quick scale takes of it
 JOURNAL = "seconds.json"
 Journal = dict[str, dict[str, Any]]
@@ -66,7 +44,7 @@ def expected(names: Sequence[str], context: Context, **more: Any) -> dict[str, E
     for name in names:
         known = journal.get(_key(name, context, more), {})
         cached = known.get("code") == code and not context.since
-        guess = SECONDS.get(name, OTHERWISE) * (QUICK if context.scale.quick else 1)
+        guess = BY_NAME[name].seconds * (QUICK if context.scale.quick else 1)
         kind, otherwise = (REDRAWN, AGAIN) if cached else (COMPUTED, max(guess, AGAIN))
         found[name] = Expected(float(known.get(kind, otherwise)), cached)
     return found

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from figures.__main__ import ALL
+from figures.catalogue import CATALOGUE
 from figures.tables import DRAWING
 from markov import closure, storage
 from markov.errors import InvalidInput
@@ -130,7 +130,7 @@ def test_every_figure_depends_on_what_it_computes_with_and_on_no_colour(tmp_path
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     code = "import sys; from markov import storage; (*modules, apart) = sys.argv[1:]\n"
     code += "print(*(storage.fingerprint(0, name, without=apart.split()) for name in modules))"
-    modules = [f"figures.{name}" for name in ALL]
+    modules = [entry.module for entry in CATALOGUE]
 
     def keys() -> dict[str, str]:
         command = [sys.executable, "-c", code, *modules, " ".join(DRAWING)]
@@ -152,7 +152,7 @@ def test_every_figure_depends_on_what_it_computes_with_and_on_no_colour(tmp_path
     assert after("figures/style.py", "from __future__ import annotations", "import math") == set()
     assert "figures.effective_push" in after("figures/rungs.py", "from __future__ import annotations", "import math")
     changed = after("llm/scoring.py", "from __future__ import annotations", "import math")
-    assert changed == {name for name in modules if "llm_" in name or "muse_" in name}
+    assert changed == {entry.module for entry in CATALOGUE if entry.name.startswith(("llm_", "muse_"))}
     changed = after("markov/training.py", "from __future__ import annotations", "import math")
     assert {"figures.tradeoff", "figures.optimizer", "figures.claims"} <= changed
 

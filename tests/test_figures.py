@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from figures import __main__ as command
 from figures import allocation, attribution, claims, progress, style, tables, tradeoff
+from figures.catalogue import ALL, BY_NAME, CATALOGUE, FIGURES, GALLERY, HEAVY
 from figures.scale import Scale, quick
 from figures.statistics import mean_interval, ratio_interval
 from markov import storage
@@ -203,17 +204,15 @@ def test_at_full_scale_a_curve_is_at_least_eight_runs_over_at_least_three_pretra
 
 
 def test_the_two_groups_are_apart_and_a_name_draws_any_of_either() -> None:
-    assert set(command.FIGURES).isdisjoint(command.HEAVY)
-    assert (*command.FIGURES, *command.HEAVY) == command.ALL and len(set(command.ALL)) == len(command.ALL)
-    folder = Path(command.__file__).parent
-    assert all((folder / f"{name}.py").is_file() for name in command.ALL)
-    heavy = command.HEAVY[0]
+    assert set(FIGURES).isdisjoint(HEAVY)
+    assert (*FIGURES, *HEAVY) == ALL and len(set(ALL)) == len(ALL)
+    heavy = HEAVY[0]
     asked = [
-        (command.Arguments(), command.FIGURES),
-        (command.Arguments(all=True), command.ALL),
+        (command.Arguments(), FIGURES),
+        (command.Arguments(all=True), ALL),
         (command.Arguments(names=(heavy, "tradeoff", heavy)), (heavy, "tradeoff")),
-        (command.Arguments(gallery=True), command.GALLERY),
-        (command.Arguments(gallery=True, all=True), command.ALL),
+        (command.Arguments(gallery=True), GALLERY),
+        (command.Arguments(gallery=True, all=True), ALL),
     ]
     assert [command.chosen(arguments) for arguments, _ in asked] == [names for _, names in asked]
     with pytest.raises(InvalidInput, match="all = True"):
@@ -223,10 +222,9 @@ def test_the_two_groups_are_apart_and_a_name_draws_any_of_either() -> None:
 
 
 def test_the_help_names_every_figure_of_both_groups() -> None:
-    text = command.Arguments.__doc__ or ""
-    first, second = text.split("The second group")
-    assert all(re.search(rf"\b{name}\b", first) for name in command.FIGURES)
-    assert all(re.search(rf"\b{name}\b", second) for name in command.HEAVY)
+    first, second = command.DESCRIPTION.split("The second group")
+    assert all(re.search(rf"\b{name}\b", first) for name in FIGURES)
+    assert all(re.search(rf"\b{name}\b", second) for name in HEAVY)
 
 
 def test_make_lists_both_ways_to_draw() -> None:
@@ -237,10 +235,9 @@ def test_make_lists_both_ways_to_draw() -> None:
 
 
 def test_the_first_group_is_expected_to_take_under_twenty_minutes_and_the_second_longer() -> None:
-    seconds = {name: progress.SECONDS.get(name, progress.OTHERWISE) for name in command.ALL}
-    assert set(progress.SECONDS) <= set(command.ALL)
-    assert sum(seconds[name] for name in command.FIGURES) < 20 * 60 < sum(seconds.values())
-    heavy, light = (sum(seconds[name] for name in group) for group in (command.HEAVY, command.FIGURES))
+    seconds = {entry.name: entry.seconds for entry in CATALOGUE}
+    assert sum(seconds[name] for name in FIGURES) < 20 * 60 < sum(seconds.values())
+    heavy, light = (sum(seconds[name] for name in group) for group in (HEAVY, FIGURES))
     assert heavy > light
 
 
@@ -269,21 +266,21 @@ def test_what_a_drawing_took_is_expected_of_the_next_one(journal: Path, monkeypa
     def expect(one: tables.Context) -> tuple[float, bool]:
         return progress.expected(["tradeoff"], one)["tradeoff"]
 
-    assert expect(context) == (progress.SECONDS["tradeoff"], False)
+    assert expect(context) == (BY_NAME["tradeoff"].seconds, False)
     draw_in(40.0, monkeypatch, context, compute=True)
     assert expect(context) == (progress.AGAIN, True) and expect(fresh) == (40.0, False)
     draw_in(2.5, monkeypatch, context, compute=False)
     assert expect(context) == (2.5, True) and expect(fresh) == (40.0, False)
-    assert expect(slow) == (progress.SECONDS["tradeoff"], False)
+    assert expect(slow) == (BY_NAME["tradeoff"].seconds, False)
     assert progress.expected(["tradeoff"], context, architectures=True)["tradeoff"].cached is False
-    assert progress.expected(["allocation"], context)["allocation"] == (progress.SECONDS["allocation"], False)
+    assert progress.expected(["allocation"], context)["allocation"] == (BY_NAME["allocation"].seconds, False)
     monkeypatch.setattr(progress, "_code", lambda: "another")
     assert expect(context) == (40.0, False)
     assert set(json.loads(journal.read_text()).popitem()[1]) == {"code", "computed", "redrawn"}
 
 
 def test_the_quick_scale_is_expected_to_be_quick(journal: Path) -> None:
-    found = progress.expected(command.ALL, tables.Context(scale=quick()))
+    found = progress.expected(ALL, tables.Context(scale=quick()))
     assert sum(one.seconds for one in found.values()) < 10 * 60
     assert not journal.exists()
 
@@ -299,7 +296,7 @@ def test_a_drawing_that_fails_is_not_counted_and_a_spoiled_journal_is_no_harm(
     spoiled = ["{", "[1]", '{"a": 1}', *nested]
     for number, text in enumerate(spoiled):
         journal.write_text(text)
-        assert progress.expected(["tradeoff"], tables.Context())["tradeoff"].seconds == progress.SECONDS["tradeoff"]
+        assert progress.expected(["tradeoff"], tables.Context())["tradeoff"].seconds == BY_NAME["tradeoff"].seconds
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"note: {journal} is broken") and "set aside as seconds.json.broken" in line
         assert not journal.exists() and len(list(journal.parent.glob("seconds.json.broken*"))) == number + 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -31,8 +30,8 @@ from figures import (
     llm_weights_length,
     style,
 )
-from figures.__main__ import FIGURES
 from figures.__main__ import cli as figures_cli
+from figures.catalogue import ALL, module_of
 from figures.llm_own import OwnModel, runs_of_own
 from figures.llm_reference_noise import NONE, OWN, START, Unlearned
 from figures.llm_runs import Perturbation, Study, Wanted, default_log, run_of, runs, runs_of, trajectories
@@ -745,9 +744,9 @@ def test_frames_survive_the_disk(tmp_path: Path):
         pd.testing.assert_frame_equal(storage.read_table(tmp_path / "frame.parquet"), frame, check_dtype=False)
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", ALL)
 def test_every_figure_has_a_caption_a_frame_and_a_drawing(name: str):
-    module = importlib.import_module(f"figures.{name}")
+    module = module_of(name)
     assert module.__doc__ and len(module.__doc__.split()) > 30
     assert callable(module.data) and callable(module.plot)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from figures.__main__ import ALL
+from figures.catalogue import ALL
 from llm.__main__ import parse
 from llm.model_commands import Score
 from llm.options import objective
