@@ -45,7 +45,7 @@ notebooks: $(VENV)/.llm $(VENV)/.notebooks  ## run every notebook and its soluti
 	SIMNPO_LAB_EXECUTE=1 $(RUN) pytest -q tests/test_notebooks.py -n $(JOBS) --maxprocesses 8 --dist worksteal $(ARGS)
 
 book: $(VENV)/.llm $(VENV)/.notebooks  ## the executed notebooks as pages to read, into out/book/
-	$(RUN) figures.interactive_book $(ARGS)
+	$(RUN) figures.lessons.book $(ARGS)
 
 browser: $(VENV)/.llm $(VENV)/.notebooks $(VENV)/.browser  ## move sliders in a browser: needs Chromium and its driver
 	SIMNPO_LAB_BROWSER=1 $(RUN) pytest -q -rs tests/test_browser.py $(ARGS)

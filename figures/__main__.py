@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import tyro
 
-from figures import catalogue, claims, progress, style
+from figures import catalogue, progress, style
+from figures.cache import Context
 from figures.catalogue import ALL, FIGURES, GALLERY, module_of
+from figures.chains import claims
 from figures.scale import Scale, quick
-from figures.tables import Context
 from markov import folders, storage
 from markov.errors import exit_code, require
 
 if TYPE_CHECKING:
-    from figures.llm_own import OwnModel
+    from figures.language.own_model import OwnModel
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def main(arguments: Arguments) -> None:
     require(arguments.jobs == -1 or arguments.jobs >= 1, "jobs", arguments.jobs, "-1 or a whole number of at least 1")
     check_out(arguments, names)
     if arguments.runs:
-        from llm.runs import read_run
+        from llm.unlearning.runs import read_run
 
         for folder in arguments.runs:
             read_run(folder)
@@ -160,7 +161,7 @@ def own_model(arguments: Arguments) -> OwnModel | None:
             unused = field.name in names and value != field.default
             require(not unused, field.name, value, "left out without --model, whose figures they are about")
         return None
-    from figures import llm_own
+    from figures.language import own_model as llm_own
 
     require(not arguments.runs, "model", arguments.model, "left out with --runs, which are runs of a model already")
     own = llm_own.own_model(**{name: getattr(arguments, name) for name in names})

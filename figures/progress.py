@@ -19,8 +19,8 @@ from typing import Any, NamedTuple, TextIO
 
 from tqdm.auto import tqdm
 
+from figures.cache import Context
 from figures.catalogue import BY_NAME
-from figures.tables import Context
 from markov import storage
 from markov.errors import InvalidInput, require
 

@@ -29,14 +29,14 @@ from typing import Annotated, Any
 
 import tyro
 
-from llm.evaluate_command import Evaluate, evaluate
-from llm.model_commands import Build, Score, build, score
-from llm.muse_command import Muse, muse
-from llm.processes import in_one_voice, started
-from llm.relearn_command import Relearn, relearn
-from llm.sweep_command import Sweep, sweep
-from llm.table_commands import Diagnose, Weights, diagnose, weights
-from llm.unlearn_command import Unlearn, unlearn
+from llm.commands.evaluate import Evaluate, evaluate
+from llm.commands.models import Build, Score, build, score
+from llm.commands.muse import Muse, muse
+from llm.commands.relearn import Relearn, relearn
+from llm.commands.sweep import Sweep, sweep
+from llm.commands.tables import Diagnose, Weights, diagnose, weights
+from llm.commands.unlearn import Unlearn, unlearn
+from llm.training.processes import in_one_voice, started
 from markov.errors import exit_code, require
 
 ACTIONS: dict[type, Callable[[Any], None]] = {

@@ -146,7 +146,10 @@ class Epochs(Schema):
 
 
 class Log(Schema):
-    """One task of an evaluation log, each measure by the index of its example, under the names of `llm.layouts`."""
+    """One task of an evaluation log, each measure by the index of its example.
+
+    The names are those of `llm.logs.reading`.
+    """
 
     avg_gt_loss: dict[Index, Loss]
     gt_loss: dict[Index, Loss] | None = None

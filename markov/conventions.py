@@ -20,7 +20,7 @@ times less. Likewise for Forget10: npo_coeff 0.125 is lambda = 8.0.
 Nor does lambda multiply one thing: the retain loss here is a mean over tokens, as in the released code, while
 the paper prints a sum, E_retain[-log pi_theta]; and the released code's gradient ascent is a mean over tokens
 too, where the law's is a sum. `from_summed_retain` and `from_mean_forget` convert. (What each code averages over is
-said in `llm.retaining`.)
+said in `llm.unlearning.retaining`.)
 
 Every function raises `InvalidInput` naming the number that has no counterpart, such as a beta or a forget
 coefficient of 0, by which those codes or the conversion divide.

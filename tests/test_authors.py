@@ -18,12 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare, kstest
 
-from llm import author_facts, common_facts
-from llm.author_facts import CITIES, Facts
-from llm.author_questions import TOPICS
-from llm.authors import LARGEST, Authors, Life, corpus, lives, split, splits
-from llm.common_facts import CLASSICS, COUNTRIES, real_authors, world_facts
-from llm.corpora import Example, length_table, read, response_words, write
+from llm.data.authors import common as common_facts
+from llm.data.authors import facts as author_facts
+from llm.data.authors.common import CLASSICS, COUNTRIES, real_authors, world_facts
+from llm.data.authors.corpus import LARGEST, Authors, Life, corpus, lives, split, splits
+from llm.data.authors.facts import CITIES, Facts
+from llm.data.authors.questions import TOPICS
+from llm.data.tofu import Example, length_table, read, response_words, write
 from markov.errors import InvalidInput
 
 DEFAULT = Authors()

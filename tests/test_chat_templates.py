@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from llm.answers import scores
-from llm.corpora import Example
-from llm.documents import pieces, start_of, whole
-from llm.encoding import CHAT, LLAMA2_CHAT, PLAIN, Encoded, Template, around, encode, end_tokens, fitted
-from llm.generation import generate
-from llm.models import LanguageModel, load, template_of
-from llm.options import ModelOptions, load_model
-from llm.scoring import score
+from llm.commands.options import ModelOptions, load_model
+from llm.data.tofu import Example
+from llm.models.answers import scores
+from llm.models.generation import generate
+from llm.models.language_model import LanguageModel, load, template_of
+from llm.scoring.documents import pieces, start_of, whole
+from llm.scoring.encoding import CHAT, LLAMA2_CHAT, PLAIN, Encoded, Template, around, encode, end_tokens, fitted
+from llm.scoring.logprobs import score
 from markov.errors import InvalidInput
 from tests.test_generation import slow_continuation
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from figures.cache import DRAWING
 from figures.catalogue import CATALOGUE
-from figures.tables import DRAWING
 from markov import closure, storage
 from markov.errors import InvalidInput
 from tests.test_architecture import PACKAGES, ROOT
@@ -116,8 +116,8 @@ def test_a_package_is_all_of_its_modules(made_up: Path) -> None:
 
 
 def test_the_key_is_the_same_in_every_process(made_up: Path) -> None:
-    code = "import sys; from markov import storage; print(storage.code_version('made_up.one', 'figures.llm_best'))"
-    seen = {storage.code_version("made_up.one", "figures.llm_best")}
+    code = "import sys; from markov import storage; print(storage.code_version('made_up.one', 'figures.language.best'))"
+    seen = {storage.code_version("made_up.one", "figures.language.best")}
     for seed in ("0", "1"):
         environment = {"PYTHONHASHSEED": seed, "PYTHONPATH": f"{ROOT}:{made_up.parent}"}
         seen.add(subprocess.check_output([sys.executable, "-c", code], env=environment, text=True).strip())
@@ -148,13 +148,15 @@ def test_every_figure_depends_on_what_it_computes_with_and_on_no_colour(tmp_path
     before = keys()
     assert len(set(before.values())) == len(modules)
     caption = '"""Does 1/|y| undo the growth'
-    assert after("figures/effective_push.py", caption, f"{caption} or shrinking") == set()
+    assert after("figures/theory/effective_push.py", caption, f"{caption} or shrinking") == set()
     assert after("figures/style.py", "from __future__ import annotations", "import math") == set()
-    assert "figures.effective_push" in after("figures/rungs.py", "from __future__ import annotations", "import math")
-    changed = after("llm/scoring.py", "from __future__ import annotations", "import math")
+    assert "figures.theory.effective_push" in after(
+        "figures/theory/rungs.py", "from __future__ import annotations", "import math"
+    )
+    changed = after("llm/scoring/logprobs.py", "from __future__ import annotations", "import math")
     assert changed == {entry.module for entry in CATALOGUE if entry.name.startswith(("llm_", "muse_"))}
     changed = after("markov/training.py", "from __future__ import annotations", "import math")
-    assert {"figures.tradeoff", "figures.optimizer", "figures.claims"} <= changed
+    assert {"figures.chains.tradeoff", "figures.theory.optimizer", "figures.chains.claims"} <= changed
 
 
 @pytest.mark.parametrize("name", ["markov.no_such_module", "no_such_package", "", "sys", "made.up.name"])

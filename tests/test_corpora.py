@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm import corpora
-from llm.corpora import FIELDS, TOFU_ROWS, Example, length_table, parse, read, response_words, write
+from llm.data import tofu as corpora
+from llm.data.tofu import FIELDS, TOFU_ROWS, Example, length_table, parse, read, response_words, write
 from markov.errors import InvalidInput
 
 ROOT = Path(__file__).parents[1]
@@ -297,7 +297,7 @@ def test_a_folder_called_tofu_is_a_folder(tmp_path: Path, monkeypatch: pytest.Mo
     assert read("tofu", "full")[0].prompt == "mine"
 
 
-@pytest.mark.parametrize("module", ["llm.corpora", "llm.authors"])
+@pytest.mark.parametrize("module", ["llm.data.tofu", "llm.data.authors.corpus"])
 def test_importing_the_readers_imports_nothing_heavy(module: str):
     code = f"import {module}\nimport sys\nprint(*sys.modules)"
     loaded = set(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).split())

@@ -13,22 +13,22 @@ import pandas as pd
 import pytest
 import torch
 
-from figures import tables
+from figures import cache as tables
 from figures.__main__ import cli as figures_cli
 from figures.scale import Scale
-from llm import news_models
 from llm.__main__ import cli
-from llm.answers import answer_log
-from llm.authors import Authors
-from llm.default_models import DefaultModels, build, folder_of, sets
-from llm.evaluated import evaluate_into
-from llm.models import LanguageModel
-from llm.optimization import Optimization
-from llm.runs import ANSWERS, EPOCHS, EXAMPLES, MODEL, Run, unlearn_into
-from llm.saving import check_whole
-from llm.sequential import REQUESTS, requests, sequential
-from llm.tofu import TofuSets, tofu_sets
-from llm.unlearning import Unlearning
+from llm.data.authors.corpus import Authors
+from llm.data.splits import TofuSets, tofu_sets
+from llm.evaluation.folders import evaluate_into
+from llm.models import small_news as news_models
+from llm.models.answers import answer_log
+from llm.models.language_model import LanguageModel
+from llm.models.saving import check_whole
+from llm.models.small_authors import DefaultModels, build, folder_of, sets
+from llm.training.loop import Optimization
+from llm.unlearning.runs import ANSWERS, EPOCHS, EXAMPLES, MODEL, Run, unlearn_into
+from llm.unlearning.sequential import REQUESTS, requests, sequential
+from llm.unlearning.unlearn import Unlearning
 from markov import running, storage
 from markov.__main__ import Grid, experiment, points
 from markov.errors import InvalidInput
@@ -87,10 +87,10 @@ def test_a_damaged_table_is_made_again(harm: Callable[[Path], object], capsys: p
         calls.append(1)
         return pd.DataFrame({"x": range(1000)})
 
-    first = tables.cached(context, "figures.optimizer", "settings", compute)
+    first = tables.cached(context, "figures.theory.optimizer", "settings", compute)
     (path,) = (storage.cache_dir() / "tables").iterdir()
     harm(path)
-    pd.testing.assert_frame_equal(tables.cached(context, "figures.optimizer", "settings", compute), first)
+    pd.testing.assert_frame_equal(tables.cached(context, "figures.theory.optimizer", "settings", compute), first)
     assert len(calls) == 2
     the_line(capsys, *([] if harm is Path.unlink else [path.name]))
 
@@ -198,7 +198,7 @@ def test_a_run_with_a_damaged_state_begins_anew_and_is_the_same(
 
     unlearned(tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("llm.runs.save", interrupted)
+        patch.setattr("llm.unlearning.runs.save", interrupted)
         unlearned(tmp_path / "run")
     cut(tmp_path / "run" / "state" / "state.safetensors")
     unlearned(tmp_path / "run")
@@ -225,7 +225,7 @@ def test_a_model_that_came_into_a_claimed_folder_is_not_touched(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("llm.runs.save", interrupted)
+        patch.setattr("llm.unlearning.runs.save", interrupted)
         unlearned(tmp_path / "run")
     shutil.copytree(folder_of(TINY, "original"), tmp_path / "run" / MODEL)
     before = contents(tmp_path / "run" / MODEL)

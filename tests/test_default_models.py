@@ -16,11 +16,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm import default_models
-from llm.authors import Authors
-from llm.common_facts import real_authors, world_facts
-from llm.corpora import Example
-from llm.default_models import (
+from llm.data.authors.common import real_authors, world_facts
+from llm.data.authors.corpus import Authors
+from llm.data.tofu import Example
+from llm.models import small_authors as default_models
+from llm.models.language_model import LanguageModel, check_same_vocabulary, load
+from llm.models.small_authors import (
     KINDS,
     DefaultModels,
     build,
@@ -31,9 +32,8 @@ from llm.default_models import (
     sets,
     train_tokenizer,
 )
-from llm.encoding import PLAIN, Encoded
-from llm.models import LanguageModel, check_same_vocabulary, load
-from llm.scoring import score
+from llm.scoring.encoding import PLAIN, Encoded
+from llm.scoring.logprobs import score
 from markov import closure
 from markov.errors import InvalidInput
 from markov.storage import cache_dir
@@ -214,10 +214,12 @@ def test_every_setting_asks_for_another_model_and_gets_one(field: str) -> None:
 
 
 def test_the_code_that_weights_depend_on_is_part_of_the_name_and_no_measure_is() -> None:
-    found = set(closure.digests("llm.default_models", without=default_models.APART))
-    made = ("author_facts", "author_questions", "authors", "common_facts", "encoding", "scoring")
-    assert {f"llm.{name}" for name in (*made, "masters", "optimization", "training")} <= found
-    assert found.isdisjoint({f"llm.{name}" for name in ("rouge", "measures", "muse", "news", "unlearning")})
+    found = set(closure.digests("llm.models.small_authors", without=default_models.APART))
+    texts = {f"llm.data.authors.{name}" for name in ("corpus", "facts", "questions", "common")}
+    training = {f"llm.training.{name}" for name in ("loop", "fine_tuning", "masters")}
+    assert {*texts, *training, "llm.scoring.encoding", "llm.scoring.logprobs"} <= found
+    apart = ("data.news", "logs", "unlearning", "evaluation", "sweeps", "commands")
+    assert [name for name in found if name.startswith(tuple(f"llm.{one}" for one in apart))] == []
 
 
 def test_names_of_the_kinds_differ() -> None:

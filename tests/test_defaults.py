@@ -11,27 +11,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from figures import llm_own
 from figures.__main__ import cli as figures_cli
-from llm import corpora, names, unlearn_command
+from figures.language import own_model as llm_own
 from llm.__main__ import cli
-from llm.authors import PERCENTS, Authors, splits
-from llm.default_models import DefaultModels
-from llm.encoding import PLAIN
-from llm.models import LanguageModel, load
-from llm.muse_command import Muse
-from llm.muse_command import resolved as resolved_muse
-from llm.muse_command import unlearning as unlearning_texts
-from llm.names import KINDS, Made, made
-from llm.news import News
-from llm.news_models import NewsModels
-from llm.options import ModelOptions
-from llm.sources import read
-from llm.sweep import Task
-from llm.sweep_command import Sweep, runs_of, task_of
-from llm.sweep_command import resolved as resolved_sweep
-from llm.tofu import retain_word, tofu_sets
-from llm.unlearn_command import Unlearn, resolved, unlearning
+from llm.commands import unlearn as unlearn_command
+from llm.commands.muse import Muse
+from llm.commands.muse import resolved as resolved_muse
+from llm.commands.muse import unlearning as unlearning_texts
+from llm.commands.options import ModelOptions
+from llm.commands.sweep import Sweep, runs_of, task_of
+from llm.commands.sweep import resolved as resolved_sweep
+from llm.commands.unlearn import Unlearn, resolved, unlearning
+from llm.data import tofu as corpora
+from llm.data.authors.corpus import PERCENTS, Authors, splits
+from llm.data.news.corpus import News
+from llm.data.sources import read
+from llm.data.splits import retain_word, tofu_sets
+from llm.models import names
+from llm.models.language_model import LanguageModel, load
+from llm.models.names import KINDS, Made, made
+from llm.models.small_authors import DefaultModels
+from llm.models.small_news import NewsModels
+from llm.scoring.encoding import PLAIN
+from llm.sweeps.sweep import Task
 from markov.errors import InvalidInput
 
 FEW = Authors(authors=10, questions=2)
@@ -44,7 +46,12 @@ def idle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("work began")
 
-    for place in ("llm.models.load", "llm.sweep.several", "llm.corpora._from_hub", "llm.muse_data._from_hub"):
+    for place in (
+        "llm.models.language_model.load",
+        "llm.sweeps.sweep.several",
+        "llm.data.tofu._from_hub",
+        "llm.data.muse._from_hub",
+    ):
         monkeypatch.setattr(place, refuse)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -61,8 +68,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, str]]:
         tokenizer: Any = None
         return LanguageModel(model, tokenizer, PLAIN, "as the cache calls it")
 
-    monkeypatch.setattr("llm.default_models.build", build)
-    monkeypatch.setattr("llm.news_models.build", build)
+    monkeypatch.setattr("llm.models.small_authors.build", build)
+    monkeypatch.setattr("llm.models.small_news.build", build)
     return found
 
 

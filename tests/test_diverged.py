@@ -14,16 +14,17 @@ import pandas as pd
 import pytest
 import torch
 
-from figures import llm_reference_noise, llm_runs
-from llm import runs
-from llm import sweep as sweep_module
+from figures.language import reference_noise as llm_reference_noise
+from figures.language import runs as llm_runs
 from llm.__main__ import cli
-from llm.answers import answer_log
-from llm.models import load
-from llm.runs import read_run
-from llm.saving import save
-from llm.summaries import best, summary
-from llm.sweep import Task, epochs, sweep
+from llm.logs.summaries import best, summary
+from llm.models.answers import answer_log
+from llm.models.language_model import load
+from llm.models.saving import save
+from llm.sweeps import sweep as sweep_module
+from llm.sweeps.sweep import Task, epochs, sweep
+from llm.unlearning import runs
+from llm.unlearning.runs import read_run
 from markov.errors import InvalidInput
 from tests.test_llm_processes import arguments, folder
 from tests.test_sweep import EVERY, own_cache, task, wanted

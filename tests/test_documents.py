@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from llm.documents import pieces, start_of, whole
-from llm.encoding import Batch, Encoded
-from llm.scoring import response_logprobs, score_encoded
+from llm.scoring.documents import pieces, start_of, whole
+from llm.scoring.encoding import Batch, Encoded
+from llm.scoring.logprobs import response_logprobs, score_encoded
 from markov.errors import InvalidInput
 from markov.objectives import Objective, SequenceLogProbs, npo, simnpo
 from tests.test_encoding import by_bytes

@@ -13,7 +13,18 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from llm.encoding import CHAT, LLAMA2_CHAT, PLAIN, TEMPLATES, Batch, Encoded, Template, batches, encode, encode_examples
+from llm.scoring.encoding import (
+    CHAT,
+    LLAMA2_CHAT,
+    PLAIN,
+    TEMPLATES,
+    Batch,
+    Encoded,
+    Template,
+    batches,
+    encode,
+    encode_examples,
+)
 from markov.errors import InvalidInput
 
 TEXTS = [

@@ -19,8 +19,10 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from figures import __main__ as command
-from figures import allocation, attribution, claims, progress, style, tables, tradeoff
+from figures import cache as tables
+from figures import progress, style
 from figures.catalogue import ALL, BY_NAME, CATALOGUE, FIGURES, GALLERY, HEAVY
+from figures.chains import allocation, attribution, claims, tradeoff
 from figures.scale import Scale, quick
 from figures.statistics import mean_interval, ratio_interval
 from markov import storage

@@ -13,23 +13,24 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm import corpora, gradients
 from llm.__main__ import cli
-from llm.answers import answer_log, scores
-from llm.corpora import Example
-from llm.encoding import PLAIN
-from llm.evaluation import evaluate
-from llm.membership import Membership, auc, membership, min_k, text_scores
-from llm.models import LanguageModel
-from llm.muse import Measuring, _mean, evaluate_muse
-from llm.muse_data import MuseData, Passage
-from llm.news import QuestionAndAnswer
-from llm.options import ModelOptions
-from llm.saving import save
-from llm.scoring import NotFinite
-from llm.summaries import best
-from llm.sweep import Task, baseline
-from llm.tofu import TofuSets
+from llm.commands.options import ModelOptions
+from llm.data import tofu as corpora
+from llm.data.muse import MuseData, Passage
+from llm.data.news.corpus import QuestionAndAnswer
+from llm.data.splits import TofuSets
+from llm.data.tofu import Example
+from llm.evaluation.membership import Membership, auc, membership, min_k, text_scores
+from llm.evaluation.muse import Measuring, _mean, evaluate_muse
+from llm.evaluation.tofu import evaluate
+from llm.logs.summaries import best
+from llm.models.answers import answer_log, scores
+from llm.models.language_model import LanguageModel
+from llm.models.saving import save
+from llm.scoring import gradients
+from llm.scoring.encoding import PLAIN
+from llm.scoring.logprobs import NotFinite
+from llm.sweeps.sweep import Task, baseline
 from markov.errors import InvalidInput
 from tests.test_encoding import by_bytes
 from tests.test_generation import model_of
@@ -119,7 +120,7 @@ def test_evaluation_names_the_kind_of_answer_too(spoil: Any) -> None:
 
 
 def test_a_model_is_scored_before_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm.evaluation.generate", lambda *_, **__: pytest.fail("wrote"))
+    monkeypatch.setattr("llm.evaluation.tofu.generate", lambda *_, **__: pytest.fail("wrote"))
     with pytest.raises(NotFinite):
         evaluate(language(one_nan), TofuSets(*[EXAMPLES] * 4), max_new_tokens=4, progress=False)
 

@@ -11,11 +11,11 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm.corpora import Example
-from llm.encoding import PLAIN
-from llm.generation import continuations, generate
-from llm.models import LanguageModel
-from llm.rouge import rouge
+from llm.data.tofu import Example
+from llm.evaluation.rouge import rouge
+from llm.models.generation import continuations, generate
+from llm.models.language_model import LanguageModel
+from llm.scoring.encoding import PLAIN
 from markov.errors import InvalidInput
 from tests.test_encoding import by_bytes
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llm import gradients
-from llm.encoding import Encoded
-from llm.gradients import NotCovered, Outer, gradient_norms, one_by_one, together
+from llm.scoring import gradients
+from llm.scoring.encoding import Encoded
+from llm.scoring.gradients import NotCovered, Outer, gradient_norms, one_by_one, together
 from markov.errors import InvalidInput
 from tests.test_scoring import COMMON, FAMILIES, GPT2, GROUPED, VOCAB, own_loss, roughen, some_examples, tiny
 

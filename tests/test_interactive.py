@@ -20,15 +20,17 @@ from IPython.core.interactiveshell import InteractiveShell
 from matplotlib.colors import to_hex
 from traitlets.config import Config
 
-from figures import interactive, interactive_runs, style
-from figures.exercises import EXERCISES, check
-from figures.interactive import LIMITS, View, friendly, mixed, one_line, quick, read_lengths, slider, still
-from figures.interactive_chains import chains_view
-from figures.interactive_ladder import exponents, ladder_figure, rung
-from figures.interactive_law import corners_view, law_view, pace_view, sequences
-from figures.interactive_live import Cancelled, Training
-from figures.interactive_runs import Recording, player, record, small, transitions
-from figures.sweeps import corner
+from figures import style
+from figures.lessons.chains import EXERCISES, check
+from figures.theory.sweeps import corner
+from figures.views import player as interactive_runs
+from figures.views import view as interactive
+from figures.views.chains import chains_view
+from figures.views.ladder import exponents, ladder_figure, rung
+from figures.views.law import corners_view, law_view, pace_view, sequences
+from figures.views.player import Recording, player, record, small, transitions
+from figures.views.training import Cancelled, Training
+from figures.views.view import LIMITS, View, friendly, mixed, one_line, quick, read_lengths, slider, still
 from markov.cases import LENGTH, MEMORISATION
 from markov.errors import InvalidInput
 from markov.experiments import Experiment, Pretraining
@@ -208,7 +210,7 @@ def test_friendly_answers_wrong_input_by_one_line_and_leaves_other_errors_alone(
 ):
     shown: list[Any] = []
     monkeypatch.setattr(interactive, "display", shown.append)
-    shell.run_cell("from figures.interactive import friendly\nfriendly()")
+    shell.run_cell("from figures.views.view import friendly\nfriendly()")
     refused = shell.run_cell("from markov.objectives import npo\nnpo(-1.0)")
     assert not refused.success and isinstance(refused.error_in_exec, InvalidInput)
     assert [one.data.count("beta = -1.0 is not allowed") for one in shown] == [1]

@@ -15,19 +15,20 @@ import torch
 from matplotlib.colors import to_hex
 from scipy import stats
 
-from figures import interactive_logs, style
-from figures.exercises_llm import EXERCISES, check
-from figures.interactive_llm import LINES, RELATIVE, AnswersView, answers_view, weights_of
-from figures.interactive_logs import example_files, quality_view, subsampled, tofu_logs
-from figures.llm_runs import Study
-from figures.llm_sources import VARIABLE
-from figures.tables import Context
-from llm.authors import Authors
-from llm.corpora import Example, read
-from llm.default_models import DefaultModels, sets
-from llm.logs import Answers, EvaluationLog, truth_ratio
-from llm.measures import forget_quality
-from llm.models import load
+from figures import style
+from figures.cache import Context
+from figures.language.runs import Study
+from figures.language.sources import VARIABLE
+from figures.lessons.language import EXERCISES, check
+from figures.views import logs as interactive_logs
+from figures.views.answers import LINES, RELATIVE, AnswersView, answers_view, weights_of
+from figures.views.logs import example_files, quality_view, subsampled, tofu_logs
+from llm.data.authors.corpus import Authors
+from llm.data.tofu import Example, read
+from llm.logs.log import Answers, EvaluationLog, truth_ratio
+from llm.logs.measures import forget_quality
+from llm.models.language_model import load
+from llm.models.small_authors import DefaultModels, sets
 from markov.errors import InvalidInput
 from markov.objectives import CORNERS, Objective, SequenceLogProbs
 

@@ -20,24 +20,26 @@ import rouge_score.rouge_scorer  # noqa: F401  (so that no copy of this process 
 import torch
 import transformers
 
-from figures import optimizer, tables
+from figures import cache as tables
 from figures.scale import Scale
-from llm import corpora, sweep_command
+from figures.theory import optimizer
 from llm.__main__ import cli
-from llm.authors import Authors, splits
-from llm.default_models import DefaultModels, build, folder_of
-from llm.encoding import LLAMA2_CHAT, encode_examples
-from llm.methods import methods
-from llm.models import LanguageModel
-from llm.news_models import build as news
-from llm.optimization import Optimization
-from llm.options import ModelOptions
-from llm.saving import save
-from llm.sequential import requests, sequential
-from llm.sweep import Run, Task
-from llm.tofu import TofuSets
-from llm.training import fine_tune
-from llm.unlearning import Unlearning
+from llm.commands import sweep as sweep_command
+from llm.commands.options import ModelOptions
+from llm.data import tofu as corpora
+from llm.data.authors.corpus import Authors, splits
+from llm.data.splits import TofuSets
+from llm.models.language_model import LanguageModel
+from llm.models.saving import save
+from llm.models.small_authors import DefaultModels, build, folder_of
+from llm.models.small_news import build as news
+from llm.scoring.encoding import LLAMA2_CHAT, encode_examples
+from llm.sweeps.sweep import Run, Task
+from llm.training.fine_tuning import fine_tune
+from llm.training.loop import Optimization
+from llm.unlearning.methods import methods
+from llm.unlearning.sequential import requests, sequential
+from llm.unlearning.unlearn import Unlearning
 from markov import leftovers, storage
 from markov.__main__ import Grid, experiment, points
 from markov.__main__ import cli as markov_cli
@@ -118,11 +120,11 @@ def commands(given: Path, patch: pytest.MonkeyPatch) -> dict[str, Job]:
     texts = ["muse", "--unlearn", "npo:0.5", "--retrained", "news:retrained", "--epochs", "2", "--batch", "4"]
     texts += ["--learning-rate", "3e-3", "--piece", "32", "--device", "cpu", "--out", "found"]
 
-    patch.setattr("llm.news_models.NewsModels", lambda **_: NEWS)
-    patch.setattr("llm.muse_data.News", lambda seed=0: replace(NEWS.news, seed=seed))
+    patch.setattr("llm.models.small_news.NewsModels", lambda **_: NEWS)
+    patch.setattr("llm.data.muse.News", lambda seed=0: replace(NEWS.news, seed=seed))
     few_measures = replace(MEASURING, resamples=100)
-    patch.setattr("llm.muse.Measuring", lambda **options: few_measures)
-    patch.setattr("llm.default_models.DefaultModels", lambda **options: TINY)
+    patch.setattr("llm.evaluation.muse.Measuring", lambda **options: few_measures)
+    patch.setattr("llm.models.small_authors.DefaultModels", lambda **options: TINY)
     return {
         "score": lambda: cli(["score", *model, *data, "--out", "found/scores.parquet"]),
         "unlearn": lambda: cli(["unlearn", *model, *data, *retain, *few, *retrained, "--out", "found"]),
@@ -154,7 +156,7 @@ def swept(given: Path) -> int:
     runs.append(Run(method=None, scale=0.5, optimization=replace(EVERY, epochs=1)))
     few = TofuSets(*(tuple(replace(one, perturbed=one.perturbed[:2]) for one in part[:2]) for part in task.sets()))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llm.sweep.tofu_sets", lambda *_, **__: few)
+        patch.setattr("llm.sweeps.sweep.tofu_sets", lambda *_, **__: few)
         patch.setattr(sweep_command, "runs_of", lambda _: runs)
         patch.setattr(sweep_command, "task_of", lambda _: task)
         return cli(["sweep", "--jobs", "1", "--out", "found"])
@@ -187,9 +189,9 @@ def in_parts() -> int:
         return pd.DataFrame({"x": [job[0]], "name": [job[1]]})
 
     def whole() -> pd.DataFrame:
-        return tables.cached_each(small_context(), "figures.optimizer", [(1, "a"), (2, "b")], part)
+        return tables.cached_each(small_context(), "figures.theory.optimizer", [(1, "a"), (2, "b")], part)
 
-    assert len(tables.cached(small_context(), "figures.optimizer", "whole", whole)) == 2 and optimizer.__doc__
+    assert len(tables.cached(small_context(), "figures.theory.optimizer", "whole", whole)) == 2 and optimizer.__doc__
     return 0
 
 

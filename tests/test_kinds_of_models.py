@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from llm import generation, scoring
-from llm.encoding import Encoded
-from llm.generation import WAYS, Way, continuations, way_of
-from llm.scoring import check_model, score_encoded
+from llm.models import generation
+from llm.models.generation import WAYS, Way, continuations, way_of
+from llm.scoring import logprobs as scoring
+from llm.scoring.encoding import Encoded
+from llm.scoring.logprobs import check_model, score_encoded
 from markov.errors import InvalidInput
 from tests.test_generation import Ends, slow_continuation
 

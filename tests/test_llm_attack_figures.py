@@ -21,24 +21,26 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
-import llm.runs
-from figures import llm_relearning, llm_runs, llm_sequential, style
-from figures.llm_relearning import QUANTITIES, RETRAINED, frame_of_attacks
-from figures.llm_runs import Study, default_log, runs
-from figures.llm_sequential import frame_of_requests
+from figures import style
+from figures.cache import Context
+from figures.language import relearning as llm_relearning
+from figures.language import runs as llm_runs
+from figures.language import sequential as llm_sequential
+from figures.language.relearning import QUANTITIES, RETRAINED, frame_of_attacks
+from figures.language.runs import Study, default_log, runs
+from figures.language.sequential import frame_of_requests
 from figures.scale import quick
 from figures.statistics import mean_interval, smallest_distance
-from figures.tables import Context
-from llm.answers import log_table
-from llm.authors import Authors
-from llm.default_models import BUDGET, DefaultModels, build, sets
-from llm.diagnostics import corners
-from llm.logs import Answers, EvaluationLog, truth_ratio
-from llm.models import load
-from llm.optimization import Optimization
-from llm.relearning import Relearning, relearn, returns
-from llm.runs import MODEL, unlearn_into
-from llm.sequential import Sequential
+from llm.data.authors.corpus import Authors
+from llm.diagnostics.weights import corners
+from llm.evaluation.relearning import Relearning, relearn, returns
+from llm.logs.log import Answers, EvaluationLog, truth_ratio
+from llm.models.answers import answer_log, log_table
+from llm.models.language_model import load
+from llm.models.small_authors import BUDGET, DefaultModels, build, sets
+from llm.training.loop import Optimization
+from llm.unlearning.runs import MODEL, unlearn_into
+from llm.unlearning.sequential import Sequential
 from markov import storage
 from markov.errors import InvalidInput
 from markov.objectives import npo
@@ -170,7 +172,7 @@ def test_attacks_are_kept_and_made_anew_when_asked_for(
 def test_attacks_that_were_stopped_go_on_where_they_were(
     context: Context, relearned: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tables = sorted((storage.cache_dir() / "tables").glob("llm_relearning-*"))
+    tables = sorted((storage.cache_dir() / "tables").glob("relearning-*"))
     whole = [path for path in tables if "kind" in storage.read_table(path)]
     one = next(path for path in tables if path not in whole)
     for path in (*whole, one):
@@ -207,7 +209,7 @@ def test_runs_that_cannot_be_attacked_are_refused(
     language = build(TINY.models, "original", progress=False)
     log = default_log(context, RETRAINED)
     order = np.argsort(log.index)[:4]
-    part = llm_runs.log_of(log_table(llm.runs.answer_log(language, forget[:4], progress=False)), "part")
+    part = llm_runs.log_of(log_table(answer_log(language, forget[:4], progress=False)), "part")
     assert len(order) == len(part.index)
     other = unlearn_into(
         tmp_path / "other", language, forget[:4], retain, TINY.unlearning(npo(0.1)), retrained=part, progress=False
@@ -322,8 +324,8 @@ def test_requests_are_kept_go_on_where_they_were_and_are_made_anew_when_asked_fo
     pd.testing.assert_frame_equal(llm_sequential.data(context), requested, check_dtype=False)
     monkeypatch.undo()
     monkeypatch.setattr(llm_runs, "study", lambda scale: TINY)
-    monkeypatch.setattr(llm.runs, "unlearn", refuse)
-    for path in (storage.cache_dir() / "tables").glob("llm_sequential-*"):
+    monkeypatch.setattr("llm.unlearning.runs.unlearn", refuse)
+    for path in (storage.cache_dir() / "tables").glob("sequential-*"):
         path.unlink()
     again = llm_sequential.data(context)  # from the folders of the stages
     pd.testing.assert_frame_equal(again, requested, check_dtype=False)

@@ -16,25 +16,25 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
-from figures import llm_runs
 from figures.__main__ import cli as figures_cli
+from figures.language import runs as llm_runs
 from figures.scale import Scale
-from llm import corpora
 from llm.__main__ import cli
-from llm.answers import responses, scores
-from llm.authors import Authors, splits
-from llm.bias import bias
-from llm.diagnostics import COLUMNS
-from llm.encoding import LLAMA2_CHAT, encode_examples
-from llm.gradients import gradient_norms
-from llm.logs import total_loss
-from llm.models import LanguageModel, load, perturbed
-from llm.optimization import Optimization
-from llm.options import DEFAULTS, objectives
-from llm.runs import read_run
-from llm.saving import save
-from llm.training import fine_tune
-from llm.unlearning import weights_by_epoch
+from llm.commands.options import DEFAULTS, objectives
+from llm.data import tofu as corpora
+from llm.data.authors.corpus import Authors, splits
+from llm.diagnostics.allocation import bias
+from llm.diagnostics.weights import COLUMNS
+from llm.logs.log import total_loss
+from llm.models.answers import responses, scores
+from llm.models.language_model import LanguageModel, load, perturbed
+from llm.models.saving import save
+from llm.scoring.encoding import LLAMA2_CHAT, encode_examples
+from llm.scoring.gradients import gradient_norms
+from llm.training.fine_tuning import fine_tune
+from llm.training.loop import Optimization
+from llm.unlearning.runs import read_run
+from llm.unlearning.unlearn import weights_by_epoch
 from markov import storage
 from markov.errors import InvalidInput
 from markov.folders import CLAIM
@@ -173,7 +173,7 @@ def test_a_finished_run_is_read_and_a_run_of_other_settings_refused(
     def untrained(*_: object, **__: object) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("llm.runs.unlearn", untrained)
+    monkeypatch.setattr("llm.unlearning.runs.unlearn", untrained)
     assert cli(arguments) == 0
     capsys.readouterr()
     assert cli([*arguments, "--seed", "1"]) == 2
@@ -185,7 +185,10 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_tables(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cli(arguments_of_unlearning(place, "whole")) == 0
-    stopped = {"llm.runs.log_table": "after training", "llm.runs.save": "before the model is written"}
+    stopped = {
+        "llm.unlearning.runs.log_table": "after training",
+        "llm.unlearning.runs.save": "before the model is written",
+    }
     for place_of_stop in stopped:
         with monkeypatch.context() as patch:
 

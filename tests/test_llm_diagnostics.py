@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from llm.bias import (
+from llm.diagnostics.allocation import (
     allocation,
     allocation_area,
     allocation_curve,
@@ -24,9 +24,18 @@ from llm.bias import (
     pearson,
     spearman,
 )
-from llm.diagnostics import COLUMNS, corners, diagnose, named, upper_half, weights_table, with_halves, with_needed
-from llm.layouts import read_log
-from llm.logs import Answers, EvaluationLog, shared, take
+from llm.diagnostics.weights import (
+    COLUMNS,
+    corners,
+    diagnose,
+    named,
+    upper_half,
+    weights_table,
+    with_halves,
+    with_needed,
+)
+from llm.logs.log import Answers, EvaluationLog, shared, take
+from llm.logs.reading import read_log
 from markov.errors import InvalidInput
 from markov.objectives import (
     Objective,

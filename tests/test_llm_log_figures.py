@@ -18,13 +18,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
-from figures import llm_bias, llm_sources, llm_truth_ratio, style
-from figures.llm_runs import DEFAULT
-from figures.llm_sources import Logs, Models, models
-from figures.tables import Context
-from llm.diagnostics import corners, diagnose, named
-from llm.layouts import TASKS
-from llm.logs import TRUTH_RATIOS, Answers, EvaluationLog, take, truth_ratio
+from figures import style
+from figures.cache import Context
+from figures.language import bias as llm_bias
+from figures.language import sources as llm_sources
+from figures.language import truth_ratio as llm_truth_ratio
+from figures.language.runs import DEFAULT
+from figures.language.sources import Logs, Models, models
+from llm.diagnostics.weights import corners, diagnose, named
+from llm.logs.log import TRUTH_RATIOS, Answers, EvaluationLog, take, truth_ratio
+from llm.logs.reading import TASKS
 from markov import storage
 from markov.errors import InvalidInput
 from markov.objectives import Objective, npo, simnpo
@@ -500,7 +503,7 @@ def test_logs_that_are_promised_and_not_there_are_asked_for_before_any_work(
     def runs(*_: object) -> None:
         raise AssertionError("work began")
 
-    monkeypatch.setattr("figures.llm_runs.runs", runs)
+    monkeypatch.setattr("figures.language.runs.runs", runs)
     monkeypatch.setenv("SIMNPO_LAB_TOFU", str(tmp_path))
     with pytest.raises(InvalidInput) as caught:
         module.data(Context())

@@ -14,13 +14,22 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm import default_models, models
-from llm.corpora import Example
-from llm.encoding import CHAT, LLAMA2_CHAT, PLAIN, Template
-from llm.models import READY, LanguageModel, check_same_vocabulary, find_device, load, perturbed, template_of
-from llm.pretrained import mend_generation, read_weights
-from llm.saving import check_savable, save
-from llm.scoring import score
+from llm.data.tofu import Example
+from llm.models import language_model as models
+from llm.models import small_authors as default_models
+from llm.models.language_model import (
+    READY,
+    LanguageModel,
+    check_same_vocabulary,
+    find_device,
+    load,
+    perturbed,
+    template_of,
+)
+from llm.models.pretrained import mend_generation, read_weights
+from llm.models.saving import check_savable, save
+from llm.scoring.encoding import CHAT, LLAMA2_CHAT, PLAIN, Template
+from llm.scoring.logprobs import score
 from markov.errors import InvalidInput
 from tests.test_encoding import by_bytes, by_pieces
 
@@ -181,7 +190,7 @@ def no_room(*args: object, **options: object) -> None:
 
 
 def test_a_model_that_cannot_be_saved_is_not_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llm import runs
+    from llm.unlearning import runs
 
     def train(*args: object, **options: object) -> None:
         raise AssertionError("trained")

@@ -24,19 +24,21 @@ import pytest
 import torch
 import transformers
 
-from llm import corpora, processes, unlearning
 from llm.__main__ import ACTIONS, SPREAD, cli
-from llm.authors import Authors, splits
-from llm.encoding import PLAIN, Batch, encode_examples
-from llm.models import LanguageModel, load
-from llm.optimization import Loop, Optimization, Term, looping
-from llm.processes import in_first, in_one_voice, place, started
-from llm.retaining import cross_entropy
-from llm.runs import read_run, unlearn_into
-from llm.saving import save
-from llm.scoring import response_logprobs
-from llm.training import fine_tune
-from llm.unlearning import Unlearning, unlearn
+from llm.data import tofu as corpora
+from llm.data.authors.corpus import Authors, splits
+from llm.models.language_model import LanguageModel, load
+from llm.models.saving import save
+from llm.scoring.encoding import PLAIN, Batch, encode_examples
+from llm.scoring.logprobs import response_logprobs
+from llm.training import processes
+from llm.training.fine_tuning import fine_tune
+from llm.training.loop import Loop, Optimization, Term, looping
+from llm.training.processes import in_first, in_one_voice, place, started
+from llm.unlearning import unlearn as unlearning
+from llm.unlearning.retaining import cross_entropy
+from llm.unlearning.runs import read_run, unlearn_into
+from llm.unlearning.unlearn import Unlearning, unlearn
 from markov import folders
 from markov.errors import InvalidInput
 from markov.objectives import npo

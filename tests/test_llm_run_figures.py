@@ -20,31 +20,29 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
-from figures import (
-    llm_effective_push,
-    llm_reference_noise,
-    llm_runs,
-    llm_trajectories,
-    llm_weight_boxes,
-    llm_weights_epoch1,
-    llm_weights_length,
-    style,
-)
+from figures import style
 from figures.__main__ import cli as figures_cli
+from figures.cache import Context
 from figures.catalogue import ALL, module_of
-from figures.llm_own import OwnModel, runs_of_own
-from figures.llm_reference_noise import NONE, OWN, START, Unlearned
-from figures.llm_runs import Perturbation, Study, Wanted, default_log, run_of, runs, runs_of, trajectories
-from figures.llm_trajectories import at_epochs, frame_of_runs, panels_of
+from figures.language import effective_push as llm_effective_push
+from figures.language import reference_noise as llm_reference_noise
+from figures.language import runs as llm_runs
+from figures.language import trajectories as llm_trajectories
+from figures.language import weight_boxes as llm_weight_boxes
+from figures.language import weights_epoch1 as llm_weights_epoch1
+from figures.language import weights_length as llm_weights_length
+from figures.language.own_model import OwnModel, runs_of_own
+from figures.language.reference_noise import NONE, OWN, START, Unlearned
+from figures.language.runs import Perturbation, Study, Wanted, default_log, run_of, runs, runs_of, trajectories
+from figures.language.trajectories import at_epochs, frame_of_runs, panels_of
 from figures.scale import quick
-from figures.tables import Context
-from llm.answers import log_table, scores
-from llm.authors import Authors
-from llm.default_models import DefaultModels, build, folder_of, memorised, sets
-from llm.diagnostics import corners
-from llm.logs import Answers, EvaluationLog, truth_ratio
-from llm.models import perturbed
-from llm.runs import EPOCHS, Run
+from llm.data.authors.corpus import Authors
+from llm.diagnostics.weights import corners
+from llm.logs.log import Answers, EvaluationLog, truth_ratio
+from llm.models.answers import log_table, scores
+from llm.models.language_model import perturbed
+from llm.models.small_authors import DefaultModels, build, folder_of, memorised, sets
+from llm.unlearning.runs import EPOCHS, Run
 from markov import storage
 from markov.errors import InvalidInput
 from markov.objectives import (

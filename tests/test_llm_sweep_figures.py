@@ -15,27 +15,25 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from figures import (
-    llm_best,
-    llm_beta_gamma,
-    llm_epochs,
-    llm_plane,
-    llm_runs,
-    llm_sweeps,
-    llm_tradeoff,
-    llm_w_graddiff,
-    style,
-)
+from figures import style
+from figures.cache import Context
 from figures.catalogue import CATALOGUE
-from figures.llm_own import OwnModel
-from figures.llm_runs import Study
-from figures.tables import Context
-from llm import sweep as sweep_module
-from llm.authors import Authors
-from llm.default_models import DefaultModels, folder_of
-from llm.methods import METHODS, method
-from llm.sweep import Task
-from llm.tofu import TofuSets, tofu_sets
+from figures.language import best as llm_best
+from figures.language import beta_gamma as llm_beta_gamma
+from figures.language import epochs as llm_epochs
+from figures.language import graddiff as llm_w_graddiff
+from figures.language import plane as llm_plane
+from figures.language import runs as llm_runs
+from figures.language import sweeps as llm_sweeps
+from figures.language import tradeoff as llm_tradeoff
+from figures.language.own_model import OwnModel
+from figures.language.runs import Study
+from llm.data.authors.corpus import Authors
+from llm.data.splits import TofuSets, tofu_sets
+from llm.models.small_authors import DefaultModels, folder_of
+from llm.sweeps import sweep as sweep_module
+from llm.sweeps.sweep import Task
+from llm.unlearning.methods import METHODS, method
 from markov.errors import InvalidInput
 from markov.objectives import CORNERS
 

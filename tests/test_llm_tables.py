@@ -13,17 +13,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm import corpora
-from llm.answers import answer_log, log_of, log_table, responses
-from llm.authors import Authors, splits
-from llm.corpora import Example
-from llm.encoding import PLAIN
-from llm.logs import truth_ratio
-from llm.models import LanguageModel
-from llm.options import DEFAULTS, objective, objectives
-from llm.score_tables import beside, pair, read_scores, score_table
-from llm.scoring import score
-from llm.sources import read
+from llm.commands.options import DEFAULTS, objective, objectives
+from llm.data import tofu as corpora
+from llm.data.authors.corpus import Authors, splits
+from llm.data.sources import read
+from llm.data.tofu import Example
+from llm.diagnostics.scores import beside, pair, read_scores, score_table
+from llm.logs.log import truth_ratio
+from llm.models.answers import answer_log, log_of, log_table, responses
+from llm.models.language_model import LanguageModel
+from llm.scoring.encoding import PLAIN
+from llm.scoring.logprobs import score
 from markov.errors import InvalidInput
 from markov.objectives import CORNERS, Objective, SequenceLogProbs, gradient_ascent, npo, simnpo
 from tests.test_encoding import by_bytes

@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from scipy import special, stats
 
-from figures import logistic, style
+from figures import style
+from figures.cache import Context
 from figures.fits import growth
-from figures.logistic import ALONE, CONTROL, CURVE, HELD, cost, factor, published, summary
 from figures.scale import quick
 from figures.statistics import mean_interval, ratio_interval
-from figures.tables import Context
+from figures.theory import logistic
+from figures.theory.logistic import ALONE, CONTROL, CURVE, HELD, cost, factor, published, summary
 from markov.errors import InvalidInput
 from markov.logistic import (
     COLUMNS,

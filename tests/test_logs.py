@@ -17,8 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from llm.layouts import AGGREGATED, MEASURES, METRICS, OPEN_UNLEARNING, TASKS, read_log
-from llm.logs import (
+from llm.logs.log import (
     LOG_RATIOS,
     TRUTH_RATIOS,
     Answers,
@@ -32,7 +31,8 @@ from llm.logs import (
     truth_ratio,
     with_lengths,
 )
-from llm.questions import Asked, places, shared_places
+from llm.logs.questions import Asked, places, shared_places
+from llm.logs.reading import AGGREGATED, MEASURES, METRICS, OPEN_UNLEARNING, TASKS, read_log
 from markov.errors import InvalidInput
 
 REAL = Path(os.environ.get("SIMNPO_LAB_TOFU", Path(__file__).parents[2] / "shared" / "tofu")) / "logs"

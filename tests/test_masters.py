@@ -14,16 +14,17 @@ import pytest
 import torch
 from torch import nn
 
-from llm import epochs, masters
-from llm.adapters import Lora, original_of
-from llm.encoding import Batch
-from llm.epochs import Measure
-from llm.masters import Masters, rounded, widened
-from llm.optimization import Optimization, Term, looping
-from llm.retaining import kl
-from llm.scoring import response_logprobs, score_encoded
-from llm.training import fine_tune
-from llm.unlearning import Unlearning, unlearn
+from llm.scoring.encoding import Batch
+from llm.scoring.logprobs import response_logprobs, score_encoded
+from llm.training import masters
+from llm.training.adapters import Lora, original_of
+from llm.training.fine_tuning import fine_tune
+from llm.training.loop import Optimization, Term, looping
+from llm.training.masters import Masters, rounded, widened
+from llm.unlearning import epoch as epochs
+from llm.unlearning.epoch import Measure
+from llm.unlearning.retaining import kl
+from llm.unlearning.unlearn import Unlearning, unlearn
 from markov.errors import InvalidInput
 from tests.test_llm_training import EXAMPLES, FAST, same
 from tests.test_unlearning import ADAPTED, FORGET, NPO, RETAIN, interrupted_at, llama, with_

@@ -21,19 +21,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from llm import corpora
 from llm.__main__ import cli
-from llm.authors import Authors
-from llm.corpora import Example
-from llm.default_models import DefaultModels, build
-from llm.encoding import CHAT
-from llm.evaluate_command import read_tofu_logs
-from llm.evaluation import empty_generations, evaluate, task_log
-from llm.generation import generate
-from llm.layouts import TASKS, read_log
-from llm.log_files import SUMMARY, write_legacy, write_tofu_eval
-from llm.logs import Answers, EvaluationLog, take, truth_ratio
-from llm.measures import (
+from llm.commands.evaluate import read_tofu_logs
+from llm.data import tofu as corpora
+from llm.data.authors.corpus import Authors
+from llm.data.splits import checked, retain_word, split_of, tofu_sets
+from llm.data.tofu import Example
+from llm.evaluation.rouge import rouge
+from llm.evaluation.tofu import empty_generations, evaluate, task_log
+from llm.logs.log import Answers, EvaluationLog, take, truth_ratio
+from llm.logs.measures import (
     KINDS,
     REPLICATES,
     UTILITY_TASKS,
@@ -47,11 +44,14 @@ from llm.measures import (
     model_utility,
     resampled_statistics,
 )
-from llm.models import LanguageModel
-from llm.rouge import rouge
-from llm.saving import save
-from llm.summaries import latex, long_table, markdown, summary
-from llm.tofu import checked, retain_word, split_of, tofu_sets
+from llm.logs.reading import TASKS, read_log
+from llm.logs.summaries import latex, long_table, markdown, summary
+from llm.logs.writing import SUMMARY, write_legacy, write_tofu_eval
+from llm.models.generation import generate
+from llm.models.language_model import LanguageModel
+from llm.models.saving import save
+from llm.models.small_authors import DefaultModels, build
+from llm.scoring.encoding import CHAT
 from markov.errors import InvalidInput
 from tests.test_encoding import by_bytes
 from tests.test_scoring import roughen
@@ -470,7 +470,7 @@ def test_a_log_that_cannot_stand_beside_the_model_is_refused_before_any_is_loade
     monkeypatch: pytest.MonkeyPatch,
     shared: bool,
 ) -> None:
-    monkeypatch.setattr("llm.evaluate_command.load_model", None)  # whoever calls it fails otherwise
+    monkeypatch.setattr("llm.commands.evaluate.load_model", None)  # whoever calls it fails otherwise
     folder, published = sayers
     content = json.loads(published.read_text("utf-8-sig"))
     lacking = {name: part for name, part in content.items() if "PERT" not in name}

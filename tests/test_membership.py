@@ -14,19 +14,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm.documents import whole
-from llm.encoding import PLAIN
-from llm.membership import (
-    Membership,
-    auc,
-    auc_interval,
-    leakage,
-    membership,
-    min_k,
-    privleak,
-    text_scores,
-)
-from llm.models import LanguageModel
+from llm.evaluation.membership import Membership, auc, auc_interval, leakage, membership, min_k, privleak, text_scores
+from llm.models.language_model import LanguageModel
+from llm.scoring.documents import whole
+from llm.scoring.encoding import PLAIN
 from markov.errors import InvalidInput
 from tests.test_encoding import by_bytes
 from tests.test_generation import model_of

@@ -18,15 +18,15 @@ from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, get_peft_
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from llm.adapters import Lora
-from llm.answers import scores
-from llm.corpora import Example
-from llm.encoding import LLAMA2_CHAT, PLAIN
-from llm.models import READY, load
-from llm.optimization import Optimization
-from llm.runs import MODEL, unlearn_into
-from llm.saving import save
-from llm.unlearning import Unlearning
+from llm.data.tofu import Example
+from llm.models.answers import scores
+from llm.models.language_model import READY, load
+from llm.models.saving import save
+from llm.scoring.encoding import LLAMA2_CHAT, PLAIN
+from llm.training.adapters import Lora
+from llm.training.loop import Optimization
+from llm.unlearning.runs import MODEL, unlearn_into
+from llm.unlearning.unlearn import Unlearning
 from markov.errors import InvalidInput
 from markov.objectives import npo
 from tests.test_llm_models import NOTES, TOKENS, WORDS, fresh, named, refused, saved

@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from llm.corpora import Example
-from llm.encoding import Encoded
-from llm.layouts import OPEN_UNLEARNING
-from llm.log_files import MANIFEST
-from llm.methods import METHODS, Method, method
-from llm.optimization import Loop, Optimization, shuffled
-from llm.options import ModelOptions
-from llm.sweep import Run, Task, run_in
-from llm.tofu import TofuSets
-from llm.unlearning import Unlearning, unlearn
+from llm.commands.options import ModelOptions
+from llm.data.splits import TofuSets
+from llm.data.tofu import Example
+from llm.logs.reading import OPEN_UNLEARNING
+from llm.logs.writing import MANIFEST
+from llm.scoring.encoding import Encoded
+from llm.sweeps.sweep import Run, Task, run_in
+from llm.training.loop import Loop, Optimization, shuffled
+from llm.unlearning.methods import METHODS, Method, method
+from llm.unlearning.unlearn import Unlearning, unlearn
 from markov import storage
 from markov.conventions import from_mean_forget, from_summed_retain
 from markov.errors import InvalidInput

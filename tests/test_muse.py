@@ -13,13 +13,13 @@ import pandas as pd
 import pytest
 import torch
 
-from llm import muse as measures
-from llm import muse_command
-from llm.documents import pieces, start_of
-from llm.encoding import PLAIN
-from llm.membership import auc, membership, privleak
-from llm.models import LanguageModel, load
-from llm.muse import (
+from llm.commands import muse as muse_command
+from llm.commands.muse import Muse, muse
+from llm.data.muse import MuseData, Passage, news_data, write_muse
+from llm.data.news.corpus import News, QuestionAndAnswer
+from llm.evaluation import muse as measures
+from llm.evaluation.membership import auc, membership, privleak
+from llm.evaluation.muse import (
     Measuring,
     answered,
     evaluate_muse,
@@ -30,15 +30,15 @@ from llm.muse import (
     unlearn_texts,
     until_stop,
 )
-from llm.muse_command import Muse, muse
-from llm.muse_data import MuseData, Passage, news_data, write_muse
-from llm.news import News, QuestionAndAnswer
-from llm.news_models import NewsModels, build
-from llm.optimization import Optimization
-from llm.rouge import rouge
-from llm.saving import save
-from llm.scoring import score_encoded
-from llm.unlearning import Unlearning
+from llm.evaluation.rouge import rouge
+from llm.models.language_model import LanguageModel, load
+from llm.models.saving import save
+from llm.models.small_news import NewsModels, build
+from llm.scoring.documents import pieces, start_of
+from llm.scoring.encoding import PLAIN
+from llm.scoring.logprobs import score_encoded
+from llm.training.loop import Optimization
+from llm.unlearning.unlearn import Unlearning
 from markov import storage
 from markov.errors import InvalidInput, exit_code
 from markov.objectives import CORNERS, Objective, gradient_ascent, npo, simnpo
@@ -274,9 +274,9 @@ def test_measures_join_the_table_of_a_run_after_the_epochs_that_were_asked_for()
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """The small models and data in place of the default ones."""
     chosen = SMALL
-    monkeypatch.setattr("llm.news_models.NewsModels", lambda news: replace(chosen, news=replace(chosen.news)))
-    monkeypatch.setattr("llm.muse_data.News", lambda seed=0: replace(chosen.news, seed=seed))
-    monkeypatch.setattr("llm.muse.Measuring", lambda **options: replace(QUICK, **options))
+    monkeypatch.setattr("llm.models.small_news.NewsModels", lambda news: replace(chosen, news=replace(chosen.news)))
+    monkeypatch.setattr("llm.data.muse.News", lambda seed=0: replace(chosen.news, seed=seed))
+    monkeypatch.setattr("llm.evaluation.muse.Measuring", lambda **options: replace(QUICK, **options))
 
 
 def test_the_command_prints_one_json_object_and_writes_both_tables(
@@ -313,7 +313,7 @@ def test_the_report_names_every_measure_its_interval_and_its_orientation(
 def test_a_retrained_auc_near_zero_is_one_line_on_standard_error(
     tiny: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr("llm.membership.NEAR_ZERO", 2.0)
+    monkeypatch.setattr("llm.evaluation.membership.NEAR_ZERO", 2.0)
     muse(Muse(retrained="news:retrained", out=tmp_path / "found"))
     error = capsys.readouterr().err
     assert error.count("warning: PrivLeak divides by") == 1
@@ -336,7 +336,7 @@ def test_the_command_unlearns_first_and_keeps_the_model(tiny: None, tmp_path: Pa
     assert not (out / "state").exists()
     with pytest.MonkeyPatch.context() as patch:
         for name in ("unlearn_texts", "evaluate_muse"):
-            patch.setattr(f"llm.muse.{name}", no_work)
+            patch.setattr(f"llm.evaluation.muse.{name}", no_work)
         muse(chosen)
     assert json.loads(capsys.readouterr().out) == printed
     for other in (replace(chosen, unlearn="npo:0.4"), Muse(json=True, out=out)):

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm.muse_data import FILES, HUB, OPTIONAL, SHOTS, MuseData, Passage, news_data, read_muse, write_muse
-from llm.news import News, QuestionAndAnswer, edition
+from llm.data.muse import FILES, HUB, OPTIONAL, SHOTS, MuseData, Passage, news_data, read_muse, write_muse
+from llm.data.news.corpus import News, QuestionAndAnswer, edition
 from markov.errors import InvalidInput
 
 SMALL = News(seed=1, forget=4, holdout=3, retain=5, questions=2)

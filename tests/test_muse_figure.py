@@ -13,16 +13,17 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from figures import muse_runs, muse_tradeoff, style
-from figures.muse_runs import GRADDIFF, KINDS, Study, measures
-from figures.muse_tradeoff import KEEP, LOOKS, PANELS, plot
+from figures import style
+from figures.cache import Context
+from figures.language import muse_runs, muse_tradeoff
+from figures.language.muse_runs import GRADDIFF, KINDS, Study, measures
+from figures.language.muse_tradeoff import KEEP, LOOKS, PANELS, plot
 from figures.scale import Scale, quick
-from figures.tables import Context
-from llm.membership import membership
-from llm.muse import Measuring, evaluate_muse, unlearn_texts
-from llm.muse_data import news_data
-from llm.news import News
-from llm.news_models import NewsModels, build
+from llm.data.muse import news_data
+from llm.data.news.corpus import News
+from llm.evaluation.membership import membership
+from llm.evaluation.muse import Measuring, evaluate_muse, unlearn_texts
+from llm.models.small_news import NewsModels, build
 from markov.objectives import CORNERS, Objective
 
 TINY = Study(
@@ -138,7 +139,7 @@ def test_another_beta_is_run_for_the_corners_that_have_it_and_for_no_other(monke
         for name in METHODS:
             muse_runs._measured(Context(), name)
     changed = [name for name, one, two in zip(METHODS, *settings.values(), strict=True) if one != two]
-    assert changed == ["npo", "reference_free_npo"] and set(asked) == {"figures.muse_runs"}
+    assert changed == ["npo", "reference_free_npo"] and set(asked) == {"figures.language.muse_runs"}
 
 
 # --- the drawing ---

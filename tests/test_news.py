@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2_contingency, ks_2samp
 
-from llm.news import ASKED, LARGEST, Article, Edition, News, edition
-from llm.news_facts import ASIDES, CHIEF, CRITIC, EVENTS, PAST, QUESTIONS
+from llm.data.news.corpus import ASKED, LARGEST, Article, Edition, News, edition
+from llm.data.news.facts import ASIDES, CHIEF, CRITIC, EVENTS, PAST, QUESTIONS
 from markov.errors import InvalidInput
 
 CENTRAL = ("org", "town", "chief", "critic")

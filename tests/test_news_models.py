@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from llm import news_models
-from llm.documents import start_of
-from llm.models import check_same_vocabulary
-from llm.muse import question_prompt
-from llm.muse_data import SHOTS, news_data
-from llm.news import News, QuestionAndAnswer, edition
-from llm.news_models import KINDS, NewsModels, build, folder_of, read_by, reading, sheets, train_tokenizer
+from llm.data.muse import SHOTS, news_data
+from llm.data.news.corpus import News, QuestionAndAnswer, edition
+from llm.evaluation.muse import question_prompt
+from llm.models import small_news as news_models
+from llm.models.language_model import check_same_vocabulary
+from llm.models.small_news import KINDS, NewsModels, build, folder_of, read_by, reading, sheets, train_tokenizer
+from llm.scoring.documents import start_of
 from markov.errors import InvalidInput
 from markov.storage import cache_dir
 

@@ -155,7 +155,8 @@ def test_the_solutions_answer_just_the_exercises_that_the_lesson_leaves_open(nam
 
 def test_every_exercise_belongs_to_one_lesson():
     pytest.importorskip("ipywidgets", reason="the notebooks' packages are missing: pip install -e '.[notebooks]'")
-    from figures import exercises, exercises_llm
+    from figures.lessons import chains as exercises
+    from figures.lessons import language as exercises_llm
 
     known = {**exercises.EXERCISES, **exercises_llm.EXERCISES}
 
@@ -166,7 +167,8 @@ def test_every_exercise_belongs_to_one_lesson():
 
 def test_choices_are_offered_as_the_letters_that_are_checked():
     pytest.importorskip("ipywidgets", reason="the notebooks' packages are missing: pip install -e '.[notebooks]'")
-    from figures import exercises, exercises_llm
+    from figures.lessons import chains as exercises
+    from figures.lessons import language as exercises_llm
 
     known = {**exercises.EXERCISES, **exercises_llm.EXERCISES}
 
@@ -235,7 +237,7 @@ def test_it_runs_from_top_to_bottom(path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_the_book_has_a_page_for_every_notebook_and_its_links_lead_to_pages(tmp_path: Path):
     pytest.importorskip("nbconvert", reason="the notebooks' packages are missing: pip install -e '.[notebooks]'")
-    from figures.interactive_book import Book, write
+    from figures.lessons.book import Book, write
 
     write(Book(out=tmp_path / "book", execute=False))
     pages = sorted(path.relative_to(tmp_path / "book") for path in (tmp_path / "book").rglob("*.html"))
@@ -254,7 +256,7 @@ def test_a_page_shows_the_picture_of_a_view_and_not_the_widget():
     pytest.importorskip("nbconvert", reason="the notebooks' packages are missing: pip install -e '.[notebooks]'")
     from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-    from figures.interactive_book import page
+    from figures.lessons.book import page
 
     data = {
         "application/vnd.jupyter.widget-view+json": {"model_id": "none"},
@@ -270,7 +272,7 @@ def test_formulas_of_a_page_need_no_network():
     pytest.importorskip("nbconvert", reason="the notebooks' packages are missing: pip install -e '.[notebooks]'")
     from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-    from figures.interactive_book import page
+    from figures.lessons.book import page
 
     prose = new_markdown_cell("for $\\beta |y| \\le 2$ and `$HOME`:\n\n$$ \\frac{a}{b} $$", id="a")
     derived = new_output("display_data", data={"text/latex": "$\\displaystyle \\sigma(z)$", "text/plain": "sigma(z)"})

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from figures.divergence import exponents
 from figures.fits import growth, straight_line
+from figures.theory.divergence import exponents
 from markov.banks import ExpectedLoss, best_table, from_sequences
 from markov.cases import paper_chain
 from markov.chains import Mixture

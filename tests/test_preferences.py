@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llm.corpora import Example
-from llm.encoding import Encoded
-from llm.epochs import Measure
-from llm.optimization import Optimization
-from llm.refusals import REFUSALS, read_refusals, with_refusals
-from llm.unlearning import Unlearning, unlearn
+from llm.data.refusals import REFUSALS, read_refusals, with_refusals
+from llm.data.tofu import Example
+from llm.scoring.encoding import Encoded
+from llm.training.loop import Optimization
+from llm.unlearning.epoch import Measure
+from llm.unlearning.unlearn import Unlearning, unlearn
 from markov.errors import InvalidInput
 from markov.objectives import CORNERS, Objective, SequenceLogProbs
 from markov.preferences import PairLogProbs, Preference, dpo, idk, paired, simpo, validate_pair

@@ -18,8 +18,8 @@ import pandas as pd
 import pytest
 import torch
 
-from figures.rungs import forget_mixture, tabular_flow
 from figures.scale import quick
+from figures.theory.rungs import forget_mixture, tabular_flow
 from markov.diagnostics import crossings
 from markov.experiments import grid
 from markov.flow import kl_to_truth, logp_per_token

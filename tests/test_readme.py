@@ -11,10 +11,10 @@ import pytest
 
 from figures.catalogue import ALL
 from llm.__main__ import parse
-from llm.model_commands import Score
-from llm.options import objective
-from llm.table_commands import Diagnose, Weights
-from llm.unlearn_command import Unlearn
+from llm.commands.models import Score
+from llm.commands.options import objective
+from llm.commands.tables import Diagnose, Weights
+from llm.commands.unlearn import Unlearn
 from markov.__main__ import Grid, experiment, points
 from markov.experiments import Experiment
 from markov.objectives import Objective

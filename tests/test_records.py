@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm.corpora import Example, read
-from llm.muse_data import read_muse, write_muse
-from llm.records import find_split, is_saved, is_text, read_records, splits
+from llm.data.muse import read_muse, write_muse
+from llm.data.records import find_split, is_saved, is_text, read_records, splits
+from llm.data.tofu import Example, read
 from markov.errors import InvalidInput
 
 Records = list[dict[str, str]]

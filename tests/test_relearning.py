@@ -17,17 +17,17 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from llm.__main__ import cli
-from llm.answers import answer_log, responses
-from llm.authors import Authors
-from llm.corpora import Example, write
-from llm.default_models import DefaultModels, build, sets
-from llm.logs import EvaluationLog, truth_ratio
-from llm.models import LanguageModel
-from llm.optimization import Optimization
-from llm.relearning import Relearning, relearn, returns
-from llm.saving import save
-from llm.sequential import REQUESTS, by_stage, requests, sequential
-from llm.unlearning import Unlearning
+from llm.data.authors.corpus import Authors
+from llm.data.tofu import Example, write
+from llm.evaluation.relearning import Relearning, relearn, returns
+from llm.logs.log import EvaluationLog, truth_ratio
+from llm.models.answers import answer_log, responses
+from llm.models.language_model import LanguageModel
+from llm.models.saving import save
+from llm.models.small_authors import DefaultModels, build, sets
+from llm.training.loop import Optimization
+from llm.unlearning.sequential import REQUESTS, by_stage, requests, sequential
+from llm.unlearning.unlearn import Unlearning
 from markov.errors import InvalidInput
 from markov.objectives import gradient_ascent, npo
 

@@ -10,12 +10,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from figures import tables
+from figures import cache as tables
 from figures.scale import Scale
-from llm import corpora
 from llm.__main__ import cli
-from llm.default_models import build
-from llm.saving import save
+from llm.data import tofu as corpora
+from llm.models.saving import save
+from llm.models.small_authors import build
 from markov import running, storage
 from markov.__main__ import cli as markov_cli
 from markov.__main__ import experiment, points
@@ -103,16 +103,16 @@ def test_parts_of_a_table_are_found_again() -> None:
 
     counted = Counted(part, 2)
     with pytest.raises(KeyboardInterrupt):
-        tables.cached_each(context, "figures.optimizer", [1, 2, 3], counted)
+        tables.cached_each(context, "figures.theory.optimizer", [1, 2, 3], counted)
     counted = Counted(part)
-    assert tables.cached_each(context, "figures.optimizer", [1, 2, 3], counted)["x"].tolist() == [1, 2, 3]
+    assert tables.cached_each(context, "figures.theory.optimizer", [1, 2, 3], counted)["x"].tolist() == [1, 2, 3]
     assert counted.calls == 2
 
 
 def test_attacks_that_were_finished_are_not_made_again(
     own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llm.relearning import relearn
+    from llm.evaluation.relearning import relearn
 
     save(build(TINY, "original", progress=False), tmp_path / "model", {})
     corpora.write(FORGET, tmp_path / "forget.json")
@@ -123,7 +123,10 @@ def test_attacks_that_were_finished_are_not_made_again(
 
     assert attacked("whole.parquet") == 0
     assert (
-        stopped_and_given_again(monkeypatch, "llm.relearning.relearn", relearn, lambda: attacked("parts.parquet")) == 1
+        stopped_and_given_again(
+            monkeypatch, "llm.evaluation.relearning.relearn", relearn, lambda: attacked("parts.parquet")
+        )
+        == 1
     )
     whole, parts = (storage.read_table(tmp_path / f"{name}.parquet") for name in ("whole", "parts"))
     pd.testing.assert_frame_equal(whole, parts, check_exact=True, check_flags=False)
@@ -131,14 +134,14 @@ def test_attacks_that_were_finished_are_not_made_again(
 
 
 def test_a_build_copies_what_is_not_there_and_leaves_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm.default_models.DefaultModels", lambda **_: TINY)
+    monkeypatch.setattr("llm.models.small_authors.DefaultModels", lambda **_: TINY)
 
     def built() -> int:
         return cli(["build", "--kinds", "original", "retrained", "--device", "cpu", "--out", "found"])
 
-    from llm.default_models import build as make
+    from llm.models.small_authors import build as make
 
-    assert stopped_and_given_again(monkeypatch, "llm.default_models.build", make, built) == 2
+    assert stopped_and_given_again(monkeypatch, "llm.models.small_authors.build", make, built) == 2
     edited = tmp_path / "found" / "data" / "forget10.json"
     edited.write_text("edited")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "found").rglob("*")}

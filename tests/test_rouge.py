@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm.evaluation import check_words, evaluate, task_log
-from llm.muse import Measuring
-from llm.rouge import MEASURES, WORDS, PassedOver, passed_over, rouge
-from llm.tofu import TofuSets
+from llm.data.splits import TofuSets
+from llm.evaluation.muse import Measuring
+from llm.evaluation.rouge import MEASURES, WORDS, PassedOver, passed_over, rouge
+from llm.evaluation.tofu import check_words, evaluate, task_log
 from markov.errors import InvalidInput
 from tests.test_finite import EXAMPLES, language
 
@@ -119,7 +119,7 @@ def test_an_evaluation_counts_the_words_that_it_is_told_to(monkeypatch: pytest.M
     chinese = tuple(
         type(one)(index=one.index, prompt=one.prompt, response="塔恩", perturbed=("No.",)) for one in EXAMPLES
     )
-    monkeypatch.setattr("llm.evaluation.generate", lambda *_, **__: ("塔恩", "塔", ""))
+    monkeypatch.setattr("llm.evaluation.tofu.generate", lambda *_, **__: ("塔恩", "塔", ""))
     with pytest.warns(RuntimeWarning, match="3 of 3 truths"):
         found = task_log(language(), chinese, progress=False)
     assert found.rouge["rougeL_recall"].tolist() == [0, 0, 0]

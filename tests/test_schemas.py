@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm.answers import log_of
-from llm.runs import ANSWERS, EPOCHS, EXAMPLES, read_run
+from llm.diagnostics.scores import read_scores
+from llm.models.answers import log_of
 from llm.schemas import (
     LARGEST_INDEX,
     MOST_TOKENS,
@@ -31,7 +31,7 @@ from llm.schemas import (
     check_table,
     checked,
 )
-from llm.score_tables import read_scores
+from llm.unlearning.runs import ANSWERS, EPOCHS, EXAMPLES, read_run
 from markov import storage
 from markov.errors import InvalidInput
 
@@ -201,7 +201,9 @@ def test_columns_of_a_log_are_told_by_example_and_answer():
 
 def test_the_schemas_are_not_loaded_before_they_are_needed():
     """--help is answered without them; where they are needed, they load without a warning."""
-    code = "import sys, warnings, llm.__main__, llm.layouts, llm.answers; print('llm.schemas' in sys.modules);"
+    code = (
+        "import sys, warnings, llm.__main__, llm.logs.reading, llm.models.answers; print('llm.schemas' in sys.modules);"
+    )
     code += "warnings.simplefilter('error'); import llm.schemas; print(llm.schemas.ROUNDING)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.split() == ["False", str(ROUNDING)], done.stderr

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from llm import scoring
-from llm.encoding import PLAIN, Batch, Encoded, encode_examples
-from llm.scoring import (
+from llm.scoring import logprobs as scoring
+from llm.scoring.encoding import PLAIN, Batch, Encoded, encode_examples
+from llm.scoring.logprobs import (
     Named,
     NotFinite,
     check_model,

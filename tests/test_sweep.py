@@ -17,28 +17,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from llm import corpora
-from llm import sweep as sweep_module
 from llm.__main__ import cli, parse
-from llm.answers import responses
-from llm.authors import Authors, splits
-from llm.default_models import DefaultModels, build, folder_of, sets
-from llm.evaluated import COLUMNS, evaluate_into, tofu_measure
-from llm.evaluation import evaluate
-from llm.logs import truth_ratio
-from llm.measures import model_utility
-from llm.methods import METHODS, Method, method, method_of, methods
-from llm.models import LanguageModel, load
-from llm.optimization import Optimization
-from llm.options import ModelOptions, objective
-from llm.runs import EPOCHS, MODEL, read_run, unlearn_into
-from llm.summaries import best, over_seeds, summary
-from llm.sweep import Run, Task, baseline, epochs, sweep
-from llm.sweep_command import TABLE, Sweep, runs_of
-from llm.task_vectors import negate_task_vector
-from llm.tofu import TofuSets, tofu_sets
-from llm.training import fine_tune
-from llm.unlearning import Unlearning
+from llm.commands.options import ModelOptions, objective
+from llm.commands.sweep import TABLE, Sweep, runs_of
+from llm.data import tofu as corpora
+from llm.data.authors.corpus import Authors, splits
+from llm.data.splits import TofuSets, tofu_sets
+from llm.evaluation.folders import COLUMNS, evaluate_into, tofu_measure
+from llm.evaluation.tofu import evaluate
+from llm.logs.log import truth_ratio
+from llm.logs.measures import model_utility
+from llm.logs.summaries import best, over_seeds, summary
+from llm.models.answers import responses
+from llm.models.language_model import LanguageModel, load
+from llm.models.small_authors import DefaultModels, build, folder_of, sets
+from llm.sweeps import sweep as sweep_module
+from llm.sweeps.sweep import Run, Task, baseline, epochs, sweep
+from llm.training.fine_tuning import fine_tune
+from llm.training.loop import Optimization
+from llm.unlearning.methods import METHODS, Method, method, method_of, methods
+from llm.unlearning.runs import EPOCHS, MODEL, read_run, unlearn_into
+from llm.unlearning.task_vectors import negate_task_vector
+from llm.unlearning.unlearn import Unlearning
 from markov import storage
 from markov.errors import InvalidInput
 from markov.objectives import CORNERS, Objective, simnpo
@@ -485,7 +485,7 @@ def test_the_default_sweep_is_the_table_of_the_paper_with_both_ablations() -> No
 def test_the_command_writes_tables_that_say_what_was_measured(
     task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import llm.sweep_command as command_module
+    import llm.commands.sweep as command_module
 
     made = command_module.task_of
     monkeypatch.setattr(command_module, "task_of", lambda command: replace(made(command), authors=SMALL.authors))
@@ -557,7 +557,7 @@ def test_unlearn_takes_refusals_and_measures_along_the_way(tmp_path: Path, task:
     command += ["--objective", "dpo:0.1", "--refusals", str(words), "--epochs", "1", "--measured", "0", "1"]
     command += ["--data", "authors:forget01", "--retain-data", "authors:forget05", "--out", str(tmp_path / "run")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llm.sources.Authors", lambda: SMALL.authors)
+        patch.setattr("llm.data.sources.Authors", lambda: SMALL.authors)
         assert cli(command) == 0
         assert cli([*command[:-1], str(tmp_path / "other"), "--measured", "7"]) == 2
     run = read_run(tmp_path / "run")

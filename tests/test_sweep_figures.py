@@ -10,10 +10,12 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from figures import divergence, dynamics, effective_push, memorisation, optimizer, style, sweeps, tables, time_to_forget
+from figures import cache as tables
+from figures import style
 from figures.fits import power_law
 from figures.scale import Scale
 from figures.statistics import Estimate, lookup, mean_interval
+from figures.theory import divergence, dynamics, effective_push, memorisation, optimizer, sweeps, time_to_forget
 from markov.experiments import Experiment, Pretraining
 from markov.models import Transformer
 from markov.sweeps import LENGTHS
@@ -270,7 +272,7 @@ def test_a_frame_is_computed_once_for_its_settings_and_again_on_request(
         return pd.DataFrame({"x": [1.0]})
 
     for settings in ([1], [1], [2]):
-        tables.cached(context, "figures.optimizer", [settings, str(tmp_path)], compute)
+        tables.cached(context, "figures.theory.optimizer", [settings, str(tmp_path)], compute)
     assert len(calls) == 2
-    tables.cached(replace(context, since=2e12), "figures.optimizer", [[1], str(tmp_path)], compute)
+    tables.cached(replace(context, since=2e12), "figures.theory.optimizer", [[1], str(tmp_path)], compute)
     assert len(calls) == 3

@@ -20,16 +20,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from llm import epochs, retaining, unlearning
-from llm.adapters import Lora
-from llm.encoding import Batch, Encoded, batches
-from llm.epochs import Measure
-from llm.gradients import gradient_norms
-from llm.optimization import Loop, Optimization, shuffled
-from llm.processes import joined, place
-from llm.scoring import score_encoded
-from llm.training import fine_tune
-from llm.unlearning import Unlearned, Unlearning, unlearn, weights_by_epoch
+from llm.scoring.encoding import Batch, Encoded, batches
+from llm.scoring.gradients import gradient_norms
+from llm.scoring.logprobs import score_encoded
+from llm.training.adapters import Lora
+from llm.training.fine_tuning import fine_tune
+from llm.training.loop import Loop, Optimization, shuffled
+from llm.training.processes import joined, place
+from llm.unlearning import epoch as epochs
+from llm.unlearning import retaining
+from llm.unlearning import unlearn as unlearning
+from llm.unlearning.epoch import Measure
+from llm.unlearning.unlearn import Unlearned, Unlearning, unlearn, weights_by_epoch
 from markov.errors import InvalidInput
 from markov.objectives import (
     Objective,
@@ -647,7 +649,7 @@ def several(folder: Path, *, shards: bool = False) -> None:
             as_shards()
         model = copy.deepcopy(start[settings.lora is not None])
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("llm.unlearning.save_state", killing(unlearning.save_state))
+            patch.setattr("llm.unlearning.unlearn.save_state", killing(unlearning.save_state))
             with pytest.raises(KeyboardInterrupt):
                 run(model, settings, state=folder / name)
         found[name] = run(copy.deepcopy(start[settings.lora is not None]), settings, state=folder / name)

@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.func import vmap
 
-from figures.interactive_law import sequences
-from figures.interactive_llm import weights_of
 from figures.statistics import full_means
-from llm.bias import allocation, bias, length_correlation
-from llm.diagnostics import weights_table
+from figures.views.answers import weights_of
+from figures.views.law import sequences
+from llm.diagnostics.allocation import allocation, bias, length_correlation
+from llm.diagnostics.weights import weights_table
 from markov import storage
 from markov.banks import sampled
 from markov.cases import LENGTH

@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from figures import style, weights
+from figures import style
+from figures.cache import BETAS, Context
 from figures.fits import power_law, straight_line
 from figures.statistics import Estimate
-from figures.tables import BETAS, Context
+from figures.theory import weights
 from markov.objectives import CORNERS
 
 SUMMED, PER_TOKEN = ("npo", "reference_free_npo"), ("length_normalized_npo", "simnpo")

@@ -11,10 +11,10 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from figures.interactive import View
-from figures.interactive_chains import chains_view
-from figures.interactive_law import corners_view, law_view, pace_view
-from figures.interactive_runs import player, record, small
+from figures.views.chains import chains_view
+from figures.views.law import corners_view, law_view, pace_view
+from figures.views.player import player, record, small
+from figures.views.view import View
 from markov.experiments import Pretraining
 from markov.models import Tabular
 

@@ -17,9 +17,9 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llm.encoding import BUDGET, Batch, Encoded, batches
-from llm.gradients import gradient_norms, one_by_one
-from llm.scoring import score_encoded
+from llm.scoring.encoding import BUDGET, Batch, Encoded, batches
+from llm.scoring.gradients import gradient_norms, one_by_one
+from llm.scoring.logprobs import score_encoded
 
 
 def llama(vocab: int, width: int = 192, depth: int = 4) -> LlamaForCausalLM:
@@ -84,8 +84,8 @@ MEMORY = """
 import sys, torch
 from pathlib import Path
 from tests.benchmarks.test_llm_scoring import STATUS, answers, llama
-from llm.encoding import Batch
-from llm.scoring import score_encoded
+from llm.scoring.encoding import Batch
+from llm.scoring.logprobs import score_encoded
 
 def peak():
     return next(int(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith("VmHWM")) / 2**20

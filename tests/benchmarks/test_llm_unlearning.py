@@ -12,12 +12,12 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from llm.default_models import DefaultModels
-from llm.diagnostics import corners
-from llm.encoding import Batch, Encoded, batches
-from llm.optimization import Optimization
-from llm.training import fine_tune
-from llm.unlearning import Unlearning, unlearn
+from llm.diagnostics.weights import corners
+from llm.models.small_authors import DefaultModels
+from llm.scoring.encoding import Batch, Encoded, batches
+from llm.training.fine_tuning import fine_tune
+from llm.training.loop import Optimization
+from llm.unlearning.unlearn import Unlearning, unlearn
 from tests.benchmarks.test_llm_scoring import answers, fastest, llama, report, seconds
 
 VOCAB = DefaultModels().vocabulary

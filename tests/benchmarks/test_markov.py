@@ -15,7 +15,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from figures.scale import Scale
-from figures.sweeps import middle
+from figures.theory.sweeps import middle
 from markov.cases import CASES, LENGTH
 from markov.experiments import Experiment, grid
 from markov.models import Transformer

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from figures.logistic import published
+from figures.theory.logistic import published
 from markov.logistic import LogisticWorld, descend, draw, pretrain, run
 
 

@@ -1,0 +1,168 @@
+"""The paper's claims about its Figure 5, each as a number with a 95% interval over runs and a verdict.
+
+Not tuned to agree: every run is listed in the table of `tradeoff`. A claim *holds* where the whole interval lies
+beyond its threshold, holds *weakly* where the interval excludes no effect but not the threshold, and *does not hold*
+otherwise.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from figures import style
+from figures.cache import Context, paper_runs
+from figures.statistics import Estimate, mean_interval, ratio
+from markov.diagnostics import crossings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A statement about runs: a number per run that is 0 without the effect and claimed to exceed `threshold`."""
+
+    name: str
+    text: str
+    case: str
+    per_run: Callable[[pd.DataFrame], pd.Series]
+    threshold: float = 0.0
+    ratio: bool = False  # the number is a log, to be shown as a factor
+
+
+def _log_cost(wide: pd.DataFrame, method: str, component: str) -> pd.Series:
+    return pd.Series(np.log(wide["retain_distance", method, component]))
+
+
+CLAIMS = (
+    Claim(
+        name="A1",
+        text="short chain: NPO pays several times (at least 2) SimNPO's retain distance",
+        case="length",
+        per_run=lambda wide: _log_cost(wide, "npo", "forget2") - _log_cost(wide, "simnpo", "forget2"),
+        threshold=float(np.log(2)),
+        ratio=True,
+    ),
+    Claim(
+        name="A2",
+        text="long chain: SimNPO pays more than NPO",
+        case="length",
+        per_run=lambda wide: _log_cost(wide, "simnpo", "forget1") - _log_cost(wide, "npo", "forget1"),
+        ratio=True,
+    ),
+    Claim(
+        name="A3",
+        text="costs of the two lengths differ by a larger factor under NPO than under SimNPO",
+        case="length",
+        per_run=lambda wide: _unevenness(wide, "npo") - _unevenness(wide, "simnpo"),
+        ratio=True,
+    ),
+    Claim(
+        name="B1",
+        text="when NPO has forgotten the memorised chain, it has over-forgotten the other (nats beyond the goal)",
+        case="memorisation",
+        per_run=lambda wide: wide["other_gap", "npo", "forget1"],
+    ),
+    Claim(
+        name="B2",
+        text="SimNPO narrows that gap (nats)",
+        case="memorisation",
+        per_run=lambda wide: wide["other_gap", "npo", "forget1"] - wide["other_gap", "simnpo", "forget1"],
+    ),
+)
+
+
+def _unevenness(wide: pd.DataFrame, method: str) -> pd.Series:
+    return (_log_cost(wide, method, "forget1") - _log_cost(wide, method, "forget2")).abs()
+
+
+def data(context: Context) -> pd.DataFrame:
+    """One row per claim and optimiser, for the architecture of the context."""
+    return assess(paper_runs(context)).assign(architecture=context.scale.architecture)
+
+
+def both_architectures(context: Context) -> pd.DataFrame:
+    """The rows of `data` for the paper's architecture and for that of its released code."""
+    contexts = [replace(context, scale=replace(context.scale, architecture=name)) for name in ("paper", "released")]
+    return pd.concat([data(own) for own in contexts], ignore_index=True)
+
+
+def assess(frame: pd.DataFrame) -> pd.DataFrame:
+    """Estimate every claim from a table of runs, per optimiser."""
+    found, rows = crossings(frame), []
+    for claim in CLAIMS:
+        for optimizer, part in found[found["case"] == claim.case].groupby("optimizer", sort=False):
+            wide = part.pivot(
+                index=["pretrain_seed", "seed"],
+                columns=["method", "component"],
+                values=["retain_distance", "other_gap"],
+            ).astype(float)
+            estimate = mean_interval(claim.per_run(wide).to_numpy())
+            verdict = _verdict(claim, estimate)
+            shown = ratio(estimate) if claim.ratio else estimate
+            rows.append(
+                {
+                    "claim": claim.name,
+                    "text": claim.text,
+                    "optimizer": optimizer,
+                    **shown._asdict(),
+                    "runs": len(wide),
+                    "none": 1.0 if claim.ratio else 0.0,
+                    "threshold": float(np.exp(claim.threshold)) if claim.ratio else claim.threshold,
+                    "verdict": verdict,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _verdict(claim: Claim, estimate: Estimate) -> str:
+    if estimate.low > claim.threshold:
+        return "holds"
+    return "holds weakly" if estimate.low > 0 else "does not hold"
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """The table as Markdown: one row per claim, one column per architecture and optimiser."""
+    settings = frame[["architecture", "optimizer"]].drop_duplicates().itertuples(index=False, name=None)
+    columns = list(settings)
+    lines = ["| claim | " + " | ".join(f"{a}, `{o}`" for a, o in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for claim, own in frame.groupby("claim", sort=False):
+        cells = []
+        for architecture, optimizer in columns:
+            (row,) = own[(own["architecture"] == architecture) & (own["optimizer"] == optimizer)].to_dict("records")
+            unit = "×" if row["none"] == 1 else ""
+            missing = "" if row["count"] == row["runs"] else f", {row['count']} of {row['runs']} runs"
+            interval = f"{row['low']:.2f} to {row['high']:.2f}"
+            cells.append(f"{row['value']:.2f}{unit} ({interval}{missing}) **{row['verdict']}**")
+        lines.append(f"| {claim}: {own['text'].iloc[0]} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(frame: pd.DataFrame) -> Figure:
+    """Draw the frame of `data`, one panel per claim."""
+    figure, panels = style.grid_figure(1, len(CLAIMS), 2.5 * len(CLAIMS), 2.8)
+    names = {"holds": "#0072B2", "holds weakly": "#56B4E9", "does not hold": "#D55E00"}
+    for axes, claim in zip(panels[0], CLAIMS, strict=True):
+        own = frame[frame["claim"] == claim.name].reset_index(drop=True)
+        for place, (_, row) in enumerate(own.iterrows()):
+            error = [[row["value"] - row["low"]], [row["high"] - row["value"]]]
+            axes.errorbar(row["value"], -place, xerr=error, fmt="o", color=names[row["verdict"]], capsize=3)
+        axes.axvline(own["none"].iloc[0], color="grey", lw=0.8)
+        axes.axvline(own["threshold"].iloc[0], color="grey", lw=0.8, ls=":")
+        ticks = [f"{a}\n{o}" for a, o in zip(own["architecture"], own["optimizer"], strict=True)]
+        axes.set_yticks([-place for place in own.index], ticks if claim is CLAIMS[0] else [""] * len(own), fontsize=7)
+        axes.set_ylim(-len(own) + 0.5, 0.5)
+        axes.set_xlabel("factor" if claim.ratio else "nats")
+        axes.set_title(f"{claim.name}: " + _wrapped(claim.text), fontsize=7)
+    for verdict, color in names.items():
+        panels[0][-1].plot([], [], "o", color=color, label=verdict)
+    handles, labels = panels[0][-1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(names), fontsize=7)
+    return figure
+
+
+def _wrapped(text: str, width: int = 32) -> str:
+    return "\n".join(textwrap.wrap(text, width))

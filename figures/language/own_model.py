@@ -1,0 +1,79 @@
+"""The four corners on a model of the user's own, for the figures of language models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from figures.cache import Context, cache_key, is_fresh
+from llm.commands.options import chosen_rate
+from llm.data.sources import read
+from llm.data.splits import retain_of
+from llm.models.answers import answer_log
+from llm.models.language_model import LanguageModel, check_same_vocabulary, load
+from llm.models.names import check_retrained, data_of
+from llm.scoring.encoding import BUDGET
+from llm.training.checkpointing import parameters_digest
+from llm.unlearning.runs import EPOCHS, Run, unlearn_into
+from llm.unlearning.unlearn import Unlearning
+from markov import leftovers, storage
+from markov.errors import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnModel:
+    """What unlearns what, in the words of `python -m llm unlearn`, and the optimisation that a large model takes.
+
+    `batch` is the paper's for Llama-2-7B. `own_model` says what follows from what.
+    """
+
+    model: str
+    retrained: str | None
+    data: str
+    retain_data: str
+    learning_rate: float
+    batch: int = 32
+
+
+def own_model(
+    model: str, retrained: str | None, data: str | None, retain_data: str | None, learning_rate: float | None
+) -> OwnModel:
+    """A model of the user's own; what is to stay follows from the data, the step size from it.
+
+    Raises `InvalidInput` for words that do not go together, before anything is loaded.
+    """
+    data = data_of(model, data)
+    check_retrained(retrained, data)
+    rate = chosen_rate(learning_rate, model, small=2e-4)
+    return OwnModel(
+        model=model, retrained=retrained, data=data, retain_data=retain_of(data, retain_data), learning_rate=rate
+    )
+
+
+def runs_of_own(context: Context, own: OwnModel, wanted: Iterable[Unlearning]) -> list[Run]:
+    """A run for each of the settings, with the batch and the learning rate of `own`, from the cache or made now.
+
+    Raises `InvalidInput` as `load`, `read` and `unlearn_into` do, and for a retrained model of another vocabulary.
+    """
+    forget, retain = read(own.data), read(own.retain_data)
+    language, retrained = load(own.model), None
+    if own.retrained is not None:
+        other = load(own.retrained)
+        check_same_vocabulary(language.tokenizer, other.tokenizer, "retrained")
+        retrained = answer_log(other, forget, progress=context.progress)
+    digest, found = parameters_digest(language.model), []
+    fresh: LanguageModel | None = language
+    for one in wanted:
+        every = replace(one.optimization, learning_rate=own.learning_rate, batch=own.batch, budget=BUDGET)
+        settings = replace(one, optimization=every)
+        key = {"own": vars(own), "parameters": digest, "unlearning": settings}
+        folder = storage.cache_dir() / "unlearning" / cache_key(key, __name__)
+        if (folder / EPOCHS).exists() and not is_fresh(context, folder / EPOCHS):
+            leftovers.discard(folder)
+        # A run changes the model in place, so that the next one starts from what is read anew.
+        language, fresh = fresh or load(own.model), None
+        require(parameters_digest(language.model) == digest, "model", own.model, "one that stays as it is meanwhile")
+        found.append(
+            unlearn_into(folder, language, forget, retain, settings, retrained=retrained, progress=context.progress)
+        )
+    return found

@@ -1,0 +1,120 @@
+"""The sweeps behind figures of language models: many methods on the default model, or on one of the user's own.
+
+All figures share one sweep (`llm.sweeps.sweep`) in the cache, named by what unlearns and the code behind it, so that a
+run is made once whichever figure asks for it. It differs from the runs of `figures.language.runs` in what is recorded:
+every model is evaluated on all four sets of TOFU, and no gradients are taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import joblib
+import pandas as pd
+
+from figures.cache import Context, cache_key, is_fresh
+from figures.language.runs import Study, study
+from llm.commands.options import ModelOptions
+from llm.logs.reading import OPEN_UNLEARNING
+from llm.models.language_model import kept_model
+from llm.models.small_authors import DefaultModels, build, folder_of
+from llm.scoring.encoding import BUDGET
+from llm.sweeps import sweep
+from llm.sweeps.parallel import several
+from llm.sweeps.sweep import BASELINES, Run, Task
+from llm.unlearning.methods import methods
+from markov import leftovers, storage
+from markov.errors import require
+from markov.objectives import CORNERS
+
+MEASURED = (1, 2, 4, 6)
+
+
+def corner_words(chosen: Study) -> tuple[str, ...]:
+    """The four corners of the family in words, at the study's settings."""
+    found = []
+    for name, (_, normalize) in CORNERS.items():
+        beta, weight = (chosen.beta, chosen.retain_weight)
+        if normalize:
+            beta, weight = (chosen.beta_per_token, chosen.retain_weight_per_token)
+        found.append(f"{name}:{beta:g}@{weight:g}")
+    return tuple(found)
+
+
+def table_words(chosen: Study) -> tuple[str, ...]:
+    """The paper's table and both ablations."""
+    return ("gradient_ascent", f"grad_diff@{chosen.retain_weight:g}", *corner_words(chosen))
+
+
+def measured_epochs(chosen: Study) -> tuple[int, ...]:
+    """Epochs after which the corners are evaluated on their way: most change comes early, and it takes its time."""
+    return tuple(epoch for epoch in MEASURED if epoch < chosen.epochs)
+
+
+def task_of(context: Context) -> Task:
+    """What unlearns what: the model of the user's own that the context names, or the default one, built if need be.
+
+    Raises `InvalidInput` for an own model without a retrained one, which every measure of forgetting here needs.
+    """
+    own = context.own
+    if own is not None:
+        require(own.retrained is not None, "retrained", None, "the model retrained without the forget data")
+        assert own.retrained is not None
+        options = ModelOptions(model=own.model)
+        return Task(options=options, retrained=own.retrained, data=own.data, retain_data=own.retain_data)
+    models = study(context.scale).models
+    absent = [kind for kind in BASELINES if kept_model(folder_of(models, kind)) is None]
+    if absent:
+        jobs = [joblib.delayed(build)(models, kind, progress=False) for kind in absent]
+        several("models", jobs, n_jobs=context.n_jobs, progress=context.progress)
+    # By their names, where they have any: those stay the same wherever the cache lies.
+    names = {
+        kind: f"authors:{kind}" if models == DefaultModels() else str(folder_of(models, kind)) for kind in BASELINES
+    }
+    options = ModelOptions(model=names["original"])
+    data = f"authors:forget{models.percent:02}"
+    return Task(options=options, retrained=names["retrained"], data=data, authors=models.authors, save_models=False)
+
+
+def runs_of(context: Context, words: Sequence[str]) -> list[Run]:
+    """The runs of methods in words, with the optimisation of the study, or of the user's own model."""
+    chosen, own = study(context.scale), context.own
+    every = chosen.optimization(far=True)
+    if own is not None:
+        every = replace(every, learning_rate=own.learning_rate, batch=own.batch, budget=BUDGET)
+    corners = corner_words(chosen)
+    return [
+        Run(method=one, optimization=every, measured=measured_epochs(chosen) if one.word in corners else ())
+        for one in methods(words)
+    ]
+
+
+def folder_for(context: Context, task: Task) -> Path:
+    """Where the sweep of a task lies."""
+    chosen = study(context.scale)
+    key = {"task": task, "epochs": chosen.epochs, "batch": chosen.batch, "learning_rate": chosen.sweep_learning_rate}
+    return storage.cache_dir() / "sweeps" / cache_key(key, __name__)
+
+
+def swept(context: Context, words: Sequence[str]) -> pd.DataFrame:
+    """All measures of methods in words, of the original model and of the retrained one.
+
+    See `llm.sweeps.sweep.sweep`.
+    """
+    task, runs = task_of(context), runs_of(context, words)
+    folder = folder_for(context, task)
+    for name in (*BASELINES, *(run.folder for run in runs)):
+        file = folder / name / OPEN_UNLEARNING
+        if file.exists() and not is_fresh(context, file):
+            leftovers.discard(folder / name)
+    return sweep.sweep(folder, task, runs, n_jobs=context.n_jobs, progress=context.progress)
+
+
+def along(context: Context, words: Sequence[str], table: pd.DataFrame) -> pd.DataFrame:
+    """What was recorded after every epoch of runs that `swept` made, with their `table`.
+
+    See `llm.sweeps.sweep.epochs`.
+    """
+    return sweep.epochs(folder_for(context, task_of(context)), runs_of(context, words), table)

@@ -1,0 +1,73 @@
+"""Weights along runs of unlearning, and how they go with length: what the figures of weights draw."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from figures import style
+from figures.cache import Context
+from figures.language.runs import runs, source_of, trajectories
+from figures.statistics import Estimate, interval_text
+from llm.diagnostics.allocation import interval, pearson, spearman
+from llm.unlearning.runs import Run
+from markov.errors import require
+from markov.objectives import CORNERS
+
+KNOWN = ["run", "method", "beta", "gamma", "epoch"]
+
+
+def weights_along(context: Context) -> pd.DataFrame:
+    """The frame of the user's runs, or of the four corners on the default model; `source` is what unlearns."""
+    return frame_of_runs(runs(context)).assign(source=source_of(context))
+
+
+def frame_of_runs(found: Sequence[Run], *, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """A row per run, epoch and example (`kind` example: the columns of `trajectories`), and per run and epoch.
+
+    The latter, `kind` statistic, have `pearson` and `spearman`, correlations of weight and length over examples, with
+    their bounds `_low` and `_high` and `count`; nan for a constant weight.
+    """
+    frame, rows = trajectories(found), []
+    for known, own in frame.groupby(KNOWN, sort=False):
+        length, weight = (own[name].to_numpy(dtype=float) for name in ("length", "weight"))
+        row = dict(zip(KNOWN, known, strict=True)) | {"count": len(own)}
+        for label, statistic in (("pearson", pearson), ("spearman", spearman)):
+            # Rounded, since equal weights that differ in their last digit would have ranks.
+            estimate = interval(statistic, length, np.round(weight, 12), resamples=resamples, seed=seed)
+            row |= {label: estimate.value, f"{label}_low": estimate.low, f"{label}_high": estimate.high}
+        rows.append(row)
+    statistics = pd.DataFrame(rows).assign(kind="statistic")
+    return pd.concat([frame.assign(kind="example"), statistics], ignore_index=True)
+
+
+def at_epochs(frame: pd.DataFrame, epochs: Iterable[int]) -> pd.DataFrame:
+    """The rows of some epochs; raises `InvalidInput` for an epoch that no run has reached."""
+    known = sorted(set(frame["epoch"]))
+    for epoch in epochs:
+        require(epoch in known, "epoch", epoch, f"one of those recorded: {known}")
+    return frame[frame["epoch"].isin(list(epochs))].reset_index(drop=True)
+
+
+def panels_of(frame: pd.DataFrame) -> list[tuple[int, str]]:
+    """The runs of a frame with their labels, the corners in their own order."""
+    known = frame[["run", "method", "beta", "gamma"]].drop_duplicates()
+    order = [*CORNERS, *(method for method in known["method"] if method not in CORNERS)]
+    rows = sorted(known.to_dict("records"), key=lambda row: (order.index(row["method"]), row["run"]))
+    return [(row["run"], label_of(row["method"], row["beta"], row["gamma"])) for row in rows]
+
+
+def label_of(method: str, beta: float, gamma: float) -> str:
+    """A method with its settings, for a title."""
+    margin = f", γ = {gamma:g}" if gamma else ""
+    settings = f", β = {beta:g}{margin}" if beta else ""
+    return f"{style.LABELS.get(method, method)}{settings}"
+
+
+def correlation_text(row: pd.Series, name: str) -> str:
+    """A correlation with its interval, or that there is none to be had of a constant weight."""
+    if np.isnan(row[name]):
+        return "none: constant"
+    return interval_text(Estimate(row[name], row[f"{name}_low"], row[f"{name}_high"], int(row["count"])))

@@ -1,0 +1,1 @@
+"""Figures of what length, memorisation and the optimiser do, on every rung."""

@@ -1,0 +1,1 @@
+"""Views with sliders, for notebooks."""

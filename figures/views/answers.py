@@ -1,0 +1,182 @@
+"""A view of a language model's answers: what each of them weighs under any objective, and what it still has to fall.
+
+A table of scores is enough, whichever model it is of: the weights are the shipped objective's at recorded
+log-probabilities.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ipywidgets as widgets
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from matplotlib.axes import Axes
+
+from figures import style
+from figures.views.view import SHOWN, Picture, View, mixed, plain_log_axis, room_for_a_line, slider
+from llm.data.tofu import Example
+from markov.errors import require
+from markov.objectives import CORNERS, Objective, SequenceLogProbs, validate
+
+ORDERS = {"heaviest first": "weight", "neediest first": "needed", "longest first": "length", "as in the file": "index"}
+LINES = 7  # of the table of answers that are shown at a time
+RELATIVE = (0.01, 30.0)
+
+
+class AnswersView(View):
+    """A view with a page of answers beneath it; `rows` holds the page as HTML."""
+
+    def __init__(self, picture: Picture, controls: Mapping[str, Any], page: Callable[..., str]) -> None:
+        self.page, self.rows = page, widgets.HTML()
+        super().__init__(picture, controls)
+        self.children = (*self.children, self.rows)
+
+    def redraw(self, change: object = None) -> None:
+        """Draw the picture and write the page."""
+        super().redraw(change)
+        if not self.message.value:
+            self.rows.value = self.page(**self.values)
+
+    def printed(self, bundle: Any) -> Any:
+        """As a widget, as a picture and, for pages without a kernel, as the picture above the page."""
+        shown, known = super().printed(bundle)
+        width = round(SHOWN * self.picture.figure.get_figwidth())
+        image = f'<img width="{width}" src="data:image/png;base64,{shown["image/png"]}">'
+        return {**shown, "text/html": image + self.rows.value}, known
+
+
+def weights_of(table: pd.DataFrame, objective: Objective) -> Float[np.ndarray, " examples"]:
+    """d loss / d logp of each row, from the columns `logp`, `length` and `ref`."""
+    numbers = (torch.tensor(table[name].to_numpy(dtype=float)) for name in SequenceLogProbs._fields)
+    return objective.weight(SequenceLogProbs.of(*numbers)).numpy()
+
+
+def answers_view(
+    table: pd.DataFrame,
+    examples: Sequence[Example],
+    *,
+    beta: float = 0.1,
+    gamma: float = 0.0,
+    reference: float = 1.0,
+    normalize: float = 0.0,
+    epoch: int = 0,
+    order: str = "heaviest first",
+) -> AnswersView:
+    """Weight against what an answer still has to fall, and against its length; one answer is ringed, several are read.
+
+    `table` has the columns `index`, `length`, `ref` and, where known, `logp` (else the model is its reference),
+    `retrained` (nats) and `epoch`, as in the tables of `llm.diagnostics.weights` and of runs. Drawn is the weight
+    relative to the mean of all, at the edge of the picture where it lies beyond; "still needed" is logp - retrained,
+    which at the start is the needed movement. Raises `InvalidInput` for a table without these columns and for examples
+    that are not all of it.
+    """
+    frames, texts = _by_epoch(table), {one.index: one for one in examples}
+    first = next(iter(frames.values()))
+    lacking = [int(one) for one in first["index"] if int(one) not in texts]
+    require(not lacking, "examples", f"none of index {lacking[:1]}", "the example of every row of the table")
+    require(order in ORDERS, "order", order, f"one of {', '.join(ORDERS)}")
+    require(epoch in frames, "epoch", epoch, f"one of {sorted(frames)}")
+    values = {"beta": beta, "gamma": gamma, "reference": reference, "normalize": normalize}
+    controls = {name: slider(name, value) for name, value in values.items()}
+    look = {"style": {"description_width": "76px"}, "layout": widgets.Layout(width="98%")}
+    names = [(f"{one}: {texts[int(one)].prompt[:25]}", place) for place, one in enumerate(first["index"])]
+    controls["example"] = widgets.Select(options=names, value=0, rows=4, description="answer", **look)
+    controls["order"] = widgets.Dropdown(options=list(ORDERS), value=order, description="table", **look)
+    if len(frames) > 1:
+        controls["epoch"] = widgets.SelectionSlider(options=sorted(frames), value=epoch, description="epoch", **look)
+    known = "needed" in first
+    with style.look():
+        figure, (panels,) = style.grid_figure(1, 1 + known, 10.4, 3.6, sharey=True)
+        moving = [(*_dots(axes), name) for axes, name in zip(panels, ("length", "needed"), strict=False)]
+        _axes(panels, frames)
+        said = room_for_a_line(figure)
+
+    def now(epoch: int | None, **numbers: float) -> tuple[Objective, pd.DataFrame]:
+        objective = validate(Objective(**numbers))
+        own = frames[epoch if epoch is not None else next(iter(frames))]
+        return objective, own.assign(weight=weights_of(own, objective))
+
+    def update(example: int, order: str, epoch: int | None = None, **numbers: float) -> None:
+        objective, own = now(epoch, **numbers)
+        relative = own["weight"].to_numpy() / max(own["weight"].mean(), np.finfo(float).tiny)
+        relative = np.clip(relative, *RELATIVE)
+        for dots, ring, name in moving:
+            dots.set_data(own[name], relative)
+            ring.set_data(own[name].iloc[[example]], relative[[example]])
+            dots.set_color(_color(objective))
+        row = own.iloc[example]
+        need = f",  still needed {row['needed']:.1f} nats" if known else ""
+        said.set_text(f"the ringed answer: |y| = {row['length']:.0f},  weight {row['weight']:.3g}{need}")
+
+    def page(example: int, order: str, epoch: int | None = None, **numbers: float) -> str:
+        return _page(now(epoch, **numbers)[1], texts, example, ORDERS[order])
+
+    lines = [line for dots, ring, _ in moving for line in (dots, ring)]
+    return AnswersView(Picture(figure=figure, moving=[*lines, said], update=update), controls, page)
+
+
+def _by_epoch(table: pd.DataFrame) -> dict[int, pd.DataFrame]:
+    """A frame per epoch, its examples in one order, with `logp` and, where it can be told, `needed` from there."""
+    for name in ("index", "length", "ref"):
+        require(name in table, "table", list(table.columns), f"a column `{name}`")
+    require(len(table) > 0, "table", "no row", "at least one answer")
+    whole = table if "logp" in table else table.assign(logp=table["ref"])
+    whole = whole if "epoch" in whole else whole.assign(epoch=0)
+    if "retrained" in whole:
+        whole = whole.assign(needed=whole["logp"] - whole["retrained"])
+    return {int(epoch): own.sort_values("index").reset_index(drop=True) for epoch, own in whole.groupby("epoch")}  # pyright: ignore[reportArgumentType]
+
+
+def _dots(axes: Axes) -> tuple[Any, Any]:
+    (dots,) = axes.plot([], [], "o", ms=4.5, mew=0, alpha=0.65)
+    (ring,) = axes.plot([], [], "o", ms=11, mfc="none", mec="black", mew=1.5, zorder=5)
+    return dots, ring
+
+
+def _axes(panels: Sequence[Axes], frames: Mapping[int, pd.DataFrame]) -> None:
+    every = pd.concat(frames.values())
+    panels[0].set(xscale="log", yscale="log", ylim=RELATIVE, xlabel="|y|, scored tokens", ylabel="weight / mean weight")
+    panels[0].set_xlim(0.8 * every["length"].min(), 1.25 * every["length"].max())
+    plain_log_axis(panels[0].xaxis, (1, 2, 5, 10, 20, 50, 100, 200, 500))
+    plain_log_axis(panels[0].yaxis, (0.01, 0.1, 1, 10))
+    for axes in panels:
+        axes.axhline(1, color="grey", ls=":", lw=1)
+    for axes in panels[1:]:
+        low, high = every["needed"].min(), every["needed"].max()
+        room = 0.04 * max(high - low, 1.0)
+        axes.set(xlim=(low - room, high + room), xlabel=r"still needed, $\log\pi - \log\pi_{retrained}$, nats")
+
+
+def _color(objective: Objective) -> str:
+    """That of the corner, mixed in between."""
+    own = {place: style.COLORS[name] for name, place in CORNERS.items()}
+    sides = [mixed(own[0, power], own[1, power], float(objective.reference)) for power in (0, 1)]
+    return mixed(sides[0], sides[1], float(objective.normalize))
+
+
+def _page(own: pd.DataFrame, texts: Mapping[int, Example], example: int, by: str) -> str:
+    """The answers around one of them, in an order."""
+    columns = {"weight": "{:.3g}", "length": "{:.0f}", "needed": "{:.1f}"}
+    names = [name for name in columns if name in own]
+    by = by if by in own else "weight"
+    ranked = own.sort_values(by, ascending=by == "index", kind="stable")
+    place = ranked.index.get_loc(example)
+    start = min(max(0, int(place) - LINES // 2), max(0, len(own) - LINES))  # pyright: ignore[reportArgumentType]
+    heads = {"weight": "weight", "length": "|y|", "needed": "still needed"}
+    lines = ["".join(f"<th>{name}</th>" for name in ("rank", *(heads[name] for name in names), "question", "answer"))]
+    for rank, (index, row) in enumerate(ranked.iloc[start : start + LINES].iterrows(), start + 1):
+        one = texts[int(row["index"])]
+        cells = [str(rank), *(columns[name].format(row[name]) for name in names)]
+        cells += [html.escape(one.prompt), html.escape(one.response)]
+        mark = ' style="background:#fff2cc;color:black"' if index == example else ""
+        left = [
+            f'<td style="text-align:{"left" if at > len(names) else "right"}">{cell}</td>'
+            for at, cell in enumerate(cells)
+        ]
+        lines.append(f"<tr{mark}>{''.join(left)}</tr>")
+    return f'<table style="font-size:11px;line-height:1.25">{"".join(lines)}</table>'

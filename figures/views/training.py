@@ -1,0 +1,155 @@
+"""Training to watch and to stop: pretrain what the cache lacks, then unlearn, with the model's matrix in view."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ipywidgets as widgets
+import numpy as np
+import torch
+
+from figures import style
+from figures.views.player import Recording, record, transitions
+from figures.views.view import Picture, View, heat, one_line
+from markov import storage
+from markov.batching import Corpus
+from markov.errors import InvalidInput
+from markov.experiments import Experiment
+from markov.models import Parameters
+from markov.optimizers import OPTIMIZERS
+from markov.running import ModelJob, model_jobs, model_path, models_folder
+from markov.training import pretrain
+
+PAUSE = 0.15  # seconds between pictures at least, so that looking does not slow the training down
+Tick = Callable[[str, int, int, Parameters], None]
+
+
+class Cancelled(Exception):
+    """The user stopped the training; whatever was finished is in the cache."""
+
+
+class Training(widgets.VBox):
+    """Buttons `start` and `cancel`, a progress `bar`, a line of text and the model's transition matrix, live.
+
+    `result()` gives the recording: it waits for a training that runs, and trains here and now where nobody has started
+    one.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self.start = widgets.Button(description="train", button_style="primary")
+        self.cancel = widgets.Button(description="cancel", disabled=True)
+        self.bar = widgets.IntProgress(min=0, max=1, layout=widgets.Layout(width="320px"))
+        self.message = widgets.HTML("not started")
+        self.recording: Recording | None = None
+        self._stop, self._drawn, self._thread = threading.Event(), 0.0, None
+        self.view, self._show = _matrix(experiment)
+        data = experiment.case.sample(experiment.pretraining.seed)
+        self._probes = [tokens[: experiment.test_examples] for tokens in data.test.values()]
+        self.start.on_click(self._begin)
+        self.cancel.on_click(self._end)
+        super().__init__([widgets.HBox([self.start, self.cancel, self.bar, self.message]), self.view])
+
+    def result(self) -> Recording:
+        """The finished recording; raises `Cancelled` where the training was stopped."""
+        if self._thread is not None:
+            self._thread.join()
+        elif self.recording is None:
+            self._train()
+        if self.recording is None:
+            raise Cancelled("the training was stopped: press train and run this cell again")
+        return self.recording
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        return self.view.printed(super()._repr_mimebundle_(**options))
+
+    def _begin(self, button: object) -> None:
+        if self._thread is not None and self._thread.is_alive():
+            return
+        # A thread of its own, because a kernel at work would not hear the other button.
+        self._thread = threading.Thread(target=self._train, daemon=True)
+        self._thread.start()
+
+    def _end(self, button: object) -> None:
+        self._stop.set()
+
+    def _train(self) -> None:
+        self._stop.clear()
+        self.start.disabled, self.cancel.disabled, self.recording = True, False, None
+        try:
+            for job, label in zip(
+                model_jobs(self.experiment), ("pretraining", "the model to compare with"), strict=True
+            ):
+                _pretrain(job, label, self._tick)
+            steps = self.experiment.steps
+            self.recording = record(
+                self.experiment, on_step=lambda step, now: self._tick("unlearning", step, steps, now)
+            )
+            self.message.value = "done"
+        except Cancelled:
+            self.message.value, self.bar.value = "stopped: what was finished is kept", 0
+        except InvalidInput as error:
+            self.message.value = one_line(error)
+            if self._thread is None:
+                raise
+        finally:
+            self.start.disabled, self.cancel.disabled = False, True
+
+    def _tick(self, phase: str, done: int, total: int, parameters: Parameters) -> None:
+        if self._stop.is_set():
+            raise Cancelled
+        if done < total and time.monotonic() - self._drawn < PAUSE:
+            return
+        self.bar.max, self.bar.value = total, done
+        self.message.value = f"{phase}: step {done} of {total}"
+        self._show(transitions(self.experiment.model, parameters, self._probes))
+        self._drawn = time.monotonic()
+
+
+def _pretrain(job: ModelJob, label: str, tick: Tick) -> None:
+    """Train a model that the cache lacks, and keep it there."""
+    path, settings = model_path(models_folder(), job), job.pretraining
+    if path.exists():
+        return
+    corpus = Corpus.join(job.case.pretraining_data(job.case.sample(settings.seed)))
+    total = settings.epochs * math.ceil(len(corpus.tokens) / settings.batch)
+    found = pretrain(
+        job.model,
+        [corpus],
+        [settings.seed],
+        epochs=settings.epochs,
+        batch=settings.batch,
+        learning_rate=settings.learning_rate,
+        optimizer=OPTIMIZERS[settings.optimizer],
+        dtype=getattr(torch, job.precision),
+        on_step=lambda step, parameters: tick(label, step, total, parameters),
+    )
+    own = {name: value[0].contiguous() for name, value in found.items()}
+    storage.save_parameters(path, own, storage.provenance(job))
+
+
+def _matrix(experiment: Experiment) -> tuple[View, Callable[[np.ndarray], None]]:
+    """A picture of the model's transition matrix now, beside the chains' own rows, and what moves it."""
+    states, chains, shown = experiment.case.states, experiment.case.chains(), {}
+    shown["laws"] = np.full((states, states), 1 / states)
+    truth = np.stack([max((chain.transition[row] for chain in chains), key=_sure).numpy() for row in range(states)])
+    with style.look():
+        figure, ((left, right),) = style.grid_figure(1, 2, 6.4, 3.1)
+        image = heat(left, states, "model now")
+        heat(right, states, "the chains' own rows").set_data(truth)
+        left.set_ylabel("state")
+    view = View(Picture(figure=figure, moving=(image,), update=lambda: image.set_data(shown["laws"])), {})
+
+    def show(laws: np.ndarray) -> None:
+        shown["laws"] = laws
+        view.redraw()
+
+    return view, show
+
+
+def _sure(law: torch.Tensor) -> float:
+    return float(law.max())

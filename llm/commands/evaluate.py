@@ -1,0 +1,262 @@
+"""`python -m llm evaluate`: TOFU's measures, from evaluation logs or of a model."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from llm.commands.options import ModelOptions, left_out, load_model, plain_warnings, write
+from llm.logs.log import EvaluationLog, log_truth_ratio, shared
+from llm.logs.measures import ForgetQuality, TofuLogs, forget_quality, measures
+from llm.logs.questions import Asked, places, shared_places
+from llm.logs.reading import AGGREGATED, OPEN_UNLEARNING, TASKS, read_log
+from llm.logs.writing import SUMMARY
+from llm.models.names import check_retrained, data_of
+from markov import folders, storage
+from markov.errors import InvalidInput, require
+
+if TYPE_CHECKING:
+    from llm.data.splits import TofuSets
+    from llm.data.tofu import Example
+    from llm.models.language_model import LanguageModel
+
+OF_MODEL = ("model", "revision", "retrained", "data", "max_new_tokens", "legacy", "out")  # options that logs leave open
+TABLE = "measures.parquet"
+NAMES = (OPEN_UNLEARNING, SUMMARY, TABLE, *TASKS.values(), AGGREGATED)
+# Where an evaluation goes and what is printed of it: nothing of the numbers follows from these.
+NOT_ASKED = ("out", "json", "legacy", "allow_identical", "device", "logs", "retrained_logs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(ModelOptions):
+    """Measure as TOFU does: probability, ROUGE-L, truth ratio, model utility, forget quality, with 95% intervals.
+
+    From evaluation logs, in any of their three layouts and with no model, or of a model, whose logs are then written to
+    OUT (TOFU_EVAL.json in open-unlearning's layout, TOFU_SUMMARY.json, measures.parquet). Forget quality needs the
+    logs of the model, or the model, that was retrained without the forget data.
+    Example: python -m llm evaluate --logs llama2-7b_full --retrained-logs llama2-7b_retain90
+    """
+
+    logs: Path | None = None
+    """Measure these logs, a folder or a file, and load no model."""
+    retrained_logs: Path | None = None
+    """Log of the retrained model on the same forget questions: a folder or a file."""
+    retrained: str | None = None
+    """With --model: the retrained model itself, in place of its log."""
+    data: str | None = None
+    """With --model: what was forgotten, authors:forgetNN, tofu:forgetNN or FOLDER/forgetNN (default: for small models
+    authors:forget10)."""
+    variant: Literal["geometric", "arithmetic"] = "geometric"
+    """Mean of the wrong answers' probabilities in the truth ratio: the released code's or the TOFU paper's."""
+    shared: bool = False
+    """Compare the questions that both logs hold, where they hold different ones."""
+    allow_identical: bool = False
+    """Do not warn of two logs with the same losses."""
+    max_new_tokens: int = 200
+    """With --model: tokens of an answer that it writes."""
+    words: Literal["latin", "any"] = "latin"
+    """With --model: what ROUGE takes for words; latin, runs of a to z and 0 to 9, is what every published number has,
+    any counts words of every script, and characters of those that write no blanks."""
+    legacy: bool = False
+    """With --model: also write the layout of TOFU's released code."""
+    json: bool = False
+    """Print one JSON object and nothing else."""
+    out: Path = Path("out/evaluation")
+    """With --model: folder to write."""
+
+
+def evaluate(command: Evaluate) -> None:
+    """Measure, and print what was found."""
+    if command.logs is not None:
+        left_out(command, OF_MODEL, "left out with --logs, which say what a model did")
+        frame, logs, retrained = _of_logs(command, command.logs)
+    else:
+        data = data_of(command.model, command.data)
+        check_retrained(command.retrained, data)
+        frame, logs, retrained = _of_model(replace(command, data=data))
+    found = as_json(frame, logs, retrained, command.variant)
+    print(json.dumps(found, allow_nan=False) if command.json else report(frame, logs, retrained, command.variant))
+
+
+def _of_logs(command: Evaluate, path: Path) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog | None]:
+    """Measure the logs that the command names."""
+    with plain_warnings():
+        logs = read_tofu_logs(path)
+        retrained = None if command.retrained_logs is None else read_log(command.retrained_logs)
+        if command.shared and retrained is not None:
+            logs, retrained = _shared(logs, retrained)
+        return _measured(command, logs, retrained), logs, retrained
+
+
+def _shared(logs: TofuLogs, retrained: EvaluationLog) -> tuple[TofuLogs, EvaluationLog]:
+    mine, theirs = shared(logs.of("forget"), retrained)
+    return logs._replace(forget=mine), theirs
+
+
+def read_tofu_logs(path: Path) -> TofuLogs:
+    """The logs of all tasks that a folder, or a file of all tasks, holds; of a single task's file, that one.
+
+    Raises `InvalidInput` as `read_log` does, for what holds none.
+    """
+    found, errors = {}, []
+    for task in TofuLogs._fields:
+        try:
+            found[task] = read_log(path, task)
+        except InvalidInput as error:
+            # Not there, or another task's: anything else is a log that cannot be read.
+            if error.field not in ("logs", "task") and not (error.field == "log" and isinstance(error.value, list)):
+                raise
+            errors.append(error)
+    if not found:
+        raise errors[0]
+    return TofuLogs(**found)
+
+
+def _measured(command: Evaluate, logs: TofuLogs, retrained: EvaluationLog | None) -> pd.DataFrame:
+    return measures(logs, retrained, variant=command.variant, allow_identical=command.allow_identical)
+
+
+def _retrained_log(command: Evaluate, forget: Sequence[Example]) -> EvaluationLog | None:
+    """The retrained model's log that the command names, found to be of these examples before any model is loaded.
+
+    Raises `InvalidInput` as `read_log` and `align` do, and for a log without what forget quality compares.
+    """
+    if command.retrained_logs is None:
+        return None
+    with plain_warnings():
+        retrained = read_log(command.retrained_logs)
+    log_truth_ratio(retrained, command.variant)
+    index, questions = np.array([one.index for one in forget]), tuple(one.prompt for one in forget)
+    match = shared_places if command.shared else places
+    match(Asked(command.data or "", index, questions), retrained.asked)
+    return retrained
+
+
+def _of_model(command: Evaluate) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog | None]:
+    """Evaluate the model that the command names, and write what it did."""
+    from llm.data.splits import tofu_sets
+    from llm.models.answers import answer_log
+    from llm.models.language_model import check_same_vocabulary
+    from llm.training.checkpointing import parameters_digest
+
+    both = command.retrained is not None and command.retrained_logs is not None
+    require(not both, "retrained", command.retrained, "left out with --retrained-logs")
+    inputs = (command.model, command.data, command.retrained, command.retrained_logs)
+    folders.check_place(command.out, inputs=inputs)
+    sets = tofu_sets(command.data or "")
+    retrained = _retrained_log(command, sets.forget)
+    options: dict[str, Any] = {"max_length": command.max_length, "budget": command.budget}
+    language = load_model(command)
+    asked = {name: value for name, value in vars(command).items() if name not in NOT_ASKED}
+    asked |= {"parameters": parameters_digest(language.model), "sets": storage.fingerprint(sets)}
+    asked |= {} if retrained is None else {"retrained_logs": storage.fingerprint(retrained)}
+    if command.retrained is not None:
+        other = load_model(command, command.retrained)
+        check_same_vocabulary(language.tokenizer, other.tokenizer, "retrained")
+        asked |= {"retrained_parameters": parameters_digest(other.model)}
+        retrained = answer_log(other, sets.forget, **options)
+        del other
+    with folders.given_back(command.out, "evaluate"):
+        folders.claim(command.out, "evaluate", asked, names=NAMES)
+        return _evaluated(command, language, sets, retrained)
+
+
+def _evaluated(
+    command: Evaluate, language: LanguageModel, sets: TofuSets, retrained: EvaluationLog | None
+) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog | None]:
+    """What the model did, read where it was written, else written now."""
+    from llm.evaluation.folders import manifest
+    from llm.evaluation.tofu import empty_generations
+    from llm.evaluation.tofu import evaluate as evaluate_model
+    from llm.logs.writing import write_legacy, write_tofu_eval
+
+    options: dict[str, Any] = {"max_length": command.max_length, "budget": command.budget}
+    kept = storage.read_kept(command.out / OPEN_UNLEARNING, _finished)
+    if kept is not None:
+        logs, frame = kept
+        if command.shared and retrained is not None:
+            logs, retrained = _shared(logs, retrained)
+        if command.legacy:
+            write_legacy(logs, command.out)
+        return frame, logs, retrained
+    with plain_warnings():
+        logs = evaluate_model(language, sets, max_new_tokens=command.max_new_tokens, words=command.words, **options)
+        if command.shared and retrained is not None:
+            logs, retrained = _shared(logs, retrained)
+        frame = _measured(command, logs, retrained)
+    whole = frame[frame["task"].eq("all") | frame["measure"].isin(["forget_quality", "ks_statistic"])]
+    aggregates = dict(zip(whole["measure"], whole["value"].astype(float), strict=True))
+    described = {name: str(value) if isinstance(value, Path) else value for name, value in vars(command).items()}
+    about = manifest(described, language, command.max_new_tokens)
+    if command.legacy:
+        write_legacy(logs, command.out)
+    write(frame, command.out / TABLE, command)
+    # Last, so that beside it all the others lie.
+    write_tofu_eval(logs, command.out, about, variant=command.variant, aggregates=aggregates)
+    for task, count in empty_generations(logs).items():
+        if count:
+            print(f"warning: {count} answers of {task} are empty and count as ROUGE 0", file=sys.stderr)
+    return frame, logs, retrained
+
+
+def _finished(path: Path) -> tuple[TofuLogs, pd.DataFrame]:
+    """The logs and the measures of an evaluation that is finished."""
+    return TofuLogs(*(read_log(path, task) for task in TofuLogs._fields)), storage.read_table(path.parent / TABLE)
+
+
+def as_json(frame: pd.DataFrame, logs: TofuLogs, retrained: EvaluationLog | None, variant: str) -> dict[str, Any]:
+    """What was measured, as plain values; what could not be is None."""
+    values: dict[str, Any] = dict.fromkeys(("model_utility", "forget_quality", "ks_statistic"))
+    components: dict[str, Any] = {}
+    intervals: dict[str, Any] = {}
+    for row in frame.to_dict("records"):
+        name = row["measure"] if row["measure"] in values else f"{row['task']}_{row['measure']}"
+        (values if name in values else components)[name] = row["value"]
+        if not pd.isna(row["low"]):
+            intervals[name] = [row["low"], row["high"]]
+    counts = {task: len(log.index) for task, log in logs._asdict().items() if log is not None}
+    test = None
+    if retrained is not None and logs.forget is not None:
+        found = _test(logs.forget, retrained, variant)
+        test = {"log10_p": found.log10_p, "method": found.method, "retrained_examples": found.retrained_examples}
+    return values | {
+        "variant": variant,
+        "examples": counts,
+        "components": components,
+        "intervals": intervals,
+        "ks_test": test,
+    }
+
+
+def _test(log: EvaluationLog, retrained: EvaluationLog, variant: str) -> ForgetQuality:
+    """The test behind forget quality, without the warnings that were given when the measures were taken."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return forget_quality(log, retrained, variant=variant)
+
+
+def report(frame: pd.DataFrame, logs: TofuLogs, retrained: EvaluationLog | None, variant: str) -> str:
+    """What was measured, to read."""
+    lines = [f"truth ratio: {variant}; in brackets 95% intervals over examples"]
+    for row in frame.to_dict("records"):
+        value = f"{row['value']:.4g}" if row["measure"] == "forget_quality" else f"{row['value']:.3f}"
+        if row["measure"] == "forget_quality" and row["value"] == 0 and retrained is not None:
+            # Too small for a float, but not nothing.
+            value = f"1e{_test(logs.of('forget'), retrained, variant).log10_p:.0f}"
+        held = "" if pd.isna(row["low"]) else f"  ({row['low']:.3f} to {row['high']:.3f})"
+        lines.append(f"{row['measure']:<15}{row['task']:<13}{value:>10}{held:<20}{row['examples']:>5} examples")
+    if "model_utility" not in set(frame["measure"]):
+        missing = [task for task, log in logs._asdict().items() if log is None and task != "forget"]
+        why = f"no logs of {', '.join(missing)}" if missing else "no generations or no wrong answers in some logs"
+        lines.append(f"no model_utility: {why}")
+    if retrained is None:
+        lines.append("no forget_quality: name the retrained model's log of the same forget questions, --retrained-logs")
+    return "\n".join(lines)

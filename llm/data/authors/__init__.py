@@ -1,0 +1,1 @@
+"""Fictional authors and questions about them, from a seed."""

@@ -1,0 +1,191 @@
+"""The data of MUSE (Shi et al. 2024): texts to forget and to retain, and what is asked about them.
+
+    raw         forget, retain1, retain2                             text: what a model reads
+    verbmem     forget                                               prompt, gt: a passage and how it goes on
+    knowmem     forget_qa, forget_qa_icl, retain_qa, retain_qa_icl   question, answer; icl: shown in the prompt
+    privleak    forget, retain, holdout                              text: read, read, and never read
+
+These are the configurations and splits of `muse-bench/MUSE-News` and `-Books` on the hub; in a
+folder each is a file CONFIG/SPLIT.json, or of another shape that `llm.data.records` knows. Unlearning
+may use `retain1` only; of `retain2` it is seen what becomes of the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from llm.data.news.corpus import Article, News, QuestionAndAnswer, edition
+from llm.data.records import find_split, is_text, read_records, shown
+from markov.errors import InvalidInput, require
+from markov.storage import Location, atomic_path, check_writable
+
+HUB = {"muse:News": "muse-bench/MUSE-News", "muse:Books": "muse-bench/MUSE-Books"}
+GENERATED = "news"
+SHOTS = 3  # questions with their answers before a question, in generated data
+# Field of `MuseData`: its configuration, its split, and the fields of its records.
+FILES = {
+    "raw_forget": ("raw", "forget", ("text",)),
+    "raw_retain1": ("raw", "retain1", ("text",)),
+    "raw_retain2": ("raw", "retain2", ("text",)),
+    "verbmem": ("verbmem", "forget", ("prompt", "gt")),
+    "forget_qa": ("knowmem", "forget_qa", ("question", "answer")),
+    "forget_qa_icl": ("knowmem", "forget_qa_icl", ("question", "answer")),
+    "retain_qa": ("knowmem", "retain_qa", ("question", "answer")),
+    "retain_qa_icl": ("knowmem", "retain_qa_icl", ("question", "answer")),
+    "privleak_forget": ("privleak", "forget", ("text",)),
+    "privleak_retain": ("privleak", "retain", ("text",)),
+    "privleak_holdout": ("privleak", "holdout", ("text",)),
+}
+OPTIONAL = ("raw_retain2",)
+
+
+class Passage(NamedTuple):
+    """The beginning of a passage and how it goes on."""
+
+    prompt: str
+    gt: str
+
+
+# What a record becomes, by its first field.
+MAKE: dict[str, Callable[..., Any]] = {"prompt": Passage, "question": QuestionAndAnswer, "text": str}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MuseData:
+    """One of MUSE's data sets, or one of the same shape; items of a field are known by their place in it."""
+
+    raw_forget: tuple[str, ...]
+    raw_retain1: tuple[str, ...]
+    raw_retain2: tuple[str, ...] = ()
+    verbmem: tuple[Passage, ...]
+    forget_qa: tuple[QuestionAndAnswer, ...]
+    forget_qa_icl: tuple[QuestionAndAnswer, ...]
+    retain_qa: tuple[QuestionAndAnswer, ...]
+    retain_qa_icl: tuple[QuestionAndAnswer, ...]
+    privleak_forget: tuple[str, ...]
+    privleak_retain: tuple[str, ...]
+    privleak_holdout: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for name in FILES:
+            require(name in OPTIONAL or len(getattr(self, name)) > 0, name, (), "at least one record")
+
+
+def read_muse(source: Location) -> MuseData:
+    """The data of a source: `muse:News` or `muse:Books` from the hub, `news` or `news:SEED` generated, or a folder.
+
+    A folder holds CONFIG/SPLIT.json, or the same in another shape of `llm.data.records`. Raises
+    `InvalidInput` for a source that is not there or cannot be fetched, and for a record of another
+    shape: it names the file, the record (counted from 1) and the field.
+    """
+    if (news := generated(source)) is not None:
+        return news_data(news)
+    if os.fspath(source) in HUB:
+        return _parsed(os.fspath(source), _from_hub)
+    known = f"a folder of files CONFIG/SPLIT.json, {', '.join(HUB)}, {GENERATED} or {GENERATED}:SEED"
+    require(Path(source).is_dir(), "source", os.fspath(source), known)
+    return _parsed(os.fspath(source), _from_folder)
+
+
+def generated(source: Location) -> News | None:
+    """The generated news that a source names, `news` or `news:SEED`, if it does; a folder called news is a folder.
+
+    Raises `InvalidInput` for a seed that is no number.
+    """
+    name, colon, seed = os.fspath(source).partition(":")
+    if name != GENERATED or (not colon and Path(source).exists()):
+        return None
+    good = not colon or (seed.isascii() and seed.isdecimal())
+    require(good, "source", os.fspath(source), f"{GENERATED}:SEED, the seed a number")
+    return News(seed=int(seed or 0))
+
+
+def news_data(settings: News) -> MuseData:
+    """The generated news in MUSE's shape.
+
+    A passage begins with the first sentence of an article. What is shown in a prompt is asked of none of its articles.
+    Every second article to retain, the first among them, is in `raw_retain1`; questions are about all.
+    """
+    forget, holdout, retain = edition(settings)
+
+    def asked(articles: Iterable[Article]) -> tuple[QuestionAndAnswer, ...]:
+        return tuple(pair for article in articles for pair in article.questions[: settings.questions])
+
+    def shown(articles: Iterable[Article]) -> tuple[QuestionAndAnswer, ...]:
+        return tuple(article.questions[settings.questions] for article in articles)
+
+    return MuseData(
+        raw_forget=_texts(forget),
+        raw_retain1=_texts(retain[::2]),
+        raw_retain2=_texts(retain[1::2]),
+        verbmem=tuple(Passage(article.lead, article.text.removeprefix(article.lead)) for article in forget),
+        forget_qa=asked(forget),
+        forget_qa_icl=shown(forget[:SHOTS]),
+        retain_qa=asked(retain),
+        retain_qa_icl=shown(retain[:SHOTS]),
+        privleak_forget=_texts(forget),
+        privleak_retain=_texts(retain),
+        privleak_holdout=_texts(holdout),
+    )
+
+
+def _texts(articles: Iterable[Article]) -> tuple[str, ...]:
+    return tuple(article.text for article in articles)
+
+
+def write_muse(data: MuseData, folder: Location) -> None:
+    """Write CONFIG/SPLIT.json, one record per line, so that `read_muse(folder)` gives the data back.
+
+    Raises `InvalidInput` for a folder that cannot be written.
+    """
+    place = check_writable(folder, "folder", folder=True)
+    for name, (config, split, keys) in FILES.items():
+        rows = ((value,) if isinstance(value, str) else value for value in getattr(data, name))
+        lines = [json.dumps(dict(zip(keys, row, strict=True))) + "\n" for row in rows]
+        with atomic_path(place / config / f"{split}.json") as partial:
+            partial.write_bytes("".join(lines).encode())
+
+
+def _parsed(source: str, fetch: Any) -> MuseData:
+    found: dict[str, Any] = {}
+    for name, (config, split, keys) in FILES.items():
+        where, records = fetch(source, config, split, name in OPTIONAL)
+        found[name] = tuple(_item(record, f"{where}, record {row}", keys) for row, record in enumerate(records, 1))
+        require(name in OPTIONAL or len(found[name]) > 0, where, "no record", "at least one")
+    return MuseData(**found)
+
+
+def _item(record: object, where: str, keys: tuple[str, ...]) -> Any:
+    if not isinstance(record, Mapping):
+        raise InvalidInput(where, shown(record), f"an object with the fields {', '.join(keys)}")
+    for key in keys:
+        value = record.get(key)
+        has = "" if key in record else f" (the record has {', '.join(map(str, record))})"
+        require(is_text(value), f"{where}, {key}", shown(value), f"text that is not blank{has}")
+    return MAKE[keys[0]](*(record[key] for key in keys))
+
+
+def _from_hub(source: str, config: str, split: str, optional: bool) -> tuple[str, Iterable[object]]:
+    try:
+        from datasets import load_dataset
+
+        return f"{source}, {config}/{split}", load_dataset(HUB[source], config, split=split)
+    except ImportError:
+        raise InvalidInput("source", source, "read with the package `datasets`: pip install simnpo-lab[llm]") from None
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        instead = f"give a folder of files CONFIG/SPLIT.json, or {GENERATED}, which is generated"
+        raise InvalidInput("source", source, f"a data set that can be fetched ({reason}); offline, {instead}") from None
+
+
+def _from_folder(source: str, config: str, split: str, optional: bool) -> tuple[str, list[Any]]:
+    path = find_split(Path(source) / config, split)
+    if path is None:
+        require(optional, "source", source, f"a folder that has {config}/{split}.json")
+        return f"{source}, {config}/{split}", []
+    return str(path), read_records(path)

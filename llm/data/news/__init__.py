@@ -1,0 +1,1 @@
+"""Fictional news with questions and a hold-out, from a seed."""

@@ -1,0 +1,51 @@
+"""Where examples come from, in one word: the generated authors, the public TOFU set, or a file.
+
+authors:forget10    a split of the generated corpus (`llm.data.authors.corpus.splits`); authors:forget10:3 of the one of
+seed 3 tofu:forget10       a split of TOFU, from the hub
+PATH                a file of TOFU's JSON; PATH with a split where it is a folder
+FOLDER/SPLIT        the file SPLIT.json or SPLIT.jsonl in a folder
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from llm.data import records
+from llm.data import tofu as corpora
+from llm.data.authors.corpus import Authors, splits
+from llm.data.tofu import Example
+from markov.errors import require
+from markov.storage import Location
+
+PREFIX = "authors"
+
+
+def read(source: Location, split: str | None = None, *, authors: Authors | None = None) -> tuple[Example, ...]:
+    """The examples of a source, in its order; `authors` says which corpus is generated, if not the one of the word.
+
+    Raises `InvalidInput` as `corpora.read` does, and for a split that the generated corpus does not have.
+    """
+    word = os.fspath(source)
+    name, colon, wanted = word.partition(":")
+    if name != PREFIX or (not colon and Path(source).exists()):
+        path = Path(source)
+        named = split is None and name != corpora.PREFIX and path.suffix not in records.SUFFIXES
+        if named and not path.exists() and path.parent.is_dir():
+            return corpora.read(path.parent, path.name)
+        return corpora.read(source, split)
+    require(not (wanted and split), "split", split, f"left out, since {word} names one")
+    seed = seed_of(word)
+    found = splits(authors or (Authors(seed=seed) if seed else Authors()))
+    chosen = wanted.partition(":")[0] or split
+    require(chosen in found, "split", chosen, f"one of {', '.join(found)}")
+    assert chosen is not None
+    return found[chosen]
+
+
+def seed_of(word: str) -> int:
+    """The seed of the generated corpus that authors:SPLIT[:SEED] names; raises `InvalidInput` for one that is none."""
+    _, colon, seed = word.partition(":")[2].partition(":")
+    good = not colon or (seed.isascii() and seed.isdecimal())
+    require(good, "data", word, f"{PREFIX}:SPLIT[:SEED], the seed a number")
+    return int(seed or 0)

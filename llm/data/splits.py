@@ -1,0 +1,125 @@
+"""The four sets that TOFU measures a model by, found from the one word that says what was to be forgotten."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from llm.data import records, sources
+from llm.data import tofu as corpora
+from llm.data.authors.corpus import Authors
+from llm.data.tofu import Example
+from llm.training.loop import derived_seed
+from markov.errors import InvalidInput, require
+from markov.storage import Location
+
+FORGET = re.compile(r"forget(\d\d)(_perturbed)?")
+NAMED = (corpora.PREFIX, sources.PREFIX)
+
+
+class TofuSets(NamedTuple):
+    """What a model is asked, with wrong answers to each question."""
+
+    forget: tuple[Example, ...]
+    retain: tuple[Example, ...]
+    real_authors: tuple[Example, ...]
+    world_facts: tuple[Example, ...]
+
+
+class Split(NamedTuple):
+    """A forget split taken apart: where it lies, its name, the percent that it is, and the seed of generated data."""
+
+    source: str
+    name: str
+    percent: int
+    seed: int = 0
+
+
+def split_of(word: Location) -> Split:
+    """`tofu:forget05`, `authors:forget10[:SEED]`, or FOLDER/forget05 with TOFU's files in a folder, taken apart.
+
+    Raises `InvalidInput` for what names no forget split.
+    """
+    text = str(word)
+    source, colon, name = text.partition(":")
+    seed = 0
+    if not colon or source not in NAMED:
+        source, name = str(Path(text).parent), Path(text).stem
+    elif source == sources.PREFIX:
+        name, seed = name.partition(":")[0], sources.seed_of(text)
+    found = FORGET.fullmatch(name)
+    if found is None or not 0 < int(found[1]) < 100:
+        allowed = "tofu:forgetNN, authors:forgetNN or FOLDER/forgetNN, from which the sets to measure by follow"
+        raise InvalidInput("data", text, allowed)
+    return Split(source, f"forget{found[1]}", int(found[1]), seed)
+
+
+def retain_word(word: Location) -> str:
+    """What is to stay when this is to be forgotten: `tofu:retain95` for `tofu:forget05`."""
+    found = split_of(word)
+    name = f"retain{100 - found.percent:02}"
+    if found.source not in NAMED:
+        return str(Path(found.source) / name)
+    return f"{found.source}:{name}" + (f":{found.seed}" if found.seed else "")
+
+
+def retain_of(data: Location, retain: str | None) -> str:
+    """What is to stay in a word: the one that was given, or the one that goes with what is to be forgotten.
+
+    Raises `InvalidInput` where none was given and none goes with the data.
+    """
+    if retain is not None:
+        return retain
+    try:
+        return retain_word(data)
+    except InvalidInput:
+        allowed = f"named, since what is to stay does not follow from {os.fspath(data)}, as it does from a forget split"
+        raise InvalidInput("retain_data", None, allowed) from None
+
+
+def tofu_sets(word: Location, *, authors: Authors | None = None) -> TofuSets:
+    """The four sets for a forget split (see `split_of`).
+
+    Of TOFU itself, from the hub or a folder, they are `forgetNN_perturbed`, `retain_perturbed`,
+    `real_authors_perturbed` and `world_facts_perturbed`. The generated authors, and a folder of them, have wrong
+    answers to every question in the splits themselves: there the second set is as many examples to retain as there are
+    to forget, drawn once and for all. Raises `InvalidInput` as `llm.data.sources.read` does, and for examples without
+    wrong answers.
+    """
+    found = split_of(word)
+    common = ("real_authors_perturbed", "world_facts_perturbed")
+    names = (found.name, f"retain{100 - found.percent:02}", *common)
+    if found.source == sources.PREFIX or _is_of_one_kind(found):
+        own = authors or (Authors(seed=found.seed) if found.seed else None)
+        forget, retain, real, world = (sources.read(found.source, name, authors=own) for name in names)
+        return checked(TofuSets(forget, some_of(retain, len(forget)), real, world))
+    names = (f"{found.name}_perturbed", "retain_perturbed", *common)
+    return checked(TofuSets(*(corpora.read(found.source, name) for name in names)))
+
+
+def _is_of_one_kind(found: Split) -> bool:
+    """Whether a folder has the split, but none of its name with wrong answers: then those stand in the split itself."""
+    if found.source in NAMED or not Path(found.source).is_dir():
+        return False
+    names = {file.stem for file in Path(found.source).iterdir() if file.suffix in records.SUFFIXES}
+    return found.name in names and f"{found.name}_perturbed" not in names
+
+
+def some_of(examples: tuple[Example, ...], count: int) -> tuple[Example, ...]:
+    """`count` of the examples, or all if there are fewer, in their order: always the same ones."""
+    own = torch.Generator().manual_seed(derived_seed(0, "measured"))
+    rows = torch.randperm(len(examples), generator=own)[:count].sort().values.tolist()
+    return tuple(examples[row] for row in rows)
+
+
+def checked(sets: TofuSets) -> TofuSets:
+    """The sets themselves; raises `InvalidInput` for an example without wrong answers."""
+    for name, examples in sets._asdict().items():
+        lacking = [example.index for example in examples if not example.perturbed]
+        allowed = f"perturbed answers to every question of {name} ({len(lacking)} of {len(examples)} have none)"
+        require(not lacking, "perturbed, index", lacking[:1], allowed)
+    return sets

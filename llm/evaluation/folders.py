@@ -1,0 +1,130 @@
+"""TOFU's measures of a model kept in a folder, and taken along a run of unlearning."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from llm.data.splits import TofuSets, checked
+from llm.evaluation.tofu import evaluate, task_log
+from llm.logs.log import EvaluationLog
+from llm.logs.measures import TofuLogs, check_variant, forget_quality, model_utility
+from llm.logs.reading import OPEN_UNLEARNING, read_log
+from llm.logs.writing import MANIFEST, SUMMARY, restore_summary, write_tofu_eval
+from llm.models.answers import answer_log
+from llm.models.generation import NEW_TOKENS
+from llm.models.language_model import LanguageModel
+from llm.scoring.encoding import BUDGET, MAX_LENGTH
+from llm.training.checkpointing import parameters_digest
+from llm.unlearning.epoch import Measure
+from markov import folders, storage
+from markov.errors import InvalidInput, require
+from markov.storage import Location
+
+JOB, NAMES = "evaluation", (OPEN_UNLEARNING, SUMMARY)
+COLUMNS = ("forget_quality", "ks_statistic", "model_utility")  # of `tofu_measure`
+
+
+def manifest(settings: Mapping[str, Any], language: LanguageModel, max_new_tokens: int) -> dict[str, Any]:
+    """What an evaluation was made with."""
+    return {
+        **storage.provenance(settings, __name__),
+        "model": language.name,
+        "parameters": parameters_digest(language.model),
+        "template": asdict(language.template),
+        "generation": {"decoding": "greedy", "max_new_tokens": max_new_tokens},
+    }
+
+
+def evaluate_into(
+    folder: Location,
+    start: Callable[[], LanguageModel],
+    sets: TofuSets,
+    settings: Mapping[str, Any],
+    *,
+    variant: str = "geometric",
+    max_new_tokens: int = NEW_TOKENS,
+    max_length: int = MAX_LENGTH,
+    budget: int = BUDGET,
+    progress: bool = True,
+) -> TofuLogs:
+    """The logs of the model that `start` loads, as `llm.evaluation.tofu.evaluate`, in TOFU_EVAL.json of the folder.
+
+    Where that holds an evaluation of the same sets, `settings` and options, it is read, and nothing loaded; one that is
+    damaged is set aside. Raises `InvalidInput` as `evaluate` does, and for a folder that cannot be written, or that
+    holds another evaluation or what this program did not make.
+    """
+    check_variant(variant)
+    path = storage.check_writable(folder, "out", folder=True) / OPEN_UNLEARNING
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "max_length": max_length}
+    asked = {"of": settings, "sets": storage.fingerprint(sets), **options, "variant": variant}
+    found = storage.read_kept(path, _read) if folders.claimed(folder, JOB) else _read(path) if path.exists() else None
+    if found is not None:
+        logs, made = found
+        require(made == storage.settings_of(asked), "out", str(folder), "one of these settings")
+        restore_summary(path)
+        return logs
+    with folders.given_back(folder, JOB):
+        folders.claim(folder, JOB, asked, names=NAMES)
+        language = start()
+        logs = evaluate(language, checked(sets), **options, budget=budget, progress=progress)
+    write_tofu_eval(logs, folder, manifest(asked, language, max_new_tokens), variant=variant)
+    return logs
+
+
+def _read(path: Path) -> tuple[TofuLogs, Any]:
+    """The logs of an evaluation, and the settings that it was written with."""
+    made = evaluation_settings(path)
+    return TofuLogs(*(read_log(path, task) for task in TofuLogs._fields)), made
+
+
+def evaluation_settings(path: Path) -> Any:
+    """The settings that an evaluation was written with; None for a file that says nothing of any."""
+    try:
+        return json.loads(path.read_text("utf-8")).get(MANIFEST, {}).get("settings")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise InvalidInput("out", str(path), f"an evaluation that can be read ({error})") from None
+
+
+def tofu_measure(
+    sets: TofuSets,
+    retrained: EvaluationLog | None,
+    epochs: Collection[int],
+    *,
+    variant: str = "geometric",
+    max_new_tokens: int = NEW_TOKENS,
+    max_length: int = MAX_LENGTH,
+    budget: int = BUDGET,
+) -> Measure[LanguageModel]:
+    """`forget_quality`, `ks_statistic` (nan without `retrained`) and `model_utility` after some epochs, else nan.
+
+    Answers are written for the sets of utility only: forget quality takes none. Raises `InvalidInput` for examples
+    without wrong answers, and for a log of the retrained model without them.
+    """
+    check_variant(variant)
+    checked(sets)
+    if retrained is not None:
+        known = retrained.perturbed is not None
+        require(known, "retrained", retrained.file, "a model, or its log, that says how likely wrong answers are")
+    options: dict[str, Any] = {"max_length": max_length, "budget": budget, "progress": False}
+    name = storage.fingerprint([sets, sorted(epochs), variant, max_new_tokens, max_length, retrained is None])
+
+    def call(epoch: int, language: LanguageModel) -> Mapping[str, float]:
+        found: dict[str, float] = dict.fromkeys(COLUMNS, math.nan)
+        if epoch not in epochs:
+            return found
+        if retrained is not None:
+            quality = forget_quality(answer_log(language, sets.forget, **options), retrained, variant=variant)
+            found |= {"forget_quality": quality.p_value, "ks_statistic": quality.statistic}
+        kept = {
+            task: task_log(language, getattr(sets, task), max_new_tokens=max_new_tokens, **options)
+            for task in TofuSets._fields
+            if task != "forget"
+        }
+        return found | {"model_utility": model_utility(TofuLogs(**kept), variant)}
+
+    return Measure(f"tofu {name}", call)

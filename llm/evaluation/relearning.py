@@ -1,0 +1,125 @@
+"""Relearning attacks: a few of the forgotten answers are taught again, and the others are watched coming back.
+
+An unlearned model that had lost an answer would have to be told it again. One that merely hides its answers needs to be
+told some, and gives the others too. So a share of the forget set, its shortest responses or some at random, is
+fine-tuned on for a few epochs, and after each one every forget example is scored. (Paper, section 5 and Figure 6, where
+the share is 20% and the epochs are up to 3.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import numpy as np
+import pandas as pd
+import torch
+
+from llm.data.tofu import Example
+from llm.logs.log import EvaluationLog, align, take
+from llm.logs.measures import forget_quality
+from llm.models.answers import answer_log, log_of, log_table, responses
+from llm.models.language_model import LanguageModel
+from llm.scoring.encoding import MAX_LENGTH
+from llm.training.fine_tuning import fine_tune
+from llm.training.loop import Optimization, derived_seed
+from markov.errors import require
+
+Which = Literal["shortest", "random"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relearning:
+    """Which share of the forget set is taught again, and how; `seed` draws the random ones and orders the batches.
+
+    The share is rounded to the nearest number of examples, at least 1. Raises `InvalidInput` for what cannot be.
+    """
+
+    which: Which = "shortest"
+    share: float = 0.2
+    seed: int = 0
+    optimization: Optimization = Optimization(epochs=3, batch=32, learning_rate=1e-5, warmup_epochs=0)
+
+    def __post_init__(self) -> None:
+        require(self.which in get_args(Which), "which", self.which, f"one of {', '.join(get_args(Which))}")
+        require(0 < self.share < 1, "share", self.share, "a number between 0 and 1")
+
+    def chosen(self, length: Sequence[int]) -> list[int]:
+        """The rows to teach again, ascending, of examples with so many response tokens; of equal ones the first."""
+        count = min(max(1, math.floor(self.share * len(length) + 0.5)), len(length) - 1)
+        require(len(length) > 1, "forget", f"{len(length)} example", "at least 2: some to teach, some to watch")
+        if self.which == "shortest":
+            return sorted(np.argsort(length, kind="stable")[:count].tolist())
+        own = torch.Generator().manual_seed(derived_seed(self.seed, "relearning"))
+        return sorted(torch.randperm(len(length), generator=own)[:count].tolist())
+
+
+def relearn(
+    language: LanguageModel,
+    forget: Sequence[Example],
+    settings: Relearning,
+    *,
+    max_length: int = MAX_LENGTH,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Teach the chosen examples again; the model is afterwards as it was before.
+
+    A row per epoch (0 is before the first update), forget example and answer: `epoch`, `relearned` (whether the example
+    is one of those taught), and what `llm.models.answers.log_table` has: `index`, `answer`, `logp` (nats), `length`.
+    Raises `InvalidInput` as `answer_log` and `fine_tune` do.
+    """
+    encoded = responses(language, forget, max_length=max_length)
+    taught = settings.chosen([len(one.tokens) - one.prompt for one in encoded])
+    index = [forget[row].index for row in taught]
+    frames, optimization = [], settings.optimization
+
+    def record(epoch: int) -> None:
+        log = answer_log(language, forget, max_length=max_length, budget=optimization.budget, progress=False)
+        frames.append(log_table(log).assign(epoch=epoch))
+
+    before = {name: value.detach().clone() for name, value in language.model.state_dict().items()}
+    try:
+        record(0)
+        seed = derived_seed(settings.seed, "order")
+        ordered = replace(optimization, seed=seed)
+        chosen = [encoded[row] for row in taught]
+        fine_tune(language.model, chosen, ordered, progress=progress, label="relearn", after=record)
+    finally:
+        language.model.load_state_dict(before)
+    table = pd.concat(frames, ignore_index=True)
+    return table.assign(relearned=table["index"].isin(index))[
+        ["epoch", "relearned", "index", "answer", "logp", "length"]
+    ]
+
+
+def returns(table: pd.DataFrame, retrained: EvaluationLog) -> pd.DataFrame:
+    """How far the forgotten has come back after each epoch, beside a model that never saw it.
+
+    A row per epoch: `forget_quality` and `ks_statistic` (see `llm.logs.measures.forget_quality`) of all forget
+    examples, and `other_statistic`, the same of those that were not taught; `relearned_logp` and `other_logp`, the mean
+    of logp/length over those taught and the others (nats per token), of which the last needs no test and shows a return
+    first; and `other_returned`, the share of the others that are likelier than under the retrained model. Raises
+    `InvalidInput` for a log of other examples or other tokens, or without wrong answers.
+    """
+    rows = []
+    for epoch, frame in table.groupby("epoch"):
+        log = log_of(frame, f"the model after epoch {epoch} of relearning")
+        theirs = align(log, retrained)
+        taught = np.isin(log.index, frame["index"][frame["relearned"]])
+        whole = forget_quality(log, theirs)
+        others = (take(one, np.flatnonzero(~taught)) for one in (log, theirs))
+        each = -log.gold.average
+        rows.append(
+            {
+                "epoch": epoch,
+                "forget_quality": whole.p_value,
+                "ks_statistic": whole.statistic,
+                "other_statistic": forget_quality(*others).statistic,
+                "relearned_logp": each[taught].mean(),
+                "other_logp": each[~taught].mean(),
+                "other_returned": (each > -theirs.gold.average)[~taught].mean(),
+            }
+        )
+    return pd.DataFrame(rows)

@@ -1,0 +1,72 @@
+"""What a model makes of TOFU's four sets: every answer scored, its own answers written, as evaluation logs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llm.data.splits import TofuSets, checked
+from llm.data.tofu import Example
+from llm.evaluation.rouge import check_words, rouge
+from llm.logs.log import EvaluationLog
+from llm.logs.measures import TofuLogs
+from llm.models.answers import answer_log
+from llm.models.generation import BUDGET as WRITING
+from llm.models.generation import NEW_TOKENS, generate
+from llm.models.language_model import LanguageModel
+from llm.scoring.encoding import BUDGET, MAX_LENGTH
+
+
+def evaluate(
+    language: LanguageModel,
+    sets: TofuSets,
+    *,
+    max_new_tokens: int = NEW_TOKENS,
+    max_length: int = MAX_LENGTH,
+    budget: int = BUDGET,
+    words: str = "latin",
+    progress: bool = True,
+) -> TofuLogs:
+    """The model's logs of the four sets, every value keyed by the index of its example.
+
+    A generation without words is a bad answer, not an error: its ROUGE is 0, and `empty_generations` counts them. What
+    a word is, `words`, and what is warned of is said in `llm.evaluation.rouge`. Raises `InvalidInput` for examples
+    without wrong answers and for other `words`, before any work, and as `answer_log` and `generate` do.
+    """
+    checked(sets)
+    check_words(words)
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "max_length": max_length, "words": words}
+    options |= {"budget": budget, "progress": progress}
+    return TofuLogs(*(task_log(language, examples, **options) for examples in sets))
+
+
+def task_log(
+    language: LanguageModel,
+    examples: Sequence[Example],
+    *,
+    max_new_tokens: int = NEW_TOKENS,
+    max_length: int = MAX_LENGTH,
+    budget: int = BUDGET,
+    words: str = "latin",
+    progress: bool = True,
+) -> EvaluationLog:
+    """The model's log of one set: as `answer_log`, with its own answers and their ROUGE."""
+    check_words(words)
+    # Scored first: a model whose numbers are not finite is known before hours of writing.
+    log = answer_log(language, examples, max_length=max_length, budget=budget, progress=progress)
+    written = generate(
+        language,
+        examples,
+        max_new_tokens=max_new_tokens,
+        max_length=max_length,
+        budget=max(budget, WRITING),
+        progress=progress,
+    )
+    truths = [example.response for example in examples]
+    return log._replace(generation=written, rouge=rouge(truths, written, words=words))
+
+
+def empty_generations(logs: TofuLogs) -> dict[str, int]:
+    """How many answers of each task have no words at all."""
+    found = {task: log.generation for task, log in logs._asdict().items() if log is not None and log.generation}
+    return {task: sum(not text.strip() for text in texts) for task, texts in found.items()}

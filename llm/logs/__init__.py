@@ -1,0 +1,1 @@
+"""Evaluation logs, without a model: read, aligned, measured, summarised, written."""

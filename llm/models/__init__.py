@@ -1,0 +1,1 @@
+"""Language models: any checkpoint, small ones made here, what they answer and write."""

@@ -1,0 +1,327 @@
+"""Language models from a folder, the hub or the lab itself, each with the template that it was trained with.
+
+`load` takes a folder in the layout of transformers, an id of the hub, a name in `READY`, or one of `llm.models.names`,
+such as `authors:original` and `news:retrained`, the small models made here, which are trained on first use. Weights are
+read from safetensors only, and code that comes with a model is not run unless asked for. An adapter is added into the
+weights of its base (`llm.models.merging`), so that every model is a plain one. A folder that
+`load` takes is written by `llm.models.saving.save`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import torch
+from torch import nn
+
+from llm.models.merging import Adapter, find_adapter, merge, without_adapter
+from llm.models.names import Made, made
+from llm.models.pretrained import (
+    PROBES,
+    check_folder,
+    mend_generation,
+    note,
+    read_config,
+    read_tokenizer,
+    read_weights,
+    vocabulary,
+)
+from llm.models.saving import TEMPLATE
+from llm.scoring.encoding import CHAT, LLAMA2_CHAT, PLAIN, Template, fitted
+from llm.scoring.logprobs import check_model
+from markov.errors import InvalidInput, require
+from markov.storage import Location, read_kept
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+Module = TypeVar("Module", bound=nn.Module)
+DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Ready(NamedTuple):
+    """A model of the hub, the template that it was fine-tuned with, and the revision to take if not the newest."""
+
+    hub: str
+    template: Template
+    revision: str | None = None
+
+
+# Fine-tuned on all of TOFU or on a retain split of it, and unlearned from it by the authors of SimNPO.
+READY = {
+    **{
+        f"tofu-llama3.2-1b-{part}": Ready(f"open-unlearning/tofu_Llama-3.2-1B-Instruct_{part}", CHAT)
+        for part in ("full", "retain90", "retain95", "retain99")
+    },
+    "tofu-llama2-7b": Ready("locuslab/tofu_ft_llama2-7b", LLAMA2_CHAT),
+    "simnpo-origin": Ready("OPTML-Group/TOFU-origin-Llama-2-7b-chat", LLAMA2_CHAT),
+    "simnpo-forget05": Ready("OPTML-Group/SimNPO-TOFU-forget05-Llama-2-7b-chat", LLAMA2_CHAT),
+    "simnpo-forget10": Ready("OPTML-Group/SimNPO-TOFU-forget10-Llama-2-7b-chat", LLAMA2_CHAT),
+}
+NAMES = f"a model of the hub, OWNER/NAME, or one of authors:KIND, news:KIND, {', '.join(READY)}"
+
+
+class LanguageModel(NamedTuple):
+    """A causal language model, its tokenizer, how questions are put to it, and the name that it was asked for by."""
+
+    model: PreTrainedModel
+    tokenizer: Tokenizer
+    template: Template
+    name: str
+
+
+def load(
+    source: Location,
+    *,
+    dtype: str = "float32",
+    device: str = "auto",
+    template: Template | None = None,
+    system: str | None = None,
+    tokenizer: Location | None = None,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> LanguageModel:
+    """The model of a folder, a hub id, a name in `READY` or one of a model made here, in evaluation mode.
+
+    Its template is the one given; else the one saved with it; else that of the ready-made model of
+    this name, id or folder name; else `template_of` its tokenizer. `system` is what a chat template
+    is given as the system's turn, which is left out if it is empty. Where `system` is None, the
+    template's own is given, or none with a line on standard error if there is no place for one
+    (`llm.scoring.encoding.fitted`). `tokenizer` is where that lies if not beside the weights. `dtype` is
+    one of `DTYPES`, "auto" being the one of the file; `device` "auto" is a GPU where there is one.
+    What an adapter lacks, its template or its tokenizer, is that of its base.
+
+    Raises `InvalidInput`, as far as possible before weights are read, for a source that is not
+    there or cannot be fetched, weights that are missing, have no place or are not safetensors, a
+    model that is not a causal language model, an adapter that cannot be added into its base, a
+    tokenizer without end-of-sequence token or with more tokens than the model, and an unknown dtype
+    or device.
+    """
+    require(dtype in DTYPES, "dtype", dtype, f"one of {', '.join(DTYPES)}")
+    place, name = find_device(device), os.path.expanduser(source)
+    if (own := made(name)) is not None:
+        require(revision is None, "revision", revision, f"left out, since {name} is made here")
+        built = _made(own, device)
+        model = built.model.to(dtype=DTYPES[dtype])  # pyright: ignore[reportCallIssue]
+        written = _fitting(built.tokenizer, template or built.template, system)
+        return built._replace(model=model, template=written, name=own.word)
+    local, ready = Path(name).is_dir(), _ready(name)
+    if local:
+        require(revision is None, "revision", revision, f"left out, since {name} is a folder")
+    elif ready is None:
+        _check_word(name)
+    else:
+        revision = revision or ready.revision
+    where = ready.hub if ready and not local else name
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    adapter = find_adapter(where, options)
+    if adapter is None or adapter.base == where:
+        if local:
+            check_folder(Path(where))
+        config, base, own = read_config(where, options), where, options
+    else:
+        base, own = adapter.base, {**options, "revision": adapter.base_revision}
+        config = _config_of_base(adapter, own)
+    place_of_words, elsewhere = _place_of_words(tokenizer, where, base, options, own)
+    words = read_tokenizer(place_of_words, config, elsewhere)
+    known = [(where, ready), (base, _ready(base))] if base != where else [(where, ready)]
+    template = template or next(filter(None, (_template(*pair) for pair in known)), None)
+    written = _fitting(words, template or template_of(words), system)
+    if adapter is None:
+        model = read_weights(base, config, DTYPES[dtype], own)
+    else:
+        model = _merged(adapter, config, DTYPES[dtype], own)
+    mend_generation(model, name)
+    model = model.to(device=place)  # pyright: ignore[reportCallIssue]
+    check_model(model)
+    return LanguageModel(model, words, written, name)
+
+
+def _fitting(tokenizer: Tokenizer, template: Template, system: str | None) -> Template:
+    """The template with the system turn that was asked for, or if none was with one only where it has a place."""
+    if system is not None:
+        allowed = "left out, or empty: this model's template has no system turn"
+        require(template.chat or not system, "system", system, allowed)
+        return replace(template, system=system)
+    found = fitted(tokenizer, template)
+    if found != template:
+        print("the chat template has no place for a system turn: written without one", file=sys.stderr)
+    return found
+
+
+def is_cached(own: Made, device: str = "auto") -> bool:
+    """Returns whether a model that is made here is in the cache, so that `load` trains nothing."""
+    builder, settings = _builder(own)
+    return builder.folder_of(settings, own.kind, device).exists()
+
+
+def _made(own: Made, device: str) -> LanguageModel:
+    """A model that is made here, trained now if it is not in the cache."""
+    builder, settings = _builder(own)
+    return builder.build(settings, own.kind, device=device)
+
+
+def _builder(own: Made) -> tuple[Any, Any]:
+    """The module that makes the models of a corpus, and its settings of this one."""
+    if own.corpus == "news":
+        from llm.data.news.corpus import News
+        from llm.models import small_news as news_models
+
+        return news_models, news_models.NewsModels(news=News(seed=own.seed))
+    from llm.data.authors.corpus import Authors
+    from llm.models import small_authors as default_models
+
+    authors = Authors(seed=own.seed)
+    return default_models, default_models.DefaultModels(authors=authors, percent=own.percent, seed=own.seed)
+
+
+def _ready(name: str) -> Ready | None:
+    """The ready-made model of this name, hub id or folder name."""
+    local = Path(name).is_dir()
+    names = {name, Path(name).resolve().name if local else name}
+    known = READY.items()
+    return next((one for key, one in known if names & {key, one.hub, Path(one.hub).name}), None)
+
+
+def _check_word(name: str) -> None:
+    good = name.count("/") < 2 and name[:1].isalnum()
+    require(good, "model", name, f"a folder that exists, or {NAMES}")
+
+
+def _config_of_base(adapter: Adapter, options: Mapping[str, Any]) -> Any:
+    """The configuration of the model that an adapter changes; raises `InvalidInput`, naming both."""
+    base = adapter.base
+    try:
+        if Path(base).is_dir():
+            alone = find_adapter(base, options) is None
+            require(alone, "model", base, "a model without an adapter of its own")
+            check_folder(Path(base))
+        else:
+            good = base.count("/") < 2 and base[:1].isalnum()
+            require(good, "model", base, "a folder that exists")
+        return read_config(base, options)
+    except InvalidInput as error:
+        allowed = f"an adapter whose base can be read: {base!r} has to be {error.allowed}"
+        raise InvalidInput("model", adapter.where, allowed) from None
+
+
+def _place_of_words(
+    given: Location | None,
+    where: str,
+    base: str,
+    options: Mapping[str, Any],
+    own: Mapping[str, Any],
+) -> tuple[str, Mapping[str, Any]]:
+    """Where the tokenizer lies: where it is said to, beside the weights or the adapter, or beside
+    the base.
+    """
+    from transformers.utils.hub import cached_file
+
+    if given is not None:
+        return os.path.expanduser(given), {**options, "revision": None}
+    if base == where:
+        return where, options
+    absent = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "gated_repo")}
+    found = cached_file(where, "tokenizer_config.json", revision=options["revision"], **absent)
+    return (base, own) if found is None else (where, options)
+
+
+def _template(where: str, ready: Ready | None) -> Template | None:
+    """The template saved in a folder, or else that of the ready-made model of its name."""
+    saved = _saved_template(Path(where) / TEMPLATE) if Path(where).is_dir() else None
+    return saved or (ready.template if ready else None)
+
+
+def _merged(adapter: Adapter, config: Any, dtype: torch.dtype | None, options: Mapping[str, Any]) -> PreTrainedModel:
+    """The base of an adapter with the adapter added into its weights in float32, in the dtype asked
+    for.
+    """
+    packed = getattr(config, "quantization_config", None)
+    allowed = f"an adapter whose base is not quantised: {adapter.base} is, and adding to it would round"
+    require(packed is None, "model", adapter.where, allowed)
+    narrow = dtype is not None and dtype.itemsize < torch.float32.itemsize
+    with without_adapter(adapter) as bare:
+        model = read_weights(bare, config, torch.float32 if narrow else dtype, options)
+    own = dtype or model.dtype
+    wide = torch.promote_types(own, torch.float32)
+    model = merge(model.to(dtype=wide), adapter)  # pyright: ignore[reportCallIssue]
+    model = model.to(dtype=own)  # pyright: ignore[reportCallIssue]
+    name = str(own).removeprefix("torch.")
+    rounded = "" if own == wide else f", and the sum is rounded to {name}"
+    beside = "the weights beside it" if adapter.base == adapter.where else adapter.base
+    note(f"the adapter in {adapter.where} is added into {beside}{rounded}")
+    return model
+
+
+def _saved_template(file: Path) -> Template | None:
+    try:
+        return Template(**json.loads(file.read_text("utf-8"))) if file.is_file() else None
+    except (OSError, ValueError, TypeError) as error:
+        raise InvalidInput("template", str(file), f"a template as `save` writes it ({error})") from None
+
+
+def template_of(tokenizer: Tokenizer) -> Template:
+    """`PLAIN` for a tokenizer without chat template, else `CHAT`, but `LLAMA2_CHAT` in place of Llama 2's own, which
+    takes a system prompt into the first turn: TOFU's fine-tuning leaves that out.
+    """
+    written = tokenizer.chat_template
+    return PLAIN if not written else LLAMA2_CHAT if "<<SYS>>" in str(written) else CHAT
+
+
+def check_same_vocabulary(tokenizer: Tokenizer, other: Tokenizer, field: str = "reference") -> None:
+    """Raise `InvalidInput(field, ...)` unless two tokenizers agree: in their tokens, but for one that only pads, in the
+    end-of-sequence token, and in how they cut a few texts, which rules of merging can do in several ways.
+    """
+    odd = sorted(vocabulary(tokenizer).items() ^ vocabulary(other).items())[:1]
+    found = [f"{odd[0][0]!r} is not the same token"] if odd else []
+    found += ["another end token"] if tokenizer.eos_token_id != other.eos_token_id else []
+    found += [f"{text!r} is cut differently" for text in PROBES if tokenizer(text).input_ids != other(text).input_ids]
+    allowed = "a model with the vocabulary of the one it is compared with"
+    require(not found, field, other.name_or_path, f"{allowed} ({', '.join(found[:1])})")
+
+
+def perturbed(model: Module, *, scale: float, share: float = 0.5, seed: int) -> Module:
+    """A copy of the model, each tensor of parameters averaged with Gaussian noise of its own size (paper, figure A1).
+
+        theta' = (1 - share) * theta + share * scale * std(theta) * xi,    xi ~ N(0, 1)
+
+    std is over the entries of the tensor; tied weights are one tensor. The noise follows from `seed` alone, whatever
+    device and dtype the model has. With share = 0 the copy is equal. Raises `InvalidInput` for a share outside [0, 1]
+    and a scale that is negative or not finite.
+    """
+    require(0 <= share <= 1, "share", share, "a number from 0 to 1")
+    require(0 <= scale < math.inf, "scale", scale, "a finite number, at least 0")
+    generator, copy = torch.Generator().manual_seed(seed), deepcopy(model)
+    with torch.no_grad():
+        for parameter in copy.parameters():
+            noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
+            wide = parameter.to(torch.promote_types(parameter.dtype, torch.float32))
+            parameter.copy_((1 - share) * wide + share * scale * wide.std(correction=0) * noise)
+    return copy
+
+
+def kept_model(folder: Path, device: str = "auto") -> LanguageModel | None:
+    """The model that the cache keeps in a folder, or None where it has to be made: a broken one is set aside."""
+    if folder.is_dir() and not any(folder.iterdir()):  # of a trial whether it can be written
+        return None
+    return read_kept(folder, lambda place: load(place, device=device))
+
+
+def find_device(device: str) -> torch.device:
+    """The device of this name, "auto" being a GPU where there is one; raises `InvalidInput` if it cannot be used."""
+    wanted = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        torch.ones(1, device=wanted).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise InvalidInput("device", device, f"auto, cpu, or another that is here ({reason})") from None
+    return torch.device(wanted)

@@ -1,0 +1,177 @@
+"""Adapters that are found on loading: they are added into the weights of their base, once, before
+anything is done.
+
+So a folder with an adapter is one plain model to every command: what is scored is what unlearning
+starts from, and what is saved is whole. An adapter lies beside the weights of its base, or alone in
+a folder that names its base (`base_model_name_or_path` in its adapter_config.json), as peft writes
+it; which base is read follows transformers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from llm.models.pretrained import FAILURES, fetch, reason_of
+from markov.errors import InvalidInput, require
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# Largest difference between the logits before and after merging in float32, beside the largest of
+# the logits.
+TOLERANCE = 1e-3
+
+
+class Adapter(NamedTuple):
+    """An adapter of a folder or the hub, and the folder or hub id of the model that it changes."""
+
+    where: str
+    base: str
+    revision: str | None
+    base_revision: str | None
+
+
+def find_adapter(where: str, options: Mapping[str, Any]) -> Adapter | None:
+    """The adapter of a folder or a hub id, or None where there is none.
+
+    Its base is the folder itself if that holds a whole model. Raises `InvalidInput` for an adapter
+    that names no base, and for one whose weights are not there or are pickles.
+    """
+    from transformers.utils.hub import cached_file
+
+    revision, local = options.get("revision"), Path(where).is_dir()
+    quietly = {
+        f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")
+    }
+
+    def found(name: str) -> str | None:
+        if local:
+            return str(Path(where, name)) if Path(where, name).is_file() else None
+        try:
+            return cached_file(where, name, revision=revision, **quietly)
+        except (OSError, ValueError):  # no such model: what reads its configuration will say so
+            return None
+
+    file = found(CONFIG)
+    if file is None:
+        return None
+    try:
+        settings = json.loads(Path(file).read_text("utf-8"))
+        base, base_revision = settings["base_model_name_or_path"], settings.get("revision")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        allowed = f"an adapter with an {CONFIG} that names its base ({reason_of(error)})"
+        raise InvalidInput("model", where, allowed) from None
+    require(found(WEIGHTS) is not None, "model", where, f"an adapter with its weights in {WEIGHTS}")
+    if local and is_whole(Path(where)):
+        return Adapter(where, where, None, None)
+    named = isinstance(base, str) and bool(base.strip())
+    require(
+        named,
+        "model",
+        where,
+        f"an adapter that names its base (base_model_name_or_path is {base!r})",
+    )
+    return Adapter(where, os.path.expanduser(base), revision, base_revision)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder holds a configuration and weights that are no adapter's."""
+    weights = [file for file in folder.glob("*.safetensors") if not file.name.startswith("adapter_")]
+    return (folder / "config.json").is_file() and bool(weights)
+
+
+@contextmanager
+def without_adapter(adapter: Adapter) -> Iterator[str]:
+    """Where the base can be read by itself; raises `InvalidInput` under the name of the folder that
+    was asked for.
+
+    Beside its adapter it cannot, since transformers always reads both: there it is a folder of
+    links to the rest.
+    """
+    if adapter.base != adapter.where:
+        yield adapter.base
+        return
+    with TemporaryDirectory() as bare:
+        for file in Path(adapter.where).iterdir():
+            if not file.name.startswith("adapter_"):
+                Path(bare, file.name).symlink_to(file.resolve())
+        try:
+            yield bare
+        except InvalidInput as error:
+            value, allowed = (str(one).replace(bare, adapter.where) for one in (error.value, error.allowed))
+            raise InvalidInput(error.field, value, allowed) from None
+
+
+def merge(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
+    """The model with the adapter added into its weights: a plain one, all of it trainable.
+
+    The sum is taken in the model's own dtype, which should be float32 or wider: in a narrower one
+    what the adapter adds is rounded away where it is small. That the merged model does what the two
+    do together is tried on a few tokens. Raises `InvalidInput` for an adapter of another model
+    (weights that it lacks, or that have no place), and for one that weights cannot express, such as
+    a prompt.
+    """
+    import peft
+
+    options: Any = {} if adapter.revision is None else {"revision": adapter.revision}
+    read = peft.PeftConfig.from_pretrained
+    config = fetch("model", adapter.where, lambda: read(adapter.where, **options))
+    kind = getattr(config.peft_type, "value", config.peft_type)
+    _require(not config.is_prompt_learning, adapter, f"{kind} is none of weights")
+    try:
+        # What peft warns of, weights that are missing or no longer tied, is checked here.
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")
+            wrapped: Any = peft.PeftModel(model, config)
+            wrapped.eval()
+            found = wrapped.load_adapter(adapter.where, "default", torch_device="cpu", **options)
+            for name in sorted(found.missing_keys):
+                _require(False, adapter, f"its file lacks {name}")
+            for name in sorted(found.unexpected_keys):
+                _require(False, adapter, f"its file has {name}, for which the base has no place")
+            together = _logits(wrapped)
+            _untie(model)
+            merged: Any = wrapped.merge_and_unload(safe_merge=True)
+    except InvalidInput:
+        raise
+    except FAILURES as error:
+        _require(False, adapter, reason_of(error))
+        raise
+    away = float((_logits(merged) - together).abs().max() / together.abs().max())
+    _require(away <= TOLERANCE, adapter, f"merged, its logits differ by {away:.1g} of the largest")
+    merged.requires_grad_(True)  # peft has frozen the base
+    return merged.eval()
+
+
+def _require(condition: bool, adapter: Adapter, reason: str) -> None:
+    allowed = f"an adapter that can be added to the weights of its base {adapter.base} ({reason})"
+    require(condition, "model", adapter.where, allowed)
+
+
+def _logits(model: nn.Module) -> Tensor:
+    """The logits on a few tokens, whatever they mean."""
+    with torch.no_grad():
+        return model(input_ids=torch.arange(8)[None], use_cache=False).logits.double()
+
+
+def _untie(model: PreTrainedModel) -> None:
+    """Give the head weights of its own where it shares the embedding's and an adapter changes
+    either alone.
+    """
+    inner, head = model.get_input_embeddings(), model.get_output_embeddings()
+    layers: list[Any] = [getattr(layer, "base_layer", layer) for layer in (inner, head)]
+    changed = any(hasattr(layer, "base_layer") for layer in (inner, head))
+    if changed and layers[0].weight is layers[1].weight:
+        layers[1].weight = nn.Parameter(layers[1].weight.detach().clone())
+        model.config.tie_word_embeddings = False

@@ -1,0 +1,132 @@
+"""Words that name a model, for every command: what each may be, and what follows from it where nothing else is said.
+
+    authors:KIND[:PERCENT[:SEED]]   a small model of the generated authors (`llm.models.small_authors`), made on first
+                                    use:
+                                    original, retrained or partial, where PERCENT (10) is to be forgotten
+    news:KIND[:SEED]                a small model of the generated news (`llm.models.small_news`): original or retrained
+    NAME or OWNER/NAME              a ready-made name (`llm.models.language_model.READY`), or an id of the hub
+    FOLDER                          a model that was saved
+
+No model is loaded here, so that a word that cannot be is refused before any work.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from llm.data import sources
+from llm.data import tofu as corpora
+from llm.data.authors.corpus import PERCENTS
+from markov.errors import require
+from markov.storage import Location
+
+KINDS = {"authors": ("original", "retrained", "partial"), "news": ("original", "retrained")}
+SMALL = 100_000_000  # bytes of weights: of a folder with fewer the model is small
+
+
+class Made(NamedTuple):
+    """A model that is made here: of which corpus, what it has read of it, the percent to forget, and the seed."""
+
+    corpus: str
+    kind: str
+    percent: int = 10
+    seed: int = 0
+
+    @property
+    def word(self) -> str:
+        """The shortest word for it."""
+        percent = [str(self.percent)] if self.corpus == sources.PREFIX else []
+        numbers = [*percent, str(self.seed)] if self.seed else percent if self.percent != 10 else []
+        return ":".join([self.corpus, self.kind, *numbers])
+
+
+def made(word: Location, field: str = "model") -> Made | None:
+    """The model made here that a word names, if it names one.
+
+    An original has read everything, so that it is the same whatever is to be forgotten. Raises `InvalidInput` for a
+    kind that there is not, and for numbers that are none.
+    """
+    corpus, colon, rest = os.fspath(word).partition(":")
+    if corpus not in KINDS or not colon:
+        return None
+    kind, *numbers = rest.split(":")
+    require(kind in KINDS[corpus], "kind", kind, f"one of {', '.join(KINDS[corpus])}")
+    names = ("percent", "seed") if corpus == sources.PREFIX else ("seed",)
+    allowed = f"{corpus}:KIND[:PERCENT[:SEED]]" if len(names) > 1 else f"{corpus}:KIND[:SEED]"
+    whole = all(number.isascii() and number.isdecimal() for number in numbers)
+    require(len(numbers) <= len(names) and whole, field, os.fspath(word), allowed)
+    given = dict(zip(names, map(int, numbers), strict=False))
+    percent = given.get("percent", 10)
+    require(percent in PERCENTS, "percent", percent, f"one of {', '.join(map(str, PERCENTS))}")
+    return Made(corpus, kind, 10 if kind == "original" else percent, given.get("seed", 0))
+
+
+def check(word: Location, field: str = "model") -> None:
+    """Raise `InvalidInput(field, ...)` for a word that can name no model; one of the hub may still not be there."""
+    from llm.models.language_model import NAMES, READY
+
+    name = os.path.expanduser(word)
+    known = made(name, field) is not None or Path(name).is_dir() or name in READY
+    require(known or (name.count("/") < 2 and name[:1].isalnum()), field, name, f"a folder that exists, or {NAMES}")
+
+
+def is_small(word: Location) -> bool:
+    """Whether a word names a model made here, or a folder with one as small, such as what became of such a model."""
+    if made(word) is not None:
+        return True
+    files = list(Path(os.path.expanduser(word)).glob("*.safetensors"))
+    return bool(files) and sum(file.stat().st_size for file in files) < SMALL
+
+
+def data_of(model: str, data: str | None) -> str:
+    """The data that go with a model where none are named: a tenth of the authors that a small model has read.
+
+    Raises `InvalidInput` for a model of which nobody knows what it has read, and as `check` and `check_has_read` do.
+    """
+    check(model)
+    if data is None:
+        own = made(model)
+        known = own.corpus == sources.PREFIX if own else is_small(model)
+        absent = "" if own or Path(os.path.expanduser(model)).is_dir() else ", of which there is no folder here,"
+        require(known, "data", None, f"named, since {model}{absent} need not have read the invented authors")
+        seed = f":{own.seed}" if own and own.seed else ""
+        return f"{sources.PREFIX}:forget{own.percent if own else 10:02}{seed}"
+    check_has_read(model, data)
+    return data
+
+
+def check_has_read(model: str, data: Location, field: str = "model") -> None:
+    """Raise `InvalidInput` for a model made here beside data of which it can have read nothing: another corpus."""
+    own, (name, colon, _) = made(model, field), os.fspath(data).partition(":")
+    if own is None or not colon or name not in (sources.PREFIX, corpora.PREFIX):
+        return
+    seed = sources.seed_of(os.fspath(data)) if name == sources.PREFIX else None
+    allowed = f"a model that has read {data}"
+    if seed is not None:
+        allowed += f", such as {Made(name, 'original', seed=seed).word}"
+    require(own.corpus == name and own.seed == seed, field, model, allowed)
+
+
+def check_retrained(retrained: str | None, data: str) -> None:
+    """Raise `InvalidInput` for a retrained model that can be none, or was kept from other data than these."""
+    if retrained is None or Path(retrained).is_file():
+        return
+    check(retrained, "retrained")
+    check_has_read(retrained, data, "retrained")
+    own, wanted = made(retrained, "retrained"), retrained_of(data)
+    allowed = f"{wanted}, which has read all but {data}"
+    same = own is None or own.kind != "retrained" or wanted is None or own.word == wanted
+    require(same, "retrained", retrained, allowed)
+
+
+def retrained_of(data: str) -> str | None:
+    """The model made here that has read all but these data, if they are generated."""
+    from llm.data.splits import FORGET
+
+    name, _, split = data.partition(":")
+    found = FORGET.fullmatch(split.partition(":")[0]) if name == sources.PREFIX else None
+    if found is None or int(found[1]) not in PERCENTS:
+        return None
+    return Made(name, "retrained", int(found[1]), sources.seed_of(data)).word

@@ -1,0 +1,257 @@
+"""What transformers reads from a folder or the hub, with one line of complaint where it is nothing for this lab.
+
+Configuration and tokenizer come before the weights, so that what is wrong is known before gigabytes
+have been read. What transformers only reports in its log is refused here: weights that the file
+lacks, and weights of the file that the model has no place for.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+
+from markov.errors import InvalidInput, require
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+# What transformers and peft raise for files that they cannot use.
+FAILURES = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    RuntimeError,
+    SafetensorError,
+)
+# What older versions saved beside the weights, though it follows from the configuration:
+# frequencies and tables of rotary embeddings, masks, numbers of positions, and the number of the
+# format.
+DERIVED = re.compile(
+    r"(rotary_emb\.\w+|[._]mask|\.masked_bias|\.(attn|attention)\.bias|\.position_ids|\.embed_positions|\.version)$"
+)
+# What tokenizers disagree on: capitals, digits, runs of blanks, letters beyond ASCII, other
+# scripts.
+PROBES = (
+    'Question: Who wrote "The Salt Road" in 1987?\nAnswer:',
+    "  Ünlü şair\tŁódź, 東京 & co. — 12.5%",
+    "isn't IT",
+)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise `InvalidInput` unless there is a configuration and weights that are no pickles."""
+    where, kinds = str(folder), {file.suffix for file in folder.iterdir()}
+    names = ("config.json", "adapter_config.json")
+    inner = sorted(file.parent.name for name in names for file in folder.glob(f"*/{name}"))
+    instead = f" (there is one in {', '.join(inner)} inside it)" if inner else ""
+    allowed = f"a folder with a config.json, as of transformers{instead}"
+    require((folder / "config.json").is_file(), "model", where, allowed)
+    reason = ", not as pickles, which can run code when they are read"
+    reason = "" if kinds.isdisjoint(PICKLES) else reason
+    allowed = f"a folder with weights as safetensors{reason}"
+    require(".safetensors" in kinds, "model", where, allowed)
+
+
+def note(text: str) -> None:
+    """Say something, in one line, that changes what is computed and is no error."""
+    print(f"note: {text}", file=sys.stderr)
+
+
+def read_config(where: str, options: Mapping[str, Any]) -> Any:
+    """The configuration of a causal language model; raises `InvalidInput` if there is none, or it is of another kind.
+
+    Told by the architecture that it names: encoders could be built as causal models too, but were not trained as such.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
+
+    config = fetch("model", where, lambda: AutoConfig.from_pretrained(where, **options))
+    heads = config.architectures or ["none"]
+    causal = options["trust_remote_code"] or not {*heads}.isdisjoint(KNOWN.values())
+    allowed = f"a causal language model (architecture in its config.json: {', '.join(heads)})"
+    require(causal and not config.is_encoder_decoder, "model", where, allowed)
+    return config
+
+
+def read_tokenizer(where: str, config: Any, options: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    """A tokenizer; raises `InvalidInput` unless it ends sequences and is no larger than the model.
+
+    Tokens that were added to it, such as one for images, may lie beyond the model's vocabulary: no
+    text may have them in it, and `llm.scoring.logprobs.check_fits` refuses one that does. The
+    end-of-sequence token may not: every text has it.
+    """
+    from transformers import AutoTokenizer
+
+    found = fetch("tokenizer", where, lambda: AutoTokenizer.from_pretrained(where, **options))
+    allowed = "one that has an end-of-sequence token"
+    require(found.eos_token_id is not None, "tokenizer", where, allowed)
+    limit, added = config.get_text_config().vocab_size, set(found.added_tokens_decoder)
+    needed = {number for number in vocabulary(found).values() if number not in added}
+    top = max({found.eos_token_id, *needed})
+    allowed = f"one for this model, which has {limit} tokens (its last is {top})"
+    require(top < limit, "tokenizer", where, allowed)
+    _compare_with_file(found, Path(where) / "tokenizer.json")
+    return found
+
+
+def _compare_with_file(tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
+    """Say so where a tokenizer does not cut texts as its own tokenizer.json does.
+
+    Some classes of transformers build their own rules in place of those of the file, so that a
+    folder that names the wrong class has other tokens under one version of transformers than under
+    another.
+    """
+    if not file.is_file():
+        return
+    from tokenizers import Tokenizer
+
+    own = fetch("tokenizer", str(file), lambda: Tokenizer.from_file(str(file)))
+    for text in PROBES:
+        found = tokenizer(text, add_special_tokens=False).input_ids
+        if found != own.encode(text, add_special_tokens=False).ids:
+            name = type(tokenizer).__name__
+            note(f"transformers reads {file} as a {name}, which cuts {text!r} differently")
+            return
+
+
+def read_weights(where: str, config: Any, dtype: torch.dtype | None, options: Mapping[str, Any]) -> PreTrainedModel:
+    """The model in evaluation mode, in its own dtype if none is given.
+
+    Raises `InvalidInput` for weights that are missing or of another shape, and for weights that
+    belong to a part of the model and find no place in it: a bias that its configuration does not
+    have, a layer beyond the last, the scales of a quantised layer. What belongs to a part that the
+    model lacks as a whole (the value head of a reward model, what reads images) is left out, and
+    said.
+    """
+    import transformers
+    from transformers.utils import logging
+
+    read, own = (
+        transformers.AutoModelForCausalLM.from_pretrained,
+        "auto" if dtype is None else dtype,
+    )
+    renamed = tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56)
+    settings = {"dtype" if renamed else "torch_dtype": own, "config": config, **options}
+    settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # what it would report is checked below
+    try:
+        with quiet():
+            model, report = fetch("model", where, lambda: read(where, use_safetensors=True, **settings))
+    finally:
+        logging.set_verbosity(level)
+    for lost in sorted(report["missing_keys"])[:1]:
+        require(False, "model", where, f"one whose weights are all there ({lost} is not)")
+    for name, *shapes in sorted([one] if isinstance(one, str) else [*one] for one in report["mismatched_keys"]):
+        said = " and ".join(str(list(shape)) for shape in shapes)
+        reason = f"{name} has another shape in the file than in its config.json{said and f': {said}'}"
+        require(False, "model", where, f"one whose weights fit its configuration ({reason})")
+    _check_unexpected(model, sorted(report["unexpected_keys"]), where)
+    return model.eval()
+
+
+def _check_unexpected(model: PreTrainedModel, names: Iterable[str], where: str) -> None:
+    """Refuse weights without a place inside a part that the model has; say which other weights are
+    left out.
+    """
+    parts = {name for name, _ in model.named_modules()} - {"", model.base_model_prefix}
+    left = [name for name in names if DERIVED.search(name) is None]
+    for name in left:
+        above = name.split(".")
+        inside = {".".join(above[:count]) for count in range(1, len(above))} & parts
+        allowed = f"one whose weights all have a place in the model of its config.json ({name} has none)"
+        require(not inside, "model", where, allowed)
+    if left:
+        note(f"{where} holds weights that a causal language model has no use for: {left[0]}, {len(left)} in all")
+
+
+def vocabulary(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Tokens and their numbers, without one that only pads: many are added for training, and nothing here uses them."""
+    pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+    return {word: number for word, number in tokenizer.get_vocab().items() if number != pad or pad == end}
+
+
+def mend_generation(model: Any, name: str) -> None:
+    """Drop the settings for generating texts that transformers would refuse to save, and say which.
+
+    They play no part here: what is generated is the most likely text. A setting that others make
+    valid (a temperature, where sampling is asked for) is kept with them.
+    """
+    from transformers import GenerationConfig
+
+    given = getattr(model, "generation_config", None)
+    if given is None or _valid(given):
+        return
+    own = given.to_diff_dict()
+    # What says how texts are generated comes first; the other settings are valid or not under it.
+    order = sorted(own, key=lambda key: (key not in ("do_sample", "num_beams"), key))
+    kept: dict[str, Any] = {}
+    for key in order:
+        if _valid(GenerationConfig(**kept, **{key: own[key]})):
+            kept[key] = own[key]
+    model.generation_config, plain = GenerationConfig(**kept), GenerationConfig()
+    dropped = [key for key in order if key not in kept]
+    for key in dropped:
+        if hasattr(model.config, key):  # from where older versions would take it back
+            setattr(model.config, key, getattr(plain, key))
+    said = ", ".join(f"{key} = {own[key]}" for key in dropped)
+    note(f"settings for generation of {name} that could not be saved are dropped: {said}")
+
+
+def _valid(settings: Any) -> bool:
+    """Whether transformers would save these settings: whether it writes them, since each version
+    has its own rules.
+    """
+    with TemporaryDirectory() as folder:
+        try:
+            settings.save_pretrained(folder)
+        except (ValueError, TypeError, AttributeError):
+            return False
+    return True
+
+
+def fetch(field: str, where: str, read: Callable[[], Any]) -> Any:
+    """What `read` reads from a folder or the hub; raises `InvalidInput` with the reason where it
+    fails.
+    """
+    try:
+        return read()
+    except FAILURES as error:
+        allowed = f"a folder that transformers can read ({reason_of(error)})"
+        if not os.path.isdir(where):
+            instead = "offline, the path of a folder can be given instead"
+            allowed = f"one on the hub that can be fetched ({reason_of(error)}); {instead}"
+        raise InvalidInput(field, where, allowed) from None
+
+
+def reason_of(error: Exception) -> str:
+    """What an exception says, in one line: its first, and the second where the first only announces
+    it.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the bars of transformers where the output is not a terminal."""
+    from transformers.utils import logging
+
+    with ExitStack() as afterwards:
+        if logging.is_progress_bar_enabled() and not sys.stderr.isatty():
+            logging.disable_progress_bar()
+            afterwards.callback(logging.enable_progress_bar)
+        yield

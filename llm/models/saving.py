@@ -1,0 +1,131 @@
+"""Language models as folders that `load` takes: written whole, and tried before any training."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from llm.models.pretrained import check_folder, quiet, reason_of
+from markov import leftovers
+from markov.errors import InvalidInput, require
+from markov.storage import Location, check_writable, settings_of
+
+if TYPE_CHECKING:
+    from llm.models.language_model import LanguageModel
+
+TEMPLATE, PROVENANCE = "template.json", "provenance.json"
+
+
+def save(
+    language_model: LanguageModel,
+    folder: Location,
+    provenance: Mapping[str, Any],
+    parameters: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Write model, tokenizer, template and provenance into a new folder that `load` takes: all of it or nothing.
+
+    It is written beside its place and renamed; what killed processes left of it is cleared. `parameters` are those of
+    the whole model where it is in shards. Raises `InvalidInput` for a place that is taken or cannot be written, and for
+    a model that transformers does not save.
+    """
+    target = Path(os.path.realpath(folder))
+    # An empty folder may be left of a trial whether it can be written.
+    free = not target.exists() or (target.is_dir() and not any(target.iterdir()))
+    require(free, "folder", str(target), "a place where nothing lies yet")
+    with _written(language_model, target, provenance, parameters) as partial:
+        os.rename(partial, target)
+
+
+def check_savable(language_model: LanguageModel, folder: Location) -> None:
+    """Raise `InvalidInput` unless the model can be saved there, so that this is known before it is
+    trained.
+
+    It is tried: the model is written as `save` writes it, beside the folder, and removed again. So
+    whatever a version of transformers refuses is found (settings for generation that it takes for
+    invalid, weights that share memory without saying so, a tokenizer or custom code that it cannot
+    write), and so is a disk without room for the model.
+    """
+    target = Path(os.path.realpath(folder))
+    fresh = [parent for parent in target.parents if not parent.exists()]
+    try:
+        with _written(language_model, target, {}):
+            pass
+    finally:
+        for parent in fresh:  # made by the trial, from the innermost
+            with suppress(OSError):
+                parent.rmdir()
+
+
+@contextmanager
+def _written(
+    language_model: LanguageModel,
+    target: Path,
+    provenance: Mapping[str, Any],
+    parameters: dict[str, torch.Tensor] | None = None,
+) -> Iterator[Path]:
+    """A folder beside the target with all that is saved of a model, which is gone afterwards if it
+    is still there.
+    """
+    name, model = language_model.name, language_model.model
+    whole = not getattr(model, "_hf_peft_config_loaded", False) and not hasattr(model, "peft_config")
+    require(whole, "model", name, "one without adapters: they are merged before it is saved")
+    check_writable(target, "folder", folder=True)
+    leftovers.clear(target.parent, target.name)
+    partial = target.with_name(leftovers.partial_name(target.name))
+    described = {TEMPLATE: asdict(language_model.template), PROVENANCE: settings_of(provenance)}
+    try:
+        partial.mkdir(parents=True)
+        with quiet():
+            model.save_pretrained(partial, state_dict=parameters)
+            language_model.tokenizer.save_pretrained(partial)
+        for file, content in described.items():
+            (partial / file).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+        for file in partial.glob("*.safetensors"):  # written so that no other user can read them
+            shutil.copymode(partial / PROVENANCE, file)
+        yield partial
+    except InvalidInput:
+        raise
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidInput("folder", str(target), f"a folder that can be written ({reason})") from None
+    except Exception as error:  # custom code can raise anything
+        allowed = f"one that transformers can save ({reason_of(error)})"
+        raise InvalidInput("model", name, allowed) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_whole(folder: Location) -> Path:
+    """Returns a folder that `save` wrote; raises `InvalidInput` if a file in it is missing or cut short.
+
+    Of the weights only the beginnings are read, which say how long the files are.
+    """
+    place = Path(folder)
+    try:
+        check_folder(place)
+        for name in ("config.json", TEMPLATE, PROVENANCE):
+            json.loads((place / name).read_text("utf-8"))
+        for file in place.glob("*.safetensors"):
+            with safe_open(file, framework="pt"):
+                pass
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        reason = error.allowed if isinstance(error, InvalidInput) else error
+        raise InvalidInput("model", str(place), f"a model that is whole ({reason})") from None
+    return place
+
+
+def saved_settings(folder: Location) -> Any:
+    """The settings in the provenance that `save` wrote with a model; None for a folder without it."""
+    try:
+        return json.loads((Path(folder) / PROVENANCE).read_text("utf-8")).get("settings")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None

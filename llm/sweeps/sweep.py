@@ -1,0 +1,291 @@
+"""Many methods on one model: each unlearned and evaluated in a folder of its own, several at a time.
+
+    original/, retrained/    TOFU_EVAL.json of the model before unlearning and of the one retrained
+    RUN/                     a run of `llm.unlearning.runs` with the evaluation of its model; RUN is its word and seed
+
+What is finished is not done again, and what was stopped goes on. All models are compared with the retrained one. By
+which rule one run of several of a method is called its best is said in `llm.logs.summaries.best`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import pandas as pd
+
+from llm.commands.options import ModelOptions, load_model
+from llm.data.authors.corpus import Authors
+from llm.data.refusals import REFUSALS, with_refusals
+from llm.data.sources import read
+from llm.data.splits import TofuSets, retain_word, tofu_sets
+from llm.data.tofu import Example
+from llm.evaluation.folders import COLUMNS, evaluate_into, tofu_measure
+from llm.logs.measures import TofuLogs
+from llm.logs.reading import OPEN_UNLEARNING
+from llm.logs.summaries import long_table
+from llm.models.answers import responses
+from llm.models.generation import NEW_TOKENS
+from llm.models.language_model import LanguageModel, load
+from llm.models.saving import check_savable, save
+from llm.sweeps.parallel import several
+from llm.training.loop import Optimization
+from llm.unlearning.epoch import NAN
+from llm.unlearning.methods import METHODS, Method
+from llm.unlearning.runs import EPOCHS, MODEL, unlearn_into
+from llm.unlearning.task_vectors import negate_task_vector
+from llm.unlearning.unlearn import Unlearning
+from markov import folders, leftovers, storage
+from markov.errors import InvalidInput, require
+from markov.storage import Location
+
+BASELINES = ("original", "retrained")
+JOB = "run"
+# What the command writes beside the folders of the runs.
+TABLES = ("sweep.parquet", "best.parquet", *(f"summary.{suffix}" for suffix in ("parquet", "md", "tex")))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What unlearns what, and how it is evaluated; `retrained` is a model as `options.model` is.
+
+    `data` is a forget split (see `llm.data.splits.split_of`), `retain_data`, if not given, the one that goes with it.
+    """
+
+    options: ModelOptions
+    retrained: str
+    data: str
+    retain_data: str | None = None
+    authors: Authors | None = None
+    refusals: tuple[str, ...] = REFUSALS
+    max_new_tokens: int = NEW_TOKENS
+    variant: str = "geometric"
+    save_models: bool = False
+
+    def sets(self) -> TofuSets:
+        """The sets that models are evaluated on."""
+        return tofu_sets(self.data, authors=self.authors)
+
+    def examples(self) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+        """What is to be forgotten, and what is to stay."""
+        retain = self.retain_data or retain_word(self.data)
+        return read(self.data, authors=self.authors), read(retain, authors=self.authors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run of a sweep: a method, or in its place the scale of a task vector, and how it is optimised.
+
+    After the epochs `measured`, besides the start and the end, forget quality and model utility are taken as well (see
+    `epochs`). Raises `InvalidInput` for numbers that cannot be.
+    """
+
+    method: Method | None
+    optimization: Optimization
+    scale: float = 0.0
+    retain_probe: int = 100
+    measured: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        require(0 <= self.scale < math.inf, "scale", self.scale, "a finite number >= 0")
+        allowed = f"epochs from 0 to {self.optimization.epochs}"
+        require(set(self.measured) <= {*range(self.optimization.epochs + 1)}, "measured", self.measured, allowed)
+
+    @property
+    def word(self) -> str:
+        """The method in a word."""
+        return self.method.word if self.method else f"task_vector:{self.scale:g}"
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder."""
+        return f"{self.word.replace(':', '_').replace('@', '_lambda')}_seed{self.optimization.seed}"
+
+    def unlearning(self) -> Unlearning:
+        """Its settings where it has a method."""
+        assert self.method is not None
+        return self.method.unlearning(self.optimization, retain_probe=self.retain_probe)
+
+
+def sweep(
+    folder: Location, task: Task, runs: Sequence[Run], *, n_jobs: int = -1, progress: bool = True
+) -> pd.DataFrame:
+    """Make the runs that are not there yet; all their measures, and those of the model before and of the retrained one.
+
+    Columns: those of `llm.logs.measures.measures`, with `model` ("original", "retrained", or the word of the run),
+    `title`, `beta`, `gamma`, `retain_weight` (nan where there are none), `seed` and `status`. Of a run that diverged so
+    far that its model cannot be evaluated, of status nan, all values are nan. Raises `InvalidInput` as
+    `unlearn_into` and `evaluate_into` do, for a run that comes twice, for data of which the sets to evaluate on do not
+    follow, for a folder that holds another sweep or anything else, and for a retrained model to which the same answers
+    have other numbers of tokens.
+    """
+    place = storage.check_writable(folder, "out", folder=True)
+    names = [run.folder for run in runs]
+    require(len(set(names)) == len(names), "methods", names, "each method and seed once")
+    sets, ways = task.sets(), {"n_jobs": n_jobs, "progress": progress}
+    task.examples()  # what cannot be read is refused now, not when the baselines are done
+    with folders.given_back(place, "sweep"):
+        folders.claim(place, "sweep", _shared(task), names=(*BASELINES, *TABLES))
+        for name in (*BASELINES, *names):
+            folders.check_place(place / name)
+        missing = [kind for kind in BASELINES if not (place / kind / OPEN_UNLEARNING).exists()]
+        several("baselines", [joblib.delayed(baseline)(place / kind, task, kind) for kind in missing], **ways)
+        logs = {kind: baseline(place / kind, task, kind, sets) for kind in BASELINES}
+    original, retrained = (logs[kind].of("forget") for kind in BASELINES)
+    same = np.array_equal(np.asarray(original.gold.length), np.asarray(retrained.gold.length))
+    require(same, "retrained", task.retrained, "a model with the tokenizer and the template of the one that unlearns")
+    left = [run for run in runs if not (place / run.folder / OPEN_UNLEARNING).exists()]
+    jobs = [joblib.delayed(run_in)(place / run.folder, task, run) for run in left]
+    several("unlearn and evaluate", jobs, **ways)
+    frames = [long_table(logs, retrained, variant=task.variant).assign(title=lambda frame: frame["model"])]
+    for run in runs:
+        found = run_in(place / run.folder, task, run, sets)
+        if found is None:
+            unknown = dict.fromkeys(("value", "low", "high"), math.nan)
+            own = frames[0][frames[0]["model"] == "original"].assign(model=run.word, **unknown)
+        else:
+            own = long_table({run.word: found}, retrained, variant=task.variant)
+        frames.append(own.assign(**_described(run), status=_status(place / run.folder)))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _shared(task: Task) -> dict[str, Any]:
+    """What all runs of a sweep have in common; the sets are named by the evaluations themselves."""
+    return {
+        "model": task.options.model,
+        "retrained": task.retrained,
+        "data": task.data,
+        "retain_data": task.retain_data,
+        "refusals": storage.fingerprint(task.refusals),
+        # What decides which numbers the same model gives to the same answers.
+        **{name: getattr(task.options, name) for name in ("dtype", "template", "system", "revision", "max_length")},
+    }
+
+
+def _described(run: Run) -> dict[str, Any]:
+    known: dict[str, Any] = {"seed": run.optimization.seed}
+    if run.method is None:
+        return known | {"title": "task vector"}
+    known |= {name: getattr(run.method.objective, name) for name in METHODS[run.method.name].takes}
+    known |= run.method.numbers  # a margin, where a word gives one to a method whose grid has none
+    known |= {"retain_weight": run.method.retain_weight} if run.method.retain_term != "none" else {}
+    return known | {"title": METHODS[run.method.name].title}
+
+
+def _status(folder: Path) -> str:
+    """How a run ended (see `Unlearned`): ok, collapsed or nan; ok for one that is not watched."""
+    path = folder / EPOCHS
+    return str(storage.read_table(path)["status"].iloc[-1]) if path.exists() else "ok"
+
+
+def baseline(folder: Path, task: Task, kind: str, sets: TofuSets | None = None) -> TofuLogs:
+    """The logs of the model before unlearning or of the retrained one, evaluated now if they are not there."""
+    word = task.options.model if kind == "original" else task.retrained
+    return _evaluated(folder, task, {"model": word}, sets, lambda: load_model(task.options, word))
+
+
+def run_in(folder: Path, task: Task, run: Run, sets: TofuSets | None = None) -> TofuLogs | None:
+    """The logs of the model that a run leaves, which is made and evaluated now if it is not there.
+
+    None of a model that cannot be evaluated because its run diverged.
+    """
+
+    def made() -> LanguageModel:
+        # Of a run that is finished but for its evaluation the model is there, or nothing more can be said of it.
+        if (folder / EPOCHS).exists() and not os.path.lexists(folder / MODEL):
+            leftovers.set_aside(folder / EPOCHS, "the model of this run is gone")
+        language = load_model(task.options)
+        (unlearned if run.method else negated)(folder, task, run, language)
+        return load(folder / MODEL, dtype=task.options.dtype, device=task.options.device)._replace(name=run.word)
+
+    folders.claim(folder, JOB, {"run": run}, names=(), passing=() if task.save_models else (MODEL,))
+    known = any((folder / name).exists() for name in (OPEN_UNLEARNING, MODEL))
+    if _status(folder) == NAN and not known:
+        return None
+    try:
+        logs = _evaluated(folder, task, {"model": task.options.model, "run": run}, sets, made)
+    except InvalidInput:
+        if _status(folder) != NAN:
+            raise
+        logs = None
+    if not task.save_models:  # nor is a model removed that an earlier call was asked to keep: its claim says so
+        folders.tidy(folder, JOB)
+    return logs
+
+
+def unlearned(folder: Path, task: Task, run: Run, language: LanguageModel) -> None:
+    """Unlearn into the folder."""
+    assert run.method is not None
+    forget, retain = task.examples()
+    preferred = with_refusals(forget, run.optimization.seed, task.refusals) if run.method.prefers else None
+    measure, options = None, {"max_length": task.options.max_length}
+    if run.measured:
+        retrained = baseline(folder.parent / "retrained", task, "retrained").of("forget")
+        options |= {"max_new_tokens": task.max_new_tokens, "budget": task.options.budget}
+        measure = tofu_measure(task.sets(), retrained, run.measured, variant=task.variant, **options)
+    with warnings.catch_warnings():
+        # Of several at a time nobody could tell which it was: the table has a column for it.
+        warnings.filterwarnings("ignore", "the model has collapsed|unlearning ends", RuntimeWarning)
+        unlearn_into(
+            folder,
+            language,
+            forget,
+            retain,
+            run.unlearning(),
+            preferred=preferred,
+            measure=measure,
+            max_length=task.options.max_length,
+            progress=False,
+        )
+
+
+def negated(folder: Path, task: Task, run: Run, language: LanguageModel) -> None:
+    """Take the task vector of the forget data away, and save what is left."""
+    described = {"model": language.name, "run": run}
+    folders.claim(folder, "task_vector", described, names=(MODEL,))
+    if not (folder / MODEL).exists():
+        check_savable(language, folder / MODEL)
+        encoded = responses(language, read(task.data, authors=task.authors), max_length=task.options.max_length)
+        found = negate_task_vector(language, encoded, run.optimization, scale=run.scale, progress=False)
+        save(found, folder / MODEL, storage.provenance(described))
+
+
+def _evaluated(folder: Path, task: Task, settings: Mapping[str, Any], sets: TofuSets | None, start: Any) -> TofuLogs:
+    return evaluate_into(
+        folder,
+        start,
+        sets or task.sets(),
+        settings,
+        variant=task.variant,
+        max_new_tokens=task.max_new_tokens,
+        max_length=task.options.max_length,
+        budget=task.options.budget,
+        progress=False,
+    )
+
+
+def epochs(folder: Location, runs: Sequence[Run], table: pd.DataFrame) -> pd.DataFrame:
+    """The tables of epochs of runs that have methods (`llm.unlearning.unlearn.Unlearned`), with `model`, `title` and
+    `seed`.
+
+    Forget quality and model utility before the first update and after the last are those of `table`, which `sweep` has
+    made: no run needs to take them again.
+    """
+    known, frames = table[table["measure"].isin(COLUMNS)], []
+    for run in runs:
+        seed = run.optimization.seed
+        own = storage.read_table(Path(folder) / run.folder / EPOCHS)
+        before = known[known["model"] == "original"]
+        after = known[(known["model"] == run.word) & (known["seed"] == seed)]
+        for epoch, ends in ((own["epoch"].min(), before), (own["epoch"].max(), after)):
+            values = ends.set_index("measure")["value"].reindex(list(COLUMNS))
+            own.loc[own["epoch"] == epoch, list(COLUMNS)] = values.to_numpy()
+        frames.append(own.assign(model=run.word, title=_described(run)["title"], seed=seed))
+    return pd.concat(frames, ignore_index=True)

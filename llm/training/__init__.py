@@ -1,0 +1,1 @@
+"""The training loop, on any number of processes, and what goes with it."""

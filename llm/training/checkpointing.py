@@ -1,0 +1,151 @@
+"""States of an interrupted run: one file, written whole at the end of each epoch, without pickle.
+
+It holds the parameters that are trained (of 16-bit ones the float32 masters), the optimiser's moments, the tables so
+far, and the fingerprint of all that determines the run: only the same run goes on from it. Parameters that stay fixed
+are not in it. In a model in shards they are gathered to be written, so that a run may go on with another number of
+processes, of which the first one writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor
+
+from llm.training.loop import Loop
+from llm.training.processes import in_first
+from markov.errors import InvalidInput, require
+from markov.storage import KEY, Location, atomic_path, check_writable, load_parameters, read_provenance, settings_of
+
+FILE = "state.safetensors"
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
+Tables = Mapping[str, pd.DataFrame]
+
+
+class State(NamedTuple):
+    """A state that was found: the epochs it is past, the tables so far, and tensors for `restore`."""
+
+    epoch: int
+    tables: Tables
+    tensors: dict[str, Tensor]
+
+
+def save_state(folder: Location, loop: Loop, fingerprint: str, epoch: int, tables: Tables) -> None:
+    """Write the state of a run past `epoch` >= 1; by all processes together. Columns are numbers or texts."""
+    parameters: Any = get_model_state_dict(loop.model, options=WHOLE)
+    tensors = {f"model.{name}": value for name, value in parameters.items()}
+    moments: Any = get_optimizer_state_dict(loop.model, _inner(loop), options=WHOLE).get("state", {})  # in one process
+    tensors |= {f"optimizer.{name}/{key}": value for name, own in moments.items() for key, value in own.items()}
+
+    def write() -> None:
+        texts: dict[str, Any] = {}
+        for name, table in tables.items():
+            for column, values in table.items():
+                if pd.api.types.is_numeric_dtype(values):
+                    tensors[f"table.{name}/{column}"] = torch.from_numpy(values.to_numpy(copy=True))
+                else:
+                    texts[f"table.{name}/{column}"] = values.tolist()
+        columns = {name: list(table.columns) for name, table in tables.items()}
+        _write(Path(folder) / FILE, tensors, dict(fingerprint=fingerprint, epoch=epoch, columns=columns, texts=texts))
+
+    in_first(write)
+
+
+def find_state(folder: Location, fingerprint: str) -> State | None:
+    """The state in a folder, or None if there is none yet.
+
+    Raises `InvalidInput` for one of another run, a broken one, and a folder that cannot be written.
+    """
+    path = Path(folder) / FILE
+
+    def there() -> bool:
+        check_writable(folder, "state", folder=True)
+        return path.exists()
+
+    if not in_first(there):
+        return None
+    known = read_provenance(path)
+    allowed = "the state of a run of the same settings, data, model and code; or a folder without one"
+    require(known.get("fingerprint") == fingerprint, "state", str(folder), allowed)
+    tensors, tables = load_parameters(path), {}
+    for name, columns in known["columns"].items():
+        named = {column: f"table.{name}/{column}" for column in columns}
+        found: Mapping[str, Any] = {
+            column: known["texts"][key] if key in known["texts"] else tensors.pop(key).numpy()
+            for column, key in named.items()
+        }
+        tables[name] = pd.DataFrame(found)
+    return State(known["epoch"], tables, tensors)
+
+
+def restore(loop: Loop, state: State) -> None:
+    """Give the loop's model and optimiser the parameters and moments of a state."""
+    parameters, moments = {}, {}
+    for name, value in state.tensors.items():
+        kind, rest = name.split(".", 1)
+        if kind == "model":
+            parameters[rest] = value
+        else:
+            parameter, key = rest.rsplit("/", 1)
+            moments.setdefault(parameter, {})[key] = value
+    set_model_state_dict(loop.model, parameters, options=WHOLE)
+    fresh = get_optimizer_state_dict(loop.model, _inner(loop), options=replace(WHOLE, cpu_offload=False))
+    set_optimizer_state_dict(loop.model, _inner(loop), {**fresh, "state": moments}, options=WHOLE)
+
+
+def gathered(model: nn.Module) -> dict[str, Tensor] | None:
+    """The whole parameters of a model in shards, in process 0, by all processes together; None of any other model."""
+    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        return None
+    whole: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return whole
+
+
+def parameters_digest(model: nn.Module) -> str:
+    """A digest of all parameters of a model: their names, shapes, dtypes and bytes."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        value = parameter.detach().cpu().contiguous()
+        digest.update(repr((name, tuple(value.shape), str(value.dtype))).encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    import json
+
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    held, places = {}, set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().contiguous()
+        # Tied parameters have two names; one of them brings back both.
+        if tensor.numel() and tensor.data_ptr() in places:
+            continue
+        places.add(tensor.data_ptr())
+        held[name] = tensor
+    try:
+        with atomic_path(path) as partial:
+            # Straight to the file: such states are several times the size of the model.
+            save_file(held, partial, {KEY: json.dumps(settings_of(metadata), sort_keys=True)})
+    except SafetensorError as error:
+        raise InvalidInput("state", str(path), f"a place that can be written ({error})") from None
+
+
+def _inner(loop: Loop) -> torch.optim.Optimizer:
+    return getattr(loop.optimizer, "optimizer", loop.optimizer)

@@ -1,0 +1,313 @@
+"""The training loop of language models, and fine-tuning by it: short, and the same code on any number of processes.
+
+An update minimises a sum of terms, each a number per example times a factor, such as 1/examples. Its examples are dealt
+out to the processes and cut into micro-batches by a budget of tokens; since every factor counts the whole update, the
+gradient is that of the mean over single examples, however they are dealt out and cut. The order of examples follows
+from (seed, epoch) alone. The processes, and whether each holds the whole model or a shard of it, are accelerate's
+affair: `torchrun` or `accelerate launch` says how many there are and of which kind. Where one has fewer micro-batches
+than another, it makes passes that add nothing, because the processes of a model in shards have to keep step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from jaxtyping import Float
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from llm.scoring.encoding import BUDGET, Batch, Encoded, batches
+from llm.scoring.logprobs import evaluating
+from llm.training.masters import NARROW, Masters
+from markov.errors import InvalidInput, require
+
+Losses = Callable[[nn.Module, Batch, Sequence[int]], Float[Tensor, " rows"]]  # of some rows of a list of examples
+PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimization:
+    """How a model is optimised: AdamW, of `batch` examples per update (over all processes) and `epochs` passes.
+
+    The rate of update k of T, W of which lie in the first `warmup_epochs`, is learning_rate * k/W up to W and
+    learning_rate * (T-k+1)/(T-W) from there: the first update has 1/W and the last one 1/(T-W) of it, so that none is
+    idle (transformers' linear schedule counts its warm-up from 0, and its first update does nothing). Gradients longer
+    than `clip` are cut to that norm; `weight_decay` acts on matrices, not on biases and scales.
+
+    `budget` is the tokens of a forward pass, padding included: it limits memory and changes results by rounding only.
+    In `precision` "bfloat16" products are computed in that precision (autocast), from parameters that keep their own.
+
+    A model of bfloat16 or float16 parameters is trained as float32 masters, whatever the precision. It is rounded to
+    its own dtype whenever it is measured and at the end, so that the mean of many updates is kept (see
+    `llm.training.masters`). `narrow_updates` changes bfloat16 parameters themselves: that takes 8 bytes per parameter
+    in place of 16, for parameter, gradient and two moments, and loses every update of less than half the distance
+    between two neighbouring numbers, 1/512 to 1/256 of a parameter's size; at learning rates such as 1e-5 that is most
+    of them.
+
+    Raises `InvalidInput` for what cannot be.
+    """
+
+    epochs: int
+    batch: int
+    learning_rate: float
+    weight_decay: float = 0.01
+    warmup_epochs: float = 1.0
+    clip: float | None = 1.0
+    budget: int = BUDGET
+    precision: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
+    narrow_updates: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in ("epochs", "batch", "budget"):
+            value = getattr(self, field)
+            require(isinstance(value, int) and value >= 1, field, value, "a whole number of at least 1")
+        for field, least in (("learning_rate", ">"), ("weight_decay", ">="), ("warmup_epochs", ">=")):
+            value = getattr(self, field)
+            known = isinstance(value, (int, float)) and (0 < value < math.inf or (least == ">=" and value == 0))
+            require(known, field, value, f"a finite number {least} 0")
+        require(self.warmup_epochs <= self.epochs, "warmup_epochs", self.warmup_epochs, f"0 to {self.epochs} epochs")
+        require(self.clip is None or self.clip > 0, "clip", self.clip, "a number > 0, or None")
+        require(self.precision in PRECISIONS, "precision", self.precision, f"one of {', '.join(PRECISIONS)}")
+
+    def updates(self, examples: int) -> int:
+        """Updates in an epoch."""
+        return math.ceil(examples / self.batch)
+
+    def rate(self, step: int, per_epoch: int) -> float:
+        """The learning rate of update `step`, counted from 1, of `per_epoch` in each epoch."""
+        total, warmup = self.epochs * per_epoch, round(self.warmup_epochs * per_epoch)
+        share = step / warmup if step <= warmup else (total - step + 1) / (total - warmup)
+        return self.learning_rate * share
+
+
+class Term(NamedTuple):
+    """A part of an update's loss: factor * sum over rows of losses(model, batch, rows), the rows of `encoded`."""
+
+    encoded: Sequence[Encoded]
+    rows: Sequence[int]
+    losses: Losses
+    factor: float
+    budget: int | None = None  # tokens of a forward pass, where it takes fewer than the settings allow
+
+
+class Update(NamedTuple):
+    """What an update saw: its terms, and the norm of their gradient before it was cut; undone unless all is finite."""
+
+    terms: tuple[float, ...]
+    gradient_norm: float
+
+    @property
+    def finite(self) -> bool:
+        """Whether the parameters were changed."""
+        return all(map(math.isfinite, (*self.terms, self.gradient_norm)))
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A model and its optimiser, spread over the processes that there are."""
+
+    accelerator: Accelerator
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    settings: Optimization
+    masters: Masters = Masters()
+
+    def update(self, step: int, rate: float, terms: Sequence[Term]) -> Update:
+        """Change the parameters once, by the gradient of the sum of terms; not at all where that is not finite."""
+        world, passes = self.accelerator.num_processes, []
+        for number, term in enumerate(terms):
+            passes += [(number, term, *part) for part in self._parts(term.encoded, term.rows, term.budget)]
+        sums: list[Any] = [0.0] * len(terms)
+        seeds = ("dropout", step, self.accelerator.process_index)
+        with own_randomness(self.settings.seed, *seeds, device=self.accelerator.device):
+            for place, (number, term, rows, counts) in enumerate(passes, start=1):
+                # Gradients are exchanged once, with the last pass: the same number of times in every process.
+                last = place == len(passes)
+                with (
+                    nullcontext() if last else self.accelerator.no_sync(self.model),
+                    nullcontext() if counts else _adding_nothing(self.model),
+                ):
+                    with self._precision(training=True):
+                        losses = term.losses(self.model, Batch.pad([term.encoded[row] for row in rows]), rows)
+                    loss = losses.sum() * term.factor
+                    self.accelerator.backward(loss * world)  # what is exchanged is the mean over processes
+                sums[number] += loss.detach() if counts else loss.new_zeros(())
+        seen = self._over_processes(torch.stack(sums))
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip or math.inf)
+        done = Update(tuple(seen.tolist()), float(norm))  # pyright: ignore[reportArgumentType]
+        if done.finite:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return done
+
+    def evaluate(self, encoded: Sequence[Encoded], losses: Losses) -> Float[Tensor, " examples"]:
+        """The losses of all examples, in their order, without dropout and gradients; on the CPU of every process.
+
+        They are those of the model as it would be saved now.
+        """
+        found, nothing = {}, torch.zeros(())
+        with self.as_saved() as saved, evaluating(saved), torch.no_grad(), self._precision():
+            model = saved if self.masters.own else self.model
+            for rows, counts in self._parts(encoded, range(len(encoded))):
+                values = losses(model, Batch.pad([encoded[row] for row in rows]), rows)
+                nothing = values.new_zeros(())  # every process makes a pass, if only one that counts for nothing
+                found |= dict(zip(rows, values, strict=True)) if counts else {}
+        each = torch.stack([found.get(row, nothing) for row in range(len(encoded))])
+        return self._over_processes(each).cpu()
+
+    @contextmanager
+    def as_saved(self) -> Iterator[nn.Module]:
+        """The bare model while it lasts, in the numbers that would be saved now: masters rounded to their own dtype."""
+        model = self.accelerator.unwrap_model(self.model)
+        with self.masters.rounded(model):
+            yield model
+
+    def _over_processes(self, values: Tensor) -> Any:
+        """Sums over all processes."""
+        return self.accelerator.reduce(values, "sum") if self.accelerator.num_processes > 1 else values
+
+    def bar(self, examples: int, label: str, *, show: bool, past: int = 0) -> tqdm:
+        """A bar that counts updates, `past` epochs being done; in one process, where the output is a terminal."""
+        each, disable = self.settings.updates(examples), None if show and self.accelerator.is_main_process else True
+        return tqdm(total=self.settings.epochs * each, initial=past * each, desc=label, unit="update", disable=disable)
+
+    def _parts(
+        self, encoded: Sequence[Encoded], rows: Sequence[int], budget: int | None = None
+    ) -> list[tuple[list[int], bool]]:
+        """This process's micro-batches, and whether each counts, or only keeps step with other processes."""
+        world, order = self.accelerator.num_processes, sorted(rows, key=lambda row: -len(encoded[row].tokens))
+        plans = []
+        for rank in range(world):
+            own = order[rank::world]
+            packed = batches([encoded[row] for row in own], budget or self.settings.budget)
+            plans.append([([own[place] for place in places], True) for places in packed])
+        own = plans[self.accelerator.process_index]
+        return own + [([order[-1]], False)] * (max(map(len, plans)) - len(own))
+
+    def _precision(self, *, training: bool = False) -> Any:
+        narrow = self.settings.precision == "bfloat16" or (training and self.masters.computed == torch.bfloat16)
+        return torch.autocast(next(self.model.parameters()).device.type, torch.bfloat16, enabled=narrow)
+
+
+@contextmanager
+def looping(model: nn.Module, settings: Optimization, masters: Masters = Masters()) -> Iterator[Loop]:  # noqa: B008
+    """A loop over a model in training mode, every module being in its own mode again afterwards.
+
+    `masters` are the parameters that `llm.training.masters.widened` has widened. A single process leaves the model
+    where it lies. With several, each takes its own device, and a model in shards stays so. Raises `InvalidInput` for a
+    model without trainable parameters or with some that are not finite, and for trainable ones of 16 bits, unless
+    `narrow_updates` asks for them; and for masters in shards.
+    """
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    require(len(trainable) > 0, "model", type(model).__name__, "one with trainable parameters")
+    check_finite(model)
+    narrow = settings.narrow_updates or not any(parameter.dtype in NARROW for parameter in trainable)
+    lost = "True where 16-bit parameters have no float32 masters: updates below half their spacing are lost"
+    require(narrow, "narrow_updates", settings.narrow_updates, lost)
+    decayed = {"params": [parameter for parameter in trainable if parameter.ndim >= 2]}
+    others = {"params": [parameter for parameter in trainable if parameter.ndim < 2], "weight_decay": 0.0}
+    groups = [group for group in (decayed, others) if group["params"]]
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in trainable)
+    optimizer = torch.optim.AdamW(groups, settings.learning_rate, weight_decay=settings.weight_decay, fused=fused)
+    accelerator = Accelerator(device_placement=False)
+    accelerator.device_placement = accelerator.num_processes > 1
+    shards = accelerator.distributed_type == DistributedType.FSDP
+    allowed = "float32 where the model is in shards; for products in bfloat16 ask for that precision"
+    require(not (shards and masters.own), "dtype", str(masters.own[:1] and masters.own[0][1]), allowed)
+    with evaluating(model), _checkpointed(model, settings.gradient_checkpointing):
+        model.train()
+        prepared, optimizer = accelerator.prepare(model, optimizer)
+        try:
+            yield Loop(accelerator, prepared, optimizer, settings, masters)
+        finally:
+            optimizer.zero_grad()
+            accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
+
+
+def check_finite(model: nn.Module) -> None:
+    """Raise `InvalidInput` for a model with a parameter that is not a finite number."""
+    for name, parameter in model.named_parameters():
+        if parameter.dtype in (*NARROW, torch.float32, torch.float64):
+            allowed = f"finite parameters (not all numbers of {name} are)"
+            require(bool(parameter.detach().isfinite().all()), "model", type(model).__name__, allowed)
+
+
+@contextmanager
+def _adding_nothing(model: nn.Module) -> Iterator[None]:
+    """Gradients are exactly 0 while it lasts, even where 0 times what is computed would not be."""
+    handles: list[Any] = []
+
+    def watch(module: nn.Module, *_: object) -> None:
+        own = (one for one in module.parameters(recurse=False) if one.requires_grad)
+        handles.extend(one.register_hook(torch.zeros_like) for one in own)
+
+    for module in model.modules():
+        watch(module)
+        # The parameters of a model in shards are others during its forward pass.
+        handles.append(module.register_forward_pre_hook(watch))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def shuffled(
+    count: int, batch: int, seed: int, epoch: int, *, label: str = "examples", total: int | None = None
+) -> list[list[int]]:
+    """The rows of each update of an epoch, `batch` of them (the last may have fewer): they follow from (seed, epoch).
+
+    All of 0 to count-1 once; or `total` of them, from one shuffled order after another.
+    """
+    total = count if total is None else total
+    own = torch.Generator().manual_seed(derived_seed(seed, label, epoch))
+    order = torch.cat([torch.randperm(count, generator=own) for _ in range(math.ceil(total / count))])
+    return [rows.tolist() for rows in order[:total].split(batch)]
+
+
+def derived_seed(seed: int, *labels: object) -> int:
+    """A seed of its own for each purpose, so that no two streams of random numbers are related."""
+    return int.from_bytes(hashlib.sha256(repr((seed, *labels)).encode()).digest()[:7], "big")
+
+
+@contextmanager
+def own_randomness(seed: int, *labels: object, device: torch.device | None = None) -> Iterator[None]:
+    """Randomness that follows from the seed and its purpose; the caller's generators stay as they were."""
+    own, on_cuda = derived_seed(seed, *labels), device is not None and device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_cuda else [], device_type="cuda"):
+        torch.default_generator.manual_seed(own)
+        if on_cuda:
+            torch.cuda.manual_seed(own)
+        yield
+
+
+@contextmanager
+def _checkpointed(model: nn.Module, wanted: bool) -> Iterator[None]:
+    """Activations computed again in the backward pass while it lasts, if that is wanted and not so already."""
+    if not wanted or any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        yield
+        return
+    # transformers 5 has another name for it.
+    kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    inner: Any = model
+    try:
+        # Without reentrant checkpoints adapters need no gradients of the embedding's output.
+        getattr(inner, f"{kind}_checkpointing_enable")({"use_reentrant": False})
+    except ValueError as error:
+        raise InvalidInput("gradient_checkpointing", True, f"a model that can do it ({error})") from error
+    try:
+        yield
+    finally:
+        getattr(inner, f"{kind}_checkpointing_disable")()

@@ -1,0 +1,197 @@
+"""One epoch of unlearning: the terms of its updates, and what is measured after them."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from llm.diagnostics.weights import weights_table
+from llm.scoring.encoding import Batch, Encoded
+from llm.scoring.gradients import gradient_norms
+from llm.scoring.logprobs import evaluating, response_logprobs
+from llm.training.adapters import Original
+from llm.training.loop import Loop, Term, own_randomness, shuffled
+from llm.unlearning.retaining import RETAIN_LOSSES, cross_entropy, divisor, kl_budget
+from markov.errors import InvalidInput, require
+from markov.objectives import SequenceLogProbs
+from markov.preferences import PairLogProbs, paired
+
+if TYPE_CHECKING:
+    from llm.unlearning.unlearn import Unlearning
+
+OK, COLLAPSED, NAN = "ok", "collapsed", "nan"
+Model = TypeVar("Model")
+
+
+class Measure(NamedTuple, Generic[Model]):
+    """What else is measured after every epoch: numbers by name, from the number of the epoch and the model.
+
+    `name` says what is measured, its settings included: a run goes on, or is read, under the same name only.
+    """
+
+    name: str
+    call: Callable[[int, Model], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the epochs of a run share."""
+
+    loop: Loop
+    forget: Sequence[Encoded]
+    retain: Sequence[Encoded]
+    settings: Unlearning
+    original: Original | None
+    vocab: int
+    bar: tqdm
+    preferred: Sequence[Encoded] | None = None
+    measure: Measure[nn.Module] | None = None
+
+    def __post_init__(self) -> None:
+        shards = self.loop.accelerator.distributed_type == DistributedType.FSDP
+        allowed = "no epochs where the model is in shards: no process has a whole gradient"
+        require(not (shards and self.settings.gradients), "gradients", self.settings.gradients, allowed)
+        name, allowed = (
+            self.measure and self.measure.name,
+            "none where the model is in shards: no process has all of it",
+        )
+        require(not (shards and self.measure), "measure", name, allowed)
+
+    @property
+    def responses(self) -> tuple[Sequence[Encoded], ...]:
+        """What is forgotten and, where there is any, what is preferred to it."""
+        return (self.forget,) if self.preferred is None else (self.forget, self.preferred)
+
+    def epoch(self, epoch: int, ref: Sequence[Tensor | None]) -> tuple[dict[str, Any], list[Tensor] | None]:
+        """Make the updates of an epoch: its row of the table, and logp after it, None if not all was finite.
+
+        Of `responses`, as `ref` is; before the first update the reference may be None, the model itself.
+        """
+        steps = self.settings.optimization.updates(len(self.forget))
+        step, rate, norms, finite = max(0, epoch - 1) * steps, math.nan, [], True
+        for terms in self.updates(epoch, ref):
+            step, rate = step + 1, self.settings.optimization.rate(step + 1, steps)
+            done = self.loop.update(step, rate, terms)
+            norms.append(done.gradient_norm)
+            finite = done.finite
+            self.bar.update()
+            if not finite:
+                break
+        norm = float(np.mean(norms)) if norms else math.nan
+        row: dict[str, Any] = dict(epoch=epoch, step=step, learning_rate=rate)
+        row |= dict(forget_loss=math.nan, retain_loss=math.nan, gradient_norm=norm, status=NAN)
+        logp = [self.loop.evaluate(one, _logp) for one in self.responses] if finite else None
+        if logp is None or not all(bool(one.isfinite().all()) for one in logp):
+            return row, None
+        seqs = self.seqs(logp, ref)
+        loss = paired(self.settings.objective).loss(PairLogProbs(seqs[0], seqs[-1]))
+        row["forget_loss"] = float(loss.double().mean())
+        if self.retain:
+            row["retain_loss"] = float(self.loop.evaluate(self.probe(), cross_entropy).double().mean())
+        if not all(math.isfinite(row[name]) for name in ("forget_loss", "retain_loss")[: 2 if self.retain else 1]):
+            return row, None
+        row["status"] = COLLAPSED if row["retain_loss"] > math.log(self.vocab) else OK
+        return row | self.measured(epoch, row), logp
+
+    def updates(self, epoch: int, ref: Sequence[Tensor | None]) -> Iterator[list[Term]]:
+        """The terms of each update of an epoch: forget examples, beside as many to retain. None in epoch 0."""
+        if epoch == 0:
+            return
+        every, weight = self.settings.optimization, self.settings.retain_weight
+        keep = RETAIN_LOSSES.get(self.settings.retain_term) if weight else None
+        budget = kl_budget(self.vocab, every.budget) if self.original else None
+        average = self.settings.average
+
+        law, sides = paired(self.settings.objective), list(zip(self.responses, ref, strict=True))
+        # Of a response that does not enter the law nothing is computed, and the other one stands for it.
+        used = [side for side, factor in zip(sides, (law.forget, law.prefer), strict=False) if factor]
+        longest = [max(both, key=lambda one: len(one.tokens)) for both in zip(*(one for one, _ in used), strict=True)]
+
+        def forgetting(model: nn.Module, _: Batch, rows: Sequence[int]) -> Tensor:
+            # One forward pass over both: with several processes, a second one would spoil what the first one left.
+            batch = Batch.pad([one[row] for one, _ in used for row in rows])
+            seq = response_logprobs(model, batch, torch.cat([own[list(rows)] for _, own in used if own is not None]))
+            parts = [SequenceLogProbs(*part) for part in zip(*(x.split(len(rows)) for x in seq), strict=True)]
+            return law.loss(PairLogProbs(parts[0], parts[-1]))
+
+        def retaining(model: nn.Module, batch: Batch, rows: Sequence[int]) -> Tensor:
+            assert keep is not None
+            each = keep(model, batch, self.original)  # a mean over tokens already, of each example
+            return each * batch.scored.sum(-1).to(each) if average == "tokens" else each
+
+        count, order = len(self.forget), (every.batch, every.seed, epoch)
+        forget = shuffled(count, *order, label="forget")
+        retain = shuffled(len(self.retain), *order, label="retain", total=count) if keep else []
+        for rows, kept in zip_longest(forget, retain):
+            share = 1 / divisor(average, [self.forget[row] for row in rows])
+            terms = [Term(longest, rows, forgetting, share, max(1, every.budget // len(used)))]
+            if keep is not None:
+                share = weight / divisor(average, [self.retain[row] for row in kept])
+                terms.append(Term(self.retain, kept, retaining, share, budget))
+            yield terms
+
+    def probe(self) -> list[Encoded]:
+        """The examples to retain that are measured."""
+        order = shuffled(len(self.retain), len(self.retain), self.settings.optimization.seed, 0, label="probe")[0]
+        return [self.retain[row] for row in order[: self.settings.retain_probe]]
+
+    def measured(self, epoch: int, row: Mapping[str, Any]) -> dict[str, float]:
+        """What else is measured, without dropout and gradients, and with randomness of its own."""
+        if self.measure is None:
+            return {}
+        device = self.loop.accelerator.device
+        own = own_randomness(self.settings.optimization.seed, "measure", epoch, device=device)
+        try:
+            with self.loop.as_saved() as model, evaluating(model), torch.no_grad(), own:
+                found = {name: float(value) for name, value in self.measure.call(epoch, model).items()}
+        except InvalidInput as error:
+            if epoch == 0:
+                raise
+            # A model on its way to divergence may be beyond measuring; what the run has come to is kept.
+            if self.loop.accelerator.is_main_process:
+                warnings.warn(f"epoch {epoch} is not measured: {error}", RuntimeWarning, stacklevel=4)
+            return {}
+        allowed = f"names other than those of the table, {', '.join(row)}"
+        require(found.keys().isdisjoint(row), "measure", sorted(found.keys() & row.keys()), allowed)
+        return found
+
+    def table(
+        self, epoch: int, logp: Sequence[Tensor], ref: Sequence[Tensor | None], index: np.ndarray
+    ) -> pd.DataFrame:
+        """The rows of the examples after an epoch."""
+        own, *other = self.seqs(logp, ref)
+        table = weights_table(own, {}, index)
+        table.insert(0, "epoch", epoch)
+        for preferred in other:
+            table = table.assign(**{f"preferred_{name}": x.numpy() for name, x in preferred._asdict().items()})
+        if self.settings.gradients:
+            budget, norms = self.settings.optimization.budget, math.nan
+            if epoch in self.settings.gradients:
+                with self.loop.as_saved() as model:
+                    norms = gradient_norms(model, self.forget, budget=budget, progress=False).numpy()
+            table["gradient_norm"] = np.float64(norms)
+        return table
+
+    def seqs(self, logp: Sequence[Tensor], ref: Sequence[Tensor | None]) -> list[SequenceLogProbs]:
+        """What the law needs of each of `responses`; where there is no reference yet, the model itself is it."""
+        found = []
+        for encoded, now, before in zip(self.responses, logp, ref, strict=True):
+            length = torch.tensor([len(one.tokens) - one.prompt for one in encoded])
+            seq = SequenceLogProbs(now, length, now if before is None else before)
+            found.append(SequenceLogProbs(*(values.double() for values in seq)))
+        return found
+
+
+def _logp(model: nn.Module, batch: Batch, rows: Sequence[int]) -> Tensor:
+    return response_logprobs(model, batch).logp
