@@ -47,7 +47,7 @@ class Batches(NamedTuple):
         return Batches(*(field[:, rows][runs] for field in self))
 
 
-def derive_seed(seed: int, purpose: str) -> int:
+def derived_seed(seed: int, purpose: str) -> int:
     """A seed of its own for each purpose (start, order of batches, ...), so that streams never overlap."""
     return int(np.random.SeedSequence([seed, *purpose.encode()]).generate_state(1, np.uint64)[0] >> 1)
 
@@ -64,7 +64,7 @@ def common_count(model: Model, corpora: Sequence[Corpus], field: str) -> int:
 
 def generator(seed: int, purpose: str) -> torch.Generator:
     """A generator of its own for each seed and purpose."""
-    return torch.Generator().manual_seed(derive_seed(seed, purpose))
+    return torch.Generator().manual_seed(derived_seed(seed, purpose))
 
 
 def take(corpora: Sequence[Corpus], rows: Int64[Tensor, "runs rows"]) -> Batches:

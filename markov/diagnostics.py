@@ -14,7 +14,7 @@ from torch import Tensor
 from markov.errors import require
 from markov.models import ARCHITECTURES, Transformer
 from markov.numerics import SINGLE_MARGIN, reaches
-from markov.objectives import CORNERS, Objective, SequenceLogProbs
+from markov.objectives import Objective, SequenceLogProbs, method_name
 from markov.recording import Trajectory, loss_and_weight
 
 if TYPE_CHECKING:
@@ -50,14 +50,6 @@ COLUMNS: dict[str, str] = {
     "gradient_share": "share of the sum of the components' gradient norms, by their counts",
 }
 SETTINGS = ["case", "method", "beta", "gamma", "architecture", "optimizer", "pretrain_seed", "seed"]
-
-
-def method_name(objective: Objective) -> str:
-    """The name of the corner that an objective stands on; any objective with beta = 0 is gradient ascent."""
-    if objective.beta == 0:
-        return "length_weighted_gradient_ascent" if objective.normalize == 1 else "gradient_ascent"
-    names = {corner: name for name, corner in CORNERS.items()}
-    return names.get((float(objective.reference), float(objective.normalize)), "between")
 
 
 def weights(objective: Objective, trajectory: Trajectory, run: int) -> Float[Tensor, "recorded examples"]:

@@ -52,9 +52,9 @@ from markov.banks import (
     transition_law,
 )
 from markov.chains import Mixture
-from markov.diagnostics import method_name
 from markov.errors import require
 from markov.numerics import reaches
+from markov.objectives import method_name
 
 OWN_COLUMNS: dict[str, str] = {  # the others of a frame are those of markov.diagnostics.COLUMNS
     "time": "learning rate x steps of gradient descent, in the limit of small steps",

@@ -30,10 +30,9 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, pad
 
 from markov.batching import generator
-from markov.diagnostics import method_name
 from markov.errors import is_whole, require, require_number, require_whole
 from markov.numerics import VECTOR, exceeds, one_thread
-from markov.objectives import Objective, SequenceLogProbs, stack, validate
+from markov.objectives import Objective, SequenceLogProbs, method_name, stack, validate
 
 COLUMNS: dict[str, str] = {
     "run": "position of the run, counted through the instances",

@@ -295,6 +295,14 @@ def gradient_ascent(normalize: Number = 0.0) -> Objective:
     return validate(Objective(0.0, normalize=normalize))
 
 
+def method_name(objective: Objective) -> str:
+    """The name of the corner that an objective stands on; any objective with beta = 0 is gradient ascent."""
+    if objective.beta == 0:
+        return "length_weighted_gradient_ascent" if objective.normalize == 1 else "gradient_ascent"
+    names = {corner: name for name, corner in CORNERS.items()}
+    return names.get((float(objective.reference), float(objective.normalize)), "between")
+
+
 def validate(objective: Objective) -> Objective:
     """Return the objective if its fields lie where `ALLOWED` says; else raise `InvalidInput`."""
     require(isinstance(objective, Objective), "objective", objective, "an Objective, such as npo(0.1)")

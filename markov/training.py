@@ -26,7 +26,7 @@ from markov.batching import (
     alike,
     common_count,
     cuts,
-    derive_seed,
+    derived_seed,
     draw,
     generator,
     longest_first,
@@ -76,7 +76,9 @@ def pretrain(
     `InvalidInput` for corpora of different shapes.
     """
     count = common_count(model, corpora, "corpora")
-    parameters = _trainable([model.init(derive_seed(seed, "start")) for seed in seeds], dtype, corpora[0].tokens.device)
+    parameters = _trainable(
+        [model.init(derived_seed(seed, "start")) for seed in seeds], dtype, corpora[0].tokens.device
+    )
     generators = [generator(seed, "pretraining batches") for seed in seeds]
     rates = next(iter(parameters.values())).new_full((len(seeds),), learning_rate)
     state, step = optimizer.init(parameters), 0

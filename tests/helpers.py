@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from markov.batching import Corpus, derive_seed
+from markov.batching import Corpus, derived_seed
 from markov.models import Model, Transformer
 
 # --- things to work on ---
@@ -138,7 +138,7 @@ def slow_kl(p: Tensor, q: Tensor) -> float:
 
 def slow_order(seed: int, purpose: str, count: int, rows: int) -> list[int]:
     """The sequences that a run goes through: a fresh shuffle of all of them whenever all have been seen."""
-    generator = torch.Generator().manual_seed(derive_seed(seed, purpose))
+    generator = torch.Generator().manual_seed(derived_seed(seed, purpose))
     order: list[int] = []
     while len(order) < rows:
         order += torch.randperm(count, generator=generator).tolist()
@@ -156,7 +156,7 @@ def slow_pretrain(
 ) -> dict[str, Tensor]:
     """One run on whole padded batches with an optimiser of torch's, in float64."""
     parameters = {
-        name: value.double().requires_grad_() for name, value in model.init(derive_seed(seed, "start")).items()
+        name: value.double().requires_grad_() for name, value in model.init(derived_seed(seed, "start")).items()
     }
     rule, count = optimizer(list(parameters.values())), len(corpus.tokens)
     order = slow_order(seed, "pretraining batches", count, epochs * count)

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from llm.commands.options import ModelOptions, load_model
 from llm.data.tofu import Example
 from llm.models.answers import scores
 from llm.models.generation import generate
-from llm.models.language_model import LanguageModel, load, template_of
+from llm.models.language_model import LanguageModel, template_of
+from llm.models.source import ModelOptions, load, load_model
 from llm.scoring.documents import pieces, start_of, whole
 from llm.scoring.encoding import CHAT, LLAMA2_CHAT, PLAIN, Encoded, Template, around, encode, end_tokens, fitted
 from llm.scoring.logprobs import score

@@ -20,7 +20,7 @@ from llm.data.authors.common import real_authors, world_facts
 from llm.data.authors.corpus import Authors
 from llm.data.tofu import Example
 from llm.models import small_authors as default_models
-from llm.models.language_model import LanguageModel, check_same_vocabulary, load
+from llm.models.language_model import LanguageModel, check_same_vocabulary
 from llm.models.small_authors import (
     KINDS,
     DefaultModels,
@@ -32,6 +32,7 @@ from llm.models.small_authors import (
     sets,
     train_tokenizer,
 )
+from llm.models.source import load
 from llm.scoring.encoding import PLAIN, Encoded
 from llm.scoring.logprobs import score
 from markov import closure

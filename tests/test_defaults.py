@@ -18,7 +18,6 @@ from llm.commands import unlearn as unlearn_command
 from llm.commands.muse import Muse
 from llm.commands.muse import resolved as resolved_muse
 from llm.commands.muse import unlearning as unlearning_texts
-from llm.commands.options import ModelOptions
 from llm.commands.sweep import Sweep, runs_of, task_of
 from llm.commands.sweep import resolved as resolved_sweep
 from llm.commands.unlearn import Unlearn, resolved, unlearning
@@ -28,10 +27,11 @@ from llm.data.news.corpus import News
 from llm.data.sources import read
 from llm.data.splits import retain_word, tofu_sets
 from llm.models import names
-from llm.models.language_model import LanguageModel, load
+from llm.models.language_model import LanguageModel
 from llm.models.names import KINDS, Made, made
 from llm.models.small_authors import DefaultModels
 from llm.models.small_news import NewsModels
+from llm.models.source import ModelOptions, load
 from llm.scoring.encoding import PLAIN
 from llm.sweeps.sweep import Task
 from markov.errors import InvalidInput
@@ -47,7 +47,7 @@ def idle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         raise AssertionError("work began")
 
     for place in (
-        "llm.models.language_model.load",
+        "llm.models.source.load",
         "llm.sweeps.sweep.several",
         "llm.data.tofu._from_hub",
         "llm.data.muse._from_hub",

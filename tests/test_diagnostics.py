@@ -12,20 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from markov.diagnostics import (
-    COLUMNS,
-    SETTINGS,
-    architecture_name,
-    crossings,
-    method_name,
-    steps_to_forget,
-    table,
-    weights,
-)
+from markov.diagnostics import COLUMNS, SETTINGS, architecture_name, crossings, steps_to_forget, table, weights
 from markov.errors import InvalidInput
 from markov.experiments import Experiment
 from markov.models import Tabular, Transformer
-from markov.objectives import CORNERS, Objective, SequenceLogProbs, gradient_ascent, npo, simnpo
+from markov.objectives import CORNERS, Objective, SequenceLogProbs, gradient_ascent, method_name, npo, simnpo
 from markov.recording import Trajectory
 from markov.sweeps import Sweep
 

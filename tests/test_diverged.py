@@ -19,8 +19,8 @@ from figures.language import runs as llm_runs
 from llm.__main__ import cli
 from llm.logs.summaries import best, summary
 from llm.models.answers import answer_log
-from llm.models.language_model import load
 from llm.models.saving import save
+from llm.models.source import load
 from llm.sweeps import sweep as sweep_module
 from llm.sweeps.sweep import Task, epochs, sweep
 from llm.unlearning import runs

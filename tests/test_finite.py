@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm.__main__ import cli
-from llm.commands.options import ModelOptions
 from llm.data import tofu as corpora
 from llm.data.muse import MuseData, Passage
 from llm.data.news.corpus import QuestionAndAnswer
@@ -27,6 +26,7 @@ from llm.logs.summaries import best
 from llm.models.answers import answer_log, scores
 from llm.models.language_model import LanguageModel
 from llm.models.saving import save
+from llm.models.source import ModelOptions
 from llm.scoring import gradients
 from llm.scoring.encoding import PLAIN
 from llm.scoring.logprobs import NotFinite

@@ -27,8 +27,8 @@ from llm.data.authors.corpus import Authors
 from llm.data.tofu import Example, read
 from llm.logs.log import Answers, EvaluationLog, truth_ratio
 from llm.logs.measures import forget_quality
-from llm.models.language_model import load
 from llm.models.small_authors import DefaultModels, sets
+from llm.models.source import load
 from markov.errors import InvalidInput
 from markov.objectives import CORNERS, Objective, SequenceLogProbs
 

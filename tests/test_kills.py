@@ -25,7 +25,6 @@ from figures.scale import Scale
 from figures.theory import optimizer
 from llm.__main__ import cli
 from llm.commands import sweep as sweep_command
-from llm.commands.options import ModelOptions
 from llm.data import tofu as corpora
 from llm.data.authors.corpus import Authors, splits
 from llm.data.splits import TofuSets
@@ -33,6 +32,7 @@ from llm.models.language_model import LanguageModel
 from llm.models.saving import save
 from llm.models.small_authors import DefaultModels, build, folder_of
 from llm.models.small_news import build as news
+from llm.models.source import ModelOptions
 from llm.scoring.encoding import LLAMA2_CHAT, encode_examples
 from llm.sweeps.sweep import Run, Task
 from llm.training.fine_tuning import fine_tune

@@ -36,8 +36,8 @@ from llm.diagnostics.weights import corners
 from llm.evaluation.relearning import Relearning, relearn, returns
 from llm.logs.log import Answers, EvaluationLog, truth_ratio
 from llm.models.answers import answer_log, log_table
-from llm.models.language_model import load
 from llm.models.small_authors import BUDGET, DefaultModels, build, sets
+from llm.models.source import load
 from llm.training.loop import Optimization
 from llm.unlearning.runs import MODEL, unlearn_into
 from llm.unlearning.sequential import Sequential

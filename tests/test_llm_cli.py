@@ -27,8 +27,9 @@ from llm.diagnostics.allocation import bias
 from llm.diagnostics.weights import COLUMNS
 from llm.logs.log import total_loss
 from llm.models.answers import responses, scores
-from llm.models.language_model import LanguageModel, load, perturbed
+from llm.models.language_model import LanguageModel, perturbed
 from llm.models.saving import save
+from llm.models.source import load
 from llm.scoring.encoding import LLAMA2_CHAT, encode_examples
 from llm.scoring.gradients import gradient_norms
 from llm.training.fine_tuning import fine_tune

@@ -17,17 +17,11 @@ from hypothesis import strategies as st
 from llm.data.tofu import Example
 from llm.models import language_model as models
 from llm.models import small_authors as default_models
-from llm.models.language_model import (
-    READY,
-    LanguageModel,
-    check_same_vocabulary,
-    find_device,
-    load,
-    perturbed,
-    template_of,
-)
+from llm.models.language_model import LanguageModel, check_same_vocabulary, find_device, perturbed, template_of
+from llm.models.names import READY
 from llm.models.pretrained import mend_generation, read_weights
 from llm.models.saving import check_savable, save
+from llm.models.source import load
 from llm.scoring.encoding import CHAT, LLAMA2_CHAT, PLAIN, Template
 from llm.scoring.logprobs import score
 from markov.errors import InvalidInput

@@ -27,8 +27,9 @@ import transformers
 from llm.__main__ import ACTIONS, SPREAD, cli
 from llm.data import tofu as corpora
 from llm.data.authors.corpus import Authors, splits
-from llm.models.language_model import LanguageModel, load
+from llm.models.language_model import LanguageModel
 from llm.models.saving import save
+from llm.models.source import load
 from llm.scoring.encoding import PLAIN, Batch, encode_examples
 from llm.scoring.logprobs import response_logprobs
 from llm.training import processes

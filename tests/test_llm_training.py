@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from llm.randomness import own_randomness, shuffled
 from llm.scoring.encoding import Encoded
 from llm.scoring.logprobs import response_logprobs, score_encoded
 from llm.training.fine_tuning import fine_tune
-from llm.training.loop import Optimization, Term, looping, own_randomness, shuffled
+from llm.training.loop import Optimization, Term, looping
 from markov.errors import InvalidInput
 
 VOCAB = 50

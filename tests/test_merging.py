@@ -20,8 +20,9 @@ from transformers import AutoModelForCausalLM
 
 from llm.data.tofu import Example
 from llm.models.answers import scores
-from llm.models.language_model import READY, load
+from llm.models.names import READY
 from llm.models.saving import save
+from llm.models.source import load
 from llm.scoring.encoding import LLAMA2_CHAT, PLAIN
 from llm.training.adapters import Lora
 from llm.training.loop import Optimization

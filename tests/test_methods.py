@@ -11,14 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from llm.commands.options import ModelOptions
 from llm.data.splits import TofuSets
 from llm.data.tofu import Example
 from llm.logs.reading import OPEN_UNLEARNING
 from llm.logs.writing import MANIFEST
+from llm.models.source import ModelOptions
+from llm.randomness import shuffled
 from llm.scoring.encoding import Encoded
 from llm.sweeps.sweep import Run, Task, run_in
-from llm.training.loop import Loop, Optimization, shuffled
+from llm.training.loop import Loop, Optimization
 from llm.unlearning.methods import METHODS, Method, method
 from llm.unlearning.unlearn import Unlearning, unlearn
 from markov import storage

@@ -31,9 +31,10 @@ from llm.evaluation.muse import (
     until_stop,
 )
 from llm.evaluation.rouge import rouge
-from llm.models.language_model import LanguageModel, load
+from llm.models.language_model import LanguageModel
 from llm.models.saving import save
 from llm.models.small_news import NewsModels, build
+from llm.models.source import load
 from llm.scoring.documents import pieces, start_of
 from llm.scoring.encoding import PLAIN
 from llm.scoring.logprobs import score_encoded

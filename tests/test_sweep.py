@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from llm.__main__ import cli, parse
-from llm.commands.options import ModelOptions, objective
+from llm.commands.options import objective
 from llm.commands.sweep import TABLE, Sweep, runs_of
 from llm.data import tofu as corpora
 from llm.data.authors.corpus import Authors, splits
@@ -29,8 +29,9 @@ from llm.logs.log import truth_ratio
 from llm.logs.measures import model_utility
 from llm.logs.summaries import best, over_seeds, summary
 from llm.models.answers import responses
-from llm.models.language_model import LanguageModel, load
+from llm.models.language_model import LanguageModel
 from llm.models.small_authors import DefaultModels, build, folder_of, sets
+from llm.models.source import ModelOptions, load
 from llm.sweeps import sweep as sweep_module
 from llm.sweeps.sweep import Run, Task, baseline, epochs, sweep
 from llm.training.fine_tuning import fine_tune

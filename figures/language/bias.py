@@ -33,9 +33,8 @@ from figures.language.sources import Logs
 from figures.statistics import Estimate, interval_text
 from llm.diagnostics.allocation import allocation, bias, interval, spearman
 from llm.diagnostics.weights import COLUMNS, WEIGHT
-from markov.diagnostics import method_name
 from markov.errors import require
-from markov.objectives import Objective
+from markov.objectives import Objective, method_name
 
 CURVES = {"weight": "total", "push": "per_token"}  # by effort: the need that it answers to
 NEED = {"total": "needed movement", "per_token": "needed movement per token"}

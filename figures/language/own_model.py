@@ -10,8 +10,9 @@ from llm.commands.options import chosen_rate
 from llm.data.sources import read
 from llm.data.splits import retain_of
 from llm.models.answers import answer_log
-from llm.models.language_model import LanguageModel, check_same_vocabulary, load
+from llm.models.language_model import LanguageModel, check_same_vocabulary
 from llm.models.names import check_retrained, data_of
+from llm.models.source import load
 from llm.scoring.encoding import BUDGET
 from llm.training.checkpointing import parameters_digest
 from llm.unlearning.runs import EPOCHS, Run, unlearn_into

@@ -31,7 +31,7 @@ from figures.cache import Context
 from figures.language.runs import Perturbation, Wanted, runs_of, study, trajectories
 from llm.logs.measures import forget_quality
 from llm.unlearning.runs import Run
-from markov.diagnostics import method_name
+from markov.objectives import method_name
 
 OWN, START, NONE = "own", "before unlearning", "none"
 QUANTITIES = ("factor", "beyond")

@@ -38,14 +38,14 @@ from llm.data.sources import read
 from llm.data.tofu import Example
 from llm.evaluation.relearning import Relearning, Which, relearn, returns
 from llm.models.answers import responses
-from llm.models.language_model import load
 from llm.models.small_authors import build, folder_of, sets
+from llm.models.source import load
 from llm.sweeps.parallel import several
 from llm.training.loop import Optimization
 from llm.unlearning.runs import MODEL, Run
 from markov import storage
-from markov.diagnostics import method_name
 from markov.errors import require
+from markov.objectives import method_name
 
 EPOCHS, BATCH, SHARE = 3, 8, 0.2  # 24 of the 120 answers of the default model are taught: three updates per epoch
 REPEATS, QUICK_REPEATS = 5, 2

@@ -30,9 +30,8 @@ from llm.training.loop import Optimization
 from llm.unlearning.runs import EPOCHS, Run, finished, read_run, unlearn_into
 from llm.unlearning.unlearn import Unlearning, weights_by_epoch
 from markov import leftovers, storage
-from markov.diagnostics import method_name
 from markov.errors import require
-from markov.objectives import Objective
+from markov.objectives import Objective, method_name
 
 DEFAULT = "default model, forget10"
 SEED = 0

@@ -43,8 +43,7 @@ from llm.unlearning.runs import EPOCHS
 from llm.unlearning.sequential import STAGE, Sequential, by_stage, requests, sequential
 from llm.unlearning.unlearn import Unlearning
 from markov import leftovers, storage
-from markov.diagnostics import method_name
-from markov.objectives import Objective
+from markov.objectives import Objective, method_name
 
 REQUESTS = 3
 RETRAINED = "retrained"

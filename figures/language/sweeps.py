@@ -16,10 +16,10 @@ import pandas as pd
 
 from figures.cache import Context, cache_key, is_fresh
 from figures.language.runs import Study, study
-from llm.commands.options import ModelOptions
 from llm.logs.reading import OPEN_UNLEARNING
 from llm.models.language_model import kept_model
 from llm.models.small_authors import DefaultModels, build, folder_of
+from llm.models.source import ModelOptions
 from llm.scoring.encoding import BUDGET
 from llm.sweeps import sweep
 from llm.sweeps.parallel import several

@@ -25,10 +25,9 @@ from figures.fits import power_law
 from figures.statistics import Estimate, full_means, interval_text, logs, lookup, mean_interval
 from figures.theory.rungs import forget_mixture, tabular_flow
 from figures.theory.sweeps import FALL, MIDDLE, PACE, length_runs, middle, runs, start, sweep_case
-from markov.diagnostics import method_name
 from markov.flow import kl_to_table
 from markov.numerics import reaches
-from markov.objectives import Objective, gradient_ascent
+from markov.objectives import Objective, gradient_ascent, method_name
 from markov.sweeps import Sweep
 from markov.theory import theta
 from markov.theory import time_to_forget as scalar_time

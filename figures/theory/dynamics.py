@@ -24,9 +24,8 @@ from figures.statistics import full_means, logs, mean_interval
 from figures.theory.rungs import tabular_flow
 from figures.theory.sweeps import FALL, MIDDLE, length_runs, middle, start, sweep_case, times
 from markov.banks import shares
-from markov.diagnostics import method_name
 from markov.flow import logp_per_token, time_to_forget
-from markov.objectives import CORNERS, Objective, SequenceLogProbs
+from markov.objectives import CORNERS, Objective, SequenceLogProbs, method_name
 from markov.sweeps import Sweep
 from markov.theory import theta
 from markov.theory import time_to_forget as scalar_time

@@ -28,11 +28,10 @@ from figures.fits import power_law
 from figures.statistics import Estimate, interval_text, logs, lookup, mean_interval
 from figures.theory.rungs import tabular_flow
 from figures.theory.sweeps import FALL, MIDDLE, PACE, middle, start, sweep_case
-from markov.diagnostics import method_name
 from markov.experiments import Experiment
 from markov.flow import push, time_to_forget
 from markov.models import Parameters
-from markov.objectives import CORNERS, Objective, SequenceLogProbs
+from markov.objectives import CORNERS, Objective, SequenceLogProbs, method_name
 from markov.recording import example_gradient_norms, score
 from markov.running import trajectory
 from markov.sweeps import Sweep

@@ -26,10 +26,9 @@ from figures.cache import Context, cached, cached_each
 from figures.statistics import full_means, interval_text, lookup, mean_interval
 from figures.theory.memorisation import OPTIMIZERS
 from figures.theory.sweeps import FALL, MIDDLE, PACE, corner, middle, start, sweep_case
-from markov.diagnostics import method_name
 from markov.experiments import Experiment
 from markov.models import Parameters
-from markov.objectives import CORNERS
+from markov.objectives import CORNERS, method_name
 from markov.running import trajectory
 from markov.sweeps import SHARES
 from markov.theory import time_to_forget as scalar_time

@@ -32,9 +32,8 @@ from figures.theory.sweeps import (
 )
 from markov.banks import ExpectedLoss, best_table, from_sequences
 from markov.chains import Mixture
-from markov.diagnostics import method_name
 from markov.flow import Flow, gradient_flow, time_to_forget
-from markov.objectives import Objective
+from markov.objectives import Objective, method_name
 from markov.sweeps import Sweep
 from markov.theory import time_to_forget as scalar_time
 

@@ -25,8 +25,7 @@ from torch import Tensor
 
 from figures import style
 from figures.cache import BETAS, Context
-from markov.diagnostics import method_name
-from markov.objectives import CORNERS, LIMITS, Objective, SequenceLogProbs
+from markov.objectives import CORNERS, LIMITS, Objective, SequenceLogProbs, method_name
 
 START = -1.0  # nats per token, under the model and under the reference
 FALLS = (0.0, 0.5)  # nats per token

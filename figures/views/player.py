@@ -23,6 +23,7 @@ from markov.cases import CASES, Case
 from markov.errors import require
 from markov.experiments import Experiment
 from markov.models import Model, Parameters
+from markov.objectives import method_name
 from markov.recording import Probe, kl_to_truth, log_laws
 from markov.running import load_model, model_jobs, models_folder, trajectory
 from markov.studies import ideal_forget_quality
@@ -55,7 +56,7 @@ class Recording:
     def label(self) -> str:
         """The method and its beta."""
         objective = self.experiment.objective
-        name = style.LABELS.get(diagnostics.method_name(objective), "between")
+        name = style.LABELS.get(method_name(objective), "between")
         return f"{name}, β = {objective.beta:g}"
 
 

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from llm.commands.options import ModelOptions, left_out, load_model, plain_warnings, write
+from llm.commands.options import left_out, plain_warnings, write
 from llm.logs.log import EvaluationLog, log_truth_ratio, shared
 from llm.logs.measures import ForgetQuality, TofuLogs, forget_quality, measures
 from llm.logs.questions import Asked, places, shared_places
 from llm.logs.reading import AGGREGATED, OPEN_UNLEARNING, TASKS, read_log
 from llm.logs.writing import SUMMARY
 from llm.models.names import check_retrained, data_of
+from llm.models.source import ModelOptions, load_model
 from markov import folders, storage
 from markov.errors import InvalidInput, require
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from llm.commands.options import ModelOptions, left_out, load_model, write
+from llm.commands.options import left_out, write
 from llm.models.names import Made, data_of, made
+from llm.models.source import ModelOptions, load_model
 from markov import folders, storage
 from markov.errors import require
 
@@ -67,8 +68,8 @@ def build(command: Build) -> None:
     """Train what is not cached, and copy."""
     from llm.data import tofu as corpora
     from llm.data.authors.corpus import Authors, splits
-    from llm.models.language_model import load
     from llm.models.saving import save, saved_settings
+    from llm.models.source import load
 
     require(len(command.kinds) > 0, "kinds", command.kinds, "at least one")
     words = {kind: Made("authors", kind, command.percent, command.seed).word for kind in command.kinds}

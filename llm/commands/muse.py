@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from llm.commands.options import ModelOptions, chosen_rate, left_out, load_model, plain_warnings, write
+from llm.commands.options import chosen_rate, left_out, plain_warnings, write
 from llm.models.names import check, is_small, made
+from llm.models.source import ModelOptions, load_model
 from llm.unlearning.methods import described as in_words
 from llm.unlearning.methods import method, objective, retaining
 from markov import folders, storage

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 
-from llm.commands.options import ModelOptions, chosen_rate, load_model, write
+from llm.commands.options import chosen_rate, write
 from llm.models.names import check_retrained, data_of
+from llm.models.source import ModelOptions, load_model
 from markov import folders, leftovers, storage
 from markov.errors import require
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from llm.commands.options import ModelOptions, left_out, write
+from llm.commands.options import left_out, write
 from llm.models.names import check, check_retrained, data_of, is_small, made, retrained_of
+from llm.models.source import ModelOptions
 from llm.scoring.encoding import BUDGET
 from llm.unlearning.methods import METHODS, Method, methods, parsed
 from markov import folders, storage

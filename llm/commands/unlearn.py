@@ -8,9 +8,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from llm.commands.options import DEFAULTS, ModelOptions, chosen_rate, left_out, load_model, objectives, write
+from llm.commands.options import DEFAULTS, chosen_rate, left_out, objectives, write
 from llm.diagnostics.scores import beside, read_scores
 from llm.models.names import check, check_retrained, data_of, made
+from llm.models.source import ModelOptions, load_model
 from llm.training.processes import in_first, joined, started
 from llm.unlearning.methods import described, method, retaining
 from markov import folders
@@ -169,7 +170,7 @@ def spread(command: Unlearn) -> Unlearn:
     """
     if started() == 1:
         return command
-    from llm.models.language_model import is_cached
+    from llm.models.source import is_cached
 
     state = joined()
     print(f"{state.num_processes} processes", file=sys.stderr)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llm.data.tofu import Example
-from llm.training.loop import derived_seed
+from llm.randomness import derived_seed
 from markov.errors import InvalidInput, require
 from markov.storage import Location
 

@@ -13,7 +13,7 @@ from llm.data import records, sources
 from llm.data import tofu as corpora
 from llm.data.authors.corpus import Authors
 from llm.data.tofu import Example
-from llm.training.loop import derived_seed
+from llm.randomness import derived_seed
 from markov.errors import InvalidInput, require
 from markov.storage import Location
 

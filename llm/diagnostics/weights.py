@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from llm.logs.log import EvaluationLog, align, sequence_logprobs, total_loss, with_lengths
-from markov.diagnostics import method_name
 from markov.errors import require
 from markov.objectives import (
     Objective,
     SequenceLogProbs,
     length_normalized_npo,
+    method_name,
     npo,
     reference_free_npo,
     simnpo,

@@ -22,9 +22,10 @@ from llm.logs.log import EvaluationLog, align, take
 from llm.logs.measures import forget_quality
 from llm.models.answers import answer_log, log_of, log_table, responses
 from llm.models.language_model import LanguageModel
+from llm.randomness import derived_seed
 from llm.scoring.encoding import MAX_LENGTH
 from llm.training.fine_tuning import fine_tune
-from llm.training.loop import Optimization, derived_seed
+from llm.training.loop import Optimization
 from markov.errors import require
 
 Which = Literal["shortest", "random"]

@@ -1,10 +1,9 @@
-"""Language models from a folder, the hub or the lab itself, each with the template that it was trained with.
+"""Language models from a folder or the hub, each with the template that it was trained with.
 
-`load` takes a folder in the layout of transformers, an id of the hub, a name in `READY`, or one of `llm.models.names`,
-such as `authors:original` and `news:retrained`, the small models made here, which are trained on first use. Weights are
-read from safetensors only, and code that comes with a model is not run unless asked for. An adapter is added into the
-weights of its base (`llm.models.merging`), so that every model is a plain one. A folder that
-`load` takes is written by `llm.models.saving.save`.
+`load_saved` takes a folder in the layout of transformers, such as `llm.models.saving.save` writes, an id of the hub, or
+a name in `llm.models.names.READY`; `llm.models.source.load` also takes the words for the small models made here.
+Weights are read from safetensors only, and code that comes with a model is not run unless asked for. An adapter is
+added into the weights of its base (`llm.models.merging`), so that every model is a plain one.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import torch
 from torch import nn
 
 from llm.models.merging import Adapter, find_adapter, merge, without_adapter
-from llm.models.names import Made, made
+from llm.models.names import NAMES, READY, Ready
 from llm.models.pretrained import (
     PROBES,
     check_folder,
@@ -48,28 +47,6 @@ Module = TypeVar("Module", bound=nn.Module)
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class Ready(NamedTuple):
-    """A model of the hub, the template that it was fine-tuned with, and the revision to take if not the newest."""
-
-    hub: str
-    template: Template
-    revision: str | None = None
-
-
-# Fine-tuned on all of TOFU or on a retain split of it, and unlearned from it by the authors of SimNPO.
-READY = {
-    **{
-        f"tofu-llama3.2-1b-{part}": Ready(f"open-unlearning/tofu_Llama-3.2-1B-Instruct_{part}", CHAT)
-        for part in ("full", "retain90", "retain95", "retain99")
-    },
-    "tofu-llama2-7b": Ready("locuslab/tofu_ft_llama2-7b", LLAMA2_CHAT),
-    "simnpo-origin": Ready("OPTML-Group/TOFU-origin-Llama-2-7b-chat", LLAMA2_CHAT),
-    "simnpo-forget05": Ready("OPTML-Group/SimNPO-TOFU-forget05-Llama-2-7b-chat", LLAMA2_CHAT),
-    "simnpo-forget10": Ready("OPTML-Group/SimNPO-TOFU-forget10-Llama-2-7b-chat", LLAMA2_CHAT),
-}
-NAMES = f"a model of the hub, OWNER/NAME, or one of authors:KIND, news:KIND, {', '.join(READY)}"
-
-
 class LanguageModel(NamedTuple):
     """A causal language model, its tokenizer, how questions are put to it, and the name that it was asked for by."""
 
@@ -79,7 +56,7 @@ class LanguageModel(NamedTuple):
     name: str
 
 
-def load(
+def load_saved(
     source: Location,
     *,
     dtype: str = "float32",
@@ -90,7 +67,7 @@ def load(
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> LanguageModel:
-    """The model of a folder, a hub id, a name in `READY` or one of a model made here, in evaluation mode.
+    """The model of a folder, a hub id or a name in `READY`, in evaluation mode.
 
     Its template is the one given; else the one saved with it; else that of the ready-made model of
     this name, id or folder name; else `template_of` its tokenizer. `system` is what a chat template
@@ -108,12 +85,6 @@ def load(
     """
     require(dtype in DTYPES, "dtype", dtype, f"one of {', '.join(DTYPES)}")
     place, name = find_device(device), os.path.expanduser(source)
-    if (own := made(name)) is not None:
-        require(revision is None, "revision", revision, f"left out, since {name} is made here")
-        built = _made(own, device)
-        model = built.model.to(dtype=DTYPES[dtype])  # pyright: ignore[reportCallIssue]
-        written = _fitting(built.tokenizer, template or built.template, system)
-        return built._replace(model=model, template=written, name=own.word)
     local, ready = Path(name).is_dir(), _ready(name)
     if local:
         require(revision is None, "revision", revision, f"left out, since {name} is a folder")
@@ -135,7 +106,7 @@ def load(
     words = read_tokenizer(place_of_words, config, elsewhere)
     known = [(where, ready), (base, _ready(base))] if base != where else [(where, ready)]
     template = template or next(filter(None, (_template(*pair) for pair in known)), None)
-    written = _fitting(words, template or template_of(words), system)
+    written = fitting(words, template or template_of(words), system)
     if adapter is None:
         model = read_weights(base, config, DTYPES[dtype], own)
     else:
@@ -146,8 +117,8 @@ def load(
     return LanguageModel(model, words, written, name)
 
 
-def _fitting(tokenizer: Tokenizer, template: Template, system: str | None) -> Template:
-    """The template with the system turn that was asked for, or if none was with one only where it has a place."""
+def fitting(tokenizer: Tokenizer, template: Template, system: str | None) -> Template:
+    """Returns the template with the system turn asked for, or, if none was, with one only where it has a place."""
     if system is not None:
         allowed = "left out, or empty: this model's template has no system turn"
         require(template.chat or not system, "system", system, allowed)
@@ -156,32 +127,6 @@ def _fitting(tokenizer: Tokenizer, template: Template, system: str | None) -> Te
     if found != template:
         print("the chat template has no place for a system turn: written without one", file=sys.stderr)
     return found
-
-
-def is_cached(own: Made, device: str = "auto") -> bool:
-    """Returns whether a model that is made here is in the cache, so that `load` trains nothing."""
-    builder, settings = _builder(own)
-    return builder.folder_of(settings, own.kind, device).exists()
-
-
-def _made(own: Made, device: str) -> LanguageModel:
-    """A model that is made here, trained now if it is not in the cache."""
-    builder, settings = _builder(own)
-    return builder.build(settings, own.kind, device=device)
-
-
-def _builder(own: Made) -> tuple[Any, Any]:
-    """The module that makes the models of a corpus, and its settings of this one."""
-    if own.corpus == "news":
-        from llm.data.news.corpus import News
-        from llm.models import small_news as news_models
-
-        return news_models, news_models.NewsModels(news=News(seed=own.seed))
-    from llm.data.authors.corpus import Authors
-    from llm.models import small_authors as default_models
-
-    authors = Authors(seed=own.seed)
-    return default_models, default_models.DefaultModels(authors=authors, percent=own.percent, seed=own.seed)
 
 
 def _ready(name: str) -> Ready | None:
@@ -313,7 +258,7 @@ def kept_model(folder: Path, device: str = "auto") -> LanguageModel | None:
     """The model that the cache keeps in a folder, or None where it has to be made: a broken one is set aside."""
     if folder.is_dir() and not any(folder.iterdir()):  # of a trial whether it can be written
         return None
-    return read_kept(folder, lambda place: load(place, device=device))
+    return read_kept(folder, lambda place: load_saved(place, device=device))
 
 
 def find_device(device: str) -> torch.device:

@@ -1,10 +1,9 @@
 """Words that name a model, for every command: what each may be, and what follows from it where nothing else is said.
 
     authors:KIND[:PERCENT[:SEED]]   a small model of the generated authors (`llm.models.small_authors`), made on first
-                                    use:
-                                    original, retrained or partial, where PERCENT (10) is to be forgotten
+                                    use: original, retrained or partial, where PERCENT (10) is to be forgotten
     news:KIND[:SEED]                a small model of the generated news (`llm.models.small_news`): original or retrained
-    NAME or OWNER/NAME              a ready-made name (`llm.models.language_model.READY`), or an id of the hub
+    NAME or OWNER/NAME              a ready-made name (`READY`), or an id of the hub
     FOLDER                          a model that was saved
 
 No model is loaded here, so that a word that cannot be is refused before any work.
@@ -19,11 +18,34 @@ from typing import NamedTuple
 from llm.data import sources
 from llm.data import tofu as corpora
 from llm.data.authors.corpus import PERCENTS
+from llm.scoring.encoding import CHAT, LLAMA2_CHAT, Template
 from markov.errors import require
 from markov.storage import Location
 
 KINDS = {"authors": ("original", "retrained", "partial"), "news": ("original", "retrained")}
 SMALL = 100_000_000  # bytes of weights: of a folder with fewer the model is small
+
+
+class Ready(NamedTuple):
+    """A model of the hub, the template that it was fine-tuned with, and the revision to take if not the newest."""
+
+    hub: str
+    template: Template
+    revision: str | None = None
+
+
+# Fine-tuned on all of TOFU or on a retain split of it, and unlearned from it by the authors of SimNPO.
+READY = {
+    **{
+        f"tofu-llama3.2-1b-{part}": Ready(f"open-unlearning/tofu_Llama-3.2-1B-Instruct_{part}", CHAT)
+        for part in ("full", "retain90", "retain95", "retain99")
+    },
+    "tofu-llama2-7b": Ready("locuslab/tofu_ft_llama2-7b", LLAMA2_CHAT),
+    "simnpo-origin": Ready("OPTML-Group/TOFU-origin-Llama-2-7b-chat", LLAMA2_CHAT),
+    "simnpo-forget05": Ready("OPTML-Group/SimNPO-TOFU-forget05-Llama-2-7b-chat", LLAMA2_CHAT),
+    "simnpo-forget10": Ready("OPTML-Group/SimNPO-TOFU-forget10-Llama-2-7b-chat", LLAMA2_CHAT),
+}
+NAMES = f"a model of the hub, OWNER/NAME, or one of authors:KIND, news:KIND, {', '.join(READY)}"
 
 
 class Made(NamedTuple):
@@ -65,8 +87,6 @@ def made(word: Location, field: str = "model") -> Made | None:
 
 def check(word: Location, field: str = "model") -> None:
     """Raise `InvalidInput(field, ...)` for a word that can name no model; one of the hub may still not be there."""
-    from llm.models.language_model import NAMES, READY
-
     name = os.path.expanduser(word)
     known = made(name, field) is not None or Path(name).is_dir() or name in READY
     require(known or (name.count("/") < 2 and name[:1].isalnum()), field, name, f"a folder that exists, or {NAMES}")

@@ -21,7 +21,7 @@ import torch
 from llm.data.authors.common import real_authors, world_facts
 from llm.data.authors.corpus import Authors, Split, corpus, split
 from llm.data.tofu import Example
-from llm.models.language_model import LanguageModel, find_device, kept_model, load
+from llm.models.language_model import LanguageModel, find_device, kept_model, load_saved
 from llm.models.saving import save
 from llm.scoring.encoding import PLAIN, encode_examples
 from llm.training.fine_tuning import fine_tune
@@ -158,7 +158,7 @@ def build(settings: DefaultModels, kind: str, *, device: str = "auto", progress:
         except InvalidInput:
             if not folder.exists():
                 raise
-        found = load(folder, device=device)
+        found = load_saved(folder, device=device)
     return found._replace(name=f"authors:{kind}")
 
 

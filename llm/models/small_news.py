@@ -21,13 +21,14 @@ import torch
 
 from llm.data.muse import SHOTS, MuseData, news_data
 from llm.data.news.corpus import News, QuestionAndAnswer
-from llm.models.language_model import LanguageModel, find_device, kept_model, load
+from llm.models.language_model import LanguageModel, find_device, kept_model, load_saved
 from llm.models.saving import save
 from llm.models.small_authors import APART, POSITIONS, SPECIAL, DefaultModels, fresh_model
+from llm.randomness import derived_seed
 from llm.scoring.documents import SEPARATOR, pieces, whole
 from llm.scoring.encoding import PLAIN, Encoded
 from llm.training.fine_tuning import fine_tune
-from llm.training.loop import Optimization, derived_seed
+from llm.training.loop import Optimization
 from markov import leftovers
 from markov.errors import InvalidInput, require
 from markov.storage import cache_dir, check_writable, fingerprint, provenance
@@ -134,7 +135,7 @@ def build(settings: NewsModels, kind: str, *, device: str = "auto", progress: bo
         except InvalidInput:
             if not folder.exists():
                 raise
-        found = load(folder, device=device)
+        found = load_saved(folder, device=device)
     return found._replace(name=f"news:{kind}")
 
 

@@ -21,7 +21,6 @@ import joblib
 import numpy as np
 import pandas as pd
 
-from llm.commands.options import ModelOptions, load_model
 from llm.data.authors.corpus import Authors
 from llm.data.refusals import REFUSALS, with_refusals
 from llm.data.sources import read
@@ -33,8 +32,9 @@ from llm.logs.reading import OPEN_UNLEARNING
 from llm.logs.summaries import long_table
 from llm.models.answers import responses
 from llm.models.generation import NEW_TOKENS
-from llm.models.language_model import LanguageModel, load
+from llm.models.language_model import LanguageModel
 from llm.models.saving import check_savable, save
+from llm.models.source import ModelOptions, load, load_model
 from llm.sweeps.parallel import several
 from llm.training.loop import Optimization
 from llm.unlearning.epoch import NAN

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from llm.randomness import own_randomness
 from llm.scoring.encoding import Batch
 from llm.scoring.logprobs import evaluating, scored_logits
-from llm.training.loop import own_randomness
 from markov.errors import InvalidInput, require
 
 Original = Callable[[nn.Module, Batch], Float[Tensor, "scored vocab"]]  # of the model in training, asked for a batch

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 from torch import Tensor, nn
 
+from llm.randomness import shuffled
 from llm.scoring.encoding import Batch, Encoded
 from llm.scoring.logprobs import check_fits, check_model, evaluating, response_logprobs
-from llm.training.loop import Optimization, Term, looping, shuffled
+from llm.training.loop import Optimization, Term, looping
 from llm.training.masters import widened
 from markov.errors import require
 

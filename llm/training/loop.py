@@ -10,7 +10,6 @@ than another, it makes passes that add nothing, because the processes of a model
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -24,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from llm.randomness import own_randomness
 from llm.scoring.encoding import BUDGET, Batch, Encoded, batches
 from llm.scoring.logprobs import evaluating
 from llm.training.masters import NARROW, Masters
@@ -262,35 +262,6 @@ def _adding_nothing(model: nn.Module) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def shuffled(
-    count: int, batch: int, seed: int, epoch: int, *, label: str = "examples", total: int | None = None
-) -> list[list[int]]:
-    """The rows of each update of an epoch, `batch` of them (the last may have fewer): they follow from (seed, epoch).
-
-    All of 0 to count-1 once; or `total` of them, from one shuffled order after another.
-    """
-    total = count if total is None else total
-    own = torch.Generator().manual_seed(derived_seed(seed, label, epoch))
-    order = torch.cat([torch.randperm(count, generator=own) for _ in range(math.ceil(total / count))])
-    return [rows.tolist() for rows in order[:total].split(batch)]
-
-
-def derived_seed(seed: int, *labels: object) -> int:
-    """A seed of its own for each purpose, so that no two streams of random numbers are related."""
-    return int.from_bytes(hashlib.sha256(repr((seed, *labels)).encode()).digest()[:7], "big")
-
-
-@contextmanager
-def own_randomness(seed: int, *labels: object, device: torch.device | None = None) -> Iterator[None]:
-    """Randomness that follows from the seed and its purpose; the caller's generators stay as they were."""
-    own, on_cuda = derived_seed(seed, *labels), device is not None and device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if on_cuda else [], device_type="cuda"):
-        torch.default_generator.manual_seed(own)
-        if on_cuda:
-            torch.cuda.manual_seed(own)
-        yield
 
 
 @contextmanager

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from llm.diagnostics.weights import weights_table
+from llm.randomness import own_randomness, shuffled
 from llm.scoring.encoding import Batch, Encoded
 from llm.scoring.gradients import gradient_norms
 from llm.scoring.logprobs import evaluating, response_logprobs
 from llm.training.adapters import Original
-from llm.training.loop import Loop, Term, own_randomness, shuffled
+from llm.training.loop import Loop, Term
 from llm.unlearning.retaining import RETAIN_LOSSES, cross_entropy, divisor, kl_budget
 from markov.errors import InvalidInput, require
 from markov.objectives import SequenceLogProbs

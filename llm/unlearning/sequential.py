@@ -18,7 +18,8 @@ from llm.data.tofu import Example
 from llm.logs.log import EvaluationLog, align, take
 from llm.logs.measures import forget_quality
 from llm.models.answers import answer_log, log_of, log_table
-from llm.models.language_model import LanguageModel, load
+from llm.models.language_model import LanguageModel
+from llm.models.source import load
 from llm.scoring.encoding import MAX_LENGTH
 from llm.training.checkpointing import parameters_digest
 from llm.unlearning.runs import EPOCHS, MODEL, unlearn_into

@@ -1,0 +1,110 @@
+"""Where a language model comes from, in one word, and how it is run.
+
+Loading takes seconds, in which transformers is imported, and commands without a model need not wait for that: it is
+imported where it is needed.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from llm.models.names import Made, made
+from llm.scoring.encoding import BUDGET, MAX_LENGTH, TEMPLATES
+from markov.errors import require
+from markov.storage import Location
+
+if TYPE_CHECKING:
+    from llm.models.language_model import LanguageModel
+    from llm.scoring.encoding import Template
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model, and how it is run."""
+
+    model: str = "authors:original"
+    """A folder, a hub id, a ready-made name, or a model made here, authors:KIND[:PERCENT[:SEED]] or news:KIND[:SEED]:
+    authors:original, authors:retrained (never saw the tenth to forget) or authors:partial (saw half of it)."""
+    template: Literal["auto", "plain", "llama2_chat", "chat"] = "auto"
+    """How prompt and response are written (default: as the model was trained)."""
+    system: str | None = None
+    """What a chat template is given as the system's turn; "" leaves the turn out."""
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    """Floating-point numbers of the model; log-probabilities are float32 in any case."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps; auto takes a GPU where there is one."""
+    revision: str | None = None
+    """Commit, tag or branch of a model from the hub."""
+    trust_remote_code: bool = False
+    """Run code that comes with a model; only for those whose authors you trust."""
+    max_length: int = MAX_LENGTH
+    """Tokens that prompt and response may have; a longer one is refused, never cut silently."""
+    budget: int = BUDGET
+    """Tokens of a batch, padding included; changes speed and memory, never a number beyond rounding."""
+
+
+def load(
+    source: Location,
+    *,
+    dtype: str = "float32",
+    device: str = "auto",
+    template: Template | None = None,
+    system: str | None = None,
+    tokenizer: Location | None = None,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> LanguageModel:
+    """The model that a word names, in evaluation mode: see `llm.models.names`.
+
+    One that is made here is trained on first use; of any other the arguments mean what they do for
+    `llm.models.language_model.load_saved`. Raises `InvalidInput` as that does, and for a revision of a model made here.
+    """
+    from llm.models.language_model import DTYPES, find_device, fitting, load_saved
+
+    own = made(os.path.expanduser(source))
+    if own is None:
+        options: dict[str, Any] = {"template": template, "system": system, "tokenizer": tokenizer, "revision": revision}
+        return load_saved(source, dtype=dtype, device=device, trust_remote_code=trust_remote_code, **options)
+    require(dtype in DTYPES, "dtype", dtype, f"one of {', '.join(DTYPES)}")
+    find_device(device)
+    require(revision is None, "revision", revision, f"left out, since {source} is made here")
+    builder, settings = _builder(own)
+    built = builder.build(settings, own.kind, device=device)
+    model = built.model.to(dtype=DTYPES[dtype])
+    written = fitting(built.tokenizer, template or built.template, system)
+    return built._replace(model=model, template=written, name=own.word)
+
+
+def load_model(options: ModelOptions, source: str | None = None) -> LanguageModel:
+    """The model of the options, or another one loaded in the same way."""
+    return load(
+        source or options.model,
+        dtype=options.dtype,
+        device=options.device,
+        template=None if options.template == "auto" else TEMPLATES[options.template],
+        system=options.system,
+        revision=None if source else options.revision,
+        trust_remote_code=options.trust_remote_code,
+    )
+
+
+def is_cached(own: Made, device: str = "auto") -> bool:
+    """Returns whether a model that is made here is in the cache, so that `load` trains nothing."""
+    builder, settings = _builder(own)
+    return builder.folder_of(settings, own.kind, device).exists()
+
+
+def _builder(own: Made) -> tuple[Any, Any]:
+    """The module that makes the models of a corpus, and its settings of this one."""
+    if own.corpus == "news":
+        from llm.data.news.corpus import News
+        from llm.models import small_news
+
+        return small_news, small_news.NewsModels(news=News(seed=own.seed))
+    from llm.data.authors.corpus import Authors
+    from llm.models import small_authors
+
+    authors = Authors(seed=own.seed)
+    return small_authors, small_authors.DefaultModels(authors=authors, percent=own.percent, seed=own.seed)
