@@ -18,8 +18,8 @@ from figures.cache import Context
 from figures.catalogue import ALL, FIGURES, GALLERY, module_of
 from figures.chains import claims
 from figures.scale import Scale, quick
-from markov import folders, storage
 from markov.errors import exit_code, require
+from markov.files import folders, storage
 
 if TYPE_CHECKING:
     from figures.language.own_model import OwnModel

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from figures.scale import Scale
-from markov import leftovers, storage
 from markov.diagnostics import crossings
 from markov.experiments import PAPER_BETAS, Experiment, grid
+from markov.files import leftovers, storage
 from markov.objectives import CORNERS, Objective
 from markov.running import parts_of, run
 

@@ -21,8 +21,8 @@ from tqdm.auto import tqdm
 
 from figures.cache import Context
 from figures.catalogue import BY_NAME
-from markov import storage
 from markov.errors import InvalidInput, require
+from markov.files import storage
 
 AGAIN = 3.0  # seconds of drawing a table that is there
 QUICK = 0.07  # what the quick scale takes of it

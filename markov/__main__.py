@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 import tyro
 
-from markov import folders, leftovers, storage
 from markov.cases import CASES
 from markov.diagnostics import crossings
 from markov.errors import exit_code, require, require_whole
 from markov.experiments import PAPER_BETAS, Experiment, OptimizerName, Pretraining
+from markov.files import folders, leftovers, storage
 from markov.models import ARCHITECTURES
 from markov.objectives import CORNERS, LIMITS, Objective
 from markov.running import parts_of, run

@@ -21,11 +21,12 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from markov import diagnostics, leftovers, storage
+from markov import diagnostics
 from markov.batching import Corpus
 from markov.cases import Case
 from markov.errors import require
 from markov.experiments import Experiment, Pretraining
+from markov.files import leftovers, storage
 from markov.models import Parameters, Tabular, Transformer, stack_parameters
 from markov.numerics import one_thread
 from markov.optimizers import OPTIMIZERS

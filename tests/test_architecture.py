@@ -23,27 +23,9 @@ LINES = 400
 
 DRAWING = ("matplotlib", "seaborn", "ipywidgets")
 SERIALISED_CODE = ("pickle", "dill", "cloudpickle", "shelve", "marshal")
-SIMULATIONS = (
-    "chains",
-    "cases",
-    "sweeps",
-    "banks",
-    "flow",
-    "studies",
-    "logistic",
-    "models",
-    "numerics",
-    "optimizers",
-    "batching",
-    "recording",
-    "training",
-    "running",
-    "experiments",
-    "theory",
-)
 NEVER = {
     "markov": ("llm", "figures", "notebooks", "tests", *DRAWING),
-    "llm": (*(f"markov.{name}" for name in SIMULATIONS), "figures", "notebooks", "tests", *DRAWING),
+    "llm": ("figures", "notebooks", "tests", *DRAWING),
     "figures": ("notebooks", "tests"),
     "tests": (),
 }  # fmt: skip
@@ -172,8 +154,7 @@ EXAMPLES: list[tuple[Rule, str, str, str]] = [
     (imports, "markov.training", "import matplotlib.pyplot as plt", "import scipy"),
     (imports, "markov.training", "import importlib\nimportlib.import_module('seaborn')", "import importlib"),
     (imports, "markov.training", "from ..llm import models", "from . import models"),
-    (imports, "llm.models.saving", "from markov import chains", "from markov import objectives, diagnostics"),
-    (imports, "llm.models.saving", "from markov.theory import time_to_forget", "from markov.objectives import npo"),
+    (imports, "llm.models.saving", "from figures import style", "from markov import objectives"),
     (imports, "llm.models.saving", "import ipywidgets", "from . import models, theory"),
     (imports, "figures.style", "from notebooks import tour", "import markov.training, llm.scoring, matplotlib"),
     (imports, "tests.test_chains", "import pickle", "import notebooks, figures, llm, markov"),
@@ -204,13 +185,13 @@ EXAMPLES: list[tuple[Rule, str, str, str]] = [
     (
         unasserting,
         "tests.test_a",
-        "from markov import storage\ndef test_a():\n    storage.check_writable('a', 'out')",
+        "from markov.files import storage\ndef test_a():\n    storage.check_writable('a', 'out')",
         "def test_a():\n    with pytest.raises(ValueError):\n        storage.check_writable('a', 'out')",
     ),
     (
         unasserting,
         "tests.test_a",
-        "from markov.storage import check_writable as check_w\ndef test_a():\n    check_w('a', 'out')",
+        "from markov.files.storage import check_writable as check_w\ndef test_a():\n    check_w('a', 'out')",
         "from tests.helpers import check_law\ndef test_a():\n    check_law('a')",
     ),
 ]  # fmt: skip

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from figures.__main__ import cli as figures_cli
-from markov import storage
 from markov.__main__ import Grid, Unlearn, cli, experiment, points
 from markov.diagnostics import COLUMNS
 from markov.errors import InvalidInput
+from markov.files import storage
 from markov.models import Transformer
 from markov.objectives import gradient_ascent, npo, simnpo
 

@@ -11,8 +11,8 @@ import pytest
 
 from figures.cache import DRAWING
 from figures.catalogue import CATALOGUE
-from markov import closure, storage
 from markov.errors import InvalidInput
+from markov.files import closure, storage
 from tests.test_architecture import PACKAGES, ROOT
 
 # Where a change shows in a module, as it stands there and as it is changed.
@@ -116,7 +116,7 @@ def test_a_package_is_all_of_its_modules(made_up: Path) -> None:
 
 
 def test_the_key_is_the_same_in_every_process(made_up: Path) -> None:
-    code = "import sys; from markov import storage; print(storage.code_version('made_up.one', 'figures.language.best'))"
+    code = "from markov.files.storage import code_version; print(code_version('made_up.one', 'figures.language.best'))"
     seen = {storage.code_version("made_up.one", "figures.language.best")}
     for seed in ("0", "1"):
         environment = {"PYTHONHASHSEED": seed, "PYTHONPATH": f"{ROOT}:{made_up.parent}"}
@@ -128,7 +128,7 @@ def test_every_figure_depends_on_what_it_computes_with_and_on_no_colour(tmp_path
     """In a copy of the project: a constant, a docstring, a colour, each for the table of every figure."""
     for package in PACKAGES:
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    code = "import sys; from markov import storage; (*modules, apart) = sys.argv[1:]\n"
+    code = "import sys; from markov.files import storage; (*modules, apart) = sys.argv[1:]\n"
     code += "print(*(storage.fingerprint(0, name, without=apart.split()) for name in modules))"
     modules = [entry.module for entry in CATALOGUE]
 

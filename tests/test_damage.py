@@ -29,10 +29,11 @@ from llm.training.loop import Optimization
 from llm.unlearning.runs import ANSWERS, EPOCHS, EXAMPLES, MODEL, Run, unlearn_into
 from llm.unlearning.sequential import REQUESTS, requests, sequential
 from llm.unlearning.unlearn import Unlearning
-from markov import running, storage
+from markov import running
 from markov.__main__ import Grid, experiment, points
 from markov.errors import InvalidInput
-from markov.folders import CLAIM
+from markov.files import storage
+from markov.files.folders import CLAIM
 from markov.objectives import npo
 from tests.test_muse import SMALL as NEWS
 

@@ -35,9 +35,9 @@ from llm.models.small_authors import (
 from llm.models.source import load
 from llm.scoring.encoding import PLAIN, Encoded
 from llm.scoring.logprobs import score
-from markov import closure
 from markov.errors import InvalidInput
-from markov.storage import cache_dir
+from markov.files import closure
+from markov.files.storage import cache_dir
 
 TINY = DefaultModels(
     authors=Authors(authors=4, questions=2),

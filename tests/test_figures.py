@@ -25,11 +25,11 @@ from figures.catalogue import ALL, BY_NAME, CATALOGUE, FIGURES, GALLERY, HEAVY
 from figures.chains import allocation, attribution, claims, tradeoff
 from figures.scale import Scale, quick
 from figures.statistics import mean_interval, ratio_interval
-from markov import storage
 from markov.cases import Case
 from markov.diagnostics import COLUMNS
 from markov.errors import InvalidInput
 from markov.experiments import Experiment, Pretraining
+from markov.files import storage
 from markov.models import Transformer
 
 

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from markov import folders, leftovers, storage
 from markov.errors import InvalidInput
-from markov.folders import CLAIM
+from markov.files import folders, leftovers, storage
+from markov.files.folders import CLAIM
 
 NAMES = ("table.parquet", "model", "state")
 SETTINGS = {"model": "a", "unlearning": {"beta": 0.1, "seed": 0}}

@@ -40,9 +40,9 @@ from llm.training.loop import Optimization
 from llm.unlearning.methods import methods
 from llm.unlearning.sequential import requests, sequential
 from llm.unlearning.unlearn import Unlearning
-from markov import leftovers, storage
 from markov.__main__ import Grid, experiment, points
 from markov.__main__ import cli as markov_cli
+from markov.files import leftovers, storage
 from markov.objectives import npo
 from markov.running import load_model, model_jobs, models_folder
 from tests.kills import chosen, run_and_kill, tree

@@ -41,8 +41,8 @@ from llm.models.source import load
 from llm.training.loop import Optimization
 from llm.unlearning.runs import MODEL, unlearn_into
 from llm.unlearning.sequential import Sequential
-from markov import storage
 from markov.errors import InvalidInput
+from markov.files import storage
 from markov.objectives import npo
 
 TINY = Study(

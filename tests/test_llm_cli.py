@@ -36,9 +36,9 @@ from llm.training.fine_tuning import fine_tune
 from llm.training.loop import Optimization
 from llm.unlearning.runs import read_run
 from llm.unlearning.unlearn import weights_by_epoch
-from markov import storage
 from markov.errors import InvalidInput
-from markov.folders import CLAIM
+from markov.files import storage
+from markov.files.folders import CLAIM
 from markov.objectives import CORNERS, npo
 from tests.test_cli import call
 from tests.test_encoding import by_bytes, by_pieces

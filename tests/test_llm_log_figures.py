@@ -28,8 +28,8 @@ from figures.language.sources import Logs, Models, models
 from llm.diagnostics.weights import corners, diagnose, named
 from llm.logs.log import TRUTH_RATIOS, Answers, EvaluationLog, take, truth_ratio
 from llm.logs.reading import TASKS
-from markov import storage
 from markov.errors import InvalidInput
+from markov.files import storage
 from markov.objectives import Objective, npo, simnpo
 
 REAL = Path(os.environ.get("SIMNPO_LAB_TOFU", Path(__file__).parents[2] / "shared" / "tofu"))

@@ -40,8 +40,8 @@ from llm.unlearning import unlearn as unlearning
 from llm.unlearning.retaining import cross_entropy
 from llm.unlearning.runs import read_run, unlearn_into
 from llm.unlearning.unlearn import Unlearning, unlearn
-from markov import folders
 from markov.errors import InvalidInput
+from markov.files import folders
 from markov.objectives import npo
 from tests.test_encoding import by_bytes
 from tests.test_llm_training import llama, some

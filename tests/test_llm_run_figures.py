@@ -43,8 +43,8 @@ from llm.models.answers import log_table, scores
 from llm.models.language_model import perturbed
 from llm.models.small_authors import DefaultModels, build, folder_of, memorised, sets
 from llm.unlearning.runs import EPOCHS, Run
-from markov import storage
 from markov.errors import InvalidInput
+from markov.files import storage
 from markov.objectives import (
     Objective,
     SequenceLogProbs,

@@ -22,9 +22,9 @@ from llm.sweeps.sweep import Run, Task, run_in
 from llm.training.loop import Loop, Optimization
 from llm.unlearning.methods import METHODS, Method, method
 from llm.unlearning.unlearn import Unlearning, unlearn
-from markov import storage
 from markov.conventions import from_mean_forget, from_summed_retain
 from markov.errors import InvalidInput
+from markov.files import storage
 from markov.objectives import Objective, simnpo
 from markov.preferences import idk
 from tests.test_llm_training import gpt2, llama, same, some, token_losses

@@ -40,8 +40,8 @@ from llm.scoring.encoding import PLAIN
 from llm.scoring.logprobs import score_encoded
 from llm.training.loop import Optimization
 from llm.unlearning.unlearn import Unlearning
-from markov import storage
 from markov.errors import InvalidInput, exit_code
+from markov.files import storage
 from markov.objectives import CORNERS, Objective, gradient_ascent, npo, simnpo
 
 SMALL = NewsModels(

@@ -18,7 +18,7 @@ from llm.models.language_model import check_same_vocabulary
 from llm.models.small_news import KINDS, NewsModels, build, folder_of, read_by, reading, sheets, train_tokenizer
 from llm.scoring.documents import start_of
 from markov.errors import InvalidInput
-from markov.storage import cache_dir
+from markov.files.storage import cache_dir
 
 TINY = NewsModels(
     news=News(forget=3, holdout=3, retain=4, questions=2),

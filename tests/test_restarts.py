@@ -16,9 +16,10 @@ from llm.__main__ import cli
 from llm.data import tofu as corpora
 from llm.models.saving import save
 from llm.models.small_authors import build
-from markov import running, storage
+from markov import running
 from markov.__main__ import cli as markov_cli
 from markov.__main__ import experiment, points
+from markov.files import storage
 from tests.test_damage import FORGET, GRID, TINY
 
 RATES = tuple(number * 1e-4 for number in range(1, 12))  # of two ensembles

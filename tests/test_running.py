@@ -11,11 +11,12 @@ import pandas as pd
 import pytest
 import torch
 
-from markov import running, storage
+from markov import running
 from markov.cases import LENGTH, MEMORISATION, Case
 from markov.diagnostics import COLUMNS
 from markov.errors import InvalidInput
 from markov.experiments import Experiment, Pretraining, grid
+from markov.files import storage
 from markov.models import Parameters, Transformer
 from markov.objectives import gradient_ascent, npo, simnpo
 from markov.running import load_model, model_jobs, model_path, run, trajectory

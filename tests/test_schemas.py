@@ -32,8 +32,8 @@ from llm.schemas import (
     checked,
 )
 from llm.unlearning.runs import ANSWERS, EPOCHS, EXAMPLES, read_run
-from markov import storage
 from markov.errors import InvalidInput
+from markov.files import storage
 
 ROOT = Path(__file__).parents[1]
 

@@ -19,8 +19,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from markov import storage
 from markov.errors import InvalidInput
+from markov.files import storage
 
 
 class Numbers(NamedTuple):
@@ -295,7 +295,7 @@ def test_what_has_no_plain_form_is_refused(value: object):
 
 def test_the_fingerprint_does_not_depend_on_the_process():
     value = {"beta": (0.1, None), "names": {"retain": True, "forget1": False}}
-    code = f"from markov import storage; print(storage.fingerprint({value!r}, 'markov.errors'))"
+    code = f"from markov.files import storage; print(storage.fingerprint({value!r}, 'markov.errors'))"
     root = Path(__file__).parents[1]
     environments = [{**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(root)} for seed in ("0", "1")]
     printed = [subprocess.check_output([sys.executable, "-c", code], env=each, text=True) for each in environments]
@@ -349,15 +349,15 @@ def test_the_commit_is_that_of_the_projects_own_checkout(tmp_path: Path, monkeyp
         identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "core.hooksPath=/dev/null"]
         return subprocess.check_output(["git", *identity, *arguments], cwd=tmp_path, text=True).strip()
 
-    for folder in (tmp_path / "markov", tmp_path / "site-packages" / "markov"):
+    for folder in (tmp_path / "markov" / "files", tmp_path / "site-packages" / "markov" / "files"):
         folder.mkdir(parents=True)
-    monkeypatch.setattr(storage, "__file__", str(tmp_path / "markov" / "storage.py"))
+    monkeypatch.setattr(storage, "__file__", str(tmp_path / "markov" / "files" / "storage.py"))
     assert storage.git_commit() is None
     git("init", "-q")
     assert storage.git_commit() is None
     git("commit", "-q", "--allow-empty", "-m", "first")
     assert storage.git_commit() == git("rev-parse", "HEAD")
-    monkeypatch.setattr(storage, "__file__", str(tmp_path / "site-packages" / "markov" / "storage.py"))
+    monkeypatch.setattr(storage, "__file__", str(tmp_path / "site-packages" / "markov" / "files" / "storage.py"))
     assert storage.git_commit() is None
     monkeypatch.setenv("PATH", "")
     assert storage.git_commit() is None

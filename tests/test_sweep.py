@@ -40,8 +40,8 @@ from llm.unlearning.methods import METHODS, Method, method, method_of, methods
 from llm.unlearning.runs import EPOCHS, MODEL, read_run, unlearn_into
 from llm.unlearning.task_vectors import negate_task_vector
 from llm.unlearning.unlearn import Unlearning
-from markov import storage
 from markov.errors import InvalidInput
+from markov.files import storage
 from markov.objectives import CORNERS, Objective, simnpo
 from markov.preferences import Preference, dpo, idk, simpo
 

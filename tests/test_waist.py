@@ -21,7 +21,6 @@ from figures.views.answers import weights_of
 from figures.views.law import sequences
 from llm.diagnostics.allocation import allocation, bias, length_correlation
 from llm.diagnostics.weights import weights_table
-from markov import storage
 from markov.banks import sampled
 from markov.cases import LENGTH
 from markov.chains import MarkovChain, Mixture
@@ -29,6 +28,7 @@ from markov.conventions import from_released_tofu
 from markov.diagnostics import _with_shares
 from markov.errors import InvalidInput, is_number, is_whole, require_number, require_whole
 from markov.experiments import Experiment, Pretraining
+from markov.files import storage
 from markov.logistic import LogisticWorld, Unlearning
 from markov.models import Tabular, Transformer
 from markov.objectives import (

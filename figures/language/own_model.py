@@ -17,8 +17,8 @@ from llm.scoring.encoding import BUDGET
 from llm.training.checkpointing import parameters_digest
 from llm.unlearning.runs import EPOCHS, Run, unlearn_into
 from llm.unlearning.unlearn import Unlearning
-from markov import leftovers, storage
 from markov.errors import require
+from markov.files import leftovers, storage
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,8 +43,8 @@ from llm.models.source import load
 from llm.sweeps.parallel import several
 from llm.training.loop import Optimization
 from llm.unlearning.runs import MODEL, Run
-from markov import storage
 from markov.errors import require
+from markov.files import storage
 from markov.objectives import method_name
 
 EPOCHS, BATCH, SHARE = 3, 8, 0.2  # 24 of the 120 answers of the default model are taught: three updates per epoch

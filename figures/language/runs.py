@@ -29,8 +29,8 @@ from llm.sweeps.parallel import several
 from llm.training.loop import Optimization
 from llm.unlearning.runs import EPOCHS, Run, finished, read_run, unlearn_into
 from llm.unlearning.unlearn import Unlearning, weights_by_epoch
-from markov import leftovers, storage
 from markov.errors import require
+from markov.files import leftovers, storage
 from markov.objectives import Objective, method_name
 
 DEFAULT = "default model, forget10"

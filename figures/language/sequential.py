@@ -42,7 +42,7 @@ from llm.sweeps.parallel import several
 from llm.unlearning.runs import EPOCHS
 from llm.unlearning.sequential import STAGE, Sequential, by_stage, requests, sequential
 from llm.unlearning.unlearn import Unlearning
-from markov import leftovers, storage
+from markov.files import leftovers, storage
 from markov.objectives import Objective, method_name
 
 REQUESTS = 3

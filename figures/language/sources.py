@@ -20,8 +20,8 @@ from llm.diagnostics.weights import corners, diagnose, with_halves
 from llm.logs.log import EvaluationLog, align, log_truth_ratio, truth_ratio
 from llm.logs.reading import read_log
 from markov.errors import InvalidInput, require
+from markov.files.storage import Location
 from markov.objectives import Objective
-from markov.storage import Location
 
 VARIABLE = "SIMNPO_LAB_TOFU"
 HOW = (

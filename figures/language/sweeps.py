@@ -25,8 +25,8 @@ from llm.sweeps import sweep
 from llm.sweeps.parallel import several
 from llm.sweeps.sweep import BASELINES, Run, Task
 from llm.unlearning.methods import methods
-from markov import leftovers, storage
 from markov.errors import require
+from markov.files import leftovers, storage
 from markov.objectives import CORNERS
 
 MEASURED = (1, 2, 4, 6)

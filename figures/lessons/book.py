@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from traitlets.config import Config
 
 from markov.errors import exit_code, require
-from markov.storage import atomic_path, check_writable
+from markov.files.storage import atomic_path, check_writable
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 # A widget is nothing on a page without a kernel, so its picture comes first.

@@ -23,8 +23,8 @@ from llm.logs.log import EvaluationLog, align, take, truth_ratio
 from llm.logs.measures import VARIANTS, TofuLogs, forget_quality
 from llm.logs.reading import read_log
 from llm.models.small_authors import build, folder_of, sets
-from markov import storage
 from markov.errors import require
+from markov.files import storage
 
 SIZES, DRAWS = (10, 20, 40, 80, 150, 300, 400), 12
 NEW_TOKENS = 60  # of a model's own answers, where they are written for a notebook

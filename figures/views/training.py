@@ -15,10 +15,10 @@ import torch
 from figures import style
 from figures.views.player import Recording, record, transitions
 from figures.views.view import Picture, View, heat, one_line
-from markov import storage
 from markov.batching import Corpus
 from markov.errors import InvalidInput
 from markov.experiments import Experiment
+from markov.files import storage
 from markov.models import Parameters
 from markov.optimizers import OPTIMIZERS
 from markov.running import ModelJob, model_jobs, model_path, models_folder

@@ -21,8 +21,8 @@ from llm.logs.reading import AGGREGATED, OPEN_UNLEARNING, TASKS, read_log
 from llm.logs.writing import SUMMARY
 from llm.models.names import check_retrained, data_of
 from llm.models.source import ModelOptions, load_model
-from markov import folders, storage
 from markov.errors import InvalidInput, require
+from markov.files import folders, storage
 
 if TYPE_CHECKING:
     from llm.data.splits import TofuSets

@@ -12,8 +12,8 @@ from typing import Literal, get_args
 from llm.commands.options import left_out, write
 from llm.models.names import Made, data_of, made
 from llm.models.source import ModelOptions, load_model
-from markov import folders, storage
 from markov.errors import require
+from markov.files import folders, storage
 
 Kind = Literal["original", "retrained", "partial"]
 DATA = "data"

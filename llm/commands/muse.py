@@ -12,8 +12,8 @@ from llm.models.names import check, is_small, made
 from llm.models.source import ModelOptions, load_model
 from llm.unlearning.methods import described as in_words
 from llm.unlearning.methods import method, objective, retaining
-from markov import folders, storage
 from markov.errors import require
+from markov.files import folders, storage
 
 if TYPE_CHECKING:
     from llm.data.muse import MuseData

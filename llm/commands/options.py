@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from llm.diagnostics.weights import named
 from llm.models.names import is_small
 from llm.unlearning.methods import objective
-from markov import storage
 from markov.errors import require
+from markov.files import storage
 from markov.objectives import Objective
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import pandas as pd
 from llm.commands.options import chosen_rate, write
 from llm.models.names import check_retrained, data_of
 from llm.models.source import ModelOptions, load_model
-from markov import folders, leftovers, storage
 from markov.errors import require
+from markov.files import folders, leftovers, storage
 
 if TYPE_CHECKING:
     from llm.data.tofu import Example

@@ -12,8 +12,8 @@ from llm.models.names import check, check_retrained, data_of, is_small, made, re
 from llm.models.source import ModelOptions
 from llm.scoring.encoding import BUDGET
 from llm.unlearning.methods import METHODS, Method, methods, parsed
-from markov import folders, storage
 from markov.errors import InvalidInput, require
+from markov.files import folders, storage
 
 if TYPE_CHECKING:
     from llm.sweeps.sweep import Run, Task

@@ -16,8 +16,8 @@ from llm.diagnostics.weights import PUSH, WEIGHT, diagnose_per_token, weights_ta
 from llm.diagnostics.weights import diagnose as diagnose_logs
 from llm.logs.log import EvaluationLog, align, shared, with_lengths
 from llm.logs.reading import read_log
-from markov import folders
 from markov.errors import require
+from markov.files import folders
 from markov.objectives import Objective
 
 

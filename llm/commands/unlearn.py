@@ -14,8 +14,8 @@ from llm.models.names import check, check_retrained, data_of, made
 from llm.models.source import ModelOptions, load_model
 from llm.training.processes import in_first, joined, started
 from llm.unlearning.methods import described, method, retaining
-from markov import folders
 from markov.errors import require
+from markov.files import folders
 from markov.preferences import paired
 
 if TYPE_CHECKING:

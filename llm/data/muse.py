@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from llm.data.news.corpus import Article, News, QuestionAndAnswer, edition
 from llm.data.records import find_split, is_text, read_records, shown
 from markov.errors import InvalidInput, require
-from markov.storage import Location, atomic_path, check_writable
+from markov.files.storage import Location, atomic_path, check_writable
 
 HUB = {"muse:News": "muse-bench/MUSE-News", "muse:Books": "muse-bench/MUSE-Books"}
 GENERATED = "news"

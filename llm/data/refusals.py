@@ -13,7 +13,7 @@ from pathlib import Path
 from llm.data.tofu import Example
 from llm.randomness import derived_seed
 from markov.errors import InvalidInput, require
-from markov.storage import Location
+from markov.files.storage import Location
 
 BEGINNINGS = (
     "I do not know",

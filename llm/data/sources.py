@@ -16,7 +16,7 @@ from llm.data import tofu as corpora
 from llm.data.authors.corpus import Authors, splits
 from llm.data.tofu import Example
 from markov.errors import require
-from markov.storage import Location
+from markov.files.storage import Location
 
 PREFIX = "authors"
 

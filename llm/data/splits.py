@@ -15,7 +15,7 @@ from llm.data.authors.corpus import Authors
 from llm.data.tofu import Example
 from llm.randomness import derived_seed
 from markov.errors import InvalidInput, require
-from markov.storage import Location
+from markov.files.storage import Location
 
 FORGET = re.compile(r"forget(\d\d)(_perturbed)?")
 NAMED = (corpora.PREFIX, sources.PREFIX)

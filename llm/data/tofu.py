@@ -20,7 +20,7 @@ import numpy as np
 
 from llm.data.records import find_split, is_saved, is_text, read_records, shown, splits
 from markov.errors import InvalidInput, require
-from markov.storage import Location, atomic_path
+from markov.files.storage import Location, atomic_path
 
 if TYPE_CHECKING:
     from pandas import DataFrame

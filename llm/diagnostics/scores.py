@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Int
 
 from markov.errors import InvalidInput, require
+from markov.files.storage import Location
 from markov.objectives import SequenceLogProbs
-from markov.storage import Location
 
 COLUMNS = ("index", "logp", "length")
 

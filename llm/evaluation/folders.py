@@ -21,9 +21,9 @@ from llm.models.language_model import LanguageModel
 from llm.scoring.encoding import BUDGET, MAX_LENGTH
 from llm.training.checkpointing import parameters_digest
 from llm.unlearning.epoch import Measure
-from markov import folders, storage
 from markov.errors import InvalidInput, require
-from markov.storage import Location
+from markov.files import folders, storage
+from markov.files.storage import Location
 
 JOB, NAMES = "evaluation", (OPEN_UNLEARNING, SUMMARY)
 COLUMNS = ("forget_quality", "ks_statistic", "model_utility")  # of `tofu_measure`

@@ -37,7 +37,7 @@ from llm.scoring.encoding import BUDGET
 from llm.unlearning.epoch import Measure
 from llm.unlearning.unlearn import Unlearned, Unlearning, unlearn
 from markov.errors import require, require_all_whole, require_number
-from markov.storage import Location
+from markov.files.storage import Location
 
 STOPS = ("\n\n", "\nQuestion", "Question:")
 COLUMNS = ("measure", "split", "value", "low", "high", "items", "empty")

@@ -22,8 +22,8 @@ import numpy as np
 from llm.logs.log import Answers, EvaluationLog, log_truth_ratio
 from llm.logs.measures import TofuLogs, check_variant, example_values
 from llm.logs.reading import AGGREGATED, MEASURES, METRICS, OPEN_UNLEARNING, QUESTION, ROUGE, TASKS, TEXTS
-from markov import storage
-from markov.storage import Location
+from markov.files import storage
+from markov.files.storage import Location
 
 SUMMARY, MANIFEST = "TOFU_SUMMARY.json", "manifest"
 # A ratio is written as a number that JSON has; beyond this it is as good as infinite.

@@ -37,7 +37,7 @@ from llm.models.saving import TEMPLATE
 from llm.scoring.encoding import CHAT, LLAMA2_CHAT, PLAIN, Template, fitted
 from llm.scoring.logprobs import check_model
 from markov.errors import InvalidInput, require
-from markov.storage import Location, read_kept
+from markov.files.storage import Location, read_kept
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -20,7 +20,7 @@ from llm.data import tofu as corpora
 from llm.data.authors.corpus import PERCENTS
 from llm.scoring.encoding import CHAT, LLAMA2_CHAT, Template
 from markov.errors import require
-from markov.storage import Location
+from markov.files.storage import Location
 
 KINDS = {"authors": ("original", "retrained", "partial"), "news": ("original", "retrained")}
 SMALL = 100_000_000  # bytes of weights: of a folder with fewer the model is small

@@ -15,9 +15,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from llm.models.pretrained import check_folder, quiet, reason_of
-from markov import leftovers
 from markov.errors import InvalidInput, require
-from markov.storage import Location, check_writable, settings_of
+from markov.files import leftovers
+from markov.files.storage import Location, check_writable, settings_of
 
 if TYPE_CHECKING:
     from llm.models.language_model import LanguageModel

@@ -26,9 +26,9 @@ from llm.models.saving import save
 from llm.scoring.encoding import PLAIN, encode_examples
 from llm.training.fine_tuning import fine_tune
 from llm.training.loop import Optimization
-from markov import leftovers
 from markov.errors import InvalidInput, require
-from markov.storage import cache_dir, check_writable, fingerprint, provenance
+from markov.files import leftovers
+from markov.files.storage import cache_dir, check_writable, fingerprint, provenance
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast

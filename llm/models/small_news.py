@@ -29,9 +29,9 @@ from llm.scoring.documents import SEPARATOR, pieces, whole
 from llm.scoring.encoding import PLAIN, Encoded
 from llm.training.fine_tuning import fine_tune
 from llm.training.loop import Optimization
-from markov import leftovers
 from markov.errors import InvalidInput, require
-from markov.storage import cache_dir, check_writable, fingerprint, provenance
+from markov.files import leftovers
+from markov.files.storage import cache_dir, check_writable, fingerprint, provenance
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

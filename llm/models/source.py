@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from llm.models.names import Made, made
 from llm.scoring.encoding import BUDGET, MAX_LENGTH, TEMPLATES
 from markov.errors import require
-from markov.storage import Location
+from markov.files.storage import Location
 
 if TYPE_CHECKING:
     from llm.models.language_model import LanguageModel

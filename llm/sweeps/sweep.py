@@ -42,9 +42,9 @@ from llm.unlearning.methods import METHODS, Method
 from llm.unlearning.runs import EPOCHS, MODEL, unlearn_into
 from llm.unlearning.task_vectors import negate_task_vector
 from llm.unlearning.unlearn import Unlearning
-from markov import folders, leftovers, storage
 from markov.errors import InvalidInput, require
-from markov.storage import Location
+from markov.files import folders, leftovers, storage
+from markov.files.storage import Location
 
 BASELINES = ("original", "retrained")
 JOB = "run"

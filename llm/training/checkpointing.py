@@ -29,7 +29,15 @@ from torch.distributed.tensor import DTensor
 from llm.training.loop import Loop
 from llm.training.processes import in_first
 from markov.errors import InvalidInput, require
-from markov.storage import KEY, Location, atomic_path, check_writable, load_parameters, read_provenance, settings_of
+from markov.files.storage import (
+    KEY,
+    Location,
+    atomic_path,
+    check_writable,
+    load_parameters,
+    read_provenance,
+    settings_of,
+)
 
 FILE = "state.safetensors"
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)

@@ -12,7 +12,7 @@ A run that diverged is a result: its last row of epochs.parquet has the status n
 epoch before. Of several processes (see `llm.training.processes`) the first one writes all of this.
 
 Before that the folder holds the state from which a run that was stopped goes on. The tables carry the settings, and so
-does the claim with which a run begins (`markov.folders`): in a folder that holds anything else none begins.
+does the claim with which a run begins (`markov.files.folders`): in a folder that holds anything else none begins.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from llm.training.processes import in_first
 from llm.training.processes import place as rank
 from llm.unlearning.epoch import Measure
 from llm.unlearning.unlearn import Unlearning, unlearn
-from markov import folders, leftovers, storage
 from markov.errors import InvalidInput, require
+from markov.files import folders, leftovers, storage
+from markov.files.storage import Location
 from markov.objectives import Objective
 from markov.preferences import Forgetting, Preference
-from markov.storage import Location
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -24,9 +24,9 @@ from llm.scoring.encoding import MAX_LENGTH
 from llm.training.checkpointing import parameters_digest
 from llm.unlearning.runs import EPOCHS, MODEL, unlearn_into
 from llm.unlearning.unlearn import Unlearning
-from markov import folders, storage
 from markov.errors import require
-from markov.storage import Location
+from markov.files import folders, storage
+from markov.files.storage import Location
 
 STAGE, REQUESTS = "request_{}", "requests.parquet"
 

@@ -33,9 +33,9 @@ from llm.training.masters import widened
 from llm.unlearning.epoch import COLLAPSED, NAN, OK, Measure, Run
 from llm.unlearning.retaining import Average, RetainTerm
 from markov.errors import require
+from markov.files.storage import Location, fingerprint
 from markov.objectives import Objective, SequenceLogProbs
 from markov.preferences import Forgetting, paired, validate_pair
-from markov.storage import Location, fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)

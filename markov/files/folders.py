@@ -16,9 +16,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from markov import leftovers, storage
 from markov.errors import InvalidInput, require
-from markov.storage import Location
+from markov.files import leftovers, storage
+from markov.files.storage import Location
 
 CLAIM = ".simnpo-lab.json"
 

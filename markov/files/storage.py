@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import markov
-from markov import closure, leftovers
 from markov.errors import InvalidInput, require
+from markov.files import closure, leftovers
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -145,7 +145,7 @@ def _digest(rendered: object) -> str:
 def code_version(*sources: str, without: Collection[str] = ()) -> str:
     """A digest of the code that modules ("markov.training") and packages ("markov": every module in it) depend on.
 
-    That is what they import, however indirectly: see `markov.closure`.
+    That is what they import, however indirectly: see `markov.files.closure`.
     """
     return _digest(closure.digests(*sources, without=without))
 
@@ -177,7 +177,7 @@ def provenance(
 
 def git_commit() -> str | None:
     """The commit checked out around this package, or None outside the project's own checkout."""
-    folder = Path(__file__).parent
+    folder = Path(__file__).parents[1]
     command = ["git", "-C", str(folder), "rev-parse", "HEAD", "--show-prefix"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()

@@ -19,7 +19,7 @@ from markov.errors import InvalidInput
 # The packages whose modules are followed when they are imported, with those that are asked for.
 PROJECT = ("markov", "llm", "figures")
 # What reads, writes and refuses, and changes no number, is not followed.
-APART = ("markov.closure", "markov.errors", "markov.folders", "markov.leftovers", "markov.storage")
+APART = ("markov.errors", *(f"markov.files.{name}" for name in ("closure", "folders", "leftovers", "storage")))
 # What of compiled code decides what it does.
 CODE = (
     "co_code",
