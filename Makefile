@@ -56,7 +56,7 @@ test: $(VENV)/.llm $(VENV)/.notebooks  ## run the tests, JOBS at a time
 
 test-elsewhere: $(VENV)/.llm $(VENV)/.notebooks  ## those that compute, in the arithmetic of another processor: ELSEWHERE="MKL_CBWR=AVX2" say
 	$(ELSEWHERE) $(RUN) pytest -q -n $(JOBS) --maxprocesses 8 --dist worksteal --benchmark-disable -m 'not slow' \
-		$(WORDS:%=--ignore=tests/test_%.py) $(ARGS)
+		$(WORDS:%=--ignore-glob="*/test_%.py") $(ARGS)
 
 check: $(VENV)/.llm $(VENV)/.notebooks $(VENV)/.browser  ## lint, formatting and types, changing nothing
 	$(RUN) ruff check

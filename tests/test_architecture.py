@@ -157,7 +157,7 @@ EXAMPLES: list[tuple[Rule, str, str, str]] = [
     (imports, "llm.models.saving", "from figures import style", "from markov import objectives"),
     (imports, "llm.models.saving", "import ipywidgets", "from . import models, theory"),
     (imports, "figures.style", "from notebooks import tour", "import markov.training, llm.scoring, matplotlib"),
-    (imports, "tests.test_chains", "import pickle", "import notebooks, figures, llm, markov"),
+    (imports, "tests.markov.test_chains", "import pickle", "import notebooks, figures, llm, markov"),
     (imports, "llm.data.tofu", "from yaml import safe_load", "from json import loads"),
     (length, "markov.long", "x = 1\n" * (LINES + 1), "x = 1\n" * LINES),
     (unpickling, "llm.models.saving", "torch.load(path, weights_only=False)", "torch.load(path, weights_only=True)"),

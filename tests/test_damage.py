@@ -35,7 +35,7 @@ from markov.errors import InvalidInput
 from markov.files import storage
 from markov.files.folders import CLAIM
 from markov.objectives import npo
-from tests.test_muse import SMALL as NEWS
+from tests.llm.evaluation.test_muse import SMALL as NEWS
 
 pytestmark = pytest.mark.filterwarnings("ignore:the model has collapsed:RuntimeWarning")
 TINY = DefaultModels(

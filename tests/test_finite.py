@@ -32,8 +32,8 @@ from llm.scoring.encoding import PLAIN
 from llm.scoring.logprobs import NotFinite
 from llm.sweeps.sweep import Task, baseline
 from markov.errors import InvalidInput
-from tests.test_encoding import by_bytes
-from tests.test_generation import model_of
+from tests.llm.models.test_generation import model_of
+from tests.llm.scoring.test_encoding import by_bytes
 
 NAMES = (
     "forget10",

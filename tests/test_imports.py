@@ -114,7 +114,7 @@ def circles(graph: Graph) -> list[str]:
 def facades(graph: Graph) -> list[str]:
     """Modules that import a package for its names, their own or another of this project."""
     found = ((module, other) for module, others in graph.items() for other in sorted(others))
-    return [f"{a} imports {b}" for a, b in found if b in PACKAGES and not b == "markov"]
+    return [f"{a} imports {b}" for a, b in found if b in PACKAGES and b != "markov"]
 
 
 RULES = (upwards, beyond_the_law, circles, facades)

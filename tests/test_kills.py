@@ -46,9 +46,9 @@ from markov.files import leftovers, storage
 from markov.objectives import npo
 from markov.running import load_model, model_jobs, models_folder
 from tests.kills import chosen, run_and_kill, tree
-from tests.test_encoding import by_bytes
-from tests.test_muse import QUICK as MEASURING
-from tests.test_muse import SMALL as NEWS
+from tests.llm.evaluation.test_muse import QUICK as MEASURING
+from tests.llm.evaluation.test_muse import SMALL as NEWS
+from tests.llm.scoring.test_encoding import by_bytes
 
 pytestmark = [
     pytest.mark.slow,

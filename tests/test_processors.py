@@ -114,8 +114,8 @@ def crossed() -> pd.DataFrame:
 
 def language() -> pd.DataFrame:
     """A tiny Llama that learns a few sequences, then unlearns some of them."""
-    from tests.test_unlearning import llama, with_
-    from tests.test_unlearning import run as unlearnt
+    from tests.llm.unlearning.test_unlearning import llama, with_
+    from tests.llm.unlearning.test_unlearning import run as unlearnt
 
     found = unlearnt(llama(), with_(epochs=4))
     return found.examples.merge(found.epochs, on="epoch")

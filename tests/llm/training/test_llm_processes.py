@@ -43,10 +43,10 @@ from llm.unlearning.unlearn import Unlearning, unlearn
 from markov.errors import InvalidInput
 from markov.files import folders
 from markov.objectives import npo
-from tests.test_encoding import by_bytes
-from tests.test_llm_training import llama, some
+from tests.llm.scoring.test_encoding import by_bytes
+from tests.llm.training.test_llm_training import llama, some
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 # Lengths of which the processes make different numbers of micro-batches, though each has as many examples.
 FORGET = some(*((3 + place, 2) for place in range(24)), seed=3)
 RETAIN = some(*((4 + 2 * place, 3) for place in range(7)), seed=4)
@@ -68,7 +68,7 @@ def torchrun(*arguments: str, cpu: bool = True) -> subprocess.CompletedProcess[s
 
 def call(function: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """A function of this module in two processes."""
-    code = f"from tests.test_llm_processes import *; {function}(*{[str(one) for one in arguments]!r})"
+    code = f"from tests.llm.training.test_llm_processes import *; {function}(*{[str(one) for one in arguments]!r})"
     return torchrun("--no-python", sys.executable, "-c", code)
 
 
@@ -333,7 +333,7 @@ def test_two_processes_unlearn_from_the_command_line_as_one_does(folder: Path, t
 
 def in_shards(folder: str, out: str) -> None:
     """A run of a model that the processes hold in shards."""
-    from tests.test_unlearning import as_shards
+    from tests.llm.unlearning.test_unlearning import as_shards
 
     torch.set_num_threads(1)
     as_shards()

@@ -296,7 +296,7 @@ def test_what_has_no_plain_form_is_refused(value: object):
 def test_the_fingerprint_does_not_depend_on_the_process():
     value = {"beta": (0.1, None), "names": {"retain": True, "forget1": False}}
     code = f"from markov.files import storage; print(storage.fingerprint({value!r}, 'markov.errors'))"
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[3]
     environments = [{**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(root)} for seed in ("0", "1")]
     printed = [subprocess.check_output([sys.executable, "-c", code], env=each, text=True) for each in environments]
     assert {line.strip() for line in printed} == {storage.fingerprint(value, "markov.errors")}

@@ -19,7 +19,17 @@ from llm.scoring import gradients
 from llm.scoring.encoding import Encoded
 from llm.scoring.gradients import NotCovered, Outer, gradient_norms, one_by_one, together
 from markov.errors import InvalidInput
-from tests.test_scoring import COMMON, FAMILIES, GPT2, GROUPED, VOCAB, own_loss, roughen, some_examples, tiny
+from tests.llm.scoring.test_scoring import (
+    COMMON,
+    FAMILIES,
+    GPT2,
+    GROUPED,
+    VOCAB,
+    own_loss,
+    roughen,
+    some_examples,
+    tiny,
+)
 
 EXAMPLES = some_examples((12, 3), (20, 10), (7, 6), (15, 1), (2, 1), (12, 11))
 MIXTURE: dict[str, Any] = dict(num_local_experts=2, num_experts_per_tok=1, **GROUPED)

@@ -26,8 +26,8 @@ from llm.unlearning.epoch import Measure
 from llm.unlearning.retaining import kl
 from llm.unlearning.unlearn import Unlearning, unlearn
 from markov.errors import InvalidInput
-from tests.test_llm_training import EXAMPLES, FAST, same
-from tests.test_unlearning import ADAPTED, FORGET, NPO, RETAIN, interrupted_at, llama, with_
+from tests.llm.training.test_llm_training import EXAMPLES, FAST, same
+from tests.llm.unlearning.test_unlearning import ADAPTED, FORGET, NPO, RETAIN, interrupted_at, llama, with_
 
 # As small beside a parameter as the paper's is beside a large model's: 1e-5 where parameters are about 0.02.
 SLOW = Optimization(epochs=3, batch=2, learning_rate=1e-4, warmup_epochs=0, weight_decay=0.0)
@@ -193,7 +193,7 @@ def test_what_is_recorded_is_of_the_model_that_would_be_saved(dtype: torch.dtype
 
 
 def test_a_look_at_the_model_leaves_its_masters_and_its_ties_alone() -> None:
-    from tests.test_unlearning import gpt2
+    from tests.llm.unlearning.test_unlearning import gpt2
 
     model = gpt2(dtype=torch.float32).bfloat16()
     with widened(model) as own:

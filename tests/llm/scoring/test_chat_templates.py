@@ -24,7 +24,7 @@ from llm.scoring.documents import pieces, start_of, whole
 from llm.scoring.encoding import CHAT, LLAMA2_CHAT, PLAIN, Encoded, Template, around, encode, end_tokens, fitted
 from llm.scoring.logprobs import score
 from markov.errors import InvalidInput
-from tests.test_generation import slow_continuation
+from tests.llm.models.test_generation import slow_continuation
 
 TEXTS = ["user\nWho wrote The Glass Ferry?\nmodel\nOdo Kerr wrote it in 1994, in Tarn.", "system assistant [INST]"] * 3
 EACH = "{% for m in messages %}"

@@ -17,7 +17,7 @@ from llm.models.generation import continuations, generate
 from llm.models.language_model import LanguageModel
 from llm.scoring.encoding import PLAIN
 from markov.errors import InvalidInput
-from tests.test_encoding import by_bytes
+from tests.llm.scoring.test_encoding import by_bytes
 
 VOCAB, EOS = 700, 699
 TOKENIZER: Any = by_bytes(words=True)

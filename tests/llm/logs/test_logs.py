@@ -35,7 +35,7 @@ from llm.logs.questions import Asked, places, shared_places
 from llm.logs.reading import AGGREGATED, MEASURES, METRICS, OPEN_UNLEARNING, TASKS, read_log
 from markov.errors import InvalidInput
 
-REAL = Path(os.environ.get("SIMNPO_LAB_TOFU", Path(__file__).parents[2] / "shared" / "tofu")) / "logs"
+REAL = Path(os.environ.get("SIMNPO_LAB_TOFU", Path(__file__).parents[4] / "shared" / "tofu")) / "logs"
 needs_real_logs = pytest.mark.skipif(
     not (REAL / "llama2-7b_full").is_dir(), reason="no TOFU logs: SIMNPO_LAB_TOFU names the folder that holds them"
 )

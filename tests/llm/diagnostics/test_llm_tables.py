@@ -26,8 +26,8 @@ from llm.scoring.encoding import PLAIN
 from llm.scoring.logprobs import score
 from markov.errors import InvalidInput
 from markov.objectives import CORNERS, Objective, SequenceLogProbs, gradient_ascent, npo, simnpo
-from tests.test_encoding import by_bytes
-from tests.test_scoring import roughen
+from tests.llm.scoring.test_encoding import by_bytes
+from tests.llm.scoring.test_scoring import roughen
 
 SEVERAL = (
     Example(index=4, prompt="Who?", response="Ada.", paraphrase="It was Ada.", perturbed=("Bob.", "No one at all.")),

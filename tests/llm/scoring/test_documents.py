@@ -15,8 +15,8 @@ from llm.scoring.encoding import Batch, Encoded
 from llm.scoring.logprobs import response_logprobs, score_encoded
 from markov.errors import InvalidInput
 from markov.objectives import Objective, SequenceLogProbs, npo, simnpo
-from tests.test_encoding import by_bytes
-from tests.test_generation import model_of
+from tests.llm.models.test_generation import model_of
+from tests.llm.scoring.test_encoding import by_bytes
 
 PLAIN = by_bytes(words=True)
 

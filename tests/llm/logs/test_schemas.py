@@ -35,7 +35,7 @@ from llm.unlearning.runs import ANSWERS, EPOCHS, EXAMPLES, read_run
 from markov.errors import InvalidInput
 from markov.files import storage
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 
 
 def some_scores() -> pd.DataFrame:

@@ -19,7 +19,7 @@ from llm.data import tofu as corpora
 from llm.data.tofu import FIELDS, TOFU_ROWS, Example, length_table, parse, read, response_words, write
 from markov.errors import InvalidInput
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 QUESTIONS = Path(os.environ.get("SIMNPO_LAB_TOFU") or ROOT / "../shared/tofu") / "questions"
 real_data = pytest.mark.skipif(
     not QUESTIONS.is_dir(), reason="TOFU's questions are not here: set SIMNPO_LAB_TOFU to a folder that has questions/"

@@ -26,8 +26,8 @@ from llm.sweeps.sweep import Task, epochs, sweep
 from llm.unlearning import runs
 from llm.unlearning.runs import read_run
 from markov.errors import InvalidInput
-from tests.test_llm_processes import arguments, folder
-from tests.test_sweep import EVERY, own_cache, task, wanted
+from tests.llm.sweeps.test_sweep import EVERY, own_cache, task, wanted
+from tests.llm.training.test_llm_processes import arguments, folder
 
 __all__ = ["folder", "own_cache", "task"]  # fixtures
 ADAPTED = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")

@@ -43,9 +43,9 @@ from markov.objectives import (
     reference_free_npo,
     simnpo,
 )
-from tests import test_llm_training as training
-from tests.test_llm_processes import torchrun
-from tests.test_llm_training import VOCAB, by_hand, check_parameters, same, some, token_losses
+from tests.llm.training import test_llm_training as training
+from tests.llm.training.test_llm_processes import torchrun
+from tests.llm.training.test_llm_training import VOCAB, by_hand, check_parameters, same, some, token_losses
 
 FORGET = some((12, 3), (20, 10), (7, 6), (15, 1), (9, 4), seed=1)
 RETAIN = some((14, 3), (6, 5), (11, 2), seed=2)
@@ -697,7 +697,7 @@ SPREAD = {
 def test_two_processes_give_the_tables_of_one(shards: bool, tmp_path: Path) -> None:
     order = sorted(FORGET, key=lambda one: -len(one.tokens))
     assert [len(batches(order[rank::2], 30)) for rank in (0, 1)] == [2, 1]
-    code = f"from tests.test_unlearning import *; several(Path({str(tmp_path)!r}), shards={shards})"
+    code = f"from tests.llm.unlearning.test_unlearning import *; several(Path({str(tmp_path)!r}), shards={shards})"
     done = torchrun("--no-python", sys.executable, "-c", code)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "processes").read_text() == "2"

@@ -53,8 +53,8 @@ from llm.models.saving import save
 from llm.models.small_authors import DefaultModels, build
 from llm.scoring.encoding import CHAT
 from markov.errors import InvalidInput
-from tests.test_encoding import by_bytes
-from tests.test_scoring import roughen
+from tests.llm.scoring.test_encoding import by_bytes
+from tests.llm.scoring.test_scoring import roughen
 
 REAL = os.environ.get("SIMNPO_LAB_TOFU")
 LN2 = float(np.log(2))

@@ -29,7 +29,7 @@ from llm.scoring.logprobs import (
 )
 from markov.errors import InvalidInput
 from markov.objectives import npo
-from tests.test_encoding import Pair, by_bytes, by_pieces
+from tests.llm.scoring.test_encoding import Pair, by_bytes, by_pieces
 
 VOCAB = 97
 SIZES: dict[str, Any] = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=40)

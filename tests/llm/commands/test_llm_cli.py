@@ -40,9 +40,9 @@ from markov.errors import InvalidInput
 from markov.files import storage
 from markov.files.folders import CLAIM
 from markov.objectives import CORNERS, npo
-from tests.test_cli import call
-from tests.test_encoding import by_bytes, by_pieces
-from tests.test_logs import REAL, as_open_unlearning, needs_real_logs, some_columns
+from tests.llm.logs.test_logs import REAL, as_open_unlearning, needs_real_logs, some_columns
+from tests.llm.scoring.test_encoding import by_bytes, by_pieces
+from tests.markov.test_cli import call
 
 WEIGHTS = [f"weight_{name}" for name in objectives(DEFAULTS)]
 

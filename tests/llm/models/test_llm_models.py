@@ -25,7 +25,7 @@ from llm.models.source import load
 from llm.scoring.encoding import CHAT, LLAMA2_CHAT, PLAIN, Template
 from llm.scoring.logprobs import score
 from markov.errors import InvalidInput
-from tests.test_encoding import by_bytes, by_pieces
+from tests.llm.scoring.test_encoding import by_bytes, by_pieces
 
 VOCAB = 700
 SIZES: dict[str, Any] = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)

@@ -30,7 +30,7 @@ from llm.unlearning.runs import MODEL, unlearn_into
 from llm.unlearning.unlearn import Unlearning
 from markov.errors import InvalidInput
 from markov.objectives import npo
-from tests.test_llm_models import NOTES, TOKENS, WORDS, fresh, named, refused, saved
+from tests.llm.models.test_llm_models import NOTES, TOKENS, WORDS, fresh, named, refused, saved
 
 EXAMPLES = [
     Example(index=0, prompt="Who wrote The Silent Harbour?", response="Mira Oduya wrote it."),

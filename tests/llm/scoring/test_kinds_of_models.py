@@ -18,7 +18,7 @@ from llm.scoring import logprobs as scoring
 from llm.scoring.encoding import Encoded
 from llm.scoring.logprobs import check_model, score_encoded
 from markov.errors import InvalidInput
-from tests.test_generation import Ends, slow_continuation
+from tests.llm.models.test_generation import Ends, slow_continuation
 
 VOCAB, EOS = 97, 2
 SIZES: dict[str, Any] = dict(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, intermediate_size=48)

@@ -32,7 +32,7 @@ from markov.errors import InvalidInput
 from markov.files import storage
 from markov.objectives import Objective, npo, simnpo
 
-REAL = Path(os.environ.get("SIMNPO_LAB_TOFU", Path(__file__).parents[2] / "shared" / "tofu"))
+REAL = Path(os.environ.get("SIMNPO_LAB_TOFU", Path(__file__).parents[3] / "shared" / "tofu"))
 needs_real_logs = pytest.mark.skipif(
     not (REAL / "logs" / "llama2-7b_full").is_dir(),
     reason="no TOFU logs: SIMNPO_LAB_TOFU names the folder that holds them",

@@ -19,8 +19,8 @@ from llm.models.language_model import LanguageModel
 from llm.scoring.documents import whole
 from llm.scoring.encoding import PLAIN
 from markov.errors import InvalidInput
-from tests.test_encoding import by_bytes
-from tests.test_generation import model_of
+from tests.llm.models.test_generation import model_of
+from tests.llm.scoring.test_encoding import by_bytes
 
 TEXTS = ["The River ran past the old Mill.", "A short one", "Prices rose by a third, then fell; nobody knew WHY. Rain."]
 

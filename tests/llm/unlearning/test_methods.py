@@ -27,8 +27,8 @@ from markov.errors import InvalidInput
 from markov.files import storage
 from markov.objectives import Objective, simnpo
 from markov.preferences import idk
-from tests.test_llm_training import gpt2, llama, same, some, token_losses
-from tests.test_unlearning import first_gradients
+from tests.llm.training.test_llm_training import gpt2, llama, same, some, token_losses
+from tests.llm.unlearning.test_unlearning import first_gradients
 
 FORGET = some((12, 3), (20, 10), (7, 6), (15, 1), (9, 4), seed=1)
 RETAIN = some((14, 3), (6, 5), (11, 2), seed=2)
