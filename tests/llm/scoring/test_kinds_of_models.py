@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -60,6 +60,7 @@ def loud(kind: str, seed: int = 0) -> Any:
             if isinstance(weight, nn.Parameter) and weight.ndim == 2:
                 nn.init.normal_(weight, std=0.25)
         model.tie_weights()
+    model.generation_config.eos_token_id = EOS  # some kinds name token 0, which would end a text too
     return model.eval()
 
 
@@ -88,6 +89,7 @@ def written(model: Any, prompts: list[list[int]], count: int = 8, **more: Any) -
 
 @kinds
 @settings(max_examples=4)
+@example(lengths=[2], seed=1, budget=40)  # rwkv writes a token 0
 @given(
     lengths=st.lists(st.integers(1, 16), min_size=1, max_size=5),
     seed=st.integers(0, 99),
