@@ -29,13 +29,15 @@ from typing import Annotated, Any
 
 import tyro
 
+from llm.commands.build import Build, build
+from llm.commands.diagnose import Diagnose, diagnose
 from llm.commands.evaluate import Evaluate, evaluate
-from llm.commands.models import Build, Score, build, score
 from llm.commands.muse import Muse, muse
 from llm.commands.relearn import Relearn, relearn
+from llm.commands.score import Score, score
 from llm.commands.sweep import Sweep, sweep
-from llm.commands.tables import Diagnose, Weights, diagnose, weights
 from llm.commands.unlearn import Unlearn, unlearn
+from llm.commands.weights import Weights, weights
 from llm.training.processes import in_one_voice, started
 from markov.errors import exit_code, require
 

@@ -11,10 +11,11 @@ import pytest
 
 from figures.catalogue import ALL
 from llm.__main__ import parse
-from llm.commands.models import Score
+from llm.commands.diagnose import Diagnose
 from llm.commands.options import objective
-from llm.commands.tables import Diagnose, Weights
+from llm.commands.score import Score
 from llm.commands.unlearn import Unlearn
+from llm.commands.weights import Weights
 from markov.__main__ import Grid, experiment, points
 from markov.experiments import Experiment
 from markov.objectives import Objective

@@ -1,17 +1,15 @@
-"""The commands that make the default models and score a data set.
+"""The command that makes the default models.
 
-What takes seconds to import is imported when a command runs, so that --help answers at once.
+What takes seconds to import is imported when the command runs, so that --help answers at once.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from llm.commands.options import left_out, write
-from llm.models.names import Made, data_of, made
-from llm.models.source import ModelOptions, load_model
+from llm.models.names import Made, made
 from markov.errors import require
 from markov.files import folders, storage
 
@@ -38,30 +36,6 @@ class Build:
     """cpu, cuda, mps; auto takes a GPU where there is one."""
     out: Path | None = None
     """Folder for copies: OUT/KIND the models, OUT/data the splits."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score(ModelOptions):
-    """Log-probabilities of the responses of a data set: a table with the columns index, logp (nats) and length.
-
-    Example: python -m llm score --model authors:original --data authors:forget10 --out original.parquet
-    """
-
-    data: str | None = None
-    """authors:SPLIT[:SEED], tofu:SPLIT, or a file or folder in TOFU's JSON (default: for small models
-    authors:forget10)."""
-    split: str | None = None
-    """Split of a folder."""
-    gradients: bool = False
-    """Also the norm of the gradient of each logp, in the column gradient_norm; takes about as long as a training step
-    on each batch."""
-    noise: float | None = None
-    """Score a perturbed model instead (the paper's A1): its weights averaged with Gaussian ones, of this many times
-    the standard deviation of each tensor's own."""
-    noise_seed: int = 0
-    """Seed of the Gaussian weights."""
-    out: Path = Path("out/scores.parquet")
-    """Table to write."""
 
 
 def build(command: Build) -> None:
@@ -95,34 +69,3 @@ def build(command: Build) -> None:
             path = command.out / DATA / f"{name}.json"
             if not path.exists():  # what is there may have been edited since
                 corpora.write(examples, path)
-
-
-def score(command: Score) -> None:
-    """Score a data set."""
-    from llm.data.sources import read
-    from llm.models.answers import responses, scores
-    from llm.models.language_model import perturbed
-    from llm.scoring.gradients import gradient_norms
-    from llm.scoring.logprobs import Named, check_finite
-
-    command = replace(command, data=data_of(command.model, command.data))
-    if command.noise is None:
-        left_out(command, ["noise_seed"], "left out without --noise")
-    folders.check_table(command.out, inputs=(command.model, command.data))
-    examples = read(command.data or "", command.split)
-    language = load_model(command)
-    if command.noise is not None:
-        language = language._replace(model=perturbed(language.model, scale=command.noise, seed=command.noise_seed))
-    frame = scores(language, examples, max_length=command.max_length, budget=command.budget)
-    if command.gradients:
-        encoded = responses(language, examples, max_length=command.max_length)
-        norms = gradient_norms(language.model, encoded).double()
-        named = Named([example.index for example in examples], language.name)
-        check_finite("gradient_norm", norms, language.model, range(len(norms)), named)
-        frame["gradient_norm"] = norms.numpy()
-    write(frame, command.out, command)
-    # Sums of numpy, unlike those of pandas, do not pass over a nan.
-    length = frame["length"]
-    mean = -frame["logp"].to_numpy().sum() / length.to_numpy().sum()
-    shown = f"{len(frame)} responses of {length.min()} to {length.max()} tokens, {mean:.4f} nats per token"
-    print(f"{shown}: {command.out}")
