@@ -8,8 +8,8 @@ On the default model GradDiff as released, a mean over tokens on both sides, kee
 retain weight, 0.27, 0.47 and 0.54 at lambda = 0.5, 1 and 2, of 0.61 before, while D stays between 0.34 and 0.38.
 Weighted GradDiff, with 1/|y| for the weight of each answer, is at lambda = 2 as useful (0.56) and nearer to the
 retrained model (D = 0.19), and as near as NPO at the paper's beta (utility 0.55, D = 0.25). So the length does much of
-the work, as the paper's appendix says. Refusals are given, but hide more than they remove: on another processor they
-brought D from 0.76 to 0.69 and 0.74. One run each, with intervals that overlap.
+the work, as the paper's appendix says. Refusals are given, but hide more than they remove: D goes from 0.78 to 0.74
+where they are taught and to 0.77 where they are preferred. One run each, with intervals that overlap.
 """
 
 from __future__ import annotations
