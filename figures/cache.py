@@ -53,8 +53,7 @@ def table(context: Context, experiments: Sequence[Experiment]) -> pd.DataFrame:
     paths = {one: folder / f"{storage.fingerprint([one, code])}.parquet" for one in dict.fromkeys(experiments)}
     found = {one: _read(context, path) for one, path in paths.items()}
     parts = parts_of(list(found))
-    if parts.exists() and not is_fresh(context, parts):
-        leftovers.discard(parts)
+    discard_stale(context, parts, parts)
     missing = _begun(parts, [number for number, frame in enumerate(found.values()) if frame is None])
     if missing:
         wanted = [list(found)[number] for number in missing]
@@ -131,6 +130,12 @@ def is_cached(context: Context, module: str, settings: object) -> bool:
 def is_fresh(context: Context, path: Path) -> bool:
     """Whether something lies there that is not older than what the user wants: one rule for all that is kept."""
     return path.exists() and path.stat().st_mtime >= context.since
+
+
+def discard_stale(context: Context, folder: Path, mark: Path) -> None:
+    """Discards a folder whose `mark` is there and older than what the user wants."""
+    if mark.exists() and not is_fresh(context, mark):
+        leftovers.discard(folder)
 
 
 def cache_key(settings: object, module: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from figures.cache import Context, cache_key, is_fresh
+from figures.cache import Context, cache_key, discard_stale
 from llm.commands.options import chosen_rate
 from llm.data.sources import read
 from llm.data.splits import retain_of
@@ -18,7 +18,7 @@ from llm.training.checkpointing import parameters_digest
 from llm.unlearning.runs import EPOCHS, Run, unlearn_into
 from llm.unlearning.unlearn import Unlearning
 from markov.errors import require
-from markov.files import leftovers, storage
+from markov.files import storage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +69,7 @@ def runs_of_own(context: Context, own: OwnModel, wanted: Iterable[Unlearning]) -
         settings = replace(one, optimization=every)
         key = {"own": vars(own), "parameters": digest, "unlearning": settings}
         folder = storage.cache_dir() / "unlearning" / cache_key(key, __name__)
-        if (folder / EPOCHS).exists() and not is_fresh(context, folder / EPOCHS):
-            leftovers.discard(folder)
+        discard_stale(context, folder, folder / EPOCHS)
         # A run changes the model in place, so that the next one starts from what is read anew.
         language, fresh = fresh or load(own.model), None
         require(parameters_digest(language.model) == digest, "model", own.model, "one that stays as it is meanwhile")

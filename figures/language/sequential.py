@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from figures import style
-from figures.cache import Context, cache_key, cached, is_fresh
+from figures.cache import Context, cache_key, cached, discard_stale
 from figures.language import runs as llm_runs
 from figures.language.runs import DEFAULT, default_log
 from figures.statistics import mean_interval, smallest_distance
@@ -42,7 +42,7 @@ from llm.sweeps.parallel import several
 from llm.unlearning.runs import EPOCHS
 from llm.unlearning.sequential import STAGE, Sequential, by_stage, requests, sequential
 from llm.unlearning.unlearn import Unlearning
-from markov.files import leftovers, storage
+from markov.files import storage
 from markov.objectives import Objective, method_name
 
 REQUESTS = 3
@@ -87,9 +87,7 @@ def _in_turn(context: Context, objective: Objective) -> pd.DataFrame:
 
     def compute() -> pd.DataFrame:
         folder = storage.cache_dir() / "unlearning" / cache_key(key, __name__)
-        first = folder / STAGE.format(1) / EPOCHS
-        if first.exists() and not is_fresh(context, first):
-            leftovers.discard(folder)
+        discard_stale(context, folder, folder / STAGE.format(1) / EPOCHS)
         forget, retain = sets(chosen.models)
         found = sequential(
             folder,

@@ -14,7 +14,7 @@ from pathlib import Path
 import joblib
 import pandas as pd
 
-from figures.cache import Context, cache_key, is_fresh
+from figures.cache import Context, cache_key, discard_stale
 from figures.language.runs import Study, study
 from llm.logs.reading import OPEN_UNLEARNING
 from llm.models.language_model import kept_model
@@ -26,7 +26,7 @@ from llm.sweeps.parallel import several
 from llm.sweeps.sweep import BASELINES, Run, Task
 from llm.unlearning.methods import methods
 from markov.errors import require
-from markov.files import leftovers, storage
+from markov.files import storage
 from markov.objectives import CORNERS
 
 MEASURED = (1, 2, 4, 6)
@@ -106,9 +106,7 @@ def swept(context: Context, words: Sequence[str]) -> pd.DataFrame:
     task, runs = task_of(context), runs_of(context, words)
     folder = folder_for(context, task)
     for name in (*BASELINES, *(run.folder for run in runs)):
-        file = folder / name / OPEN_UNLEARNING
-        if file.exists() and not is_fresh(context, file):
-            leftovers.discard(folder / name)
+        discard_stale(context, folder / name, folder / name / OPEN_UNLEARNING)
     return sweep.sweep(folder, task, runs, n_jobs=context.n_jobs, progress=context.progress)
 
 
