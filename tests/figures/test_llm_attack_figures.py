@@ -169,23 +169,28 @@ def test_attacks_are_kept_and_made_anew_when_asked_for(
         llm_relearning.data(replace(context, since=time.time()))
 
 
-def test_attacks_that_were_stopped_go_on_where_they_were(
-    context: Context, relearned: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tables = sorted((storage.cache_dir() / "tables").glob("relearning-*"))
-    whole = [path for path in tables if "kind" in storage.read_table(path)]
-    one = next(path for path in tables if path not in whole)
-    for path in (*whole, one):
+def test_attacks_that_were_stopped_go_on_where_they_were(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    def tables() -> list[Path]:
+        return list((storage.cache_dir() / "tables").glob("relearning-*"))
+
+    few = replace(context, runs=tuple(run.folder for run in runs(context, far=True)[:1]))
+    whole = llm_relearning.data(few)
+    for path in tables():
         path.unlink()
     calls, real = [], llm_relearning.relearn
 
-    def counted(*arguments: object, **options: object) -> pd.DataFrame:
+    def stopped(*arguments: object, **options: object) -> pd.DataFrame:
         calls.append(arguments[2])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
         return real(*arguments, **options)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(llm_relearning, "relearn", counted)
-    pd.testing.assert_frame_equal(llm_relearning.data(context), relearned, check_dtype=False)
-    assert len(calls) == 1 and len(whole) == 1
+    monkeypatch.setattr(llm_relearning, "relearn", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        llm_relearning.data(few)
+    pd.testing.assert_frame_equal(llm_relearning.data(few), whole)
+    attacks = len(tables()) - 1  # a table for each, and one for all
+    assert attacks > 2 and len(calls) == attacks + 1  # the one that was stopped is made over, no other
 
 
 def test_runs_of_the_users_own_are_attacked(context: Context, relearned: pd.DataFrame) -> None:
