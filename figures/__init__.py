@@ -1,1 +1,3 @@
-"""The paper's figures and this project's own, one module each: `data(...)` computes a frame, `plot(frame)` draws it."""
+"""The paper's figures and this project's own, one module each: `data(...)` computes a frame,
+`plot(frame)` draws it.
+"""

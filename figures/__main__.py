@@ -1,4 +1,6 @@
-"""Draw the paper's figures and this project's own: `python -m figures [NAME ...]`, and `--all` for the heavy ones."""
+"""Draw the paper's figures and this project's own: `python -m figures [NAME ...]`, and `--all`
+for the heavy ones.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ class Arguments:
     fresh: bool = False
     """Recompute tables even where they are cached (trained models are kept)."""
     seeds: int | None = None
-    """Number of pretrained models, each unlearned in several orders of batches (default: 3, or 4 for theory)."""
+    """Number of pretrained models, each unlearned in several orders of batches (default: 3, or 4
+    for theory).
+    """
     out: Path = Path("out")
     """Output folder."""
     jobs: int = -1
@@ -46,33 +50,41 @@ class Arguments:
     architectures: bool = False
     """For claims: also pretrain and unlearn the architecture of the released code."""
     whole: bool = False
-    """For the figures of theory: a transformer of the paper's width and depth, not half of each; ten times slower."""
+    """For the figures of theory: a transformer of the paper's width and depth, not half of each;
+    ten times slower.
+    """
     runs: tuple[Path, ...] = ()
-    """For the figures of language models: folders that `python -m llm unlearn` wrote, in place of the default model."""
+    """For the figures of language models: folders that `python -m llm unlearn` wrote, in place
+    of the default model.
+    """
     model: str | None = None
     """For the figures of language models: a folder or hub id to unlearn under the four corners."""
     retrained: str | None = None
-    """With --model: the same retrained without the forget data; llm_bias and llm_truth_ratio need it."""
+    """With --model: the same retrained without the forget data; llm_bias and llm_truth_ratio
+    need it.
+    """
     data: str | None = None
-    """With --model: what is to be forgotten, tofu:SPLIT, authors:SPLIT or a file (default: for small models
-    authors:forget10)."""
+    """With --model: what is to be forgotten, tofu:SPLIT, authors:SPLIT or a file (default: for
+    small models authors:forget10)."""
     retain_data: str | None = None
-    """With --model: what is to stay (default: what goes with a forget split, such as tofu:retain90 with
-    tofu:forget10)."""
+    """With --model: what is to stay (default: what goes with a forget split, such as tofu:retain90
+    with tofu:forget10)."""
     learning_rate: float | None = None
-    """With --model: largest step size of AdamW (default: 2e-4 for small models, such as those made here, 1e-5 for
-    others)."""
+    """With --model: largest step size of AdamW (default: 2e-4 for small models, such as those made
+    here, 1e-5 for others)."""
     logs: tuple[Path, Path] | None = None
-    """For llm_bias and llm_truth_ratio: evaluation logs of the model before unlearning, and of the retrained one."""
+    """For llm_bias and llm_truth_ratio: evaluation logs of the model before unlearning, and of
+    the retrained one.
+    """
     gallery: bool = False
     """Also refresh the small pictures that the README shows; without a NAME, draw those figures."""
 
 
-DESCRIPTION = f"""Draw figures; each NAME writes NAME.pdf, NAME.png and NAME.parquet (the frame it draws) to the output
-folder.
+DESCRIPTION = f"""Draw figures; each NAME writes NAME.pdf, NAME.png and NAME.parquet (the frame it
+draws) to the output folder.
 
-Without a NAME the first group is drawn, in about 20 minutes on two cores: the Markov study, exact theory, and language
-models, a small one that needs no download or --runs of your own.
+Without a NAME the first group is drawn, in about 20 minutes on two cores: the Markov study, exact
+theory, and language models, a small one that needs no download or --runs of your own.
 
 {catalogue.described(heavy=False)}
 
@@ -80,9 +92,10 @@ The second group takes longer; --all draws both groups, a NAME any figure of eit
 
 {catalogue.described(heavy=True)}
 
-A second drawing of anything takes seconds: trained models and tables are cached and rebuilt when settings or code
-change; $SIMNPO_LAB_CACHE chooses where. llm_truth_ratio and llm_bias also show evaluation logs: your own (--logs)
-or, where $SIMNPO_LAB_TOFU names a clone of the public repository locuslab/tofu, those of Llama-2-7B in it.
+A second drawing of anything takes seconds: trained models and tables are cached and rebuilt when
+settings or code change; $SIMNPO_LAB_CACHE chooses where. llm_truth_ratio and llm_bias also show
+evaluation logs: your own (--logs) or, where $SIMNPO_LAB_TOFU names a clone of the public repository
+locuslab/tofu, those of Llama-2-7B in it.
 """
 
 
@@ -93,7 +106,12 @@ def main(arguments: Arguments) -> None:
     if arguments.seeds is not None:
         scale = replace(scale, pretrained=arguments.seeds, sweep_pretrained=arguments.seeds)
     scale = replace(scale, whole=arguments.whole)
-    require(arguments.jobs == -1 or arguments.jobs >= 1, "jobs", arguments.jobs, "-1 or a whole number of at least 1")
+    require(
+        arguments.jobs == -1 or arguments.jobs >= 1,
+        "jobs",
+        arguments.jobs,
+        "-1 or a whole number of at least 1",
+    )
     check_out(arguments, names)
     if arguments.runs:
         from llm.unlearning.runs import read_run
@@ -122,8 +140,9 @@ def main(arguments: Arguments) -> None:
 def check_out(arguments: Arguments, names: Sequence[str]) -> None:
     """Check, before any work, that what the figures replace are figures.
 
-    Runs, models and tables of many kinds may lie in the output folder. Raises `InvalidInput` for one that cannot be
-    written, or that is, or lies in, what is read, and for a table NAME.parquet that this program did not write.
+    Runs, models and tables of many kinds may lie in the output folder. Raises `InvalidInput` for
+    one that cannot be written, or that is, or lies in, what is read, and for a table NAME.parquet
+    that this program did not write.
     """
     storage.check_writable(arguments.out, "out", folder=True)
     inputs = (*arguments.runs, arguments.model, arguments.retrained, *(arguments.logs or ()))
@@ -132,10 +151,14 @@ def check_out(arguments: Arguments, names: Sequence[str]) -> None:
 
 
 def chosen(arguments: Arguments) -> tuple[str, ...]:
-    """The figures that the arguments ask for, each once; raises `InvalidInput` for one that there is not."""
+    """The figures that the arguments ask for, each once; raises `InvalidInput` for one that
+    there is not.
+    """
     for name in arguments.names:
         require(name in ALL, "figure", name, f"one of {', '.join(ALL)}")
-    require(not (arguments.names and arguments.all), "all", True, "left out where figures are named")
+    require(
+        not (arguments.names and arguments.all), "all", True, "left out where figures are named"
+    )
     whole = ALL if arguments.all else GALLERY if arguments.gallery else FIGURES
     return tuple(dict.fromkeys(arguments.names or whole))
 
@@ -145,7 +168,11 @@ def draw(name: str, context: Context, arguments: Arguments) -> None:
     module = module_of(name)
     both = arguments.architectures and module is claims
     frame = claims.both_architectures(context) if both else module.data(context)
-    small = Path(__file__).parent / "gallery" / f"{name}.png" if arguments.gallery and name in GALLERY else None
+    small = (
+        Path(__file__).parent / "gallery" / f"{name}.png"
+        if arguments.gallery and name in GALLERY
+        else None
+    )
     write(name, module, frame, context.scale, arguments.out, small)
     if module is claims:
         with storage.atomic_path(arguments.out / f"{name}.md") as partial:
@@ -159,22 +186,46 @@ def own_model(arguments: Arguments) -> OwnModel | None:
         for field in fields(arguments):
             value = getattr(arguments, field.name)
             unused = field.name in names and value != field.default
-            require(not unused, field.name, value, "left out without --model, whose figures they are about")
+            require(
+                not unused,
+                field.name,
+                value,
+                "left out without --model, whose figures they are about",
+            )
         return None
     from figures.language import own_model as llm_own
 
-    require(not arguments.runs, "model", arguments.model, "left out with --runs, which are runs of a model already")
+    require(
+        not arguments.runs,
+        "model",
+        arguments.model,
+        "left out with --runs, which are runs of a model already",
+    )
     own = llm_own.own_model(**{name: getattr(arguments, name) for name in names})
-    print(f"{own.model} unlearns {own.data} and keeps {own.retain_data}; learning rate {own.learning_rate:g}")
+    print(
+        f"{own.model} unlearns {own.data} and keeps {own.retain_data}; learning rate "
+        f"{own.learning_rate:g}"
+    )
     return own
 
 
 def write(
-    name: str, module: ModuleType, frame: pd.DataFrame, scale: Scale, folder: Path, small: Path | None = None
+    name: str,
+    module: ModuleType,
+    frame: pd.DataFrame,
+    scale: Scale,
+    folder: Path,
+    small: Path | None = None,
 ) -> None:
-    """Write a figure's frame and both pictures, and a small picture where a path for one is given."""
-    storage.write_table(frame, folder / f"{name}.parquet", storage.provenance(scale, seeds=range(scale.pretrained)))
-    pictures: list[tuple[Path, int | None]] = [(folder / f"{name}.{suffix}", None) for suffix in ("pdf", "png")]
+    """Write a figure's frame and both pictures, and a small picture where a path for one is
+    given.
+    """
+    storage.write_table(
+        frame, folder / f"{name}.parquet", storage.provenance(scale, seeds=range(scale.pretrained))
+    )
+    pictures: list[tuple[Path, int | None]] = [
+        (folder / f"{name}.{suffix}", None) for suffix in ("pdf", "png")
+    ]
     frame.attrs = {}  # pandas would copy what they hold with every part of the frame that is drawn
     with style.look():
         figure = module.plot(frame)

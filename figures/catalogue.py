@@ -1,4 +1,6 @@
-"""The list of all figures: what each is called, the module that draws it, what it shows, and how long it takes."""
+"""The list of all figures: what each is called, the module that draws it, what it shows, and how
+long it takes.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,13 @@ OTHERWISE = 10.0  # seconds of a figure that shares what others have computed
 
 
 class Entry(NamedTuple):
-    """A figure: its name on the command line, its module, the panel of the paper it answers to, and what it shows.
+    """A figure: its name on the command line, its module, the panel of the paper it answers to, and
+    what it shows.
 
-    `seconds` are those at full scale on two cores, all figures drawn in this order from an empty cache: the first of
-    several that share models and runs pays for them. A `heavy` one trains many models or attacks them, and is drawn
-    with --all or by its name. `gallery`: the README shows a small picture of it.
+    `seconds` are those at full scale on two cores, all figures drawn in this order from an empty
+    cache: the first of several that share models and runs pays for them. A `heavy` one trains many
+    models or attacks them, and is drawn with --all or by its name. `gallery`: the README shows a
+    small picture of it.
     """
 
     name: str
@@ -29,38 +33,144 @@ class Entry(NamedTuple):
 
 
 CATALOGUE = (
-    Entry("tradeoff", "figures.chains.tradeoff", "5", "forget quality against retain distance", 280, gallery=True),
+    Entry(
+        "tradeoff",
+        "figures.chains.tradeoff",
+        "5",
+        "forget quality against retain distance",
+        280,
+        gallery=True,
+    ),
     Entry("allocation", "figures.chains.allocation", "", "where the effort goes", 55),
-    Entry("attribution", "figures.chains.attribution", "", "the reference or the length?", gallery=True),
+    Entry(
+        "attribution",
+        "figures.chains.attribution",
+        "",
+        "the reference or the length?",
+        gallery=True,
+    ),
     Entry("claims", "figures.chains.claims", "", "the paper's claims with intervals"),
     Entry("weights", "figures.theory.weights", "", "weights against length, exactly"),
     Entry("logistic", "figures.theory.logistic", "", "the NPO paper's own study", 16),
-    Entry("llm_weights_epoch1", "figures.language.weights_epoch1", "3a", "weights after an epoch", 270),
+    Entry(
+        "llm_weights_epoch1", "figures.language.weights_epoch1", "3a", "weights after an epoch", 270
+    ),
     Entry("llm_weight_boxes", "figures.language.weight_boxes", "3b", "weights by thirds of length"),
-    Entry("llm_weights_length", "figures.language.weights_length", "4", "weights against length", gallery=True),
-    Entry("llm_bias", "figures.language.bias", "", "is the effort where it is needed?", gallery=True),
+    Entry(
+        "llm_weights_length",
+        "figures.language.weights_length",
+        "4",
+        "weights against length",
+        gallery=True,
+    ),
+    Entry(
+        "llm_bias", "figures.language.bias", "", "is the effort where it is needed?", gallery=True
+    ),
     Entry("llm_effective_push", "figures.language.effective_push", "", "weight x gradient norm"),
     Entry("llm_tradeoff", "figures.language.tradeoff", "1c", "forget quality against utility", 275),
     Entry("llm_epochs", "figures.language.epochs", "3c and 3d", "both along the epochs"),
     Entry("muse_tradeoff", "figures.language.muse_tradeoff", "1d", "MUSE's measures on news", 200),
-    Entry("time_to_forget", "figures.theory.time_to_forget", "", "what length does", 567, heavy=True, gallery=True),
-    Entry("dynamics", "figures.theory.dynamics", "", "log-probability and weight along the way", 80, heavy=True),
-    Entry("divergence", "figures.theory.divergence", "A4", "how fast a model drifts away", 11, heavy=True),
-    Entry("effective_push", "figures.theory.effective_push", "", "weight x gradient norm", 9, heavy=True),
-    Entry("memorisation", "figures.theory.memorisation", "", "what memorisation does", 143, heavy=True),
-    Entry("optimizer", "figures.theory.optimizer", "", "what of a weight reaches the parameters", 67, heavy=True),
-    Entry("llm_truth_ratio", "figures.language.truth_ratio", "1b and 2", "what was not memorised", 300, heavy=True),
-    Entry("llm_reference_noise", "figures.language.reference_noise", "A1", "a perturbed reference", 142, heavy=True),
-    Entry("llm_w_graddiff", "figures.language.graddiff", "A3", "GradDiff along its retain weight", 240, heavy=True),
-    Entry("llm_beta_gamma", "figures.language.beta_gamma", "A2", "SimNPO's beta and gamma", 330, heavy=True),
-    Entry("llm_best", "figures.language.best", "", "the corners at their best settings", 700, heavy=True, gallery=True),
     Entry(
-        "llm_relearning", "figures.language.relearning", "6", "what a fifth taught again brings back", 345, heavy=True
+        "time_to_forget",
+        "figures.theory.time_to_forget",
+        "",
+        "what length does",
+        567,
+        heavy=True,
+        gallery=True,
     ),
-    Entry("llm_sequential", "figures.language.sequential", "A5", "requests in turn", 165, heavy=True),
+    Entry(
+        "dynamics",
+        "figures.theory.dynamics",
+        "",
+        "log-probability and weight along the way",
+        80,
+        heavy=True,
+    ),
+    Entry(
+        "divergence",
+        "figures.theory.divergence",
+        "A4",
+        "how fast a model drifts away",
+        11,
+        heavy=True,
+    ),
+    Entry(
+        "effective_push",
+        "figures.theory.effective_push",
+        "",
+        "weight x gradient norm",
+        9,
+        heavy=True,
+    ),
+    Entry(
+        "memorisation", "figures.theory.memorisation", "", "what memorisation does", 143, heavy=True
+    ),
+    Entry(
+        "optimizer",
+        "figures.theory.optimizer",
+        "",
+        "what of a weight reaches the parameters",
+        67,
+        heavy=True,
+    ),
+    Entry(
+        "llm_truth_ratio",
+        "figures.language.truth_ratio",
+        "1b and 2",
+        "what was not memorised",
+        300,
+        heavy=True,
+    ),
+    Entry(
+        "llm_reference_noise",
+        "figures.language.reference_noise",
+        "A1",
+        "a perturbed reference",
+        142,
+        heavy=True,
+    ),
+    Entry(
+        "llm_w_graddiff",
+        "figures.language.graddiff",
+        "A3",
+        "GradDiff along its retain weight",
+        240,
+        heavy=True,
+    ),
+    Entry(
+        "llm_beta_gamma",
+        "figures.language.beta_gamma",
+        "A2",
+        "SimNPO's beta and gamma",
+        330,
+        heavy=True,
+    ),
+    Entry(
+        "llm_best",
+        "figures.language.best",
+        "",
+        "the corners at their best settings",
+        700,
+        heavy=True,
+        gallery=True,
+    ),
+    Entry(
+        "llm_relearning",
+        "figures.language.relearning",
+        "6",
+        "what a fifth taught again brings back",
+        345,
+        heavy=True,
+    ),
+    Entry(
+        "llm_sequential", "figures.language.sequential", "A5", "requests in turn", 165, heavy=True
+    ),
 )
 BY_NAME = {entry.name: entry for entry in CATALOGUE}
-FIGURES, HEAVY = (tuple(one.name for one in CATALOGUE if one.heavy is heavy) for heavy in (False, True))
+FIGURES, HEAVY = (
+    tuple(one.name for one in CATALOGUE if one.heavy is heavy) for heavy in (False, True)
+)
 ALL = (*FIGURES, *HEAVY)
 GALLERY = tuple(entry.name for entry in CATALOGUE if entry.gallery)
 
@@ -75,7 +185,9 @@ def module_of(name: str) -> ModuleType:
 
 
 def described(*, heavy: bool) -> str:
-    """One group of figures, a line each: the name, what it shows, and in brackets the panel of the paper."""
+    """One group of figures, a line each: the name, what it shows, and in brackets the panel of
+    the paper.
+    """
     entries = [one for one in CATALOGUE if one.heavy is heavy]
     panels = {one.name: f" (paper: {one.panel})" if one.panel else "" for one in entries}
     return "\n".join(f"    {one.name:<20} {one.shows}{panels[one.name]}" for one in entries)

@@ -1,18 +1,22 @@
-"""Fitted exponents and rates with their intervals: the numbers that captions quote and tests assert.
+"""Fitted exponents and rates with their intervals: the numbers that captions quote and tests
+assert.
 
-A power law y = c x^p is a straight line in logarithms, fitted by least squares. Growth in time is fitted by two models,
+A power law y = c x^p is a straight line in logarithms, fitted by least squares. Growth in time is
+fitted by two models,
 
     linear         y = a t + b
     logarithmic    y = a log(1 + t/tau) + b
 
-of which the second solves the scalar law where the weight is a mere exponential, ~ e^z: theta falls by a log(1 + t/tau)
-with a = 1 / (beta |y|^(1 - normalize)) and tau = e^-z0 / k, in the notation of `markov.theory`. It needs no
-choice of a time that counts as late, as a log t would, and it is a straight line where t is far below tau. Where the
-weight starts out at 1, as NPO's does, the fitted a comes down to the true one only slowly: on the exact solution,
-observed at even times, it is 33% too large when the last time is 10/k, 11% at 100/k and 3% at 1000/k.
+of which the second solves the scalar law where the weight is a mere exponential, ~ e^z: theta falls
+by a log(1 + t/tau) with a = 1 / (beta |y|^(1 - normalize)) and tau = e^-z0 / k, in the notation of
+`markov.theory`. It needs no choice of a time that counts as late, as a log t would, and it is a
+straight line where t is far below tau. Where the weight starts out at 1, as NPO's does, the fitted
+a comes down to the true one only slowly: on the exact solution, observed at even times, it is 33%
+too large when the last time is 10/k, 11% at 100/k and 3% at 1000/k.
 
-Intervals are Student's, at 95%, and take the residuals as independent. Points along one run are not: where there are
-runs, fit each of them and take `figures.statistics.mean_interval` over runs, as `exponent_over_runs` does.
+Intervals are Student's, at 95%, and take the residuals as independent. Points along one run are
+not: where there are runs, fit each of them and take `figures.statistics.mean_interval` over runs,
+as `exponent_over_runs` does.
 """
 
 from __future__ import annotations
@@ -48,7 +52,9 @@ class PowerLaw(NamedTuple):
 
 
 class OverRuns(NamedTuple):
-    """Mean exponent over the `exponent.count` of `runs` that could be fitted, and the `missing` of all `points`."""
+    """Mean exponent over the `exponent.count` of `runs` that could be fitted, and the `missing`
+    of all `points`.
+    """
 
     exponent: Estimate
     runs: int
@@ -57,10 +63,12 @@ class OverRuns(NamedTuple):
 
 
 class Growth(NamedTuple):
-    """Both models of growth: rates with intervals, residual standard deviations, and the exponent d log y / d log t.
+    """Both models of growth: rates with intervals, residual standard deviations, and the exponent d
+    log y / d log t.
 
-    `linear` is in units of y per time, `logarithmic` in units of y per e-fold of time, nan where the curve does not
-    bend down at all; `onset` is tau. `p_linear` is the p-value of the F test of the straight line within the other.
+    `linear` is in units of y per time, `logarithmic` in units of y per e-fold of time, nan where
+    the curve does not bend down at all; `onset` is tau. `p_linear` is the p-value of the F test of
+    the straight line within the other.
     """
 
     linear: Estimate
@@ -73,16 +81,20 @@ class Growth(NamedTuple):
 
     @property
     def better(self) -> str:
-        """The model with the smaller residual; linear unless the third parameter earns its keep (F test at 5%)."""
+        """The model with the smaller residual; linear unless the third parameter earns its keep
+        (F test at 5%).
+        """
         return "logarithmic" if self.p_linear < 1 - LEVEL else "linear"
 
 
 def straight_line(x: ArrayLike, y: ArrayLike) -> Line:
-    """Least squares of y on x with Student's intervals; nan where there are fewer than three points or only one x.
+    """Least squares of y on x with Student's intervals; nan where there are fewer than three points
+    or only one x.
 
-    Errors are taken from the residuals themselves: by way of 1 - r^2, as in `scipy.stats.linregress`, an exact fit
-    loses half its digits, and a slope of exactly 0, SimNPO's exponent in the length, gets no interval at all. Raises
-    `InvalidInput` for shapes that do not fit and for what is not finite.
+    Errors are taken from the residuals themselves: by way of 1 - r^2, as in
+    `scipy.stats.linregress`, an exact fit loses half its digits, and a slope of exactly 0, SimNPO's
+    exponent in the length, gets no interval at all. Raises `InvalidInput` for shapes that do not
+    fit and for what is not finite.
     """
     known, other = _same_length("x", x, "y", y)
     _require_all(np.isfinite(known), "x", known, "finite")
@@ -103,38 +115,54 @@ def straight_line(x: ArrayLike, y: ArrayLike) -> Line:
 def power_law(x: ArrayLike, y: ArrayLike) -> PowerLaw:
     """Least squares of log y on log x, with Student's interval of n - 2 degrees of freedom.
 
-    Points where y is 0, nan or inf, as for a goal that was never reached, are left out and counted; fewer than three
-    of the others, or all at one x, give nan. Raises `InvalidInput` for an x that is not positive, or a negative y.
+    Points where y is 0, nan or inf, as for a goal that was never reached, are left out and counted;
+    fewer than three of the others, or all at one x, give nan. Raises `InvalidInput` for an x that
+    is not positive, or a negative y.
     """
     known_x, known_y = _same_length("x", x, "y", y)
     _require_all(np.isfinite(known_x) & (known_x > 0), "x", known_x, "a positive number")
     _require_all(~(known_y < 0), "y", known_y, "at least 0")
     kept = np.isfinite(known_y) & (known_y > 0)
-    return PowerLaw(*straight_line(np.log(known_x[kept]), np.log(known_y[kept])), int((~kept).sum()))
+    return PowerLaw(
+        *straight_line(np.log(known_x[kept]), np.log(known_y[kept])), int((~kept).sum())
+    )
 
 
 def exponent_over_runs(frame: pd.DataFrame, x: str, y: str, run: str = "run") -> OverRuns:
-    """One `power_law` of column y on column x per run, then the mean exponent with its interval over runs.
+    """One `power_law` of column y on column x per run, then the mean exponent with its interval
+    over runs.
 
-    Runs are the replicates, points within a run are not. Points never reached are not spread evenly: they lie where y
-    would be large, so an exponent with many of them missing is one of the easy part. Raises `InvalidInput` for a
-    column that is not there.
+    Runs are the replicates, points within a run are not. Points never reached are not spread
+    evenly: they lie where y would be large, so an exponent with many of them missing is one of the
+    easy part. Raises `InvalidInput` for a column that is not there.
     """
     for field, column in (("x", x), ("y", y), ("run", run)):
-        require(column in frame.columns, field, column, f"one of the columns {', '.join(map(str, frame.columns))}")
-    fits = [power_law(own[x].to_numpy(dtype=float), own[y].to_numpy(dtype=float)) for _, own in frame.groupby(run)]
+        require(
+            column in frame.columns,
+            field,
+            column,
+            f"one of the columns {', '.join(map(str, frame.columns))}",
+        )
+    fits = [
+        power_law(own[x].to_numpy(dtype=float), own[y].to_numpy(dtype=float))
+        for _, own in frame.groupby(run)
+    ]
     exponents = np.array([fit.exponent.value for fit in fits])
-    return OverRuns(mean_interval(exponents, LEVEL), len(fits), len(frame), sum(fit.missing for fit in fits))
+    return OverRuns(
+        mean_interval(exponents, LEVEL), len(fits), len(frame), sum(fit.missing for fit in fits)
+    )
 
 
 def growth(t: ArrayLike, y: ArrayLike) -> Growth:
-    """Compare y = a t + b with y = a log(1 + t/tau) + b by least squares, over the points where y is finite.
+    """Compare y = a t + b with y = a log(1 + t/tau) + b by least squares, over the points where y
+    is finite.
 
-    tau is sought between a thousandth of the first positive time and a thousand times the last; at the upper end the
-    curve counts as straight. A curve that bends up is fitted by neither: its logarithm is nan, its exponent above 1.
-    The exponent is that of `power_law` over the times above 0, nan where some y there is not positive: 1 if linear,
-    and ever lower the longer a logarithm is followed. Raises `InvalidInput` for a negative time, and for fewer than
-    four different times with a finite y.
+    tau is sought between a thousandth of the first positive time and a thousand times the last; at
+    the upper end the curve counts as straight. A curve that bends up is fitted by neither: its
+    logarithm is nan, its exponent above 1. The exponent is that of `power_law` over the times above
+    0, nan where some y there is not positive: 1 if linear, and ever lower the longer a logarithm is
+    followed. Raises `InvalidInput` for a negative time, and for fewer than four different times
+    with a finite y.
     """
     times, values = _same_length("t", t, "y", y)
     _require_all(np.isfinite(times) & (times >= 0), "t", times, "a finite time of at least 0")
@@ -143,12 +171,17 @@ def growth(t: ArrayLike, y: ArrayLike) -> Growth:
     different, free = len(np.unique(times)), len(times) - 3
     require(different >= 4, "t", f"{different} different times with a finite y", "at least 4")
     onset, bent = _onset(times, values)
-    (_, straight), (_, curved) = _residuals(times, values), _residuals(np.log1p(times / onset), values)
+    (_, straight), (_, curved) = (
+        _residuals(times, values),
+        _residuals(np.log1p(times / onset), values),
+    )
     started = times > 0
     positive = values[started] if (values[started] > 0).all() else np.full(int(started.sum()), NAN)
     return Growth(
         linear=straight_line(times, values).slope,
-        logarithmic=_logarithmic(times, values, onset) if bent else Estimate(NAN, NAN, NAN, len(times)),
+        logarithmic=_logarithmic(times, values, onset)
+        if bent
+        else Estimate(NAN, NAN, NAN, len(times)),
         onset=onset if bent else float("inf"),
         exponent=power_law(times[started], positive).exponent,
         linear_residual=float(np.sqrt(straight / (free + 1))),
@@ -171,14 +204,17 @@ def _residuals(column: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 
 def _onset(t: np.ndarray, y: np.ndarray) -> tuple[float, bool]:
-    """The best tau, on a grid and then refined around its best point; False where that is the upper end."""
+    """The best tau, on a grid and then refined around its best point; False where that is the
+    upper end.
+    """
 
     def cost(log_tau: float) -> float:
         return _residuals(np.log1p(t / np.exp(log_tau)), y)[1]
 
     grid = np.linspace(np.log(t[t > 0].min() / 1000), np.log(t.max() * 1000), 100)
     costs = np.array([cost(point) for point in grid])
-    # Of fits that are equally good but for rounding, as to a curve that does not move, the straightest.
+    # Of fits that are equally good but for rounding, as to a curve that does not move, the
+    # straightest.
     best = int(np.flatnonzero(costs <= max(costs.min(), _rounding(y)))[-1])
     if best == len(grid) - 1:
         return float(np.exp(grid[best])), False
@@ -190,8 +226,9 @@ def _onset(t: np.ndarray, y: np.ndarray) -> tuple[float, bool]:
 def _logarithmic(t: np.ndarray, y: np.ndarray, onset: float) -> Estimate:
     """The factor of the logarithm with an interval that knows that tau was fitted as well.
 
-    Its variance is that of a linear fit on log(1 + t/tau), 1 and the slope of y in tau, which those two and 1 / (1 +
-    t/tau) span: s^2 over the squares of what the first column has that the others have not.
+    Its variance is that of a linear fit on log(1 + t/tau), 1 and the slope of y in tau, which those
+    two and 1 / (1 + t/tau) span: s^2 over the squares of what the first column has that the others
+    have not.
     """
     column, count = np.log1p(t / onset), len(t)
     value, squares = _residuals(column, y)
@@ -218,7 +255,9 @@ def _distinct(x: np.ndarray) -> bool:
     return bool(np.ptp(x) > MARGIN * np.abs(x).max())
 
 
-def _same_length(first: str, x: ArrayLike, second: str, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def _same_length(
+    first: str, x: ArrayLike, second: str, y: ArrayLike
+) -> tuple[np.ndarray, np.ndarray]:
     known, other = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     require(known.ndim == 1, first, known.shape, "one dimension")
     require(other.shape == known.shape, second, other.shape, f"the shape {known.shape} of {first}")

@@ -1,8 +1,10 @@
-"""One line for a whole call of `python -m figures`: which figure is being drawn, and about how long it all takes.
+"""One line for a whole call of `python -m figures`: which figure is being drawn, and about how long
+it all takes.
 
-How long a figure took is kept in the cache folder, by its name and settings, once for a drawing that computed anything
-and once for one that found everything in the cache. What has not been drawn yet is expected to take what it took on two
-cores. Bars of the work itself appear beneath the line; where nobody watches, there are plain lines instead.
+How long a figure took is kept in the cache folder, by its name and settings, once for a drawing
+that computed anything and once for one that found everything in the cache. What has not been drawn
+yet is expected to take what it took on two cores. Bars of the work itself appear beneath the line;
+where nobody watches, there are plain lines instead.
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ def expected(names: Sequence[str], context: Context, **more: Any) -> dict[str, E
 
 @contextmanager
 def timed(name: str, context: Context, **more: Any) -> Iterator[None]:
-    """Keep for the next time how long a drawing took, if it is finished, and that its tables are there."""
+    """Keep for the next time how long a drawing took, if it is finished, and that its tables are
+    there.
+    """
     before, began = _tables(), time.perf_counter()
     yield
     seconds, kind = time.perf_counter() - began, REDRAWN if _tables() == before else COMPUTED
@@ -63,8 +67,15 @@ def timed(name: str, context: Context, **more: Any) -> Iterator[None]:
 
 
 def _key(name: str, context: Context, more: Mapping[str, Any]) -> str:
-    paths = {field: [str(path) for path in getattr(context, field) or ()] for field in ("runs", "logs")}
-    settings = {"scale": context.scale, "own": vars(context.own) if context.own else None, **paths, **more}
+    paths = {
+        field: [str(path) for path in getattr(context, field) or ()] for field in ("runs", "logs")
+    }
+    settings = {
+        "scale": context.scale,
+        "own": vars(context.own) if context.own else None,
+        **paths,
+        **more,
+    }
     return f"{name} {storage.fingerprint(settings)}"
 
 
@@ -92,7 +103,8 @@ def _parsed(path: Path) -> Journal:
         raise InvalidInput("journal", str(path), f"JSON that can be read ({error})") from None
     kinds = {COMPUTED: (int, float), REDRAWN: (int, float), "code": str}
     good = isinstance(found, dict) and all(
-        isinstance(one, dict) and all(name in kinds and isinstance(value, kinds[name]) for name, value in one.items())
+        isinstance(one, dict)
+        and all(name in kinds and isinstance(value, kinds[name]) for name, value in one.items())
         for one in found.values()
     )
     require(good, "journal", str(path), "seconds by figure, as this program writes them")
@@ -127,7 +139,9 @@ class Display:
             self.bar.write(text, file=sys.stdout)
 
     def left(self) -> float:
-        """Seconds until all is drawn; a figure that takes longer than expected is expected to end at once."""
+        """Seconds until all is drawn; a figure that takes longer than expected is expected to
+        end at once.
+        """
         rest = [one.seconds for one in self.figures.values()][self.current :]
         return sum(rest) - min(self.clock() - self.began, rest[0])
 
@@ -154,13 +168,16 @@ def display(
 ) -> Iterator[Display]:
     """The display of a call, kept up to date every `beat` seconds while it lasts.
 
-    Where `file` (default: standard error) is not a terminal it is one line, printed at once, of what to expect.
+    Where `file` (default: standard error) is not a terminal it is one line, printed at once, of
+    what to expect.
     """
     shown, over = Display(figures, clock), threading.Event()
     stream: TextIO = sys.stderr if file is None else file
     if not stream.isatty():
         whole = "figures" if len(figures) > 1 else "figure"
-        note = ", all tables being in the cache" if all(one.cached for one in figures.values()) else ""
+        note = (
+            ", all tables being in the cache" if all(one.cached for one in figures.values()) else ""
+        )
         shown.say(f"{len(figures)} {whole}: {duration(shown.left())}{note}")
         yield shown
         return
@@ -171,7 +188,9 @@ def display(
 
     total = sum(one.seconds for one in figures.values())
     form = "{desc} |{bar:20}|"
-    with tqdm(total=total, desc=shown.line(), file=stream, bar_format=form, position=0, leave=False) as shown.bar:
+    with tqdm(
+        total=total, desc=shown.line(), file=stream, bar_format=form, position=0, leave=False
+    ) as shown.bar:
         watch = threading.Thread(target=keep, daemon=True)
         watch.start()
         try:

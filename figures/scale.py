@@ -1,4 +1,6 @@
-"""How much is run for the figures: at full scale the paper's settings, at quick scale a small stand-in."""
+"""How much is run for the figures: at full scale the paper's settings, at quick scale a small
+stand-in.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from markov.sweeps import LENGTHS
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """Number of pretrained models and of batch orders for each, and how closely each run is observed."""
+    """Number of pretrained models and of batch orders for each, and how closely each run is
+    observed.
+    """
 
     pretrained: int = 3
     orders: int = 3
@@ -38,7 +42,10 @@ class Scale:
         for count in (self.pretrained, self.sweep_pretrained):
             require(count >= 1, "seeds", count, "a whole number of at least 1")
         require(
-            self.architecture in ARCHITECTURES, "architecture", self.architecture, f"one of {sorted(ARCHITECTURES)}"
+            self.architecture in ARCHITECTURES,
+            "architecture",
+            self.architecture,
+            f"one of {sorted(ARCHITECTURES)}",
         )
 
     def cases(self) -> dict[str, Case]:
@@ -59,17 +66,28 @@ class Scale:
         if not self.quick:
             return base
         small = Transformer(width=32, depth=2, mlp_width=32)
-        return replace(base, model=small, pretraining=Pretraining(batch=32, learning_rate=3e-3), learning_rate=2e-3)
+        return replace(
+            base,
+            model=small,
+            pretraining=Pretraining(batch=32, learning_rate=3e-3),
+            learning_rate=2e-3,
+        )
 
     def sweep(self) -> Experiment:
         """The experiment that the sweeps over length and memorisation start from."""
         width, depth = (32, 1) if self.quick else (128, 4) if self.whole else (64, 2)
-        few = {"tokens": 4000, "retain_tokens": 8000, "forget_count": 50, "test_count": 16} if self.quick else {}
+        few = (
+            {"tokens": 4000, "retain_tokens": 8000, "forget_count": 50, "test_count": 16}
+            if self.quick
+            else {}
+        )
         case = replace(LENGTHS, **few)
         steps = np.geomspace(1, self.sweep_steps, self.sweep_records)
         return Experiment(
             case=case,
-            model=Transformer(states=case.states, context=80, width=width, depth=depth, mlp_width=width),
+            model=Transformer(
+                states=case.states, context=80, width=width, depth=depth, mlp_width=width
+            ),
             pretraining=Pretraining(epochs=3, learning_rate=2e-3),
             steps=self.sweep_steps,
             batch=12,
@@ -79,11 +97,15 @@ class Scale:
 
     def pretrainings(self) -> list[Pretraining]:
         """One pretraining per pretrained model."""
-        return [replace(self.experiment().pretraining, seed=seed) for seed in range(self.pretrained)]
+        return [
+            replace(self.experiment().pretraining, seed=seed) for seed in range(self.pretrained)
+        ]
 
 
 def quick() -> Scale:
-    """Two small pretrained models and two orders: a minute for everything, right in kind but not in numbers."""
+    """Two small pretrained models and two orders: a minute for everything, right in kind but not
+    in numbers.
+    """
     return Scale(
         pretrained=2,
         orders=2,

@@ -21,17 +21,23 @@ class Estimate(NamedTuple):
 
 
 def mean_interval(values: np.ndarray, level: float = 0.95) -> Estimate:
-    """Mean with Student's t interval, mean +- t sd / sqrt(n), over the finite values; the interval is nan for n < 2.
+    """Mean with Student's t interval, mean +- t sd / sqrt(n), over the finite values; the interval
+    is nan for n < 2.
 
-    Runs that share a pretrained model are taken as independent, which is optimistic where that model matters.
+    Runs that share a pretrained model are taken as independent, which is optimistic where that
+    model matters.
     """
     known = np.asarray(values, dtype=float)
     known = known[np.isfinite(known)]
     count = len(known)
     if count < 2:
-        return Estimate(float(known.mean()) if count else float("nan"), float("nan"), float("nan"), count)
+        return Estimate(
+            float(known.mean()) if count else float("nan"), float("nan"), float("nan"), count
+        )
     half = stats.t.ppf((1 + level) / 2, count - 1) * known.std(ddof=1) / np.sqrt(count)
-    return Estimate(float(known.mean()), float(known.mean() - half), float(known.mean() + half), count)
+    return Estimate(
+        float(known.mean()), float(known.mean() - half), float(known.mean() + half), count
+    )
 
 
 def full_means(grouped: Any) -> Any:
@@ -55,11 +61,15 @@ def ratio_interval(logs: np.ndarray, level: float = 0.95) -> Estimate:
 
 
 def lookup(frame: pd.DataFrame, keys: Sequence[str]) -> dict[Any, Estimate]:
-    """The estimates in the columns `value`, `low`, `high` and `count` of a frame, by the columns `keys`."""
+    """The estimates in the columns `value`, `low`, `high` and `count` of a frame, by the columns
+    `keys`.
+    """
     found = {}
     for row in frame.to_dict("records"):
         place = tuple(row[key] for key in keys)
-        found[place if len(keys) > 1 else place[0]] = Estimate(row["value"], row["low"], row["high"], row["count"])
+        found[place if len(keys) > 1 else place[0]] = Estimate(
+            row["value"], row["low"], row["high"], row["count"]
+        )
     return found
 
 
@@ -75,15 +85,19 @@ def interval_text(estimate: Estimate) -> str:
 
 
 def smallest_distance(p: float, examples: int) -> float:
-    """The smallest D of two samples of n = `examples` each whose exact p-value is at most p; nan if none is.
+    """The smallest D of two samples of n = `examples` each whose exact p-value is at most p; nan if
+    none is.
 
-    P(D >= k/n) = 2 sum_{j>=1} (-1)^(j-1) C(2n, n - jk) / C(2n, n): paths of 2n steps that leave a strip, by reflection.
+    P(D >= k/n) = 2 sum_{j>=1} (-1)^(j-1) C(2n, n - jk) / C(2n, n): paths of 2n steps that leave a
+    strip, by reflection.
     """
     if p >= 1:
         return 0.0
     for count in range(1, examples + 1):
         terms = range(1, examples // count + 1)
-        ways = sum((-1) ** (term - 1) * math.comb(2 * examples, examples - term * count) for term in terms)
+        ways = sum(
+            (-1) ** (term - 1) * math.comb(2 * examples, examples - term * count) for term in terms
+        )
         if 2 * ways / math.comb(2 * examples, examples) <= p:
             return count / examples
     return math.nan

@@ -1,4 +1,6 @@
-"""One look for all figures: a colour per method everywhere, readable in print and by colour-blind readers."""
+"""One look for all figures: a colour per method everywhere, readable in print and by
+colour-blind readers.
+"""
 
 from __future__ import annotations
 

@@ -1,14 +1,16 @@
 """Language models from the command line, `python -m llm COMMAND --help`:
 build, score, weights, unlearn, evaluate, relearn, sweep, muse, diagnose.
 
-The same diagnostics as for the Markov chains, on any causal language model: score the responses of a data set, weigh
-them under any objective, unlearn, and ask whether the effort goes where it is needed. Nothing is downloaded unless a
-name from the hub is given: `authors:...` are models and data made here. Try
+The same diagnostics as for the Markov chains, on any causal language model: score the responses of
+a data set, weigh them under any objective, unlearn, and ask whether the effort goes where it is
+needed. Nothing is downloaded unless a name from the hub is given: `authors:...` are models and data
+made here. Try
 
     python -m llm build
     python -m llm score --model authors:original --data authors:forget10 --out original.parquet
     python -m llm score --model authors:retrained --data authors:forget10 --out retrained.parquet
-    python -m llm weights --scores original.parquet --reference original.parquet --retrained retrained.parquet
+    python -m llm weights --scores original.parquet --reference original.parquet \\
+        --retrained retrained.parquet
     python -m llm unlearn --objective simnpo:4.5@0.125 --out out/simnpo
 
     python -m llm evaluate --model out/simnpo/model --retrained authors:retrained
@@ -16,9 +18,10 @@ name from the hub is given: `authors:...` are models and data made here. Try
     python -m llm sweep --out out/table
     python -m llm muse --retrained news:retrained --unlearn simnpo:0.7
 
-on several GPUs, `torchrun --nproc_per_node 2 -m llm unlearn ...` (on CPUs with ACCELERATE_USE_CPU=1), which is the one
-command that can; and, where there are only evaluation logs of TOFU runs, `python -m llm evaluate --logs DIR
---retrained-logs DIR` and `python -m llm diagnose --logs DIR --retrained-logs DIR`.
+on several GPUs, `torchrun --nproc_per_node 2 -m llm unlearn ...` (on CPUs with
+ACCELERATE_USE_CPU=1), which is the one command that can; and, where there are only evaluation logs
+of TOFU runs, `python -m llm evaluate --logs DIR --retrained-logs DIR` and `python -m llm diagnose
+--logs DIR --retrained-logs DIR`.
 """
 
 from __future__ import annotations
@@ -82,9 +85,16 @@ def cli(arguments: Sequence[str] | None = None) -> int:
 
 
 def act(command: Any) -> None:
-    """Do what a command asks for; raises `InvalidInput` for one that would do the same work in several processes."""
+    """Do what a command asks for; raises `InvalidInput` for one that would do the same work in
+    several processes.
+    """
     spread = isinstance(command, SPREAD)
-    require(spread or started() == 1, "processes", started(), "1: of all commands unlearn alone deals its work out")
+    require(
+        spread or started() == 1,
+        "processes",
+        started(),
+        "1: of all commands unlearn alone deals its work out",
+    )
     ACTIONS[type(command)](command)
 
 

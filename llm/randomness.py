@@ -1,4 +1,6 @@
-"""Streams of random numbers of their own: each follows from a seed and its purpose, and no two are related."""
+"""Streams of random numbers of their own: each follows from a seed and its purpose, and no two
+are related.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,12 @@ def derived_seed(seed: int, *labels: object) -> int:
 
 
 @contextmanager
-def own_randomness(seed: int, *labels: object, device: torch.device | None = None) -> Iterator[None]:
-    """Makes randomness follow from the seed and its purpose; the caller's generators stay as they were."""
+def own_randomness(
+    seed: int, *labels: object, device: torch.device | None = None
+) -> Iterator[None]:
+    """Makes randomness follow from the seed and its purpose; the caller's generators stay as
+    they were.
+    """
     own, on_cuda = derived_seed(seed, *labels), device is not None and device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if on_cuda else [], device_type="cuda"):
         torch.default_generator.manual_seed(own)
@@ -27,13 +33,22 @@ def own_randomness(seed: int, *labels: object, device: torch.device | None = Non
 
 
 def shuffled(
-    count: int, batch: int, seed: int, epoch: int, *, label: str = "examples", total: int | None = None
+    count: int,
+    batch: int,
+    seed: int,
+    epoch: int,
+    *,
+    label: str = "examples",
+    total: int | None = None,
 ) -> list[list[int]]:
     """Returns the rows of each update of an epoch, `batch` of them (the last may have fewer).
 
-    They follow from (seed, epoch): all of 0 to count-1 once; or `total` of them, from one shuffled order after another.
+    They follow from (seed, epoch): all of 0 to count-1 once; or `total` of them, from one shuffled
+    order after another.
     """
     total = count if total is None else total
     own = torch.Generator().manual_seed(derived_seed(seed, label, epoch))
-    order = torch.cat([torch.randperm(count, generator=own) for _ in range(math.ceil(total / count))])
+    order = torch.cat(
+        [torch.randperm(count, generator=own) for _ in range(math.ceil(total / count))]
+    )
     return [rows.tolist() for rows in order[:total].split(batch)]

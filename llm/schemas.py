@@ -1,9 +1,10 @@
-"""What may stand in the tables and logs that are read: one declaration per kind of file, and one line for what may not.
+"""What may stand in the tables and logs that are read: one declaration per kind of file, and one
+line for what may not.
 
-A schema is a pydantic model whose fields are columns. A column is a list of values in the order of the rows, or a
-mapping from the index of an example to its value. Values are taken as they are: text is no number, nor is true, nor a
-date. `checked` returns the columns as declared, or raises `InvalidInput` that names column, row, value and what may
-stand there.
+A schema is a pydantic model whose fields are columns. A column is a list of values in the order of
+the rows, or a mapping from the index of an example to its value. Values are taken as they are: text
+is no number, nor is true, nor a date. `checked` returns the columns as declared, or raises
+`InvalidInput` that names column, row, value and what may stand there.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from markov.errors import InvalidInput, require
 
-# A probability of 1 may come out above it by the rounding of a logit: float32 numbers near 100 lie 8e-6 apart. What is
-# above 0 by no more than this (nats) counts as 0.
+# A probability of 1 may come out above it by the rounding of a logit: float32 numbers near 100 lie
+# 8e-6 apart. What is above 0 by no more than this (nats) counts as 0.
 ROUNDING = 1e-5
 # No loss of a float32 model exceeds it, and sums and means of such losses are finite.
 LARGEST = 1e40
 MOST_TOKENS = 2**31 - 1
-LARGEST_INDEX = 2**53  # up to here whole numbers survive as floats, which an index may have been for a time
+# up to here whole numbers survive as floats, which an index may have been for a time
+LARGEST_INDEX = 2**53
 WIDEST = 80  # characters of a value in an error message
 
 
@@ -77,7 +79,9 @@ Share = Annotated[
     Field(strict=True, ge=0, le=1, allow_inf_nan=False, description="a number from 0 to 1"),
 ]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False, description="a finite number")]
-Measured = Annotated[float, Field(strict=True, description="a number, nan where it was not measured")]
+Measured = Annotated[
+    float, Field(strict=True, description="a number, nan where it was not measured")
+]
 Text = Annotated[str, Field(strict=True, description="text")]
 Truth = Annotated[bool, Field(strict=True, description="True or False")]
 Status = Annotated[
@@ -93,7 +97,9 @@ PerAnswer = Annotated[list[Value], BeforeValidator(_one_or_more), Field(min_leng
 
 
 class Schema(BaseModel):
-    """What every kind of table and log shares: columns that are not declared may stand beside those that are."""
+    """What every kind of table and log shares: columns that are not declared may stand beside
+    those that are.
+    """
 
     model_config = ConfigDict(extra="ignore")
 
@@ -107,7 +113,9 @@ class Scores(Schema):
 
 
 class Answered(Scores):
-    """Scores of every kind of answer, as in a run's answers.parquet: a row per example and answer."""
+    """Scores of every kind of answer, as in a run's answers.parquet: a row per example and
+    answer.
+    """
 
     answer: Column[Text]
 
@@ -120,7 +128,9 @@ class Relearned(Answered):
 
 
 class ByEpoch(Scores):
-    """A run's examples.parquet: a row per epoch and forget example, with what was asked for beside it."""
+    """A run's examples.parquet: a row per epoch and forget example, with what was asked for
+    beside it.
+    """
 
     epoch: Column[Index]
     ref: Column[LogProb]
@@ -134,7 +144,9 @@ class ByEpoch(Scores):
 
 
 class Epochs(Schema):
-    """A run's epochs.parquet: a row per epoch. Numbers of a run that diverged are nan in its last row."""
+    """A run's epochs.parquet: a row per epoch. Numbers of a run that diverged are nan in its
+    last row.
+    """
 
     epoch: Column[Index]
     step: Column[Index]
@@ -170,7 +182,12 @@ class Log(Schema):
         dict[
             Index,
             Annotated[
-                list[Text], Field(min_length=3, max_length=3, description="prompt, generation and truth, three texts")
+                list[Text],
+                Field(
+                    min_length=3,
+                    max_length=3,
+                    description="prompt, generation and truth, three texts",
+                ),
             ],
         ]
         | None
@@ -190,8 +207,9 @@ def checked(
 ) -> Kind:
     """The columns as the schema has them.
 
-    `where` names the file. `row` says how a place in a column is called, and `names` how a column is, where it has
-    another name there. Raises `InvalidInput` with the first value that may not stand where it does.
+    `where` names the file. `row` says how a place in a column is called, and `names` how a column
+    is, where it has another name there. Raises `InvalidInput` with the first value that may not
+    stand where it does.
     """
     try:
         return schema.model_validate(dict(columns))
@@ -206,10 +224,11 @@ def checked(
 
 
 def check_table(schema: type[Schema], frame: pd.DataFrame, field: str, where: str) -> pd.DataFrame:
-    """The table, of which the columns that the schema declares hold what it allows; the others stay as they are.
+    """The table, of which the columns that the schema declares hold what it allows; the others stay
+    as they are.
 
-    `field` is what the table is called in error messages, `where` the file. Raises `InvalidInput` for a table without
-    rows, one that lacks a column, and as `checked` does.
+    `field` is what the table is called in error messages, `where` the file. Raises `InvalidInput`
+    for a table without rows, one that lacks a column, and as `checked` does.
     """
     required = [name for name, known in schema.model_fields.items() if known.is_required()]
     lacking = [name for name in required if name not in frame]
@@ -220,7 +239,11 @@ def check_table(schema: type[Schema], frame: pd.DataFrame, field: str, where: st
     values: dict[str, list[Any]] = {name: frame[name].tolist() for name in present}
 
     def row(column: str, place: int) -> str:
-        known = f" (index {shown(values['index'][place])})" if "index" in values and column != "index" else ""
+        known = (
+            f" (index {shown(values['index'][place])})"
+            if "index" in values and column != "index"
+            else ""
+        )
         return f"row {place}{known}"
 
     names = {name: f"{field}, {name}" for name in present}
@@ -234,14 +257,18 @@ def _as(values: list[Any], dtype: Any) -> np.ndarray:
 
 
 def shown(value: Any) -> Any:
-    """A value for an error message: as it is where that is short and plain, else the beginning of its text."""
+    """A value for an error message: as it is where that is short and plain, else the beginning
+    of its text.
+    """
     text = " ".join(repr(value).split())
     plain = value is None or isinstance(value, bool | int | float | str | list)
     return value if plain and len(text) <= WIDEST else text[:WIDEST]
 
 
 def _described(node: Any) -> str | None:
-    """What may stand in a column: the first description in the part of the JSON schema that declares it."""
+    """What may stand in a column: the first description in the part of the JSON schema that
+    declares it.
+    """
     if isinstance(node, Mapping):
         own = node.get("description")
         return own if isinstance(own, str) else _first(node.values())

@@ -1,6 +1,7 @@
 """Theory and simulations of unlearning by preference optimisation.
 
-The names of `__init__.pyi` are loaded when they are first used, so that `import markov` takes no time.
+The names of `__init__.pyi` are loaded when they are first used, so that `import markov` takes no
+time.
 """
 
 from lazy_loader import attach_stub

@@ -1,4 +1,5 @@
-# The names that a study of chains takes; `markov/__init__.py` loads each from where it is written here.
+# The names that a study of chains takes; `markov/__init__.py` loads each from where it is written
+# here.
 from .cases import LENGTH as LENGTH
 from .cases import MEMORISATION as MEMORISATION
 from .cases import Case as Case

@@ -84,9 +84,11 @@ class Common:
 
 @dataclass(frozen=True, kw_only=True)
 class Unlearn(Common):
-    """Pretrain (or take from the cache) the original and the retrained model, unlearn once, and write the whole path.
+    """Pretrain (or take from the cache) the original and the retrained model, unlearn once, and
+    write the whole path.
 
-    Example, the paper's Figure 5: python -m markov unlearn --case length --objective simnpo --beta 4 --seed 1
+    Example, the paper's Figure 5: python -m markov unlearn --case length --objective simnpo --beta
+    4 --seed 1
     """
 
     case: Literal["length", "memorisation"] = "length"
@@ -102,7 +104,9 @@ class Unlearn(Common):
     learning_rate: float = 5e-4
     """Step size of unlearning."""
     optimizer: OptimizerName = "adamw_transformers"
-    """Update rule: AdamW as in transformers before version 5 (the released code's), as in torch, or plain SGD."""
+    """Update rule: AdamW as in transformers before version 5 (the released code's), as in torch,
+    or plain SGD.
+    """
     architecture: Literal["paper", "released"] = "paper"
     """What the paper describes, or what its released code trains."""
     seed: int = 0
@@ -143,17 +147,29 @@ class Grid(Common):
 def points(command: Grid) -> list[Unlearn]:
     """The single runs of a grid."""
     common = {field.name: getattr(command, field.name) for field in fields(Common)}
-    axes = {field.name: getattr(command, field.name) for field in fields(Grid) if field.name not in common}
+    axes = {
+        field.name: getattr(command, field.name)
+        for field in fields(Grid)
+        if field.name not in common
+    }
     axes["beta"] = axes["beta"] or (None,)
     for name, values in axes.items():
         require(len(values) > 0, name, values, "at least one value")
-    return [Unlearn(**common, **dict(zip(axes, point, strict=True))) for point in itertools.product(*axes.values())]
+    return [
+        Unlearn(**common, **dict(zip(axes, point, strict=True)))
+        for point in itertools.product(*axes.values())
+    ]
 
 
 def experiment(command: Unlearn) -> Experiment:
     """The experiment that a command describes; raises `InvalidInput` for what it cannot be."""
     require_whole(command.record_every, "record_every", 1)
-    require(command.jobs == -1 or command.jobs >= 1, "jobs", command.jobs, "-1 or a whole number of at least 1")
+    require(
+        command.jobs == -1 or command.jobs >= 1,
+        "jobs",
+        command.jobs,
+        "-1 or a whole number of at least 1",
+    )
     lengths = {name: getattr(command, name) for name in ("forget1_length", "forget2_length")}
     case = replace(
         CASES[command.case],
@@ -204,22 +220,32 @@ def _objective(command: Unlearn) -> Objective:
 
 
 def summary(table: pd.DataFrame) -> str:
-    """Per run: distances at the start and the end, and where each forget component reaches its goal."""
+    """Per run: distances at the start and the end, and where each forget component reaches its
+    goal.
+    """
     lines = []
     found = crossings(table)
     for number, own in table.groupby("run"):
         first = own.iloc[0]
         lines.append(
-            f"{first['method']} (beta {first['beta']:g}, gamma {first['gamma']:g}), case {first['case']}, "
+            f"{first['method']} (beta {first['beta']:g}, gamma {first['gamma']:g}), case "
+            f"{first['case']}, "
             f"{first['optimizer']}, seeds {first['pretrain_seed']}/{first['seed']}"
         )
         for component, part in own.groupby("component", sort=False):
             start, end = part.iloc[0], part.iloc[-1]
-            line = f"  {component:8} KL(truth || model) {start['kl_to_truth']:.3f} -> {end['kl_to_truth']:.3f} nats"
+            line = (
+                f"  {component:8} KL(truth || model) {start['kl_to_truth']:.3f} -> "
+                f"{end['kl_to_truth']:.3f} nats"
+            )
             crossing = found[(found["run"] == number) & (found["component"] == component)]
             for _, row in crossing.iterrows():
                 goal = f"; the retrained model's {start['retrained']:.3f}"
-                line += f"{goal} reached at step {row['step']:.1f}" if row["reached"] else f"{goal} never reached"
+                line += (
+                    f"{goal} reached at step {row['step']:.1f}"
+                    if row["reached"]
+                    else f"{goal} never reached"
+                )
                 line += f", retain distance {row['retain_distance']:.3f}" if row["reached"] else ""
             lines.append(line)
     return "\n".join(lines)
@@ -228,13 +254,18 @@ def summary(table: pd.DataFrame) -> str:
 def main(command: Unlearn | Grid) -> None:
     """Check everything, run, write the table, print the summary.
 
-    Ensembles that were finished when a command was stopped are not run again by the next one like it.
+    Ensembles that were finished when a command was stopped are not run again by the next one like
+    it.
     """
-    experiments = [experiment(point) for point in (points(command) if isinstance(command, Grid) else [command])]
+    experiments = [
+        experiment(point) for point in (points(command) if isinstance(command, Grid) else [command])
+    ]
     folders.check_table(command.out)
     parts = parts_of(experiments)
     frame = run(experiments, n_jobs=command.jobs, parts=parts)
-    seeds = sorted({one.pretraining.seed for one in experiments} | {one.seed for one in experiments})
+    seeds = sorted(
+        {one.pretraining.seed for one in experiments} | {one.seed for one in experiments}
+    )
     storage.write_table(frame, command.out, storage.provenance(experiments, seeds=seeds))
     leftovers.discard(parts)
     print(summary(frame))

@@ -1,11 +1,14 @@
-"""Banks of sequences, for models that are transition tables: what such a model sees of a sequence is its counts.
+"""Banks of sequences, for models that are transition tables: what such a model sees of a sequence
+is its counts.
 
-A table gives log pi(y | x) = sum_ij N_ij log p_ij, N_ij the number of scored transitions i -> j. Sequences of equal
-counts are one row of a bank, with the sum of their probabilities. A bank lists every sequence where that is possible
-(`enumerated`), draws some (`sampled`), or holds a given forget set (`from_sequences`).
+A table gives log pi(y | x) = sum_ij N_ij log p_ij, N_ij the number of scored transitions i -> j.
+Sequences of equal counts are one row of a bank, with the sum of their probabilities. A bank lists
+every sequence where that is possible (`enumerated`), draws some (`sampled`), or holds a given
+forget set (`from_sequences`).
 
-A sampled bank is a forget set of its own: it stands for the chains with an error that falls as one over the root of its
-size. `centered` removes the part of it that lies in the mean counts, which leaves an error in proportion to beta.
+A sampled bank is a forget set of its own: it stands for the chains with an error that falls as one
+over the root of its size. `centered` removes the part of it that lies in the mean counts, which
+leaves an error in proportion to beta.
 """
 
 from __future__ import annotations
@@ -33,8 +36,8 @@ Tables = Float[np.ndarray, "times states states"]
 class Bank(NamedTuple):
     """Patterns of transitions, with the probability (sum 1) that unlearning draws each.
 
-    `counts[s, i, j]` are the scored transitions i -> j of pattern s, `length` is their sum |y|, the same within a
-    component; `component` is the position in the mixture.
+    `counts[s, i, j]` are the scored transitions i -> j of pattern s, `length` is their sum |y|, the
+    same within a component; `component` is the position in the mixture.
     """
 
     counts: Float[np.ndarray, "rows states states"]
@@ -45,10 +48,12 @@ class Bank(NamedTuple):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ExpectedLoss:
-    """E[loss of a forget sequence] + retain_weight x mean cross-entropy of a retain token, as functions of a table.
+    """E[loss of a forget sequence] + retain_weight x mean cross-entropy of a retain token, as
+    functions of a table.
 
-    `reference` holds the logits of the reference model; `retain` is the law of a retain transition (`transition_law`).
-    Raises `InvalidInput` for an objective that is not four numbers, or shapes or values that do not fit.
+    `reference` holds the logits of the reference model; `retain` is the law of a retain transition
+    (`transition_law`). Raises `InvalidInput` for an objective that is not four numbers, or shapes
+    or values that do not fit.
     """
 
     objective: Objective
@@ -62,7 +67,12 @@ class ExpectedLoss:
             require(np.ndim(number) == 0, name, number, "one number, not a stack")
         _require_law("bank", self.bank.share, self.bank.length.shape)
         shape, finite = self.bank.counts.shape[1:], bool(np.isfinite(self.reference).all())
-        require(finite and self.reference.shape == shape, "reference", self.reference, f"finite logits, {shape}")
+        require(
+            finite and self.reference.shape == shape,
+            "reference",
+            self.reference,
+            f"finite logits, {shape}",
+        )
         if self.retain is not None:
             _require_law("retain", self.retain, shape)
         allowed = "a finite number >= 0, and 0 without retain data"
@@ -76,9 +86,13 @@ class ExpectedLoss:
         return logs.reshape(*logs.shape[:-2], -1) @ self._flat.T
 
     def sequences(self, tables: Tables) -> SequenceLogProbs:
-        """What the law needs to know of every pattern under each table, as float64 tensors of shape (*times, rows)."""
+        """What the law needs to know of every pattern under each table, as float64 tensors of
+        shape (*times, rows).
+        """
         logp = torch.from_numpy(self.logp(tables))
-        return SequenceLogProbs(logp, *(torch.from_numpy(x).expand_as(logp) for x in (self.bank.length, self._ref)))
+        return SequenceLogProbs(
+            logp, *(torch.from_numpy(x).expand_as(logp) for x in (self.bank.length, self._ref))
+        )
 
     def weight(self, tables: Tables) -> Float[np.ndarray, "*times rows"]:
         """d loss / d logp of every pattern, by the shipped law."""
@@ -91,7 +105,9 @@ class ExpectedLoss:
 
     def gradient(self, table: Table) -> Table:
         """d loss / d table = sum_s share_s w_s (N_s - R_s p) - retain_weight (C - c p)."""
-        push = ((self.bank.share * self.weight(table)) @ self._flat).reshape(table.shape) - self._kept
+        push = ((self.bank.share * self.weight(table)) @ self._flat).reshape(
+            table.shape
+        ) - self._kept
         return push - push.sum(1, keepdims=True) * softmax(table, axis=-1)
 
     @cached_property
@@ -104,14 +120,18 @@ class ExpectedLoss:
 
     @cached_property
     def _kept(self) -> Table:
-        return np.zeros_like(self.reference) if self.retain is None else self.retain_weight * self.retain
+        return (
+            np.zeros_like(self.reference)
+            if self.retain is None
+            else self.retain_weight * self.retain
+        )
 
 
 def enumerated(mixture: Mixture, *, limit: int = 100_000) -> Bank:
     """Every pattern of every component with its exact probability, the first state included.
 
-    Grown token by token, with equal counts that end in one state merged on the way. Raises `InvalidInput` where a
-    component has more than `limit` such patterns.
+    Grown token by token, with equal counts that end in one state merged on the way. Raises
+    `InvalidInput` where a component has more than `limit` such patterns.
     """
     parts = [_patterns(*each, limit) for each in zip(mixture.chains, mixture.lengths, strict=True)]
     return _join(parts, mixture.weights)
@@ -120,8 +140,8 @@ def enumerated(mixture: Mixture, *, limit: int = 100_000) -> Bank:
 def sampled(mixture: Mixture, count: int, seed: int) -> Bank:
     """`count` sequences of each component, drawn from a seed.
 
-    A component's draws depend on the seed, its position, its chain and its length only. Raises `InvalidInput` for a
-    count below 1 or a seed that is no non-negative integer.
+    A component's draws depend on the seed, its position, its chain and its length only. Raises
+    `InvalidInput` for a count below 1 or a seed that is no non-negative integer.
     """
     require_whole(seed, "seed")
     generators = (generator(seed, f"bank {index}") for index in range(len(mixture.chains)))
@@ -130,38 +150,64 @@ def sampled(mixture: Mixture, count: int, seed: int) -> Bank:
     return from_sequences(drawn, mixture.weights, mixture.chains[0].states)
 
 
-def from_sequences(sequences: Sequence[Int64[Tensor, "count time"]], weights: Sequence[float], states: int) -> Bank:
-    """The bank of a given forget set: component c, of share `weights[c]`, is drawn evenly from `sequences[c]`.
+def from_sequences(
+    sequences: Sequence[Int64[Tensor, "count time"]], weights: Sequence[float], states: int
+) -> Bank:
+    """The bank of a given forget set: component c, of share `weights[c]`, is drawn evenly from
+    `sequences[c]`.
 
-    Raises `InvalidInput` for a component without sequences or scored tokens, or tokens that are no states.
+    Raises `InvalidInput` for a component without sequences or scored tokens, or tokens that are no
+    states.
     """
     parts = []
     for tokens in sequences:
         proper = tokens.ndim == 2 and tokens.shape[0] >= 1 and tokens.shape[1] >= 2
-        require(proper, "sequences", tuple(tokens.shape), "at least one sequence of at least two tokens")
+        require(
+            proper, "sequences", tuple(tokens.shape), "at least one sequence of at least two tokens"
+        )
         inside = bool(((tokens >= 0) & (tokens < states)).all())
-        require(inside, "sequences", (int(tokens.min()), int(tokens.max())), f"states from 0 to {states - 1}")
+        require(
+            inside,
+            "sequences",
+            (int(tokens.min()), int(tokens.max())),
+            f"states from 0 to {states - 1}",
+        )
         counts = np.zeros((len(tokens), states**2), dtype=np.int32)
-        np.add.at(counts, (np.arange(len(tokens))[:, None], (tokens[:, :-1] * states + tokens[:, 1:]).numpy()), 1)
+        np.add.at(
+            counts,
+            (np.arange(len(tokens))[:, None], (tokens[:, :-1] * states + tokens[:, 1:]).numpy()),
+            1,
+        )
         parts.append(_merge(counts, np.full(len(tokens), 1 / len(tokens))))
     return _join(parts, weights)
 
 
 def centered(bank: Bank, mixture: Mixture) -> Bank:
-    """The bank with each component's counts shifted so that their mean is the exact expectation under the mixture.
+    """The bank with each component's counts shifted so that their mean is the exact expectation
+    under the mixture.
 
-    log pi is linear in the counts, so a shifted bank is a loss of the same form, and its gradient is exact but for the
-    covariance of weights and counts. A pattern is then a sequence no longer: counts need be neither whole nor positive.
+    log pi is linear in the counts, so a shifted bank is a loss of the same form, and its gradient
+    is exact but for the covariance of weights and counts. A pattern is then a sequence no longer:
+    counts need be neither whole nor positive.
     """
     check_mixture(bank, mixture, "mixture")
-    return bank._replace(counts=bank.counts + (expected_counts(mixture) - mean_counts(bank))[bank.component])
+    return bank._replace(
+        counts=bank.counts + (expected_counts(mixture) - mean_counts(bank))[bank.component]
+    )
 
 
 def check_mixture(bank: Bank, mixture: Mixture, field: str) -> None:
-    """Raise `InvalidInput` unless the bank has the mixture's components: their lengths, in order."""
-    found, allowed = (shares(bank) @ bank.length).tolist(), [length - 1 for length in mixture.lengths]
+    """Raise `InvalidInput` unless the bank has the mixture's components: their lengths, in
+    order.
+    """
+    found, allowed = (
+        (shares(bank) @ bank.length).tolist(),
+        [length - 1 for length in mixture.lengths],
+    )
     same = len(found) == len(allowed) and np.allclose(found, allowed)
-    require(bool(same), field, mixture.lengths, f"components of {found} scored tokens, as in the bank")
+    require(
+        bool(same), field, mixture.lengths, f"components of {found} scored tokens, as in the bank"
+    )
 
 
 def shares(bank: Bank) -> Float[np.ndarray, "components rows"]:
@@ -176,31 +222,48 @@ def mean_counts(bank: Bank) -> Float[np.ndarray, "components states states"]:
 
 
 def expected_counts(mixture: Mixture) -> Float[np.ndarray, "components states states"]:
-    """Exact E N_ij of a sequence of each component: sum_t P(x_t = i) transition_ij over its |y| contexts."""
-    visits = [chain.marginals(length - 1).sum(0) for chain, length in zip(mixture.chains, mixture.lengths, strict=True)]
+    """Exact E N_ij of a sequence of each component: sum_t P(x_t = i) transition_ij over its |y|
+    contexts.
+    """
+    visits = [
+        chain.marginals(length - 1).sum(0)
+        for chain, length in zip(mixture.chains, mixture.lengths, strict=True)
+    ]
     return np.stack(
-        [(own[:, None] * chain.transition).numpy() for own, chain in zip(visits, mixture.chains, strict=True)]
+        [
+            (own[:, None] * chain.transition).numpy()
+            for own, chain in zip(visits, mixture.chains, strict=True)
+        ]
     )
 
 
 def transition_law(mixture: Mixture) -> Table:
-    """Probability that a scored token of the mixture is a transition i -> j: long components hold more tokens."""
+    """Probability that a scored token of the mixture is a transition i -> j: long components
+    hold more tokens.
+    """
     law = np.tensordot(mixture.weights, expected_counts(mixture), 1)
     return law / law.sum()
 
 
 def best_table(mixture: Mixture) -> Table:
-    """The logits, log P(j | i), of the table with the least expected cross-entropy per token on the mixture.
+    """The logits, log P(j | i), of the table with the least expected cross-entropy per token on the
+    mixture.
 
-    It averages the chains' rows by how often each visits them: a table cannot know which chain a prefix came from, as a
-    transformer can. A state that is never visited gets the uniform row. Raises `InvalidInput` where a transition from a
-    visited state never happens: the best logit would be -inf.
+    It averages the chains' rows by how often each visits them: a table cannot know which chain a
+    prefix came from, as a transformer can. A state that is never visited gets the uniform row.
+    Raises `InvalidInput` where a transition from a visited state never happens: the best logit
+    would be -inf.
     """
     law = transition_law(mixture)
     visits = law.sum(1, keepdims=True)
     law = np.where(visits > 0, law / np.where(visits > 0, visits, 1), 1 / len(law))
     missing = np.argwhere(law == 0).tolist()
-    require(not missing, "mixture", f"no transition {missing[:1]}", "every transition from a visited state")
+    require(
+        not missing,
+        "mixture",
+        f"no transition {missing[:1]}",
+        "every transition from a visited state",
+    )
     return np.log(law)
 
 
@@ -212,7 +275,12 @@ def _patterns(chain: MarkovChain, length: int, limit: int) -> tuple[np.ndarray, 
     for done in range(1, length):
         row, following = np.nonzero((transition[last] > 0) & (prob > 0)[:, None])
         allowed = f"at most limit = {limit}, or a sampled bank"
-        require(len(row) <= limit, "mixture", f"{len(row)} patterns after {done} of {length - 1} tokens", allowed)
+        require(
+            len(row) <= limit,
+            "mixture",
+            f"{len(row)} patterns after {done} of {length - 1} tokens",
+            allowed,
+        )
         grown, prob = counts[row], prob[row] * transition[last[row], following]
         grown[np.arange(len(row)), last[row] * states + following] += 1
         merged, prob = _merge(np.column_stack([grown, following]), prob)
@@ -233,7 +301,9 @@ def _join(parts: Sequence[tuple[np.ndarray, np.ndarray]], weights: Sequence[floa
     _require_law("weights", np.asarray(weights, dtype=float), (len(parts),))
     counts = np.concatenate([counts for counts, _ in parts]).astype(float)
     component = np.concatenate([np.full(len(prob), index) for index, (_, prob) in enumerate(parts)])
-    share = np.concatenate([weight * prob for (_, prob), weight in zip(parts, weights, strict=True)])
+    share = np.concatenate(
+        [weight * prob for (_, prob), weight in zip(parts, weights, strict=True)]
+    )
     states = round(counts.shape[1] ** 0.5)
     return Bank(counts.reshape(-1, states, states), share, component, counts.sum(1))
 

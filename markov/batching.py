@@ -1,4 +1,6 @@
-"""Sequences and the batches that an ensemble draws from them: each run its own, in an order of its own."""
+"""Sequences and the batches that an ensemble draws from them: each run its own, in an order of
+its own.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ PART = 32  # sequences per forward and backward pass in pretraining
 
 
 class Corpus(NamedTuple):
-    """Sequences padded with 0 to one length, the tokens to score (never the first), and a label per sequence."""
+    """Sequences padded with 0 to one length, the tokens to score (never the first), and a label
+    per sequence.
+    """
 
     tokens: Int64[Tensor, "count time"]
     mask: Bool[Tensor, "count time-1"]
@@ -27,7 +31,9 @@ class Corpus(NamedTuple):
 
     @classmethod
     def join(cls, parts: Sequence[Int64[Tensor, "count length"]]) -> Corpus:
-        """One corpus out of components of possibly different lengths; `component` is the position in `parts`."""
+        """One corpus out of components of possibly different lengths; `component` is the
+        position in `parts`.
+        """
         time = max(part.shape[-1] for part in parts)
         tokens = torch.cat([functional.pad(part, (0, time - part.shape[-1])) for part in parts])
         length = torch.cat([torch.full((len(part),), part.shape[-1]) for part in parts])
@@ -48,17 +54,32 @@ class Batches(NamedTuple):
 
 
 def derived_seed(seed: int, purpose: str) -> int:
-    """A seed of its own for each purpose (start, order of batches, ...), so that streams never overlap."""
-    return int(np.random.SeedSequence([seed, *purpose.encode()]).generate_state(1, np.uint64)[0] >> 1)
+    """A seed of its own for each purpose (start, order of batches, ...), so that streams never
+    overlap.
+    """
+    return int(
+        np.random.SeedSequence([seed, *purpose.encode()]).generate_state(1, np.uint64)[0] >> 1
+    )
 
 
 def common_count(model: Model, corpora: Sequence[Corpus], field: str) -> int:
-    """Number of sequences, the same in every corpus of an ensemble; all tokens are states of the model."""
+    """Number of sequences, the same in every corpus of an ensemble; all tokens are states of the
+    model.
+    """
     shapes = sorted({tuple(corpus.tokens.shape) for corpus in corpora})
     require(len(shapes) == 1, field, shapes, "one common shape")
-    # The tables of an ensemble lie behind one another: a token out of range would read another run's.
-    lowest, highest = min(int(c.tokens.min()) for c in corpora), max(int(c.tokens.max()) for c in corpora)
-    require(lowest >= 0 and highest < model.states, field, (lowest, highest), f"tokens from 0 to {model.states - 1}")
+    # The tables of an ensemble lie behind one another: a token out of range would read another
+    # run's.
+    lowest, highest = (
+        min(int(c.tokens.min()) for c in corpora),
+        max(int(c.tokens.max()) for c in corpora),
+    )
+    require(
+        lowest >= 0 and highest < model.states,
+        field,
+        (lowest, highest),
+        f"tokens from 0 to {model.states - 1}",
+    )
     return shapes[0][0]
 
 
@@ -69,7 +90,10 @@ def generator(seed: int, purpose: str) -> torch.Generator:
 
 def take(corpora: Sequence[Corpus], rows: Int64[Tensor, "runs rows"]) -> Batches:
     """The sequences at `rows` of each run's own corpus."""
-    taken = [[field[own.to(field.device)] for field in corpus] for corpus, own in zip(corpora, rows, strict=True)]
+    taken = [
+        [field[own.to(field.device)] for field in corpus]
+        for corpus, own in zip(corpora, rows, strict=True)
+    ]
     return Batches(*(torch.stack(fields) for fields in zip(*taken, strict=True)))
 
 
@@ -77,7 +101,10 @@ def draw(corpora: Sequence[Corpus], generators: Sequence[torch.Generator], rows:
     """As many rows as asked for, epoch after epoch, each epoch in a new order."""
     count = len(corpora[0].tokens)
     epochs = max(1, -(-rows // count))
-    orders = [torch.cat([torch.randperm(count, generator=own) for _ in range(epochs)]) for own in generators]
+    orders = [
+        torch.cat([torch.randperm(count, generator=own) for _ in range(epochs)])
+        for own in generators
+    ]
     return take(corpora, torch.stack(orders)[:, :rows])
 
 
@@ -86,13 +113,17 @@ def longest_first(batches: Batches, size: int) -> Batches:
     length = batches.mask.sum(-1)
     runs, rows = length.shape
     order = length.view(runs, rows // size, size).argsort(dim=2, descending=True, stable=True)
-    order = (order + size * torch.arange(rows // size, device=order.device)[:, None]).view(runs, rows)
+    order = (order + size * torch.arange(rows // size, device=order.device)[:, None]).view(
+        runs, rows
+    )
     tokens, mask = (field.take_along_dim(order[..., None], dim=1) for field in batches[:2])
     return Batches(tokens, mask, batches.component.take_along_dim(order, dim=1))
 
 
 def cuts(lengths: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """Where rows of descending length are cut, as (first row, its length): where they have become half as long."""
+    """Where rows of descending length are cut, as (first row, its length): where they have
+    become half as long.
+    """
     found: list[tuple[int, int]] = []
     for row, length in enumerate(lengths):
         if not found or 2 * length <= found[-1][1]:
@@ -120,7 +151,9 @@ def pieces(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def parts(batches: Batches) -> Iterator[Batches]:
-    """A batch in parts that fit the cache, sorted by length, each as long as its longest sequence: less padding."""
+    """A batch in parts that fit the cache, sorted by length, each as long as its longest
+    sequence: less padding.
+    """
     tokens, mask, component = longest_first(batches, batches.mask.shape[1])
     for rows in torch.arange(mask.shape[1]).split(PART):
         time = int(mask[:, rows].sum(-1).max())

@@ -1,4 +1,6 @@
-"""The paper's Markov study as values: its chains, its two cases, their data, and a perfect original model's score."""
+"""The paper's Markov study as values: its chains, its two cases, their data, and a perfect
+original model's score.
+"""
 
 from __future__ import annotations
 
@@ -29,15 +31,17 @@ class PaperChains(NamedTuple):
 def paper_chain(members: Sequence[int], states: int, leakage: float) -> MarkovChain:
     """The chain that lives on the set S = `members` and leaks out of it with probability `leakage`.
 
-    initial = the row of each state of S = (1 - leakage)/|S| on S, leakage/(states - |S|) elsewhere; the row
-    of a state outside S is uniform, 1/states. Source: paper, section 5 and appendix H.
+    initial = the row of each state of S = (1 - leakage)/|S| on S, leakage/(states - |S|) elsewhere;
+    the row of a state outside S is uniform, 1/states. Source: paper, section 5 and appendix H.
     """
     require_whole(states, "states", 2)
     for member in members:
         require_whole(member, "members", 0, states - 1)
     inside = sorted(set(members))
     proper = states > len(inside) == len(members) >= 1
-    require(proper, "members", members, f"distinct states from 0 to {states - 1}, and not all of them")
+    require(
+        proper, "members", members, f"distinct states from 0 to {states - 1}, and not all of them"
+    )
     require_number(leakage, "leakage", lambda number: 0 < number < 1, "strictly between 0 and 1")
     law = torch.full((states,), leakage / (states - len(inside)), dtype=torch.float64)
     law[inside] = (1 - leakage) / len(inside)
@@ -47,20 +51,26 @@ def paper_chain(members: Sequence[int], states: int, leakage: float) -> MarkovCh
 
 
 def paper_chains(leakage: float = 0.2, states: int = 10, set_size: int = 3) -> PaperChains:
-    """The chains on {0..k-1}, {k..2k-1} and {2k..3k-1}, k = `set_size`; the remaining states are nobody's."""
+    """The chains on {0..k-1}, {k..2k-1} and {2k..3k-1}, k = `set_size`; the remaining states are
+    nobody's.
+    """
     require_whole(states, "states", 2)
     require_whole(set_size, "set_size", 1)
     require(3 * set_size <= states, "set_size", set_size, f"three sets must fit in {states} states")
     firsts = (0, set_size, 2 * set_size)
-    return PaperChains(*(paper_chain(range(first, first + set_size), states, leakage) for first in firsts))
+    return PaperChains(
+        *(paper_chain(range(first, first + set_size), states, leakage) for first in firsts)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One setting of the Markov study: the chains, how much of each is drawn, and what pretraining sees.
+    """One setting of the Markov study: the chains, how much of each is drawn, and what pretraining
+    sees.
 
-    Lengths count tokens, so |y| = length - 1. Raises `InvalidInput` for a leakage outside (0, 1), sets that
-    do not fit in the states, a length below 2, or an empty training or test set. Source: paper, Figure 5.
+    Lengths count tokens, so |y| = length - 1. Raises `InvalidInput` for a leakage outside (0, 1),
+    sets that do not fit in the states, a length below 2, or an empty training or test set. Source:
+    paper, Figure 5.
     """
 
     name: str
@@ -81,9 +91,12 @@ class Case:
         require_all_whole(self, states=2, set_size=1)
         self.chains()  # the chains know what leakage, states and set_size may be
         share = self.test_fraction
-        require_number(share, "test_fraction", lambda number: 0 < number < 1, "strictly between 0 and 1")
+        require_number(
+            share, "test_fraction", lambda number: 0 < number < 1, "strictly between 0 and 1"
+        )
         for component in COMPONENTS:
-            # A sequence needs a context and a next state; a component needs sequences to train on and to test on.
+            # A sequence needs a context and a next state; a component needs sequences to train on
+            # and to test on.
             require_all_whole(self, **{f"{component}_length": 2, f"{component}_count": 2})
             count, tested = self.counts[component], self._test_count(component)
             allowed = f"sequences to train and to test on: of these {tested} would be for the test"
@@ -91,7 +104,9 @@ class Case:
         chosen = self.pretrain_components
         known = isinstance(chosen, tuple) and all(one in COMPONENTS for one in chosen)
         known = known and len(set(chosen)) == len(chosen)
-        require(known, "pretrain_components", chosen, f"a tuple of different names among {COMPONENTS}")
+        require(
+            known, "pretrain_components", chosen, f"a tuple of different names among {COMPONENTS}"
+        )
         require("retain" in chosen, "pretrain_components", chosen, "must contain 'retain'")
 
     @property
@@ -121,16 +136,22 @@ class Case:
         return (*self.lengths.values(), *self.counts.values(), self.test_fraction, self.states)
 
     def original(self) -> Case:
-        """The case as its pretrained model depends on it: nothing is said of components that it never sees."""
+        """The case as its pretrained model depends on it: nothing is said of components that it
+        never sees.
+        """
         return self._of(self.pretrain_components)
 
     def retrained(self) -> Case:
-        """The same for retain data only; cases that share their retain settings share a retrained model."""
+        """The same for retain data only; cases that share their retain settings share a
+        retrained model.
+        """
         return self._of(("retain",))
 
     def _of(self, components: tuple[str, ...]) -> Case:
         unseen = [component for component in COMPONENTS if component not in components]
-        neutral: dict[str, Any] = {f"{component}_length": self.retain_length for component in unseen}
+        neutral: dict[str, Any] = {
+            f"{component}_length": self.retain_length for component in unseen
+        }
         neutral |= {f"{component}_count": self.retain_count for component in unseen}
         return replace(self, name="", pretrain_components=components, **neutral)
 
@@ -143,7 +164,9 @@ class Case:
         return [data.train[component] for component in COMPONENTS[1:]]
 
     def mixture(self) -> Mixture:
-        """The law of the pretraining data: the components it sees, weighted by their counts of sequences."""
+        """The law of the pretraining data: the components it sees, weighted by their counts of
+        sequences.
+        """
         chains, seen = self.chains(), self.pretrain_components
         total = sum(self.counts[component] for component in seen)
         return Mixture(
@@ -153,17 +176,20 @@ class Case:
         )
 
     def sample(self, seed: int) -> Data:
-        """Draw every component and split it: the first sequences train, the last `test_fraction` test.
+        """Draw every component and split it: the first sequences train, the last `test_fraction`
+        test.
 
-        A component's tokens depend on the seed and on its own chain, length and count: two cases with the
-        same retain settings share their retain data, hence one retrained model.
+        A component's tokens depend on the seed and on its own chain, length and count: two cases
+        with the same retain settings share their retain data, hence one retrained model.
         """
         require_whole(seed, "seed")
         train, test = {}, {}
         for index, component in enumerate(COMPONENTS):
             count, length = self.counts[component], self.lengths[component]
             tokens = self.chains()[index].sample(count, length, component_generator(seed, index))
-            train[component], test[component] = tokens.tensor_split([count - self._test_count(component)])
+            train[component], test[component] = tokens.tensor_split(
+                [count - self._test_count(component)]
+            )
         return Data(train, test)
 
     def _test_count(self, component: str) -> int:
@@ -172,17 +198,22 @@ class Case:
 
 LENGTH = Case(name="length", forget1_length=20, forget2_length=5, pretrain_components=COMPONENTS)
 MEMORISATION = Case(
-    name="memorisation", forget1_length=20, forget2_length=20, pretrain_components=("retain", "forget1")
+    name="memorisation",
+    forget1_length=20,
+    forget2_length=20,
+    pretrain_components=("retain", "forget1"),
 )
 CASES = {case.name: case for case in (LENGTH, MEMORISATION)}
 
 
 def bayes_floor(case: Case, data: Data) -> dict[str, float]:
-    """`kl_to_truth` of a perfect pretrained model on the test sequences, by component (nats per token).
+    """`kl_to_truth` of a perfect pretrained model on the test sequences, by component (nats per
+    token).
 
-    Mean over test tokens of KL(true row || Bayes law of the next state under the pretraining mixture), above
-    0 because a prefix does not tell for sure which chain it comes from. A component that pretraining never
-    saw is predicted by those it saw. Raises `InvalidInput` for a test sequence longer than all of those.
+    Mean over test tokens of KL(true row || Bayes law of the next state under the pretraining
+    mixture), above 0 because a prefix does not tell for sure which chain it comes from. A component
+    that pretraining never saw is predicted by those it saw. Raises `InvalidInput` for a test
+    sequence longer than all of those.
     """
     mixture, floor = case.mixture(), {}
     longest = max(mixture.lengths)

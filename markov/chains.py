@@ -1,6 +1,8 @@
-"""Markov chains and their mixtures: exact laws beside samples, so that a model can be scored on the truth.
+"""Markov chains and their mixtures: exact laws beside samples, so that a model can be scored on the
+truth.
 
-Tokens are states 0 ... states-1. A law is a float64 vector, or a matrix row, that sums to 1. Units: nats.
+Tokens are states 0 ... states-1. A law is a float64 vector, or a matrix row, that sums to 1. Units:
+nats.
 """
 
 from __future__ import annotations
@@ -22,8 +24,12 @@ def row_entropy(law: Float[Tensor, "*batch states"]) -> Float[Tensor, "*batch"]:
     return -torch.xlogy(law, law).sum(-1)
 
 
-def row_kl(p: Float[Tensor, "*batch states"], q: Float[Tensor, "*batch states"]) -> Float[Tensor, "*batch"]:
-    """KL(p || q) of each row, sum_j p_j ln(p_j / q_j) (nats); inf where q misses a state that p visits."""
+def row_kl(
+    p: Float[Tensor, "*batch states"], q: Float[Tensor, "*batch states"]
+) -> Float[Tensor, "*batch"]:
+    """KL(p || q) of each row, sum_j p_j ln(p_j / q_j) (nats); inf where q misses a state that p
+    visits.
+    """
     return (torch.xlogy(p, p) - torch.xlogy(p, q)).sum(-1)
 
 
@@ -31,8 +37,9 @@ def row_kl(p: Float[Tensor, "*batch states"], q: Float[Tensor, "*batch states"])
 class MarkovChain:
     """A chain of order one: p(x) = initial[x_0] prod_t transition[x_t, x_t+1].
 
-    Raises `InvalidInput` unless both are float64 on at least two states and every row is a law (to 1e-8), and
-    in its methods for tokens that are no states. Source: paper, section 5 and appendix H.
+    Raises `InvalidInput` unless both are float64 on at least two states and every row is a law (to
+    1e-8), and in its methods for tokens that are no states. Source: paper, section 5 and appendix
+    H.
     """
 
     initial: Float[Tensor, " states"]
@@ -41,11 +48,15 @@ class MarkovChain:
     def __post_init__(self) -> None:
         for name, values in (("initial", self.initial), ("transition", self.transition)):
             proper = isinstance(values, Tensor) and values.dtype == torch.float64
-            require(proper, name, getattr(values, "dtype", values), "must be a tensor of torch.float64")
+            require(
+                proper, name, getattr(values, "dtype", values), "must be a tensor of torch.float64"
+            )
         size, square = tuple(self.initial.shape), tuple(self.transition.shape)
         proper = len(square) == 2 and square[0] == square[1] >= 2
         require(proper, "transition", square, "must be square, on at least 2 states")
-        require(size == square[:1], "initial", size, f"must be {square[:1]}, a law on the same states")
+        require(
+            size == square[:1], "initial", size, f"must be {square[:1]}, a law on the same states"
+        )
         _require_laws("initial", self.initial, tolerance=1e-8)
         _require_laws("transition", self.transition, tolerance=1e-8)
 
@@ -54,8 +65,12 @@ class MarkovChain:
         """Number of states."""
         return self.transition.shape[0]
 
-    def sample(self, count: int, length: int, generator: torch.Generator) -> Int64[Tensor, "count length"]:
-        """Draw `count` independent sequences of `length` states; a state of probability 0 is never drawn."""
+    def sample(
+        self, count: int, length: int, generator: torch.Generator
+    ) -> Int64[Tensor, "count length"]:
+        """Draw `count` independent sequences of `length` states; a state of probability 0 is
+        never drawn.
+        """
         return self._walk(_uniforms(count, length, generator, self.initial))
 
     def log_prob(self, tokens: Tokens) -> Float[Tensor, "*batch"]:
@@ -68,15 +83,25 @@ class MarkovChain:
         return self.transition.log()[tokens[..., :-1], tokens[..., 1:]].sum(-1)
 
     def stationary(self) -> Float[Tensor, " states"]:
-        """The law pi with pi T = pi; `InvalidInput` where several exist (more than one closed class)."""
-        # pi T = pi and pi 1 = 1 give pi (I - T + J) = 1, J all ones: invertible exactly when pi is unique.
+        """The law pi with pi T = pi; `InvalidInput` where several exist (more than one closed
+        class).
+        """
+        # pi T = pi and pi 1 = 1 give pi (I - T + J) = 1, J all ones: invertible exactly when pi is
+        # unique.
         system = torch.ones_like(self.initial).diag() - self.transition + 1
         unique = int(torch.linalg.matrix_rank(system)) == self.states
-        require(unique, "transition", "several closed classes", "stationary() needs a single stationary law")
+        require(
+            unique,
+            "transition",
+            "several closed classes",
+            "stationary() needs a single stationary law",
+        )
         return torch.linalg.solve(system.T, torch.ones_like(self.initial)).clamp(min=0)
 
     def entropy_rate(self) -> Float[Tensor, ""]:
-        """Entropy per token under the stationary law, sum_i pi_i H(transition[i]) (nats per token)."""
+        """Entropy per token under the stationary law, sum_i pi_i H(transition[i]) (nats per
+        token).
+        """
         return self.stationary() @ row_entropy(self.transition)
 
     def marginals(self, length: int) -> Float[Tensor, "length states"]:
@@ -87,26 +112,38 @@ class MarkovChain:
             laws.append(laws[-1] @ self.transition)
         return torch.stack(laws)
 
-    def expected_row_kl(self, model: Float[Tensor, "states states"], length: int) -> Float[Tensor, ""]:
-        """Mean over the length - 1 contexts x_t of E KL(transition[x_t] || model[x_t]) (nats per token).
+    def expected_row_kl(
+        self, model: Float[Tensor, "states states"], length: int
+    ) -> Float[Tensor, ""]:
+        """Mean over the length - 1 contexts x_t of E KL(transition[x_t] || model[x_t]) (nats per
+        token).
 
-        With another chain's transition as `model`: the `kl_to_truth` of an ideal model that knows only that
-        chain, where a retrained model should land (paper, Figure 5). Raises `InvalidInput` for a model of
-        another shape, or with rows that are no laws (to 1e-5, so that a float32 softmax is accepted).
+        With another chain's transition as `model`: the `kl_to_truth` of an ideal model that knows
+        only that chain, where a retrained model should land (paper, Figure 5). Raises
+        `InvalidInput` for a model of another shape, or with rows that are no laws (to 1e-5, so that
+        a float32 softmax is accepted).
         """
         shape = tuple(model.shape) if isinstance(model, Tensor) else model
-        require(shape == tuple(self.transition.shape), "model", shape, "a tensor with one row for each state")
+        require(
+            shape == tuple(self.transition.shape),
+            "model",
+            shape,
+            "a tensor with one row for each state",
+        )
         _require_laws("model", model, tolerance=1e-5)
         return self._context_mean(row_kl(self.transition, model), length)
 
     def expected_row_entropy(self, length: int) -> Float[Tensor, ""]:
-        """Mean over the same contexts of E H(transition[x_t]) (nats per token): the least cross-entropy."""
+        """Mean over the same contexts of E H(transition[x_t]) (nats per token): the least
+        cross-entropy.
+        """
         return self._context_mean(row_entropy(self.transition), length)
 
     def _context_mean(self, value: Float[Tensor, " states"], length: int) -> Float[Tensor, ""]:
         require_whole(length, "length", 2)  # a context and a next state
         visits = self.marginals(length - 1).mean(0)
-        # A state never visited counts for nothing, even where its divergence is infinite (0 inf is nan).
+        # A state never visited counts for nothing, even where its divergence is infinite (0 inf is
+        # nan).
         return visits[visits > 0] @ value[visits > 0]
 
     def _walk(self, uniforms: Float[Tensor, "count length"]) -> Int64[Tensor, "count length"]:
@@ -123,7 +160,9 @@ class MarkovChain:
 
 
 class MixtureSample(NamedTuple):
-    """Sequences padded with 0, the number of tokens in each, and the component that each comes from."""
+    """Sequences padded with 0, the number of tokens in each, and the component that each comes
+    from.
+    """
 
     tokens: Int64[Tensor, "count time"]
     length: Int64[Tensor, " count"]
@@ -132,10 +171,11 @@ class MixtureSample(NamedTuple):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Mixture:
-    """The pretraining law: component c is drawn by `weights`, then `lengths[c]` states by `chains[c]`.
+    """The pretraining law: component c is drawn by `weights`, then `lengths[c]` states by
+    `chains[c]`.
 
-    Raises `InvalidInput` unless each component has a positive weight (sum 1), a length (>= 2) and a chain,
-    all on the same states. Source: paper, section 5.
+    Raises `InvalidInput` unless each component has a positive weight (sum 1), a length (>= 2) and a
+    chain, all on the same states. Source: paper, section 5.
     """
 
     weights: tuple[float, ...]
@@ -154,7 +194,12 @@ class Mixture:
         law = law and abs(sum(self.weights) - 1) <= 1e-8
         require(law, "weights", self.weights, "must be positive with sum 1")
         whole = all(is_whole(length, 2) for length in self.lengths)
-        require(whole, "lengths", self.lengths, "whole numbers of at least 2: a context and a next state")
+        require(
+            whole,
+            "lengths",
+            self.lengths,
+            "whole numbers of at least 2: a context and a next state",
+        )
         sizes = [chain.states for chain in self.chains]
         require(len(set(sizes)) == 1, "chains", sizes, "must have the same number of states")
 
@@ -169,36 +214,51 @@ class Mixture:
         return MixtureSample(tokens, tokens.new_tensor(self.lengths)[component], component)
 
     def log_prob(self, tokens: Tokens, length: Int64[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-        """ln sum_c weights[c] [lengths[c] = length] p_c(tokens[:length]) (nats); later tokens are padding.
+        """ln sum_c weights[c] [lengths[c] = length] p_c(tokens[:length]) (nats); later tokens are
+        padding.
 
-        The length is part of what is sampled: a component of another length has probability 0, and the sum
-        over sequences of all lengths is 1. Raises `InvalidInput` unless there is one length for each sequence, of at
-        least 1 and of no more tokens than are given.
+        The length is part of what is sampled: a component of another length has probability 0, and
+        the sum over sequences of all lengths is 1. Raises `InvalidInput` unless there is one length
+        for each sequence, of at least 1 and of no more tokens than are given.
         """
         _require_tokens(tokens, self.chains[0].states)
-        each = isinstance(length, Tensor) and length.dtype == torch.int64 and length.shape == tokens.shape[:-1]
+        each = (
+            isinstance(length, Tensor)
+            and length.dtype == torch.int64
+            and length.shape == tokens.shape[:-1]
+        )
         found = (length.dtype, tuple(length.shape)) if isinstance(length, Tensor) else length
-        require(each, "length", found, f"a tensor of torch.int64 and of shape {tuple(tokens.shape[:-1])}")
+        require(
+            each,
+            "length",
+            found,
+            f"a tensor of torch.int64 and of shape {tuple(tokens.shape[:-1])}",
+        )
         allowed = bool((length >= 1).all() and (length <= tokens.shape[-1]).all())
-        require(allowed, "length", length.unique().tolist(), f"1 to the {tokens.shape[-1]} tokens given")
+        require(
+            allowed, "length", length.unique().tolist(), f"1 to the {tokens.shape[-1]} tokens given"
+        )
         last = (length - 1)[..., None, None].expand(*length.shape, 1, len(self.chains))
         joint = self._joint(tokens).gather(-2, last).squeeze(-2)
         other = length[..., None] != length.new_tensor(self.lengths)
         return joint.masked_fill(other, -torch.inf).logsumexp(-1)
 
     def posterior(self, tokens: Tokens) -> Float[Tensor, "*batch time components"]:
-        """p(c | x_0 ... x_t, a next state exists) at each t, proportional to weights[c] p_c(x_0 ... x_t).
+        """p(c | x_0 ... x_t, a next state exists) at each t, proportional to weights[c] p_c(x_0 ...
+        x_t).
 
-        Only the prefix is known, as to a causal model, not the final length; but a component whose sequences
-        have ended (t + 1 >= lengths[c]) has no next state and is left out. Undefined (nan) where none is
-        left: at the last position of the longest, or after a prefix impossible under all that remain.
+        Only the prefix is known, as to a causal model, not the final length; but a component whose
+        sequences have ended (t + 1 >= lengths[c]) has no next state and is left out. Undefined
+        (nan) where none is left: at the last position of the longest, or after a prefix impossible
+        under all that remain.
         """
         following = torch.arange(1, tokens.shape[-1] + 1, device=tokens.device)
         ended = following[:, None] >= following.new_tensor(self.lengths)
         return self._joint(tokens).masked_fill(ended, -torch.inf).softmax(-1)
 
     def predictive(self, tokens: Tokens) -> Float[Tensor, "*batch time states"]:
-        """Bayes law of state t + 1 given tokens[..., : t + 1], sum_c posterior[t, c] transition_c[x_t].
+        """Bayes law of state t + 1 given tokens[..., : t + 1], sum_c posterior[t, c]
+        transition_c[x_t].
 
         No causal model can do better on this mixture; nan where `posterior` is.
         """
@@ -217,9 +277,11 @@ def _uniforms(count: int, length: int, generator: torch.Generator, like: Tensor)
     return torch.rand((count, length), generator=generator, dtype=torch.float64, device=like.device)
 
 
-def _draw(law: Float[Tensor, "*count states"], uniforms: Float[Tensor, " count"]) -> Int64[Tensor, " count"]:
-    # Rounding may leave the total below a uniform, so the first state to reach the total takes all the rest:
-    # its probability is positive, as trailing states of probability 0 come after it.
+def _draw(
+    law: Float[Tensor, "*count states"], uniforms: Float[Tensor, " count"]
+) -> Int64[Tensor, " count"]:
+    # Rounding may leave the total below a uniform, so the first state to reach the total takes all
+    # the rest: its probability is positive, as trailing states of probability 0 come after it.
     edges = law.cumsum(-1)
     edges = torch.where(edges >= edges[..., -1:], torch.inf, edges)
     return (uniforms[:, None] >= edges).sum(-1)
@@ -231,12 +293,19 @@ def _require_laws(field: str, laws: Float[Tensor, "*rows states"], *, tolerance:
     bad = ~((least >= 0) & ((sums - 1).abs() <= tolerance))
     if bad.any():
         row = int(bad.nonzero()[0])
-        found = f"row {row} with sum {float(sums[row]):.10g} and least entry {float(least[row]):.3g}"
+        found = (
+            f"row {row} with sum {float(sums[row]):.10g} and least entry {float(least[row]):.3g}"
+        )
         raise InvalidInput(field, found, "rows must be non-negative with sum 1")
 
 
 def _require_tokens(tokens: Tokens, states: int) -> None:
-    proper = isinstance(tokens, Tensor) and tokens.dtype == torch.int64 and tokens.ndim >= 1 and tokens.numel() >= 1
+    proper = (
+        isinstance(tokens, Tensor)
+        and tokens.dtype == torch.int64
+        and tokens.ndim >= 1
+        and tokens.numel() >= 1
+    )
     found = (tokens.dtype, tuple(tokens.shape)) if isinstance(tokens, Tensor) else tokens
     require(proper, "tokens", found, "a tensor of torch.int64, at least one state")
     span = (int(tokens.min()), int(tokens.max()))

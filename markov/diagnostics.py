@@ -1,4 +1,6 @@
-"""Tables of what a run did: distances, weights, and how the effort is allocated; the column names, stated once."""
+"""Tables of what a run did: distances, weights, and how the effort is allocated; the column
+names, stated once.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +38,13 @@ COLUMNS: dict[str, str] = {
     "step": "unlearning steps taken",
     "component": "retain, forget1, forget2, ...",
     "length": "|y|, scored tokens of a sequence of the component",
-    "kl_to_truth": "mean over test tokens of KL(true row || model), nats: forget quality, and retain distance",
+    "kl_to_truth": (
+        "mean over test tokens of KL(true row || model), nats: forget quality, and retain distance"
+    ),
     "kl_to_retrained": "mean over test tokens of KL(retrained model || model), nats; 0 is ideal",
-    "kl_to_reference": "mean over test tokens of KL(reference model || model), nats: how far the run has gone",
+    "kl_to_reference": (
+        "mean over test tokens of KL(reference model || model), nats: how far the run has gone"
+    ),
     "retrained": "kl_to_truth of the retrained model on the same tokens, nats",
     "ideal": "closed-form kl_to_truth of a model that knows the retain chain only, nats",
     "logp": "mean log-probability of the test sequences, nats",
@@ -52,8 +58,12 @@ COLUMNS: dict[str, str] = {
 SETTINGS = ["case", "method", "beta", "gamma", "architecture", "optimizer", "pretrain_seed", "seed"]
 
 
-def weights(objective: Objective, trajectory: Trajectory, run: int) -> Float[Tensor, "recorded examples"]:
-    """d loss / d logp of every recorded example of a run under any objective; step 0 is the reference."""
+def weights(
+    objective: Objective, trajectory: Trajectory, run: int
+) -> Float[Tensor, "recorded examples"]:
+    """d loss / d logp of every recorded example of a run under any objective; step 0 is the
+    reference.
+    """
     logp = trajectory.logp[run]
     seq = SequenceLogProbs(logp, trajectory.length.expand_as(logp), logp[:1].expand_as(logp))
     return loss_and_weight(objective, seq)[1]
@@ -65,7 +75,8 @@ def table(
     retrained: Sequence[Sequence[float]],
     ideal: Sequence[Sequence[float]],
 ) -> pd.DataFrame:
-    """One row per run x step x component with the columns of `COLUMNS`; `run` counts the ensemble's members.
+    """One row per run x step x component with the columns of `COLUMNS`; `run` counts the ensemble's
+    members.
 
     `retrained` and `ideal` give, per run and component, the distances that mark the goal.
     """
@@ -85,15 +96,21 @@ def table(
                         "component": component,
                         "length": length,
                         "kl_to_truth": trajectory.kl_to_truth[index, :, position].double().numpy(),
-                        "kl_to_retrained": trajectory.kl_to_retrained[index, :, position].double().numpy(),
-                        "kl_to_reference": trajectory.kl_to_reference[index, :, position].double().numpy(),
+                        "kl_to_retrained": trajectory.kl_to_retrained[index, :, position]
+                        .double()
+                        .numpy(),
+                        "kl_to_reference": trajectory.kl_to_reference[index, :, position]
+                        .double()
+                        .numpy(),
                         "retrained": retrained[index][position],
                         "ideal": ideal[index][position],
                         "logp": logp.numpy(),
                         "logp_per_token": (logp / length).numpy(),
                         "weight": own[:, mine].double().mean(-1).numpy(),
                         "weight_std": own[:, mine].double().std(-1, correction=0).numpy(),
-                        "gradient_norm": trajectory.gradient_norm[index, :, position].double().numpy(),
+                        "gradient_norm": trajectory.gradient_norm[index, :, position]
+                        .double()
+                        .numpy(),
                         "count": experiment.case.counts[component],
                     }
                 )
@@ -116,46 +133,75 @@ def settings_columns(experiment: Experiment) -> dict[str, object]:
 
 
 def crossings(table: pd.DataFrame) -> pd.DataFrame:
-    """Per run and forget component: step and retain distance at which it first reaches the retrained model's distance.
+    """Per run and forget component: step and retain distance at which it first reaches the
+    retrained model's distance.
 
-    Between two recorded steps all distances are taken as linear. `other_gap` is the other forget component's distance
-    minus its own goal at that moment: positive is over-forgetting. A run that never gets there has nan, and `reached`
-    False; one that starts there has step 0. Raises `InvalidInput` for a table of a sweep.
+    Between two recorded steps all distances are taken as linear. `other_gap` is the other forget
+    component's distance minus its own goal at that moment: positive is over-forgetting. A run that
+    never gets there has nan, and `reached` False; one that starts there has step 0. Raises
+    `InvalidInput` for a table of a sweep.
     """
     names = sorted(set(table["component"]))
-    require(names == ["forget1", "forget2", "retain"], "component", names, "retain, forget1 and forget2, as of a case")
+    require(
+        names == ["forget1", "forget2", "retain"],
+        "component",
+        names,
+        "retain, forget1 and forget2, as of a case",
+    )
     paths = table.pivot(index=["run", "step"], columns="component", values="kl_to_truth")
-    goals = table.pivot_table(index="run", columns="component", values="retrained", aggfunc="first").to_dict("index")
+    goals = table.pivot_table(
+        index="run", columns="component", values="retrained", aggfunc="first"
+    ).to_dict("index")
     settings = table.groupby("run")[SETTINGS].first().to_dict("index")
     rows = []
     for run, path in paths.groupby(level="run"):
         steps = path.index.get_level_values("step").to_numpy(dtype=float)
-        values = {str(component): path[component].to_numpy(dtype=float) for component in path.columns}
+        values = {
+            str(component): path[component].to_numpy(dtype=float) for component in path.columns
+        }
         for component, other in (("forget1", "forget2"), ("forget2", "forget1")):
             at, goal = first_crossing(values[component], goals[run][component]), goals[run]
-            step, retain, beyond = (read_at(curve, at) for curve in (steps, values["retain"], values[other]))
+            step, retain, beyond = (
+                read_at(curve, at) for curve in (steps, values["retain"], values[other])
+            )
             found = {"reached": bool(np.isfinite(at)), "step": step, "retain_distance": retain}
             rows.append(
-                {"run": run, **settings[run], "component": component, **found, "other_gap": beyond - goal[other]}
+                {
+                    "run": run,
+                    **settings[run],
+                    "component": component,
+                    **found,
+                    "other_gap": beyond - goal[other],
+                }
             )
     return pd.DataFrame(rows)
 
 
 def steps_to_forget(table: pd.DataFrame, fall: float) -> pd.DataFrame:
-    """Per run and forget component: the step at which `logp_per_token` has fallen by `fall` nats since step 0.
+    """Per run and forget component: the step at which `logp_per_token` has fallen by `fall` nats
+    since step 0.
 
-    Between two recorded steps it is taken as linear; `step` is inf for a component that never gets there. Raises
-    `InvalidInput` unless `fall` is positive.
+    Between two recorded steps it is taken as linear; `step` is inf for a component that never gets
+    there. Raises `InvalidInput` unless `fall` is positive.
     """
     require(fall > 0, "fall", fall, "a positive number of nats")
     forget = table[table["component"] != "retain"].sort_values(["run", "step"], kind="stable")
     rows = []
     for (run, component), own in forget.groupby(["run", "component"], sort=False):
         first = own.iloc[0]
-        at = first_crossing(float(first["logp_per_token"]) - own["logp_per_token"].to_numpy(dtype=float), fall)
+        at = first_crossing(
+            float(first["logp_per_token"]) - own["logp_per_token"].to_numpy(dtype=float), fall
+        )
         step = read_at(own["step"].to_numpy(dtype=float), at)
         known = {name: first[name] for name in [*SETTINGS, "length", "learning_rate"]}
-        rows.append({"run": run, **known, "component": component, "step": step if np.isfinite(step) else np.inf})
+        rows.append(
+            {
+                "run": run,
+                **known,
+                "component": component,
+                "step": step if np.isfinite(step) else np.inf,
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -165,11 +211,13 @@ def read_at(values: np.ndarray, at: float) -> float:
 
 
 def first_crossing(values: np.ndarray, goal: float) -> float:
-    """Position, fractional, at which a sampled curve first reaches a goal from below; nan if it never does.
+    """Position, fractional, at which a sampled curve first reaches a goal from below; nan if it
+    never does.
 
     A value that lies below the goal by rounding only has reached it.
     """
-    # The numbers come from runs in float32; of a model that starts at its goal both may round apart.
+    # The numbers come from runs in float32; of a model that starts at its goal both may round
+    # apart.
     above = np.flatnonzero(reaches(values, goal, SINGLE_MARGIN))
     if len(above) == 0:
         return float("nan")
@@ -191,7 +239,9 @@ def _with_shares(frame: pd.DataFrame) -> pd.DataFrame:
         amount = (frame[column] * frame["count"])[forget]
         # A sum of pandas leaves nan out, and the rest would share everything.
         unknown = amount.isna().groupby(keys).transform("any")
-        frame[name] = (amount / amount.groupby(keys).transform("sum")).mask(unknown).reindex(frame.index)
+        frame[name] = (
+            (amount / amount.groupby(keys).transform("sum")).mask(unknown).reindex(frame.index)
+        )
     return frame
 
 

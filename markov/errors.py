@@ -12,14 +12,17 @@ FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows knows n
 
 
 class InvalidInput(ValueError):
-    """A setting or a file that cannot be used: the field, its value, and what is allowed instead."""
+    """A setting or a file that cannot be used: the field, its value, and what is allowed
+    instead.
+    """
 
     def __init__(self, field: str, value: object, allowed: str) -> None:
         self.field, self.value, self.allowed = field, value, allowed
         super().__init__(f"{field} = {value!r} is not allowed: {allowed}")
 
     def __reduce__(self) -> tuple[type[InvalidInput], tuple[str, object, str]]:
-        # An exception raised in a worker process is rebuilt from its arguments, not from its message.
+        # An exception raised in a worker process is rebuilt from its arguments, not from its
+        # message.
         return (type(self), (self.field, self.value, self.allowed))
 
 
@@ -30,7 +33,9 @@ def require(condition: bool, field: str, value: object, allowed: str) -> None:
 
 
 def is_number(value: object) -> bool:
-    """Whether the value is one finite real number; True and False are none, though Python adds them up as 1 and 0."""
+    """Whether the value is one finite real number; True and False are none, though Python adds
+    them up as 1 and 0.
+    """
     try:
         return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:  # an integer beyond the range of floating-point numbers
@@ -38,14 +43,22 @@ def is_number(value: object) -> bool:
 
 
 def require_number(value: object, field: str, holds: Callable[[float], bool], allowed: str) -> None:
-    """Raise `InvalidInput(field, value, allowed)` unless the value is one finite number of which `holds` is true."""
-    require(isinstance(value, Real) and is_number(value) and bool(holds(float(value))), field, value, allowed)
+    """Raise `InvalidInput(field, value, allowed)` unless the value is one finite number of which
+    `holds` is true.
+    """
+    require(
+        isinstance(value, Real) and is_number(value) and bool(holds(float(value))),
+        field,
+        value,
+        allowed,
+    )
 
 
 def is_whole(value: object, least: int = 0, most: int | None = None) -> bool:
     """Whether the value is a whole number from `least` to `most`, the latter if given.
 
-    Integers of numpy count, since they come out of arrays of settings. True, False, 3.0 and "3" do not.
+    Integers of numpy count, since they come out of arrays of settings. True, False, 3.0 and "3" do
+    not.
     """
     if not isinstance(value, Integral) or isinstance(value, bool):
         return False
@@ -54,12 +67,17 @@ def is_whole(value: object, least: int = 0, most: int | None = None) -> bool:
 
 def require_whole(value: object, field: str, least: int = 0, most: int | None = None) -> None:
     """Raise `InvalidInput(field, value, ...)` unless `is_whole`."""
-    allowed = f"a whole number of at least {least}" if most is None else f"a whole number from {least} to {most}"
+    allowed = (
+        f"a whole number of at least {least}"
+        if most is None
+        else f"a whole number from {least} to {most}"
+    )
     require(is_whole(value, least, most), field, value, allowed)
 
 
 def require_all_whole(settings: object, **least: int) -> None:
-    """`require_whole` for several fields of a frozen dataclass, which then holds them as Python's own integers.
+    """`require_whole` for several fields of a frozen dataclass, which then holds them as Python's
+    own integers.
 
     So a numpy integer among the settings names the same file as the integer that it equals.
     """
@@ -70,7 +88,8 @@ def require_all_whole(settings: object, **least: int) -> None:
 
 
 def exit_code(command: Callable[[], None]) -> int:
-    """Run a command; 0, or one line on standard error and 2 for input that cannot be used or a disk that is full.
+    """Run a command; 0, or one line on standard error and 2 for input that cannot be used or a disk
+    that is full.
 
     An interruption gives 130.
     """
@@ -82,7 +101,10 @@ def exit_code(command: Callable[[], None]) -> int:
     except OSError as error:
         if error.errno not in FULL:
             raise
-        print(f"error: {error.filename or 'the disk'} has no room left ({error.strerror})", file=sys.stderr)
+        print(
+            f"error: {error.filename or 'the disk'} has no room left ({error.strerror})",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("stopped; nothing is half-written, and what was finished is kept", file=sys.stderr)

@@ -21,7 +21,9 @@ OptimizerName = Literal["adamw_transformers", "adamw", "sgd"]
 
 
 def _require_rule(settings: Any) -> None:
-    require_number(settings.learning_rate, "learning_rate", lambda number: number > 0, "a positive number")
+    require_number(
+        settings.learning_rate, "learning_rate", lambda number: number > 0, "a positive number"
+    )
     _require_one_of("optimizer", settings.optimizer, tuple(sorted(OPTIMIZERS)))
 
 
@@ -31,7 +33,9 @@ def _require_one_of(field: str, value: object, names: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Pretraining:
-    """How the original and the retrained model are trained; the defaults are the paper's (appendix H)."""
+    """How the original and the retrained model are trained; the defaults are the paper's
+    (appendix H).
+    """
 
     epochs: int = 5
     batch: int = 128
@@ -46,10 +50,12 @@ class Pretraining:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """One unlearning run: a case, a model and its pretraining, an objective, and how it is minimised and observed.
+    """One unlearning run: a case, a model and its pretraining, an objective, and how it is
+    minimised and observed.
 
-    `seed` orders the batches; `pretraining.seed` draws the data and the start. `recorded` are the steps at which the
-    run is evaluated (default: all), on the first `test_examples` test sequences of each component (default: all).
+    `seed` orders the batches; `pretraining.seed` draws the data and the start. `recorded` are the
+    steps at which the run is evaluated (default: all), on the first `test_examples` test sequences
+    of each component (default: all).
     """
 
     case: Case | Sweep = LENGTH
@@ -71,14 +77,31 @@ class Experiment:
     def __post_init__(self) -> None:
         # Each part has checked its own numbers when it was made.
         require(isinstance(self.case, Case | Sweep), "case", self.case, "a Case or a Sweep")
-        require(isinstance(self.model, Transformer | Tabular), "model", self.model, "a Transformer or a Tabular")
-        require(isinstance(self.pretraining, Pretraining), "pretraining", self.pretraining, "a Pretraining")
+        require(
+            isinstance(self.model, Transformer | Tabular),
+            "model",
+            self.model,
+            "a Transformer or a Tabular",
+        )
+        require(
+            isinstance(self.pretraining, Pretraining),
+            "pretraining",
+            self.pretraining,
+            "a Pretraining",
+        )
         for name, value in validate(self.objective)._asdict().items():
-            require(getattr(value, "ndim", 0) == 0, f"objective.{name}", value, "one number, not a stack")
+            require(
+                getattr(value, "ndim", 0) == 0,
+                f"objective.{name}",
+                value,
+                "one number, not a stack",
+            )
         require_all_whole(self, seed=0, steps=1, batch=1, gradient_examples=0)
         _require_rule(self)
         _require_one_of("retain_term", self.retain_term, ("none", *RETAIN_LOSSES))
-        require_number(self.retain_weight, "retain_weight", lambda number: number >= 0, "a finite number >= 0")
+        require_number(
+            self.retain_weight, "retain_weight", lambda number: number >= 0, "a finite number >= 0"
+        )
         require(
             (self.retain_weight > 0) == (self.retain_term != "none"),
             "retain_weight",
@@ -87,7 +110,9 @@ class Experiment:
         )
         if self.recorded is not None:
             allowed = f"None or a tuple of steps from 0 to steps = {self.steps}"
-            whole = isinstance(self.recorded, tuple) and all(is_whole(step, 0, self.steps) for step in self.recorded)
+            whole = isinstance(self.recorded, tuple) and all(
+                is_whole(step, 0, self.steps) for step in self.recorded
+            )
             require(whole, "recorded", self.recorded, allowed)
             object.__setattr__(self, "recorded", tuple(map(int, self.recorded)))
         if self.test_examples is not None:
@@ -102,7 +127,12 @@ class Experiment:
         # What is not unlearned may still have been seen: both models have to take it in.
         longest = max(*self.case.lengths.values(), *self.case.original().lengths.values()) - 1
         if isinstance(self.model, Transformer):
-            require(self.model.context >= longest, "model.context", self.model.context, f"at least {longest}")
+            require(
+                self.model.context >= longest,
+                "model.context",
+                self.model.context,
+                f"at least {longest}",
+            )
 
 
 def grid(base: Experiment, **axes: Sequence[Any]) -> list[Experiment]:
@@ -114,4 +144,7 @@ def grid(base: Experiment, **axes: Sequence[Any]) -> list[Experiment]:
     for name, values in axes.items():
         require(name in names, "grid axis", name, f"one of {names}")
         require(len(values) > 0, f"grid axis {name}", values, "at least one value")
-    return [replace(base, **dict(zip(axes, point, strict=True))) for point in itertools.product(*axes.values())]
+    return [
+        replace(base, **dict(zip(axes, point, strict=True)))
+        for point in itertools.product(*axes.values())
+    ]

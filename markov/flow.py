@@ -1,30 +1,38 @@
-"""Rung 2, the tabular chain: exact gradient flow of a softmax table on the expected unlearning loss of a mixture.
+"""Rung 2, the tabular chain: exact gradient flow of a softmax table on the expected unlearning loss
+of a mixture.
 
-With p_ij = softmax(table_i)_j and N the transition counts of a sequence, log pi = sum_ij N_ij log p_ij and
+With p_ij = softmax(table_i)_j and N the transition counts of a sequence, log pi = sum_ij N_ij log
+p_ij and
 
     d table/dt = -sum_s share_s w_s (N_s - R_s p) + retain_weight (C - c p),
 
-w the weight of the shipped law, C the law of a retain transition, R and c the row sums of N and C: two products with
-the counts, however long the sequences are. Time is learning rate x steps. Assumed: plain gradient descent, in the limit
-of small steps and full batches, and a model without memory: chains that visit a state share its row, as they need not
-in a transformer.
+w the weight of the shipped law, C the law of a retain transition, R and c the row sums of N and C:
+two products with the counts, however long the sequences are. Time is learning rate x steps.
+Assumed: plain gradient descent, in the limit of small steps and full batches, and a model without
+memory: chains that visit a state share its row, as they need not in a transformer.
 
 Where the scalar law of `markov.theory` stops being valid:
 
-- One transition, |y| times, the other logits of its row equal, is as close as it gets: with S states, d theta/dt =
-  -|y| w S/(S - 1) (1 - e^theta)^2: a factor that knows neither objective nor length, and late a mere change of clock.
-- Memorised random sequences obey it late only. Where the table is their law, grad log pi = N - R p sums |y| martingale
-  differences: its mean is 0 and its root mean square grows as sqrt(|y|), as |y| only once they are forgotten. While all
-  weights are equal (at beta = 0, or at the start with the reference) nothing moves but a deviation from that law. It
-  grows along an eigenvector of diag p_i - p_i p_i^T, of eigenvalue e, as exp(rate t), by Fisher's identity with
+- One transition, |y| times, the other logits of its row equal, is as close as it gets: with S
+  states, d theta/dt = -|y| w S/(S - 1) (1 - e^theta)^2: a factor that knows neither objective nor
+  length, and late a mere change of clock.
+- Memorised random sequences obey it late only. Where the table is their law, grad log pi = N - R p
+  sums |y| martingale differences: its mean is 0 and its root mean square grows as sqrt(|y|), as |y|
+  only once they are forgotten. While all weights are equal (at beta = 0, or at the start with the
+  reference) nothing moves but a deviation from that law. It grows along an eigenvector of diag p_i
+  - p_i p_i^T, of eigenvalue e, as exp(rate t), by Fisher's identity with
 
-      rate = share E[R_i] e |y|^-n (1 - beta |y|^-n / 2),    n = normalize, reference = 1, gamma = 0.
+      rate = share E[R_i] e |y|^-n (1 - beta |y|^-n / 2),    n = normalize, reference = 1,
+                                                             gamma = 0.
 
-  Times still go as 1/|y| for n = 0 and as |y|^0 for n = 1, but through the rate; for beta > 2 NPO is stable there.
-- What starts the fall sets its time through a logarithm: retain data in the reference, unequal weights without the
-  reference, the accidents of a finite forget set. An exactly symmetric mixture, enumerated or centered, stays symmetric
-  until rounding has grown to order one, after about 36/rate: later times are not to be trusted.
-- Components that share rows have no pace of their own, which moves the exponents of time in length.
+  Times still go as 1/|y| for n = 0 and as |y|^0 for n = 1, but through the rate; for beta > 2 NPO
+  is stable there.
+- What starts the fall sets its time through a logarithm: retain data in the reference, unequal
+  weights without the reference, the accidents of a finite forget set. An exactly symmetric mixture,
+  enumerated or centered, stays symmetric until rounding has grown to order one, after about
+  36/rate: later times are not to be trusted.
+- Components that share rows have no pace of their own, which moves the exponents of time in
+  length.
 """
 
 from __future__ import annotations
@@ -63,11 +71,15 @@ OWN_COLUMNS: dict[str, str] = {  # the others of a frame are those of markov.dia
 
 
 class SolverFailure(ArithmeticError):
-    """An equation that could not be solved to the end: the time reached, the extreme logits there, and the reason."""
+    """An equation that could not be solved to the end: the time reached, the extreme logits
+    there, and the reason.
+    """
 
     def __init__(self, time: float, low: float, high: float, reason: str) -> None:
         self.time, self.low, self.high, self.reason = time, low, high, reason
-        super().__init__(f"stopped at time {time:.6g}, with logits from {low:.6g} to {high:.6g}: {reason}")
+        super().__init__(
+            f"stopped at time {time:.6g}, with logits from {low:.6g} to {high:.6g}: {reason}"
+        )
 
     def __reduce__(self) -> tuple[type[SolverFailure], tuple[float, float, float, str]]:
         # Rebuilt from its arguments in another process, not from its message.
@@ -76,9 +88,11 @@ class SolverFailure(ArithmeticError):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Flow:
-    """A solved path: `tables` are its logits at `times`, `path` gives them at any time up to the last.
+    """A solved path: `tables` are its logits at `times`, `path` gives them at any time up to the
+    last.
 
-    `loss.logp(tables)` and `loss.weight(tables)` follow every pattern of the bank; `evaluations` counts the gradients.
+    `loss.logp(tables)` and `loss.weight(tables)` follow every pattern of the bank; `evaluations`
+    counts the gradients.
     """
 
     loss: ExpectedLoss
@@ -88,26 +102,43 @@ class Flow:
     evaluations: int
 
     def at(self, times: Float[np.ndarray, " times"]) -> Tables:
-        """Logits at given times; raises `InvalidInput` for a time outside the span that was solved."""
+        """Logits at given times; raises `InvalidInput` for a time outside the span that was
+        solved.
+        """
         times, (first, last) = np.asarray(times, dtype=float), (self.path.t_min, self.path.t_max)
         inside = (times >= first) & reaches(-times, -last)
         require(bool(inside.all()), "times", times, f"from {first:g} to {last:g}")
-        times = np.minimum(times, last)  # the last time, come by in another way, may round beyond it
-        return np.moveaxis(self.path(times.ravel()), -1, 0).reshape(*times.shape, *self.loss.reference.shape)
+        # the last time, come by in another way, may round beyond it
+        times = np.minimum(times, last)
+        return np.moveaxis(self.path(times.ravel()), -1, 0).reshape(
+            *times.shape, *self.loss.reference.shape
+        )
 
 
 def gradient_flow(
-    loss: ExpectedLoss, times: Float[np.ndarray, " times"], *, tolerance: float = 1e-10, evaluations: int = 100_000
+    loss: ExpectedLoss,
+    times: Float[np.ndarray, " times"],
+    *,
+    tolerance: float = 1e-10,
+    evaluations: int = 100_000,
 ) -> Flow:
-    """Follow d table/dt = -gradient from the reference at time 0, by an explicit method of order 8 (DOP853).
+    """Follow d table/dt = -gradient from the reference at time 0, by an explicit method of order 8
+    (DOP853).
 
-    `times` are those to record; `tolerance` bounds the error of a step, absolute and relative, in logits. Raises
-    `SolverFailure` where the step size vanishes, logits leave the floating-point range, or more than `evaluations`
-    gradients would be needed (no path is cut short), and `InvalidInput` for times that do not ascend from 0.
+    `times` are those to record; `tolerance` bounds the error of a step, absolute and relative, in
+    logits. Raises `SolverFailure` where the step size vanishes, logits leave the floating-point
+    range, or more than `evaluations` gradients would be needed (no path is cut short), and
+    `InvalidInput` for times that do not ascend from 0.
     """
     times = np.asarray(times, dtype=float)
-    proper = times.ndim == 1 and len(times) >= 1 and bool(np.isfinite(times).all() and (np.diff(times) > 0).all())
-    require(proper and times[0] >= 0 and times[-1] > 0, "times", times, "finite, ascending, from 0 on")
+    proper = (
+        times.ndim == 1
+        and len(times) >= 1
+        and bool(np.isfinite(times).all() and (np.diff(times) > 0).all())
+    )
+    require(
+        proper and times[0] >= 0 and times[-1] > 0, "times", times, "finite, ascending, from 0 on"
+    )
     require(1e-13 <= tolerance < 1, "tolerance", tolerance, "from 1e-13, near rounding, to below 1")
     shape, count = loss.reference.shape, 0
 
@@ -126,7 +157,9 @@ def gradient_flow(
 
     start, span = np.asarray(loss.reference, dtype=float).ravel(), (0.0, times[-1])
     with np.errstate(over="ignore", invalid="ignore"):
-        solved = solve_ivp(slope, span, start, "DOP853", dense_output=True, rtol=tolerance, atol=tolerance)
+        solved = solve_ivp(
+            slope, span, start, "DOP853", dense_output=True, rtol=tolerance, atol=tolerance
+        )
     path = solved.sol
     if not solved.success or path is None:
         raise fail(solved.t[-1], solved.y[:, -1], solved.message)
@@ -143,32 +176,50 @@ def push(flow: Flow) -> Float[np.ndarray, "times rows"]:
     """Effective push of every pattern, weight x |N - R p|: the norm of its own gradient."""
     counts = flow.loss.bank.counts
     visits = counts.sum(-1, keepdims=True)
-    norms = [np.linalg.norm(counts - visits * softmax(table, axis=-1), axis=(1, 2)) for table in flow.tables]
+    norms = [
+        np.linalg.norm(counts - visits * softmax(table, axis=-1), axis=(1, 2))
+        for table in flow.tables
+    ]
     return flow.loss.weight(flow.tables) * np.stack(norms)
 
 
 def gradient_norm(flow: Flow) -> Float[np.ndarray, "times components"]:
-    """Norm of the gradient of each component's mean loss: what is left of the pushes where they cancel."""
-    weight, laws, bank = flow.loss.weight(flow.tables), softmax(flow.tables, axis=-1), flow.loss.bank
+    """Norm of the gradient of each component's mean loss: what is left of the pushes where they
+    cancel.
+    """
+    weight, laws, bank = (
+        flow.loss.weight(flow.tables),
+        softmax(flow.tables, axis=-1),
+        flow.loss.bank,
+    )
     mean = np.einsum("tr,cr,rij->tcij", weight, shares(bank), bank.counts, optimize=True)
     return np.linalg.norm(mean - mean.sum(-1, keepdims=True) * laws[:, None], axis=(2, 3))
 
 
 def kl_to_truth(tables: Tables, mixture: Mixture) -> Float[np.ndarray, "times components"]:
-    """Exact mean over a component's scored tokens of KL(true row || softmax(table)) (nats), as `expected_row_kl`."""
-    return _mean_kl(np.stack([chain.transition.numpy() for chain in mixture.chains]), tables, mixture)
+    """Exact mean over a component's scored tokens of KL(true row || softmax(table)) (nats), as
+    `expected_row_kl`.
+    """
+    return _mean_kl(
+        np.stack([chain.transition.numpy() for chain in mixture.chains]), tables, mixture
+    )
 
 
-def kl_to_table(tables: Tables, origin: Table, mixture: Mixture) -> Float[np.ndarray, "times components"]:
-    """The same for KL(softmax(origin) || softmax(table)): from the reference, say, or from the retrained table."""
+def kl_to_table(
+    tables: Tables, origin: Table, mixture: Mixture
+) -> Float[np.ndarray, "times components"]:
+    """The same for KL(softmax(origin) || softmax(table)): from the reference, say, or from the
+    retrained table.
+    """
     return _mean_kl(softmax(origin, axis=-1)[None], tables, mixture)
 
 
 def time_to_forget(flow: Flow, fall: float) -> Float[np.ndarray, " components"]:
-    """First time at which the per-token logp of each component has fallen by `fall` nats; inf where it has not.
+    """First time at which the per-token logp of each component has fallen by `fall` nats; inf where
+    it has not.
 
-    Bracketed on the solver's own steps, each cut into four, and found by Brent's method on the dense output. Raises
-    `InvalidInput` for a fall that is not positive.
+    Bracketed on the solver's own steps, each cut into four, and found by Brent's method on the
+    dense output. Raises `InvalidInput` for a fall that is not positive.
     """
     require(fall > 0, "fall", fall, "a positive number")
     counts, steps = _per_token(flow.loss.bank), flow.path.ts
@@ -186,27 +237,43 @@ def time_to_forget(flow: Flow, fall: float) -> Float[np.ndarray, " components"]:
         last = int(beyond[:, component].argmax())
         before, after = grid[last - 1], grid[last]
         # One time by itself may round otherwise than in the whole grid, and so lie across the goal.
-        at_end = [time for time, sign in ((before, -1), (after, 1)) if sign * missing(time, component) >= 0]
+        at_end = [
+            time
+            for time, sign in ((before, -1), (after, 1))
+            if sign * missing(time, component) >= 0
+        ]
         solve = partial(brentq, missing, before, after, (component,), xtol=1e-300, rtol=1e-14)
         found[component] = at_end[0] if at_end else solve()
     return found
 
 
 def frame(flow: Flow, forget: Mixture, retain: Mixture) -> pd.DataFrame:
-    """One row per recorded time x component, named as in `markov.diagnostics`: retain, then forget1, ... of the bank.
+    """One row per recorded time x component, named as in `markov.diagnostics`: retain, then
+    forget1, ... of the bank.
 
-    Distances and the retain data's logp are exact expectations, what is said of forget sequences is a mean over the
-    bank; what needs weights is nan on retain. `retrained` is the best table of the retain data. Raises `InvalidInput`
-    for a forget mixture that is not the bank's, or more than one retain component.
+    Distances and the retain data's logp are exact expectations, what is said of forget sequences is
+    a mean over the bank; what needs weights is nan on retain. `retrained` is the best table of the
+    retain data. Raises `InvalidInput` for a forget mixture that is not the bank's, or more than one
+    retain component.
     """
     require(len(retain.chains) == 1, "retain", retain.lengths, "one component")
     check_mixture(flow.loss.bank, forget, "forget")
-    loss, tables, inside, retrained = flow.loss, flow.tables, shares(flow.loss.bank), best_table(retain)
+    loss, tables, inside, retrained = (
+        flow.loss,
+        flow.tables,
+        shares(flow.loss.bank),
+        best_table(retain),
+    )
     chains, lengths = (*retain.chains, *forget.chains), (*retain.lengths, *forget.lengths)
-    both = Mixture(weights=(0.5, *(weight / 2 for weight in forget.weights)), chains=chains, lengths=lengths)
+    both = Mixture(
+        weights=(0.5, *(weight / 2 for weight in forget.weights)), chains=chains, lengths=lengths
+    )
     weight, norm = loss.weight(tables), gradient_norm(flow)
     mean, law = weight @ inside.T, np.bincount(loss.bank.component, weights=loss.bank.share)
-    spread = np.stack([(weight - mean[:, [c]]) ** 2 @ own for c, own in enumerate(inside)], axis=1) ** 0.5
+    spread = (
+        np.stack([(weight - mean[:, [c]]) ** 2 @ own for c, own in enumerate(inside)], axis=1)
+        ** 0.5
+    )
     kept = np.einsum("tij,ij->t", log_softmax(tables, axis=-1), transition_law(retain))
     shape, scored = (len(tables), len(chains)), np.array(lengths) - 1
     per_token = np.column_stack([kept, logp_per_token(loss.bank, tables)])
@@ -230,7 +297,10 @@ def frame(flow: Flow, forget: Mixture, retain: Mixture) -> pd.DataFrame:
         "logp_per_token": per_token,
         **{name: np.insert(values, 0, np.nan, axis=1) for name, values in of_forget.items()},
     }
-    settings = {"method": method_name(loss.objective), **{k: float(v) for k, v in loss.objective._asdict().items()}}
+    settings = {
+        "method": method_name(loss.objective),
+        **{k: float(v) for k, v in loss.objective._asdict().items()},
+    }
     flat = {name: np.broadcast_to(values, shape).ravel() for name, values in columns.items()}
     return pd.DataFrame({**settings, **flat})
 
@@ -245,7 +315,9 @@ def _share(amounts: Float[np.ndarray, "times components"]) -> Float[np.ndarray, 
         return amounts / amounts.sum(1, keepdims=True)
 
 
-def _mean_kl(laws: Tables, tables: Tables, mixture: Mixture) -> Float[np.ndarray, "times components"]:
+def _mean_kl(
+    laws: Tables, tables: Tables, mixture: Mixture
+) -> Float[np.ndarray, "times components"]:
     # By the logs of the model, which stay finite where its probabilities underflow.
     kl = xlogy(laws, laws).sum(-1) - np.einsum("cij,tij->tci", laws, log_softmax(tables, axis=-1))
     visits = expected_counts(mixture).sum(-1)

@@ -1,17 +1,20 @@
-"""The NPO paper's synthetic study: logistic labels, random features, gradient descent (Zhang et al. 2024, section 4).
+"""The NPO paper's synthetic study: logistic labels, random features, gradient descent (Zhang et al.
+2024, section 4).
 
     inputs     x ~ N(mu, I_d)
     labels     P(y = 1 | x) = sigmoid((x - mu)'theta + shift)
     model      pi_w(y = 1 | x) = sigmoid(w'phi(x)),  phi(x) = relu(W x),  W_ij ~ N(0, 1/d)
 
-with mu = alpha 1_d, theta = 1_d/sqrt(d) and shift = 1 on forget data, and the opposite of all three on retain data. A
-response is one label, so |y| = 1, `normalize` changes nothing, and of the four corners two remain: NPO and its
-reference-free form, here called SimNPO. grad logp = (y - pi_w(1 | x)) phi(x), and the KL divergence between two models
-at one input is a sum of two terms: nothing is approximated but the expectation over inputs, for which the distances
-take a test sample of the same law.
+with mu = alpha 1_d, theta = 1_d/sqrt(d) and shift = 1 on forget data, and the opposite of all three
+on retain data. A response is one label, so |y| = 1, `normalize` changes nothing, and of the four
+corners two remain: NPO and its reference-free form, here called SimNPO. grad logp = (y - pi_w(1 |
+x)) phi(x), and the KL divergence between two models at one input is a sum of two terms: nothing is
+approximated but the expectation over inputs, for which the distances take a test sample of the same
+law.
 
-The paper's Theorem 2 (GA diverges linearly, NPO logarithmically) is about nearly orthogonal phi(x), at most as many as
-they have entries. Here 200 share 128 entries, none of them negative, so that all point the same way.
+The paper's Theorem 2 (GA diverges linearly, NPO logarithmically) is about nearly orthogonal phi(x),
+at most as many as they have entries. Here 200 share 128 entries, none of them negative, so that all
+point the same way.
 """
 
 from __future__ import annotations
@@ -45,23 +48,33 @@ COLUMNS: dict[str, str] = {
     "forget_weight": "factor of the forget loss: 1, or 0 for the retain loss alone",
     "retain_weight": "factor of the retain loss, as published",
     "step": "unlearning steps taken",
-    "forget_distance": "mean over forget test inputs of KL(retrained model || model), nats; 0 is ideal",
+    "forget_distance": (
+        "mean over forget test inputs of KL(retrained model || model), nats; 0 is ideal"
+    ),
     "retain_distance": "the same over retain test inputs",
     "kl_to_reference": "mean over forget test inputs of KL(reference model || model), nats",
     "parameter_distance": "|w - w_ref|",
-    "logit_distance": "root mean square over the forget data of (w - w_ref)'phi: Theorem 2's norm / sqrt(n_f)",
+    "logit_distance": (
+        "root mean square over the forget data of (w - w_ref)'phi: Theorem 2's norm / sqrt(n_f)"
+    ),
     "weight": "mean of d loss / d logp over the forget data",
-    "risen": "share of the forget data that is more probable than under the reference, by more than rounding",
+    "risen": (
+        "share of the forget data that is more probable than under the reference, by more "
+        "than rounding"
+    ),
 }
 # Runs that go side by side, always as many: how a product is summed depends on its number of rows.
-# Places without a run are filled with a copy. A product of four rows takes no longer than one of one.
+# Places without a run are filled with a copy. A product of four rows takes no longer than one of
+# one.
 SIDE = 4
 POSITIVE = "a finite number > 0"
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogisticWorld:
-    """One instance: its law, its sample, and the training of its models; equal seeds share the noise at any alpha."""
+    """One instance: its law, its sample, and the training of its models; equal seeds share the
+    noise at any alpha.
+    """
 
     alpha: float = 1.0
     seed: int = 0
@@ -85,7 +98,8 @@ class LogisticWorld:
 
 @dataclass(frozen=True, kw_only=True)
 class Unlearning:
-    """Full-batch gradient descent on forget_weight * forget loss + retain_weight * retain loss, from the reference.
+    """Full-batch gradient descent on forget_weight * forget loss + retain_weight * retain loss,
+    from the reference.
 
     Both losses are means over their data; `recorded` are the steps to look at, in order.
     """
@@ -100,7 +114,9 @@ class Unlearning:
         validate(self.objective)
         require_number(self.learning_rate, "learning_rate", lambda number: number > 0, POSITIVE)
         for name in ("forget_weight", "retain_weight"):
-            require_number(getattr(self, name), name, lambda number: number >= 0, "a finite number >= 0")
+            require_number(
+                getattr(self, name), name, lambda number: number >= 0, "a finite number >= 0"
+            )
         steps = self.recorded
         whole = isinstance(steps, tuple) and len(steps) > 0 and all(map(is_whole, steps))
         ordered = whole and list(steps) == sorted(set(steps))
@@ -125,7 +141,9 @@ class Data(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Parameters of the model trained on everything, and of the one that never saw the forget data."""
+    """Parameters of the model trained on everything, and of the one that never saw the forget
+    data.
+    """
 
     reference: Float[Tensor, " width"]
     retrained: Float[Tensor, " width"]
@@ -134,7 +152,9 @@ class Pair(NamedTuple):
 def draw(world: LogisticWorld) -> Data:
     """The samples of an instance, each from a stream of random numbers of its own."""
     size, root, double = (world.width, world.dimension), world.dimension**0.5, torch.float64
-    weights = torch.randn(size, generator=generator(world.seed, "logistic weights"), dtype=double) / root
+    weights = (
+        torch.randn(size, generator=generator(world.seed, "logistic weights"), dtype=double) / root
+    )
 
     def sample(name: str, sign: int, count: int) -> Sample:
         own = generator(world.seed, f"logistic {name}")
@@ -149,13 +169,16 @@ def draw(world: LogisticWorld) -> Data:
 
 
 def pretrain(world: LogisticWorld, *samples: Sample) -> Float[Tensor, " width"]:
-    """Gradient descent from zero on the mean of -logp over all the samples: w += rate * mean((y - pi_w) phi)."""
+    """Gradient descent from zero on the mean of -logp over all the samples: w += rate * mean((y
+    - pi_w) phi).
+    """
     # In numpy, whose products of a matrix and a vector are three times as fast.
     half = torch.cat([sample.features for sample in samples]).numpy() / 2
     sign = 2 * torch.cat([sample.label for sample in samples]).numpy() - 1
     parameters, rate = np.zeros(world.width), world.learning_rate / len(sign)
     for _ in range(world.steps):
-        # y - sigmoid(z) = (sign - tanh(z/2)) / 2: tanh never overflows, and the features carry both halves.
+        # y - sigmoid(z) = (sign - tanh(z/2)) / 2: tanh never overflows, and the features carry both
+        # halves.
         parameters += rate * ((sign - np.tanh(half @ parameters)) @ half)
     return torch.from_numpy(parameters)
 
@@ -165,12 +188,21 @@ def train_pair(world: LogisticWorld, data: Data) -> Pair:
     return Pair(pretrain(world, data.forget, data.retain), pretrain(world, data.retain))
 
 
-def descend(data: Data, start: Tensor, runs: Sequence[Unlearning]) -> Float[Tensor, "recorded runs width"]:
-    """Parameters at the recorded steps, the same for all `runs`, which go side by side from one start.
+def descend(
+    data: Data, start: Tensor, runs: Sequence[Unlearning]
+) -> Float[Tensor, "recorded runs width"]:
+    """Parameters at the recorded steps, the same for all `runs`, which go side by side from one
+    start.
 
-    Slope: forget_weight mean(weight (y - pi_w) phi) - retain_weight mean((y - pi_w) phi), weight as the law has it.
+    Slope: forget_weight mean(weight (y - pi_w) phi) - retain_weight mean((y - pi_w) phi), weight as
+    the law has it.
     """
-    require(len({run.recorded for run in runs}) == 1, "recorded", [run.recorded for run in runs], "one for all runs")
+    require(
+        len({run.recorded for run in runs}) == 1,
+        "recorded",
+        [run.recorded for run in runs],
+        "one for all runs",
+    )
     parts = []
     for first in range(0, len(runs), SIDE):
         own = runs[first : first + SIDE]
@@ -179,14 +211,21 @@ def descend(data: Data, start: Tensor, runs: Sequence[Unlearning]) -> Float[Tens
     return torch.cat(parts, dim=1)
 
 
-def _descend(data: Data, start: Tensor, runs: Sequence[Unlearning]) -> Float[Tensor, "recorded runs width"]:
+def _descend(
+    data: Data, start: Tensor, runs: Sequence[Unlearning]
+) -> Float[Tensor, "recorded runs width"]:
     numbers = [[run.learning_rate, run.forget_weight, run.retain_weight] for run in runs]
     rate, forgetting, retaining = np.array(numbers).T[..., None]
     forget, count, recorded = _whole_vectors(data.forget), len(data.forget.label), runs[0].recorded
     law, before = _stacked(runs), _logp(forget, start).expand(len(runs), -1)
     length, sign, label = torch.ones_like(before), 2 * forget.label - 1, forget.label
-    # Products in numpy: several times as fast for so few rows, and faster still where both factors lie in order.
-    phi, kept, kept_label = forget.features.numpy(), data.retain.features.numpy(), data.retain.label.numpy()
+    # Products in numpy: several times as fast for so few rows, and faster still where both factors
+    # lie in order.
+    phi, kept, kept_label = (
+        forget.features.numpy(),
+        data.retain.features.numpy(),
+        data.retain.label.numpy(),
+    )
     across, both = np.ascontiguousarray(kept.T), bool(retaining.any())
     parameters, path, wanted = np.repeat(start.numpy()[None], len(runs), axis=0), [], set(recorded)
     for step in range(recorded[-1] + 1):
@@ -202,43 +241,63 @@ def _descend(data: Data, start: Tensor, runs: Sequence[Unlearning]) -> Float[Ten
 
 
 def _whole_vectors(sample: Sample) -> Sample:
-    """The sample with inputs of which the model sees nothing, 0, behind it: they move no parameter (see `VECTOR`)."""
+    """The sample with inputs of which the model sees nothing, 0, behind it: they move no
+    parameter (see `VECTOR`).
+    """
     spare = -len(sample.label) % VECTOR
     inputs, features = (pad(field, (0, 0, 0, spare)) for field in sample[:2])
     return Sample(inputs, features, pad(sample.label, (0, spare)))
 
 
-def bernoulli_kl(logit: Float[Tensor, "*batch"], other: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-    """KL(sigmoid(logit) || sigmoid(other)) in nats: p (a - b) + softplus(b) - softplus(a), at any size of a and b."""
+def bernoulli_kl(
+    logit: Float[Tensor, "*batch"], other: Float[Tensor, "*batch"]
+) -> Float[Tensor, "*batch"]:
+    """KL(sigmoid(logit) || sigmoid(other)) in nats: p (a - b) + softplus(b) - softplus(a), at
+    any size of a and b.
+    """
     return logit.sigmoid() * (logit - other) - logsigmoid(-other) + logsigmoid(-logit)
 
 
 def measure(data: Data, pair: Pair, runs: Sequence[Unlearning], path: Tensor) -> dict[str, Tensor]:
-    """What `COLUMNS` lists from `forget_distance` on, each of shape (recorded, runs), for a path of `descend`."""
+    """What `COLUMNS` lists from `forget_distance` on, each of shape (recorded, runs), for a path
+    of `descend`.
+    """
 
     def distance(sample: Sample, model: Tensor) -> Tensor:
         return bernoulli_kl(sample.features @ model, path @ sample.features.T).mean(-1)
 
-    logp, ref, moved = _logp(data.forget, path), _logp(data.forget, pair.reference), path - pair.reference
+    logp, ref, moved = (
+        _logp(data.forget, path),
+        _logp(data.forget, pair.reference),
+        path - pair.reference,
+    )
     return {
         "forget_distance": distance(data.forget_test, pair.retrained),
         "retain_distance": distance(data.retain_test, pair.retrained),
         "kl_to_reference": distance(data.forget_test, pair.reference),
         "parameter_distance": moved.norm(dim=-1),
         "logit_distance": (moved @ data.forget.features.T).square().mean(-1).sqrt(),
-        "weight": _stacked(runs).weight(SequenceLogProbs(logp, torch.ones_like(logp), ref.expand_as(logp))).mean(-1),
+        "weight": _stacked(runs)
+        .weight(SequenceLogProbs(logp, torch.ones_like(logp), ref.expand_as(logp)))
+        .mean(-1),
         "risen": exceeds(logp, ref).double().mean(-1),
     }
 
 
-def run(worlds: Sequence[LogisticWorld], runs: Sequence[Unlearning], *, n_jobs: int = 1) -> pd.DataFrame:
-    """Every run in every instance: one row per instance x run x recorded step, with the columns of `COLUMNS`.
+def run(
+    worlds: Sequence[LogisticWorld], runs: Sequence[Unlearning], *, n_jobs: int = 1
+) -> pd.DataFrame:
+    """Every run in every instance: one row per instance x run x recorded step, with the columns of
+    `COLUMNS`.
 
     `n_jobs` (-1: one per core) spreads instances over processes and changes the time, never a row.
     """
     require(len(worlds) > 0, "worlds", worlds, "at least one")
     require(len(runs) > 0, "runs", runs, "at least one")
-    jobs = (joblib.delayed(_instance)(world, runs, index * len(runs)) for index, world in enumerate(worlds))
+    jobs = (
+        joblib.delayed(_instance)(world, runs, index * len(runs))
+        for index, world in enumerate(worlds)
+    )
     return pd.concat(list(joblib.Parallel(n_jobs=n_jobs)(jobs)), ignore_index=True)
 
 
@@ -247,7 +306,8 @@ def _instance(world: LogisticWorld, runs: Sequence[Unlearning], first: int) -> p
         data = draw(world)
         pair, groups, frames = train_pair(world, data), {}, []
         for index, one in enumerate(runs, first):
-            # Runs that are looked at alike go side by side; those without a retain term need no retain data.
+            # Runs that are looked at alike go side by side; those without a retain term need no
+            # retain data.
             groups.setdefault((one.recorded, one.retain_weight > 0), {})[index] = one
         for (recorded, _), group in groups.items():
             path = descend(data, pair.reference, list(group.values()))
@@ -260,7 +320,9 @@ def _instance(world: LogisticWorld, runs: Sequence[Unlearning], first: int) -> p
     return pd.concat(frames).sort_values(["run", "step"], kind="stable", ignore_index=True)
 
 
-def _logp(sample: Sample, parameters: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch count"]:
+def _logp(
+    sample: Sample, parameters: Float[Tensor, "*batch width"]
+) -> Float[Tensor, "*batch count"]:
     return logsigmoid((2 * sample.label - 1) * (parameters @ sample.features.T))
 
 

@@ -1,9 +1,10 @@
 """Models of a token sequence: `tokens -> logits`, nothing else.
 
-A model is a frozen description of a shape; its parameters live outside it, as a mapping from names to tensors whose
-leading axis runs over an ensemble of runs. Solo is an ensemble of one, so there is a single code path, and no batching
-transform: members are multiplied by hand with batched matrix products. A run's numbers do not depend
-on its company, to the last bit: how many runs lie beside it, which, and in what order.
+A model is a frozen description of a shape; its parameters live outside it, as a mapping from names
+to tensors whose leading axis runs over an ensemble of runs. Solo is an ensemble of one, so there is
+a single code path, and no batching transform: members are multiplied by hand with batched matrix
+products. A run's numbers do not depend on its company, to the last bit: how many runs lie beside
+it, which, and in what order.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ Parameters = Mapping[str, Tensor]
 
 
 class Model(Protocol):
-    """What training needs of a model: fresh parameters from a seed, and logits from parameters and tokens."""
+    """What training needs of a model: fresh parameters from a seed, and logits from parameters
+    and tokens.
+    """
 
     @property
     def states(self) -> int:
@@ -68,9 +71,11 @@ class Tabular:
 
 @dataclass(frozen=True, kw_only=True)
 class Transformer:
-    """A small decoder-only transformer; the defaults are the model the paper describes (appendix H).
+    """A small decoder-only transformer; the defaults are the model the paper describes (appendix
+    H).
 
-    Linear weights and biases start uniform in +-1/sqrt(fan_in). `released()` is the model that the paper's code trains.
+    Linear weights and biases start uniform in +-1/sqrt(fan_in). `released()` is the model that the
+    paper's code trains.
     """
 
     states: int = 10
@@ -88,19 +93,29 @@ class Transformer:
 
     def __post_init__(self) -> None:
         require_all_whole(self, context=1, width=1, depth=1, heads=1, mlp_width=1, states=2)
-        require(self.width % self.heads == 0, "heads", self.heads, f"a divisor of width = {self.width}")
+        require(
+            self.width % self.heads == 0, "heads", self.heads, f"a divisor of width = {self.width}"
+        )
         require(self.norm in ("pre", "post"), "norm", self.norm, "'pre' or 'post'")
-        require(self.activation in ("gelu", "relu"), "activation", self.activation, "'gelu' or 'relu'")
+        require(
+            self.activation in ("gelu", "relu"), "activation", self.activation, "'gelu' or 'relu'"
+        )
         for field in ("output_projection", "attention_bias"):
-            require(isinstance(getattr(self, field), bool), field, getattr(self, field), "True or False")
+            require(
+                isinstance(getattr(self, field), bool), field, getattr(self, field), "True or False"
+            )
         for field in ("token_std", "position_std"):
-            require_number(getattr(self, field), field, lambda number: number > 0, "a positive number")
+            require_number(
+                getattr(self, field), field, lambda number: number > 0, "a positive number"
+            )
 
     @classmethod
     def released(cls, *, states: int = 10, context: int = 19) -> Transformer:
-        """The model that the paper's code trains: one head, no output projection, post-norm, unit token embeddings.
+        """The model that the paper's code trains: one head, no output projection, post-norm, unit
+        token embeddings.
 
-        Its number of parameters is that of the released code; that its MLP uses ReLU is an assumption.
+        Its number of parameters is that of the released code; that its MLP uses ReLU is an
+        assumption.
         """
         return cls(
             states=states,
@@ -120,15 +135,26 @@ class Transformer:
 
         def linear(name: str, inputs: int, outputs: int, bias: bool = True) -> None:
             bound = 1 / math.sqrt(inputs)
-            parameters[f"{name}.weight"] = torch.empty(inputs, outputs).uniform_(-bound, bound, generator=generator)
+            parameters[f"{name}.weight"] = torch.empty(inputs, outputs).uniform_(
+                -bound, bound, generator=generator
+            )
             if bias:
-                parameters[f"{name}.bias"] = torch.empty(outputs).uniform_(-bound, bound, generator=generator)
+                parameters[f"{name}.bias"] = torch.empty(outputs).uniform_(
+                    -bound, bound, generator=generator
+                )
 
         def layer_norm(name: str) -> None:
-            parameters[f"{name}.weight"], parameters[f"{name}.bias"] = torch.ones(width), torch.zeros(width)
+            parameters[f"{name}.weight"], parameters[f"{name}.bias"] = (
+                torch.ones(width),
+                torch.zeros(width),
+            )
 
-        parameters["token"] = torch.empty(self.states, width).normal_(0, self.token_std, generator=generator)
-        parameters["position"] = torch.empty(self.context, width).normal_(0, self.position_std, generator=generator)
+        parameters["token"] = torch.empty(self.states, width).normal_(
+            0, self.token_std, generator=generator
+        )
+        parameters["position"] = torch.empty(self.context, width).normal_(
+            0, self.position_std, generator=generator
+        )
         for block in range(self.depth):
             linear(f"{block}.attention", width, 3 * width, self.attention_bias)
             if self.output_projection:
@@ -171,14 +197,20 @@ class Transformer:
         query, key, value = (part.view(split).transpose(1, 2) for part in parts)
         mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         mixed = mixed.transpose(1, 2).reshape(runs, rows, width)
-        return _linear(parameters, f"{block}.projection", mixed) if self.output_projection else mixed
+        return (
+            _linear(parameters, f"{block}.projection", mixed) if self.output_projection else mixed
+        )
 
     def _mlp(self, parameters: Parameters, block: int, x: Tensor, time: int) -> Tensor:
         act = functional.gelu if self.activation == "gelu" else functional.relu
-        return _linear(parameters, f"{block}.down", _elementwise(act, _linear(parameters, f"{block}.up", x)))
+        return _linear(
+            parameters, f"{block}.down", _elementwise(act, _linear(parameters, f"{block}.up", x))
+        )
 
 
-def _lookup(table: Float[Tensor, "runs rows width"], tokens: Int64[Tensor, "runs batch time"]) -> Tensor:
+def _lookup(
+    table: Float[Tensor, "runs rows width"], tokens: Int64[Tensor, "runs batch time"]
+) -> Tensor:
     """Rows of each run's own table, as one flat embedding look-up over all runs."""
     runs, rows, _ = table.shape
     offset = (rows * torch.arange(runs, device=tokens.device)).view(-1, 1, 1)
@@ -191,8 +223,12 @@ def _linear(parameters: Parameters, name: str, x: Float[Tensor, "runs rows input
     return torch.bmm(x, weight) if bias is None else torch.baddbmm(bias[:, None], x, weight)
 
 
-def _elementwise(function: Callable[[Tensor], Tensor], x: Float[Tensor, "runs rows width"]) -> Tensor:
-    """The function of every element, to the bit as of each run alone (see `markov.numerics.VECTOR`)."""
+def _elementwise(
+    function: Callable[[Tensor], Tensor], x: Float[Tensor, "runs rows width"]
+) -> Tensor:
+    """The function of every element, to the bit as of each run alone (see
+    `markov.numerics.VECTOR`).
+    """
     if len(x) == 1 or x[0].numel() % VECTOR == 0:
         return function(x)
     return torch.stack([function(own) for own in x])
@@ -201,7 +237,9 @@ def _elementwise(function: Callable[[Tensor], Tensor], x: Float[Tensor, "runs ro
 def _layer_norm(parameters: Parameters, name: str, x: Float[Tensor, "runs rows width"]) -> Tensor:
     # Run by run: the rule that fuses scaling with normalising takes one weight for all it is given.
     each = zip(x, parameters[f"{name}.weight"], parameters[f"{name}.bias"], strict=True)
-    normed = [functional.layer_norm(own, own.shape[-1:], weight, bias) for own, weight, bias in each]
+    normed = [
+        functional.layer_norm(own, own.shape[-1:], weight, bias) for own, weight, bias in each
+    ]
     return normed[0][None] if len(normed) == 1 else torch.stack(normed)
 
 

@@ -1,4 +1,5 @@
-"""What rounding may not decide: comparisons by a margin, and what keeps a sum the same in any company.
+"""What rounding may not decide: comparisons by a margin, and what keeps a sum the same in any
+company.
 
 Two processors, or two libraries, add the same numbers in another order: the last digits differ.
 """
@@ -27,7 +28,9 @@ VECTOR = 64
 
 
 def exceeds(value: Values, other: Values, margin: float = MARGIN) -> Any:
-    """Whether a value is larger than another by more than rounding: value - other > margin |other|."""
+    """Whether a value is larger than another by more than rounding: value - other > margin
+    |other|.
+    """
     return value - other > margin * abs(other)
 
 

@@ -1,6 +1,7 @@
 """The one law of forgetting: NPO, SimNPO, gradient ascent and what lies between them.
 
-With `logp` = log pi_theta(y|x) and `ref` = log pi_ref(y|x) in nats, summed over `length` = |y| scored tokens,
+With `logp` = log pi_theta(y|x) and `ref` = log pi_ref(y|x) in nats, summed over `length` = |y|
+scored tokens,
 
     score    u = (logp - reference * ref) / length**normalize
     logit    z = beta * u + gamma
@@ -8,15 +9,19 @@ With `logp` = log pi_theta(y|x) and `ref` = log pi_ref(y|x) in nats, summed over
     weight     = d loss / d logp = 2 * sigmoid(z) / length**normalize
 
     reference, normalize = 1, 0   NPO               (Zhang et al. 2024; gamma = 0)
-    reference, normalize = 0, 1   SimNPO            (Fan et al. 2025, Eq. 4; gamma outside beta, as published)
-    beta -> 0                     gradient ascent   (weight 1/length**normalize, times 2 * sigmoid(gamma))
+    reference, normalize = 0, 1   SimNPO            (Fan et al. 2025, Eq. 4; gamma outside beta, as
+                                  published)
+    beta -> 0                     gradient ascent   (weight 1/length**normalize, times 2 *
+                                  sigmoid(gamma))
 
-`beta = 0` is that limit itself, not an approximation of it. The law needs length >= 1: see `check_nonempty`.
+`beta = 0` is that limit itself, not an approximation of it. The law needs length >= 1: see
+`check_nonempty`.
 
-What is checked where: every method of the law refuses responses of unequal shapes and plain numbers outside the family,
-which costs no look at a tensor, so that symbols and `torch.func.vmap` pass. What tensors hold is looked at once, where
-numbers enter: by `SequenceLogProbs.of` and `check_logprobs` for responses, by `validate` and `stack` for objectives.
-Within a training nothing looks at values: there a number that is not finite is a divergence, which the run reports.
+What is checked where: every method of the law refuses responses of unequal shapes and plain numbers
+outside the family, which costs no look at a tensor, so that symbols and `torch.func.vmap` pass.
+What tensors hold is looked at once, where numbers enter: by `SequenceLogProbs.of` and
+`check_logprobs` for responses, by `validate` and `stack` for objectives. Within a training nothing
+looks at values: there a number that is not finite is a divergence, which the run reports.
 """
 
 from __future__ import annotations
@@ -37,7 +42,8 @@ from markov.errors import InvalidInput, require, require_number
 Number = float | Tensor
 Values = Number | Sequence[Any] | np.ndarray
 
-# (reference, normalize) of the 2x2, and normalize alone at beta = 0, where the reference is a mere constant.
+# (reference, normalize) of the 2x2, and normalize alone at beta = 0, where the reference is a mere
+# constant.
 CORNERS = {
     "npo": (1.0, 0.0),
     "length_normalized_npo": (1.0, 1.0),
@@ -52,15 +58,18 @@ ALLOWED = {
     "reference": (0.0, 1.0, "a number in [0, 1]"),
     "normalize": (0.0, 1.0, "a number in [0, 1]"),
 }
-# A sum of log-probabilities may come out above 0 by rounding, by far less than this per token (nats).
+# A sum of log-probabilities may come out above 0 by rounding, by far less than this per token
+# (nats).
 ROUNDING = 1e-4
 
 
 class SequenceLogProbs(NamedTuple):
-    """What the law needs to know of each response: three finite tensors of one shape and floating dtype.
+    """What the law needs to know of each response: three finite tensors of one shape and floating
+    dtype.
 
-    `logp` and `ref` are total log-probabilities (nats); `length` counts the scored tokens. The bare constructor takes
-    them as they are, as training and `torch.func.vmap` need it; `of` takes numbers from anywhere else, and checks them.
+    `logp` and `ref` are total log-probabilities (nats); `length` counts the scored tokens. The bare
+    constructor takes them as they are, as training and `torch.func.vmap` need it; `of` takes
+    numbers from anywhere else, and checks them.
     """
 
     logp: Float[Tensor, "*batch"]
@@ -69,14 +78,18 @@ class SequenceLogProbs(NamedTuple):
 
     @classmethod
     def of(cls, logp: Values, length: Values, ref: Values = 0.0) -> SequenceLogProbs:
-        """Make responses of numbers, lists, arrays or tensors, and check them as `check_logprobs` does.
+        """Make responses of numbers, lists, arrays or tensors, and check them as `check_logprobs`
+        does.
 
-        A single number of `length` or `ref` stands for all responses. Everything has the dtype and device of `logp`,
-        which is float64 unless it is a floating tensor. Raises `InvalidInput` for anything that is not so.
+        A single number of `length` or `ref` stands for all responses. Everything has the dtype and
+        device of `logp`, which is float64 unless it is a floating tensor. Raises `InvalidInput` for
+        anything that is not so.
         """
         first = _tensor("logp", logp, None)
         others = (_tensor(name, value, first) for name, value in (("length", length), ("ref", ref)))
-        return check_logprobs(cls(first, *(x.expand(first.shape) if x.ndim == 0 else x for x in others)))
+        return check_logprobs(
+            cls(first, *(x.expand(first.shape) if x.ndim == 0 else x for x in others))
+        )
 
     @classmethod
     def from_logits(
@@ -88,18 +101,25 @@ class SequenceLogProbs(NamedTuple):
         ref: Number,
         check: bool = True,
     ) -> SequenceLogProbs:
-        """Score responses: logp = sum over the mask of (logits[t, targets[t]] - logsumexp(logits[t])).
+        """Score responses: logp = sum over the mask of (logits[t, targets[t]] -
+        logsumexp(logits[t])).
 
-        `logits[..., t, :]` predicts `targets[..., t]` (already shifted); `mask` is True on scored tokens and
-        serves padding and prompts alike. What lies outside it, be it nan or a label of -100, changes nothing
-        and gets zero gradient. `ref` (nats) broadcasts to `*batch`: write 0.0 where there is no reference.
-        Sums are float32 or wider. Raises `InvalidInput` for shapes or dtypes that do not fit and, while
-        `check` is on, for an empty response or a scored target outside the vocabulary. Those two look at
-        values, which `torch.func.vmap` refuses for a mapped mask: check once outside, then `check=False`.
+        `logits[..., t, :]` predicts `targets[..., t]` (already shifted); `mask` is True on scored
+        tokens and serves padding and prompts alike. What lies outside it, be it nan or a label of
+        -100, changes nothing and gets zero gradient. `ref` (nats) broadcasts to `*batch`: write 0.0
+        where there is no reference. Sums are float32 or wider. Raises `InvalidInput` for shapes or
+        dtypes that do not fit and, while `check` is on, for an empty response or a scored target
+        outside the vocabulary. Those two look at values, which `torch.func.vmap` refuses for a
+        mapped mask: check once outside, then `check=False`.
         """
         shape, vocab = tuple(logits.shape[:-1]), logits.shape[-1]
         require(logits.is_floating_point(), "logits", logits.dtype, "a floating dtype")
-        require(targets.shape == shape, "targets", tuple(targets.shape), f"the shape {shape} of the logits")
+        require(
+            targets.shape == shape,
+            "targets",
+            tuple(targets.shape),
+            f"the shape {shape} of the logits",
+        )
         require(mask.shape == shape, "mask", tuple(mask.shape), f"the shape {shape} of the logits")
         require(mask.dtype == torch.bool, "mask", mask.dtype, "boolean, True on scored tokens")
         if check:
@@ -107,29 +127,38 @@ class SequenceLogProbs(NamedTuple):
             outside = targets[mask & ((targets < 0) | (targets >= vocab))].tolist()
             require(not outside, "targets", outside[:1], f"0 to {vocab - 1} on scored tokens")
 
-        # Masked before and after: nan * 0 is nan, so a mask on the result alone lets nan into the gradient.
-        known = logits.masked_fill(~mask[..., None], 0.0).to(torch.promote_types(logits.dtype, torch.float32))
+        # Masked before and after: nan * 0 is nan, so a mask on the result alone lets nan into the
+        # gradient.
+        known = logits.masked_fill(~mask[..., None], 0.0).to(
+            torch.promote_types(logits.dtype, torch.float32)
+        )
         chosen = known.gather(-1, targets.where(mask, 0).long()[..., None]).squeeze(-1)
         logp = (chosen - known.logsumexp(-1)).where(mask, 0.0).sum(-1)
         try:
             ref = _like(ref, logp).expand(logp.shape)
         except RuntimeError as error:
-            raise InvalidInput("ref", ref, f"a number, or a tensor that fits {tuple(logp.shape)}") from error
+            raise InvalidInput(
+                "ref", ref, f"a number, or a tensor that fits {tuple(logp.shape)}"
+            ) from error
         return cls(logp, mask.sum(-1).to(logp.dtype), ref)
 
 
 def check_nonempty(length: Tensor, *, field: str = "length") -> None:
-    """Raise `InvalidInput` if any response has no scored token: per-token quantities would be 0/0 there."""
+    """Raise `InvalidInput` if any response has no scored token: per-token quantities would be
+    0/0 there.
+    """
     if empty := (length == 0).nonzero().tolist():
         allowed = f"at least 1 per example ({len(empty)} of {length.numel()} have none)"
         raise InvalidInput(field, f"0 scored tokens at index {tuple(empty[0])}", allowed)
 
 
 def check_logprobs(seq: SequenceLogProbs) -> SequenceLogProbs:
-    """Return the responses if they can be any; else raise `InvalidInput` naming the field and the first bad value.
+    """Return the responses if they can be any; else raise `InvalidInput` naming the field and the
+    first bad value.
 
-    That is: three floating tensors of one shape; `logp` and `ref` finite and not above 0, but for rounding; `length` a
-    whole number of at least 1. It looks at values: `torch.func.vmap` refuses that for mapped tensors.
+    That is: three floating tensors of one shape; `logp` and `ref` finite and not above 0, but for
+    rounding; `length` a whole number of at least 1. It looks at values: `torch.func.vmap` refuses
+    that for mapped tensors.
     """
     for name, values in seq._asdict().items():
         proper = isinstance(values, Tensor) and values.is_floating_point()
@@ -154,7 +183,9 @@ def _require_all(holds: Tensor, field: str, values: Tensor, allowed: str) -> Non
 
 
 def _tensor(field: str, value: object, like: Tensor | None) -> Tensor:
-    """Numbers as a tensor of the dtype and device of another one; raises `InvalidInput` for what are none."""
+    """Numbers as a tensor of the dtype and device of another one; raises `InvalidInput` for what
+    are none.
+    """
     try:
         numbers = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
     except (TypeError, ValueError, RuntimeError) as error:
@@ -163,11 +194,15 @@ def _tensor(field: str, value: object, like: Tensor | None) -> Tensor:
     require(real, field, numbers.dtype, "numbers")
     if like is not None:
         return numbers.to(like)
-    return numbers if isinstance(value, Tensor) and numbers.is_floating_point() else numbers.double()
+    return (
+        numbers if isinstance(value, Tensor) and numbers.is_floating_point() else numbers.double()
+    )
 
 
 def _check_shapes(seq: SequenceLogProbs) -> None:
-    """Raise `InvalidInput` unless all fields that are tensors have one shape: else they would broadcast silently."""
+    """Raise `InvalidInput` unless all fields that are tensors have one shape: else they would
+    broadcast silently.
+    """
     shapes = [(name, tuple(x.shape)) for name, x in seq._asdict().items() if isinstance(x, Tensor)]
     for name, shape in shapes[1:]:
         first, wanted = shapes[0]
@@ -175,10 +210,12 @@ def _check_shapes(seq: SequenceLogProbs) -> None:
 
 
 class Objective(NamedTuple):
-    """One member of the family, or many: four numbers, or four tensors that broadcast against `*batch`.
+    """One member of the family, or many: four numbers, or four tensors that broadcast against
+    `*batch`.
 
-    `beta` >= 0 is the inverse temperature and `gamma` the reward margin, both as published; `reference` and
-    `normalize`, in [0, 1], say how much of the reference and of the length enters. Dtypes promote as usual.
+    `beta` >= 0 is the inverse temperature and `gamma` the reward margin, both as published;
+    `reference` and `normalize`, in [0, 1], say how much of the reference and of the length enters.
+    Dtypes promote as usual.
     """
 
     beta: Number
@@ -187,23 +224,28 @@ class Objective(NamedTuple):
     normalize: Number = 0.0
 
     def score(self, seq: SequenceLogProbs) -> Float[Tensor, "*batch"]:
-        """u = (logp - reference * ref) / length**normalize, in nats (nats per token where normalize = 1).
+        """u = (logp - reference * ref) / length**normalize, in nats (nats per token where normalize
+        = 1).
 
-        This and all that follows from it raise `InvalidInput` for tensors of unequal shapes and for plain numbers that
-        no objective of the family has.
+        This and all that follows from it raise `InvalidInput` for tensors of unequal shapes and for
+        plain numbers that no objective of the family has.
         """
         self._check(seq)
         return (seq.logp - self.reference * seq.ref) / seq.length**self.normalize
 
     def logit(self, seq: SequenceLogProbs) -> Float[Tensor, "*batch"]:
-        """z = beta * score + gamma; plain arithmetic, so that symbols pass through as well as tensors."""
+        """z = beta * score + gamma; plain arithmetic, so that symbols pass through as well as
+        tensors.
+        """
         return self.beta * self.score(seq) + self.gamma
 
     def loss(self, seq: SequenceLogProbs) -> Float[Tensor, "*batch"]:
-        """(2/beta) softplus(z) per example (Fan et al. 2025, Eq. 4); at beta = 0, that of `centered_loss`.
+        """(2/beta) softplus(z) per example (Fan et al. 2025, Eq. 4); at beta = 0, that of
+        `centered_loss`.
 
-        It grows as (2/beta) softplus(gamma) when beta -> 0: to follow the limit, compare centred losses. A
-        beta below the smallest normal number of the dtype counts as 0, since 2/beta would overflow.
+        It grows as (2/beta) softplus(gamma) when beta -> 0: to follow the limit, compare centred
+        losses. A beta below the smallest normal number of the dtype counts as 0, since 2/beta would
+        overflow.
         """
         self._check(seq)
         beta, zero = _away_from_zero(self.beta, seq.logp)
@@ -212,18 +254,21 @@ class Objective(NamedTuple):
         return torch.where(zero, self._limit(seq), curved)
 
     def centered_loss(self, seq: SequenceLogProbs) -> Float[Tensor, "*batch"]:
-        """(2/beta) (softplus(z) - softplus(gamma)) per example, free of cancellation; gradient as of `loss`.
+        """(2/beta) (softplus(z) - softplus(gamma)) per example, free of cancellation; gradient as
+        of `loss`.
 
-        Zero at score = 0, and continuous at beta = 0, where it is 2 sigmoid(gamma) * score: for gamma = 0 the
-        loss of gradient ascent, up to the reference's constant (Zhang et al. 2024, Proposition 1).
+        Zero at score = 0, and continuous at beta = 0, where it is 2 sigmoid(gamma) * score: for
+        gamma = 0 the loss of gradient ascent, up to the reference's constant (Zhang et al. 2024,
+        Proposition 1).
         """
         self._check(seq)
         beta, zero = _away_from_zero(self.beta, seq.logp)
         gamma = _like(self.gamma, seq.logp)
         shift = beta * self.score(seq)
         small = shift.abs() < 1
-        # softplus(gamma + d) - softplus(gamma) = log(sigmoid(-gamma) + sigmoid(gamma) e^d): for small d by
-        # expm1 and log1p, otherwise in logs. Each form is given a harmless d where the other is used.
+        # softplus(gamma + d) - softplus(gamma) = log(sigmoid(-gamma) + sigmoid(gamma) e^d): for
+        # small d by expm1 and log1p, otherwise in logs. Each form is given a harmless d where the
+        # other is used.
         near = torch.log1p(gamma.sigmoid() * torch.expm1(shift.where(small, 0.0)))
         far = torch.logaddexp(logsigmoid(-gamma), logsigmoid(gamma) + shift.where(~small, 1.0))
         return torch.where(zero, self._limit(seq), (2 / beta) * torch.where(small, near, far))
@@ -238,11 +283,15 @@ class Objective(NamedTuple):
         return 2 * _like(self.gamma, seq.logp).sigmoid() * self.score(seq)
 
     def weight(self, seq: SequenceLogProbs) -> Float[Tensor, "*batch"]:
-        """d loss / d logp = 2 sigmoid(z) / length**normalize: how hard each example is pushed down."""
+        """d loss / d logp = 2 sigmoid(z) / length**normalize: how hard each example is pushed
+        down.
+        """
         return 2 * torch.sigmoid(self.logit(seq)) / seq.length**self.normalize
 
     def explain(self, seq: SequenceLogProbs, index: int = 0) -> str:
-        """The law with the numbers of one example, the `index`-th; raises `InvalidInput` if there is none."""
+        """The law with the numbers of one example, the `index`-th; raises `InvalidInput` if
+        there is none.
+        """
         count = seq.logp.numel()
         require(-count <= index < count, "index", index, f"{-count} to {count - 1}")
         _check_shapes(seq)
@@ -254,49 +303,71 @@ class Objective(NamedTuple):
         logp, length, ref, mean, u, z, loss, weight, beta, gamma, reference, normalize = shown
         at_zero = bool(_away_from_zero(self.beta, one.logp)[1])
         curved = f"(2 / beta) * softplus(logit) = (2 / {beta}) * softplus({z})"
-        how = f"2 * sigmoid(gamma) * score at beta = 0, = 2 * sigmoid({gamma}) * {u}" if at_zero else curved
-        table, place = (LIMITS, self.normalize) if at_zero else (CORNERS, (self.reference, self.normalize))
-        corner = next((name for name, numbers in table.items() if numbers == place), "none of the named ones")
+        how = (
+            f"2 * sigmoid(gamma) * score at beta = 0, = 2 * sigmoid({gamma}) * {u}"
+            if at_zero
+            else curved
+        )
+        table, place = (
+            (LIMITS, self.normalize) if at_zero else (CORNERS, (self.reference, self.normalize))
+        )
+        corner = next(
+            (name for name, numbers in table.items() if numbers == place), "none of the named ones"
+        )
         over = f"{length}**{normalize}"
         score = f"({logp} - {reference} * {ref}) / {over}"
         lines = [
-            f"corner:    {corner} (reference = {reference}, normalize = {normalize}, margin gamma = {gamma})",
+            f"corner:    {corner} (reference = {reference}, normalize = {normalize}, margin gamma "
+            f"= {gamma})",
             f"per token: logp / length = {logp} / {length} = {mean} nats",
             f"score:     (logp - reference * ref) / length**normalize = {score} = {u}",
             f"logit:     beta * score + gamma = {beta} * {u} + {gamma} = {z}",
             f"loss:      {how} = {loss}",
-            f"weight:    2 * sigmoid(logit) / length**normalize = 2 * sigmoid({z}) / {over} = {weight}",
+            f"weight:    2 * sigmoid(logit) / length**normalize = 2 * sigmoid({z}) / {over} = "
+            f"{weight}",
         ]
         return "\n".join(lines)
 
 
 def npo(beta: Number) -> Objective:
-    """NPO, z = beta * (logp - ref): weight 1 at the reference, whatever the length (Zhang et al. 2024)."""
+    """NPO, z = beta * (logp - ref): weight 1 at the reference, whatever the length (Zhang et al.
+    2024).
+    """
     return validate(Objective(beta, 0.0, *CORNERS["npo"]))
 
 
 def length_normalized_npo(beta: Number, gamma: Number = 0.0) -> Objective:
-    """NPO per token, z = beta * (logp - ref) / length + gamma: the length corrected, the reference kept."""
+    """NPO per token, z = beta * (logp - ref) / length + gamma: the length corrected, the
+    reference kept.
+    """
     return validate(Objective(beta, gamma, *CORNERS["length_normalized_npo"]))
 
 
 def reference_free_npo(beta: Number, gamma: Number = 0.0) -> Objective:
-    """NPO without its reference, z = beta * logp + gamma: the reference dropped, the length kept."""
+    """NPO without its reference, z = beta * logp + gamma: the reference dropped, the length
+    kept.
+    """
     return validate(Objective(beta, gamma, *CORNERS["reference_free_npo"]))
 
 
 def simnpo(beta: Number, gamma: Number = 0.0) -> Objective:
-    """SimNPO, z = beta * logp / length + gamma, gamma outside beta as published (Fan et al. 2025, Eq. 4)."""
+    """SimNPO, z = beta * logp / length + gamma, gamma outside beta as published (Fan et al.
+    2025, Eq. 4).
+    """
     return validate(Objective(beta, gamma, *CORNERS["simnpo"]))
 
 
 def gradient_ascent(normalize: Number = 0.0) -> Objective:
-    """GA, loss = logp / length**normalize: weight 1, or 1/length in its length-weighted form, normalize 1."""
+    """GA, loss = logp / length**normalize: weight 1, or 1/length in its length-weighted form,
+    normalize 1.
+    """
     return validate(Objective(0.0, normalize=normalize))
 
 
 def method_name(objective: Objective) -> str:
-    """The name of the corner that an objective stands on; any objective with beta = 0 is gradient ascent."""
+    """The name of the corner that an objective stands on; any objective with beta = 0 is
+    gradient ascent.
+    """
     if objective.beta == 0:
         return "length_weighted_gradient_ascent" if objective.normalize == 1 else "gradient_ascent"
     names = {corner: name for name, corner in CORNERS.items()}
@@ -305,7 +376,9 @@ def method_name(objective: Objective) -> str:
 
 def validate(objective: Objective) -> Objective:
     """Return the objective if its fields lie where `ALLOWED` says; else raise `InvalidInput`."""
-    require(isinstance(objective, Objective), "objective", objective, "an Objective, such as npo(0.1)")
+    require(
+        isinstance(objective, Objective), "objective", objective, "an Objective, such as npo(0.1)"
+    )
     for name, value in objective._asdict().items():
         low, high, allowed = ALLOWED[name]
         check_plain(name, value, ALLOWED[name])
@@ -314,29 +387,46 @@ def validate(objective: Objective) -> Objective:
             numbers = torch.as_tensor(value, dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError) as error:
             raise InvalidInput(name, value, allowed) from error
-        require(bool((numbers.isfinite() & (low <= numbers) & (numbers <= high)).all()), name, value, allowed)
+        require(
+            bool((numbers.isfinite() & (low <= numbers) & (numbers <= high)).all()),
+            name,
+            value,
+            allowed,
+        )
     return objective
 
 
 def check_plain(field: str, value: object, bounds: tuple[float, float, str]) -> None:
-    """Raise `InvalidInput` for a number out of bounds, None or a text; of tensors and symbols nothing is asked."""
+    """Raise `InvalidInput` for a number out of bounds, None or a text; of tensors and symbols
+    nothing is asked.
+    """
     low, high, allowed = bounds
     if value is None or isinstance(value, Real | str):
         require_number(value, field, lambda number: low <= number <= high, allowed)
 
 
 def stack(
-    objectives: Sequence[Objective], *, dtype: torch.dtype | None = None, device: torch.device | None = None
+    objectives: Sequence[Objective],
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
 ) -> Objective:
-    """One objective of tensors of shape (runs,), to be mapped by `torch.func.vmap` beside `SequenceLogProbs`.
+    """One objective of tensors of shape (runs,), to be mapped by `torch.func.vmap` beside
+    `SequenceLogProbs`.
 
-    `dtype` should be that of logp. Raises `InvalidInput` for no member, or one not valid or itself stacked.
+    `dtype` should be that of logp. Raises `InvalidInput` for no member, or one not valid or itself
+    stacked.
     """
     require(len(objectives) > 0, "objectives", objectives, "at least one")
     dtype, rows = dtype or torch.get_default_dtype(), []
     for member in objectives:
         row = [torch.as_tensor(value, dtype=dtype, device=device) for value in validate(member)]
-        require(all(value.ndim == 0 for value in row), "objectives", member, "members of four numbers each")
+        require(
+            all(value.ndim == 0 for value in row),
+            "objectives",
+            member,
+            "members of four numbers each",
+        )
         rows.append(torch.stack(row))
     return Objective(*torch.stack(rows).unbind(-1))
 
@@ -347,7 +437,9 @@ def _like(value: Number, like: Tensor) -> Tensor:
 
 
 def _away_from_zero(beta: Number, like: Tensor) -> tuple[Tensor, Tensor]:
-    """beta with 1 wherever it counts as 0, and where that is: then not even an unused branch divides by 0."""
+    """beta with 1 wherever it counts as 0, and where that is: then not even an unused branch
+    divides by 0.
+    """
     beta = _like(beta, like)
     zero = beta < torch.finfo(beta.dtype).tiny
     return beta.masked_fill(zero, 1.0), zero

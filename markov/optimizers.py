@@ -1,9 +1,11 @@
-"""Update rules for an ensemble: every tensor carries the runs on its leading axis, and every run has its own step size.
+"""Update rules for an ensemble: every tensor carries the runs on its leading axis, and every run
+has its own step size.
 
-The optimiser is part of a setting. torch's AdamW adds eps to the bias-corrected root, sqrt(v / (1 - b2^t)) + eps. The
-AdamW that transformers shipped before its version 5 adds eps before the correction, (sqrt(v) + eps) / sqrt(1 - b2^t),
-which at step 1 is an effective eps 1 / sqrt(1 - b2), about 32 times, larger. A gradient below eps is damped instead of
-being rescaled to the step size, so a loss with small gradients (SimNPO carries 1/|y|) is slowed by it and NPO is not.
+The optimiser is part of a setting. torch's AdamW adds eps to the bias-corrected root, sqrt(v / (1 -
+b2^t)) + eps. The AdamW that transformers shipped before its version 5 adds eps before the
+correction, (sqrt(v) + eps) / sqrt(1 - b2^t), which at step 1 is an effective eps 1 / sqrt(1 - b2),
+about 32 times, larger. A gradient below eps is damped instead of being rescaled to the step size,
+so a loss with small gradients (SimNPO carries 1/|y|) is slowed by it and NPO is not.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ class Optimizer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Sgd:
-    """Plain gradient descent: the only rule here under which the size of a weight reaches the parameters."""
+    """Plain gradient descent: the only rule here under which the size of a weight reaches the
+    parameters.
+    """
 
     def init(self, parameters: Mapping[str, Tensor]) -> State:
         """No state."""
@@ -65,12 +69,14 @@ class Sgd:
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW:
-    """Adam without weight decay (the paper's is 0), with eps added after or before the bias correction.
+    """Adam without weight decay (the paper's is 0), with eps added after or before the bias
+    correction.
 
         m <- b1 m + (1 - b1) g,  v <- b2 v + (1 - b2) g^2
         theta <- theta - lr sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + e)
 
-    with e = eps sqrt(1 - b2^t) where `correct_eps` (torch's rule), else e = eps (transformers' rule before version 5).
+    with e = eps sqrt(1 - b2^t) where `correct_eps` (torch's rule), else e = eps (transformers' rule
+    before version 5).
     """
 
     eps: float = 1e-8
@@ -79,15 +85,23 @@ class AdamW:
     beta2: float = 0.999
 
     def __post_init__(self) -> None:
-        # With eps = 0 a parameter without gradient, an unseen token's embedding say, would become 0/0.
+        # With eps = 0 a parameter without gradient, an unseen token's embedding say, would become
+        # 0/0.
         require_number(self.eps, "eps", lambda number: number > 0, "a positive number")
-        require(isinstance(self.correct_eps, bool), "correct_eps", self.correct_eps, "True or False")
+        require(
+            isinstance(self.correct_eps, bool), "correct_eps", self.correct_eps, "True or False"
+        )
         for field in ("beta1", "beta2"):
-            require_number(getattr(self, field), field, lambda number: 0 <= number < 1, "a number in [0, 1)")
+            require_number(
+                getattr(self, field), field, lambda number: 0 <= number < 1, "a number in [0, 1)"
+            )
 
     def init(self, parameters: Mapping[str, Tensor]) -> State:
         """First and second moments of zero."""
-        return {name: (torch.zeros_like(value), torch.zeros_like(value)) for name, value in parameters.items()}
+        return {
+            name: (torch.zeros_like(value), torch.zeros_like(value))
+            for name, value in parameters.items()
+        }
 
     @torch.no_grad()
     def step(

@@ -1,20 +1,26 @@
 """The law for pairs: a response to forget, and one that is preferred to it, such as a refusal.
 
-With the score u = (logp - reference * ref) / length**normalize of `markov.objectives`, nats, for either response,
+With the score u = (logp - reference * ref) / length**normalize of `markov.objectives`, nats, for
+either response,
 
     logit    z = beta * (forget * u_forgotten - prefer * u_preferred) + gamma
     loss       = (2 / beta) * softplus(z)                                            per pair
-    weight     = d loss / d logp_forgotten =  forget * 2 * sigmoid(z) / length_forgotten**normalize  >= 0
-                 d loss / d logp_preferred = -prefer * 2 * sigmoid(z) / length_preferred**normalize  <= 0
+    weight     = d loss / d logp_forgotten =  forget * 2 * sigmoid(z) / length_forgotten**normalize
+                 >= 0 d loss / d logp_preferred = -prefer * 2 * sigmoid(z) /
+                 length_preferred**normalize  <= 0
 
     prefer = 0                                              the law of `Objective`
-    forget, prefer, reference, normalize = 1, 1, 1, 0       DPO     (Rafailov et al. 2023; gamma = 0)
-    forget, prefer, reference, normalize = 1, 1, 0, 1       SimPO   (Meng et al. 2024; gamma the bare margin)
-    beta = 0, forget, prefer, reference, normalize = 0, 1, 0, 1     "I don't know": cross-entropy of the refusal
+    forget, prefer, reference, normalize = 1, 1, 1, 0       DPO     (Rafailov et al. 2023; gamma =
+                                                            0)
+    forget, prefer, reference, normalize = 1, 1, 0, 1       SimPO   (Meng et al. 2024; gamma the
+                                                            bare margin)
+    beta = 0, forget, prefer, reference, normalize = 0, 1, 0, 1     "I don't know": cross-entropy of
+                                                                    the refusal
 
-DPO and SimPO are published, and coded in TRL, as softplus(z): a factor 2 / beta less, for which one rate of learning of
-plain gradient descent is not the same, and one of Adam is. `beta = 0` is the limit itself, as for `Objective`:
-loss = 2 * sigmoid(gamma) * (forget * u_forgotten - prefer * u_preferred).
+DPO and SimPO are published, and coded in TRL, as softplus(z): a factor 2 / beta less, for which one
+rate of learning of plain gradient descent is not the same, and one of Adam is. `beta = 0` is the
+limit itself, as for `Objective`: loss = 2 * sigmoid(gamma) * (forget * u_forgotten - prefer *
+u_preferred).
 """
 
 from __future__ import annotations
@@ -32,7 +38,8 @@ from markov.objectives import Number, Objective, SequenceLogProbs, check_plain, 
 # reference, normalize, forget, prefer of the corners that are of use, and of those at beta = 0.
 PAIRED_CORNERS = {"dpo": (1.0, 0.0, 1.0, 1.0), "simpo": (0.0, 1.0, 1.0, 1.0)}
 PAIRED_LIMITS = {"idk": (0.0, 1.0, 0.0, 1.0)}
-FACTOR = (0.0, math.inf, "a finite number >= 0")  # as `markov.objectives.ALLOWED`, of forget and prefer
+# as `markov.objectives.ALLOWED`, of forget and prefer
+FACTOR = (0.0, math.inf, "a finite number >= 0")
 
 
 class PairLogProbs(NamedTuple):
@@ -43,17 +50,20 @@ class PairLogProbs(NamedTuple):
 
 
 class PairWeights(NamedTuple):
-    """d loss / d logp of the two responses of each pair: how hard one is pushed down, and, negative, the other up."""
+    """d loss / d logp of the two responses of each pair: how hard one is pushed down, and,
+    negative, the other up.
+    """
 
     forgotten: Float[Tensor, "*batch"]
     preferred: Float[Tensor, "*batch"]
 
 
 class Preference(NamedTuple):
-    """One member of the family of pairs, or many: numbers, or tensors that broadcast against `*batch`.
+    """One member of the family of pairs, or many: numbers, or tensors that broadcast against
+    `*batch`.
 
-    The first four are those of `Objective`, for both responses; `forget` and `prefer`, at least 0, say how much of each
-    response enters.
+    The first four are those of `Objective`, for both responses; `forget` and `prefer`, at least 0,
+    say how much of each response enters.
     """
 
     beta: Number
@@ -69,10 +79,11 @@ class Preference(NamedTuple):
         return Objective(*self[:4])
 
     def score(self, pair: PairLogProbs) -> Float[Tensor, "*batch"]:
-        """forget * u_forgotten - prefer * u_preferred, in nats (nats per token where normalize = 1).
+        """forget * u_forgotten - prefer * u_preferred, in nats (nats per token where normalize =
+        1).
 
-        This and all that follows from it raise `InvalidInput` as `Objective.score` does, and for two responses of
-        unequal shapes.
+        This and all that follows from it raise `InvalidInput` as `Objective.score` does, and for
+        two responses of unequal shapes.
         """
         own = self.objective
         shapes = [tuple(one.logp.shape) for one in pair if isinstance(one.logp, Tensor)]
@@ -82,7 +93,9 @@ class Preference(NamedTuple):
         return self.forget * own.score(pair.forgotten) - self.prefer * own.score(pair.preferred)
 
     def logit(self, pair: PairLogProbs) -> Float[Tensor, "*batch"]:
-        """z = beta * score + gamma; plain arithmetic, so that symbols pass through as well as tensors."""
+        """z = beta * score + gamma; plain arithmetic, so that symbols pass through as well as
+        tensors.
+        """
         return self._of_score.logit(self._as_one(pair))
 
     def loss(self, pair: PairLogProbs) -> Float[Tensor, "*batch"]:
@@ -90,18 +103,24 @@ class Preference(NamedTuple):
         return self._of_score.loss(self._as_one(pair))
 
     def centered_loss(self, pair: PairLogProbs) -> Float[Tensor, "*batch"]:
-        """(2/beta) (softplus(z) - softplus(gamma)) per pair: continuous at beta = 0; gradient as of `loss`."""
+        """(2/beta) (softplus(z) - softplus(gamma)) per pair: continuous at beta = 0; gradient as
+        of `loss`.
+        """
         return self._of_score.centered_loss(self._as_one(pair))
 
     def weight(self, pair: PairLogProbs) -> PairWeights:
-        """d loss / d logp of either response: +-(forget or prefer) * 2 sigmoid(z) / length**normalize."""
+        """d loss / d logp of either response: +-(forget or prefer) * 2 sigmoid(z) /
+        length**normalize.
+        """
         slope = self._of_score.weight(self._as_one(pair))
         forgotten, preferred = (one.length**self.normalize for one in pair)
         return PairWeights(self.forget * slope / forgotten, -(self.prefer * slope / preferred))
 
     @property
     def _of_score(self) -> Objective:
-        """The law of the score: what remains of it once reference and length are taken account of."""
+        """The law of the score: what remains of it once reference and length are taken account
+        of.
+        """
         none: Any = 0  # whole numbers, which symbols pass by unchanged
         return Objective(self.beta, self.gamma, none, none)
 
@@ -116,31 +135,48 @@ Forgetting = Objective | Preference
 
 
 def paired(objective: Forgetting) -> Preference:
-    """The same objective as one of pairs; an `Objective` prefers nothing, and its numbers stay the same."""
+    """The same objective as one of pairs; an `Objective` prefers nothing, and its numbers stay
+    the same.
+    """
     if isinstance(objective, Preference):
         return objective
-    require(isinstance(objective, Objective), "objective", objective, "an Objective or a Preference")
+    require(
+        isinstance(objective, Objective), "objective", objective, "an Objective or a Preference"
+    )
     return Preference(*objective, forget=1.0, prefer=0.0)
 
 
 def dpo(beta: Number) -> Preference:
-    """DPO, z = beta * (logp - ref of the forgotten - that of the preferred): weights 1 and -1 at the reference."""
+    """DPO, z = beta * (logp - ref of the forgotten - that of the preferred): weights 1 and -1 at
+    the reference.
+    """
     return validate_pair(_corner(beta, 0.0, *PAIRED_CORNERS["dpo"]))
 
 
 def simpo(beta: Number, gamma: Number = 0.0) -> Preference:
-    """SimPO, z = beta * (logp/length of the forgotten - that of the preferred) + gamma (Meng et al. 2024)."""
+    """SimPO, z = beta * (logp/length of the forgotten - that of the preferred) + gamma (Meng et
+    al. 2024).
+    """
     return validate_pair(_corner(beta, gamma, *PAIRED_CORNERS["simpo"]))
 
 
 def idk() -> Preference:
-    """Fine-tuning on refusals, loss = -logp/length of the preferred: TOFU's "IDK" (Maini et al. 2024)."""
+    """Fine-tuning on refusals, loss = -logp/length of the preferred: TOFU's "IDK" (Maini et al.
+    2024).
+    """
     return _corner(0.0, 0.0, *PAIRED_LIMITS["idk"])
 
 
 def validate_pair(preference: Preference) -> Preference:
-    """Return the objective if its fields lie where they may; else raise `InvalidInput`, also if nothing enters."""
-    require(isinstance(preference, Preference), "objective", preference, "a Preference, such as dpo(0.1)")
+    """Return the objective if its fields lie where they may; else raise `InvalidInput`, also if
+    nothing enters.
+    """
+    require(
+        isinstance(preference, Preference),
+        "objective",
+        preference,
+        "a Preference, such as dpo(0.1)",
+    )
     validate(preference.objective)
     for name in ("forget", "prefer"):
         value = getattr(preference, name)

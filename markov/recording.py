@@ -1,4 +1,6 @@
-"""What is recorded of a run while it unlearns: log-probabilities of fixed examples, distances and gradient norms."""
+"""What is recorded of a run while it unlearns: log-probabilities of fixed examples, distances
+and gradient norms.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,18 @@ from markov.models import Model, Parameters
 from markov.numerics import VECTOR
 from markov.objectives import Number, Objective, SequenceLogProbs
 
-CHUNK = 64  # sequences per forward pass without gradients: the activations of a layer stay in the processor's cache
+# sequences per forward pass without gradients: the activations of a layer stay in the processor's
+# cache
+CHUNK = 64
 
 
 class Probe(NamedTuple):
-    """Fixed test sequences of one component with the laws that the model is compared with at every position.
+    """Fixed test sequences of one component with the laws that the model is compared with at every
+    position.
 
-    `truth` are the rows of the component's chain, `retrained` and `reference` the logs of the laws of the retrained and
-    of the reference model; `forgotten` says whether unlearning pushes on the component, so that its gradient is worth
-    measuring.
+    `truth` are the rows of the component's chain, `retrained` and `reference` the logs of the laws
+    of the retrained and of the reference model; `forgotten` says whether unlearning pushes on the
+    component, so that its gradient is worth measuring.
     """
 
     tokens: Int64[Tensor, "count time"]
@@ -44,9 +49,10 @@ class Record(NamedTuple):
 class Trajectory(NamedTuple):
     """What an ensemble leaves behind; step 0 is the reference model (nats).
 
-    `kl_to_truth` is the mean over test tokens of KL(true row || model), `kl_to_retrained` that of KL(retrained model ||
-    model), `kl_to_reference` that of KL(reference model || model), `gradient_norm` the norm of the gradient of a
-    component's mean loss; `batch_weight` are the weights that the steps themselves used, longest sequences first.
+    `kl_to_truth` is the mean over test tokens of KL(true row || model), `kl_to_retrained` that of
+    KL(retrained model || model), `kl_to_reference` that of KL(reference model || model),
+    `gradient_norm` the norm of the gradient of a component's mean loss; `batch_weight` are the
+    weights that the steps themselves used, longest sequences first.
     """
 
     step: Int64[Tensor, " recorded"]
@@ -71,13 +77,17 @@ def log_laws(
     return torch.cat([model.logits(one, part)[0].log_softmax(-1) for part in parts])
 
 
-def mean_kl(truth: Float[Tensor, "*tokens states"], model: Float[Tensor, "*tokens states"]) -> Float[Tensor, ""]:
+def mean_kl(
+    truth: Float[Tensor, "*tokens states"], model: Float[Tensor, "*tokens states"]
+) -> Float[Tensor, ""]:
     """Mean over tokens of KL(truth || model) (nats); both laws are given by their logs."""
     return (truth.exp() * (truth - model)).sum(-1).mean()
 
 
 def kl_to_truth(probe: Probe, laws: Float[Tensor, "count time-1 states"]) -> Float[Tensor, ""]:
-    """Mean over the probe's tokens of KL(true row || law) (nats), the distance of the paper's Figure 5."""
+    """Mean over the probe's tokens of KL(true row || law) (nats), the distance of the paper's
+    Figure 5.
+    """
     return mean_kl(probe.truth.to(laws).log()[probe.tokens[:, :-1]], laws)
 
 
@@ -91,8 +101,9 @@ def record(
 ) -> Record:
     """Evaluate every run on its own probes.
 
-    `objective` has fields of shape (runs, 1). `reference` are the probes' log-probabilities under the reference model
-    (default: the model as it is now). Gradient norms are nan unless `gradient_examples` is positive.
+    `objective` has fields of shape (runs, 1). `reference` are the probes' log-probabilities under
+    the reference model (default: the model as it is now). Gradient norms are nan unless
+    `gradient_examples` is positive.
     """
     rows = []
     for run, own in enumerate(probes):
@@ -100,10 +111,14 @@ def record(
         for probe in own:
             laws = log_laws(model, parameters, probe.tokens, run)
             logps.append(laws.gather(-1, probe.tokens[:, 1:, None]).squeeze(-1).sum(-1))
-            kept = (mean_kl(laws_of.to(laws), laws) for laws_of in (probe.retrained, probe.reference))
+            kept = (
+                mean_kl(laws_of.to(laws), laws) for laws_of in (probe.retrained, probe.reference)
+            )
             distances.append(torch.stack([kl_to_truth(probe, laws), *kept]))
         rows.append((torch.cat(logps), *torch.stack(distances, dim=-1)))
-    logp, truth, retrained, reference_kl = (torch.stack(column) for column in zip(*rows, strict=True))
+    logp, truth, retrained, reference_kl = (
+        torch.stack(column) for column in zip(*rows, strict=True)
+    )
     norms = torch.full_like(truth, torch.nan)
     if gradient_examples:
         reference = logp if reference is None else reference
@@ -119,10 +134,11 @@ def gradient_norms(
     examples: int,
     reference: Float[Tensor, "runs examples"],
 ) -> Float[Tensor, "runs components"]:
-    """|grad of the mean loss| over the first `examples` probe sequences of each forgotten component, nan for others.
+    """|grad of the mean loss| over the first `examples` probe sequences of each forgotten
+    component, nan for others.
 
-    A mean over few examples keeps some of their noise, as the batch of a training step does: compare components at one
-    number of examples only.
+    A mean over few examples keeps some of their noise, as the batch of a training step does:
+    compare components at one number of examples only.
     """
     norms, first = [], 0
     for index, probe in enumerate(probes[0]):
@@ -143,15 +159,22 @@ def gradient_norms(
 def example_gradient_norms(
     model: Model, parameters: Parameters, tokens: Int64[Tensor, "count time"], run: int = 0
 ) -> Float[Tensor, " count"]:
-    """|grad log pi(y|x)| of every sequence by itself over all parameters of one run; the first token is context.
+    """|grad log pi(y|x)| of every sequence by itself over all parameters of one run; the first
+    token is context.
 
-    Every sequence is given a run of its own, so that the ensemble's leading axis yields per-example gradients.
+    Every sequence is given a run of its own, so that the ensemble's leading axis yields per-example
+    gradients.
     """
     norms = []
     for part in tokens.split(CHUNK):
-        own = {name: value[run].detach().expand(len(part), *value.shape[1:]) for name, value in parameters.items()}
+        own = {
+            name: value[run].detach().expand(len(part), *value.shape[1:])
+            for name, value in parameters.items()
+        }
         own = {name: value.clone().requires_grad_() for name, value in own.items()}
-        logp = score(model, own, part[:, None], torch.ones_like(part[:, None, 1:], dtype=torch.bool)).logp
+        logp = score(
+            model, own, part[:, None], torch.ones_like(part[:, None, 1:], dtype=torch.bool)
+        ).logp
         norms.append(_norm(torch.autograd.grad(logp.sum(), [*own.values()])))
     return torch.cat(norms)
 
@@ -161,12 +184,14 @@ def loss_and_weight(
 ) -> tuple[Float[Tensor, "runs batch"], Float[Tensor, "runs batch"]]:
     """Loss of every response and its d loss / d logp, to the last bit as of each run alone.
 
-    The fields of `seq` have shape (runs, batch). The last response is repeated until every run fills
-    whole vectors (see `markov.numerics.VECTOR`), and the repetitions are dropped.
+    The fields of `seq` have shape (runs, batch). The last response is repeated until every run
+    fills whole vectors (see `markov.numerics.VECTOR`), and the repetitions are dropped.
     """
     count = seq.logp.shape[-1]
     spare = (*seq.logp.shape[:-1], -count % VECTOR)
-    full = SequenceLogProbs(*(torch.cat([field, field[..., -1:].detach().expand(spare)], dim=-1) for field in seq))
+    full = SequenceLogProbs(
+        *(torch.cat([field, field[..., -1:].detach().expand(spare)], dim=-1) for field in seq)
+    )
     own = Objective(*(_like(field, full.logp) for field in objective))
     return own.loss(full)[..., :count], own.weight(full)[..., :count]
 
@@ -178,7 +203,9 @@ def score(
     mask: Tensor,
     ref: Float[Tensor, "runs batch"] | float = 0.0,
 ) -> SequenceLogProbs:
-    """Log-probability of the masked tokens given their prefixes, summed over each sequence, with gradients."""
+    """Log-probability of the masked tokens given their prefixes, summed over each sequence, with
+    gradients.
+    """
     logits = model.logits(parameters, tokens[..., :-1])
     return SequenceLogProbs.from_logits(logits, tokens[..., 1:], mask, ref=ref, check=False)
 
@@ -190,6 +217,7 @@ def _like(value: Number, like: Tensor) -> Tensor:
 
 def _norm(gradients: Sequence[Float[Tensor, "runs ..."]]) -> Float[Tensor, " runs"]:
     """The norm of each run's gradient, all tensors together."""
-    # Side by side for each run: how a sum along the first axis is taken depends on the number of runs.
+    # Side by side for each run: how a sum along the first axis is taken depends on the number of
+    # runs.
     squares = [gradient.flatten(1).square().sum(-1) for gradient in gradients]
     return torch.stack(squares, dim=-1).sum(-1).sqrt()

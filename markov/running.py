@@ -1,8 +1,9 @@
 """Run experiments: pretrain what is missing, unlearn in ensembles, return one table.
 
-Values that differ (objective, beta, seed, step size, leakage) go inside one ensemble; shapes that differ (states,
-lengths, width, number of steps) go to different ensembles, which joblib spreads over processes. Where there is a
-cluster, `joblib.parallel_config` chooses another backend (dask, ray).
+Values that differ (objective, beta, seed, step size, leakage) go inside one ensemble; shapes that
+differ (states, lengths, width, number of steps) go to different ensembles, which joblib spreads
+over processes. Where there is a cluster, `joblib.parallel_config` chooses another backend (dask,
+ray).
 """
 
 from __future__ import annotations
@@ -39,12 +40,15 @@ Work = TypeVar("Work")
 Result = TypeVar("Result")
 # What a trained model depends on: how its data are made and read, and how it is trained.
 TRAINED = ("markov.batching", "markov.cases", "markov.sweeps", "markov.training")
-MEMBERS = 8  # runs per ensemble at most: more gain little; how many there are, and which, changes no row
+# runs per ensemble at most: more gain little; how many there are, and which, changes no row
+MEMBERS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelJob:
-    """What a trained model depends on, and no more; `case` says nothing of components that the model never sees."""
+    """What a trained model depends on, and no more; `case` says nothing of components that the
+    model never sees.
+    """
 
     case: Case | Sweep
     model: Transformer | Tabular
@@ -53,11 +57,16 @@ class ModelJob:
 
 
 def model_jobs(experiment: Experiment) -> tuple[ModelJob, ModelJob]:
-    """The original model (all that pretraining sees) and the retrained one (retain data only) of an experiment."""
+    """The original model (all that pretraining sees) and the retrained one (retain data only) of
+    an experiment.
+    """
 
     def job(case: Case | Sweep) -> ModelJob:
         return ModelJob(
-            case=case, model=experiment.model, pretraining=experiment.pretraining, precision=experiment.precision
+            case=case,
+            model=experiment.model,
+            pretraining=experiment.pretraining,
+            precision=experiment.precision,
         )
 
     return job(experiment.case.original()), job(experiment.case.retrained())
@@ -71,40 +80,58 @@ def run(
     cache: Path | None = None,
     parts: Path | None = None,
 ) -> pd.DataFrame:
-    """Run all experiments; one row per run x step x component, in the order given (see `diagnostics.COLUMNS`).
+    """Run all experiments; one row per run x step x component, in the order given (see
+    `diagnostics.COLUMNS`).
 
-    Models are trained where `cache` (default: the user's cache folder) lacks them. `n_jobs` (-1: one per core) changes
-    the time, never a row. In the folder `parts`, if one is given, the table of each ensemble is kept once it is there,
-    and found by the next call with the same experiments: see `parts_of`.
+    Models are trained where `cache` (default: the user's cache folder) lacks them. `n_jobs` (-1:
+    one per core) changes the time, never a row. In the folder `parts`, if one is given, the table
+    of each ensemble is kept once it is there, and found by the next call with the same experiments:
+    see `parts_of`.
     """
     experiments = list(experiments)
     require(len(experiments) > 0, "experiments", experiments, "at least one")
     folder = models_folder(cache)
     wanted = dict.fromkeys(job for experiment in experiments for job in model_jobs(experiment))
     leftovers.clear(folder)
-    missing = [job for job in wanted if storage.read_kept(model_path(folder, job), storage.load_parameters) is None]
-    missing.sort(key=lambda job: -len(job.case.seen))  # the longest first, so that none is left over
-    # With one process the bar follows single steps; workers cannot draw on it, so there it counts models and ensembles.
+    missing = [
+        job
+        for job in wanted
+        if storage.read_kept(model_path(folder, job), storage.load_parameters) is None
+    ]
+    # the longest first, so that none is left over
+    missing.sort(key=lambda job: -len(job.case.seen))
+    # With one process the bar follows single steps; workers cannot draw on it, so there it counts
+    # models and ensembles.
     alone = progress and n_jobs == 1
     _parallel(partial(_pretrain, folder, alone), missing, n_jobs, progress, "pretraining")
     ensembles: dict[Any, list[int]] = {}
     for index, experiment in enumerate(experiments):
         ensembles.setdefault(_shape(experiment), []).append(index)
     for one in ensembles.values():
-        # Runs of one seed draw batches of the same lengths, so that all of them can be computed side by side.
+        # Runs of one seed draw batches of the same lengths, so that all of them can be computed
+        # side by side.
         one.sort(key=lambda index: experiments[index].seed)
-    chunks = [part.tolist() for one in ensembles.values() for part in np.array_split(one, -(-len(one) // MEMBERS))]
+    chunks = [
+        part.tolist()
+        for one in ensembles.values()
+        for part in np.array_split(one, -(-len(one) // MEMBERS))
+    ]
     jobs = [[experiments[index] for index in chunk] for chunk in chunks]
     work = partial(_table, folder, alone)
-    tables = _parallel(partial(_kept_table, parts, work) if parts else work, jobs, n_jobs, progress, "unlearning")
+    tables = _parallel(
+        partial(_kept_table, parts, work) if parts else work, jobs, n_jobs, progress, "unlearning"
+    )
     numbered = [
-        table.assign(run=table["run"].map(dict(enumerate(chunk)))) for table, chunk in zip(tables, chunks, strict=True)
+        table.assign(run=table["run"].map(dict(enumerate(chunk))))
+        for table, chunk in zip(tables, chunks, strict=True)
     ]
     return pd.concat(numbered).sort_values("run", kind="stable", ignore_index=True)
 
 
 def parts_of(experiments: Sequence[Experiment]) -> Path:
-    """The folder of the cache for parts of the table of these experiments; whoever has written it discards that."""
+    """The folder of the cache for parts of the table of these experiments; whoever has written
+    it discards that.
+    """
     return storage.unfinished(list(experiments), __name__)
 
 
@@ -114,12 +141,17 @@ def trajectory(
     cache: Path | None = None,
     on_step: Callable[[int, Parameters], None] | None = None,
 ) -> Trajectory:
-    """Run experiments of one shape as one ensemble, here and now; `on_step` as in `training.unlearn`.
+    """Run experiments of one shape as one ensemble, here and now; `on_step` as in
+    `training.unlearn`.
 
     Raises `InvalidInput` where they differ in more than values.
     """
     with one_thread():
-        return _unlearn(experiments, [_member(models_folder(cache), experiment) for experiment in experiments], on_step)
+        return _unlearn(
+            experiments,
+            [_member(models_folder(cache), experiment) for experiment in experiments],
+            on_step,
+        )
 
 
 def models_folder(cache: Path | None = None) -> Path:
@@ -128,7 +160,9 @@ def models_folder(cache: Path | None = None) -> Path:
 
 
 def model_path(folder: Path, job: ModelJob) -> Path:
-    """The file of a trained model: named by all its settings and by the code behind its data and its training."""
+    """The file of a trained model: named by all its settings and by the code behind its data and
+    its training.
+    """
     return folder / f"{storage.fingerprint(job, *TRAINED)}.safetensors"
 
 
@@ -163,18 +197,28 @@ def _pretrain(folder: Path, progress: bool, job: ModelJob) -> None:
 
 
 def _table(folder: Path, progress: bool, experiments: Sequence[Experiment]) -> pd.DataFrame:
-    with one_thread(), _steps_bar(experiments[0].steps, f"{len(experiments)} runs", progress) as tick:
+    with (
+        one_thread(),
+        _steps_bar(experiments[0].steps, f"{len(experiments)} runs", progress) as tick,
+    ):
         members = [_member(folder, experiment) for experiment in experiments]
         found = _unlearn(experiments, members, tick)
-        retrained = [[float(kl_to_truth(probe, probe.retrained)) for probe in member.probes] for member in members]
+        retrained = [
+            [float(kl_to_truth(probe, probe.retrained)) for probe in member.probes]
+            for member in members
+        ]
     ideal = [list(ideal_forget_quality(experiment.case).values()) for experiment in experiments]
     return diagnostics.table(experiments, found, retrained, ideal)
 
 
 def _kept_table(
-    parts: Path, work: Callable[[Sequence[Experiment]], pd.DataFrame], experiments: Sequence[Experiment]
+    parts: Path,
+    work: Callable[[Sequence[Experiment]], pd.DataFrame],
+    experiments: Sequence[Experiment],
 ) -> pd.DataFrame:
-    """The table of an ensemble, from `parts` or made now and kept there; the same to the last bit in both cases."""
+    """The table of an ensemble, from `parts` or made now and kept there; the same to the last
+    bit in both cases.
+    """
     path = parts / f"{storage.fingerprint(list(experiments))}.parquet"
     if storage.read_kept(path, storage.read_table) is None:
         storage.write_table(work(experiments), path, {})
@@ -184,10 +228,17 @@ def _kept_table(
 
 
 def _unlearn(
-    experiments: Sequence[Experiment], members: Sequence[Run], on_step: Callable[[int, Parameters], None] | None
+    experiments: Sequence[Experiment],
+    members: Sequence[Run],
+    on_step: Callable[[int, Parameters], None] | None,
 ) -> Trajectory:
     shapes = {_shape(experiment) for experiment in experiments}
-    require(len(shapes) == 1, "experiments", f"{len(shapes)} shapes", "experiments that differ in values only")
+    require(
+        len(shapes) == 1,
+        "experiments",
+        f"{len(shapes)} shapes",
+        "experiments that differ in values only",
+    )
     first = experiments[0]
     return unlearn(
         first.model,
@@ -225,7 +276,9 @@ def _member(folder: Path, experiment: Experiment) -> Run:
 def _shape(experiment: Experiment) -> tuple[Any, ...]:
     """What the members of an ensemble must share: all but the values that they may differ in."""
     free = {"case", "objective", "pretraining", "seed", "learning_rate", "retain_weight"}
-    return experiment.case.shape + tuple(value for name, value in vars(experiment).items() if name not in free)
+    return experiment.case.shape + tuple(
+        value for name, value in vars(experiment).items() if name not in free
+    )
 
 
 def _parallel(
@@ -234,14 +287,18 @@ def _parallel(
     bar = tqdm(total=len(jobs), desc=label, disable=None if progress and jobs else True)
     results = []
     with bar:
-        for result in joblib.Parallel(n_jobs=n_jobs, return_as="generator")(joblib.delayed(work)(job) for job in jobs):
+        for result in joblib.Parallel(n_jobs=n_jobs, return_as="generator")(
+            joblib.delayed(work)(job) for job in jobs
+        ):
             results.append(result)
             bar.update()
     return results
 
 
 @contextmanager
-def _steps_bar(steps: int, label: str, progress: bool) -> Iterator[Callable[[int, Parameters], None]]:
+def _steps_bar(
+    steps: int, label: str, progress: bool
+) -> Iterator[Callable[[int, Parameters], None]]:
     with tqdm(total=steps, desc=label, leave=False, disable=None if progress else True) as bar:
 
         def tick(step: int, parameters: Parameters) -> None:

@@ -1,4 +1,5 @@
-"""What an experiment is run on, as far as running needs to know: chains, data, and what each kind of model sees of it.
+"""What an experiment is run on, as far as running needs to know: chains, data, and what each kind
+of model sees of it.
 
 `markov.cases.Case` is the paper's study, `markov.sweeps.Sweep` a mixture of many components.
 """
@@ -15,17 +16,20 @@ from markov.chains import MarkovChain
 
 
 class Data(NamedTuple):
-    """Sequences of each component by its name; those of one component have one length: no padding."""
+    """Sequences of each component by its name; those of one component have one length: no
+    padding.
+    """
 
     train: dict[str, Int64[Tensor, "count length"]]
     test: dict[str, Int64[Tensor, "count length"]]
 
 
 class Study(Protocol):
-    """What running needs of the chains and data of an experiment; its components begin with "retain".
+    """What running needs of the chains and data of an experiment; its components begin with
+    "retain".
 
-    `lengths` count tokens, so |y| = length - 1; `counts` are in proportion to how often unlearning draws a component;
-    studies of one `shape` can be run in one ensemble.
+    `lengths` count tokens, so |y| = length - 1; `counts` are in proportion to how often unlearning
+    draws a component; studies of one `shape` can be run in one ensemble.
     """
 
     @property
@@ -58,7 +62,9 @@ class Study(Protocol):
         ...
 
     def original(self) -> Study:
-        """This study without what its pretrained model does not depend on: equal values share a model."""
+        """This study without what its pretrained model does not depend on: equal values share a
+        model.
+        """
         ...
 
     def retrained(self) -> Study:
@@ -67,10 +73,12 @@ class Study(Protocol):
 
 
 def ideal_forget_quality(case: Study) -> dict[str, float]:
-    """`kl_to_truth` of a model that knows the retain chain and nothing else, by component (nats per token).
+    """`kl_to_truth` of a model that knows the retain chain and nothing else, by component (nats per
+    token).
 
-    The closed form sum_t E KL(true row || retain row) / (length - 1); 0 on retain. The retrained model of the
-    paper's Figure 5 should land on it, and a forget quality past it is over-forgetting.
+    The closed form sum_t E KL(true row || retain row) / (length - 1); 0 on retain. The retrained
+    model of the paper's Figure 5 should land on it, and a forget quality past it is
+    over-forgetting.
     """
     chains = case.chains()
     return {

@@ -1,9 +1,11 @@
-"""Forget mixtures of many components that differ in one thing only: response length, or memorisation.
+"""Forget mixtures of many components that differ in one thing only: response length, or
+memorisation.
 
-Each component lives on a set of states of its own, all sets of one size, so that by symmetry nothing but the swept
-quantity tells two components apart. Lengths are compared at equal memorisation: pretraining sees as many *tokens* of a
-component of short responses as of one of long responses, hence more of its sequences. In unlearning every component
-has as many *sequences* as every other, since the law weighs responses.
+Each component lives on a set of states of its own, all sets of one size, so that by symmetry
+nothing but the swept quantity tells two components apart. Lengths are compared at equal
+memorisation: pretraining sees as many *tokens* of a component of short responses as of one of long
+responses, hence more of its sequences. In unlearning every component has as many *sequences* as
+every other, since the law weighs responses.
 """
 
 from __future__ import annotations
@@ -22,11 +24,13 @@ from markov.studies import Data
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Components forget1, forget2, ... with `scored[i]` scored tokens and a share `shares[i]` seen by pretraining.
+    """Components forget1, forget2, ... with `scored[i]` scored tokens and a share `shares[i]` seen
+    by pretraining.
 
-    Of each component pretraining sees `shares[i]` of `tokens` scored training tokens, and unlearning pushes on
-    `forget_count` training sequences, of the component named `alone` only where one is named. Raises `InvalidInput` for
-    numbers that do not fit together. Chains as in the paper's appendix H, with less leakage.
+    Of each component pretraining sees `shares[i]` of `tokens` scored training tokens, and
+    unlearning pushes on `forget_count` training sequences, of the component named `alone` only
+    where one is named. Raises `InvalidInput` for numbers that do not fit together. Chains as in the
+    paper's appendix H, with less leakage.
     """
 
     name: str
@@ -43,21 +47,48 @@ class Sweep:
 
     def __post_init__(self) -> None:
         require(isinstance(self.name, str), "name", self.name, "a text")
-        counts = ("tokens", "retain_scored", "retain_tokens", "forget_count", "test_count", "set_size")
+        counts = (
+            "tokens",
+            "retain_scored",
+            "retain_tokens",
+            "forget_count",
+            "test_count",
+            "set_size",
+        )
         require_all_whole(self, **dict.fromkeys(counts, 1))
         # Tuples, since a sweep is a value: models and results are looked up by it.
         whole = isinstance(self.scored, tuple) and all(is_whole(count, 1) for count in self.scored)
-        require(whole and len(self.scored) >= 1, "scored", self.scored, "a tuple of whole numbers of at least 1")
+        require(
+            whole and len(self.scored) >= 1,
+            "scored",
+            self.scored,
+            "a tuple of whole numbers of at least 1",
+        )
         object.__setattr__(self, "scored", tuple(map(int, self.scored)))
         paired = isinstance(self.shares, tuple) and len(self.shares) == len(self.scored)
         require(paired, "shares", self.shares, f"a tuple, one for each of {len(self.scored)}")
         proper = all(is_number(share) and 0 <= share <= 1 for share in self.shares)
         require(proper, "shares", self.shares, "numbers from 0 to 1")
         most = self.tokens // max(self.scored)
-        require(self.forget_count <= most, "forget_count", self.forget_count, f"at most tokens / max(scored) = {most}")
+        require(
+            self.forget_count <= most,
+            "forget_count",
+            self.forget_count,
+            f"at most tokens / max(scored) = {most}",
+        )
         names = tuple(self._forget)
-        require(self.alone is None or self.alone in names, "alone", self.alone, f"None or one of {names}")
-        require(self.retain_tokens >= self.retain_scored, "retain_tokens", self.retain_tokens, "at least retain_scored")
+        require(
+            self.alone is None or self.alone in names,
+            "alone",
+            self.alone,
+            f"None or one of {names}",
+        )
+        require(
+            self.retain_tokens >= self.retain_scored,
+            "retain_tokens",
+            self.retain_tokens,
+            "at least retain_scored",
+        )
         self.chains()  # the chains know what leakage may be
 
     @property
@@ -71,8 +102,12 @@ class Sweep:
 
     @property
     def lengths(self) -> dict[str, int]:
-        """Tokens in a sequence of the retain data and of each component that unlearning pushes on."""
-        chosen = {name: scored + 1 for name, scored in self._forget.items() if self.alone in (None, name)}
+        """Tokens in a sequence of the retain data and of each component that unlearning pushes
+        on.
+        """
+        chosen = {
+            name: scored + 1 for name, scored in self._forget.items() if self.alone in (None, name)
+        }
         return {"retain": self.retain_scored + 1, **chosen}
 
     @property
@@ -83,12 +118,21 @@ class Sweep:
     @property
     def seen(self) -> tuple[str, ...]:
         """The components that pretraining sees anything of."""
-        return ("retain", *(name for name, count in zip(self._forget, self._shown(), strict=True) if count > 0))
+        return (
+            "retain",
+            *(name for name, count in zip(self._forget, self._shown(), strict=True) if count > 0),
+        )
 
     @property
     def shape(self) -> tuple[object, ...]:
         """What the members of an ensemble share."""
-        return (*self.lengths.values(), self.retain_tokens, self.forget_count, self.test_count, self.states)
+        return (
+            *self.lengths.values(),
+            self.retain_tokens,
+            self.forget_count,
+            self.test_count,
+            self.states,
+        )
 
     def chains(self) -> tuple[MarkovChain, ...]:
         """The chain of each component of `lengths`."""
@@ -96,7 +140,9 @@ class Sweep:
         return tuple(self._chain(places[name]) for name in self.lengths)
 
     def mixture(self) -> Mixture:
-        """The law of the pretraining data: the components it sees, weighted by their counts of sequences."""
+        """The law of the pretraining data: the components it sees, weighted by their counts of
+        sequences.
+        """
         counts = [self.retain_tokens // self.retain_scored, *self._shown()]
         lengths = [self.retain_scored + 1, *(scored + 1 for scored in self.scored)]
         seen = [place for place, count in enumerate(counts) if count > 0]
@@ -107,19 +153,28 @@ class Sweep:
         )
 
     def sample(self, seed: int) -> Data:
-        """Draw every component; its tokens depend on the seed, its chain, its length and its own count only."""
+        """Draw every component; its tokens depend on the seed, its chain, its length and its own
+        count only.
+        """
         require_whole(seed, "seed")
         train, test = {}, {}
-        for place, (name, scored) in enumerate({"retain": self.retain_scored, **self._forget}.items()):
+        for place, (name, scored) in enumerate(
+            {"retain": self.retain_scored, **self._forget}.items()
+        ):
             count = (self.tokens if place else self.retain_tokens) // scored
-            tokens = self._chain(place).sample(count + self.test_count, scored + 1, component_generator(seed, place))
+            tokens = self._chain(place).sample(
+                count + self.test_count, scored + 1, component_generator(seed, place)
+            )
             train[name], test[name] = tokens.tensor_split([count])
         return Data(train, test)
 
     def pretraining_data(self, data: Data) -> list[Int64[Tensor, "count length"]]:
         """The retain sequences, and of each component the share that pretraining sees."""
         shown = zip(self._forget, self._shown(), strict=True)
-        return [data.train["retain"], *(data.train[name][:count] for name, count in shown if count > 0)]
+        return [
+            data.train["retain"],
+            *(data.train[name][:count] for name, count in shown if count > 0),
+        ]
 
     def forget_data(self, data: Data) -> list[Int64[Tensor, "count length"]]:
         """As many training sequences of each component that unlearning pushes on."""
@@ -130,7 +185,9 @@ class Sweep:
         return replace(self, name="", alone=None, forget_count=1)
 
     def retrained(self) -> Sweep:
-        """The same where pretraining sees the retain data only: sweeps of as many components share it."""
+        """The same where pretraining sees the retain data only: sweeps of as many components
+        share it.
+        """
         nothing = len(self.scored)
         return replace(self.original(), scored=(1,) * nothing, shares=(0.0,) * nothing, tokens=1)
 

@@ -1,7 +1,9 @@
-"""The theory of the shipped law, proved: symbols go through `Objective.logit` itself, so code and proof cannot drift.
+"""The theory of the shipped law, proved: symbols go through `Objective.logit` itself, so code and
+proof cannot drift.
 
-Each function returns a `Theorem`, an equality that sympy proves when asked whether it `holds`, and that shows itself as
-LaTeX in a notebook. Symbols: log pi(y|x) and log pi_ref(y|x) in nats, |y| > 0, beta > 0, gamma real.
+Each function returns a `Theorem`, an equality that sympy proves when asked whether it `holds`, and
+that shows itself as LaTeX in a notebook. Symbols: log pi(y|x) and log pi_ref(y|x) in nats, |y| > 0,
+beta > 0, gamma real.
 """
 
 from __future__ import annotations
@@ -38,8 +40,12 @@ class Theorem(NamedTuple):
 
 
 def is_zero(expression: sp.Expr) -> bool:
-    """Whether an expression vanishes identically: rewritten in u = e^z it is rational, and cancellation decides."""
-    together = sp.powsimp(sp.expand(sp.together(sp.expand_log(sp.powdenest(expression, force=True), force=True))))
+    """Whether an expression vanishes identically: rewritten in u = e^z it is rational, and
+    cancellation decides.
+    """
+    together = sp.powsimp(
+        sp.expand(sp.together(sp.expand_log(sp.powdenest(expression, force=True), force=True)))
+    )
     return sp.simplify(together) == 0
 
 
@@ -61,60 +67,91 @@ def loss(objective: Objective) -> Any:
 
 
 def centered_loss(objective: Objective) -> Any:
-    """(2 / beta) (log(1 + e^z) - log(1 + e^gamma)): the loss less its value at score 0, a constant of the model."""
+    """(2 / beta) (log(1 + e^z) - log(1 + e^gamma)): the loss less its value at score 0, a
+    constant of the model.
+    """
     beta: Any = sp.sympify(objective.beta)
     return loss(objective) - 2 / beta * sp.log(1 + sp.exp(sp.sympify(objective.gamma)))
 
 
 def weight(objective: Objective, logp: Any = LOGP, ref: Any = REF) -> Any:
     """2 sigmoid(z) / |y|^normalize."""
-    return 2 / (1 + sp.exp(-logit(objective, logp, ref))) / LENGTH ** sp.sympify(objective.normalize)
+    return (
+        2 / (1 + sp.exp(-logit(objective, logp, ref))) / LENGTH ** sp.sympify(objective.normalize)
+    )
 
 
 def weight_is_slope(name: str) -> Theorem:
     """The weight is the slope of the loss, at a corner with any margin."""
     objective = corner(name, GAMMA)
     slope = sp.diff(loss(objective), LOGP)
-    return Theorem(slope, weight(objective), "the weight is d loss / d logp", "Fan et al. 2025, section 4")
+    return Theorem(
+        slope, weight(objective), "the weight is d loss / d logp", "Fan et al. 2025, section 4"
+    )
 
 
 def weight_grows(name: str) -> Theorem:
-    """d weight / d logp = beta w (2 - w |y|^n) / (2 |y|^n) > 0 since 0 < w < 2 / |y|^n: less likely, less pushed."""
+    """d weight / d logp = beta w (2 - w |y|^n) / (2 |y|^n) > 0 since 0 < w < 2 / |y|^n: less
+    likely, less pushed.
+    """
     objective = corner(name, GAMMA)
     scale, own = LENGTH ** sp.sympify(objective.normalize), weight(objective)
     grown = BETA * own * (2 / scale - own) / 2
-    meaning = "the weight grows with logp, as both factors on the right are positive: what is forgotten is pushed less"
+    meaning = (
+        "the weight grows with logp, as both factors on the right are positive: what is "
+        "forgotten is pushed less"
+    )
     return Theorem(sp.diff(own, LOGP), grown, meaning, "this project")
 
 
 def npo_published() -> Theorem:
     """NPO's weight as printed: 2 pi^beta / (pi^beta + pi_ref^beta)."""
     pi, ref = sp.exp(BETA * LOGP), sp.exp(BETA * REF)
-    return Theorem(weight(corner("npo")), 2 * pi / (pi + ref), "NPO's published weight", "Zhang et al. 2024, section 3")
+    return Theorem(
+        weight(corner("npo")),
+        2 * pi / (pi + ref),
+        "NPO's published weight",
+        "Zhang et al. 2024, section 3",
+    )
 
 
 def simnpo_published() -> Theorem:
-    """SimNPO's weight as printed, with its margin: 2 pi^(beta/|y|) e^gamma / (1 + pi^(beta/|y|) e^gamma) / |y|."""
+    """SimNPO's weight as printed, with its margin: 2 pi^(beta/|y|) e^gamma / (1 + pi^(beta/|y|)
+    e^gamma) / |y|.
+    """
     pi = sp.exp(BETA * LOGP / LENGTH + GAMMA)
     printed = 2 * pi / (1 + pi) / LENGTH
-    return Theorem(weight(corner("simnpo", GAMMA)), printed, "SimNPO's published weight", "Fan et al. 2025, section 4")
+    return Theorem(
+        weight(corner("simnpo", GAMMA)),
+        printed,
+        "SimNPO's published weight",
+        "Fan et al. 2025, section 4",
+    )
 
 
 def npo_starts_as_gradient_ascent() -> Theorem:
     """At pi = pi_ref NPO's weight is 1, whatever the example, its length and beta: failure (b)."""
     start = weight(corner("npo"), logp=REF)
-    return Theorem(start, sp.Integer(1), "NPO starts out as gradient ascent", "Fan et al. 2025, section 4 (L2)")
+    return Theorem(
+        start, sp.Integer(1), "NPO starts out as gradient ascent", "Fan et al. 2025, section 4 (L2)"
+    )
 
 
 def simnpo_starts_weighted() -> Theorem:
     """At pi = pi_ref SimNPO's weight already depends on likelihood and length."""
     start = weight(corner("simnpo"), logp=REF)
     expected = 2 / (1 + sp.exp(-BETA * REF / LENGTH)) / LENGTH
-    return Theorem(start, expected, "SimNPO weighs examples from the first step on", "Fan et al. 2025, section 4")
+    return Theorem(
+        start,
+        expected,
+        "SimNPO weighs examples from the first step on",
+        "Fan et al. 2025, section 4",
+    )
 
 
 def small_beta_loss(name: str) -> Theorem:
-    """beta -> 0 of the centred loss: 2 sigmoid(gamma) (logp - reference ref) / |y|^normalize; GA at gamma = 0.
+    """beta -> 0 of the centred loss: 2 sigmoid(gamma) (logp - reference ref) / |y|^normalize; GA at
+    gamma = 0.
 
     For NPO this is Proposition 1 of the NPO paper: loss - (2/beta) log 2 -> logp - ref.
     """
@@ -123,8 +160,16 @@ def small_beta_loss(name: str) -> Theorem:
     # With z = gamma + beta s the quotient is 0/0 at beta = 0; its limit is the derivative there.
     slope: Any = sp.diff(sp.log(1 + sp.exp(logit(objective))), BETA).subs(BETA, 0)
     limit = 2 * slope
-    meaning = "as beta -> 0 the centred loss becomes gradient ascent, weighted by 1/|y| where the length is normalised"
-    return Theorem(limit, 2 / (1 + sp.exp(-GAMMA)) * score, meaning, "Zhang et al. 2024, Proposition 1; Fan et al., F")
+    meaning = (
+        "as beta -> 0 the centred loss becomes gradient ascent, weighted by 1/|y| where the "
+        "length is normalised"
+    )
+    return Theorem(
+        limit,
+        2 / (1 + sp.exp(-GAMMA)) * score,
+        meaning,
+        "Zhang et al. 2024, Proposition 1; Fan et al., F",
+    )
 
 
 def small_beta_weight(name: str) -> Theorem:
@@ -132,43 +177,69 @@ def small_beta_weight(name: str) -> Theorem:
     objective = corner(name, GAMMA)
     limit = sp.limit(weight(objective), BETA, 0)
     expected = 2 / (1 + sp.exp(-GAMMA)) / LENGTH ** sp.sympify(objective.normalize)
-    return Theorem(limit, expected, "as beta -> 0 every example of a length weighs the same", "Fan et al. 2025, F")
+    return Theorem(
+        limit,
+        expected,
+        "as beta -> 0 every example of a length weighs the same",
+        "Fan et al. 2025, F",
+    )
 
 
 def simnpo_bound() -> Theorem:
-    """The supremum of SimNPO's weight over probabilities, reached at pi = 1 since the weight grows with logp.
+    """The supremum of SimNPO's weight over probabilities, reached at pi = 1 since the weight grows
+    with logp.
 
-    It is 2 sigmoid(gamma) / |y|: at gamma = 0 the bound is 1 / |y|, and the printed 2 / |y| is loose by a factor of 2;
-    that one is approached only as gamma -> infinity.
+    It is 2 sigmoid(gamma) / |y|: at gamma = 0 the bound is 1 / |y|, and the printed 2 / |y| is
+    loose by a factor of 2; that one is approached only as gamma -> infinity.
     """
     top = weight(corner("simnpo", GAMMA), logp=sp.Integer(0))
-    meaning = "SimNPO's weight is at most 2 sigmoid(gamma)/|y|, 1/|y| at gamma = 0; the printed bound 2/|y| is loose"
-    return Theorem(top, 2 / (1 + sp.exp(-GAMMA)) / LENGTH, meaning, "correction to Fan et al. 2025, section 4")
+    meaning = (
+        "SimNPO's weight is at most 2 sigmoid(gamma)/|y|, 1/|y| at gamma = 0; the printed "
+        "bound 2/|y| is loose"
+    )
+    return Theorem(
+        top, 2 / (1 + sp.exp(-GAMMA)) / LENGTH, meaning, "correction to Fan et al. 2025, section 4"
+    )
 
 
 def bound(name: str) -> Theorem:
-    """The weight never reaches its limit as z grows, 2 / |y|^n: printed as 2 for NPO, 2 / |y| for SimNPO."""
+    """The weight never reaches its limit as z grows, 2 / |y|^n: printed as 2 for NPO, 2 / |y|
+    for SimNPO.
+    """
     objective = corner(name, GAMMA)
     scale = LENGTH ** sp.sympify(objective.normalize)
-    # At the logp where z = -log u the weight is a rational function of u, which falls to 0 as z grows.
+    # At the logp where z = -log u the weight is a rational function of u, which falls to 0 as z
+    # grows.
     fallen = sp.Symbol("u", positive=True)
     logp = (-sp.log(fallen) - GAMMA) / BETA * scale + objective.reference * REF
     limit = sp.limit(sp.simplify(weight(objective, logp=logp)), fallen, 0)
-    meaning = "the weight stays below 2/|y|^n, which it nears where a response is far likelier than the reference says"
-    return Theorem(limit, 2 / scale, meaning, "Zhang et al. 2024, section 3; Fan et al. 2025, section 4")
+    meaning = (
+        "the weight stays below 2/|y|^n, which it nears where a response is far likelier "
+        "than the reference says"
+    )
+    return Theorem(
+        limit, 2 / scale, meaning, "Zhang et al. 2024, section 3; Fan et al. 2025, section 4"
+    )
 
 
 def tight_bound(name: str) -> Theorem:
-    """What the weight is at most while pi <= pi_ref (with a reference) or pi <= 1 (without): 2 sigmoid(gamma) / |y|^n.
+    """What the weight is at most while pi <= pi_ref (with a reference) or pi <= 1 (without): 2
+    sigmoid(gamma) / |y|^n.
 
-    The weight grows with logp (`weight_grows`), so its largest value is at the end. At gamma = 0 that is 1 / |y|^n,
-    half of the printed bound: for SimNPO always, for NPO as long as nothing is likelier than it was.
+    The weight grows with logp (`weight_grows`), so its largest value is at the end. At gamma = 0
+    that is 1 / |y|^n, half of the printed bound: for SimNPO always, for NPO as long as nothing is
+    likelier than it was.
     """
     objective = corner(name, GAMMA)
     end = REF * sp.sympify(objective.reference)
     right = 2 / (1 + sp.exp(-GAMMA)) / LENGTH ** sp.sympify(objective.normalize)
-    meaning = "while nothing is likelier than under the reference (or certain, without one) the weight is at most this"
-    return Theorem(weight(objective, logp=end), right, meaning, "correction to Fan et al. 2025, section 4")
+    meaning = (
+        "while nothing is likelier than under the reference (or certain, without one) the "
+        "weight is at most this"
+    )
+    return Theorem(
+        weight(objective, logp=end), right, meaning, "correction to Fan et al. 2025, section 4"
+    )
 
 
 def released_margin() -> Theorem:
@@ -176,7 +247,12 @@ def released_margin() -> Theorem:
     code = sp.Symbol(r"\gamma_{\mathrm{code}}", real=True)
     released = 2 / BETA * sp.log(1 + sp.exp(BETA * (LOGP / LENGTH + code)))
     ours = loss(corner("simnpo", BETA * code))
-    return Theorem(released, ours, "gamma as published is beta times that of the released code", "released code, TOFU")
+    return Theorem(
+        released,
+        ours,
+        "gamma as published is beta times that of the released code",
+        "released code, TOFU",
+    )
 
 
 def _untyped(*values: Any) -> tuple[Any, ...]:

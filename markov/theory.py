@@ -1,16 +1,19 @@
-"""Rung 1, the scalar law: one response whose per-token log-probability theta is itself the parameter.
+"""Rung 1, the scalar law: one response whose per-token log-probability theta is itself the
+parameter.
 
-With logp = |y| theta, gradient flow on the loss of any `Objective` is d theta/dt = -|y| weight. In terms of the logit
-z, linear in theta with slope a = beta |y|^(1 - normalize), that is
+With logp = |y| theta, gradient flow on the loss of any `Objective` is d theta/dt = -|y| weight. In
+terms of the logit z, linear in theta with slope a = beta |y|^(1 - normalize), that is
 
     dz/dt = -k sigmoid(z),    k = 2 beta |y|^(2 - 2 normalize),
 
-and e^-z - z = e^-z0 - z0 + k t: solved by Wright's omega function, omega(s) + log omega(s) = s, as z = -log omega(s).
-So every corner of the family has a closed form; at beta = 0 theta falls linearly. The paper's appendix G keeps
-only e^z of the sigmoid, which gives theta = -log(1 + 2 beta |y|^2 t) / (beta |y|) for NPO.
+and e^-z - z = e^-z0 - z0 + k t: solved by Wright's omega function, omega(s) + log omega(s) = s, as
+z = -log omega(s). So every corner of the family has a closed form; at beta = 0 theta falls
+linearly. The paper's appendix G keeps only e^z of the sigmoid, which gives theta = -log(1 + 2 beta
+|y|^2 t) / (beta |y|) for NPO.
 
-Assumed: tokens share one parameter, and only this response is trained. What a network adds, interference between
-responses and a gradient of logp that does not grow as |y|, is what the other rungs measure. All functions broadcast.
+Assumed: tokens share one parameter, and only this response is trained. What a network adds,
+interference between responses and a gradient of logp that does not grow as |y|, is what the other
+rungs measure. All functions broadcast.
 """
 
 from __future__ import annotations
@@ -37,8 +40,9 @@ class Divergence(NamedTuple):
 def theta(objective: Objective, length: Any, time: Any, start: Any = -1.0) -> Array:
     """Per-token log-probability at a time of gradient flow (nats); the reference is the start.
 
-    theta(t) = theta_0 + (z(t) - z_0) / a, and theta_0 - 2 sigmoid(gamma) |y|^(1 - normalize) t at beta = 0. Raises
-    `InvalidInput` for an objective or a start that cannot be, a length below 1 or a negative time.
+    theta(t) = theta_0 + (z(t) - z_0) / a, and theta_0 - 2 sigmoid(gamma) |y|^(1 - normalize) t at
+    beta = 0. Raises `InvalidInput` for an objective or a start that cannot be, a length below 1 or
+    a negative time.
     """
     beta, gamma, _, normalize = (np.asarray(field, dtype=float) for field in validate(objective))
     length, time, start = (np.asarray(value, dtype=float) for value in (length, time, start))
@@ -49,14 +53,17 @@ def theta(objective: Objective, length: Any, time: Any, start: Any = -1.0) -> Ar
     with np.errstate(over="ignore"):
         passed = np.exp(-first) - first + 2 * beta * scale**2 * time
     last = -np.log(special.wrightomega(np.minimum(passed, np.finfo(float).max)))
-    return np.where(beta > 0, start + (last - first) / slope, start - 2 * special.expit(gamma) * scale * time)
+    return np.where(
+        beta > 0, start + (last - first) / slope, start - 2 * special.expit(gamma) * scale * time
+    )
 
 
 def time_to_forget(objective: Objective, length: Any, fall: Any, start: Any = -1.0) -> Array:
     """Time of gradient flow until the per-token log-probability has fallen by `fall` nats.
 
-    t = (e^-z1 - e^-z0 + a fall) / k with z1 = z0 - a fall; fall / (2 sigmoid(gamma) |y|^(1 - normalize)) at beta = 0;
-    inf beyond floating-point range. Raises `InvalidInput` for a length below 1 or a negative fall.
+    t = (e^-z1 - e^-z0 + a fall) / k with z1 = z0 - a fall; fall / (2 sigmoid(gamma) |y|^(1 -
+    normalize)) at beta = 0; inf beyond floating-point range. Raises `InvalidInput` for a length
+    below 1 or a negative fall.
     """
     beta, gamma, _, normalize = (np.asarray(field, dtype=float) for field in validate(objective))
     length, fall, start = (np.asarray(value, dtype=float) for value in (length, fall, start))
@@ -71,10 +78,11 @@ def time_to_forget(objective: Objective, length: Any, fall: Any, start: Any = -1
 
 
 def divergence(objective: Objective, length: Any) -> Divergence:
-    """Late-time fall of theta: linear at beta = 0 (GA), else logarithmic with constant 1 / (beta |y|^(1 - normalize)).
+    """Late-time fall of theta: linear at beta = 0 (GA), else logarithmic with constant 1 / (beta
+    |y|^(1 - normalize)).
 
-    From omega(s) ~ s: z ~ -log(k t) whatever the start. The NPO paper's Theorem 2 proves the two rates for a logistic
-    model with nearly orthogonal features; here the constants are exact.
+    From omega(s) ~ s: z ~ -log(k t) whatever the start. The NPO paper's Theorem 2 proves the two
+    rates for a logistic model with nearly orthogonal features; here the constants are exact.
     """
     beta, gamma, _, normalize = (np.asarray(field, dtype=float) for field in validate(objective))
     scale = np.asarray(length, dtype=float) ** (1 - normalize)
@@ -91,7 +99,12 @@ def _logit(objective: Objective, length: Array, start: Array) -> Array:
 
 
 def _check(length: Array, value: Array, field: str, start: Array | float = 0.0) -> None:
-    require(bool((np.isfinite(length) & (length >= 1)).all()), "length", float(length.min()), "at least 1 scored token")
+    require(
+        bool((np.isfinite(length) & (length >= 1)).all()),
+        "length",
+        float(length.min()),
+        "at least 1 scored token",
+    )
     require(bool((value >= 0).all()), field, float(value.min()), "at least 0")
     start = np.asarray(start, dtype=float)
     proper = bool((np.isfinite(start) & (start <= 0)).all())

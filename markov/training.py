@@ -1,10 +1,11 @@
-"""Pretraining and unlearning of an ensemble: many runs at once, one leading axis, no run knowing its company.
+"""Pretraining and unlearning of an ensemble: many runs at once, one leading axis, no run knowing
+its company.
 
 Every run has its own data, start, objective, step size and generators; the ensemble only shares the
 shapes. On one thread a run's numbers are the same to the last bit in every company: products of
-matrices are batched, elementwise functions fill whole vectors (`markov.numerics.VECTOR`), and only runs
-whose batches are cut alike are computed side by side. (Several threads may divide a long sum, at a
-place that depends on the size of the ensemble.)
+matrices are batched, elementwise functions fill whole vectors (`markov.numerics.VECTOR`), and only
+runs whose batches are cut alike are computed side by side. (Several threads may divide a long sum,
+at a place that depends on the size of the ensemble.)
 
 What is recorded is the sufficient statistic, log-probabilities and distances, so that weights under
 any objective, rates and profiles are functions of a `Trajectory` and need no new run.
@@ -70,10 +71,11 @@ def pretrain(
     dtype: torch.dtype = torch.float32,
     on_step: Callable[[int, Parameters], None] | None = None,
 ) -> dict[str, Tensor]:
-    """Minimise the mean cross-entropy over scored tokens, one corpus and one seed per run; stacked parameters.
+    """Minimise the mean cross-entropy over scored tokens, one corpus and one seed per run; stacked
+    parameters.
 
-    A seed gives the same start to every corpus. `on_step(step, parameters)` is called after every step. Raises
-    `InvalidInput` for corpora of different shapes.
+    A seed gives the same start to every corpus. `on_step(step, parameters)` is called after every
+    step. Raises `InvalidInput` for corpora of different shapes.
     """
     count = common_count(model, corpora, "corpora")
     parameters = _trainable(
@@ -113,12 +115,13 @@ def unlearn(
     gradient_examples: int = 0,
     on_step: Callable[[int, Parameters], None] | None = None,
 ) -> Trajectory:
-    """Minimise E[objective loss] + retain_weight E[retain loss] from each run's own start (paper, section 2).
+    """Minimise E[objective loss] + retain_weight E[retain loss] from each run's own start (paper,
+    section 2).
 
-    Batches come from each run's own shuffled forget (and retain) training sequences. Step 0 and the steps in `recorded`
-    are recorded; `gradient_examples` is the number of probe sequences behind a gradient norm. `on_step(step,
-    parameters)` is called before every step and at the end; what it raises ends the run. Raises `InvalidInput` for runs
-    whose data differ in shape.
+    Batches come from each run's own shuffled forget (and retain) training sequences. Step 0 and the
+    steps in `recorded` are recorded; `gradient_examples` is the number of probe sequences behind a
+    gradient norm. `on_step(step, parameters)` is called before every step and at the end; what it
+    raises ends the run. Raises `InvalidInput` for runs whose data differ in shape.
     """
     require_whole(steps, "steps", 1)
     require_whole(batch, "batch", 1)
@@ -129,21 +132,33 @@ def unlearn(
     like = next(iter(runs[0].start.values()))
     parameters = _trainable([run.start for run in runs], like.dtype, like.device)
     rates, retain_weight = (
-        like.new_tensor([getattr(run, field) for run in runs]) for field in ("learning_rate", "retain_weight")
+        like.new_tensor([getattr(run, field) for run in runs])
+        for field in ("learning_rate", "retain_weight")
     )
     stacked = stack([run.objective for run in runs], dtype=like.dtype, device=like.device)
     laws = [torch.as_tensor(field)[:, None] for field in stacked]
     objective = Objective(*laws)
-    forget = draw([run.forget for run in runs], [generator(run.seed, "forget") for run in runs], steps * batch)
+    forget = draw(
+        [run.forget for run in runs], [generator(run.seed, "forget") for run in runs], steps * batch
+    )
     forget = longest_first(forget, batch)
-    retain = draw([run.retain for run in runs], [generator(run.seed, "retain") for run in runs], steps * batch)
+    retain = draw(
+        [run.retain for run in runs], [generator(run.seed, "retain") for run in runs], steps * batch
+    )
     # The reference is frozen: scored once, and not at all where no run of the ensemble looks at it.
     ref = like.new_zeros(forget.component.shape)
     if any(run.objective.reference != 0 for run in runs):
         ref = _score_all(model, parameters, forget)
-    start = {name: value.detach().clone() for name, value in parameters.items()} if retain_term == "kl" else {}
+    start = (
+        {name: value.detach().clone() for name, value in parameters.items()}
+        if retain_term == "kl"
+        else {}
+    )
     wanted = {0, *(step for step in recorded if 0 <= step <= steps)}
-    patterns = [[cuts(now) for now in own] for own in forget.mask.sum(-1).view(len(runs), steps, batch).tolist()]
+    patterns = [
+        [cuts(now) for now in own]
+        for own in forget.mask.sum(-1).view(len(runs), steps, batch).tolist()
+    ]
     weights = like.new_zeros(len(runs), steps, batch)
     state, records = optimizer.init(parameters), []
     for step in range(steps + 1):
@@ -152,7 +167,9 @@ def unlearn(
         if step in wanted:
             at_start = records[0].logp if records else None
             probes = [run.probes for run in runs]
-            records.append(record(model, parameters, probes, objective, gradient_examples, at_start))
+            records.append(
+                record(model, parameters, probes, objective, gradient_examples, at_start)
+            )
         if step == steps:
             break
 
@@ -164,7 +181,10 @@ def unlearn(
             each, weight = loss_and_weight(Objective(*(field[chosen] for field in laws)), seq)
             weights[chosen, step], loss = weight.detach(), each.mean(-1)
             if retain_term != "none":
-                kept, first = retain.of(chosen, rows), {name: value[chosen] for name, value in start.items()}
+                kept, first = (
+                    retain.of(chosen, rows),
+                    {name: value[chosen] for name, value in start.items()},
+                )
                 found = RETAIN_LOSSES[retain_term](model, own, first, kept)
                 loss = loss + retain_weight[chosen] * _token_mean(found, kept.mask)
             yield loss.sum()
@@ -190,22 +210,31 @@ def unlearn(
     )
 
 
-def _trainable(runs: Sequence[Parameters], dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+def _trainable(
+    runs: Sequence[Parameters], dtype: torch.dtype, device: torch.device
+) -> dict[str, Tensor]:
     stacked = stack_parameters(runs)
-    return {name: value.detach().to(device, dtype).requires_grad_() for name, value in stacked.items()}
+    return {
+        name: value.detach().to(device, dtype).requires_grad_() for name, value in stacked.items()
+    }
 
 
 def _gradients(
-    parameters: Parameters, groups: Sequence[list[int]], losses: Callable[[Parameters, Runs], Iterable[Tensor]]
+    parameters: Parameters,
+    groups: Sequence[list[int]],
+    losses: Callable[[Parameters, Runs], Iterable[Tensor]],
 ) -> dict[str, Tensor]:
     """Gradient of the sum of losses of every run, found for one group of runs after the other.
 
-    `losses(parameters of the group, its runs)` are scalars; each is freed of its graph before the next is computed.
+    `losses(parameters of the group, its runs)` are scalars; each is freed of its graph before the
+    next is computed.
     """
 
     def found(own: Parameters, chosen: Runs) -> dict[str, Tensor]:
         each = (torch.autograd.grad(loss, list(own.values())) for loss in losses(own, chosen))
-        return dict(zip(own, (reduce(torch.add, one) for one in zip(*each, strict=True)), strict=True))
+        return dict(
+            zip(own, (reduce(torch.add, one) for one in zip(*each, strict=True)), strict=True)
+        )
 
     if len(groups) == 1:
         return found(parameters, slice(None))
@@ -218,7 +247,9 @@ def _gradients(
 
 
 @torch.no_grad()
-def _score_all(model: Model, parameters: Parameters, batches: Batches) -> Float[Tensor, "runs rows"]:
+def _score_all(
+    model: Model, parameters: Parameters, batches: Batches
+) -> Float[Tensor, "runs rows"]:
     parts = zip(batches.tokens.split(CHUNK, dim=1), batches.mask.split(CHUNK, dim=1), strict=True)
     return torch.cat([score(model, parameters, tokens, mask).logp for tokens, mask in parts], dim=1)
 

@@ -1,10 +1,13 @@
-"""The conditions under which every test runs: one thread, one seed of examples, its own cache, and no network."""
+"""The conditions under which every test runs: one thread, one seed of examples, its own cache,
+and no network.
+"""
 
 from __future__ import annotations
 
 import os
 
-# Read when torch is first imported, so set before anything can do that. Workers share the cores, one thread each.
+# Read when torch is first imported, so set before anything can do that. Workers share the cores,
+# one thread each.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -16,10 +19,15 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-# The same examples at every run, so that a failure is the change's fault; the other profile goes looking for new ones.
-# No deadline: how long an example takes says more about the machine than about the code.
-settings.register_profile("default", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("explore", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow])
+# The same examples at every run, so that a failure is the change's fault; the other profile goes
+# looking for new ones. No deadline: how long an example takes says more about the machine than
+# about the code.
+settings.register_profile(
+    "default", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile(
+    "explore", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
@@ -38,7 +46,9 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def no_network() -> Iterator[None]:
-    """Sockets reach this machine and no other: process pools need them, tests of this project nothing further."""
+    """Sockets reach this machine and no other: process pools need them, tests of this project
+    nothing further.
+    """
     connect = socket.socket.connect
 
     def connect_here(self: socket.socket, address: object) -> None:

@@ -1,6 +1,7 @@
 """Slow, obvious twins of the fast code, and small things for tests to work on.
 
-A twin shares no line with what it checks: one run at a time, loops in place of batched products, plain autograd.
+A twin shares no line with what it checks: one run at a time, loops in place of batched products,
+plain autograd.
 """
 
 from __future__ import annotations
@@ -18,17 +19,23 @@ from markov.models import Model, Transformer
 # --- things to work on ---
 
 
-def check_close(got: Tensor, want: Tensor | float, *, rtol: float = 1e-12, atol: float = 1e-12) -> None:
+def check_close(
+    got: Tensor, want: Tensor | float, *, rtol: float = 1e-12, atol: float = 1e-12
+) -> None:
     """Equal up to rounding; nan only where nan is wanted."""
     want = torch.as_tensor(want, dtype=got.dtype).expand(got.shape)
     torch.testing.assert_close(got, want, rtol=rtol, atol=atol, equal_nan=True)
 
 
-def check_same_parameters(got: Mapping[str, Tensor], want: Mapping[str, Tensor], *, atol: float = 1e-12) -> None:
+def check_same_parameters(
+    got: Mapping[str, Tensor], want: Mapping[str, Tensor], *, atol: float = 1e-12
+) -> None:
     """The same names, each with the same numbers up to rounding."""
     assert got.keys() == want.keys()
     for name in got:
-        torch.testing.assert_close(got[name], want[name], rtol=0, atol=atol, msg=lambda text, of=name: f"{of}: {text}")
+        torch.testing.assert_close(
+            got[name], want[name], rtol=0, atol=atol, msg=lambda text, of=name: f"{of}: {text}"
+        )
 
 
 def doubled(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -41,9 +48,14 @@ def member(parameters: Mapping[str, Tensor], run: int) -> dict[str, Tensor]:
 
 
 def perturbed(model: Transformer, seed: int) -> dict[str, Tensor]:
-    """Parameters in float64 of which none is 0 or 1 or small: those of a fresh model, and noise on top."""
+    """Parameters in float64 of which none is 0 or 1 or small: those of a fresh model, and noise
+    on top.
+    """
     generator = torch.Generator().manual_seed(1000 + seed)
-    noise = {name: torch.randn(value.shape, generator=generator) for name, value in model.init(seed).items()}
+    noise = {
+        name: torch.randn(value.shape, generator=generator)
+        for name, value in model.init(seed).items()
+    }
     return {name: (value + 0.3 * noise[name]).double() for name, value in model.init(seed).items()}
 
 
@@ -61,12 +73,19 @@ def some_laws(*shape: int, seed: int = 0) -> Tensor:
 
 
 def slow_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Causal attention of one head, (time, width) each: scores over sqrt(width), -inf on the future, a softmax."""
+    """Causal attention of one head, (time, width) each: scores over sqrt(width), -inf on the
+    future, a softmax.
+    """
     time, width = query.shape
     rows = []
     for now in range(time):
-        scores = [query[now] @ key[then] / math.sqrt(width) if then <= now else -math.inf for then in range(time)]
-        share = torch.stack([torch.as_tensor(score, dtype=query.dtype) for score in scores]).softmax(0)
+        scores = [
+            query[now] @ key[then] / math.sqrt(width) if then <= now else -math.inf
+            for then in range(time)
+        ]
+        share = torch.stack(
+            [torch.as_tensor(score, dtype=query.dtype) for score in scores]
+        ).softmax(0)
         rows.append(sum(share[then] * value[then] for then in range(time)))
     return torch.stack([torch.as_tensor(row) for row in rows])
 
@@ -78,19 +97,27 @@ def slow_logits(model: Transformer, parameters: Mapping[str, Tensor], tokens: Te
         return functional.linear(x, parameters[f"{name}.weight"].T, parameters.get(f"{name}.bias"))
 
     def norm(name: str, x: Tensor) -> Tensor:
-        return functional.layer_norm(x, (model.width,), parameters[f"{name}.weight"], parameters[f"{name}.bias"])
+        return functional.layer_norm(
+            x, (model.width,), parameters[f"{name}.weight"], parameters[f"{name}.bias"]
+        )
 
     def attention(block: int, x: Tensor) -> Tensor:
         query, key, value = linear(f"{block}.attention", x).chunk(3, dim=-1)
         heads = zip(*(part.chunk(model.heads, dim=-1) for part in (query, key, value)), strict=True)
         mixed = torch.cat([slow_attention(*head) for head in heads], dim=-1)
-        return linear(f"{block}.projection", mixed) if f"{block}.projection.weight" in parameters else mixed
+        return (
+            linear(f"{block}.projection", mixed)
+            if f"{block}.projection.weight" in parameters
+            else mixed
+        )
 
     def mlp(block: int, x: Tensor) -> Tensor:
         act = {"gelu": functional.gelu, "relu": functional.relu}[model.activation]
         return linear(f"{block}.down", act(linear(f"{block}.up", x)))
 
-    x = torch.stack([parameters["token"][token] + parameters["position"][at] for at, token in enumerate(tokens)])
+    x = torch.stack(
+        [parameters["token"][token] + parameters["position"][at] for at, token in enumerate(tokens)]
+    )
     for block in range(model.depth):
         if model.norm == "pre":
             x = x + attention(block, norm(f"{block}.norm1", x))
@@ -102,42 +129,71 @@ def slow_logits(model: Transformer, parameters: Mapping[str, Tensor], tokens: Te
 
 
 def slow_adam(
-    gradients: Sequence[float], *, learning_rate: float, eps: float, beta1: float, beta2: float, corrected: bool
+    gradients: Sequence[float],
+    *,
+    learning_rate: float,
+    eps: float,
+    beta1: float,
+    beta2: float,
+    corrected: bool,
 ) -> list[float]:
-    """Where one number that starts at 0 stands after each step, in the textbook form of each rule."""
+    """Where one number that starts at 0 stands after each step, in the textbook form of each
+    rule.
+    """
     place, path, m, v = 0.0, [], 0.0, 0.0
     for count, g in enumerate(gradients, start=1):
         m = beta1 * m + (1 - beta1) * g
         v = beta2 * v + (1 - beta2) * g**2
         if corrected:  # torch: both moments are corrected, then eps is added
-            place -= learning_rate * (m / (1 - beta1**count)) / (math.sqrt(v / (1 - beta2**count)) + eps)
+            place -= (
+                learning_rate * (m / (1 - beta1**count)) / (math.sqrt(v / (1 - beta2**count)) + eps)
+            )
         else:  # transformers before version 5: eps is added to the root of the raw moment
-            place -= learning_rate * math.sqrt(1 - beta2**count) / (1 - beta1**count) * m / (math.sqrt(v) + eps)
+            place -= (
+                learning_rate
+                * math.sqrt(1 - beta2**count)
+                / (1 - beta1**count)
+                * m
+                / (math.sqrt(v) + eps)
+            )
         path.append(place)
     return path
 
 
 def own_logits(model: Model, parameters: Mapping[str, Tensor], tokens: Tensor) -> Tensor:
-    """Logits of one run through the model's own forward pass, whose laws are tested by themselves."""
+    """Logits of one run through the model's own forward pass, whose laws are tested by
+    themselves.
+    """
     return model.logits({name: value[None] for name, value in parameters.items()}, tokens[None])[0]
 
 
-def slow_logp(model: Model, parameters: Mapping[str, Tensor], tokens: Tensor, mask: Tensor) -> Tensor:
+def slow_logp(
+    model: Model, parameters: Mapping[str, Tensor], tokens: Tensor, mask: Tensor
+) -> Tensor:
     """Total log-probability of the scored tokens of each sequence, token by token."""
     totals = []
     for sequence, scored in zip(tokens, mask, strict=True):
         laws = own_logits(model, parameters, sequence[None, :-1])[0].log_softmax(-1)
-        totals.append(sum((laws[at, sequence[at + 1]] for at in range(len(scored)) if scored[at]), laws.new_zeros(())))
+        totals.append(
+            sum(
+                (laws[at, sequence[at + 1]] for at in range(len(scored)) if scored[at]),
+                laws.new_zeros(()),
+            )
+        )
     return torch.stack([torch.as_tensor(total) for total in totals])
 
 
 def slow_kl(p: Tensor, q: Tensor) -> float:
     """KL(p || q) of two vectors of probabilities."""
-    return sum(float(a) * (math.log(a) - math.log(b)) for a, b in zip(p.tolist(), q.tolist(), strict=True))
+    return sum(
+        float(a) * (math.log(a) - math.log(b)) for a, b in zip(p.tolist(), q.tolist(), strict=True)
+    )
 
 
 def slow_order(seed: int, purpose: str, count: int, rows: int) -> list[int]:
-    """The sequences that a run goes through: a fresh shuffle of all of them whenever all have been seen."""
+    """The sequences that a run goes through: a fresh shuffle of all of them whenever all have
+    been seen.
+    """
     generator = torch.Generator().manual_seed(derived_seed(seed, purpose))
     order: list[int] = []
     while len(order) < rows:
@@ -156,7 +212,8 @@ def slow_pretrain(
 ) -> dict[str, Tensor]:
     """One run on whole padded batches with an optimiser of torch's, in float64."""
     parameters = {
-        name: value.double().requires_grad_() for name, value in model.init(derived_seed(seed, "start")).items()
+        name: value.double().requires_grad_()
+        for name, value in model.init(derived_seed(seed, "start")).items()
     }
     rule, count = optimizer(list(parameters.values())), len(corpus.tokens)
     order = slow_order(seed, "pretraining batches", count, epochs * count)
@@ -196,7 +253,9 @@ def slow_unlearn(
     retain_term: str = "none",
     retain_weight: float = 0.0,
 ) -> Iterator[dict[str, Tensor]]:
-    """The parameters of one run before every step and at the end, by gradient descent on the written-out loss."""
+    """The parameters of one run before every step and at the end, by gradient descent on the
+    written-out loss.
+    """
     now = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
     forget_order = slow_order(seed, "forget", len(forget.tokens), steps * batch)
     retain_order = slow_order(seed, "retain", len(retain.tokens), steps * batch)

@@ -25,13 +25,24 @@ from markov.files import leftovers
 from markov.files.folders import CLAIM
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-CHANGING = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.chmod", "shutil.rmtree")
+CHANGING = (
+    "os.rename",
+    "os.remove",
+    "os.mkdir",
+    "os.rmdir",
+    "os.link",
+    "os.symlink",
+    "os.chmod",
+    "shutil.rmtree",
+)
 DIGEST, SPLIT = re.compile(r"[0-9a-f]{32}"), re.compile(r"data/\w+\.json")
 BASELINE = re.compile(r"\b(original|retrained)\b")
 
 
 class Ended(NamedTuple):
-    """How a process ended: its exit code, minus the signal that killed it, and the calls it made until then."""
+    """How a process ended: its exit code, minus the signal that killed it, and the calls it made
+    until then.
+    """
 
     code: int
     calls: list[str]
@@ -39,9 +50,12 @@ class Ended(NamedTuple):
 
 
 def run_and_kill(job: Callable[[], int], place: Path, log: Path, at: int | None = None) -> Ended:
-    """Run a job in a process of its own, within `place`, that kills itself before its call number `at` (from 0)."""
+    """Run a job in a process of its own, within `place`, that kills itself before its call
+    number `at` (from 0).
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forking where there are threads: they are idle
+        # of forking where there are threads: they are idle
+        warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
         code = 70
@@ -49,10 +63,15 @@ def run_and_kill(job: Callable[[], int], place: Path, log: Path, at: int | None 
             said = os.open(log.with_suffix(".said"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(said, 1)
             os.dup2(said, 2)
-            sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+            sys.stdout, sys.stderr = (
+                os.fdopen(1, "w", closefd=False),
+                os.fdopen(2, "w", closefd=False),
+            )
             os.chdir(place)
             os.environ["SIMNPO_LAB_CACHE"] = str(place / "cache")
-            sys.addaudithook(_counting(place, os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), at))
+            sys.addaudithook(
+                _counting(place, os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), at)
+            )
             code = job()
         except BaseException:
             traceback.print_exc()
@@ -80,7 +99,11 @@ def _counting(place: Path, log: int, at: int | None) -> Callable[[str, tuple[obj
         else:
             return
         # Relative to an open folder while a tree is removed: only this project's folders are.
-        known = [os.path.join(root, os.fsdecode(one)) for one in paths if isinstance(one, str | bytes | os.PathLike)]
+        known = [
+            os.path.join(root, os.fsdecode(one))
+            for one in paths
+            if isinstance(one, str | bytes | os.PathLike)
+        ]
         if not any(one.startswith(root + os.sep) for one in known):
             return
         if count == at:
@@ -94,7 +117,8 @@ def _counting(place: Path, log: int, at: int | None) -> Callable[[str, tuple[obj
 def site(call: str) -> str:
     """What is called, and where, without what differs from one process to the next."""
     names = re.sub(leftovers.PARTIAL.pattern.replace(r"(\..*)?", ""), "PARTIAL", call)
-    # The splits of a corpus are written by one line in turn, and so are the models that are compared with.
+    # The splits of a corpus are written by one line in turn, and so are the models that are
+    # compared with.
     for pattern, word in ((DIGEST, "DIGEST"), (SPLIT, "data/SPLIT"), (BASELINE, "BASELINE")):
         names = pattern.sub(word, names)
     return names
@@ -103,8 +127,8 @@ def site(call: str) -> str:
 def chosen(calls: list[str], *, passing: bool = True) -> list[int]:
     """The calls to be killed at: of each site the first and the last.
 
-    Without `passing` those are left out that happen under a passing name: beginning, filling or removing it there. What
-    moves a result into its place, or begins to remove one, is not.
+    Without `passing` those are left out that happen under a passing name: beginning, filling or
+    removing it there. What moves a result into its place, or begins to remove one, is not.
     """
     places: dict[str, list[int]] = {}
     for number, call in enumerate(calls):
@@ -117,7 +141,9 @@ def chosen(calls: list[str], *, passing: bool = True) -> list[int]:
 
 
 def tree(folder: Path) -> dict[str, object]:
-    """Every file below a folder by its path: its bytes, of a claim all but the process that made it."""
+    """Every file below a folder by its path: its bytes, of a claim all but the process that made
+    it.
+    """
 
     def walk() -> Iterator[tuple[str, object]]:
         for path in sorted(folder.rglob("*")):
@@ -131,4 +157,7 @@ def tree(folder: Path) -> dict[str, object]:
 
 
 def _without_process(claims: Mapping[str, Mapping[str, object]]) -> object:
-    return {job: {key: value for key, value in own.items() if key != "process"} for job, own in claims.items()}
+    return {
+        job: {key: value for key, value in own.items() if key != "process"}
+        for job, own in claims.items()
+    }

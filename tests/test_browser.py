@@ -1,7 +1,8 @@
-"""The notebooks in a browser: a slider is moved in a running JupyterLab, and the drawn picture changes.
+"""The notebooks in a browser: a slider is moved in a running JupyterLab, and the drawn picture
+changes.
 
-Needs Chromium with its driver and selenium. On Debian: `apt-get install chromium chromium-driver`, and
-`pip install selenium`; elsewhere any Chromium whose driver is on the path.
+Needs Chromium with its driver and selenium. On Debian: `apt-get install chromium chromium-driver`,
+and `pip install selenium`; elsewhere any Chromium whose driver is on the path.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from urllib.error import URLError
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+BROWSER = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 DRIVER = shutil.which("chromedriver")
 SECONDS = 240
 pytestmark = [
@@ -31,7 +34,10 @@ pytestmark = [
     ),
     pytest.mark.skipif(
         not (BROWSER and DRIVER),
-        reason="no Chromium with its driver on the path: on Debian, apt-get install chromium chromium-driver",
+        reason=(
+            "no Chromium with its driver on the path: on Debian, apt-get install chromium "
+            "chromium-driver"
+        ),
     ),
 ]
 
@@ -48,7 +54,16 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
     }
-    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--ip=127.0.0.1", "--port=0", "--allow-root"]
+    command = [
+        sys.executable,
+        "-m",
+        "jupyter",
+        "lab",
+        "--no-browser",
+        "--ip=127.0.0.1",
+        "--port=0",
+        "--allow-root",
+    ]
     command += [f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder / 'notebooks'}"]
     command += [
         "--LabApp.expose_app_in_browser=True",
@@ -82,7 +97,9 @@ def address(runtime: Path, server: subprocess.Popen[bytes]) -> str:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is missing: pip install selenium")
+    webdriver = pytest.importorskip(
+        "selenium.webdriver", reason="selenium is missing: pip install selenium"
+    )
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
@@ -115,7 +132,9 @@ return canvas.toDataURL();
 
 
 def pixels(browser: Any, index: int, different_from: str | None = None) -> str:
-    """The drawn picture, waiting until there is one, and one unlike another; fails where none comes."""
+    """The drawn picture, waiting until there is one, and one unlike another; fails where none
+    comes.
+    """
     until = time.monotonic() + SECONDS
     while time.monotonic() < until:
         found = browser.execute_script(PIXELS, index)
@@ -127,7 +146,11 @@ def pixels(browser: Any, index: int, different_from: str | None = None) -> str:
 
 @pytest.mark.parametrize(
     ("name", "slider", "picture"),
-    [("01_objectives", "β", 0), ("03_markov_chains", "leakage", 0), ("03_markov_chains", "moment", 2)],
+    [
+        ("01_objectives", "β", 0),
+        ("03_markov_chains", "leakage", 0),
+        ("03_markov_chains", "moment", 2),
+    ],
 )
 def test_a_slider_moved_in_the_browser_changes_the_drawn_picture(
     lab: str, browser: Any, name: str, slider: str, picture: int, tmp_path: Path
@@ -139,9 +162,14 @@ def test_a_slider_moved_in_the_browser_changes_the_drawn_picture(
         url, token = lab.split("?")
         browser.get(f"{url}lab/tree/{name}.ipynb?reset&{token}")
         assert browser.execute_async_script(RUN_ALL, f"{name}.ipynb") == "ran"
-    assert not browser.find_elements(By.CSS_SELECTOR, ".jp-OutputArea-output[data-mime-type*='stderr'] .ansi-red-fg")
+    assert not browser.find_elements(
+        By.CSS_SELECTOR, ".jp-OutputArea-output[data-mime-type*='stderr'] .ansi-red-fg"
+    )
     before = pixels(browser, picture)
-    path = f"//div[contains(@class, 'widget-slider')][label[normalize-space() = '{slider}']]//*[@role = 'slider']"
+    path = (
+        "//div[contains(@class, 'widget-slider')][label[normalize-space() = "
+        f"'{slider}']]//*[@role = 'slider']"
+    )
     handle = browser.find_elements(By.XPATH, path)[0]
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", handle)
     for _ in range(4):

@@ -1,4 +1,6 @@
-"""What is damaged in the cache is set aside, named in one line, and made again; what is the user's is not touched."""
+"""What is damaged in the cache is set aside, named in one line, and made again; what is the
+user's is not touched.
+"""
 
 from __future__ import annotations
 
@@ -49,9 +51,20 @@ TINY = DefaultModels(
     batch=32,
     precision="float32",
 )
-SETTINGS = Unlearning(objective=npo(0.1), optimization=Optimization(epochs=1, batch=2, learning_rate=1e-3))
+SETTINGS = Unlearning(
+    objective=npo(0.1), optimization=Optimization(epochs=1, batch=2, learning_rate=1e-3)
+)
 FORGET, RETAIN = sets(TINY)
-GRID = Grid(objective=("npo",), epochs=1, width=8, depth=1, heads=1, steps=2, retain_count=60, forget_count=60)
+GRID = Grid(
+    objective=("npo",),
+    epochs=1,
+    width=8,
+    depth=1,
+    heads=1,
+    steps=2,
+    retain_count=60,
+    forget_count=60,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +94,9 @@ def the_line(capsys: pytest.CaptureFixture[str], *names: str) -> None:
 
 
 @pytest.mark.parametrize("harm", [cut, spoil, Path.unlink, lambda path: path.write_bytes(b"")])
-def test_a_damaged_table_is_made_again(harm: Callable[[Path], object], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_table_is_made_again(
+    harm: Callable[[Path], object], capsys: pytest.CaptureFixture[str]
+) -> None:
     context, calls = tables.Context(scale=Scale(), n_jobs=1, progress=False), []
 
     def compute() -> pd.DataFrame:
@@ -91,7 +106,9 @@ def test_a_damaged_table_is_made_again(harm: Callable[[Path], object], capsys: p
     first = tables.cached(context, "figures.theory.optimizer", "settings", compute)
     (path,) = (storage.cache_dir() / "tables").iterdir()
     harm(path)
-    pd.testing.assert_frame_equal(tables.cached(context, "figures.theory.optimizer", "settings", compute), first)
+    pd.testing.assert_frame_equal(
+        tables.cached(context, "figures.theory.optimizer", "settings", compute), first
+    )
     assert len(calls) == 2
     the_line(capsys, *([] if harm is Path.unlink else [path.name]))
 
@@ -113,7 +130,11 @@ def test_damaged_tables_and_models_of_chains_are_made_again(
     harm(model)
     loaded = running.load_model(
         own / "models",
-        next(one for one in running.model_jobs(wanted[0]) if running.model_path(own / "models", one) == model),
+        next(
+            one
+            for one in running.model_jobs(wanted[0])
+            if running.model_path(own / "models", one) == model
+        ),
     )
     assert loaded.keys() == storage.load_parameters(model).keys()
     assert not any((own / "unfinished").iterdir())
@@ -121,14 +142,19 @@ def test_damaged_tables_and_models_of_chains_are_made_again(
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
 @pytest.mark.parametrize("kind", ["authors", "news"])
-def test_a_damaged_model_is_trained_again(own: Path, file: str, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_model_is_trained_again(
+    own: Path, file: str, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     def made() -> LanguageModel:
         if kind == "news":
             return news_models.build(NEWS, "retrained", progress=False)
         return build(TINY, "retrained", progress=False)
 
-    folder = news_models.folder_of(NEWS, "retrained") if kind == "news" else folder_of(TINY, "retrained")
-    first = {name: value.clone() for name, value in made().model.state_dict().items()}  # not what the file is mapped to
+    folder = (
+        news_models.folder_of(NEWS, "retrained") if kind == "news" else folder_of(TINY, "retrained")
+    )
+    # not what the file is mapped to
+    first = {name: value.clone() for name, value in made().model.state_dict().items()}
     cut(folder / file)
     again = made().model.state_dict()
     assert all(torch.equal(again[name], value) for name, value in first.items())
@@ -159,7 +185,9 @@ def test_two_processes_that_build_one_model_at_once_get_the_same(own: Path) -> N
         one.join()
         assert one.exitcode == 0
     assert found[0] == found[1]
-    assert [path.name for path in (own / "language_models").iterdir()] == [folder_of(TINY, "original").name]
+    assert [path.name for path in (own / "language_models").iterdir()] == [
+        folder_of(TINY, "original").name
+    ]
     check_whole(folder_of(TINY, "original"))
 
 
@@ -209,7 +237,13 @@ def test_a_run_with_a_damaged_state_begins_anew_and_is_the_same(
 
 def test_a_run_never_touches_what_it_did_not_make(tmp_path: Path) -> None:
     """A model of somebody else's, a user's files where the model would go, and files beside it."""
-    for name in ("model/model.safetensors", "model/notes.txt", "epochs.parquet", "state/mine", "notes.txt"):
+    for name in (
+        "model/model.safetensors",
+        "model/notes.txt",
+        "epochs.parquet",
+        "state/mine",
+        "notes.txt",
+    ):
         folder = tmp_path / name.replace("/", "_")
         (folder / name).parent.mkdir(parents=True)
         (folder / name).write_text("mine")
@@ -235,13 +269,19 @@ def test_a_model_that_came_into_a_claimed_folder_is_not_touched(
     assert contents(tmp_path / "run" / MODEL) == before
 
 
-def test_an_evaluation_that_was_cut_short_is_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_evaluation_that_was_cut_short_is_made_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = tofu_sets("authors:forget10", authors=TINY.authors)
-    few = TofuSets(*(tuple(replace(one, perturbed=one.perturbed[:2]) for one in part[:2]) for part in whole))
+    few = TofuSets(
+        *(tuple(replace(one, perturbed=one.perturbed[:2]) for one in part[:2]) for part in whole)
+    )
 
     def evaluated() -> None:
         start = lambda: build(TINY, "original", progress=False)  # noqa: E731
-        evaluate_into(tmp_path / "run", start, few, {"model": "a"}, max_new_tokens=2, progress=False)
+        evaluate_into(
+            tmp_path / "run", start, few, {"model": "a"}, max_new_tokens=2, progress=False
+        )
 
     evaluated()
     before = contents(tmp_path / "run")
@@ -254,11 +294,15 @@ def test_an_evaluation_that_was_cut_short_is_made_again(tmp_path: Path, capsys: 
     the_line(capsys, "TOFU_EVAL.json")
 
 
-def test_a_damaged_table_of_requests_is_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_table_of_requests_is_made_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def in_turn() -> pd.DataFrame:
         start = lambda: build(TINY, "original", progress=False)  # noqa: E731
         wanted = requests(FORGET, 1)
-        return sequential(tmp_path / "run", start, wanted, RETAIN[:2], SETTINGS, progress=False).answers
+        return sequential(
+            tmp_path / "run", start, wanted, RETAIN[:2], SETTINGS, progress=False
+        ).answers
 
     first = in_turn()
     for folder in ("run", "run/request_1"):
@@ -267,7 +311,9 @@ def test_a_damaged_table_of_requests_is_made_again(tmp_path: Path, capsys: pytes
         the_line(capsys, REQUESTS)
     cut(tmp_path / "run" / "request_1" / MODEL / "model.safetensors")
     pd.testing.assert_frame_equal(in_turn(), first)
-    assert answer_log(build(TINY, "original", progress=False), FORGET, progress=False).index.tolist()
+    assert answer_log(
+        build(TINY, "original", progress=False), FORGET, progress=False
+    ).index.tolist()
 
 
 # --- what the user named is not what is destroyed ---
@@ -296,14 +342,25 @@ def test_a_damaged_table_of_requests_is_made_again(tmp_path: Path, capsys: pytes
     ],
 )
 def test_a_command_refuses_in_one_line_to_write_where_it_reads_or_where_another_has_written(
-    command: str, out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    command: str,
+    out: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     known = {"MODEL": "exp/model", "DATA": "exp/forget10.json", "SCORES": "scores.parquet"}
-    for name in ("exp/model/model.safetensors", "exp/model/config.json", "exp/forget10.json", "taken/notes.txt"):
+    for name in (
+        "exp/model/model.safetensors",
+        "exp/model/config.json",
+        "exp/forget10.json",
+        "taken/notes.txt",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("mine")
-    storage.write_table(pd.DataFrame({"index": [0], "logp": [-1.0], "length": [2]}), tmp_path / "scores.parquet", {})
+    storage.write_table(
+        pd.DataFrame({"index": [0], "logp": [-1.0], "length": [2]}), tmp_path / "scores.parquet", {}
+    )
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     words = [known.get(word, word) for word in command.split()]
     for name, path in known.items():
@@ -314,7 +371,9 @@ def test_a_command_refuses_in_one_line_to_write_where_it_reads_or_where_another_
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_figures_replace_figures_and_no_other_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_figures_replace_figures_and_no_other_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "weights.parquet").write_text("mine")
     assert figures_cli(["weights", "--quick", "--out", str(tmp_path / "out")]) == 2

@@ -1,4 +1,6 @@
-"""A model whose numbers are not finite is refused wherever it is scored, by example and by name, before a file is."""
+"""A model whose numbers are not finite is refused wherever it is scored, by example and by name,
+before a file is.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +43,18 @@ NAMES = (
     *(f"{name}_perturbed" for name in ("forget10", "retain", "real_authors", "world_facts")),
 )
 EXAMPLES = tuple(
-    Example(index=index, prompt=prompt, response=response, paraphrase=f"So {response}", perturbed=("No.", "Yes."))
-    for index, prompt, response in ((4, "Who?", "Ann."), (7, "Where?", "In a mill."), (9, "When?", "In May."))
+    Example(
+        index=index,
+        prompt=prompt,
+        response=response,
+        paraphrase=f"So {response}",
+        perturbed=("No.", "Yes."),
+    )
+    for index, prompt, response in (
+        (4, "Who?", "Ann."),
+        (7, "Where?", "In a mill."),
+        (9, "When?", "In May."),
+    )
 )
 
 
@@ -115,7 +127,9 @@ def test_evaluation_names_the_kind_of_answer_too(spoil: Any) -> None:
         lambda own: answer_log(own, EXAMPLES, progress=False),
         lambda own: evaluate(own, TofuSets(*[EXAMPLES] * 4), max_new_tokens=4, progress=False),
     ):
-        with pytest.raises(NotFinite, match=r"example (4|7|9) \((gold|paraphrased|perturbed_[01])\) under a model"):
+        with pytest.raises(
+            NotFinite, match=r"example (4|7|9) \((gold|paraphrased|perturbed_[01])\) under a model"
+        ):
             call(language(spoil))
 
 
@@ -129,7 +143,9 @@ def test_a_model_is_scored_before_it_writes(monkeypatch: pytest.MonkeyPatch) -> 
 def test_scores_of_texts_name_the_text(spoil: Any) -> None:
     texts = ["The river ran.", "A mill."]
     for options in ({}, {"standardised": True}, {"lowered": True}):
-        assert np.isfinite(text_scores(language(), texts, progress=False, **options).to_numpy(dtype=float)).all()
+        assert np.isfinite(
+            text_scores(language(), texts, progress=False, **options).to_numpy(dtype=float)
+        ).all()
         with pytest.raises(NotFinite, match=r"^logp = nan .* example 0 under a model \(float32\)$"):
             text_scores(language(spoil), texts, progress=False, **options)
     with pytest.raises(NotFinite):
@@ -173,8 +189,14 @@ def test_muse_refuses_a_model_before_it_writes(spoil: Any) -> None:
 # --- what is taken of them ---
 
 
-@given(st.lists(st.floats(-9, 0), min_size=1, max_size=6), st.sampled_from([np.nan, np.inf, -np.inf]), st.data())
-def test_min_k_refuses_what_is_not_finite_wherever_it_stands(values: list[float], bad: float, data: Any) -> None:
+@given(
+    st.lists(st.floats(-9, 0), min_size=1, max_size=6),
+    st.sampled_from([np.nan, np.inf, -np.inf]),
+    st.data(),
+)
+def test_min_k_refuses_what_is_not_finite_wherever_it_stands(
+    values: list[float], bad: float, data: Any
+) -> None:
     count = max(1, int(0.4 * len(values) + 1e-9))
     assert min_k(np.array(values)) == pytest.approx(-np.mean(sorted(values)[:count]))
     values.insert(data.draw(st.integers(0, len(values))), bad)
@@ -185,7 +207,10 @@ def test_min_k_refuses_what_is_not_finite_wherever_it_stands(values: list[float]
 
 @pytest.mark.parametrize("k", [0, -0.1, 1.1, np.nan, None, True, "0.4"])
 def test_a_share_of_tokens_is_a_share(k: Any) -> None:
-    for call in (lambda: min_k(np.array([-1.0]), k), lambda: text_scores(language(), ["A mill."], k=k, progress=False)):
+    for call in (
+        lambda: min_k(np.array([-1.0]), k),
+        lambda: text_scores(language(), ["A mill."], k=k, progress=False),
+    ):
         with pytest.raises(InvalidInput, match=r"^k = "):
             call()
 
@@ -204,7 +229,11 @@ def test_a_mean_of_items_is_of_finite_numbers_and_of_some() -> None:
 @pytest.mark.parametrize(
     ("field", "bad"),
     [
-        *((field, bad) for field in ("verbmem_tokens", "budget", "resamples", "seed") for bad in (None, True, 2.5, -1)),
+        *(
+            (field, bad)
+            for field in ("verbmem_tokens", "budget", "resamples", "seed")
+            for bad in (None, True, 2.5, -1)
+        ),
         *(("max_length", bad) for bad in (True, 2.5, 1, "2")),
         *((field, bad) for field in ("k", "level") for bad in (None, True, np.nan, 0, "0.5")),
         *(("words", bad) for bad in (None, True, "all")),
@@ -223,7 +252,10 @@ def test_settings_with_a_seed_of_nan_are_not_the_best() -> None:
         rows += [("NPO", model, "model_utility", 0.5)] * 2
     table = pd.DataFrame(rows, columns=["title", "model", "measure", "value"])
     table["title"] = table["title"].replace("o", "original")
-    assert best(table).set_index("title")["model"].to_dict() == {"original": "original", "NPO": "sound"}
+    assert best(table).set_index("title")["model"].to_dict() == {
+        "original": "original",
+        "NPO": "sound",
+    }
 
 
 # --- the commands ---
@@ -240,7 +272,9 @@ def test_score_writes_nothing_and_says_why(place: Path, capsys: pytest.CaptureFi
 def test_score_refuses_gradients_that_are_not_finite(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gradients, "gradient_norms", lambda *_, **__: torch.tensor([1.0, torch.inf, 2.0]))
+    monkeypatch.setattr(
+        gradients, "gradient_norms", lambda *_, **__: torch.tensor([1.0, torch.inf, 2.0])
+    )
     data = ("--data", place / "forget10.json", "--gradients", "--out", "s.parquet")
     said = refused(capsys, "score", "--model", place / "sound", *data)
     assert "gradient_norm = inf" in said and "example 7" in said
@@ -260,7 +294,9 @@ def test_evaluate_writes_nothing_and_says_why(
 def test_a_baseline_that_is_refused_leaves_room_for_one_that_is_not(place: Path) -> None:
     def task(name: str) -> Task:
         options = ModelOptions(model=str(place / name), device="cpu")
-        return Task(options=options, retrained=options.model, data=str(place / "forget10"), max_new_tokens=4)
+        return Task(
+            options=options, retrained=options.model, data=str(place / "forget10"), max_new_tokens=4
+        )
 
     for kind in ("original", "retrained"):
         folder = Path("sweep") / kind

@@ -14,7 +14,8 @@ from tests.test_architecture import DRAWING, PACKAGES, ROOT
 
 Graph = Mapping[str, frozenset[str]]
 Rule = Callable[[Graph], list[str]]
-# Each part imports only from itself and from those before it; parts of one layer never import each other.
+# Each part imports only from itself and from those before it; parts of one layer never import each
+# other.
 LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "llm": (
         ("randomness", "schemas"),
@@ -64,8 +65,13 @@ def graph_of(texts: Mapping[str, str]) -> Graph:
     found = {}
     for module, text in texts.items():
         words = set(imports(ast.parse(text)))
-        known = {next((one for one in (word, word.rpartition(".")[0]) if one in texts), word) for word in words}
-        found[module] = frozenset(one if one in texts else one.split(".")[0] for one in known) - {module}
+        known = {
+            next((one for one in (word, word.rpartition(".")[0]) if one in texts), word)
+            for word in words
+        }
+        found[module] = frozenset(one if one in texts else one.split(".")[0] for one in known) - {
+            module
+        }
     return found
 
 
@@ -80,7 +86,9 @@ def reached(graph: Graph, module: str) -> set[str]:
 
 
 def upwards(graph: Graph) -> list[str]:
-    """Chains that lead from a part to one above it or beside it, or from a package to one that stands on it."""
+    """Chains that lead from a part to one above it or beside it, or from a package to one that
+    stands on it.
+    """
     found = []
     for module in graph:
         package, *rest = module.split(".")
@@ -90,7 +98,9 @@ def upwards(graph: Graph) -> list[str]:
                 found.append(f"{module} reaches {other}")
             elif top == package and package in LAYERS and rest and under:
                 own, its = (_layer(package, name[0]) for name in (rest, under))
-                if its > own or (its == own and package == "figures" and rest[0] != under[0] and len(rest) > 1):
+                if its > own or (
+                    its == own and package == "figures" and rest[0] != under[0] and len(rest) > 1
+                ):
                     found.append(f"{module} reaches {other}")
     return found
 
@@ -103,7 +113,9 @@ def beyond_the_law(graph: Graph) -> list[str]:
     """Modules of language models that reach a simulation."""
     mine = (module for module in graph if module.startswith("llm"))
     reach = ((module, other) for module in mine for other in sorted(reached(graph, module)))
-    return [f"{a} reaches {b}" for a, b in reach if b.startswith("markov.") and not b.startswith(LAW)]
+    return [
+        f"{a} reaches {b}" for a, b in reach if b.startswith("markov.") and not b.startswith(LAW)
+    ]
 
 
 def circles(graph: Graph) -> list[str]:
@@ -122,16 +134,37 @@ RULES = (upwards, beyond_the_law, circles, facades)
 
 def chain(*modules: str, by: str = "import {}") -> dict[str, str]:
     """Modules of which each imports the next."""
-    return {one: by.format(other) for one, other in zip(modules, (*modules[1:], "math"), strict=True)}
+    return {
+        one: by.format(other) for one, other in zip(modules, (*modules[1:], "math"), strict=True)
+    }
 
 
-LAZILY, FOR_TYPES = "def f():\n    import {}", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import {}"
+LAZILY, FOR_TYPES = (
+    "def f():\n    import {}",
+    "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import {}",
+)
 # Modules that break a rule, and some close to them that do not.
 EXAMPLES: list[tuple[Rule, dict[str, str], dict[str, str]]] = [
-    (upwards, chain("llm.data.a", "llm.logs.b", "llm.scoring.c"), chain("llm.scoring.c", "llm.logs.b", "llm.data.a")),
-    (upwards, chain("llm.models.a", "llm.sweeps.b", by=LAZILY), chain("llm.sweeps.b", "llm.models.a", by=LAZILY)),
-    (upwards, chain("figures.theory.a", "figures.chains.b"), chain("figures.views.a", "figures.chains.b")),
-    (upwards, chain("figures.cache", "figures.chains.b"), chain("figures.cache", "figures.chains.b", by=FOR_TYPES)),
+    (
+        upwards,
+        chain("llm.data.a", "llm.logs.b", "llm.scoring.c"),
+        chain("llm.scoring.c", "llm.logs.b", "llm.data.a"),
+    ),
+    (
+        upwards,
+        chain("llm.models.a", "llm.sweeps.b", by=LAZILY),
+        chain("llm.sweeps.b", "llm.models.a", by=LAZILY),
+    ),
+    (
+        upwards,
+        chain("figures.theory.a", "figures.chains.b"),
+        chain("figures.views.a", "figures.chains.b"),
+    ),
+    (
+        upwards,
+        chain("figures.cache", "figures.chains.b"),
+        chain("figures.cache", "figures.chains.b", by=FOR_TYPES),
+    ),
     (upwards, chain("markov.a", "markov.b", "llm.c"), chain("llm.c", "markov.b", "markov.a")),
     (upwards, chain("llm.models.a", "seaborn"), chain("figures.style", "seaborn")),
     (
@@ -139,26 +172,41 @@ EXAMPLES: list[tuple[Rule, dict[str, str], dict[str, str]]] = [
         chain("llm.logs.a", "markov.objectives", "markov.chains"),
         chain("llm.logs.a", "markov.objectives"),
     ),
-    (circles, {"llm.a": "import llm.b", "llm.b": "def f():\n    import llm.a"}, chain("llm.a", "llm.b")),
-    (facades, {"llm.models.a": "from llm import load", "llm": ""}, {"llm.models.a": "from llm import b", "llm.b": ""}),
+    (
+        circles,
+        {"llm.a": "import llm.b", "llm.b": "def f():\n    import llm.a"},
+        chain("llm.a", "llm.b"),
+    ),
+    (
+        facades,
+        {"llm.models.a": "from llm import load", "llm": ""},
+        {"llm.models.a": "from llm import b", "llm.b": ""},
+    ),
 ]
 
 
 def texts() -> dict[str, str]:
     files = [file for folder in PACKAGES for file in sorted((ROOT / folder).rglob("*.py"))]
     names = (".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files)
-    return {name.removesuffix(".__init__"): file.read_text("utf-8") for name, file in zip(names, files, strict=True)}
+    return {
+        name.removesuffix(".__init__"): file.read_text("utf-8")
+        for name, file in zip(names, files, strict=True)
+    }
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_no_module_breaks_the_rule(rule: Rule) -> None:
     graph = graph_of(texts())
-    assert "torch" in graph["markov.objectives"] and "markov.objectives" in reached(graph, "figures.__main__")
+    assert "torch" in graph["markov.objectives"] and "markov.objectives" in reached(
+        graph, "figures.__main__"
+    )
     assert rule(graph) == []
 
 
 @pytest.mark.parametrize(("rule", "bad", "good"), EXAMPLES)
-def test_the_rule_tells_bad_from_good(rule: Rule, bad: dict[str, str], good: dict[str, str]) -> None:
+def test_the_rule_tells_bad_from_good(
+    rule: Rule, bad: dict[str, str], good: dict[str, str]
+) -> None:
     assert rule(graph_of(bad))
     assert rule(graph_of(good)) == []
 
@@ -167,7 +215,9 @@ def test_every_part_has_a_place_and_no_folder_has_too_many_modules() -> None:
     for package, layers in LAYERS.items():
         names = {name for layer in layers for name in layer}
         parts = {
-            path.stem for path in (ROOT / package).iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+            path.stem
+            for path in (ROOT / package).iterdir()
+            if path.suffix == ".py" or (path / "__init__.py").exists()
         }
         assert parts - {"__init__"} == names
     folders = {file.parent for package in PACKAGES for file in (ROOT / package).rglob("*.py")}

@@ -1,8 +1,9 @@
-"""A command that is killed anywhere and given again ends as if nothing had been: the same files, and no others.
+"""A command that is killed anywhere and given again ends as if nothing had been: the same files,
+and no others.
 
-One small job of each command runs once undisturbed, and then again for each of its calls to the file system that change
-something: killed just before that call, and started again. How calls are counted, and which repeats are left out, is
-said in `tests.kills`.
+One small job of each command runs once undisturbed, and then again for each of its calls to the
+file system that change something: killed just before that call, and started again. How calls are
+counted, and which repeats are left out, is said in `tests.kills`.
 """
 
 from __future__ import annotations
@@ -68,30 +69,55 @@ TINY = DefaultModels(
     precision="float32",
 )
 EVERY = Optimization(epochs=2, batch=2, learning_rate=3e-3)
-GRID = Grid(objective=("npo",), epochs=1, width=8, depth=1, heads=1, steps=2, retain_count=60, forget_count=60)
+GRID = Grid(
+    objective=("npo",),
+    epochs=1,
+    width=8,
+    depth=1,
+    heads=1,
+    steps=2,
+    retain_count=60,
+    forget_count=60,
+)
 MINE = "notes of somebody else.txt"
 Job = Callable[[], int]
 
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with two tiny models, TOFU's files in small, and a cache with tiny ready-made models."""
+    """A folder with two tiny models, TOFU's files in small, and a cache with tiny ready-made
+    models.
+    """
     place = tmp_path_factory.mktemp("given")
     tokenizer = by_bytes(words=True)
     found = splits(Authors(authors=10, questions=4))
-    few = {name: tuple(replace(one, perturbed=one.perturbed[:2]) for one in part[:3]) for name, part in found.items()}
+    few = {
+        name: tuple(replace(one, perturbed=one.perturbed[:2]) for one in part[:3])
+        for name, part in found.items()
+    }
     files = {name: few[name] for name in ("forget10", "retain90")}
     files |= {"forget10_perturbed": few["forget10"], "retain_perturbed": few["retain90"]}
-    files |= {f"{name}_perturbed": few[f"{name}_perturbed"][:2] for name in ("real_authors", "world_facts")}
+    files |= {
+        f"{name}_perturbed": few[f"{name}_perturbed"][:2]
+        for name in ("real_authors", "world_facts")
+    }
     for name, part in files.items():
         corpora.write(part, place / "data" / f"{name}.json")
-    sizes: dict[str, Any] = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    sizes: dict[str, Any] = dict(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
     for number, name in enumerate(("model", "retrained")):
         torch.manual_seed(number)
-        config = transformers.LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=512, **sizes)
+        config = transformers.LlamaConfig(
+            vocab_size=len(tokenizer), max_position_embeddings=512, **sizes
+        )
         model = transformers.LlamaForCausalLM(config)
-        encoded = encode_examples(tokenizer, LLAMA2_CHAT, few["forget10" if number == 0 else "retain90"])
-        fine_tune(model, encoded, Optimization(epochs=2, batch=4, learning_rate=1e-2), progress=False)
+        encoded = encode_examples(
+            tokenizer, LLAMA2_CHAT, few["forget10" if number == 0 else "retain90"]
+        )
+        fine_tune(
+            model, encoded, Optimization(epochs=2, batch=4, learning_rate=1e-2), progress=False
+        )
         save(LanguageModel(model, tokenizer, LLAMA2_CHAT, name), place / name, {"seed": number})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SIMNPO_LAB_CACHE", str(place / "cache"))
@@ -110,14 +136,40 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def commands(given: Path, patch: pytest.MonkeyPatch) -> dict[str, Job]:
     """One small job of each command."""
     model = ["--model", str(given / "model"), "--device", "cpu"]
-    data, retrained = ["--data", str(given / "data" / "forget10.json")], ["--retrained", str(given / "retrained")]
+    data, retrained = (
+        ["--data", str(given / "data" / "forget10.json")],
+        ["--retrained", str(given / "retrained")],
+    )
     few = ["--epochs", "2", "--batch", "2", "--learning-rate", "1e-3"]
     retain = ["--retain-data", str(given / "data" / "retain90.json"), "--objective", "npo:0.2"]
     sets = ["--data", str(given / "data" / "forget10"), "--max-new-tokens", "2", "--legacy"]
     attack = [*few, "--repeats", "1", "--out", "found/back.parquet"]
-    chains = ["--epochs", "1", "--width", "8", "--depth", "1", "--heads", "1", "--steps", "2", "--retain-count", "60"]
+    chains = [
+        "--epochs",
+        "1",
+        "--width",
+        "8",
+        "--depth",
+        "1",
+        "--heads",
+        "1",
+        "--steps",
+        "2",
+        "--retain-count",
+        "60",
+    ]
     chains += ["--forget-count", "60", "--objective", "npo", "--out", "found/run.parquet"]
-    texts = ["muse", "--unlearn", "npo:0.5", "--retrained", "news:retrained", "--epochs", "2", "--batch", "4"]
+    texts = [
+        "muse",
+        "--unlearn",
+        "npo:0.5",
+        "--retrained",
+        "news:retrained",
+        "--epochs",
+        "2",
+        "--batch",
+        "4",
+    ]
     texts += ["--learning-rate", "3e-3", "--piece", "32", "--device", "cpu", "--out", "found"]
 
     patch.setattr("llm.models.small_news.NewsModels", lambda **_: NEWS)
@@ -127,15 +179,21 @@ def commands(given: Path, patch: pytest.MonkeyPatch) -> dict[str, Job]:
     patch.setattr("llm.models.small_authors.DefaultModels", lambda **options: TINY)
     return {
         "score": lambda: cli(["score", *model, *data, "--out", "found/scores.parquet"]),
-        "unlearn": lambda: cli(["unlearn", *model, *data, *retain, *few, *retrained, "--out", "found"]),
+        "unlearn": lambda: cli(
+            ["unlearn", *model, *data, *retain, *few, *retrained, "--out", "found"]
+        ),
         "evaluate": lambda: cli(["evaluate", *model, *sets, *retrained, "--out", "found"]),
         "relearn": lambda: cli(["relearn", *model, *data, *retrained, *attack]),
-        "build": lambda: cli(["build", "--kinds", "original", "retrained", "--device", "cpu", "--out", "found"]),
+        "build": lambda: cli(
+            ["build", "--kinds", "original", "retrained", "--device", "cpu", "--out", "found"]
+        ),
         "muse": lambda: cli(texts),
         "sweep": lambda: swept(given),
         "sequential": lambda: in_turn(),
         "markov unlearn": lambda: markov_cli(["unlearn", *chains]),
-        "markov grid": lambda: markov_cli(["grid", *chains, "--learning-rate", *(f"{n}e-4" for n in range(1, 10))]),
+        "markov grid": lambda: markov_cli(
+            ["grid", *chains, "--learning-rate", *(f"{n}e-4" for n in range(1, 10))]
+        ),
         "table": lambda: drawn(),
         "parts": lambda: in_parts(),
     }
@@ -152,9 +210,16 @@ def swept(given: Path) -> int:
         authors=TINY.authors,
         max_new_tokens=2,
     )
-    runs = [Run(method=one, optimization=replace(EVERY, epochs=1)) for one in methods(["npo:0.1@1"])]
+    runs = [
+        Run(method=one, optimization=replace(EVERY, epochs=1)) for one in methods(["npo:0.1@1"])
+    ]
     runs.append(Run(method=None, scale=0.5, optimization=replace(EVERY, epochs=1)))
-    few = TofuSets(*(tuple(replace(one, perturbed=one.perturbed[:2]) for one in part[:2]) for part in task.sets()))
+    few = TofuSets(
+        *(
+            tuple(replace(one, perturbed=one.perturbed[:2]) for one in part[:2])
+            for part in task.sets()
+        )
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("llm.sweeps.sweep.tofu_sets", lambda *_, **__: few)
         patch.setattr(sweep_command, "runs_of", lambda _: runs)
@@ -167,7 +232,14 @@ def in_turn() -> int:
     examples = [replace(one, author=None) for one in corpora.read("forget.json")]
     forget = requests(examples, 2)
     settings = Unlearning(objective=npo(0.1), optimization=replace(EVERY, epochs=1))
-    sequential("found", lambda: build(TINY, "original", progress=False), forget, examples, settings, progress=False)
+    sequential(
+        "found",
+        lambda: build(TINY, "original", progress=False),
+        forget,
+        examples,
+        settings,
+        progress=False,
+    )
     return 0
 
 
@@ -178,7 +250,9 @@ def small_context() -> tables.Context:
 def drawn() -> int:
     """A table of runs that several figures share: ten experiments in two ensembles."""
     rates = tuple(n * 1e-4 for n in range(1, 10))
-    tables.table(small_context(), [experiment(point) for point in points(replace(GRID, learning_rate=rates))])
+    tables.table(
+        small_context(), [experiment(point) for point in points(replace(GRID, learning_rate=rates))]
+    )
     return 0
 
 
@@ -189,14 +263,21 @@ def in_parts() -> int:
         return pd.DataFrame({"x": [job[0]], "name": [job[1]]})
 
     def whole() -> pd.DataFrame:
-        return tables.cached_each(small_context(), "figures.theory.optimizer", [(1, "a"), (2, "b")], part)
+        return tables.cached_each(
+            small_context(), "figures.theory.optimizer", [(1, "a"), (2, "b")], part
+        )
 
-    assert len(tables.cached(small_context(), "figures.theory.optimizer", "whole", whole)) == 2 and optimizer.__doc__
+    assert (
+        len(tables.cached(small_context(), "figures.theory.optimizer", "whole", whole)) == 2
+        and optimizer.__doc__
+    )
     return 0
 
 
 def start(given: Path, place: Path, name: str) -> Path:
-    """A place to work in, with somebody's own file in it, and a cache of what the job does not make itself."""
+    """A place to work in, with somebody's own file in it, and a cache of what the job does not
+    make itself.
+    """
     place.mkdir()
     (place / MINE).write_text("mine")
     shutil.copytree(given / "cache", place / "cache")
@@ -209,7 +290,9 @@ def start(given: Path, place: Path, name: str) -> Path:
 
 
 def settled(place: Path) -> dict[str, object]:
-    """What a finished job leaves in a place, without the folder of what is not finished, which is empty."""
+    """What a finished job leaves in a place, without the folder of what is not finished, which
+    is empty.
+    """
     unfinished = place / "cache" / "unfinished"
     if unfinished.exists():
         unfinished.rmdir()
@@ -231,8 +314,9 @@ NAMES = (
     "parts",
 )
 
-# Jobs of many calls, whose tables, logs and models are written by the same code as those of the others, which try all
-# of its calls. Of these jobs every call is tried that puts something into its place or takes it away.
+# Jobs of many calls, whose tables, logs and models are written by the same code as those of the
+# others, which try all of its calls. Of these jobs every call is tried that puts something into its
+# place or takes it away.
 MANY = ("build", "muse", "sweep", "sequential", "markov grid", "table")
 
 
@@ -259,6 +343,8 @@ def test_a_command_that_is_killed_anywhere_and_given_again_ends_the_same(
         assert left == [], f"{where}: {left}"
         found = settled(place)
         assert found.keys() == expected.keys(), f"{where}: {sorted(found.keys() ^ expected.keys())}"
-        assert found == expected, f"{where}: {[key for key in found if found[key] != expected[key]]}"
+        assert found == expected, (
+            f"{where}: {[key for key in found if found[key] != expected[key]]}"
+        )
         shutil.rmtree(place)
     assert tree(given) == others

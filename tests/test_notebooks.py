@@ -1,4 +1,6 @@
-"""The notebooks keep their promises: narrative and sliders, nothing stored, every number computed, all of it runs."""
+"""The notebooks keep their promises: narrative and sliders, nothing stored, every number
+computed, all of it runs.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ PATHS = [FOLDER / folder / f"{name}.ipynb" for folder in ("", "solutions") for n
 EXECUTE = "SIMNPO_LAB_EXECUTE"
 SECONDS = 60  # of one notebook in quick mode
 
-every_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+every_notebook = pytest.mark.parametrize(
+    "path", PATHS, ids=lambda path: f"{path.parent.name}-{path.stem}"
+)
 every_lesson = pytest.mark.parametrize("name", NOTEBOOKS)
 
 
@@ -37,10 +41,16 @@ def prose(path: Path) -> str:
 
 
 def answers(source: str) -> list[tuple[str, Any]]:
-    """Exercises that a cell checks, and the answers where they are written out; `...` is Ellipsis."""
+    """Exercises that a cell checks, and the answers where they are written out; `...` is
+    Ellipsis.
+    """
     found = []
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "check":
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id == "check"
+        ):
             name, answer = node.args
             assert isinstance(name, ast.Constant)
             found.append((name.value, answer.value if isinstance(answer, ast.Constant) else None))
@@ -48,20 +58,31 @@ def answers(source: str) -> list[tuple[str, Any]]:
 
 
 def definitions(source: str) -> list[str]:
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.Global, ast.While, ast.Try)
+    kinds = (
+        ast.FunctionDef,
+        ast.AsyncFunctionDef,
+        ast.ClassDef,
+        ast.Lambda,
+        ast.Global,
+        ast.While,
+        ast.Try,
+    )
     return [type(node).__name__ for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
 
 
 def restated(source: str) -> list[str]:
     """Calls by which a cell would write the law down once more."""
     calls = (node.func for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
-    names = (call.attr if isinstance(call, ast.Attribute) else getattr(call, "id", "") for call in calls)
+    names = (
+        call.attr if isinstance(call, ast.Attribute) else getattr(call, "id", "") for call in calls
+    )
     return [name for name in names if name in ("sigmoid", "expit", "softplus", "logsigmoid")]
 
 
 # 0, 1 and 2 are words; so are the numbers of exercises, files, figures, years and papers.
 NAMES = re.compile(
-    r"\[[^\]]*\]\([^)]*\)|\*\*\d+\.\*\*|^\d+\. |\([^()]*\b(?:19|20)\d\d\b[^()]*\)|Figure \d+|Proposition \d+"
+    r"\[[^\]]*\]\([^)]*\)|\*\*\d+\.\*\*|^\d+\. |\([^()]*\b(?:19|20)\d\d\b[^()]*\)|Figure "
+    r"\d+|Proposition \d+"
     r"|\b0\d_\w+|forget ?\d|exercise \d",
     re.M,
 )
@@ -93,7 +114,11 @@ def test_there_are_notebooks_and_each_has_solutions_and_a_number():
 def test_nothing_is_stored_and_the_file_is_written_one_way(path: Path):
     notebook, text = read(path), path.read_text("utf-8")
     assert text == json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
-    assert notebook["metadata"]["kernelspec"] == {"display_name": "Python 3", "language": "python", "name": "python3"}
+    assert notebook["metadata"]["kernelspec"] == {
+        "display_name": "Python 3",
+        "language": "python",
+        "name": "python3",
+    }
     assert set(notebook["metadata"]) == {"kernelspec", "language_info"}
     identities = [cell["id"] for cell in notebook["cells"]]
     assert len(set(identities)) == len(identities)
@@ -128,7 +153,12 @@ def test_a_lesson_asks_predicts_moves_concludes_and_exercises(name: str):
     assert first.startswith("# ") and "**Question.**" in first
     order = [
         re.search(pattern, text, re.I)
-        for pattern in (r"\*\*Question", r"\*\*Write down", r"## What this means for practice", r"## Exercises")
+        for pattern in (
+            r"\*\*Question",
+            r"\*\*Write down",
+            r"## What this means for practice",
+            r"## Exercises",
+        )
     ]
     places = [found.start() for found in order if found]
     assert len(places) == 4 and places == sorted(places)
@@ -147,14 +177,20 @@ def test_a_lesson_asks_predicts_moves_concludes_and_exercises(name: str):
 @every_lesson
 def test_the_solutions_answer_just_the_exercises_that_the_lesson_leaves_open(name: str):
     asked = [pair for source in cells(FOLDER / f"{name}.ipynb", "code") for pair in answers(source)]
-    solved = [pair for source in cells(FOLDER / "solutions" / f"{name}.ipynb", "code") for pair in answers(source)]
+    solved = [
+        pair
+        for source in cells(FOLDER / "solutions" / f"{name}.ipynb", "code")
+        for pair in answers(source)
+    ]
     assert asked and all(answer is ... for _, answer in asked)
     assert {one for one, _ in solved} == {one for one, _ in asked}
     assert ... not in [answer for _, answer in solved]
 
 
 def test_every_exercise_belongs_to_one_lesson():
-    pytest.importorskip("ipywidgets", reason="the notebooks' packages are missing: pip install -e '.[notebooks]'")
+    pytest.importorskip(
+        "ipywidgets", reason="the notebooks' packages are missing: pip install -e '.[notebooks]'"
+    )
     from figures.lessons import chains as exercises
     from figures.lessons import language as exercises_llm
 
@@ -166,7 +202,9 @@ def test_every_exercise_belongs_to_one_lesson():
 
 
 def test_choices_are_offered_as_the_letters_that_are_checked():
-    pytest.importorskip("ipywidgets", reason="the notebooks' packages are missing: pip install -e '.[notebooks]'")
+    pytest.importorskip(
+        "ipywidgets", reason="the notebooks' packages are missing: pip install -e '.[notebooks]'"
+    )
     from figures.lessons import chains as exercises
     from figures.lessons import language as exercises_llm
 
@@ -174,9 +212,17 @@ def test_choices_are_offered_as_the_letters_that_are_checked():
 
     for name in NOTEBOOKS:
         text = prose(FOLDER / f"{name}.ipynb").split("## Exercises")[1]
-        asked = [one for source in cells(FOLDER / f"{name}.ipynb", "code") for one, _ in answers(source)]
-        offered = [sorted(re.findall(r"\(([a-d])\)", part)) for part in re.split(r"\*\*\d\.\*\*", text)[1:]]
-        wanted = [sorted({str(known[one].answer()), *known[one].hints}) for one in asked if known[one].hints]
+        asked = [
+            one for source in cells(FOLDER / f"{name}.ipynb", "code") for one, _ in answers(source)
+        ]
+        offered = [
+            sorted(re.findall(r"\(([a-d])\)", part)) for part in re.split(r"\*\*\d\.\*\*", text)[1:]
+        ]
+        wanted = [
+            sorted({str(known[one].answer()), *known[one].hints})
+            for one in asked
+            if known[one].hints
+        ]
         assert [letters for letters in offered if letters] == wanted
 
 
@@ -213,12 +259,16 @@ def test_the_rules_for_cells_tell_bad_from_good(rule: Any, bad: str, good: str):
 
 
 def test_numbers_are_found_in_prose_and_in_code():
-    assert numbers("it weighs 0.80, that 1197 (Fan et al. 2025), see [03_x](03_x.ipynb); |y|^0.62") == {0.8, 1197, 0.62}
+    assert numbers(
+        "it weighs 0.80, that 1197 (Fan et al. 2025), see [03_x](03_x.ipynb); |y|^0.62"
+    ) == {0.8, 1197, 0.62}
     assert numbers("**3.** (easy) `npo(0.2)` at $\\beta = 4$: exercise 7") == {0.2, 4}
     assert literals("a = [4, -1.0]; b = 'of 20, 80'; f'{a} 7'") == {4, 1, 20, 80, 7}
 
 
-@pytest.mark.skipif(os.environ.get(EXECUTE) != "1", reason="`make notebooks` executes them all, which takes minutes")
+@pytest.mark.skipif(
+    os.environ.get(EXECUTE) != "1", reason="`make notebooks` executes them all, which takes minutes"
+)
 @every_notebook
 def test_it_runs_from_top_to_bottom(path: Path, monkeypatch: pytest.MonkeyPatch):
     import nbformat
@@ -236,12 +286,18 @@ def test_it_runs_from_top_to_bottom(path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_book_has_a_page_for_every_notebook_and_its_links_lead_to_pages(tmp_path: Path):
-    pytest.importorskip("nbconvert", reason="the notebooks' packages are missing: pip install -e '.[notebooks]'")
+    pytest.importorskip(
+        "nbconvert", reason="the notebooks' packages are missing: pip install -e '.[notebooks]'"
+    )
     from figures.lessons.book import Book, write
 
     write(Book(out=tmp_path / "book", execute=False))
-    pages = sorted(path.relative_to(tmp_path / "book") for path in (tmp_path / "book").rglob("*.html"))
-    assert pages == sorted([*(path.relative_to(FOLDER).with_suffix(".html") for path in PATHS), Path("index.html")])
+    pages = sorted(
+        path.relative_to(tmp_path / "book") for path in (tmp_path / "book").rglob("*.html")
+    )
+    assert pages == sorted(
+        [*(path.relative_to(FOLDER).with_suffix(".html") for path in PATHS), Path("index.html")]
+    )
     for page in pages:
         text = (tmp_path / "book" / page).read_text("utf-8")
         for target in re.findall(r'<a href="([^"#:]+)"', text):
@@ -253,7 +309,9 @@ def test_the_book_has_a_page_for_every_notebook_and_its_links_lead_to_pages(tmp_
 
 
 def test_a_page_shows_the_picture_of_a_view_and_not_the_widget():
-    pytest.importorskip("nbconvert", reason="the notebooks' packages are missing: pip install -e '.[notebooks]'")
+    pytest.importorskip(
+        "nbconvert", reason="the notebooks' packages are missing: pip install -e '.[notebooks]'"
+    )
     from nbformat.v4 import new_code_cell, new_notebook, new_output
 
     from figures.lessons.book import page
@@ -269,13 +327,17 @@ def test_a_page_shows_the_picture_of_a_view_and_not_the_widget():
 
 
 def test_formulas_of_a_page_need_no_network():
-    pytest.importorskip("nbconvert", reason="the notebooks' packages are missing: pip install -e '.[notebooks]'")
+    pytest.importorskip(
+        "nbconvert", reason="the notebooks' packages are missing: pip install -e '.[notebooks]'"
+    )
     from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
     from figures.lessons.book import page
 
     prose = new_markdown_cell("for $\\beta |y| \\le 2$ and `$HOME`:\n\n$$ \\frac{a}{b} $$", id="a")
-    derived = new_output("display_data", data={"text/latex": "$\\displaystyle \\sigma(z)$", "text/plain": "sigma(z)"})
+    derived = new_output(
+        "display_data", data={"text/latex": "$\\displaystyle \\sigma(z)$", "text/plain": "sigma(z)"}
+    )
     text = page(new_notebook(cells=[prose, new_code_cell("derive", outputs=[derived], id="b")]))
     assert "<mi>β</mi>" in text and "<mi>σ</mi>" in text and "<mfrac>" in text
     assert text.count("<math") == 3 and text.count('display="block"') == 2

@@ -1,4 +1,6 @@
-"""What a fresh clone relies on: pins for everything that is declared, and targets that build what they need."""
+"""What a fresh clone relies on: pins for everything that is declared, and targets that build
+what they need.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,13 @@ import markov
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-DECLARED = [*PROJECT["dependencies"], *(name for extra in PROJECT["optional-dependencies"].values() for name in extra)]
-PINS = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+DECLARED = [
+    *PROJECT["dependencies"],
+    *(name for extra in PROJECT["optional-dependencies"].values() for name in extra),
+]
+PINS = [
+    line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")
+]
 TARGETS = [
     "benchmark",
     "book",
@@ -36,7 +43,16 @@ TARGETS = [
     "test",
     "test-elsewhere",
 ]
-WITH_NOTEBOOKS = ("benchmark", "book", "browser", "check", "lab", "notebooks", "test", "test-elsewhere")
+WITH_NOTEBOOKS = (
+    "benchmark",
+    "book",
+    "browser",
+    "check",
+    "lab",
+    "notebooks",
+    "test",
+    "test-elsewhere",
+)
 
 
 def normalized(requirement: str) -> str:
@@ -45,12 +61,18 @@ def normalized(requirement: str) -> str:
 
 def run(folder: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     # Without what an outer make, which may be running this test, tells an inner one.
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
-    return subprocess.run(command, cwd=folder, env=inherited | environment, capture_output=True, text=True)
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))
+    }
+    return subprocess.run(
+        command, cwd=folder, env=inherited | environment, capture_output=True, text=True
+    )
 
 
 def test_every_declared_dependency_is_pinned_once():
-    assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*==[0-9][0-9a-z.]*", pin) for pin in PINS), "plain pins only"
+    assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*==[0-9][0-9a-z.]*", pin) for pin in PINS), (
+        "plain pins only"
+    )
     pinned = [normalized(pin) for pin in PINS]
     assert {normalized(requirement) for requirement in DECLARED} <= set(pinned)
     assert len(pinned) == len(set(pinned))
@@ -63,12 +85,16 @@ def test_the_pins_satisfy_the_declared_lower_bounds():
 
     pins = dict(pin.split("==") for pin in PINS)
     for requirement in DECLARED:
-        assert release(pins[normalized(requirement)]) >= release(requirement.split(">=")[1]), requirement
+        assert release(pins[normalized(requirement)]) >= release(requirement.split(">=")[1]), (
+            requirement
+        )
 
 
 def test_the_installed_distribution_is_described_as_declared():
     assert (PROJECT["name"], PROJECT["requires-python"]) == ("simnpo-lab", ">=3.11")
-    assert {"llm", "notebooks", "browser", "cluster", "dev"} == PROJECT["optional-dependencies"].keys()
+    assert {"llm", "notebooks", "browser", "cluster", "dev"} == PROJECT[
+        "optional-dependencies"
+    ].keys()
     assert re.fullmatch(r"\d+\.\d+\.\d+", markov.__version__)
     assert "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text()
 
@@ -76,7 +102,9 @@ def test_the_installed_distribution_is_described_as_declared():
 def test_no_file_of_the_build_names_an_address_to_install_from():
     for name in ("constraints.txt", "pyproject.toml", "Makefile", ".ci/run"):
         text = (ROOT / name).read_text()
-        assert not re.search(r"https?://|file:/|--(extra-)?index|--find-links|--hash|@ ", text), name
+        assert not re.search(r"https?://|file:/|--(extra-)?index|--find-links|--hash|@ ", text), (
+            name
+        )
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -107,7 +135,9 @@ def test_an_old_python_is_refused_in_one_line_before_anything_is_made(tmp_path: 
     python.chmod(0o755)
     refused = run(tmp_path, "make", "--silent", "test", f"PYTHON={python}")
     assert refused.returncode == 2
-    assert refused.stderr.splitlines()[0].startswith(f"PYTHON = {python} is not allowed: Python 3.11 or newer")
+    assert refused.stderr.splitlines()[0].startswith(
+        f"PYTHON = {python} is not allowed: Python 3.11 or newer"
+    )
     assert not (tmp_path / ".venv").exists()
 
 
@@ -115,7 +145,9 @@ STEPS = ["check", "test", "test-elsewhere", "notebooks", "browser"]
 
 
 @pytest.mark.parametrize("failing", ["", *STEPS])
-def test_the_acceptance_script_runs_its_steps_in_order_and_fails_with_any(tmp_path: Path, failing: str):
+def test_the_acceptance_script_runs_its_steps_in_order_and_fails_with_any(
+    tmp_path: Path, failing: str
+):
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & stat.S_IXUSR
     fake = tmp_path / "make"

@@ -49,8 +49,8 @@ SETTINGS = {"own": {}, "oldest": OLDEST, "avx2": AVX2}
 # The largest difference allowed, relative to the largest number of the column. What is computed in
 # float64 without training, or by descent on a convex loss, differed by 1e-14 at most. Training in
 # float32 amplifies rounding step by step: the differences were below 2e-6 for chains and below 6e-6
-# for a language model. The rest of each tolerance is room for processors that were not tried. Longer
-# runs (the paper's settings) amplify more; these tolerances are those of quick scale.
+# for a language model. The rest of each tolerance is room for processors that were not tried.
+# Longer runs (the paper's settings) amplify more; these tolerances are those of quick scale.
 EXACT, TRAINED = 1e-10, 1e-4
 TOLERANCES = {
     "scalar": EXACT,
@@ -71,8 +71,14 @@ def scalar() -> pd.DataFrame:
         law = Objective(0.2, 0.0, *place)
         for length in (1, 5, 20, 80):
             time = np.geomspace(1e-3, 1e4, 20)
-            known = {"corner": corner, "length": length, "forget": float(time_to_forget(law, length, 0.5))}
-            rows.append(pd.DataFrame({"time": time, "theta": theta(law, length, time)}).assign(**known))
+            known = {
+                "corner": corner,
+                "length": length,
+                "forget": float(time_to_forget(law, length, 0.5)),
+            }
+            rows.append(
+                pd.DataFrame({"time": time, "theta": theta(law, length, time)}).assign(**known)
+            )
     return pd.concat(rows, ignore_index=True)
 
 
@@ -82,10 +88,17 @@ def tabular() -> pd.DataFrame:
     assert isinstance(case, Sweep)
     for law in (npo(0.1), simnpo(2.0)):
         flow = tabular_flow(case, law, seed=0, horizon=30.0)
-        logp, kl = logp_per_token(flow.loss.bank, flow.tables), kl_to_truth(flow.tables, forget_mixture(case))
+        logp, kl = (
+            logp_per_token(flow.loss.bank, flow.tables),
+            kl_to_truth(flow.tables, forget_mixture(case)),
+        )
         for component, forgotten in enumerate(flow_time(flow, 0.5)):
             known = {"beta": law.beta, "component": component, "forget": forgotten}
-            own = {"time": flow.times, "logp_per_token": logp[:, component], "kl_to_truth": kl[:, component]}
+            own = {
+                "time": flow.times,
+                "logp_per_token": logp[:, component],
+                "kl_to_truth": kl[:, component],
+            }
             rows.append(pd.DataFrame(own).assign(**known))
     return pd.concat(rows, ignore_index=True)
 
@@ -94,7 +107,9 @@ def logistic() -> pd.DataFrame:
     """The logistic study, smaller than at quick scale."""
     looks = {"learning_rate": 0.05, "recorded": (0, 1, 10, 100, 300)}
     runs = [
-        Unlearning(objective=law, retain_weight=kept, **looks) for law in (npo(2.0), simnpo(2.0)) for kept in (0, 1)
+        Unlearning(objective=law, retain_weight=kept, **looks)
+        for law in (npo(2.0), simnpo(2.0))
+        for kept in (0, 1)
     ]
     return run_logistic([LogisticWorld(alpha=alpha, steps=300) for alpha in (0.0, 1.0)], runs)
 
@@ -142,7 +157,9 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], pd
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", [name for name in SETTINGS if name != "own"])
 @pytest.mark.parametrize("name", FRAMES)
-def test_a_frame_is_the_same_on_another_processor(frames: dict[tuple[str, str], pd.DataFrame], name: str, setting: str):
+def test_a_frame_is_the_same_on_another_processor(
+    frames: dict[tuple[str, str], pd.DataFrame], name: str, setting: str
+):
     own, other = frames["own", name], frames[setting, name]
     assert list(own.columns) == list(other.columns) and len(own) == len(other) > 0
     for column in own:
@@ -152,7 +169,9 @@ def test_a_frame_is_the_same_on_another_processor(frames: dict[tuple[str, str], 
         known = own[column].to_numpy()
         scale = np.abs(known[np.isfinite(known)]).max(initial=0.0)
         bound = TOLERANCES[name] * float(scale)
-        np.testing.assert_allclose(other[column], known, rtol=0, atol=bound, err_msg=f"{name}, {column}, {setting}")
+        np.testing.assert_allclose(
+            other[column], known, rtol=0, atol=bound, err_msg=f"{name}, {column}, {setting}"
+        )
 
 
 @pytest.mark.slow

@@ -26,7 +26,9 @@ TEXT = (ROOT / "README.md").read_text("utf-8")
 
 def test_the_tour_runs_and_shows_what_the_text_says(capsys: pytest.CaptureFixture[str]) -> None:
     (tour,) = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
-    lines = [line for line in tour.splitlines() if line and not line.startswith(("from ", "import "))]
+    lines = [
+        line for line in tour.splitlines() if line and not line.startswith(("from ", "import "))
+    ]
     assert len(lines) <= 10
     names: dict[str, pd.DataFrame] = {}
     exec(compile(tour, "README.md", "exec"), names)
@@ -85,6 +87,11 @@ def test_the_commands_of_the_language_models_parse() -> None:
 
 def test_every_figure_that_is_named_exists() -> None:
     drawn = re.findall(r"make figures ARGS=\"([^\"]*)\"`", TEXT)
-    names = [word for arguments in drawn for word in shlex.split(arguments) if re.fullmatch(r"[a-z_]+[a-z_0-9]*", word)]
+    names = [
+        word
+        for arguments in drawn
+        for word in shlex.split(arguments)
+        if re.fullmatch(r"[a-z_]+[a-z_0-9]*", word)
+    ]
     assert "tradeoff" in names and "llm_bias" in names
     assert set(names) <= set(ALL)

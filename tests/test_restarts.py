@@ -1,4 +1,6 @@
-"""What was finished when a command was stopped is found again and not done twice, and is gone once all is written."""
+"""What was finished when a command was stopped is found again and not done twice, and is gone
+once all is written.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ class Counted:
 def stopped_and_given_again(
     monkeypatch: pytest.MonkeyPatch, name: str, work: Callable[..., Any], command: Callable[[], int]
 ) -> int:
-    """How often work is done by a command that is given again, after one that was stopped in its second call."""
+    """How often work is done by a command that is given again, after one that was stopped in its
+    second call.
+    """
     with monkeypatch.context() as patch:
         patch.setattr(name, Counted(work, 2))
         assert command() == 130
@@ -62,15 +66,41 @@ def stopped_and_given_again(
 def test_a_grid_that_was_stopped_runs_what_is_left_and_writes_the_same(
     own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["grid", "--objective", "npo", "--epochs", "1", "--width", "8", "--depth", "1", "--heads", "1"]
-    words += ["--steps", "2", "--retain-count", "60", "--forget-count", "60", "--learning-rate", *map(str, RATES)]
+    words = [
+        "grid",
+        "--objective",
+        "npo",
+        "--epochs",
+        "1",
+        "--width",
+        "8",
+        "--depth",
+        "1",
+        "--heads",
+        "1",
+    ]
+    words += [
+        "--steps",
+        "2",
+        "--retain-count",
+        "60",
+        "--forget-count",
+        "60",
+        "--learning-rate",
+        *map(str, RATES),
+    ]
 
     def grid(out: str) -> int:
         return markov_cli([*words, "--out", out])
 
     assert grid("whole.parquet") == 0
     table = running._table
-    assert stopped_and_given_again(monkeypatch, "markov.running._table", table, lambda: grid("parts.parquet")) == 1
+    assert (
+        stopped_and_given_again(
+            monkeypatch, "markov.running._table", table, lambda: grid("parts.parquet")
+        )
+        == 1
+    )
     assert (tmp_path / "parts.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
     assert list((own / "unfinished").iterdir()) == []
 
@@ -93,7 +123,9 @@ def test_a_table_of_figures_that_was_stopped_runs_what_is_left(
     assert len(found) == len(RATES) and list((own / "unfinished").iterdir()) == []
     monkeypatch.setenv("SIMNPO_LAB_CACHE", str(tmp_path / "other"))
     assert drawn() == 0
-    assert {path.name: path.read_bytes() for path in (tmp_path / "other" / "tables").iterdir()} == found
+    assert {
+        path.name: path.read_bytes() for path in (tmp_path / "other" / "tables").iterdir()
+    } == found
 
 
 def test_parts_of_a_table_are_found_again() -> None:
@@ -106,7 +138,9 @@ def test_parts_of_a_table_are_found_again() -> None:
     with pytest.raises(KeyboardInterrupt):
         tables.cached_each(context, "figures.theory.optimizer", [1, 2, 3], counted)
     counted = Counted(part)
-    assert tables.cached_each(context, "figures.theory.optimizer", [1, 2, 3], counted)["x"].tolist() == [1, 2, 3]
+    assert tables.cached_each(context, "figures.theory.optimizer", [1, 2, 3], counted)[
+        "x"
+    ].tolist() == [1, 2, 3]
     assert counted.calls == 2
 
 
@@ -117,7 +151,19 @@ def test_attacks_that_were_finished_are_not_made_again(
 
     save(build(TINY, "original", progress=False), tmp_path / "model", {})
     corpora.write(FORGET, tmp_path / "forget.json")
-    words = ["relearn", "--model", "model", "--device", "cpu", "--data", "forget.json", "--epochs", "1", "--batch", "2"]
+    words = [
+        "relearn",
+        "--model",
+        "model",
+        "--device",
+        "cpu",
+        "--data",
+        "forget.json",
+        "--epochs",
+        "1",
+        "--batch",
+        "2",
+    ]
 
     def attacked(out: str) -> int:
         return cli([*words, "--repeats", "1", "--out", out])
@@ -125,7 +171,10 @@ def test_attacks_that_were_finished_are_not_made_again(
     assert attacked("whole.parquet") == 0
     assert (
         stopped_and_given_again(
-            monkeypatch, "llm.evaluation.relearning.relearn", relearn, lambda: attacked("parts.parquet")
+            monkeypatch,
+            "llm.evaluation.relearning.relearn",
+            relearn,
+            lambda: attacked("parts.parquet"),
         )
         == 1
     )
@@ -134,11 +183,15 @@ def test_attacks_that_were_finished_are_not_made_again(
     assert list((own / "unfinished").iterdir()) == []
 
 
-def test_a_build_copies_what_is_not_there_and_leaves_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_copies_what_is_not_there_and_leaves_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("llm.models.small_authors.DefaultModels", lambda **_: TINY)
 
     def built() -> int:
-        return cli(["build", "--kinds", "original", "retrained", "--device", "cpu", "--out", "found"])
+        return cli(
+            ["build", "--kinds", "original", "retrained", "--device", "cpu", "--out", "found"]
+        )
 
     from llm.models.small_authors import build as make
 

@@ -1,10 +1,11 @@
 """Where the effort goes: failure (a), uneven allocation, and failure (b), no weighting at first.
 
-For each corner of the family at its best beta, along the path: share of the total gradient weight of the forget set
-that goes to the second component (short, or never memorised), share of the gradient norm that it receives, and the
-spread of the weights over all forget examples (standard deviation over mean). Half the sequences belong to each
-component. NPO starts with a spread of 0: every weight is 1, so that it starts as gradient ascent; length-normalised
-NPO starts with the spread of 1/|y| alone. Lines are means over runs, bands the 95% interval.
+For each corner of the family at its best beta, along the path: share of the total gradient weight
+of the forget set that goes to the second component (short, or never memorised), share of the
+gradient norm that it receives, and the spread of the weights over all forget examples (standard
+deviation over mean). Half the sequences belong to each component. NPO starts with a spread of 0:
+every weight is 1, so that it starts as gradient ascent; length-normalised NPO starts with the
+spread of 1/|y| alone. Lines are means over runs, bands the 95% interval.
 """
 
 from __future__ import annotations
@@ -34,14 +35,18 @@ def data(context: Context) -> pd.DataFrame:
     moments = full_means(squares.groupby(keys)[["weight", "square"]])
     variance = (moments["square"] - moments["weight"] ** 2).clip(lower=0)
     spread = (variance**0.5 / moments["weight"]).rename("spread")
-    second = frame[frame["component"] == "forget2"].set_index(keys)[["weight_share", "gradient_share"]]
+    second = frame[frame["component"] == "forget2"].set_index(keys)[
+        ["weight_share", "gradient_share"]
+    ]
     return second.join(spread).reset_index()
 
 
 def plot(frame: pd.DataFrame) -> Figure:
     """Draw the frame of `data`."""
     cases = list(dict.fromkeys(frame["case"]))
-    figure, panels = style.grid_figure(len(ROWS), len(cases), 5 * len(cases), 7.8, sharex=True, sharey="row")
+    figure, panels = style.grid_figure(
+        len(ROWS), len(cases), 5 * len(cases), 7.8, sharex=True, sharey="row"
+    )
     for row, (measure, label) in zip(panels, ROWS.items(), strict=True):
         for axes, case in zip(row, cases, strict=True):
             sns.lineplot(
@@ -62,9 +67,17 @@ def plot(frame: pd.DataFrame) -> Figure:
                 axes.axhline(0.5, color="grey", lw=0.8, zorder=0)
                 axes.set_ylim(0, 1.02)
     for top, bottom, case in zip(panels[0], panels[-1], cases, strict=True):
-        top.set_title(f"{style.CASE_LABELS[case]}\nthe component that is {style.COMPONENT_LABELS[case]['forget2']}")
+        top.set_title(
+            f"{style.CASE_LABELS[case]}\nthe component that is "
+            f"{style.COMPONENT_LABELS[case]['forget2']}"
+        )
         betas = frame[frame["case"] == case].groupby("method")["beta"].first()
         for method in CORNERS:
-            bottom.plot([], [], color=style.COLORS[method], label=f"{style.LABELS[method]}, β = {betas[method]:g}")
+            bottom.plot(
+                [],
+                [],
+                color=style.COLORS[method],
+                label=f"{style.LABELS[method]}, β = {betas[method]:g}",
+            )
         bottom.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=7)
     return figure

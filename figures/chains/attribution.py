@@ -1,11 +1,14 @@
-"""Which of the two causes is it: the reference, or the length? The paper changes both at once; here they are apart.
+"""Which of the two causes is it: the reference, or the length? The paper changes both at once; here
+they are apart.
 
-Left: retain distance at which a corner of the family brings a forget component to the retrained model's forget
-quality, each corner at the best beta of its grid (chosen on other batch orders; geometric mean over runs with 95%
-interval, dots are runs). Middle: how far the other forget component is from its own goal at that moment, positive
-where it is over-forgotten, so that 0 is even. A component that starts at its goal, as the never memorised one does,
-is there at step 0. Right: the main effects, the factor by which the cost changes when the reference is dropped, and
-when the length is normalised, each averaged over the other factor and paired by run; below 1 means cheaper.
+Left: retain distance at which a corner of the family brings a forget component to the retrained
+model's forget quality, each corner at the best beta of its grid (chosen on other batch orders;
+geometric mean over runs with 95% interval, dots are runs). Middle: how far the other forget
+component is from its own goal at that moment, positive where it is over-forgotten, so that 0 is
+even. A component that starts at its goal, as the never memorised one does, is there at step 0.
+Right: the main effects, the factor by which the cost changes when the reference is dropped, and
+when the length is normalised, each averaged over the other factor and paired by run; below 1 means
+cheaper.
 """
 
 from __future__ import annotations
@@ -30,19 +33,27 @@ SHIFTS = {-0.15: "forget1", 0.15: "forget2"}
 
 
 def data(context: Context) -> pd.DataFrame:
-    """Per run, corner and forget component: the step and the retain distance of its first crossing."""
+    """Per run, corner and forget component: the step and the retain distance of its first
+    crossing.
+    """
     return crossings(corner_runs(context))
 
 
 def effects(frame: pd.DataFrame) -> pd.DataFrame:
-    """Main effect of each factor on log cost: mean over the two corners with it minus mean over the two without."""
+    """Main effect of each factor on log cost: mean over the two corners with it minus mean over
+    the two without.
+    """
     index = ["case", "component", "pretrain_seed", "seed"]
-    logs = frame.assign(log=np.log(frame["retain_distance"])).pivot(index=index, columns="method", values="log")
+    logs = frame.assign(log=np.log(frame["retain_distance"])).pivot(
+        index=index, columns="method", values="log"
+    )
     rows = []
     for name, treated in EFFECTS.items():
         others = [corner for corner in CORNERS if corner not in treated]
         effect = (logs[treated[0]] + logs[treated[1]] - logs[others[0]] - logs[others[1]]) / 2
-        for _, own in effect.rename("effect").reset_index().groupby(["case", "component"], as_index=False):
+        for _, own in (
+            effect.rename("effect").reset_index().groupby(["case", "component"], as_index=False)
+        ):
             found = ratio_interval(own["effect"].to_numpy(dtype=float))
             rows.append({**own[["case", "component"]].iloc[0], "effect": name, **found._asdict()})
     return pd.DataFrame(rows)
@@ -56,12 +67,22 @@ def plot(frame: pd.DataFrame) -> Figure:
     for row, case in zip(panels, cases, strict=True):
         part, labels = frame[frame["case"] == case], style.COMPONENT_LABELS[case]
         betas = part.groupby("method")["beta"].first()
-        names = [style.LABELS[method].replace(" ", "\n", 1) + f"\nβ = {betas[method]:g}" for method in CORNERS]
+        names = [
+            style.LABELS[method].replace(" ", "\n", 1) + f"\nβ = {betas[method]:g}"
+            for method in CORNERS
+        ]
         for axes, column in zip(row, ("retain_distance", "other_gap"), strict=False):
             for place, method in enumerate(CORNERS):
                 for shift, component in SHIFTS.items():
                     own = part[(part["method"] == method) & (part["component"] == component)]
-                    _estimate(axes, place + shift, own, column, style.COLORS[method], style.MARKERS[component])
+                    _estimate(
+                        axes,
+                        place + shift,
+                        own,
+                        column,
+                        style.COLORS[method],
+                        style.MARKERS[component],
+                    )
             axes.set_xticks(range(len(CORNERS)), names)
         for component in SHIFTS.values():
             row[0].plot([], [], style.MARKERS[component], color="grey", label=labels[component])
@@ -69,12 +90,17 @@ def plot(frame: pd.DataFrame) -> Figure:
         row[0].set(yscale="log", ylabel="retain distance paid, nats", title=style.CASE_LABELS[case])
         style.plain_log_ticks(row[0])
         row[1].axhline(0, color="grey", lw=0.8, zorder=0)
-        row[1].set(ylabel="other part, beyond its goal, nats", title="over- (> 0) and under-forgetting (< 0)")
+        row[1].set(
+            ylabel="other part, beyond its goal, nats",
+            title="over- (> 0) and under-forgetting (< 0)",
+        )
         _effects(row[2], summary[summary["case"] == case])
     return figure
 
 
-def _estimate(axes: Axes, x: float, own: pd.DataFrame, column: str, color: str, marker: str) -> None:
+def _estimate(
+    axes: Axes, x: float, own: pd.DataFrame, column: str, color: str, marker: str
+) -> None:
     """A mean with its interval, the runs as dots, and how many never reached their goal."""
     values = own[column].to_numpy(dtype=float)
     found = ratio_interval(np.log(values)) if column == "retain_distance" else mean_interval(values)
@@ -84,7 +110,12 @@ def _estimate(axes: Axes, x: float, own: pd.DataFrame, column: str, color: str, 
     missed = int((~own["reached"]).sum())
     if missed:
         axes.annotate(
-            f"{missed} never", (x, 0.99), xycoords=("data", "axes fraction"), ha="center", va="top", fontsize=7
+            f"{missed} never",
+            (x, 0.99),
+            xycoords=("data", "axes fraction"),
+            ha="center",
+            va="top",
+            fontsize=7,
         )
 
 
@@ -93,8 +124,20 @@ def _effects(axes: Axes, summary: pd.DataFrame) -> None:
         for shift, component in SHIFTS.items():
             row = summary[(summary["effect"] == name) & (summary["component"] == component)].iloc[0]
             error = [[row["value"] - row["low"]], [row["high"] - row["value"]]]
-            axes.errorbar(place + shift, row["value"], error, fmt=style.MARKERS[component], color="black", capsize=3)
+            axes.errorbar(
+                place + shift,
+                row["value"],
+                error,
+                fmt=style.MARKERS[component],
+                color="black",
+                capsize=3,
+            )
     axes.axhline(1, color="grey", lw=0.8)
     axes.set_xticks(range(len(EFFECTS)), [name.replace(" ", "\n") for name in EFFECTS])
-    axes.set(yscale="log", xlim=(-0.5, 1.5), ylabel="factor on the retain distance paid", title="main effects")
+    axes.set(
+        yscale="log",
+        xlim=(-0.5, 1.5),
+        ylabel="factor on the retain distance paid",
+        title="main effects",
+    )
     style.plain_log_ticks(axes)

@@ -1,8 +1,9 @@
-"""The paper's claims about its Figure 5, each as a number with a 95% interval over runs and a verdict.
+"""The paper's claims about its Figure 5, each as a number with a 95% interval over runs and a
+verdict.
 
-Not tuned to agree: every run is listed in the table of `tradeoff`. A claim *holds* where the whole interval lies
-beyond its threshold, holds *weakly* where the interval excludes no effect but not the threshold, and *does not hold*
-otherwise.
+Not tuned to agree: every run is listed in the table of `tradeoff`. A claim *holds* where the whole
+interval lies beyond its threshold, holds *weakly* where the interval excludes no effect but not the
+threshold, and *does not hold* otherwise.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from markov.diagnostics import crossings
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A statement about runs: a number per run that is 0 without the effect and claimed to exceed `threshold`."""
+    """A statement about runs: a number per run that is 0 without the effect and claimed to
+    exceed `threshold`.
+    """
 
     name: str
     text: str
@@ -42,7 +45,9 @@ CLAIMS = (
         name="A1",
         text="short chain: NPO pays several times (at least 2) SimNPO's retain distance",
         case="length",
-        per_run=lambda wide: _log_cost(wide, "npo", "forget2") - _log_cost(wide, "simnpo", "forget2"),
+        per_run=lambda wide: (
+            _log_cost(wide, "npo", "forget2") - _log_cost(wide, "simnpo", "forget2")
+        ),
         threshold=float(np.log(2)),
         ratio=True,
     ),
@@ -50,7 +55,9 @@ CLAIMS = (
         name="A2",
         text="long chain: SimNPO pays more than NPO",
         case="length",
-        per_run=lambda wide: _log_cost(wide, "simnpo", "forget1") - _log_cost(wide, "npo", "forget1"),
+        per_run=lambda wide: (
+            _log_cost(wide, "simnpo", "forget1") - _log_cost(wide, "npo", "forget1")
+        ),
         ratio=True,
     ),
     Claim(
@@ -62,7 +69,10 @@ CLAIMS = (
     ),
     Claim(
         name="B1",
-        text="when NPO has forgotten the memorised chain, it has over-forgotten the other (nats beyond the goal)",
+        text=(
+            "when NPO has forgotten the memorised chain, it has over-forgotten the other (nats "
+            "beyond the goal)"
+        ),
         case="memorisation",
         per_run=lambda wide: wide["other_gap", "npo", "forget1"],
     ),
@@ -70,7 +80,9 @@ CLAIMS = (
         name="B2",
         text="SimNPO narrows that gap (nats)",
         case="memorisation",
-        per_run=lambda wide: wide["other_gap", "npo", "forget1"] - wide["other_gap", "simnpo", "forget1"],
+        per_run=lambda wide: (
+            wide["other_gap", "npo", "forget1"] - wide["other_gap", "simnpo", "forget1"]
+        ),
     ),
 )
 
@@ -86,7 +98,10 @@ def data(context: Context) -> pd.DataFrame:
 
 def both_architectures(context: Context) -> pd.DataFrame:
     """The rows of `data` for the paper's architecture and for that of its released code."""
-    contexts = [replace(context, scale=replace(context.scale, architecture=name)) for name in ("paper", "released")]
+    contexts = [
+        replace(context, scale=replace(context.scale, architecture=name))
+        for name in ("paper", "released")
+    ]
     return pd.concat([data(own) for own in contexts], ignore_index=True)
 
 
@@ -126,15 +141,24 @@ def _verdict(claim: Claim, estimate: Estimate) -> str:
 
 def markdown(frame: pd.DataFrame) -> str:
     """The table as Markdown: one row per claim, one column per architecture and optimiser."""
-    settings = frame[["architecture", "optimizer"]].drop_duplicates().itertuples(index=False, name=None)
+    settings = (
+        frame[["architecture", "optimizer"]].drop_duplicates().itertuples(index=False, name=None)
+    )
     columns = list(settings)
-    lines = ["| claim | " + " | ".join(f"{a}, `{o}`" for a, o in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines = [
+        "| claim | " + " | ".join(f"{a}, `{o}`" for a, o in columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
     for claim, own in frame.groupby("claim", sort=False):
         cells = []
         for architecture, optimizer in columns:
-            (row,) = own[(own["architecture"] == architecture) & (own["optimizer"] == optimizer)].to_dict("records")
+            (row,) = own[
+                (own["architecture"] == architecture) & (own["optimizer"] == optimizer)
+            ].to_dict("records")
             unit = "×" if row["none"] == 1 else ""
-            missing = "" if row["count"] == row["runs"] else f", {row['count']} of {row['runs']} runs"
+            missing = (
+                "" if row["count"] == row["runs"] else f", {row['count']} of {row['runs']} runs"
+            )
             interval = f"{row['low']:.2f} to {row['high']:.2f}"
             cells.append(f"{row['value']:.2f}{unit} ({interval}{missing}) **{row['verdict']}**")
         lines.append(f"| {claim}: {own['text'].iloc[0]} | " + " | ".join(cells) + " |")
@@ -149,11 +173,17 @@ def plot(frame: pd.DataFrame) -> Figure:
         own = frame[frame["claim"] == claim.name].reset_index(drop=True)
         for place, (_, row) in enumerate(own.iterrows()):
             error = [[row["value"] - row["low"]], [row["high"] - row["value"]]]
-            axes.errorbar(row["value"], -place, xerr=error, fmt="o", color=names[row["verdict"]], capsize=3)
+            axes.errorbar(
+                row["value"], -place, xerr=error, fmt="o", color=names[row["verdict"]], capsize=3
+            )
         axes.axvline(own["none"].iloc[0], color="grey", lw=0.8)
         axes.axvline(own["threshold"].iloc[0], color="grey", lw=0.8, ls=":")
         ticks = [f"{a}\n{o}" for a, o in zip(own["architecture"], own["optimizer"], strict=True)]
-        axes.set_yticks([-place for place in own.index], ticks if claim is CLAIMS[0] else [""] * len(own), fontsize=7)
+        axes.set_yticks(
+            [-place for place in own.index],
+            ticks if claim is CLAIMS[0] else [""] * len(own),
+            fontsize=7,
+        )
         axes.set_ylim(-len(own) + 0.5, 0.5)
         axes.set_xlabel("factor" if claim.ratio else "nats")
         axes.set_title(f"{claim.name}: " + _wrapped(claim.text), fontsize=7)

@@ -1,11 +1,12 @@
 """The paper's Figure 5: what forgetting costs on the data to be retained, step by step.
 
-Upper row: forget quality (KL(true row || model) on the forget data, more is more forgotten) against retain distance
-(the same on the retain data, less is better), one curve per method and forget component, thin for single runs and
-bold for their mean over runs; circle: the model before unlearning, star: the retrained model, grey line: the
-closed-form value of an ideal model that knows the retain chain only. A curve that passes the line over-forgets. Lower
-row: distance from the retrained model, where the ideal is the origin and over-forgetting turns a curve back up. Left
-to right: the two cases, each under the optimiser of the released code and under torch's.
+Upper row: forget quality (KL(true row || model) on the forget data, more is more forgotten) against
+retain distance (the same on the retain data, less is better), one curve per method and forget
+component, thin for single runs and bold for their mean over runs; circle: the model before
+unlearning, star: the retrained model, grey line: the closed-form value of an ideal model that knows
+the retain chain only. A curve that passes the line over-forgets. Lower row: distance from the
+retrained model, where the ideal is the origin and over-forgetting turns a curve back up. Left to
+right: the two cases, each under the optimiser of the released code and under torch's.
 """
 
 from __future__ import annotations
@@ -53,11 +54,20 @@ def plot(frame: pd.DataFrame) -> Figure:
 def _panel(axes: Axes, frame: pd.DataFrame, measure: str) -> None:
     for method in frame["method"].unique():
         color = style.COLORS[method]
-        wide = frame[frame["method"] == method].pivot(index=["run", "step"], columns="component", values=measure)
+        wide = frame[frame["method"] == method].pivot(
+            index=["run", "step"], columns="component", values=measure
+        )
         mean = full_means(wide.groupby("step"))
         for component in style.LINES:
             for _, own in wide.groupby("run"):
-                axes.plot(own["retain"], own[component], style.LINES[component], color=color, lw=0.5, alpha=0.35)
+                axes.plot(
+                    own["retain"],
+                    own[component],
+                    style.LINES[component],
+                    color=color,
+                    lw=0.5,
+                    alpha=0.35,
+                )
             axes.plot(
                 mean["retain"],
                 mean[component],
@@ -67,12 +77,18 @@ def _panel(axes: Axes, frame: pd.DataFrame, measure: str) -> None:
                 marker=style.MARKERS[component],
                 ms=3,
             )
-    starts = full_means(frame[frame["step"] == 0].groupby("component")[[measure, "retrained", "ideal"]]).astype(float)
+    starts = full_means(
+        frame[frame["step"] == 0].groupby("component")[[measure, "retrained", "ideal"]]
+    ).astype(float)
     start, retrained, ideal = (dict(starts[column]) for column in (measure, "retrained", "ideal"))
     for component in style.LINES:
-        axes.plot(start["retain"], start[component], "o", color="black", mfc="white", ms=5, zorder=5)
+        axes.plot(
+            start["retain"], start[component], "o", color="black", mfc="white", ms=5, zorder=5
+        )
         if measure == "kl_to_truth":
-            axes.axhline(ideal[component], color="grey", lw=0.8, ls=style.LINES[component], zorder=0)
+            axes.axhline(
+                ideal[component], color="grey", lw=0.8, ls=style.LINES[component], zorder=0
+            )
             axes.plot(retrained["retain"], retrained[component], "*", color="black", ms=9, zorder=5)
     if measure == "kl_to_retrained":
         axes.plot(0, 0, "*", color="black", ms=9, clip_on=False, zorder=5)
@@ -83,7 +99,9 @@ def _legend(case: str, frame: pd.DataFrame) -> list[Line2D]:
     for method in PAPER_BETAS[case]:
         beta = frame.loc[(frame["case"] == case) & (frame["method"] == method), "beta"].iloc[0]
         for component in style.LINES:
-            label = f"{style.LABELS[method]} (β = {beta:g}), {style.COMPONENT_LABELS[case][component]}"
+            label = (
+                f"{style.LABELS[method]} (β = {beta:g}), {style.COMPONENT_LABELS[case][component]}"
+            )
             look = {"ls": style.LINES[component], "marker": style.MARKERS[component], "ms": 3}
             handles.append(Line2D([], [], color=style.COLORS[method], label=label, **look))
     return handles

@@ -1,14 +1,17 @@
-"""The four corners at their best settings: every run of a grid over beta and the retain weight, not only the best.
+"""The four corners at their best settings: every run of a grid over beta and the retain weight, not
+only the best.
 
-Small dots: the runs, six for each corner. Large marks: the best of each by one rule, the smallest statistic D among the
-runs that keep 95% of the original's utility (dotted), with 95% intervals over examples. Upper right is better.
+Small dots: the runs, six for each corner. Large marks: the best of each by one rule, the smallest
+statistic D among the runs that keep 95% of the original's utility (dotted), with 95% intervals over
+examples. Upper right is better.
 
-On the default model the corners that normalise the length end nearer to the retrained model by this rule (D = 0.18 and
-0.19, p = 0.04 and 0.02) than NPO and reference-free NPO (0.33 and 0.34), at equal utility: the order of the paper, and
-of the two changes it is the length that goes with it. But it hangs on the rule: at beta = 0.05 both others come as near
-(0.18 to 0.21) and keep 83% to 92% of the utility. One run each, with wide intervals. Beta matters more than the corner:
-answers are pushed beyond the retrained model's, or let go too early. At the paper's betas the order is the other one:
-see the figure llm_tradeoff.
+On the default model the corners that normalise the length end nearer to the retrained model by this
+rule (D = 0.18 and 0.19, p = 0.04 and 0.02) than NPO and reference-free NPO (0.33 and 0.34), at
+equal utility: the order of the paper, and of the two changes it is the length that goes with it.
+But it hangs on the rule: at beta = 0.05 both others come as near (0.18 to 0.21) and keep 83% to 92%
+of the utility. One run each, with wide intervals. Beta matters more than the corner: answers are
+pushed beyond the retrained model's, or let go too early. At the paper's betas the order is the
+other one: see the figure llm_tradeoff.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ from llm.logs.summaries import TOLERANCE, best
 from llm.unlearning.methods import METHODS
 from markov.objectives import CORNERS
 
-# beta and retain weight, where log-probabilities are summed, and where they are averaged over tokens.
+# beta and retain weight, where log-probabilities are summed, and where they are averaged over
+# tokens.
 SUMMED = ((0.02, 0.05, 0.1), (1.0, 4.0))
 PER_TOKEN = ((0.5, 1.0, 2.5), (0.125, 0.5))
 
@@ -42,16 +46,18 @@ def words_of() -> tuple[str, ...]:
 
 
 def data(context: Context) -> pd.DataFrame:
-    """All measures of every run, as `llm.sweeps.sweep.sweep` has them, with `source`, `method`, and whether it is the
-    `best`.
+    """All measures of every run, as `llm.sweeps.sweep.sweep` has them, with `source`, `method`, and
+    whether it is the `best`.
 
-    That is by `llm.sweeps.sweep.best`: the smallest D among the runs of a corner that keep 95% of the original's
-    utility.
+    That is by `llm.sweeps.sweep.best`: the smallest D among the runs of a corner that keep 95% of
+    the original's utility.
     """
     frame = swept(context, words_of())
     chosen = best(frame)
     within = chosen.set_index("model")["within"]
-    frame = frame.assign(best=frame["model"].isin(chosen["model"]), within=frame["model"].map(within))
+    frame = frame.assign(
+        best=frame["model"].isin(chosen["model"]), within=frame["model"].map(within)
+    )
     return frame.assign(method=frame["model"].map(llm_plane.method_of), source=source_of(context))
 
 
@@ -62,7 +68,9 @@ def plot(frame: pd.DataFrame) -> Figure:
     chosen = frame[frame["best"]].groupby("model")["within"].first()
     keep = (1 - TOLERANCE) * float(points.set_index("model").loc["original", "model_utility"])  # pyright: ignore[reportArgumentType]
     axes.axvline(keep, color="black", lw=1, ls=":", zorder=0)
-    axes.annotate(f"{1 - TOLERANCE:.0%} of the utility", (keep, 0.99), rotation=90, ha="right", fontsize=7)
+    axes.annotate(
+        f"{1 - TOLERANCE:.0%} of the utility", (keep, 0.99), rotation=90, ha="right", fontsize=7
+    )
     for _, row in points.iterrows():
         method = str(row["method"])
         if method in llm_plane.BASELINES:
@@ -74,7 +82,9 @@ def plot(frame: pd.DataFrame) -> Figure:
             llm_plane.mark(axes, row, "ks_statistic", label=label, ms=9)
         else:
             color = style.COLORS[method]
-            axes.plot(row["model_utility"], row["ks_statistic"], "o", ms=4, color=color, alpha=0.45, mew=0)
+            axes.plot(
+                row["model_utility"], row["ks_statistic"], "o", ms=4, color=color, alpha=0.45, mew=0
+            )
     llm_plane.distance_axis(axes)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure

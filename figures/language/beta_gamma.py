@@ -1,14 +1,15 @@
 """What the two numbers of SimNPO do to forget quality and model utility (paper, Figure A2).
 
-SimNPO on the default model at every beta (upwards) and gamma (to the right), everything else as in the table: the
-statistic D between its truth ratios and the retrained model's, the p-value of that D, coloured by its logarithm, and
-model utility. One run for each field.
+SimNPO on the default model at every beta (upwards) and gamma (to the right), everything else as in
+the table: the statistic D between its truth ratios and the retrained model's, the p-value of that
+D, coloured by its logarithm, and model utility. One run for each field.
 
-Beta decides. At 8 little is forgotten, since answers are let go once they have lost a fraction of a nat per token; at 1
-the model cannot be told from the retrained one (D = 0.14, p = 0.18) and keeps 97% of its utility. The margin does what
-a smaller beta does: it helps where beta is large (D from 0.50 to 0.44 at beta = 4.5, gamma = 2), and where beta is
-small it only costs utility (0.45 to 0.37 at beta = 1). The paper's choice for this split is gamma = 0 as well, but a
-beta of 4.5, with which this small model is far from done.
+Beta decides. At 8 little is forgotten, since answers are let go once they have lost a fraction of a
+nat per token; at 1 the model cannot be told from the retrained one (D = 0.14, p = 0.18) and keeps
+97% of its utility. The margin does what a smaller beta does: it helps where beta is large (D from
+0.50 to 0.44 at beta = 4.5, gamma = 2), and where beta is small it only costs utility (0.45 to 0.37
+at beta = 1). The paper's choice for this split is gamma = 0 as well, but a beta of 4.5, with which
+this small model is far from done.
 """
 
 from __future__ import annotations
@@ -35,10 +36,14 @@ PANELS = {
 
 
 def words_of(chosen: Study) -> tuple[str, ...]:
-    """SimNPO at every beta and gamma, at the study's retain weight; with gamma = 0 and its beta it is in the table."""
+    """SimNPO at every beta and gamma, at the study's retain weight; with gamma = 0 and its beta
+    it is in the table.
+    """
     weight = f"@{chosen.retain_weight_per_token:g}"
     grid = itertools.product(BETAS, GAMMAS)
-    return tuple(f"simnpo:{beta:g}" + (f":{gamma:g}" if gamma else "") + weight for beta, gamma in grid)
+    return tuple(
+        f"simnpo:{beta:g}" + (f":{gamma:g}" if gamma else "") + weight for beta, gamma in grid
+    )
 
 
 def data(context: Context) -> pd.DataFrame:
@@ -53,13 +58,17 @@ def plot(frame: pd.DataFrame) -> Figure:
     grid, levels = points[points["method"] == "simnpo"], points.set_index("model")
     for axes, (measure, (label, colors)) in zip(line, PANELS.items(), strict=True):
         before = float(levels.loc["original", measure])  # pyright: ignore[reportArgumentType]
-        _heat(axes, grid.pivot(index="beta", columns="gamma", values=measure), measure, colors, before)
+        _heat(
+            axes, grid.pivot(index="beta", columns="gamma", values=measure), measure, colors, before
+        )
         axes.set_title(f"{label}\nbefore unlearning: {before:.2g}")
     return figure
 
 
 def _heat(axes: Axes, grid: pd.DataFrame, measure: str, colors: str, before: float) -> None:
-    """A field of numbers, beta upwards and gamma to the right; p-values have the colours of their logarithms."""
+    """A field of numbers, beta upwards and gamma to the right; p-values have the colours of
+    their logarithms.
+    """
     values = grid.to_numpy(dtype=float)
     shown, low, high = values, 0.0, max(before, values.max())
     if measure == "forget_quality":
@@ -68,7 +77,11 @@ def _heat(axes: Axes, grid: pd.DataFrame, measure: str, colors: str, before: flo
     for row, column in np.ndindex(*values.shape):
         red, green, blue, _ = image.cmap(image.norm(shown[row, column]))
         dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
-        text = f"{values[row, column]:.2f}" if values[row, column] >= 0.005 else f"{values[row, column]:.0e}"
+        text = (
+            f"{values[row, column]:.2f}"
+            if values[row, column] >= 0.005
+            else f"{values[row, column]:.0e}"
+        )
         axes.text(column, row, text, ha="center", va="center", color="white" if dark else "black")
     axes.set_xticks(range(len(grid.columns)), [f"{gamma:g}" for gamma in grid.columns])
     axes.set_yticks(range(len(grid.index)), [f"{beta:g}" for beta in grid.index])

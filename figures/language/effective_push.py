@@ -1,11 +1,14 @@
-"""How much of 1/|y| does a language model need? Effective push, weight x |grad log pi(y|x)|, against length.
+"""How much of 1/|y| does a language model need? Effective push, weight x |grad log pi(y|x)|,
+against length.
 
-A dot per forget answer, a column per corner of the family, each along its own run; rows: before the first update, after
-one epoch, at the end. Grey: the norm of the gradient itself, which the model sets and the objective does not. Lines:
-power laws fitted to the answers, norm ~ |y|^q and push ~ |y|^p, with 95% intervals. Gradients of tokens that all point
-the same way would add up to q = 1, independent ones to q = 1/2; it takes a weight ~ |y|^-q to push all answers alike,
-so that 1/|y| over-corrects by what q lacks to 1. At the reference NPO's weight is 1, and its push is the norm. Later p
-sums up what is no power law: once an answer has fallen far, its weight is exponentially small in how far.
+A dot per forget answer, a column per corner of the family, each along its own run; rows: before the
+first update, after one epoch, at the end. Grey: the norm of the gradient itself, which the model
+sets and the objective does not. Lines: power laws fitted to the answers, norm ~ |y|^q and push ~
+|y|^p, with 95% intervals. Gradients of tokens that all point the same way would add up to q = 1,
+independent ones to q = 1/2; it takes a weight ~ |y|^-q to push all answers alike, so that 1/|y|
+over-corrects by what q lacks to 1. At the reference NPO's weight is 1, and its push is the norm.
+Later p sums up what is no power law: once an answer has fallen far, its weight is exponentially
+small in how far.
 """
 
 from __future__ import annotations
@@ -31,7 +34,9 @@ QUANTITIES = {"gradient_norm": "norm, q", "push": "push, p"}
 
 
 def data(context: Context) -> pd.DataFrame:
-    """The frame of the user's runs, or of the four corners on the default model: see `frame_of_runs`."""
+    """The frame of the user's runs, or of the four corners on the default model: see
+    `frame_of_runs`.
+    """
     return frame_of_runs(runs(context))
 
 
@@ -41,21 +46,29 @@ def frame_of_runs(found: Sequence[Run]) -> pd.DataFrame:
     Columns `run`, `method`, `beta`, `gamma`, `epoch`, `kind`, and by kind:
 
         example   `index`, `length`, `weight`, `gradient_norm`, `push` (their product)
-        fit       `quantity` (gradient_norm or push), its exponent in the length with `low`, `high` and `count`, and
-                  how many answers are `missing`, having a push of 0
+        fit       `quantity` (gradient_norm or push), its exponent in the length with `low`, `high`
+                  and `count`, and how many answers are `missing`, having a push of 0
         line      `quantity`, `length`, `value`: the two ends of the fitted law
 
     Raises `InvalidInput` for a run that did not record gradient norms after these epochs.
     """
     for run in found:
         epochs = stages(run.examples)
-        known = "gradient_norm" in run.examples and at_epochs(run.examples, epochs)["gradient_norm"].notna().all()
-        allowed = f"a run with gradient norms after epochs {', '.join(map(str, epochs))}: unlearn with --gradients"
+        known = (
+            "gradient_norm" in run.examples
+            and at_epochs(run.examples, epochs)["gradient_norm"].notna().all()
+        )
+        allowed = (
+            f"a run with gradient norms after epochs {', '.join(map(str, epochs))}: unlearn "
+            "with --gradients"
+        )
         require(bool(known), "run", str(run.folder), allowed)
     frame = trajectories(found)
     own = [at_epochs(part, stages(part)) for _, part in frame.groupby("run", sort=False)]
     examples = pd.concat(own, ignore_index=True)
-    examples = examples[[*KNOWN, "index", "length", "weight", "gradient_norm"]].assign(kind="example")
+    examples = examples[[*KNOWN, "index", "length", "weight", "gradient_norm"]].assign(
+        kind="example"
+    )
     examples["push"] = examples["weight"] * examples["gradient_norm"]
     fits = [_fits(part) for _, part in examples.groupby(KNOWN)]
     return pd.concat([examples, *fits], ignore_index=True)
@@ -71,10 +84,20 @@ def _fits(own: pd.DataFrame) -> pd.DataFrame:
     length, rows, known = own["length"].to_numpy(dtype=float), [], own[KNOWN].iloc[0].to_dict()
     for quantity in QUANTITIES:
         law = power_law(length, own[quantity].to_numpy(dtype=float))
-        rows.append({**known, "kind": "fit", "quantity": quantity, **law.exponent._asdict(), "missing": law.missing})
+        rows.append(
+            {
+                **known,
+                "kind": "fit",
+                "quantity": quantity,
+                **law.exponent._asdict(),
+                "missing": law.missing,
+            }
+        )
         for end in (length.min(), length.max()):
             value = float(np.exp(law.log_prefactor.value + law.exponent.value * np.log(end)))
-            rows.append({**known, "kind": "line", "quantity": quantity, "length": end, "value": value})
+            rows.append(
+                {**known, "kind": "line", "quantity": quantity, "length": end, "value": value}
+            )
     return pd.DataFrame(rows)
 
 
@@ -89,7 +112,9 @@ def plot(frame: pd.DataFrame) -> Figure:
         epochs = sorted(own["epoch"].unique())
         for place, line in enumerate(panels):
             if place < len(epochs):
-                _panel(line[column], own[own["epoch"] == epochs[place]], f"epoch {epochs[place]:.0f}")
+                _panel(
+                    line[column], own[own["epoch"] == epochs[place]], f"epoch {epochs[place]:.0f}"
+                )
         panels[0][column].set_title(label, pad=38, fontweight="bold")
         panels[-1][column].set_xlabel("|y|, scored tokens")
     for line in panels:
@@ -100,7 +125,10 @@ def plot(frame: pd.DataFrame) -> Figure:
 def _panel(axes: Axes, own: pd.DataFrame, title: str) -> None:
     examples = own[own["kind"] == "example"]
     color = style.COLORS.get(examples["method"].iloc[0], "black")
-    looks = {"gradient_norm": ("0.6", {"ms": 4.5, "mfc": "none", "mew": 0.8}), "push": (color, {"ms": 3.5, "mew": 0})}
+    looks = {
+        "gradient_norm": ("0.6", {"ms": 4.5, "mfc": "none", "mew": 0.8}),
+        "push": (color, {"ms": 3.5, "mew": 0}),
+    }
     for quantity, name in QUANTITIES.items():
         shade, look = looks[quantity]
         part = own[own["quantity"] == quantity]
@@ -115,5 +143,10 @@ def _panel(axes: Axes, own: pd.DataFrame, title: str) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter("{x:g}")
     # Above the panel, since no corner of it is free of dots.
-    above = {"loc": "lower left", "bbox_to_anchor": (0, 0.98), "alignment": "left", "borderaxespad": 0.0}
+    above = {
+        "loc": "lower left",
+        "bbox_to_anchor": (0, 0.98),
+        "alignment": "left",
+        "borderaxespad": 0.0,
+    }
     axes.legend(title=title, fontsize=7, **above)

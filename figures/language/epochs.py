@@ -1,11 +1,14 @@
-"""Forget quality and model utility epoch by epoch, for the four corners of the family (paper, Figures 3c and 3d).
+"""Forget quality and model utility epoch by epoch, for the four corners of the family (paper,
+Figures 3c and 3d).
 
-The p-value on a logarithmic scale, the statistic D behind it, downwards, and model utility; the paper shows the first
-and the last. On the default model all corners pay for their way: without the length in the weight utility falls to 0.44
-and 0.45 in epoch 4, with it to 0.55 in epoch 2, while the learning rate is high, and the retain term wins it back as
-the rate falls. Those with the length stop sooner: after epoch 4, D moves by 0.04 and 0.06, and by 0.12 for the others.
-So what the paper says of NPO's beginnings, too much unlearnt at the price of utility since all weights are 1, is found
-again; it goes with the length and not with the reference. That SimNPO's forget quality overtakes NPO's is not found.
+The p-value on a logarithmic scale, the statistic D behind it, downwards, and model utility; the
+paper shows the first and the last. On the default model all corners pay for their way: without the
+length in the weight utility falls to 0.44 and 0.45 in epoch 4, with it to 0.55 in epoch 2, while
+the learning rate is high, and the retain term wins it back as the rate falls. Those with the length
+stop sooner: after epoch 4, D moves by 0.04 and 0.06, and by 0.12 for the others. So what the paper
+says of NPO's beginnings, too much unlearnt at the price of utility since all weights are 1, is
+found again; it goes with the length and not with the reference. That SimNPO's forget quality
+overtakes NPO's is not found.
 """
 
 from __future__ import annotations
@@ -31,14 +34,17 @@ def data(context: Context) -> pd.DataFrame:
 
     Columns `source`, `kind`, `model`, `method`, and by kind:
 
-        epoch   `epoch`, `forget_quality`, `ks_statistic`, `model_utility`, `forget_loss`, `retain_loss`, `status`
+        epoch   `epoch`, `forget_quality`, `ks_statistic`, `model_utility`, `forget_loss`,
+                `retain_loss`, `status`
         level   `measure` and its `value`, with `low` and `high`, of original and retrained
     """
     words = corner_words(study(context.scale))
     table = swept(context, words)
     path = along(context, words, table)
     levels = table[table["model"].isin(llm_plane.BASELINES) & table["measure"].isin(PANELS)]
-    frame = pd.concat([path[path["model_utility"].notna()].assign(kind="epoch"), levels.assign(kind="level")])
+    frame = pd.concat(
+        [path[path["model_utility"].notna()].assign(kind="epoch"), levels.assign(kind="level")]
+    )
     frame = frame.assign(method=frame["model"].map(llm_plane.method_of), source=source_of(context))
     return frame.dropna(axis=1, how="all").reset_index(drop=True)
 
@@ -46,15 +52,22 @@ def data(context: Context) -> pd.DataFrame:
 def plot(frame: pd.DataFrame) -> Figure:
     """Draw the frame of `data`."""
     figure, (line,) = style.grid_figure(1, 3, 10, 3.6)
-    path, levels = frame[frame["kind"] == "epoch"], frame[frame["kind"] == "level"].set_index(["model", "measure"])
+    path, levels = (
+        frame[frame["kind"] == "epoch"],
+        frame[frame["kind"] == "level"].set_index(["model", "measure"]),
+    )
     for axes, (measure, label) in zip(line, PANELS.items(), strict=True):
         for method, own in path.groupby("method", sort=False):
             color, name = style.COLORS[str(method)], style.LABELS[str(method)]
             least = llm_plane.SMALLEST if measure == "forget_quality" else 0.0
-            axes.plot(own["epoch"], own[measure].clip(lower=least), "o-", ms=3.5, color=color, label=name)
+            axes.plot(
+                own["epoch"], own[measure].clip(lower=least), "o-", ms=3.5, color=color, label=name
+            )
         for model, dashes in (("original", ":"), ("retrained", "--")):
             level = float(levels.loc[(model, measure), "value"])  # pyright: ignore[reportArgumentType]
-            axes.axhline(level, color="black", lw=1, ls=dashes, label=llm_plane.BASELINES[model], zorder=0)
+            axes.axhline(
+                level, color="black", lw=1, ls=dashes, label=llm_plane.BASELINES[model], zorder=0
+            )
         axes.set(xlabel="epoch", ylabel=label)
     llm_plane.quality_axis(line[0])
     line[1].set_ylim(1.02, -0.04)

@@ -1,15 +1,18 @@
-"""Is it the length alone? GradDiff with and without it in its weight, NPO, SimNPO and refusals (paper, Figure A3).
+"""Is it the length alone? GradDiff with and without it in its weight, NPO, SimNPO and refusals
+(paper, Figure A3).
 
-The statistic D between the truth ratios of the forget answers and the retrained model's, against model utility; upper
-right is better, bars are 95% intervals over examples. Both forms of GradDiff, which have no beta to let go of an
-answer, at three retain weights each; the four corners at those of the table; and two methods that teach refusals.
+The statistic D between the truth ratios of the forget answers and the retrained model's, against
+model utility; upper right is better, bars are 95% intervals over examples. Both forms of GradDiff,
+which have no beta to let go of an answer, at three retain weights each; the four corners at those
+of the table; and two methods that teach refusals.
 
-On the default model GradDiff as released, a mean over tokens on both sides, keeps the more utility the larger its
-retain weight, 0.27, 0.47 and 0.54 at lambda = 0.5, 1 and 2, of 0.61 before, while D stays between 0.34 and 0.38.
-Weighted GradDiff, with 1/|y| for the weight of each answer, is at lambda = 2 as useful (0.56) and nearer to the
-retrained model (D = 0.19), and as near as NPO at the paper's beta (utility 0.55, D = 0.25). So the length does much of
-the work, as the paper's appendix says. Refusals are given, but hide more than they remove: D goes from 0.78 to 0.74
-where they are taught and to 0.77 where they are preferred. One run each, with intervals that overlap.
+On the default model GradDiff as released, a mean over tokens on both sides, keeps the more utility
+the larger its retain weight, 0.27, 0.47 and 0.54 at lambda = 0.5, 1 and 2, of 0.61 before, while D
+stays between 0.34 and 0.38. Weighted GradDiff, with 1/|y| for the weight of each answer, is at
+lambda = 2 as useful (0.56) and nearer to the retrained model (D = 0.19), and as near as NPO at the
+paper's beta (utility 0.55, D = 0.25). So the length does much of the work, as the paper's appendix
+says. Refusals are given, but hide more than they remove: D goes from 0.78 to 0.74 where they are
+taught and to 0.77 where they are preferred. One run each, with intervals that overlap.
 """
 
 from __future__ import annotations
@@ -23,21 +26,32 @@ from figures.language import plane as llm_plane
 from figures.language.runs import Study, source_of, study
 from figures.language.sweeps import corner_words, swept
 
-PLAIN, WEIGHTED = (0.5, 1.0, 2.0), (0.125, 0.5, 2.0)  # retain weights, both beside a mean over tokens
+# retain weights, both beside a mean over tokens
+PLAIN, WEIGHTED = (0.5, 1.0, 2.0), (0.125, 0.5, 2.0)
 
 
 def words_of(chosen: Study) -> tuple[str, ...]:
-    """Both forms of GradDiff at several retain weights, the four corners, and what learns refusals instead."""
+    """Both forms of GradDiff at several retain weights, the four corners, and what learns
+    refusals instead.
+    """
     plain, weighted = (
         [f"{name}@{weight:g}" for weight in weights]
         for name, weights in (("grad_diff", PLAIN), ("weighted_grad_diff", WEIGHTED))
     )
     weight = f"@{chosen.retain_weight:g}"
-    return (*plain, *weighted, *corner_words(chosen), f"idk{weight}", f"dpo:{chosen.beta:g}{weight}")
+    return (
+        *plain,
+        *weighted,
+        *corner_words(chosen),
+        f"idk{weight}",
+        f"dpo:{chosen.beta:g}{weight}",
+    )
 
 
 def data(context: Context) -> pd.DataFrame:
-    """All measures of these methods, as `llm.sweeps.sweep.sweep` has them, with `source` and `method`."""
+    """All measures of these methods, as `llm.sweeps.sweep.sweep` has them, with `source` and
+    `method`.
+    """
     frame = swept(context, words_of(study(context.scale)))
     return frame.assign(method=frame["model"].map(llm_plane.method_of), source=source_of(context))
 
@@ -49,13 +63,28 @@ def plot(frame: pd.DataFrame) -> Figure:
     for method, own in points.groupby("method", sort=False):
         if len(own) > 1:
             path = own.sort_values("retain_weight")
-            axes.plot(path["model_utility"], path["ks_statistic"], lw=1, color=style.COLORS[str(method)], zorder=0)
+            axes.plot(
+                path["model_utility"],
+                path["ks_statistic"],
+                lw=1,
+                color=style.COLORS[str(method)],
+                zorder=0,
+            )
             for _, row in path.iterrows():
-                text, at = f"λ = {row['retain_weight']:g}", (row["model_utility"], row["ks_statistic"])
+                text, at = (
+                    f"λ = {row['retain_weight']:g}",
+                    (row["model_utility"], row["ks_statistic"]),
+                )
                 # Where all utility is lost both forms lie close, and none has room to its left.
                 lost = row["model_utility"] < 0.1
-                look = {"xytext": (7, 5), "ha": "left"} if method == "grad_diff" else {"xytext": (-7, 5), "ha": "right"}
-                look = {"xytext": (7, -10), "ha": "left"} if lost and method != "grad_diff" else look
+                look = (
+                    {"xytext": (7, 5), "ha": "left"}
+                    if method == "grad_diff"
+                    else {"xytext": (-7, 5), "ha": "right"}
+                )
+                look = (
+                    {"xytext": (7, -10), "ha": "left"} if lost and method != "grad_diff" else look
+                )
                 axes.annotate(text, at, textcoords="offset points", fontsize=7, **look)
         for _, row in own.iterrows():
             llm_plane.mark(axes, row, "ks_statistic")

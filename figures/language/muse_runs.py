@@ -1,8 +1,9 @@
-"""Runs of unlearning on the generated news, with MUSE's measures along the way: what `muse_tradeoff` draws.
+"""Runs of unlearning on the generated news, with MUSE's measures along the way: what
+`muse_tradeoff` draws.
 
-Six ways to forget the same articles start from one model: gradient ascent alone, and with a retain term (GradDiff, with
-summed log-probabilities), and the four corners with one. Models, runs and measures are kept in the cache under their
-settings and their code.
+Six ways to forget the same articles start from one model: gradient ascent alone, and with a retain
+term (GradDiff, with summed log-probabilities), and the four corners with one. Models, runs and
+measures are kept in the cache under their settings and their code.
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ SEED = 0
 class Study:
     """How the small model forgets its news.
 
-    Averages over tokens have the beta of SimNPO's released settings for MUSE and the largest retain weight that the
-    paper has there. Beside a sum over the 255 scored tokens of a piece the retain weight is 255 times as large, which
-    is the same balance, and beta smaller than NPO's usual 0.1: with that a piece is let go once it has lost half a nat
-    per token, which no other measure than VerbMem notices. The optimisation is that of a small model.
+    Averages over tokens have the beta of SimNPO's released settings for MUSE and the largest retain
+    weight that the paper has there. Beside a sum over the 255 scored tokens of a piece the retain
+    weight is 255 times as large, which is the same balance, and beta smaller than NPO's usual 0.1:
+    with that a piece is let go once it has lost half a nat per token, which no other measure than
+    VerbMem notices. The optimisation is that of a small model.
     """
 
     models: NewsModels = NewsModels()
@@ -56,7 +58,8 @@ class Study:
     def runs(self) -> dict[str, Unlearning]:
         """What is run, by name: gradient ascent, GradDiff with summed losses, and the four corners.
 
-        A piece has 255 scored tokens, so that its lambda is 255 times that of the released form, a mean over tokens.
+        A piece has 255 scored tokens, so that its lambda is 255 times that of the released form, a
+        mean over tokens.
         """
         graddiff = self.unlearning(gradient_ascent())
         found = {"gradient_ascent": replace(graddiff, retain_term="none"), GRADDIFF: graddiff}
@@ -77,12 +80,16 @@ class Study:
                 seed=SEED,
             ),
             retain_term="cross_entropy",
-            retain_weight=self.retain_weight_per_token if objective.normalize else self.retain_weight,
+            retain_weight=self.retain_weight_per_token
+            if objective.normalize
+            else self.retain_weight,
         )
 
 
 def study(scale: Scale) -> Study:
-    """The study of a scale; at quick scale a few articles and a model that learns them in seconds."""
+    """The study of a scale; at quick scale a few articles and a model that learns them in
+    seconds.
+    """
     if not scale.quick:
         return Study()
     small = NewsModels(
@@ -102,17 +109,26 @@ def study(scale: Scale) -> Study:
 def measures(context: Context) -> pd.DataFrame:
     """All models' measures, made in several processes at a time where the cache lacks them.
 
-    A row per `method` (`original` and `retrained` among them), `epoch` (0 for these two) and `measure` (verbmem_forget,
-    knowmem_forget, knowmem_retain, auc_forget, auc_retrained_forget, privleak_forget): `value`, `low`, `high`; and
-    `retain_loss`, nats per token, and `status` of the run.
+    A row per `method` (`original` and `retrained` among them), `epoch` (0 for these two) and
+    `measure` (verbmem_forget, knowmem_forget, knowmem_retain, auc_forget, auc_retrained_forget,
+    privleak_forget): `value`, `low`, `high`; and `retain_loss`, nats per token, and `status` of the
+    run.
     """
     chosen, quiet, shown = study(context.scale), replace(context, progress=False), context.progress
     absent = [kind for kind in KINDS if not folder_of(chosen.models, kind).exists()]
     wanted = [*KINDS, *chosen.runs()]
     left = [one for one in wanted if not is_cached(context, __name__, _settings(chosen, one))]
-    several("models", [joblib.delayed(_build)(quiet, kind) for kind in absent], n_jobs=context.n_jobs, progress=shown)
     several(
-        "unlearning", [joblib.delayed(_measured)(quiet, one) for one in left], n_jobs=context.n_jobs, progress=shown
+        "models",
+        [joblib.delayed(_build)(quiet, kind) for kind in absent],
+        n_jobs=context.n_jobs,
+        progress=shown,
+    )
+    several(
+        "unlearning",
+        [joblib.delayed(_measured)(quiet, one) for one in left],
+        n_jobs=context.n_jobs,
+        progress=shown,
     )
     kept = replace(quiet, since=0.0)
     return pd.concat([_measured(kept, name) for name in wanted], ignore_index=True)
@@ -131,9 +147,15 @@ def _measured(context: Context, name: str) -> pd.DataFrame:
         base = _retrained(context, data)
         if name in KINDS:
             found = evaluate_muse(
-                _build(context, name), data, retrained=base, settings=chosen.measuring, progress=context.progress
+                _build(context, name),
+                data,
+                retrained=base,
+                settings=chosen.measuring,
+                progress=context.progress,
             )
-            epochs = pd.DataFrame([{"epoch": 0, "retain_loss": float("nan"), "status": "ok", **numbers(found)}])
+            epochs = pd.DataFrame(
+                [{"epoch": 0, "retain_loss": float("nan"), "status": "ok", **numbers(found)}]
+            )
         else:
             epochs = _unlearned(context, name, data, base)
         return _long(epochs).assign(method=name)
@@ -143,7 +165,11 @@ def _measured(context: Context, name: str) -> pd.DataFrame:
 
 def _settings(chosen: Study, name: str) -> dict[str, Any]:
     """What the measures of one model, or along one run, follow from."""
-    settings: dict[str, Any] = {"models": chosen.models, "measuring": chosen.measuring, "name": name}
+    settings: dict[str, Any] = {
+        "models": chosen.models,
+        "measuring": chosen.measuring,
+        "name": name,
+    }
     if name not in KINDS:
         settings |= {"unlearning": chosen.runs()[name], "measured": chosen.measured}
     return settings
@@ -151,19 +177,25 @@ def _settings(chosen: Study, name: str) -> dict[str, Any]:
 
 def _retrained(context: Context, data: MuseData) -> Membership:
     measuring = study(context.scale).measuring
-    options: dict[str, Any] = dict(k=measuring.k, max_length=measuring.max_length, budget=measuring.budget)
+    options: dict[str, Any] = dict(
+        k=measuring.k, max_length=measuring.max_length, budget=measuring.budget
+    )
     texts = (data.privleak_forget, data.privleak_holdout)
     return membership(_build(context, "retrained"), *texts, **options, progress=False)
 
 
 def _unlearned(context: Context, name: str, data: MuseData, base: Membership) -> pd.DataFrame:
     chosen, language = study(context.scale), _build(context, "original")
-    measure = every_epoch(language, data, retrained=base, settings=chosen.measuring, epochs=chosen.measured)
+    measure = every_epoch(
+        language, data, retrained=base, settings=chosen.measuring, epochs=chosen.measured
+    )
     settings, piece = chosen.runs()[name], chosen.models.piece
     with warnings.catch_warnings():
         # That a run collapses is what the figure shows; gradient ascent always does.
         warnings.filterwarnings("ignore", "the model has collapsed|unlearning ends", RuntimeWarning)
-        run = unlearn_texts(language, data, settings, length=piece, measure=measure, progress=context.progress)
+        run = unlearn_texts(
+            language, data, settings, length=piece, measure=measure, progress=context.progress
+        )
     epochs = run.epochs
     return epochs[epochs["epoch"].isin(chosen.measured)]
 
@@ -173,6 +205,8 @@ def _long(epochs: pd.DataFrame) -> pd.DataFrame:
     known = ["epoch", "retain_loss", "status"]
     parts = []
     for name in (own.removesuffix("_low") for own in map(str, epochs) if own.endswith("_low")):
-        columns = dict(zip((name, f"{name}_low", f"{name}_high"), ("value", "low", "high"), strict=True))
+        columns = dict(
+            zip((name, f"{name}_low", f"{name}_high"), ("value", "low", "high"), strict=True)
+        )
         parts.append(epochs[[*known, *columns]].rename(columns=columns).assign(measure=name))
     return pd.concat(parts, ignore_index=True)

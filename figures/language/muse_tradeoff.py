@@ -1,21 +1,25 @@
-"""Does a model forget what it has read and keep the rest? MUSE's measures along unlearning, as in Figure 1d.
+"""Does a model forget what it has read and keep the rest? MUSE's measures along unlearning, as in
+Figure 1d.
 
-A small model has read generated news, of which a third is to be forgotten; it unlearns the articles in pieces of 256
-tokens. Left: answers kept about the articles to retain, against PrivLeak: how far the AUC that tells forget from
-held-out texts is from the retrained model's. -100 is known by heart, 0 (line) is ideal, and the band is what the AUC of
-the retrained model itself is uncertain by. Middle: against answers still known about the articles to forget. Right:
-against how well these are recited. Lines: the retrained model's value. Paths lead from the original model (circle) over
-epochs 2, 5 and 10, the end (filled), where both 95% intervals over texts or questions are drawn; star:
+A small model has read generated news, of which a third is to be forgotten; it unlearns the articles
+in pieces of 256 tokens. Left: answers kept about the articles to retain, against PrivLeak: how far
+the AUC that tells forget from held-out texts is from the retrained model's. -100 is known by heart,
+0 (line) is ideal, and the band is what the AUC of the retrained model itself is uncertain by.
+Middle: against answers still known about the articles to forget. Right: against how well these are
+recited. Lines: the retrained model's value. Paths lead from the original model (circle) over epochs
+2, 5 and 10, the end (filled), where both 95% intervals over texts or questions are drawn; star:
 retrained.
 
-The retrained model knows none of the answers to forget and most of the others. No objective comes near it: all lose the
-answers to retain at the rate of those to forget, so that the middle paths lie on the diagonal. Reciting stops long
-before PrivLeak moves. In this the paper agrees, where NPO loses more answers on retain than on forget data and SimNPO
-about as many; and as there SimNPO forgets more answers than NPO. What is not seen is over-unlearning: in the paper
-PrivLeak ends at 109 under NPO and at 73 under SimNPO, here all stay below 0. Its code puts raw logits, which have no
-bound, in the place of log-probabilities. Pieces have one length, so that dividing by it changes no more than beta and
-the retain weight (see `llm.evaluation.muse`): what tells summed from averaged corners here is how large beta is per
-token, 2.55 and 0.7, and with it how far a piece falls before it is let go.
+The retrained model knows none of the answers to forget and most of the others. No objective comes
+near it: all lose the answers to retain at the rate of those to forget, so that the middle paths lie
+on the diagonal. Reciting stops long before PrivLeak moves. In this the paper agrees, where NPO
+loses more answers on retain than on forget data and SimNPO about as many; and as there SimNPO
+forgets more answers than NPO. What is not seen is over-unlearning: in the paper PrivLeak ends at
+109 under NPO and at 73 under SimNPO, here all stay below 0. Its code puts raw logits, which have no
+bound, in the place of log-probabilities. Pieces have one length, so that dividing by it changes no
+more than beta and the retain weight (see `llm.evaluation.muse`): what tells summed from averaged
+corners here is how large beta is per token, 2.55 and 0.7, and with it how far a piece falls before
+it is let go.
 """
 
 from __future__ import annotations
@@ -42,12 +46,16 @@ LOOKS: dict[str, dict[str, Any]] = {
     ORIGINAL: dict(color="black", marker="o", mfc="white", ms=7, ls="none", label="original"),
     RETRAINED: dict(color="black", marker="*", ms=11, ls="none", label="retrained"),
     "gradient_ascent": dict(color=style.COLORS["gradient_ascent"], ls=":", marker="X", label="GA"),
-    GRADDIFF: dict(color=style.COLORS["gradient_ascent"], ls="-", label="summed GradDiff (GA and retain term)"),
+    GRADDIFF: dict(
+        color=style.COLORS["gradient_ascent"], ls="-", label="summed GradDiff (GA and retain term)"
+    ),
 }
 
 
 def data(context: Context) -> pd.DataFrame:
-    """The measures of original and retrained models, and along each run: see `figures.language.muse_runs.measures`."""
+    """The measures of original and retrained models, and along each run: see
+    `figures.language.muse_runs.measures`.
+    """
     return measures(context)
 
 
@@ -73,13 +81,22 @@ def plot(frame: pd.DataFrame) -> Figure:
 
 
 def _path(axes: Axes, frame: pd.DataFrame, method: str, measure: str) -> None:
-    """A run from the original model on, a dot per epoch that was measured, and both intervals where it ends."""
+    """A run from the original model on, a dot per epoch that was measured, and both intervals
+    where it ends.
+    """
     found = _points(frame, method, measure).join(_points(frame, method, KEEP).add_suffix("_kept"))
     look = _look(method)
     if method not in (ORIGINAL, RETRAINED):
-        start = _points(frame, ORIGINAL, measure).join(_points(frame, ORIGINAL, KEEP).add_suffix("_kept"))
+        start = _points(frame, ORIGINAL, measure).join(
+            _points(frame, ORIGINAL, KEEP).add_suffix("_kept")
+        )
         path = pd.concat([start, found])
-        axes.plot(path["value"], path["value_kept"], **{**look, "lw": 1.2, "marker": "o", "ms": 2.5}, alpha=0.8)
+        axes.plot(
+            path["value"],
+            path["value_kept"],
+            **{**look, "lw": 1.2, "marker": "o", "ms": 2.5},
+            alpha=0.8,
+        )
     end = found.iloc[-1]
     bars: dict[str, Any] = {
         f"{axis}err": [[max(0.0, end[value] - end[low])], [max(0.0, end[high] - end[value])]]
@@ -88,7 +105,15 @@ def _path(axes: Axes, frame: pd.DataFrame, method: str, measure: str) -> None:
             ("y", "value_kept", "low_kept", "high_kept"),
         )
     }
-    axes.errorbar(end["value"], end["value_kept"], **bars, color=look["color"], fmt="none", elinewidth=0.8, alpha=0.6)
+    axes.errorbar(
+        end["value"],
+        end["value_kept"],
+        **bars,
+        color=look["color"],
+        fmt="none",
+        elinewidth=0.8,
+        alpha=0.6,
+    )
     marked = {"marker": "s", "ms": 6, **look}
     axes.plot(end["value"], end["value_kept"], **{**marked, "ls": "none"}, zorder=5)
 

@@ -23,7 +23,8 @@ from markov.files import storage
 
 @dataclass(frozen=True, kw_only=True)
 class OwnModel:
-    """What unlearns what, in the words of `python -m llm unlearn`, and the optimisation that a large model takes.
+    """What unlearns what, in the words of `python -m llm unlearn`, and the optimisation that a
+    large model takes.
 
     `batch` is the paper's for Llama-2-7B. `own_model` says what follows from what.
     """
@@ -37,7 +38,11 @@ class OwnModel:
 
 
 def own_model(
-    model: str, retrained: str | None, data: str | None, retain_data: str | None, learning_rate: float | None
+    model: str,
+    retrained: str | None,
+    data: str | None,
+    retain_data: str | None,
+    learning_rate: float | None,
 ) -> OwnModel:
     """A model of the user's own; what is to stay follows from the data, the step size from it.
 
@@ -47,14 +52,20 @@ def own_model(
     check_retrained(retrained, data)
     rate = chosen_rate(learning_rate, model, small=2e-4)
     return OwnModel(
-        model=model, retrained=retrained, data=data, retain_data=retain_of(data, retain_data), learning_rate=rate
+        model=model,
+        retrained=retrained,
+        data=data,
+        retain_data=retain_of(data, retain_data),
+        learning_rate=rate,
     )
 
 
 def runs_of_own(context: Context, own: OwnModel, wanted: Iterable[Unlearning]) -> list[Run]:
-    """A run for each of the settings, with the batch and the learning rate of `own`, from the cache or made now.
+    """A run for each of the settings, with the batch and the learning rate of `own`, from the cache
+    or made now.
 
-    Raises `InvalidInput` as `load`, `read` and `unlearn_into` do, and for a retrained model of another vocabulary.
+    Raises `InvalidInput` as `load`, `read` and `unlearn_into` do, and for a retrained model of
+    another vocabulary.
     """
     forget, retain = read(own.data), read(own.retain_data)
     language, retrained = load(own.model), None
@@ -65,15 +76,30 @@ def runs_of_own(context: Context, own: OwnModel, wanted: Iterable[Unlearning]) -
     digest, found = parameters_digest(language.model), []
     fresh: LanguageModel | None = language
     for one in wanted:
-        every = replace(one.optimization, learning_rate=own.learning_rate, batch=own.batch, budget=BUDGET)
+        every = replace(
+            one.optimization, learning_rate=own.learning_rate, batch=own.batch, budget=BUDGET
+        )
         settings = replace(one, optimization=every)
         key = {"own": vars(own), "parameters": digest, "unlearning": settings}
         folder = storage.cache_dir() / "unlearning" / cache_key(key, __name__)
         discard_stale(context, folder, folder / EPOCHS)
         # A run changes the model in place, so that the next one starts from what is read anew.
         language, fresh = fresh or load(own.model), None
-        require(parameters_digest(language.model) == digest, "model", own.model, "one that stays as it is meanwhile")
+        require(
+            parameters_digest(language.model) == digest,
+            "model",
+            own.model,
+            "one that stays as it is meanwhile",
+        )
         found.append(
-            unlearn_into(folder, language, forget, retain, settings, retrained=retrained, progress=context.progress)
+            unlearn_into(
+                folder,
+                language,
+                forget,
+                retain,
+                settings,
+                retrained=retrained,
+                progress=context.progress,
+            )
         )
     return found

@@ -1,4 +1,6 @@
-"""The plane that unlearned models are judged in: how near to the retrained model, and how much of utility is left."""
+"""The plane that unlearned models are judged in: how near to the retrained model, and how much
+of utility is left.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +17,31 @@ MARKS: dict[str, dict[str, Any]] = {
     "retrained": {"marker": "*", "mfc": "#555555", "mec": "black", "ms": 13},
 }
 # Corners that end in one place are told apart by their shapes, the larger ones drawn first.
-SHAPES = {"npo": ("s", 9), "length_normalized_npo": ("^", 9), "reference_free_npo": ("D", 5), "simnpo": ("v", 6)}
+SHAPES = {
+    "npo": ("s", 9),
+    "length_normalized_npo": ("^", 9),
+    "reference_free_npo": ("D", 5),
+    "simnpo": ("v", 6),
+}
 MEASURES = ("model_utility", "ks_statistic", "forget_quality")
 UTILITY, DISTANCE, QUALITY = "model utility", "D to the retrained model", "forget quality (p-value)"
 SMALLEST, LEVEL = 1e-36, 0.05  # p-values
 
 
 def points(table: pd.DataFrame) -> pd.DataFrame:
-    """A row per model of a table of measures: `model`, `method`, `beta`, `gamma`, `retain_weight`, and per measure
-    (`model_utility`, `ks_statistic`, `forget_quality`) its value, with `_low` and `_high`.
+    """A row per model of a table of measures: `model`, `method`, `beta`, `gamma`, `retain_weight`,
+    and per measure (`model_utility`, `ks_statistic`, `forget_quality`) its value, with `_low` and
+    `_high`.
     """
     rows = []
     for model, own in table[table["measure"].isin(MEASURES)].groupby("model", sort=False):
         row: dict[str, Any] = {"model": model, "method": method_of(str(model))}
-        row |= {name: own[name].iloc[0] for name in ("beta", "gamma", "retain_weight") if name in own}
-        for measure, value, low, high in own[["measure", "value", "low", "high"]].itertuples(index=False):
+        row |= {
+            name: own[name].iloc[0] for name in ("beta", "gamma", "retain_weight") if name in own
+        }
+        for measure, value, low, high in own[["measure", "value", "low", "high"]].itertuples(
+            index=False
+        ):
             row |= {measure: value, f"{measure}_low": low, f"{measure}_high": high}
         rows.append(row)
     return pd.DataFrame(rows)
@@ -40,16 +52,24 @@ def method_of(word: str) -> str:
     return word.partition("@")[0].partition(":")[0]
 
 
-def mark(axes: Axes, row: pd.Series, vertical: str, *, label: str | None = None, **look: Any) -> None:
-    """One model: its utility against another measure, with 95% intervals over examples where there are any."""
+def mark(
+    axes: Axes, row: pd.Series, vertical: str, *, label: str | None = None, **look: Any
+) -> None:
+    """One model: its utility against another measure, with 95% intervals over examples where
+    there are any.
+    """
     method = str(row["method"])
     shape, size = SHAPES.get(method, ("o", 6))
-    known = MARKS.get(method, {"marker": shape, "ms": size, "color": style.COLORS.get(method, "black"), "mec": "white"})
+    known = MARKS.get(
+        method,
+        {"marker": shape, "ms": size, "color": style.COLORS.get(method, "black"), "mec": "white"},
+    )
     name = label or BASELINES.get(method) or style.LABELS.get(method, method)
     x, y = row["model_utility"], max(row[vertical], SMALLEST)
     thin = {"color": known.get("color", "#555555"), "lw": 0.8, "alpha": 0.6, "zorder": 1}
     axes.plot([row["model_utility_low"], row["model_utility_high"]], [y, y], **thin)
-    if pd.notna(row[f"{vertical}_low"]) and method != "retrained":  # of a model against itself nothing is uncertain
+    # of a model against itself nothing is uncertain
+    if pd.notna(row[f"{vertical}_low"]) and method != "retrained":
         axes.plot([x, x], [row[f"{vertical}_low"], row[f"{vertical}_high"]], **thin)
     axes.plot(x, y, ls="", label=name, zorder=3 - 0.01 * known["ms"], **{**known, **look})
 
@@ -64,4 +84,11 @@ def quality_axis(axes: Axes) -> None:
     axes.set_yscale("log")
     axes.set(ylim=(SMALLEST, 1 / SMALLEST**0.03), ylabel=QUALITY)
     axes.axhline(LEVEL, color="black", lw=0.6, ls="-.", zorder=0)
-    axes.annotate(f"p = {LEVEL:g}", (1, LEVEL), xycoords=axes.get_yaxis_transform(), ha="right", va="top", fontsize=7)
+    axes.annotate(
+        f"p = {LEVEL:g}",
+        (1, LEVEL),
+        xycoords=axes.get_yaxis_transform(),
+        ha="right",
+        va="top",
+        fontsize=7,
+    )

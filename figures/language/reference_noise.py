@@ -1,16 +1,20 @@
-"""What does a spoiled reference do to NPO? The default model unlearns beside a perturbed copy of itself (paper, A1).
+"""What does a spoiled reference do to NPO? The default model unlearns beside a perturbed copy of
+itself (paper, A1).
 
-The reference is the model with its weights averaged with Gaussian ones, scale times as wide as its own; scale 0 only
-halves them. Such a reference knows the answers less well, so that at the start logp - ref is not 0 but large, and NPO's
-factor 2 sigmoid(beta (logp - ref)), 1 beside its own reference, is close to 2, its bound: the more so the longer the
-answer. There it no longer tells answers apart, and NPO is gradient ascent with twice its weight until answers have
-fallen as low as the spoiled reference puts them, wherever the retrained model has them. The factor itself AdamW undoes,
-but for the balance with the retain term; what is lost is that answers are let go once they have fallen. SimNPO has no
-reference, and nothing to spoil. Upper left: that factor, which is NPO's weight, and |y| times SimNPO's. Upper right:
-log-probability of the forget answers less the retrained model's; 0 is the goal, above it they are still remembered,
-below it they have been pushed too far. Lines: medians over answers; bands: quartiles. Lower left: at the end,
-Kolmogorov-Smirnov distance D between the truth ratios of the forget answers and the retrained model's, and its p-value,
-TOFU's forget quality. Lower right: mean loss per token of answers to retain. Dotted: before unlearning; dashed: SimNPO.
+The reference is the model with its weights averaged with Gaussian ones, scale times as wide as its
+own; scale 0 only halves them. Such a reference knows the answers less well, so that at the start
+logp - ref is not 0 but large, and NPO's factor 2 sigmoid(beta (logp - ref)), 1 beside its own
+reference, is close to 2, its bound: the more so the longer the answer. There it no longer tells
+answers apart, and NPO is gradient ascent with twice its weight until answers have fallen as low as
+the spoiled reference puts them, wherever the retrained model has them. The factor itself AdamW
+undoes, but for the balance with the retain term; what is lost is that answers are let go once they
+have fallen. SimNPO has no reference, and nothing to spoil. Upper left: that factor, which is NPO's
+weight, and |y| times SimNPO's. Upper right: log-probability of the forget answers less the
+retrained model's; 0 is the goal, above it they are still remembered, below it they have been pushed
+too far. Lines: medians over answers; bands: quartiles. Lower left: at the end, Kolmogorov-Smirnov
+distance D between the truth ratios of the forget answers and the retrained model's, and its
+p-value, TOFU's forget quality. Lower right: mean loss per token of answers to retain. Dotted:
+before unlearning; dashed: SimNPO.
 """
 
 from __future__ import annotations
@@ -38,49 +42,80 @@ QUANTITIES = ("factor", "beyond")
 
 
 class Unlearned(NamedTuple):
-    """A run with the reference that it was given: `OWN`, `NONE` where it needs none, or the scale of the noise."""
+    """A run with the reference that it was given: `OWN`, `NONE` where it needs none, or the
+    scale of the noise.
+    """
 
     reference: str
     run: Run
 
 
 def data(context: Context) -> pd.DataFrame:
-    """NPO beside its own reference and perturbed ones, and SimNPO, always on the default model: see `frame_of_runs`."""
+    """NPO beside its own reference and perturbed ones, and SimNPO, always on the default model:
+    see `frame_of_runs`.
+    """
     chosen = study(context.scale)
     corners = {method_name(objective): objective for objective in chosen.objectives().values()}
     wanted = {OWN: Wanted(corners["npo"])}
-    wanted |= {f"{scale:g}": Wanted(corners["npo"], noise=Perturbation(scale)) for scale in chosen.noises}
+    wanted |= {
+        f"{scale:g}": Wanted(corners["npo"], noise=Perturbation(scale)) for scale in chosen.noises
+    }
     wanted[NONE] = Wanted(corners["simnpo"])
     found = runs_of(context, list(wanted.values()))
     return frame_of_runs([Unlearned(*pair) for pair in zip(wanted, found, strict=True)])
 
 
 def frame_of_runs(found: Sequence[Unlearned]) -> pd.DataFrame:
-    """What became of the answers under each reference, from runs of one model that know a retrained one.
+    """What became of the answers under each reference, from runs of one model that know a retrained
+    one.
 
-    Columns `kind`, `reference` (`OWN`, a scale, `NONE`, or `START`, before unlearning), `method`, and by kind:
+    Columns `kind`, `reference` (`OWN`, a scale, `NONE`, or `START`, before unlearning), `method`,
+    and by kind:
 
-        example   `run`, `epoch`, `index`, `length`, `logp`, `ref`, `retrained`, `weight`, `factor` (2 sigmoid(z), the
-                  weight but for its power of the length) and `beyond` = (logp - retrained) / length, nats per token
-        epoch     `epoch`, `quantity` (factor or beyond), its `median` over answers and quartiles `low` and `high`
-        end       `distance` and `p` of truth ratios to the retrained model's, exact; `retain_loss`, nats per token
+        example   `run`, `epoch`, `index`, `length`, `logp`, `ref`, `retrained`, `weight`, `factor`
+                  (2 sigmoid(z), the weight but for its power of the length) and `beyond` = (logp -
+                  retrained) / length, nats per token
+        epoch     `epoch`, `quantity` (factor or beyond), its `median` over answers and quartiles
+                  `low` and `high`
+        end       `distance` and `p` of truth ratios to the retrained model's, exact; `retain_loss`,
+                  nats per token
     """
-    frame, normalize = trajectories([one.run for one in found]), [one.run.objective.normalize for one in found]
+    frame, normalize = (
+        trajectories([one.run for one in found]),
+        [one.run.objective.normalize for one in found],
+    )
     frame["reference"] = [found[run].reference for run in frame["run"]]
     power = frame["run"].map(dict(enumerate(normalize)))
     frame["factor"] = frame["weight"] * frame["length"] ** power
     frame["beyond"] = (frame["logp"] - frame["retrained"]) / frame["length"]
-    names = ["run", "reference", "method", "epoch", "index", "length", "logp", "ref", "retrained", "weight"]
+    names = [
+        "run",
+        "reference",
+        "method",
+        "epoch",
+        "index",
+        "length",
+        "logp",
+        "ref",
+        "retrained",
+        "weight",
+    ]
     frame = frame[[*names, *QUANTITIES]]
     spread: list[dict[str, Any]] = []
     for known, own in frame.groupby(["reference", "method", "epoch"], sort=False):
         for quantity in QUANTITIES:
             quartiles = np.quantile(own[quantity].to_numpy(dtype=float), [0.25, 0.5, 0.75])
-            row = zip(("reference", "method", "epoch", "low", "median", "high"), (*known, *quartiles), strict=True)
+            row = zip(
+                ("reference", "method", "epoch", "low", "median", "high"),
+                (*known, *quartiles),
+                strict=True,
+            )
             spread.append({"kind": "epoch", "quantity": quantity, **dict(row)})
     ends = [_end(START, found[0].run, "original", 0)]
     ends += [_end(reference, run, "unlearned", -1) for reference, run in found]
-    return pd.concat([frame.assign(kind="example"), pd.DataFrame([*spread, *ends])], ignore_index=True)
+    return pd.concat(
+        [frame.assign(kind="example"), pd.DataFrame([*spread, *ends])], ignore_index=True
+    )
 
 
 def _end(reference: str, run: Run, model: str, place: int) -> dict[str, Any]:
@@ -89,7 +124,11 @@ def _end(reference: str, run: Run, model: str, place: int) -> dict[str, Any]:
     if model in logs:
         found = forget_quality(logs[model], logs["retrained"])
         distance, p = found.statistic, found.p_value
-    numbers = {"distance": distance, "p": p, "retain_loss": float(run.epochs["retain_loss"].iloc[place])}
+    numbers = {
+        "distance": distance,
+        "p": p,
+        "retain_loss": float(run.epochs["retain_loss"].iloc[place]),
+    }
     return {"kind": "end", "reference": reference, "method": method, **numbers}
 
 
@@ -101,7 +140,9 @@ def plot(frame: pd.DataFrame) -> Figure:
         for reference, look in looks.items():
             own = along[(along["quantity"] == quantity) & (along["reference"] == reference)]
             axes.plot(own["epoch"], own["median"], "o-", **look)
-            axes.fill_between(own["epoch"], own["low"], own["high"], color=look["color"], alpha=0.1, lw=0)
+            axes.fill_between(
+                own["epoch"], own["low"], own["high"], color=look["color"], alpha=0.1, lw=0
+            )
         axes.set_xlabel("epoch")
     factor.set(ylabel="2 σ(z): weight, or |y| × weight", ylim=(0, 2.05))
     factor.set_yticks([0, 0.5, 1, 1.5, 2])
@@ -111,7 +152,9 @@ def plot(frame: pd.DataFrame) -> Figure:
     _at_the_end(quality, ends, "distance", looks)
     quality.set(ylabel="D to the retrained model", ylim=(0, 1))
     own = ends.drop(index=START)
-    texts = [f"{'SimNPO' if name == NONE else name}\np = {row['p']:.1g}" for name, row in own.iterrows()]
+    texts = [
+        f"{'SimNPO' if name == NONE else name}\np = {row['p']:.1g}" for name, row in own.iterrows()
+    ]
     quality.set_xticks(range(len(texts)), texts, fontsize=7)
     _at_the_end(retain, ends, "retain_loss", looks)
     retain.set_ylabel("retain loss, nats per token")
@@ -122,21 +165,32 @@ def plot(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def _at_the_end(axes: Axes, ends: pd.DataFrame, column: str, looks: Mapping[str, Mapping[str, Any]]) -> None:
-    """A point per reference of NPO, and one for SimNPO, which has none; its level and that of the start are lines."""
+def _at_the_end(
+    axes: Axes, ends: pd.DataFrame, column: str, looks: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """A point per reference of NPO, and one for SimNPO, which has none; its level and that of
+    the start are lines.
+    """
     level = ends[column].astype(float).to_dict()
     axes.axhline(level[START], color="black", lw=1, ls=":")
     axes.axhline(level[NONE], lw=1.2, ls="--", color=looks[NONE]["color"])
     own = ends.drop(index=START)
     for place, reference in enumerate(own.index):
         axes.plot(place, level[reference], "o", ms=6, color=looks[str(reference)]["color"])
-    axes.set(xlim=(-0.5, len(own) - 0.5), xlabel="NPO's reference: its own, or perturbed at this scale")
+    axes.set(
+        xlim=(-0.5, len(own) - 0.5), xlabel="NPO's reference: its own, or perturbed at this scale"
+    )
     axes.set_xticks(range(len(own)), ["SimNPO" if name == NONE else name for name in own.index])
 
 
 def _looks(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Colour, width and label per reference: those of the corners, and ever darker, thinner ones as the noise grows."""
-    known = {OWN: (style.COLORS["npo"], 1.6, "NPO"), NONE: (style.COLORS["simnpo"], 1.6, "SimNPO, no reference")}
+    """Colour, width and label per reference: those of the corners, and ever darker, thinner ones
+    as the noise grows.
+    """
+    known = {
+        OWN: (style.COLORS["npo"], 1.6, "NPO"),
+        NONE: (style.COLORS["simnpo"], 1.6, "SimNPO, no reference"),
+    }
     references = list(dict.fromkeys(frame.loc[frame["kind"] == "epoch", "reference"]))
     noises = [reference for reference in references if reference not in known]
     shades = matplotlib.colormaps["PuRd"]
@@ -149,4 +203,7 @@ def _looks(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
             f"NPO, reference perturbed, scale {reference}",
         )
     names = ("color", "lw", "label")
-    return {reference: {**dict(zip(names, known[reference], strict=True)), "ms": 3} for reference in references}
+    return {
+        reference: {**dict(zip(names, known[reference], strict=True)), "ms": 3}
+        for reference in references
+    }

@@ -1,18 +1,21 @@
 """How fast does the forgotten come back when a fifth of it is taught again? (Paper, Figure 6.)
 
-A fifth of the forget set, its shortest answers (upper row) or random ones (lower row), is taught again for three epochs
-at the learning rate of the unlearning, eight answers per update: three updates per epoch for 24 of the 120 answers of
-the default model. Bands: 95% intervals over five repeats, which differ in the order of batches, and in the lower row
-also in the answers taught. Left: Kolmogorov-Smirnov distance D between the truth ratios of all forget answers and the
-retrained model's, and its p-value, forget quality. Middle and right: mean log-probability per token of the answers
-taught, and of the others, which come back untaught. Grey: the retrained model taught the same; it never knew the
-answers, and what it learns of the others is no return. Dotted: the model before unlearning.
+A fifth of the forget set, its shortest answers (upper row) or random ones (lower row), is taught
+again for three epochs at the learning rate of the unlearning, eight answers per update: three
+updates per epoch for 24 of the 120 answers of the default model. Bands: 95% intervals over five
+repeats, which differ in the order of batches, and in the lower row also in the answers taught.
+Left: Kolmogorov-Smirnov distance D between the truth ratios of all forget answers and the retrained
+model's, and its p-value, forget quality. Middle and right: mean log-probability per token of the
+answers taught, and of the others, which come back untaught. Grey: the retrained model taught the
+same; it never knew the answers, and what it learns of the others is no return. Dotted: the model
+before unlearning.
 
-On the default model all come back: after three epochs on the shortest fifth D has risen from 0.25 to 0.40 under NPO,
-from 0.51 to 0.55 under SimNPO, and from 0.01 to 0.18 where there is nothing to come back; a random fifth brings back
-more. As in the paper SimNPO loses less, but it had less to lose. The right panels tell how much is left. NPO had pushed
-the other answers 2.5 to 3.3 nats per token below the retrained model, and they come back to within 0.5 of it; SimNPO
-had left them on its level, and they rise above it by 0.5. Length-normalised NPO goes with SimNPO and reference-free NPO
+On the default model all come back: after three epochs on the shortest fifth D has risen from 0.25
+to 0.40 under NPO, from 0.51 to 0.55 under SimNPO, and from 0.01 to 0.18 where there is nothing to
+come back; a random fifth brings back more. As in the paper SimNPO loses less, but it had less to
+lose. The right panels tell how much is left. NPO had pushed the other answers 2.5 to 3.3 nats per
+token below the retrained model, and they come back to within 0.5 of it; SimNPO had left them on its
+level, and they rise above it by 0.5. Length-normalised NPO goes with SimNPO and reference-free NPO
 with NPO: it is the length, with the beta and the retain weight that go with it, not the reference.
 """
 
@@ -46,7 +49,8 @@ from markov.errors import require
 from markov.files import storage
 from markov.objectives import method_name
 
-EPOCHS, BATCH, SHARE = 3, 8, 0.2  # 24 of the 120 answers of the default model are taught: three updates per epoch
+# 24 of the 120 answers of the default model are taught: three updates per epoch
+EPOCHS, BATCH, SHARE = 3, 8, 0.2
 REPEATS, QUICK_REPEATS = 5, 2
 RETRAINED = "retrained"
 QUANTITIES = {
@@ -59,7 +63,9 @@ READINGS = (1.0, 0.05, 1e-3, 1e-6, 1e-12, 1e-24)  # p-values to mark beside D
 
 
 class Attack(NamedTuple):
-    """A model that is taught again: where it lies, what made it, and the run whose logs it is held against."""
+    """A model that is taught again: where it lies, what made it, and the run whose logs it is
+    held against.
+    """
 
     model: str
     place: str
@@ -68,30 +74,39 @@ class Attack(NamedTuple):
 
 
 def data(context: Context) -> pd.DataFrame:
-    """What comes back of the forget set of the user's runs, or of the four corners on the default model.
+    """What comes back of the forget set of the user's runs, or of the four corners on the default
+    model.
 
-    Columns `source`, `kind`, `which` (shortest or random), `share`, `model` (a method, or `RETRAINED`: the retrained
-    model itself, taught the same), `method`, and by kind:
+    Columns `source`, `kind`, `which` (shortest or random), `share`, `model` (a method, or
+    `RETRAINED`: the retrained model itself, taught the same), `method`, and by kind:
 
-        attack     `repeat`, `epoch`, what `llm.evaluation.relearning.returns` has, and the `original_logp` of the
-                   answers that are not taught, before unlearning (nats per token)
-        estimate   `epoch`, `quantity`, its mean `value` over repeats, with a 95% interval `low`, `high` and `count`
-        reading    `p` and the smallest `distance` D that has at most this p-value, for as many `examples`
+        attack     `repeat`, `epoch`, what `llm.evaluation.relearning.returns` has, and the
+                   `original_logp` of the answers that are not taught, before unlearning (nats per
+                   token)
+        estimate   `epoch`, `quantity`, its mean `value` over repeats, with a 95% interval `low`,
+                   `high` and `count`
+        reading    `p` and the smallest `distance` D that has at most this p-value, for as many
+                   `examples`
 
-    Raises `InvalidInput` for runs without a retrained model, without their model, or on another forget set.
+    Raises `InvalidInput` for runs without a retrained model, without their model, or on another
+    forget set.
     """
     found = llm_runs.runs(context, far=True)
     attacks = _attacks(context, found)
     count = QUICK_REPEATS if context.scale.quick else REPEATS
     wanted = [(one, settings) for one in attacks for settings in _settings(one.run, count)]
-    key = [{"made": one.made, "model": one.model, "relearning": settings} for one, settings in wanted]
+    key = [
+        {"made": one.made, "model": one.model, "relearning": settings} for one, settings in wanted
+    ]
 
     def compute() -> pd.DataFrame:
         quiet = replace(context, progress=False)
         jobs = [joblib.delayed(_attacked)(quiet, one, settings) for one, settings in wanted]
         several("relearning", jobs, n_jobs=context.n_jobs, progress=context.progress)
         kept = replace(quiet, since=0.0)
-        frame = pd.concat([_attacked(kept, one, settings) for one, settings in wanted], ignore_index=True)
+        frame = pd.concat(
+            [_attacked(kept, one, settings) for one, settings in wanted], ignore_index=True
+        )
         return frame_of_attacks(frame, attacks[0].run.answers["index"].nunique())
 
     return cached(context, __name__, key, compute).assign(source=source_of(context))
@@ -104,7 +119,9 @@ def frame_of_attacks(attacks: pd.DataFrame, examples: int) -> pd.DataFrame:
     for place, own in attacks.groupby(known, sort=False, dropna=False):
         for quantity in (*QUANTITIES, "original_logp"):
             estimate = mean_interval(own[quantity].to_numpy(dtype=float))
-            rows.append({**dict(zip(known, place, strict=True)), "quantity": quantity, **estimate._asdict()})
+            rows.append(
+                {**dict(zip(known, place, strict=True)), "quantity": quantity, **estimate._asdict()}
+            )
     readings = pd.DataFrame({"p": READINGS, "examples": examples})
     readings["distance"] = [smallest_distance(p, examples) for p in READINGS]
     parts = {"attack": attacks, "estimate": pd.DataFrame(rows), "reading": readings.dropna()}
@@ -112,10 +129,16 @@ def frame_of_attacks(attacks: pd.DataFrame, examples: int) -> pd.DataFrame:
 
 
 def _settings(run: Run, repeats: int) -> list[Relearning]:
-    """Every attack on one model, at the learning rate of the run and with several updates per epoch."""
+    """Every attack on one model, at the learning rate of the run and with several updates per
+    epoch.
+    """
     made = run.settings["unlearning"]["optimization"]
     every = Optimization(
-        epochs=EPOCHS, batch=BATCH, learning_rate=made["learning_rate"], warmup_epochs=0, budget=made["budget"]
+        epochs=EPOCHS,
+        batch=BATCH,
+        learning_rate=made["learning_rate"],
+        warmup_epochs=0,
+        budget=made["budget"],
     )
     return [
         Relearning(which=which, share=SHARE, seed=seed, optimization=every)
@@ -129,11 +152,19 @@ def _attacks(context: Context, found: Sequence[Run]) -> list[Attack]:
     forget = _forget(context)
     for run in found:
         folder = str(run.folder)
-        require(RETRAINED in run.logs, "run", folder, "one made with --retrained MODEL, to tell what is forgotten")
+        require(
+            RETRAINED in run.logs,
+            "run",
+            folder,
+            "one made with --retrained MODEL, to tell what is forgotten",
+        )
         require((run.folder / MODEL).is_dir(), "run", folder, "one that has kept its model")
         if context.runs:
             tokens = [one.tokens for one in responses(load(run.folder / MODEL), forget)]
-            allowed = "one on the forget set of the default model; `python -m llm relearn` attacks any other"
+            allowed = (
+                "one on the forget set of the default model; `python -m llm relearn` attacks "
+                "any other"
+            )
             require(storage.fingerprint(tokens) == run.settings["forget"], "run", folder, allowed)
     names = [method_name(run.objective) for run in found]
     if len(set(names)) < len(names):
@@ -171,7 +202,12 @@ def _attacked(context: Context, attack: Attack, settings: Relearning) -> pd.Data
     known = {"made": attack.made, "forget": run.settings["forget"], "relearning": settings}
     frame = cached(context, __name__, known, compute)
     method = None if attack.model == RETRAINED else method_name(run.objective)
-    facts = {"which": settings.which, "share": settings.share, "model": attack.model, "method": method}
+    facts = {
+        "which": settings.which,
+        "share": settings.share,
+        "model": attack.model,
+        "method": method,
+    }
     return frame.assign(**facts, repeat=settings.seed)
 
 
@@ -184,7 +220,8 @@ def plot(frame: pd.DataFrame) -> Figure:
         for axes, quantity in zip(line, QUANTITIES, strict=True):
             _curves(axes, rows[rows["quantity"] == quantity])
             axes.set_ylabel(QUANTITIES[quantity])
-            if quantity != "ks_statistic":  # by the curves: two repeats have intervals that leave no room for them
+            # by the curves: two repeats have intervals that leave no room for them
+            if quantity != "ks_statistic":
                 values = found.loc[found["quantity"] == quantity, "value"]
                 axes.set_ylim(values.min() - 0.3, min(0.1, values.max() + 0.3))
         level = rows[rows["quantity"] == "original_logp"]["value"].mean()
@@ -219,5 +256,7 @@ def _p_values(axes: Axes, readings: pd.DataFrame) -> None:
     beside = axes.twinx()
     beside.set_ylim(0, 1)
     beside.spines["right"].set_visible(True)
-    beside.set_yticks(readings["distance"], [f"{p:.0e}" if p < 1e-3 else f"{p:g}" for p in readings["p"]])
+    beside.set_yticks(
+        readings["distance"], [f"{p:.0e}" if p < 1e-3 else f"{p:g}" for p in readings["p"]]
+    )
     beside.set_ylabel("its p-value: forget quality")

@@ -1,8 +1,9 @@
-"""The runs that figures of language models draw on: the four corners on the default model, or runs of the user's own.
+"""The runs that figures of language models draw on: the four corners on the default model, or runs
+of the user's own.
 
-A run is a folder (`llm.unlearning.runs`), kept in the cache under its settings and the code behind it, so that figures
-share it and a second drawing trains nothing. The default model knows fictional authors by heart, of which a tenth is
-forgotten.
+A run is a folder (`llm.unlearning.runs`), kept in the cache under its settings and the code behind
+it, so that figures share it and a second drawing trains nothing. The default model knows fictional
+authors by heart, of which a tenth is forgotten.
 """
 
 from __future__ import annotations
@@ -39,11 +40,13 @@ SEED = 0
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """How the default model unlearns: beta and retain weight of the paper for forget10, where log-probabilities are
-    summed and where they are averaged over tokens; the optimisation is that of a small model.
+    """How the default model unlearns: beta and retain weight of the paper for forget10, where
+    log-probabilities are summed and where they are averaged over tokens; the optimisation is that
+    of a small model.
 
-    Sweeps, which ask what becomes of a model in the end, take larger steps: with those of the runs that are watched
-    along the way no method of the table brings D below 0.33 in 10 epochs, and none below 0.55 without losing utility.
+    Sweeps, which ask what becomes of a model in the end, take larger steps: with those of the runs
+    that are watched along the way no method of the table brings D below 0.33 in 10 epochs, and none
+    below 0.55 without losing utility.
     """
 
     models: DefaultModels = DefaultModels()
@@ -64,38 +67,56 @@ class Study:
     def optimization(self, *, far: bool = False) -> Optimization:
         """How all of them are; `far`: with the larger steps of sweeps."""
         rate = self.sweep_learning_rate if far else self.learning_rate
-        return Optimization(epochs=self.epochs, batch=self.batch, learning_rate=rate, budget=BUDGET, seed=SEED)
+        return Optimization(
+            epochs=self.epochs, batch=self.batch, learning_rate=rate, budget=BUDGET, seed=SEED
+        )
 
     def unlearning(self, objective: Objective, *, far: bool = False) -> Unlearning:
-        """How one of them is run; `far`: with the larger steps of sweeps, no gradients, and more said of what stays."""
+        """How one of them is run; `far`: with the larger steps of sweeps, no gradients, and more
+        said of what stays.
+        """
         return Unlearning(
             objective=objective,
             optimization=self.optimization(far=far),
             retain_term="cross_entropy",
-            retain_weight=self.retain_weight_per_token if objective.normalize else self.retain_weight,
+            retain_weight=self.retain_weight_per_token
+            if objective.normalize
+            else self.retain_weight,
             gradients=() if far else tuple(sorted({0, 1, self.epochs})),
             retain_probe=400 if far else 50,
         )
 
 
 def study(scale: Scale) -> Study:
-    """The study of a scale; at quick scale a third of the authors and a model that learns them in seconds."""
+    """The study of a scale; at quick scale a third of the authors and a model that learns them
+    in seconds.
+    """
     if not scale.quick:
         return Study()
-    small = DefaultModels(authors=Authors(authors=20), width=96, depth=2, mlp_width=256, heads=2, epochs=12)
-    return Study(models=replace(small, vocabulary=1024), epochs=5, batch=8, learning_rate=5e-4, noises=(0.0, 0.5))
+    small = DefaultModels(
+        authors=Authors(authors=20), width=96, depth=2, mlp_width=256, heads=2, epochs=12
+    )
+    return Study(
+        models=replace(small, vocabulary=1024),
+        epochs=5,
+        batch=8,
+        learning_rate=5e-4,
+        noises=(0.0, 0.5),
+    )
 
 
 class Perturbation(NamedTuple):
-    """How the reference is perturbed: averaged with Gaussian weights (see `llm.models.language_model.perturbed`)."""
+    """How the reference is perturbed: averaged with Gaussian weights (see
+    `llm.models.language_model.perturbed`).
+    """
 
     scale: float
     share: float = 0.5
 
 
 class Wanted(NamedTuple):
-    """A run of the study: what is minimised, the kind of default model that unlearns, the reference's noise, and
-    whether it goes as far as the runs of sweeps do.
+    """A run of the study: what is minimised, the kind of default model that unlearns, the
+    reference's noise, and whether it goes as far as the runs of sweeps do.
     """
 
     objective: Objective
@@ -112,7 +133,9 @@ def run_of(
     noise: Perturbation | None = None,
     far: bool = False,
 ) -> Run:
-    """One run of the study, from the cache or made now; `start` is the kind of default model that unlearns."""
+    """One run of the study, from the cache or made now; `start` is the kind of default model
+    that unlearns.
+    """
     chosen, folder = study(context.scale), _folder(context, Wanted(objective, start, noise, far))
     leftovers.clear(folder.parent)
     kept = finished(folder) if _kept(context, folder) else None
@@ -141,22 +164,35 @@ def run_of(
 
 
 def runs(context: Context, start: str = "original", *, far: bool = False) -> list[Run]:
-    """The user's own runs where there are any, else the four corners on the user's model or on the default one."""
+    """The user's own runs where there are any, else the four corners on the user's model or on
+    the default one.
+    """
     chosen = study(context.scale)
     if context.runs:
         return [read_run(folder) for folder in context.runs]
     if context.own:
-        settings = (chosen.unlearning(objective, far=far) for objective in chosen.objectives().values())
+        settings = (
+            chosen.unlearning(objective, far=far) for objective in chosen.objectives().values()
+        )
         return runs_of_own(context, context.own, settings)
-    return runs_of(context, [Wanted(objective, start, far=far) for objective in chosen.objectives().values()])
+    return runs_of(
+        context, [Wanted(objective, start, far=far) for objective in chosen.objectives().values()]
+    )
 
 
 def runs_of(context: Context, wanted: Sequence[Wanted]) -> list[Run]:
-    """Runs of the study in this order; those that are not in the cache are made in several processes at a time."""
+    """Runs of the study in this order; those that are not in the cache are made in several
+    processes at a time.
+    """
     missing = [one for one in wanted if not _kept(context, _folder(context, one))]
     if missing:
-        quiet, kinds = replace(context, progress=False), dict.fromkeys(["retrained", *(one.start for one in missing)])
-        absent = [kind for kind in kinds if not folder_of(study(context.scale).models, kind).exists()]
+        quiet, kinds = (
+            replace(context, progress=False),
+            dict.fromkeys(["retrained", *(one.start for one in missing)]),
+        )
+        absent = [
+            kind for kind in kinds if not folder_of(study(context.scale).models, kind).exists()
+        ]
         ways = {"n_jobs": context.n_jobs, "progress": context.progress}
         if absent:
             several("models", [joblib.delayed(default_log)(quiet, kind) for kind in absent], **ways)
@@ -172,7 +208,10 @@ def _made(context: Context, one: Wanted) -> Run:
 
 def _folder(context: Context, wanted: Wanted) -> Path:
     chosen = study(context.scale)
-    settings = {"models": chosen.models, "unlearning": chosen.unlearning(wanted.objective, far=wanted.far)}
+    settings = {
+        "models": chosen.models,
+        "unlearning": chosen.unlearning(wanted.objective, far=wanted.far),
+    }
     key = {**settings, "start": wanted.start, "noise": wanted.noise}
     return storage.cache_dir() / "unlearning" / cache_key(key, __name__)
 
@@ -192,15 +231,22 @@ def source_of(context: Context) -> str:
 def trajectories(found: Sequence[Run]) -> pd.DataFrame:
     """What runs recorded, side by side: a row per run, epoch and forget example.
 
-    Columns `run` (counts from 0), `method`, `beta`, `gamma`, `epoch`, `index`, `logp`, `length`, `ref`, `weight` (of
-    the objective that the run minimised), and where recorded `retrained`, `needed`, `needed_per_token` and
-    `gradient_norm`.
+    Columns `run` (counts from 0), `method`, `beta`, `gamma`, `epoch`, `index`, `logp`, `length`,
+    `ref`, `weight` (of the objective that the run minimised), and where recorded `retrained`,
+    `needed`, `needed_per_token` and `gradient_norm`.
     """
     frames = []
     for number, run in enumerate(found):
         objective = run.objective
-        frame = weights_by_epoch(run.examples, {"own": objective}).rename(columns={"weight_own": "weight"})
-        known = {"run": number, "method": method_name(objective), "beta": objective.beta, "gamma": objective.gamma}
+        frame = weights_by_epoch(run.examples, {"own": objective}).rename(
+            columns={"weight_own": "weight"}
+        )
+        known = {
+            "run": number,
+            "method": method_name(objective),
+            "beta": objective.beta,
+            "gamma": objective.gamma,
+        }
         frames.append(frame.assign(**known))
     frame = pd.concat(frames, ignore_index=True)
     first = ["run", "method", "beta", "gamma"]
@@ -212,7 +258,9 @@ def default_log(context: Context, kind: str) -> EvaluationLog:
     chosen = study(context.scale)
 
     def compute() -> pd.DataFrame:
-        return log_table(answer_log(_build(context, kind), sets(chosen.models).forget, progress=context.progress))
+        return log_table(
+            answer_log(_build(context, kind), sets(chosen.models).forget, progress=context.progress)
+        )
 
     return log_of(cached(context, __name__, {"models": chosen.models, "kind": kind}, compute), kind)
 
@@ -222,25 +270,32 @@ def _build(context: Context, kind: str) -> LanguageModel:
 
 
 def models_of(found: Sequence[Run], source: str) -> Models:
-    """Truth-ratio logs of runs that started from one model, by method: see `figures.language.sources.models`.
+    """Truth-ratio logs of runs that started from one model, by method: see
+    `figures.language.sources.models`.
 
-    A run that diverged so far that its model cannot be scored is left out. Raises `InvalidInput` for a run that was not
-    told of a retrained model.
+    A run that diverged so far that its model cannot be scored is left out. Raises `InvalidInput`
+    for a run that was not told of a retrained model.
     """
     logs = [run.logs for run in found]
     for run, own in zip(found, logs, strict=True):
-        allowed = "one made with --retrained MODEL, which says what a model that never saw the forget data would do"
+        allowed = (
+            "one made with --retrained MODEL, which says what a model that never saw the "
+            "forget data would do"
+        )
         require("retrained" in own, "run", str(run.folder), allowed)
     names = [method_name(run.objective) for run in found]
     if len(set(names)) < len(names):
         names = [f"{name} ({run.folder.name})" for name, run in zip(names, found, strict=True)]
     # A run that diverged may have left a model that no answer can be scored under.
-    unlearned = {name: own["unlearned"] for name, own in zip(names, logs, strict=True) if "unlearned" in own}
+    unlearned = {
+        name: own["unlearned"] for name, own in zip(names, logs, strict=True) if "unlearned" in own
+    }
     return models(source, logs[0]["original"], logs[0]["retrained"], unlearned)
 
 
 def start_of(run: Run, objectives: Mapping[str, Objective]) -> pd.DataFrame:
-    """What is needed and what weight is given before the first update: see `llm.diagnostics.weights.diagnose`.
+    """What is needed and what weight is given before the first update: see
+    `llm.diagnostics.weights.diagnose`.
 
     Raises `InvalidInput` for a run that was not told of a retrained model.
     """

@@ -1,19 +1,22 @@
 """What if the forget set arrives as three requests, one after another? (Paper, Figure A5.)
 
-Each request is two of the six authors that the default model is to forget, unlearned for ten epochs from what the one
-before left; the reference is the model at its arrival. Columns 1 to 3, a request each, shaded while it is unlearned: to
-its left it has not been asked for, to its right it should stay forgotten. Above, mean log-probability per token of its
-answers with a 95% interval over them, beside that of the retrained model (dashed), which is the goal: a curve that
-rises again has come back, one that falls below is forgotten more than never having been read. Below,
-Kolmogorov-Smirnov distance D between truth ratios of these answers and the retrained model's; under the dotted line the
-two cannot be told apart (p > 0.05), which with 40 answers says less than with 120. Right: what all of it costs the
-answers to retain, and D of all requests done by then. One run per corner, no interval over runs.
+Each request is two of the six authors that the default model is to forget, unlearned for ten epochs
+from what the one before left; the reference is the model at its arrival. Columns 1 to 3, a request
+each, shaded while it is unlearned: to its left it has not been asked for, to its right it should
+stay forgotten. Above, mean log-probability per token of its answers with a 95% interval over them,
+beside that of the retrained model (dashed), which is the goal: a curve that rises again has come
+back, one that falls below is forgotten more than never having been read. Below, Kolmogorov-Smirnov
+distance D between truth ratios of these answers and the retrained model's; under the dotted line
+the two cannot be told apart (p > 0.05), which with 40 answers says less than with 120. Right: what
+all of it costs the answers to retain, and D of all requests done by then. One run per corner, no
+interval over runs.
 
-On the default model what was forgotten stays so: no request comes back while the next ones are unlearned. The price
-grows: after three, the retain loss is 0.66 nats per token under NPO and 0.26 under SimNPO (0.05 before), as the paper
-has it. The length does most of that, 0.34 where it alone is normalised, 0.59 where the reference alone is dropped. Not
-as in the paper, NPO comes nearer to the retrained model on all three requests together (D = 0.28, under SimNPO 0.45;
-either can be told from it), although SimNPO's answers end near its level and NPO's 3 to 5 nats below it.
+On the default model what was forgotten stays so: no request comes back while the next ones are
+unlearned. The price grows: after three, the retain loss is 0.66 nats per token under NPO and 0.26
+under SimNPO (0.05 before), as the paper has it. The length does most of that, 0.34 where it alone
+is normalised, 0.59 where the reference alone is dropped. Not as in the paper, NPO comes nearer to
+the retrained model on all three requests together (D = 0.28, under SimNPO 0.45; either can be told
+from it), although SimNPO's answers end near its level and NPO's 3 to 5 nats below it.
 """
 
 from __future__ import annotations
@@ -51,13 +54,17 @@ LEVEL = 0.05  # of the test behind D, drawn as a line
 
 
 def data(context: Context) -> pd.DataFrame:
-    """The four corners, always on the default model: see `frame_of_requests`; `source` is what unlearns."""
+    """The four corners, always on the default model: see `frame_of_requests`; `source` is what
+    unlearns.
+    """
     chosen = llm_runs.study(context.scale)
     wanted = list(chosen.objectives().values())
 
     def compute() -> pd.DataFrame:
         quiet, kept = replace(context, progress=False), replace(context, progress=False, since=0.0)
-        kinds = [kind for kind in (RETRAINED, "original") if not folder_of(chosen.models, kind).exists()]
+        kinds = [
+            kind for kind in (RETRAINED, "original") if not folder_of(chosen.models, kind).exists()
+        ]
         works = {
             "models": [joblib.delayed(default_log)(quiet, kind) for kind in kinds],
             "requests": [joblib.delayed(_in_turn)(quiet, one) for one in wanted],
@@ -66,7 +73,11 @@ def data(context: Context) -> pd.DataFrame:
             several(label, jobs, n_jobs=context.n_jobs, progress=context.progress)
         return pd.concat([_in_turn(kept, one) for one in wanted], ignore_index=True)
 
-    key = {"models": chosen.models, "requests": REQUESTS, "unlearning": [_settings(context, one) for one in wanted]}
+    key = {
+        "models": chosen.models,
+        "requests": REQUESTS,
+        "unlearning": [_settings(context, one) for one in wanted],
+    }
     return cached(context, __name__, key, compute).assign(source=DEFAULT)
 
 
@@ -107,11 +118,14 @@ def frame_of_requests(found: Sequential, retrained: EvaluationLog) -> pd.DataFra
 
     Columns `kind`, `stage`, and by kind:
 
-        request   `request` (from 1), `requested` (whether it was among those done), `logp`, the mean of logp/length of
-                  its answers (nats per token) with a 95% interval over them, `low` and `high`, and that under the
-                  retrained model, `retrained_logp`; `ks_statistic`, D of their truth ratios to the retrained model's,
-                  its p-value `forget_quality`, `examples`, and `critical`, the smallest D whose p is at most 0.05
-        so_far    the last four of all requests done by then; `retain_loss`, nats per token, and `status` of the run
+        request   `request` (from 1), `requested` (whether it was among those done), `logp`, the
+                  mean of logp/length of its answers (nats per token) with a 95% interval over them,
+                  `low` and `high`, and that under the retrained model, `retrained_logp`;
+                  `ks_statistic`, D of their truth ratios to the retrained model's, its p-value
+                  `forget_quality`, `examples`, and `critical`, the smallest D whose p is at most
+                  0.05
+        so_far    the last four of all requests done by then; `retain_loss`, nats per token, and
+                  `status` of the run
 
     Raises `InvalidInput` as `llm.unlearning.sequential.by_stage` does.
     """
@@ -122,7 +136,9 @@ def frame_of_requests(found: Sequential, retrained: EvaluationLog) -> pd.DataFra
     for row in table.to_dict("records"):
         own = gold[(gold["stage"] == row["stage"]) & (gold["request"] == row["request"])]
         interval = mean_interval(own["each"].to_numpy())
-        theirs = -take(retrained, np.flatnonzero(np.isin(retrained.index, own["index"]))).gold.average
+        theirs = -take(
+            retrained, np.flatnonzero(np.isin(retrained.index, own["index"]))
+        ).gold.average
         names = ("stage", "requested", "logp", "ks_statistic", "forget_quality", "examples")
         kept = {name: row[name] for name in names}
         numbers = {"low": interval.low, "high": interval.high, "retrained_logp": theirs.mean()}
@@ -132,7 +148,9 @@ def frame_of_requests(found: Sequential, retrained: EvaluationLog) -> pd.DataFra
         done |= {"retain_loss": row["retain_loss"], "status": row["status"]}
         rows.append(done | _so_far(found.answers, int(row["stage"]), retrained))
     frame = pd.DataFrame(rows)
-    sizes = {size: smallest_distance(LEVEL, int(size)) for size in frame["examples"].dropna().unique()}
+    sizes = {
+        size: smallest_distance(LEVEL, int(size)) for size in frame["examples"].dropna().unique()
+    }
     return frame.assign(critical=frame["examples"].map(sizes))
 
 
@@ -144,7 +162,11 @@ def _so_far(answers: pd.DataFrame, stage: int, retrained: EvaluationLog) -> dict
     log = log_of(own.drop(columns=["stage", "request"]), f"the model of stage {stage}")
     theirs = take(retrained, np.flatnonzero(np.isin(retrained.index, log.index)))
     quality = forget_quality(log, align(log, theirs))
-    return {"ks_statistic": quality.statistic, "forget_quality": quality.p_value, "examples": quality.examples}
+    return {
+        "ks_statistic": quality.statistic,
+        "forget_quality": quality.p_value,
+        "examples": quality.examples,
+    }
 
 
 def plot(frame: pd.DataFrame) -> Figure:
@@ -189,6 +211,8 @@ def plot(frame: pd.DataFrame) -> Figure:
 def _curves(axes: Axes, rows: pd.DataFrame, column: str, *, band: bool = False) -> None:
     for method, own in rows.groupby("method", sort=False):
         color = style.COLORS[str(method)]
-        axes.plot(own["stage"], own[column], "o-", ms=3, color=color, label=style.LABELS[str(method)])
+        axes.plot(
+            own["stage"], own[column], "o-", ms=3, color=color, label=style.LABELS[str(method)]
+        )
         if band:
             axes.fill_between(own["stage"], own["low"], own["high"], color=color, alpha=0.12, lw=0)

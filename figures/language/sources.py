@@ -1,7 +1,9 @@
-"""Where figures of language models get their logs: named by the user, or the public ones of Llama-2-7B on TOFU.
+"""Where figures of language models get their logs: named by the user, or the public ones of
+Llama-2-7B on TOFU.
 
-The public logs are part of the repository locuslab/tofu, in its folder data. The environment variable SIMNPO_LAB_TOFU
-names a copy of that repository or of that folder, or a folder with the logs as logs/llama2-7b_full and so on.
+The public logs are part of the repository locuslab/tofu, in its folder data. The environment
+variable SIMNPO_LAB_TOFU names a copy of that repository or of that folder, or a folder with the
+logs as logs/llama2-7b_full and so on.
 """
 
 from __future__ import annotations
@@ -25,24 +27,30 @@ from markov.objectives import Objective
 
 VARIABLE = "SIMNPO_LAB_TOFU"
 HOW = (
-    "a folder with evaluation logs of Llama-2-7B on TOFU. They are in the public repository locuslab/tofu, folder data:"
+    "a folder with evaluation logs of Llama-2-7B on TOFU. They are in the public repository "
+    "locuslab/tofu, folder data:"
     f" git clone https://github.com/locuslab/tofu, and set {VARIABLE} to the clone"
 )
 # Where a model's logs lie in such a folder: collected, in the repository, in its folder data.
 _RUN = "ft_epoch5_lr1e-05_llama2-7b_{}_wd0.01/eval_results/ds_size300"
 PLACES = ("logs/llama2-7b_{}", f"data/{_RUN}", _RUN)
-# Of the splits the one that the log of the model fine-tuned on all of TOFU covers, and the model retrained without it.
+# Of the splits the one that the log of the model fine-tuned on all of TOFU covers, and the model
+# retrained without it.
 SPLIT, RETAINED = "forget10", "retain90"
-HINT = f"Llama-2-7B as well: git clone https://github.com/locuslab/tofu, and set {VARIABLE} to the clone"
+HINT = (
+    f"Llama-2-7B as well: git clone https://github.com/locuslab/tofu, and set {VARIABLE} to the "
+    "clone"
+)
 BASELINES = ("retrained", "original")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Logs:
-    """Logs of one source, each a file or a folder that `llm.logs.reading.read_log` reads, and what to call them.
+    """Logs of one source, each a file or a folder that `llm.logs.reading.read_log` reads, and what
+    to call them.
 
-    `source` names the model and the data set in the figure. `unlearned` has a name for each model, shown in the
-    legend; a method's own name, such as "npo", gives it the method's colour.
+    `source` names the model and the data set in the figure. `unlearned` has a name for each model,
+    shown in the legend; a method's own name, such as "npo", gives it the method's colour.
     """
 
     source: str
@@ -68,8 +76,8 @@ def models(
 ) -> Models:
     """The logs of one source side by side, matched by index.
 
-    Raises `InvalidInput` where logs do not fit together (see `llm.logs.log.align`), and for an unlearned model that is
-    called "original" or "retrained".
+    Raises `InvalidInput` where logs do not fit together (see `llm.logs.log.align`), and for an
+    unlearned model that is called "original" or "retrained".
     """
     unlearned = unlearned or {}
     taken = [name for name in unlearned if name in BASELINES]
@@ -79,7 +87,9 @@ def models(
 
 
 def read(logs: Logs) -> Models:
-    """Read and match the forget logs of one source; raises `InvalidInput` as `read_log` and `models` do."""
+    """Read and match the forget logs of one source; raises `InvalidInput` as `read_log` and
+    `models` do.
+    """
     names = [name for name, _ in logs.unlearned]
     repeated = sorted({name for name in names if names.count(name) > 1})
     require(not repeated, "unlearned", repeated[:1], "a name of its own for each model")
@@ -88,7 +98,9 @@ def read(logs: Logs) -> Models:
 
 
 def read_all(logs: Iterable[Logs]) -> list[Models]:
-    """Read several sources; raises `InvalidInput` for none, and for two of one name, which would share a panel."""
+    """Read several sources; raises `InvalidInput` for none, and for two of one name, which would
+    share a panel.
+    """
     chosen = list(logs)
     names = [one.source for one in chosen]
     require(bool(names), "logs", names, "at least one source")
@@ -98,7 +110,8 @@ def read_all(logs: Iterable[Logs]) -> list[Models]:
 
 
 def logs_in(folder: Location) -> Logs:
-    """The public logs of Llama-2-7B in a folder: fine-tuned on all of TOFU, and retrained without forget10.
+    """The public logs of Llama-2-7B in a folder: fine-tuned on all of TOFU, and retrained without
+    forget10.
 
     Raises `InvalidInput`, saying where they are to be had, for a folder that does not hold both.
     """
@@ -111,15 +124,21 @@ def logs_in(folder: Location) -> Logs:
 
 
 def real_logs() -> Logs | None:
-    """The public logs in the folder that SIMNPO_LAB_TOFU names; None where it is not set (see `logs_in`)."""
+    """The public logs in the folder that SIMNPO_LAB_TOFU names; None where it is not set (see
+    `logs_in`).
+    """
     folder = os.environ.get(VARIABLE)
     return logs_in(folder) if folder else None
 
 
 def chosen(context: Context) -> list[Logs]:
-    """The logs that the user names, else the public ones where they are at hand (see `real_logs`)."""
+    """The logs that the user names, else the public ones where they are at hand (see
+    `real_logs`).
+    """
     if context.logs:
-        return [Logs(source=context.logs[0].name, original=context.logs[0], retrained=context.logs[1])]
+        return [
+            Logs(source=context.logs[0].name, original=context.logs[0], retrained=context.logs[1])
+        ]
     found = real_logs()
     return [] if found is None or context.runs or context.own else [found]
 
@@ -130,7 +149,9 @@ def hint(figure: Figure) -> None:
 
 
 def objectives() -> dict[str, Objective]:
-    """The four corners with the paper's betas for forget10: 0.1 where log-probabilities are summed, 4.5 per token."""
+    """The four corners with the paper's betas for forget10: 0.1 where log-probabilities are
+    summed, 4.5 per token.
+    """
     return corners(0.1, 4.5)
 
 
@@ -143,18 +164,21 @@ def weights_at_the_start(found: Models, objectives: Mapping[str, Objective]) -> 
 
 
 def truth_ratios(found: Models, variant: str = "geometric") -> pd.DataFrame:
-    """The truth ratio of each example under each model, with the halves that the example belongs to.
+    """The truth ratio of each example under each model, with the halves that the example belongs
+    to.
 
-    Columns `source`, `variant`, `model` ("retrained", "original", then the unlearned), `index`, `length`,
-    `needed_per_token`, `length_half`, `memorised_half`, `ratio`, `log_ratio` (which never saturates). The halves come
-    from original and retrained alone, so they are the same for all models. Raises
-    `InvalidInput` as `diagnose` and `truth_ratio` do.
+    Columns `source`, `variant`, `model` ("retrained", "original", then the unlearned), `index`,
+    `length`, `needed_per_token`, `length_half`, `memorised_half`, `ratio`, `log_ratio` (which never
+    saturates). The halves come from original and retrained alone, so they are the same for all
+    models. Raises `InvalidInput` as `diagnose` and `truth_ratio` do.
     """
     halves = with_halves(diagnose(found.original, found.retrained, {}))
     halves = halves[["index", "length", "needed_per_token", "length_half", "memorised_half"]]
     logs = {"retrained": found.retrained, "original": found.original, **found.unlearned}
     frames = [
-        halves.assign(model=model, ratio=truth_ratio(log, variant), log_ratio=log_truth_ratio(log, variant))
+        halves.assign(
+            model=model, ratio=truth_ratio(log, variant), log_ratio=log_truth_ratio(log, variant)
+        )
         for model, log in logs.items()
     ]
     frame = pd.concat(frames, ignore_index=True).assign(source=found.source, variant=variant)

@@ -1,8 +1,10 @@
-"""The sweeps behind figures of language models: many methods on the default model, or on one of the user's own.
+"""The sweeps behind figures of language models: many methods on the default model, or on one of the
+user's own.
 
-All figures share one sweep (`llm.sweeps.sweep`) in the cache, named by what unlearns and the code behind it, so that a
-run is made once whichever figure asks for it. It differs from the runs of `figures.language.runs` in what is recorded:
-every model is evaluated on all four sets of TOFU, and no gradients are taken.
+All figures share one sweep (`llm.sweeps.sweep`) in the cache, named by what unlearns and the code
+behind it, so that a run is made once whichever figure asks for it. It differs from the runs of
+`figures.language.runs` in what is recorded: every model is evaluated on all four sets of TOFU, and
+no gradients are taken.
 """
 
 from __future__ import annotations
@@ -49,21 +51,32 @@ def table_words(chosen: Study) -> tuple[str, ...]:
 
 
 def measured_epochs(chosen: Study) -> tuple[int, ...]:
-    """Epochs after which the corners are evaluated on their way: most change comes early, and it takes its time."""
+    """Epochs after which the corners are evaluated on their way: most change comes early, and it
+    takes its time.
+    """
     return tuple(epoch for epoch in MEASURED if epoch < chosen.epochs)
 
 
 def task_of(context: Context) -> Task:
-    """What unlearns what: the model of the user's own that the context names, or the default one, built if need be.
+    """What unlearns what: the model of the user's own that the context names, or the default one,
+    built if need be.
 
-    Raises `InvalidInput` for an own model without a retrained one, which every measure of forgetting here needs.
+    Raises `InvalidInput` for an own model without a retrained one, which every measure of
+    forgetting here needs.
     """
     own = context.own
     if own is not None:
-        require(own.retrained is not None, "retrained", None, "the model retrained without the forget data")
+        require(
+            own.retrained is not None,
+            "retrained",
+            None,
+            "the model retrained without the forget data",
+        )
         assert own.retrained is not None
         options = ModelOptions(model=own.model)
-        return Task(options=options, retrained=own.retrained, data=own.data, retain_data=own.retain_data)
+        return Task(
+            options=options, retrained=own.retrained, data=own.data, retain_data=own.retain_data
+        )
     models = study(context.scale).models
     absent = [kind for kind in BASELINES if kept_model(folder_of(models, kind)) is None]
     if absent:
@@ -71,22 +84,35 @@ def task_of(context: Context) -> Task:
         several("models", jobs, n_jobs=context.n_jobs, progress=context.progress)
     # By their names, where they have any: those stay the same wherever the cache lies.
     names = {
-        kind: f"authors:{kind}" if models == DefaultModels() else str(folder_of(models, kind)) for kind in BASELINES
+        kind: f"authors:{kind}" if models == DefaultModels() else str(folder_of(models, kind))
+        for kind in BASELINES
     }
     options = ModelOptions(model=names["original"])
     data = f"authors:forget{models.percent:02}"
-    return Task(options=options, retrained=names["retrained"], data=data, authors=models.authors, save_models=False)
+    return Task(
+        options=options,
+        retrained=names["retrained"],
+        data=data,
+        authors=models.authors,
+        save_models=False,
+    )
 
 
 def runs_of(context: Context, words: Sequence[str]) -> list[Run]:
-    """The runs of methods in words, with the optimisation of the study, or of the user's own model."""
+    """The runs of methods in words, with the optimisation of the study, or of the user's own
+    model.
+    """
     chosen, own = study(context.scale), context.own
     every = chosen.optimization(far=True)
     if own is not None:
         every = replace(every, learning_rate=own.learning_rate, batch=own.batch, budget=BUDGET)
     corners = corner_words(chosen)
     return [
-        Run(method=one, optimization=every, measured=measured_epochs(chosen) if one.word in corners else ())
+        Run(
+            method=one,
+            optimization=every,
+            measured=measured_epochs(chosen) if one.word in corners else (),
+        )
         for one in methods(words)
     ]
 
@@ -94,7 +120,12 @@ def runs_of(context: Context, words: Sequence[str]) -> list[Run]:
 def folder_for(context: Context, task: Task) -> Path:
     """Where the sweep of a task lies."""
     chosen = study(context.scale)
-    key = {"task": task, "epochs": chosen.epochs, "batch": chosen.batch, "learning_rate": chosen.sweep_learning_rate}
+    key = {
+        "task": task,
+        "epochs": chosen.epochs,
+        "batch": chosen.batch,
+        "learning_rate": chosen.sweep_learning_rate,
+    }
     return storage.cache_dir() / "sweeps" / cache_key(key, __name__)
 
 

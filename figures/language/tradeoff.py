@@ -1,19 +1,23 @@
-"""Forget quality against model utility on TOFU's measures, for the methods of the paper's table (its Figure 1c).
+"""Forget quality against model utility on TOFU's measures, for the methods of the paper's table
+(its Figure 1c).
 
-Left: forget quality, the p-value of the test between the truth ratios of forget answers under a model and under the
-retrained one, against model utility, the harmonic mean of nine numbers; upper right is better. Right: the statistic D
-behind that p-value, which does not depend on how many answers are compared, with the corners' way there after epochs 1,
-2, 4, 6 and 10. Bars: 95% intervals over examples; those of D lie too low on the page, since resampled distributions
-differ more. One run each.
+Left: forget quality, the p-value of the test between the truth ratios of forget answers under a
+model and under the retrained one, against model utility, the harmonic mean of nine numbers; upper
+right is better. Right: the statistic D behind that p-value, which does not depend on how many
+answers are compared, with the corners' way there after epochs 1, 2, 4, 6 and 10. Bars: 95%
+intervals over examples; those of D lie too low on the page, since resampled distributions differ
+more. One run each.
 
-On the default model, with the paper's settings for forget10, gradient ascent collapses, as in the paper, and GradDiff,
-with the released code's mean over tokens, does not: it keeps much of its utility, though less than the corners do. NPO
-comes nearer to the retrained model than SimNPO (D = 0.25, p = 1e-3, beside 0.51, 2e-14) at a like utility (0.55 and
-0.58, of 0.61 before unlearning), where the paper's Llama has them the other way round. The corners between tell why:
-reference-free NPO ends where NPO does and length-normalised NPO (D = 0.50) where SimNPO does, so that here it is the
-length, with the beta and the retain weight that go with it, and not the reference. Settings chosen for a model of seven
-billion parameters need not be those of a small one: see the figure llm_best for the best ones of its own. Another
-processor makes another default model, and other numbers.
+On the default model, with the paper's settings for forget10, gradient ascent collapses, as in the
+paper, and GradDiff, with the released code's mean over tokens, does not: it keeps much of its
+utility, though less than the corners do. NPO comes nearer to the retrained model than SimNPO (D =
+0.25, p = 1e-3, beside 0.51, 2e-14) at a like utility (0.55 and 0.58, of 0.61 before unlearning),
+where the paper's Llama has them the other way round. The corners between tell why: reference-free
+NPO ends where NPO does and length-normalised NPO (D = 0.50) where SimNPO does, so that here it is
+the length, with the beta and the retain weight that go with it, and not the reference. Settings
+chosen for a model of seven billion parameters need not be those of a small one: see the figure
+llm_best for the best ones of its own. Another processor makes another default model, and other
+numbers.
 """
 
 from __future__ import annotations
@@ -31,10 +35,13 @@ from figures.language.sweeps import along, corner_words, swept, table_words
 def data(context: Context) -> pd.DataFrame:
     """All measures of the methods of the table, and the way of the four corners.
 
-    Columns `source`, `kind`, `model` (original, retrained, or the method in a word), `method`, `title`, and by kind:
+    Columns `source`, `kind`, `model` (original, retrained, or the method in a word), `method`,
+    `title`, and by kind:
 
-        measure   a row per measure and task, as `llm.sweeps.sweep.sweep` has them, with intervals over examples
-        epoch     `epoch`, `ks_statistic`, `forget_quality`, `model_utility` and what else a run has of an epoch
+        measure   a row per measure and task, as `llm.sweeps.sweep.sweep` has them, with intervals
+                  over examples
+        epoch     `epoch`, `ks_statistic`, `forget_quality`, `model_utility` and what else a run has
+                  of an epoch
     """
     chosen = study(context.scale)
     table = swept(context, table_words(chosen)).assign(kind="measure")
@@ -51,7 +58,13 @@ def plot(frame: pd.DataFrame) -> Figure:
         llm_plane.mark(exact, row, "ks_statistic")
     for method, own in frame[frame["kind"] == "epoch"].groupby("method", sort=False):
         exact.plot(
-            own["model_utility"], own["ks_statistic"], ".-", ms=3, lw=1, alpha=0.8, color=style.COLORS[str(method)]
+            own["model_utility"],
+            own["ks_statistic"],
+            ".-",
+            ms=3,
+            lw=1,
+            alpha=0.8,
+            color=style.COLORS[str(method)],
         )
     llm_plane.quality_axis(paper)
     paper.set_xlabel(llm_plane.UTILITY)

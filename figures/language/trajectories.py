@@ -1,4 +1,6 @@
-"""Weights along runs of unlearning, and how they go with length: what the figures of weights draw."""
+"""Weights along runs of unlearning, and how they go with length: what the figures of weights
+draw.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +22,18 @@ KNOWN = ["run", "method", "beta", "gamma", "epoch"]
 
 
 def weights_along(context: Context) -> pd.DataFrame:
-    """The frame of the user's runs, or of the four corners on the default model; `source` is what unlearns."""
+    """The frame of the user's runs, or of the four corners on the default model; `source` is
+    what unlearns.
+    """
     return frame_of_runs(runs(context)).assign(source=source_of(context))
 
 
 def frame_of_runs(found: Sequence[Run], *, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
-    """A row per run, epoch and example (`kind` example: the columns of `trajectories`), and per run and epoch.
+    """A row per run, epoch and example (`kind` example: the columns of `trajectories`), and per run
+    and epoch.
 
-    The latter, `kind` statistic, have `pearson` and `spearman`, correlations of weight and length over examples, with
-    their bounds `_low` and `_high` and `count`; nan for a constant weight.
+    The latter, `kind` statistic, have `pearson` and `spearman`, correlations of weight and length
+    over examples, with their bounds `_low` and `_high` and `count`; nan for a constant weight.
     """
     frame, rows = trajectories(found), []
     for known, own in frame.groupby(KNOWN, sort=False):
@@ -36,8 +41,14 @@ def frame_of_runs(found: Sequence[Run], *, resamples: int = 1000, seed: int = 0)
         row = dict(zip(KNOWN, known, strict=True)) | {"count": len(own)}
         for label, statistic in (("pearson", pearson), ("spearman", spearman)):
             # Rounded, since equal weights that differ in their last digit would have ranks.
-            estimate = interval(statistic, length, np.round(weight, 12), resamples=resamples, seed=seed)
-            row |= {label: estimate.value, f"{label}_low": estimate.low, f"{label}_high": estimate.high}
+            estimate = interval(
+                statistic, length, np.round(weight, 12), resamples=resamples, seed=seed
+            )
+            row |= {
+                label: estimate.value,
+                f"{label}_low": estimate.low,
+                f"{label}_high": estimate.high,
+            }
         rows.append(row)
     statistics = pd.DataFrame(rows).assign(kind="statistic")
     return pd.concat([frame.assign(kind="example"), statistics], ignore_index=True)
@@ -55,7 +66,9 @@ def panels_of(frame: pd.DataFrame) -> list[tuple[int, str]]:
     """The runs of a frame with their labels, the corners in their own order."""
     known = frame[["run", "method", "beta", "gamma"]].drop_duplicates()
     order = [*CORNERS, *(method for method in known["method"] if method not in CORNERS)]
-    rows = sorted(known.to_dict("records"), key=lambda row: (order.index(row["method"]), row["run"]))
+    rows = sorted(
+        known.to_dict("records"), key=lambda row: (order.index(row["method"]), row["run"])
+    )
     return [(row["run"], label_of(row["method"], row["beta"], row["gamma"])) for row in rows]
 
 
@@ -70,4 +83,6 @@ def correlation_text(row: pd.Series, name: str) -> str:
     """A correlation with its interval, or that there is none to be had of a constant weight."""
     if np.isnan(row[name]):
         return "none: constant"
-    return interval_text(Estimate(row[name], row[f"{name}_low"], row[f"{name}_high"], int(row["count"])))
+    return interval_text(
+        Estimate(row[name], row[f"{name}_low"], row[f"{name}_high"], int(row["count"]))
+    )

@@ -1,15 +1,18 @@
-"""How well does a model tell the right answer from wrong ones? Truth ratios of a forget set, as in Figures 1b and 2.
+"""How well does a model tell the right answer from wrong ones? Truth ratios of a forget set, as in
+Figures 1b and 2.
 
-The truth ratio R of an answer divides the probability per token of wrong answers by that of the right one in other
-words: below 1 (dotted) the model prefers the right one. A model has forgotten well where its ratios are distributed as
-those of the model retrained without the answers (grey). Upper row: the answers in halves by how strongly they were
-memorised, that is by how much more likely, per token, the model before unlearning finds them than the retrained one.
-Lower row: in halves by length. Densities are kernel estimates in log R, where a ratio and its inverse are equally far
-from 1; of R itself they would be skewed and spill below 0. Legend: the Kolmogorov-Smirnov distance D to the retrained
-model on the same half, and its p-value, TOFU's forget quality; neither depends on the scale. A model whose D is larger
-in one half than in the other has forgotten unevenly. Ratios more than a factor of 100 beyond those of retrained and
-original, as after a collapse, are off the axis and counted in the legend. The paper shows forget05, and does not say
-how it splits by memorisation.
+The truth ratio R of an answer divides the probability per token of wrong answers by that of the
+right one in other words: below 1 (dotted) the model prefers the right one. A model has forgotten
+well where its ratios are distributed as those of the model retrained without the answers (grey).
+Upper row: the answers in halves by how strongly they were memorised, that is by how much more
+likely, per token, the model before unlearning finds them than the retrained one. Lower row: in
+halves by length. Densities are kernel estimates in log R, where a ratio and its inverse are equally
+far from 1; of R itself they would be skewed and spill below 0. Legend: the Kolmogorov-Smirnov
+distance D to the retrained model on the same half, and its p-value, TOFU's forget quality; neither
+depends on the scale. A model whose D is larger in one half than in the other has forgotten
+unevenly. Ratios more than a factor of 100 beyond those of retrained and original, as after a
+collapse, are off the axis and counted in the legend. The paper shows forget05, and does not say how
+it splits by memorisation.
 """
 
 from __future__ import annotations
@@ -39,7 +42,8 @@ SPLITS = {
     "memorised_half": {"strong": "strongly memorised half", "weak": "weakly memorised half"},
     "length_half": {"short": "short half", "long": "long half"},
 }
-POINTS, REACH = 301, 100.0  # a collapsed model's ratios may be anything, and would leave no room for the others
+# a collapsed model's ratios may be anything, and would leave no room for the others
+POINTS, REACH = 301, 100.0
 MEANINGS = {
     "geometric": "wrong over right answer, per token",
     "arithmetic": "wrong over right answer, per token",
@@ -50,22 +54,33 @@ OTHERS = ("#CC79A7", "#56B4E9", "#F0E442", "#7F3C8D")  # for models that are cal
 
 
 def data(context: Context) -> pd.DataFrame:
-    """The frame of the default model or the user's own runs, and of logs: the user's, or the public ones if at hand.
+    """The frame of the default model or the user's own runs, and of logs: the user's, or the public
+    ones if at hand.
 
-    The default model unlearns twice: having memorised all forget examples, and having memorised half of them.
+    The default model unlearns twice: having memorised all forget examples, and having memorised
+    half of them.
     """
-    logs, starts = llm_sources.chosen(context), {"": "original", ", half of it memorised": "partial"}
+    logs, starts = (
+        llm_sources.chosen(context),
+        {"": "original", ", half of it memorised": "partial"},
+    )
     frames = [frame_of_logs(logs)] if logs else []
     for label, start in reversed(starts.items()):
         if start == "original" or not (context.runs or context.own):
-            found = llm_runs.models_of(llm_runs.runs(context, start), llm_runs.source_of(context) + label)
+            found = llm_runs.models_of(
+                llm_runs.runs(context, start), llm_runs.source_of(context) + label
+            )
             frames.insert(0, frame_of_models(found))
     return pd.concat(frames, ignore_index=True)
 
 
 def frame_of_logs(logs: Iterable[Logs], variant: str = "geometric") -> pd.DataFrame:
-    """The frame of any logs, two rows of panels for each source; `variant` is one of `llm.logs.log.TRUTH_RATIOS`."""
-    return pd.concat([frame_of_models(one, variant) for one in llm_sources.read_all(logs)], ignore_index=True)
+    """The frame of any logs, two rows of panels for each source; `variant` is one of
+    `llm.logs.log.TRUTH_RATIOS`.
+    """
+    return pd.concat(
+        [frame_of_models(one, variant) for one in llm_sources.read_all(logs)], ignore_index=True
+    )
 
 
 def frame_of_models(found: Models, variant: str = "geometric") -> pd.DataFrame:
@@ -75,10 +90,11 @@ def frame_of_models(found: Models, variant: str = "geometric") -> pd.DataFrame:
 
         example     `index`, `length`, `needed_per_token`, `length_half`, `memorised_half`, `ratio`
         density     `split`, `half`, `ratio`, `density` (per unit of log ratio)
-        statistic   `split`, `half`, `count`, `outside` (ratios that are not on the axis), `median`, `distance` (D), `p`
+        statistic   `split`, `half`, `count`, `outside` (ratios that are not on the axis), `median`,
+                    `distance` (D), `p`
 
-    The halves are those of original and retrained alone, the same for all models. Distances are to the retrained
-    model, with exact p-values.
+    The halves are those of original and retrained alone, the same for all models. Distances are to
+    the retrained model, with exact p-values.
     """
     examples = llm_sources.truth_ratios(found, variant)
     frames = [examples.drop(columns="log_ratio").assign(kind="example")]
@@ -87,15 +103,25 @@ def frame_of_models(found: Models, variant: str = "geometric") -> pd.DataFrame:
     for split, halves in SPLITS.items():
         for half in halves:
             part = examples[examples[split] == half]
-            ratios = {str(model): own["ratio"].to_numpy() for model, own in part.groupby("model", sort=False)}
-            logs = {str(model): own["log_ratio"].to_numpy() for model, own in part.groupby("model", sort=False)}
+            ratios = {
+                str(model): own["ratio"].to_numpy()
+                for model, own in part.groupby("model", sort=False)
+            }
+            logs = {
+                str(model): own["log_ratio"].to_numpy()
+                for model, own in part.groupby("model", sort=False)
+            }
             for model, values in ratios.items():
                 settings = {"split": split, "half": half, "model": model}
                 curve = {"ratio": np.exp(grid), "density": _density(values, grid)}
                 frames.append(pd.DataFrame(curve).assign(kind="density", **settings))
                 outside = len(values) - len(_inside(values, grid))
                 test = ranks_test(*tied_ranks(logs[model], logs["retrained"]))
-                numbers = {"count": len(values), "median": float(np.median(values)), "distance": test.statistic}
+                numbers = {
+                    "count": len(values),
+                    "median": float(np.median(values)),
+                    "distance": test.statistic,
+                }
                 numbers |= {"p": test.p_value, "outside": outside}
                 rows.append({"kind": "statistic", **settings, **numbers})
     frame = pd.concat([*frames, pd.DataFrame(rows)], ignore_index=True)
@@ -103,9 +129,14 @@ def frame_of_models(found: Models, variant: str = "geometric") -> pd.DataFrame:
 
 
 def _grid(examples: pd.DataFrame) -> Float[np.ndarray, "points"]:
-    """Log ratios on the axis: all there are, but none more than a factor of `REACH` beyond retrained and original."""
+    """Log ratios on the axis: all there are, but none more than a factor of `REACH` beyond
+    retrained and original.
+    """
     known = examples[(examples["ratio"] > 0) & np.isfinite(examples["ratio"])]
-    logs, baseline = np.log(known["ratio"].to_numpy()), known["model"].isin(llm_sources.BASELINES).to_numpy()
+    logs, baseline = (
+        np.log(known["ratio"].to_numpy()),
+        known["model"].isin(llm_sources.BASELINES).to_numpy(),
+    )
     allowed = f"truth ratios that are finite and not 0 in the logs of {examples['source'].iloc[0]}"
     require(bool(baseline.any()), "ratio", "none", allowed)
     low, high = np.quantile(logs[baseline], [0.01, 0.99]) + np.log([1 / REACH, REACH])
@@ -114,15 +145,20 @@ def _grid(examples: pd.DataFrame) -> Float[np.ndarray, "points"]:
     return np.linspace(low - margin, high + margin, POINTS)
 
 
-def _inside(ratios: Float[np.ndarray, "examples"], grid: Float[np.ndarray, "points"]) -> Float[np.ndarray, "inside"]:
+def _inside(
+    ratios: Float[np.ndarray, "examples"], grid: Float[np.ndarray, "points"]
+) -> Float[np.ndarray, "inside"]:
     """The logarithms that lie on the axis."""
     with np.errstate(divide="ignore"):
         logs = np.log(ratios)
     return logs[(logs >= grid[0]) & (logs <= grid[-1])]
 
 
-def _density(ratios: Float[np.ndarray, "examples"], grid: Float[np.ndarray, "points"]) -> Float[np.ndarray, "points"]:
-    """Gaussian kernel estimate (Scott's width) of the log ratios on the axis, whose share is its mass.
+def _density(
+    ratios: Float[np.ndarray, "examples"], grid: Float[np.ndarray, "points"]
+) -> Float[np.ndarray, "points"]:
+    """Gaussian kernel estimate (Scott's width) of the log ratios on the axis, whose share is its
+    mass.
 
     nan where fewer than two of them differ.
     """
@@ -152,13 +188,17 @@ def plot(frame: pd.DataFrame) -> Figure:
         )
         title = {"fontsize": 11, "fontweight": "bold", "transform": rows[0][0].transAxes}
         rows[0][0].text(0, 1.12, source, **title)
-    if sources[0] == llm_runs.DEFAULT and all(source.startswith(llm_runs.DEFAULT) for source in sources):
+    if sources[0] == llm_runs.DEFAULT and all(
+        source.startswith(llm_runs.DEFAULT) for source in sources
+    ):
         llm_sources.hint(figure)
     return figure
 
 
 def _share(rows: list[list[Axes]], label: str, top: float) -> None:
-    """One scale for the four panels of a source, with labels at the outside; above the curves is the legend."""
+    """One scale for the four panels of a source, with labels at the outside; above the curves is
+    the legend.
+    """
     for row in rows:
         row[0].set_ylabel("density, per unit of log R")
         for axes in row:
@@ -176,7 +216,10 @@ def _densities(axes: Axes, curves: pd.DataFrame, found: pd.DataFrame) -> None:
             axes.fill_between(own["ratio"], own["density"], color="lightgrey", lw=0)
             look: dict[str, Any] = {"color": "grey", "label": "retrained"}
         else:
-            label = f"{style.LABELS.get(str(model), model)}: D = {row['distance']:.2f}, p = {row['p']:.2g}"
+            label = (
+                f"{style.LABELS.get(str(model), model)}: D = {row['distance']:.2f}, p = "
+                f"{row['p']:.2g}"
+            )
             label += f", {row['outside']:.0f} off the axis" if row["outside"] else ""
             color = "black" if model == "original" else style.COLORS.get(str(model)) or next(others)
             look = {"color": color, "label": label, "ls": "--" if model == "original" else "-"}

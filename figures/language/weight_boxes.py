@@ -1,8 +1,9 @@
-"""How the weights spread as a language model unlearns (paper, Figure 3b), for the four corners of the family.
+"""How the weights spread as a language model unlearns (paper, Figure 3b), for the four corners of
+the family.
 
-A box per epoch over the forget answers: quartiles, whiskers to 1.5 times the box, points beyond. Upper row: the weight
-itself. Lower row: the share of the total weight that goes to the tenth of the answers that weigh most; dotted: 0.1,
-as if all weighed alike.
+A box per epoch over the forget answers: quartiles, whiskers to 1.5 times the box, points beyond.
+Upper row: the weight itself. Lower row: the share of the total weight that goes to the tenth of the
+answers that weigh most; dotted: 0.1, as if all weighed alike.
 """
 
 from __future__ import annotations
@@ -22,12 +23,16 @@ COLUMNS = ["run", "method", "beta", "gamma", "epoch", "index", "length", "weight
 
 
 def data(context: Context) -> pd.DataFrame:
-    """Weights of all answers at all epochs, and `top_share`, that of the heaviest tenth, one number per epoch."""
+    """Weights of all answers at all epochs, and `top_share`, that of the heaviest tenth, one
+    number per epoch.
+    """
     return with_top_share(trajectories(runs(context))[COLUMNS])
 
 
 def with_top_share(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with the share of the total weight of an epoch that the heaviest tenth of its answers gets."""
+    """The frame with the share of the total weight of an epoch that the heaviest tenth of its
+    answers gets.
+    """
 
     def share(weight: pd.Series) -> float:
         values = np.sort(weight.to_numpy(dtype=float))[::-1]
@@ -40,7 +45,9 @@ def with_top_share(frame: pd.DataFrame) -> pd.DataFrame:
 def plot(frame: pd.DataFrame) -> Figure:
     """Draw the frame of `data`."""
     found = panels_of(frame)
-    figure, panels = style.grid_figure(2, len(found), 3.4 * len(found), 5, sharex="col", height_ratios=(2, 1))
+    figure, panels = style.grid_figure(
+        2, len(found), 3.4 * len(found), 5, sharex="col", height_ratios=(2, 1)
+    )
     for column, (run, label) in enumerate(found):
         own = frame[frame["run"] == run]
         color = style.COLORS.get(own["method"].iloc[0], "black")

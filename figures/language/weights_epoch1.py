@@ -1,8 +1,9 @@
 """Do weights go with length? After one epoch of unlearning a language model (paper, Figure 3a).
 
-The gradient weight of each forget answer against its length, for the four corners of the family, each along its own
-run. Grey: before the first update, where the weights of the corners with a reference are all 1, or 1/|y|, and those
-without it begin below. Above: correlations of weight and length after the epoch, with 95% intervals over answers.
+The gradient weight of each forget answer against its length, for the four corners of the family,
+each along its own run. Grey: before the first update, where the weights of the corners with a
+reference are all 1, or 1/|y|, and those without it begin below. Above: correlations of weight and
+length after the epoch, with 95% intervals over answers.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ EPOCH = 1
 
 
 def data(context: Context) -> pd.DataFrame:
-    """Weights before and after the first epoch, and correlations with length: see `llm_trajectories.frame_of_runs`."""
+    """Weights before and after the first epoch, and correlations with length: see
+    `llm_trajectories.frame_of_runs`.
+    """
     return at_epochs(weights_along(context), [0, EPOCH])
 
 
@@ -29,7 +32,11 @@ def plot(frame: pd.DataFrame) -> Figure:
     figure, panels = style.grid_figure(1, len(found), 3.4 * len(found), 3.4)
     for axes, (run, label) in zip(panels[0], found, strict=True):
         own = frame[frame["run"] == run]
-        _panel(axes, own[own["kind"] == "example"], own[(own["kind"] == "statistic") & (own["epoch"] == EPOCH)])
+        _panel(
+            axes,
+            own[own["kind"] == "example"],
+            own[(own["kind"] == "statistic") & (own["epoch"] == EPOCH)],
+        )
         axes.set_title(label)
         axes.set_xlabel("|y|, scored tokens")
     panels[0][0].set_ylabel(f"weight after epoch {EPOCH}")
@@ -38,10 +45,16 @@ def plot(frame: pd.DataFrame) -> Figure:
 
 def _panel(axes: Axes, own: pd.DataFrame, statistics: pd.DataFrame) -> None:
     color = style.COLORS.get(own["method"].iloc[0], "black")
-    for epoch, look in ((0, {"color": "0.75", "ms": 3}), (EPOCH, {"color": color, "ms": 4, "alpha": 0.7})):
+    for epoch, look in (
+        (0, {"color": "0.75", "ms": 3}),
+        (EPOCH, {"color": color, "ms": 4, "alpha": 0.7}),
+    ):
         part = own[own["epoch"] == epoch]
         axes.plot(part["length"], part["weight"], "o", mew=0, **look)
     for _, found in statistics.iterrows():  # none of a run that ended before
-        text = f"Pearson {correlation_text(found, 'pearson')}\nSpearman {correlation_text(found, 'spearman')}"
+        text = (
+            f"Pearson {correlation_text(found, 'pearson')}\nSpearman "
+            f"{correlation_text(found, 'spearman')}"
+        )
         axes.text(0.97, 0.97, text, transform=axes.transAxes, ha="right", va="top", fontsize=7.5)
     axes.set_ylim(0, 1.3 * own["weight"].max())

@@ -1,8 +1,10 @@
-"""Weight against length as a language model unlearns (paper, Figure 4), for the four corners of the family.
+"""Weight against length as a language model unlearns (paper, Figure 4), for the four corners of the
+family.
 
-Upper row as in the paper: NPO's weight, and 10 times SimNPO's, after some epochs, each along its own run; r is its
-Pearson correlation with length. Lower row, the two corners between: the reference dropped and the length kept, and 10
-times the weight with the length normalised and the reference kept. Methods beyond the four corners have a row below.
+Upper row as in the paper: NPO's weight, and 10 times SimNPO's, after some epochs, each along its
+own run; r is its Pearson correlation with length. Lower row, the two corners between: the reference
+dropped and the length kept, and 10 times the weight with the length normalised and the reference
+kept. Methods beyond the four corners have a row below.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ NORMALIZED = {
 
 
 def data(context: Context) -> pd.DataFrame:
-    """Weights after the epochs of the paper, or as many of them as were run and the last, with correlations."""
+    """Weights after the epochs of the paper, or as many of them as were run and the last, with
+    correlations.
+    """
     frame = weights_along(context)
     last = int(frame["epoch"].max())
     return at_epochs(frame, sorted({*(epoch for epoch in EPOCHS if epoch < last), last}))
@@ -43,7 +47,11 @@ def plot(frame: pd.DataFrame) -> Figure:
     )
     for line, methods in zip(panels, rows, strict=True):
         for axes, epoch in zip(line, epochs, strict=True):
-            _panel(axes, frame[(frame["epoch"] == epoch) & frame["method"].isin(methods)], f"epoch {epoch:.0f}")
+            _panel(
+                axes,
+                frame[(frame["epoch"] == epoch) & frame["method"].isin(methods)],
+                f"epoch {epoch:.0f}",
+            )
         line[0].set_ylabel("weight")
         line[0].set_ylim(bottom=0)
     for axes in panels[-1]:
@@ -62,7 +70,13 @@ def _panel(axes: Axes, own: pd.DataFrame, title: str) -> None:
         label = f"{times}{label_of(method, found['beta'], found['gamma'])}: {r}"
         look = {"ms": 3.5, "mew": 0, "alpha": 0.7, "color": style.COLORS.get(method, "black")}
         axes.plot(examples["length"], factor * examples["weight"], "o", label=label, **look)
-    place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0, "borderpad": 0, "alignment": "left"}
+    place = {
+        "loc": "lower left",
+        "bbox_to_anchor": (0, 1),
+        "borderaxespad": 0,
+        "borderpad": 0,
+        "alignment": "left",
+    }
     axes.legend(
         handles=axes.get_lines(),
         title=title,

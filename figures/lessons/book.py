@@ -1,6 +1,8 @@
-"""The notebooks as pages to read: `python -m figures.lessons.book` runs them and writes HTML to out/book/.
+"""The notebooks as pages to read: `python -m figures.lessons.book` runs them and writes HTML to
+out/book/.
 
-Views appear as the picture that they show at first. Formulas are MathML, which browsers typeset without a network.
+Views appear as the picture that they show at first. Formulas are MathML, which browsers typeset
+without a network.
 """
 
 from __future__ import annotations
@@ -32,7 +34,10 @@ LATEX = "text/latex"
 SHOWN = ("text/html", "image/png", "text/markdown", "text/plain")
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>simnpo-lab</title>
-<style>body {{ max-width: 46em; margin: 3em auto; padding: 0 1em; font-family: sans-serif; line-height: 1.5 }}</style>
+<style>
+body {{ max-width: 46em; margin: 3em auto; padding: 0 1em; font-family: sans-serif;
+  line-height: 1.5 }}
+</style>
 </head><body><h1>Negative preference optimisation, to read</h1>
 {entries}
 </body></html>
@@ -65,14 +70,18 @@ class _Pages(HTMLExporter):
 
 
 def page(notebook: Any) -> str:
-    """A notebook as an HTML page whose links lead to other pages; outputs in TeX become MathML in `notebook` itself."""
+    """A notebook as an HTML page whose links lead to other pages; outputs in TeX become MathML
+    in `notebook` itself.
+    """
     for output in (output for cell in notebook.cells for output in cell.get("outputs", ())):
         data = output.get("data", {})
         if LATEX in data and "text/html" not in data:
             data["text/html"] = convert(data[LATEX].strip().strip("$"), display="block")
     exporter = _Pages(config=Config({"NbConvertBase": {"display_data_priority": list(SHOWN)}}))
     body, _ = exporter.from_notebook_node(notebook)
-    body = re.sub(r"<!-- Load mathjax -->.*?<!-- End of mathjax configuration -->", "", body, flags=re.S)
+    body = re.sub(
+        r"<!-- Load mathjax -->.*?<!-- End of mathjax configuration -->", "", body, flags=re.S
+    )
     return re.sub(r'(href="[^"#:]+)\.ipynb(["#])', r"\1.html\2", body)
 
 
@@ -87,23 +96,35 @@ def opening(notebook: Any) -> tuple[str, str]:
 def index(entries: Sequence[tuple[str, str, str]]) -> str:
     """The page that leads to the others: file, title and question of each."""
     parts = [
-        f'<p><a href="{html.escape(file)}"><b>{html.escape(title)}</b></a><br>{html.escape(question)}</p>'
+        f'<p><a href="{html.escape(file)}"><b>{html.escape(title)}</b></a><br>'
+        f"{html.escape(question)}</p>"
         for file, title, question in entries
     ]
     return PAGE.format(entries="\n".join(parts))
 
 
 def write(book: Book) -> None:
-    """Write all pages, solutions in a folder of their own; raises `InvalidInput` where nothing can be written."""
+    """Write all pages, solutions in a folder of their own; raises `InvalidInput` where nothing
+    can be written.
+    """
     paths = sorted(NOTEBOOKS.glob("*.ipynb"))
-    require(len(paths) > 0, "notebooks", str(NOTEBOOKS), "a folder of notebooks, as in a clone of the project")
+    require(
+        len(paths) > 0,
+        "notebooks",
+        str(NOTEBOOKS),
+        "a folder of notebooks, as in a clone of the project",
+    )
     check_writable(book.out, "out", folder=True)
     entries = []
-    for path in tqdm([*paths, *sorted((NOTEBOOKS / "solutions").glob("*.ipynb"))], desc="pages", disable=None):
+    for path in tqdm(
+        [*paths, *sorted((NOTEBOOKS / "solutions").glob("*.ipynb"))], desc="pages", disable=None
+    ):
         notebook = nbformat.read(path, as_version=4)
         if book.execute:
             resources = {"metadata": {"path": str(path.parent)}}
-            NotebookClient(notebook, timeout=book.timeout, kernel_name="python3", resources=resources).execute()
+            NotebookClient(
+                notebook, timeout=book.timeout, kernel_name="python3", resources=resources
+            ).execute()
         file = path.relative_to(NOTEBOOKS).with_suffix(".html")
         _write(book.out / file, page(notebook))
         if path.parent == NOTEBOOKS:

@@ -1,4 +1,6 @@
-"""Exercises of the notebooks on language models, checked as those of `figures.lessons.chains` are."""
+"""Exercises of the notebooks on language models, checked as those of `figures.lessons.chains`
+are.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,10 @@ def _short_over_long() -> float:
 EXERCISES: dict[str, Exercise] = {
     "llm_needy": Exercise(
         answer=lambda: "a",
-        because="needed movement grows with the number of tokens, and the weight falls with it as 1/|y|.",
+        because=(
+            "needed movement grows with the number of tokens, and the weight falls with it as "
+            "1/|y|."
+        ),
         hint="",
         hints={
             "b": "the retain term does not enter the weight: compare the formula.",
@@ -38,16 +43,22 @@ EXERCISES: dict[str, Exercise] = {
     ),
     "llm_tenfold": Exercise(
         answer=_short_over_long,
-        because="both have the same z, a mean over tokens, so what is left is the ratio of the lengths.",
+        because=(
+            "both have the same z, a mean over tokens, so what is left is the ratio of the lengths."
+        ),
         hint="z is the same for both: only the 1/|y| in front differs.",
     ),
     "llm_control": Exercise(
         answer=lambda: "b",
-        because="any model that is taught a fifth of such answers guesses the form of the rest better; only what "
+        because="any model that is taught a fifth of such answers guesses the form of the rest "
+        "better; only what "
         "exceeds that gain was hidden.",
         hint="",
         hints={
-            "a": "a rise alone does not show that: what would a model gain that never knew the answers?",
+            "a": (
+                "a rise alone does not show that: what would a model gain that never knew the "
+                "answers?"
+            ),
             "c": "the share taught is not among the others, which are scored apart.",
         },
     ),
@@ -58,16 +69,25 @@ EXERCISES: dict[str, Exercise] = {
     ),
     "logs_arithmetic": Exercise(
         answer=lambda: _ratio("arithmetic"),
-        because="(exp(-2) + exp(-3)) / 2 / exp(-1): the mean is taken of the probabilities, and is the larger one.",
+        because=(
+            "(exp(-2) + exp(-3)) / 2 / exp(-1): the mean is taken of the probabilities, and is "
+            "the larger one."
+        ),
         hint="take the exponential of each loss first, then the mean.",
     ),
     "logs_two_papers": Exercise(
         answer=lambda: "b",
-        because="with more examples the same p belongs to a smaller D, and the distributions lie nearer to each other.",
+        because=(
+            "with more examples the same p belongs to a smaller D, and the distributions lie "
+            "nearer to each other."
+        ),
         hint="",
         hints={
             "a": "with few examples only a large difference gets so small a p-value.",
-            "c": "move `examples` in the view: the same two models get a smaller p from more examples.",
+            "c": (
+                "move `examples` in the view: the same two models get a smaller p from more "
+                "examples."
+            ),
         },
     ),
     "yours_word": Exercise(
@@ -76,15 +96,23 @@ EXERCISES: dict[str, Exercise] = {
         hint="",
         hints={
             "b": "what follows the @ is the weight of the retain term, and nothing else.",
-            "c": "a word has no brackets: put it into the template's first cell and read what you are told.",
+            "c": (
+                "a word has no brackets: put it into the template's first cell and read what you "
+                "are told."
+            ),
         },
     ),
     "yours_no_twin": Exercise(
         answer=lambda: "b",
-        because="it is the distance from the retrained model; the rest is known from your own model.",
+        because=(
+            "it is the distance from the retrained model; the rest is known from your own model."
+        ),
         hint="",
         hints={
-            "a": "weights follow from the model and its reference alone, which is the model before unlearning.",
+            "a": (
+                "weights follow from the model and its reference alone, which is the model before "
+                "unlearning."
+            ),
             "c": "utility is measured on what was to stay, with nothing to compare it with.",
         },
     ),

@@ -1,13 +1,15 @@
-"""How fast unlearning leaves the original model behind (the paper's Figure A4): GA, and the corners of the family.
+"""How fast unlearning leaves the original model behind (the paper's Figure A4): GA, and the corners
+of the family.
 
-KL(original model || model) on the forget data, mean over its tokens and over components of 2 to 80 scored tokens,
-against time, whose unit is that of the scalar law at 20 tokens. Left: the scalar law, where the log-probability lost
-per token stands for the divergence. Middle: the exact flow of a transition table. Right: a small transformer under
-SGD, geometric mean and 95% band over pretrained models. p is the fitted growth exponent d log KL / d log t over the
-last decade, once 1 nat is passed: 1 is linear growth, and a logarithm's comes down towards 0. So it is on the two exact
-rungs, as the NPO paper proves for a logistic model with nearly orthogonal features (its Theorem 2). In the transformer
-GA runs away far faster than linearly, since there the gradient of logp grows with the parameters; the others bend, but
-its steps end too early to show a logarithm.
+KL(original model || model) on the forget data, mean over its tokens and over components of 2 to 80
+scored tokens, against time, whose unit is that of the scalar law at 20 tokens. Left: the scalar
+law, where the log-probability lost per token stands for the divergence. Middle: the exact flow of a
+transition table. Right: a small transformer under SGD, geometric mean and 95% band over pretrained
+models. p is the fitted growth exponent d log KL / d log t over the last decade, once 1 nat is
+passed: 1 is linear growth, and a logarithm's comes down towards 0. So it is on the two exact rungs,
+as the NPO paper proves for a logistic model with nearly orthogonal features (its Theorem 2). In the
+transformer GA runs away far faster than linearly, since there the gradient of logp grows with the
+parameters; the others bend, but its steps end too early to show a logarithm.
 """
 
 from __future__ import annotations
@@ -37,14 +39,21 @@ PANELS = {
     "tabular": "transition table: exact flow",
     "transformer": "transformer: SGD",
 }
-DECADE, GONE = 10.0, 1.0  # the exponent is fitted from a tenth of the last time on, and from 1 nat on
+# the exponent is fitted from a tenth of the last time on, and from 1 nat on
+DECADE, GONE = 10.0, 1.0
 
 
 def data(context: Context) -> pd.DataFrame:
     """Divergence by rung, corner, pretrained model and time."""
     case, objectives = sweep_case(context), [gradient_ascent(), *middle()]
-    trained = pd.concat([runs(context, [gradient_ascent()]), length_runs(context)], ignore_index=True)
-    frames = [_scalar(case, objectives), _tabular(case, objectives), _transformer(trained, objectives)]
+    trained = pd.concat(
+        [runs(context, [gradient_ascent()]), length_runs(context)], ignore_index=True
+    )
+    frames = [
+        _scalar(case, objectives),
+        _tabular(case, objectives),
+        _transformer(trained, objectives),
+    ]
     return pd.concat(frames, ignore_index=True)
 
 
@@ -69,28 +78,47 @@ def _tabular(case: Sweep, objectives: Sequence[Objective]) -> pd.DataFrame:
 
 
 def _rows(rung: str, objective: Objective, span: np.ndarray, gone: np.ndarray) -> pd.DataFrame:
-    known = {"rung": rung, "method": method_name(objective), "beta": objective.beta, "pretrain_seed": 0}
+    known = {
+        "rung": rung,
+        "method": method_name(objective),
+        "beta": objective.beta,
+        "pretrain_seed": 0,
+    }
     return pd.DataFrame({"time": span, "kl_to_reference": gone}).assign(**known)
 
 
 def _transformer(frame: pd.DataFrame, objectives: Sequence[Objective]) -> pd.DataFrame:
     """Mean over components and batch orders; a step is PACE units of time."""
     betas = {method_name(objective): objective.beta for objective in objectives}
-    own = frame[(frame["beta"] == frame["method"].map(betas)) & (frame["component"] != "retain") & (frame["step"] > 0)]
+    own = frame[
+        (frame["beta"] == frame["method"].map(betas))
+        & (frame["component"] != "retain")
+        & (frame["step"] > 0)
+    ]
     own = own.assign(time=own["step"] * PACE["together"])
     keys = ["method", "beta", "pretrain_seed", "time"]
     return full_means(own.groupby(keys)["kl_to_reference"]).reset_index().assign(rung="transformer")
 
 
 def exponents(frame: pd.DataFrame) -> pd.DataFrame:
-    """Growth exponent over the last decade of time, per rung and corner, with an interval over pretrained models."""
+    """Growth exponent over the last decade of time, per rung and corner, with an interval over
+    pretrained models.
+    """
     rows = []
     for (rung, method), own in frame.groupby(["rung", "method"], sort=False):
-        late = own[(reaches(own["time"].to_numpy(), own["time"].max() / DECADE)) & (own["kl_to_reference"] >= GONE)]
-        fits = [
-            power_law(one["time"], one["kl_to_reference"]).exponent.value for _, one in late.groupby("pretrain_seed")
+        late = own[
+            (reaches(own["time"].to_numpy(), own["time"].max() / DECADE))
+            & (own["kl_to_reference"] >= GONE)
         ]
-        found = mean_interval(np.array(fits)) if len(fits) > 1 else Estimate(fits[0], fits[0], fits[0], 1)
+        fits = [
+            power_law(one["time"], one["kl_to_reference"]).exponent.value
+            for _, one in late.groupby("pretrain_seed")
+        ]
+        found = (
+            mean_interval(np.array(fits))
+            if len(fits) > 1
+            else Estimate(fits[0], fits[0], fits[0], 1)
+        )
         rows.append({"rung": rung, "method": method, **found._asdict()})
     return pd.DataFrame(rows)
 
@@ -118,7 +146,9 @@ def plot(frame: pd.DataFrame) -> Figure:
 def _line(axes: Axes, own: pd.DataFrame, method: str, exponent: Estimate) -> None:
     span = np.sort(own["time"].unique())
     grouped = logs(own["kl_to_reference"]).groupby(own["time"])
-    value, low, high = np.exp(np.array([mean_interval(values.to_numpy(dtype=float))[:3] for _, values in grouped])).T
+    value, low, high = np.exp(
+        np.array([mean_interval(values.to_numpy(dtype=float))[:3] for _, values in grouped])
+    ).T
     label = f"{style.LABELS[method]}, p = {interval_text(exponent)}"
     axes.plot(span, value, color=style.COLORS[method], label=label)
     if np.isfinite(low).any():

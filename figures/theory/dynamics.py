@@ -1,11 +1,14 @@
-"""How forgetting goes on: per-token log-probability lost, and gradient weight, against time, by response length.
+"""How forgetting goes on: per-token log-probability lost, and gradient weight, against time, by
+response length.
 
-One column per corner of the family at the middle of its grid of beta; responses of 2, 20 and 80 scored tokens. Dotted:
-the scalar law; dashed: the exact flow of a transition table; solid: a small transformer under SGD, mean and 95% band
-over pretrained models, all lengths forgotten together. The unit of time is, on each rung, the time in which 20 tokens
-lose 0.5 nats per token. Under NPO all weights start at 1, whatever the length, which is gradient ascent; long responses
-fall first and lose their weight first. Under SimNPO weights start out near proportion to 1/|y| and the lengths fall
-together. In the transformer short responses fall along with long ones, sooner than their own weight alone would do it.
+One column per corner of the family at the middle of its grid of beta; responses of 2, 20 and 80
+scored tokens. Dotted: the scalar law; dashed: the exact flow of a transition table; solid: a small
+transformer under SGD, mean and 95% band over pretrained models, all lengths forgotten together. The
+unit of time is, on each rung, the time in which 20 tokens lose 0.5 nats per token. Under NPO all
+weights start at 1, whatever the length, which is gradient ascent; long responses fall first and
+lose their weight first. Under SimNPO weights start out near proportion to 1/|y| and the lengths
+fall together. In the transformer short responses fall along with long ones, sooner than their own
+weight alone would do it.
 """
 
 from __future__ import annotations
@@ -37,9 +40,15 @@ LINES = {"scalar": ":", "tabular": "--", "transformer": "-"}
 
 
 def data(context: Context) -> pd.DataFrame:
-    """Fall and weight by rung, corner, length and relative time; on the transformer also by pretrained model."""
+    """Fall and weight by rung, corner, length and relative time; on the transformer also by
+    pretrained model.
+    """
     case = sweep_case(context)
-    rungs = [frame for objective in middle() for frame in (_scalar(case, objective), _tabular(case, objective))]
+    rungs = [
+        frame
+        for objective in middle()
+        for frame in (_scalar(case, objective), _tabular(case, objective))
+    ]
     return pd.concat([*rungs, _transformer(length_runs(context))], ignore_index=True)
 
 
@@ -58,17 +67,31 @@ def _tabular(case: Sweep, objective: Objective) -> pd.DataFrame:
     lengths = [length - 1 for length in case.lengths.values()][1:]
     unit = time_to_forget(flow, FALL)[lengths.index(MIDDLE)]
     span = SPAN[unit * SPAN <= flow.path.t_max]
-    bank, tables, chosen = flow.loss.bank, flow.at(unit * span), [lengths.index(length) for length in LENGTHS]
+    bank, tables, chosen = (
+        flow.loss.bank,
+        flow.at(unit * span),
+        [lengths.index(length) for length in LENGTHS],
+    )
     fall = logp_per_token(bank, flow.loss.reference[None]) - logp_per_token(bank, tables)
     weight = flow.loss.weight(tables) @ shares(bank).T
     return _rows("tabular", objective, span, LENGTHS, fall[:, chosen], weight[:, chosen])
 
 
 def _rows(
-    rung: str, objective: Objective, span: np.ndarray, lengths: tuple[int, ...], fall: np.ndarray, weight: np.ndarray
+    rung: str,
+    objective: Objective,
+    span: np.ndarray,
+    lengths: tuple[int, ...],
+    fall: np.ndarray,
+    weight: np.ndarray,
 ) -> pd.DataFrame:
     """From arrays of shape (times, lengths)."""
-    known = {"rung": rung, "method": method_name(objective), "beta": objective.beta, "pretrain_seed": 0}
+    known = {
+        "rung": rung,
+        "method": method_name(objective),
+        "beta": objective.beta,
+        "pretrain_seed": 0,
+    }
     grid = {"time": np.repeat(span, len(lengths)), "length": np.tile(lengths, len(span))}
     return pd.DataFrame({**grid, "fall": fall.ravel(), "weight": weight.ravel()}).assign(**known)
 
@@ -84,9 +107,13 @@ def _transformer(frame: pd.DataFrame) -> pd.DataFrame:
     frame = frame[frame["length"].isin(LENGTHS)]
     known = frame[frame["step"] == 0].set_index(["run", "length"])["logp_per_token"]
     before = known.loc[list(zip(frame["run"], frame["length"], strict=True))].to_numpy()
-    own = frame.assign(fall=before - frame["logp_per_token"], time=frame["step"] / frame["method"].map(units))
+    own = frame.assign(
+        fall=before - frame["logp_per_token"], time=frame["step"] / frame["method"].map(units)
+    )
     keys = ["method", "beta", "pretrain_seed", "length", "time"]
-    return full_means(own.groupby(keys)[["fall", "weight"]]).reset_index().assign(rung="transformer")
+    return (
+        full_means(own.groupby(keys)[["fall", "weight"]]).reset_index().assign(rung="transformer")
+    )
 
 
 def plot(frame: pd.DataFrame) -> Figure:
@@ -106,19 +133,26 @@ def plot(frame: pd.DataFrame) -> Figure:
     for row, label in zip(panels, ROWS.values(), strict=True):
         row[0].set_ylabel(label)
     panels[0][0].set(xscale="log", xlim=(SPAN[0], SPAN[-1]), ylim=(-0.05, 6))
-    # A cube root shows the slow start as well as the late fall, and where the table first goes the wrong way.
+    # A cube root shows the slow start as well as the late fall, and where the table first goes the
+    # wrong way.
     panels[0][0].set_yscale("function", functions=(lambda y: np.cbrt(y), lambda y: y**3))
     panels[0][0].set_yticks([0, 0.1, 0.5, 1, 2, 4])
     panels[1][0].set(yscale="log", ylim=(1e-3, 2.5))
-    handles = [Line2D([], [], color=shade, label=f"|y| = {length}") for length, shade in shades.items()]
+    handles = [
+        Line2D([], [], color=shade, label=f"|y| = {length}") for length, shade in shades.items()
+    ]
     names = {"scalar": "scalar law", "tabular": "transition table", "transformer": "transformer"}
-    handles += [Line2D([], [], color="grey", ls=LINES[rung], label=name) for rung, name in names.items()]
+    handles += [
+        Line2D([], [], color="grey", ls=LINES[rung], label=name) for rung, name in names.items()
+    ]
     panels[0][0].legend(handles=handles, loc="upper left", fontsize=7)
     return figure
 
 
 def _line(axes: Axes, part: pd.DataFrame, measure: str, line: str, color: np.ndarray) -> None:
-    found = [mean_interval(values.to_numpy(dtype=float)) for _, values in part.groupby("time")[measure]]
+    found = [
+        mean_interval(values.to_numpy(dtype=float)) for _, values in part.groupby("time")[measure]
+    ]
     value, low, high, _ = np.array(found).T
     span = np.sort(part["time"].unique())
     axes.plot(span, value, line, color=color, lw=1.8 if line == "-" else 1.1)

@@ -1,13 +1,16 @@
-"""Does 1/|y| undo the growth of the gradient with length? Effective push, weight x |grad log pi(y|x)|, against length.
+"""Does 1/|y| undo the growth of the gradient with length? Effective push, weight x |grad log
+pi(y|x)|, against length.
 
-One column per corner of the family at the middle of its grid of beta; upper row: before unlearning, lower row: after 30
-steps of SGD, or the time in which the transition table has gone as far. Line: the scalar law; diamonds: transition
-table; circles: transformer, with 95% intervals over pretrained models; per example, geometric means relative to that
-over lengths, p the fitted exponent of push ~ |y|^p. Before unlearning NPO's weight is 1, so that its panel shows the
-norm of grad log pi itself. The scalar law has it grow as |y|. Where the model knows the law of the data the gradients
-of tokens have mean 0 and add up as a random walk does, as the root of |y|, until the model has moved away from that
-law. So at the start 1/|y| over-corrects: under SimNPO a single long response is pushed less than a short one. That
-is the push on single examples; what many of them have in common grows faster with length, and sets the time to forget.
+One column per corner of the family at the middle of its grid of beta; upper row: before unlearning,
+lower row: after 30 steps of SGD, or the time in which the transition table has gone as far. Line:
+the scalar law; diamonds: transition table; circles: transformer, with 95% intervals over pretrained
+models; per example, geometric means relative to that over lengths, p the fitted exponent of push ~
+|y|^p. Before unlearning NPO's weight is 1, so that its panel shows the norm of grad log pi itself.
+The scalar law has it grow as |y|. Where the model knows the law of the data the gradients of tokens
+have mean 0 and add up as a random walk does, as the root of |y|, until the model has moved away
+from that law. So at the start 1/|y| over-corrects: under SimNPO a single long response is pushed
+less than a short one. That is the push on single examples; what many of them have in common grows
+faster with length, and sets the time to forget.
 """
 
 from __future__ import annotations
@@ -44,10 +47,16 @@ RUNGS = {"tabular": ("D", "table"), "transformer": ("o", "transformer")}
 
 
 def data(context: Context) -> pd.DataFrame:
-    """Geometric mean of the push over examples, by rung, stage, corner, pretrained model and length."""
+    """Geometric mean of the push over examples, by rung, stage, corner, pretrained model and
+    length.
+    """
     case, experiments = sweep_case(context), _experiments(context)
 
-    flows = [(case, objective, seed) for objective in middle() for seed in range(context.scale.sweep_pretrained)]
+    flows = [
+        (case, objective, seed)
+        for objective in middle()
+        for seed in range(context.scale.sweep_pretrained)
+    ]
 
     def compute() -> pd.DataFrame:
         exact = [_scalar(case, objective) for objective in middle()]
@@ -67,7 +76,13 @@ def _experiments(context: Context) -> list[Experiment]:
         for objective in middle():
             rate = PACE["together"] * float(scalar_time(objective, MIDDLE, FALL, start(case)))
             pretraining = replace(base.pretraining, seed=seed)
-            own = replace(base, objective=objective, learning_rate=rate, pretraining=pretraining, optimizer="sgd")
+            own = replace(
+                base,
+                objective=objective,
+                learning_rate=rate,
+                pretraining=pretraining,
+                optimizer="sgd",
+            )
             found.append(replace(own, steps=STEPS, recorded=(0,), test_examples=1))
     return found
 
@@ -78,7 +93,9 @@ def _scalar(case: Sweep, objective: Objective) -> pd.DataFrame:
     for stage, time in (("start", 0.0), ("later", unit)):
         per_token = torch.from_numpy(theta(objective, length, time, first))
         scored = torch.from_numpy(length)
-        weight = objective.weight(SequenceLogProbs(per_token * scored, scored, first * scored)).numpy()
+        weight = objective.weight(
+            SequenceLogProbs(per_token * scored, scored, first * scored)
+        ).numpy()
         rows.append(_rows("scalar", stage, objective, 0, length, weight * length))
     return pd.concat(rows, ignore_index=True)
 
@@ -91,13 +108,17 @@ def _tabular(case: Sweep, objective: Objective, seed: int) -> pd.DataFrame:
     pushes = push(replace(flow, times=moments, tables=flow.at(moments)))
     rows = []
     for stage, own in zip(STAGES, pushes, strict=True):
-        means = [_geometric_mean(own[flow.loss.bank.component == index]) for index in range(len(lengths))]
+        means = [
+            _geometric_mean(own[flow.loss.bank.component == index]) for index in range(len(lengths))
+        ]
         rows.append(_rows("tabular", stage, objective, seed, lengths, means))
     return pd.concat(rows, ignore_index=True)
 
 
 def _transformer(experiment: Experiment) -> pd.DataFrame:
-    """Weights and gradient norms of the same test sequences before the first step and after the last."""
+    """Weights and gradient norms of the same test sequences before the first step and after the
+    last.
+    """
     base, case, objective, rows = experiment, experiment.case, experiment.objective, []
     test = case.sample(base.pretraining.seed).test
     lengths = {name: length - 1 for name, length in case.lengths.items() if name != "retain"}
@@ -111,12 +132,28 @@ def _transformer(experiment: Experiment) -> pd.DataFrame:
             tokens = test[name][:16]
             with torch.no_grad():
                 seq = score(
-                    base.model, parameters, tokens[None], torch.ones_like(tokens[None, :, 1:], dtype=torch.bool)
+                    base.model,
+                    parameters,
+                    tokens[None],
+                    torch.ones_like(tokens[None, :, 1:], dtype=torch.bool),
                 )
             weight = objective.weight(seq._replace(ref=known.setdefault(name, seq.logp)))[0]
-            means.append(_geometric_mean((weight * example_gradient_norms(base.model, parameters, tokens)).numpy()))
+            means.append(
+                _geometric_mean(
+                    (weight * example_gradient_norms(base.model, parameters, tokens)).numpy()
+                )
+            )
         stage = "start" if step == 0 else "later"
-        rows.append(_rows("transformer", stage, objective, base.pretraining.seed, list(lengths.values()), means))
+        rows.append(
+            _rows(
+                "transformer",
+                stage,
+                objective,
+                base.pretraining.seed,
+                list(lengths.values()),
+                means,
+            )
+        )
 
     trajectory([experiment], on_step=look)
     return pd.concat(rows, ignore_index=True)
@@ -127,18 +164,32 @@ def _geometric_mean(values: np.ndarray) -> float:
 
 
 def _rows(
-    rung: str, stage: str, objective: Objective, seed: int, length: Sequence[float] | np.ndarray, values: object
+    rung: str,
+    stage: str,
+    objective: Objective,
+    seed: int,
+    length: Sequence[float] | np.ndarray,
+    values: object,
 ) -> pd.DataFrame:
     known = {"rung": rung, "stage": stage, "method": method_name(objective), "beta": objective.beta}
     return pd.DataFrame({"length": length, "push": values}).assign(**known, pretrain_seed=seed)
 
 
 def exponents(frame: pd.DataFrame) -> pd.DataFrame:
-    """Fitted exponent of push against length per rung, stage and corner, with an interval over pretrained models."""
+    """Fitted exponent of push against length per rung, stage and corner, with an interval over
+    pretrained models.
+    """
     rows = []
     for (rung, stage, method), own in frame.groupby(["rung", "stage", "method"], sort=False):
-        fits = [power_law(one["length"], one["push"]).exponent.value for _, one in own.groupby("pretrain_seed")]
-        found = mean_interval(np.array(fits)) if len(fits) > 1 else Estimate(fits[0], fits[0], fits[0], 1)
+        fits = [
+            power_law(one["length"], one["push"]).exponent.value
+            for _, one in own.groupby("pretrain_seed")
+        ]
+        found = (
+            mean_interval(np.array(fits))
+            if len(fits) > 1
+            else Estimate(fits[0], fits[0], fits[0], 1)
+        )
         rows.append({"rung": rung, "stage": stage, "method": method, **found._asdict()})
     return pd.DataFrame(rows)
 
@@ -151,7 +202,10 @@ def plot(frame: pd.DataFrame) -> Figure:
         for axes, method in zip(row, CORNERS, strict=True):
             own = frame[(frame["stage"] == stage) & (frame["method"] == method)]
             _panel(
-                axes, own, {rung: numbers[stage, method, rung] for rung in own["rung"].unique()}, style.COLORS[method]
+                axes,
+                own,
+                {rung: numbers[stage, method, rung] for rung in own["rung"].unique()},
+                style.COLORS[method],
             )
         row[0].set_ylabel(f"push, relative to the mean\n{label}")
         row[0].yaxis.set_major_locator(LogLocator(subs=(1, 3)))
@@ -171,12 +225,23 @@ def _panel(axes: Axes, own: pd.DataFrame, numbers: Mapping[str, Estimate], color
     for shift, (rung, (marker, name)) in zip((0.97, 1.03), RUNGS.items(), strict=True):
         part = own[own["rung"] == rung]
         pushes = logs(part["push"])
-        part = part.assign(relative=pushes - pushes.groupby(part["pretrain_seed"]).transform("mean"))
-        points = [mean_interval(one["relative"].to_numpy(dtype=float)) for _, one in part.groupby("length")]
+        part = part.assign(
+            relative=pushes - pushes.groupby(part["pretrain_seed"]).transform("mean")
+        )
+        points = [
+            mean_interval(one["relative"].to_numpy(dtype=float))
+            for _, one in part.groupby("length")
+        ]
         value, low, high = np.exp(np.array([point[:3] for point in points])).T
         label = f"{name}, p = {interval_text(numbers[rung])}"
         lengths = np.sort(part["length"].unique()) * shift
-        look = {"color": color, "mfc": "white" if rung == "tabular" else color, "ms": 5, "lw": 0.8, "capsize": 2}
+        look = {
+            "color": color,
+            "mfc": "white" if rung == "tabular" else color,
+            "ms": 5,
+            "lw": 0.8,
+            "capsize": 2,
+        }
         axes.errorbar(lengths, value, [value - low, high - value], fmt=marker, label=label, **look)
     axes.set(xscale="log", yscale="log")
     axes.set_xticks([2, 5, 10, 20, 40, 80], ["2", "5", "10", "20", "40", "80"])

@@ -1,11 +1,14 @@
-"""What memorisation does: six components of one length, of which pretraining saw a share from none to all.
+"""What memorisation does: six components of one length, of which pretraining saw a share from none
+to all.
 
-One column per update rule, one line per corner of the family at the middle of its grid of beta, mean and 95% interval
-over pretrained models. Upper row: the weight before unlearning, relative to its mean over components: 1 for all where
-there is a reference, since every response is as likely as the reference says; without one, what is better memorised is
-pushed harder from the start. Lower row: how far each component is beyond the retrained model's distance at the moment
-when the one that was seen whole arrives there: above 0 it is over-forgotten. The slope of that line, nats per unit of
-share, is printed; 0 would be even forgetting. On one length, length-normalised NPO at beta = 1 is NPO at beta = 0.05.
+One column per update rule, one line per corner of the family at the middle of its grid of beta,
+mean and 95% interval over pretrained models. Upper row: the weight before unlearning, relative to
+its mean over components: 1 for all where there is a reference, since every response is as likely as
+the reference says; without one, what is better memorised is pushed harder from the start. Lower
+row: how far each component is beyond the retrained model's distance at the moment when the one that
+was seen whole arrives there: above 0 it is over-forgotten. The slope of that line, nats per unit of
+share, is printed; 0 would be even forgetting. On one length, length-normalised NPO at beta = 1 is
+NPO at beta = 0.05.
 """
 
 from __future__ import annotations
@@ -31,12 +34,18 @@ ROWS = {
 
 
 def data(context: Context) -> pd.DataFrame:
-    """Per run and component: its weight at the start, and where it is when the fully memorised one reaches its goal."""
-    return pd.concat([at_goal(share_runs(context, optimizer)) for optimizer in OPTIMIZERS], ignore_index=True)
+    """Per run and component: its weight at the start, and where it is when the fully memorised
+    one reaches its goal.
+    """
+    return pd.concat(
+        [at_goal(share_runs(context, optimizer)) for optimizer in OPTIMIZERS], ignore_index=True
+    )
 
 
 def at_goal(frame: pd.DataFrame) -> pd.DataFrame:
-    """Every forget component when the last one, seen whole, reaches the retrained model's distance (nan: never)."""
+    """Every forget component when the last one, seen whole, reaches the retrained model's
+    distance (nan: never).
+    """
     names = list(dict.fromkeys(frame.loc[frame["component"] != "retain", "component"]))
     shares, rows = dict(zip(names, SHARES.shares, strict=True)), []
     for run, own in frame.groupby("run"):
@@ -46,22 +55,40 @@ def at_goal(frame: pd.DataFrame) -> pd.DataFrame:
         at = first_crossing(curves[names[-1]], float(starts[names[-1]]["retrained"]))
         mean = float(np.mean([first["weight"] for first in starts.values()]))
         for name, first in starts.items():
-            known = {key: first[key] for key in ("method", "beta", "optimizer", "pretrain_seed", "seed")}
+            known = {
+                key: first[key] for key in ("method", "beta", "optimizer", "pretrain_seed", "seed")
+            }
             gap = read_at(curves[name], at) - float(first["retrained"])
             rows.append(
-                {"run": run, **known, "share": shares[name], "weight": float(first["weight"]) / mean, "gap": gap}
+                {
+                    "run": run,
+                    **known,
+                    "share": shares[name],
+                    "weight": float(first["weight"]) / mean,
+                    "gap": gap,
+                }
             )
     return pd.DataFrame(rows)
 
 
 def slopes(frame: pd.DataFrame) -> pd.DataFrame:
-    """Slope of the gap against the share, per update rule and corner, with an interval over pretrained models."""
+    """Slope of the gap against the share, per update rule and corner, with an interval over
+    pretrained models.
+    """
     rows = []
     for (optimizer, method), own in frame.groupby(["optimizer", "method"], sort=False):
-        fits = [{"model": model, "slope": _slope(run)} for (model, _), run in own.groupby(["pretrain_seed", "seed"])]
+        fits = [
+            {"model": model, "slope": _slope(run)}
+            for (model, _), run in own.groupby(["pretrain_seed", "seed"])
+        ]
         fitted = pd.DataFrame(fits)
-        found, missing = over_models(fitted["slope"], fitted["model"]), int(fitted["slope"].isna().sum())
-        rows.append({"optimizer": optimizer, "method": method, **found._asdict(), "missing": missing})
+        found, missing = (
+            over_models(fitted["slope"], fitted["model"]),
+            int(fitted["slope"].isna().sum()),
+        )
+        rows.append(
+            {"optimizer": optimizer, "method": method, **found._asdict(), "missing": missing}
+        )
     return pd.DataFrame(rows)
 
 
@@ -82,9 +109,19 @@ def plot(frame: pd.DataFrame) -> Figure:
                 points = [_over_models(one, measure) for _, one in own.groupby("share")]
                 value, low, high, _ = np.array(points).T
                 label = f"{style.LABELS[method]}, slope {interval_text(fitted[optimizer, method])}"
-                places, error = np.sort(own["share"].unique()) + 0.008 * (shift - 1.5), [value - low, high - value]
+                places, error = (
+                    np.sort(own["share"].unique()) + 0.008 * (shift - 1.5),
+                    [value - low, high - value],
+                )
                 row[column].errorbar(
-                    places, value, error, color=style.COLORS[method], marker="o", ms=3, label=label, lw=1
+                    places,
+                    value,
+                    error,
+                    color=style.COLORS[method],
+                    marker="o",
+                    ms=3,
+                    label=label,
+                    lw=1,
                 )
             row[column].axhline(float(measure == "weight"), color="grey", lw=0.6, zorder=0)
         panels[0][column].set_title(title)

@@ -1,10 +1,12 @@
-"""Time to forget on every rung of the theory, in one table: the scalar law, the tabular flow, the transformer.
+"""Time to forget on every rung of the theory, in one table: the scalar law, the tabular flow, the
+transformer.
 
-Each rung has its own unit of time, so times are compared relative to their geometric mean over lengths. The scalar law
-knows one response whose tokens share one parameter. The tabular flow forgets the same training sequences as the
-transformer, all lengths at once, without the noise of batches: its rows are shared by all tokens of a state, and what a
-chain leaks visits the rows of others. The transformer shares everything, which is why it is run both ways: each length
-alone, and all lengths together. Where two rungs part, the next one's additions are what does it.
+Each rung has its own unit of time, so times are compared relative to their geometric mean over
+lengths. The scalar law knows one response whose tokens share one parameter. The tabular flow
+forgets the same training sequences as the transformer, all lengths at once, without the noise of
+batches: its rows are shared by all tokens of a state, and what a chain leaks visits the rows of
+others. The transformer shares everything, which is why it is run both ways: each length alone, and
+all lengths together. Where two rungs part, the next one's additions are what does it.
 """
 
 from __future__ import annotations
@@ -43,11 +45,15 @@ HORIZON = 30_000.0  # in units of the scalar law's time at MIDDLE tokens, alone
 def forget_mixture(case: Sweep) -> Mixture:
     """The law that unlearning draws from: every component as often as any other."""
     lengths = tuple(case.lengths.values())[1:]
-    return Mixture(weights=(1 / len(lengths),) * len(lengths), chains=case.chains()[1:], lengths=lengths)
+    return Mixture(
+        weights=(1 / len(lengths),) * len(lengths), chains=case.chains()[1:], lengths=lengths
+    )
 
 
 def tabular_flow(case: Sweep, objective: Objective, seed: int, horizon: float = HORIZON) -> Flow:
-    """Exact flow from the best table of the pretraining data on the training sequences that unlearning draws from."""
+    """Exact flow from the best table of the pretraining data on the training sequences that
+    unlearning draws from.
+    """
     forget = forget_mixture(case)
     bank = from_sequences(case.forget_data(case.sample(seed)), forget.weights, case.states)
     pace = float(scalar_time(objective, MIDDLE, FALL, start(case)))
@@ -56,7 +62,9 @@ def tabular_flow(case: Sweep, objective: Objective, seed: int, horizon: float = 
 
 
 def tabular_times(context: Context, objectives: Sequence[Objective]) -> pd.DataFrame:
-    """Time to forget each length under the tabular flow, a forget set per seed: together, and alone at middle betas."""
+    """Time to forget each length under the tabular flow, a forget set per seed: together, and
+    alone at middle betas.
+    """
     case = sweep_case(context)
     alone = [replace(case, alone=name) for name in case.lengths if name != "retain"]
     jobs = [
@@ -69,7 +77,12 @@ def tabular_times(context: Context, objectives: Sequence[Objective]) -> pd.DataF
 
     def solve(job: tuple[str, Sweep, Objective, int]) -> pd.DataFrame:
         mode, own, objective, seed = job
-        known = {"mode": mode, "method": method_name(objective), "beta": objective.beta, "pretrain_seed": seed}
+        known = {
+            "mode": mode,
+            "method": method_name(objective),
+            "beta": objective.beta,
+            "pretrain_seed": seed,
+        }
         lengths = [length - 1 for length in own.lengths.values()][1:]
         found = time_to_forget(tabular_flow(own, objective, seed), FALL)
         return pd.DataFrame({"length": lengths, "step": found}).assign(**known)
@@ -97,7 +110,9 @@ def scalar_times(case: Sweep, objectives: Sequence[Objective]) -> pd.DataFrame:
 
 
 def all_times(context: Context) -> pd.DataFrame:
-    """Times to forget by rung, optimiser, corner, beta, run and length, and relative to their mean over lengths."""
+    """Times to forget by rung, optimiser, corner, beta, run and length, and relative to their
+    mean over lengths.
+    """
     objectives = [corner(method, beta) for method, betas in BETAS.items() for beta in betas]
     curve = [
         corner(method, float(beta))
@@ -105,7 +120,9 @@ def all_times(context: Context) -> pd.DataFrame:
         for beta in {*np.geomspace(betas[0] / 1.5, betas[-1] * 1.5, 30), *betas}
     ]
     frames = [
-        scalar_times(sweep_case(context), curve).assign(rung="scalar", mode="alone", optimizer="flow", seed=0),
+        scalar_times(sweep_case(context), curve).assign(
+            rung="scalar", mode="alone", optimizer="flow", seed=0
+        ),
         tabular_times(context, objectives).assign(rung="tabular", optimizer="flow", seed=0),
     ]
     trained = [length_runs(context), alone_runs(context), alone_runs(context, "adamw")]
@@ -114,5 +131,7 @@ def all_times(context: Context) -> pd.DataFrame:
     frame = pd.concat(frames, ignore_index=True)
     keys = ["rung", "mode", "optimizer", "method", "beta", "pretrain_seed", "seed"]
     known = logs(frame["step"].where(np.isfinite(frame["step"]) & (frame["step"] > 0)))
-    frame["relative"] = frame["step"] / np.exp(known.groupby([frame[key] for key in keys]).transform("mean"))
+    frame["relative"] = frame["step"] / np.exp(
+        known.groupby([frame[key] for key in keys]).transform("mean")
+    )
     return frame[[*keys, "length", "step", "relative"]]

@@ -1,8 +1,9 @@
 """Runs of the sweeps over response length and memorisation, which several figures draw on.
 
-Under SGD the step size of each objective is the one with which the scalar law would bring a response of 20 tokens to
-the goal in 1 / PACE steps: all objectives then take comparable numbers of steps, and what is compared, the times of
-different lengths under one objective, does not depend on it. Under AdamW the step size is the paper's.
+Under SGD the step size of each objective is the one with which the scalar law would bring a
+response of 20 tokens to the goal in 1 / PACE steps: all objectives then take comparable numbers of
+steps, and what is compared, the times of different lengths under one objective, does not depend on
+it. Under AdamW the step size is the paper's.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from markov.theory import time_to_forget
 FALL = 0.5  # nats per token: forgotten, where times are compared
 MIDDLE = 20  # scored tokens of the response that sets the pace
 PACE = {"together": 0.06, "alone": 0.04}
-# The summed log-ratio asks for a small beta: beta |y| fall must stay moderate at 80 tokens, and so must beta |logp|
-# where there is no reference to subtract.
+# The summed log-ratio asks for a small beta: beta |y| fall must stay moderate at 80 tokens, and so
+# must beta |logp| where there is no reference to subtract.
 BETAS = {
     "npo": (0.01, 0.05, 0.2),
     "reference_free_npo": (0.005, 0.01, 0.03),
@@ -51,7 +52,9 @@ def middle() -> list[Objective]:
 
 
 def start(case: Sweep) -> float:
-    """Per-token log-probability of a forget component's responses under its own chain, exactly (nats)."""
+    """Per-token log-probability of a forget component's responses under its own chain, exactly
+    (nats).
+    """
     return -float(case.chains()[-1].expected_row_entropy(MIDDLE + 1))
 
 
@@ -65,7 +68,9 @@ def runs(
     orders: int | None = None,
     steps: int | None = None,
 ) -> pd.DataFrame:
-    """The table of a sweep (default: over lengths), all components together or each forgotten `alone`."""
+    """The table of a sweep (default: over lengths), all components together or each forgotten
+    `alone`.
+    """
     scale, base = context.scale, context.scale.sweep()
     whole = sweep_case(context) if case is None else case
     mode = "alone" if alone else "together"
@@ -73,13 +78,23 @@ def runs(
     if alone:
         base = replace(base, batch=4)
     last = steps or (scale.sweep_steps if optimizer == "sgd" else scale.sweep_adam_steps)
-    base = replace(base, steps=last, recorded=(*(step for step in base.recorded or () if step < last), last))
-    cases = [replace(whole, alone=name) for name in whole.lengths if name != "retain"] if alone else [whole]
+    base = replace(
+        base, steps=last, recorded=(*(step for step in base.recorded or () if step < last), last)
+    )
+    cases = (
+        [replace(whole, alone=name) for name in whole.lengths if name != "retain"]
+        if alone
+        else [whole]
+    )
     experiments: list[Experiment] = []
     for objective in objectives:
         rate = PACE[mode] * float(time_to_forget(objective, MIDDLE, FALL, start(whole)))
-        own = replace(base, objective=objective, **({"learning_rate": rate} if optimizer == "sgd" else {}))
-        pretrainings = [replace(base.pretraining, seed=seed) for seed in range(scale.sweep_pretrained)]
+        own = replace(
+            base, objective=objective, **({"learning_rate": rate} if optimizer == "sgd" else {})
+        )
+        pretrainings = [
+            replace(base.pretraining, seed=seed) for seed in range(scale.sweep_pretrained)
+        ]
         seeds = range(scale.sweep_orders if orders is None else orders)
         experiments += grid(own, pretraining=pretrainings, seed=seeds, case=cases)
     return table(context, experiments).assign(mode=mode)
@@ -87,23 +102,35 @@ def runs(
 
 def length_runs(context: Context) -> pd.DataFrame:
     """Forgetting six lengths together under SGD, every corner at every beta of its grid."""
-    return runs(context, [corner(method, beta) for method, betas in BETAS.items() for beta in betas])
+    return runs(
+        context, [corner(method, beta) for method, betas in BETAS.items() for beta in betas]
+    )
 
 
 def alone_runs(context: Context, optimizer: str = "sgd") -> pd.DataFrame:
-    """Forgetting one length at a time, every corner at the middle of its grid: what lengths do without interference."""
+    """Forgetting one length at a time, every corner at the middle of its grid: what lengths do
+    without interference.
+    """
     return runs(context, middle(), optimizer=optimizer, alone=True, orders=1)
 
 
 def adam_runs(context: Context, optimizer: str) -> pd.DataFrame:
-    """Forgetting six lengths together under an AdamW rule, every corner at the middle of its grid."""
+    """Forgetting six lengths together under an AdamW rule, every corner at the middle of its
+    grid.
+    """
     return runs(context, middle(), optimizer=optimizer)
 
 
 def share_runs(context: Context, optimizer: str = "sgd") -> pd.DataFrame:
-    """Forgetting six components of graded memorisation together, every corner at the middle of its grid."""
-    graded = replace(sweep_case(context), name=SHARES.name, scored=SHARES.scored, shares=SHARES.shares)
-    return runs(context, middle(), optimizer=optimizer, case=graded, steps=context.scale.sweep_steps)
+    """Forgetting six components of graded memorisation together, every corner at the middle of
+    its grid.
+    """
+    graded = replace(
+        sweep_case(context), name=SHARES.name, scored=SHARES.scored, shares=SHARES.shares
+    )
+    return runs(
+        context, middle(), optimizer=optimizer, case=graded, steps=context.scale.sweep_steps
+    )
 
 
 def times(frame: pd.DataFrame, fall: float = FALL) -> pd.DataFrame:
@@ -115,5 +142,7 @@ def times(frame: pd.DataFrame, fall: float = FALL) -> pd.DataFrame:
 
 
 def over_models(values: pd.Series, models: pd.Series) -> Estimate:
-    """Mean and interval over pretrained models, the replicates; batch orders of one model are averaged first."""
+    """Mean and interval over pretrained models, the replicates; batch orders of one model are
+    averaged first.
+    """
     return mean_interval(values.groupby(models).mean().to_numpy(dtype=float))

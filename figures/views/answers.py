@@ -1,7 +1,8 @@
-"""A view of a language model's answers: what each of them weighs under any objective, and what it still has to fall.
+"""A view of a language model's answers: what each of them weighs under any objective, and what it
+still has to fall.
 
-A table of scores is enough, whichever model it is of: the weights are the shipped objective's at recorded
-log-probabilities.
+A table of scores is enough, whichever model it is of: the weights are the shipped objective's at
+recorded log-probabilities.
 """
 
 from __future__ import annotations
@@ -23,7 +24,12 @@ from llm.data.tofu import Example
 from markov.errors import require
 from markov.objectives import CORNERS, Objective, SequenceLogProbs, validate
 
-ORDERS = {"heaviest first": "weight", "neediest first": "needed", "longest first": "length", "as in the file": "index"}
+ORDERS = {
+    "heaviest first": "weight",
+    "neediest first": "needed",
+    "longest first": "length",
+    "as in the file": "index",
+}
 LINES = 7  # of the table of answers that are shown at a time
 RELATIVE = (0.01, 30.0)
 
@@ -31,7 +37,9 @@ RELATIVE = (0.01, 30.0)
 class AnswersView(View):
     """A view with a page of answers beneath it; `rows` holds the page as HTML."""
 
-    def __init__(self, picture: Picture, controls: Mapping[str, Any], page: Callable[..., str]) -> None:
+    def __init__(
+        self, picture: Picture, controls: Mapping[str, Any], page: Callable[..., str]
+    ) -> None:
         self.page, self.rows = page, widgets.HTML()
         super().__init__(picture, controls)
         self.children = (*self.children, self.rows)
@@ -43,7 +51,9 @@ class AnswersView(View):
             self.rows.value = self.page(**self.values)
 
     def printed(self, bundle: Any) -> Any:
-        """As a widget, as a picture and, for pages without a kernel, as the picture above the page."""
+        """As a widget, as a picture and, for pages without a kernel, as the picture above the
+        page.
+        """
         shown, known = super().printed(bundle)
         width = round(SHOWN * self.picture.figure.get_figwidth())
         image = f'<img width="{width}" src="data:image/png;base64,{shown["image/png"]}">'
@@ -67,32 +77,48 @@ def answers_view(
     epoch: int = 0,
     order: str = "heaviest first",
 ) -> AnswersView:
-    """Weight against what an answer still has to fall, and against its length; one answer is ringed, several are read.
+    """Weight against what an answer still has to fall, and against its length; one answer is
+    ringed, several are read.
 
-    `table` has the columns `index`, `length`, `ref` and, where known, `logp` (else the model is its reference),
-    `retrained` (nats) and `epoch`, as in the tables of `llm.diagnostics.weights` and of runs. Drawn is the weight
-    relative to the mean of all, at the edge of the picture where it lies beyond; "still needed" is logp - retrained,
-    which at the start is the needed movement. Raises `InvalidInput` for a table without these columns and for examples
-    that are not all of it.
+    `table` has the columns `index`, `length`, `ref` and, where known, `logp` (else the model is its
+    reference), `retrained` (nats) and `epoch`, as in the tables of `llm.diagnostics.weights` and of
+    runs. Drawn is the weight relative to the mean of all, at the edge of the picture where it lies
+    beyond; "still needed" is logp - retrained, which at the start is the needed movement. Raises
+    `InvalidInput` for a table without these columns and for examples that are not all of it.
     """
     frames, texts = _by_epoch(table), {one.index: one for one in examples}
     first = next(iter(frames.values()))
     lacking = [int(one) for one in first["index"] if int(one) not in texts]
-    require(not lacking, "examples", f"none of index {lacking[:1]}", "the example of every row of the table")
+    require(
+        not lacking,
+        "examples",
+        f"none of index {lacking[:1]}",
+        "the example of every row of the table",
+    )
     require(order in ORDERS, "order", order, f"one of {', '.join(ORDERS)}")
     require(epoch in frames, "epoch", epoch, f"one of {sorted(frames)}")
     values = {"beta": beta, "gamma": gamma, "reference": reference, "normalize": normalize}
     controls = {name: slider(name, value) for name, value in values.items()}
     look = {"style": {"description_width": "76px"}, "layout": widgets.Layout(width="98%")}
-    names = [(f"{one}: {texts[int(one)].prompt[:25]}", place) for place, one in enumerate(first["index"])]
-    controls["example"] = widgets.Select(options=names, value=0, rows=4, description="answer", **look)
-    controls["order"] = widgets.Dropdown(options=list(ORDERS), value=order, description="table", **look)
+    names = [
+        (f"{one}: {texts[int(one)].prompt[:25]}", place) for place, one in enumerate(first["index"])
+    ]
+    controls["example"] = widgets.Select(
+        options=names, value=0, rows=4, description="answer", **look
+    )
+    controls["order"] = widgets.Dropdown(
+        options=list(ORDERS), value=order, description="table", **look
+    )
     if len(frames) > 1:
-        controls["epoch"] = widgets.SelectionSlider(options=sorted(frames), value=epoch, description="epoch", **look)
+        controls["epoch"] = widgets.SelectionSlider(
+            options=sorted(frames), value=epoch, description="epoch", **look
+        )
     known = "needed" in first
     with style.look():
         figure, (panels,) = style.grid_figure(1, 1 + known, 10.4, 3.6, sharey=True)
-        moving = [(*_dots(axes), name) for axes, name in zip(panels, ("length", "needed"), strict=False)]
+        moving = [
+            (*_dots(axes), name) for axes, name in zip(panels, ("length", "needed"), strict=False)
+        ]
         _axes(panels, frames)
         said = room_for_a_line(figure)
 
@@ -111,7 +137,9 @@ def answers_view(
             dots.set_color(_color(objective))
         row = own.iloc[example]
         need = f",  still needed {row['needed']:.1f} nats" if known else ""
-        said.set_text(f"the ringed answer: |y| = {row['length']:.0f},  weight {row['weight']:.3g}{need}")
+        said.set_text(
+            f"the ringed answer: |y| = {row['length']:.0f},  weight {row['weight']:.3g}{need}"
+        )
 
     def page(example: int, order: str, epoch: int | None = None, **numbers: float) -> str:
         return _page(now(epoch, **numbers)[1], texts, example, ORDERS[order])
@@ -121,7 +149,9 @@ def answers_view(
 
 
 def _by_epoch(table: pd.DataFrame) -> dict[int, pd.DataFrame]:
-    """A frame per epoch, its examples in one order, with `logp` and, where it can be told, `needed` from there."""
+    """A frame per epoch, its examples in one order, with `logp` and, where it can be told,
+    `needed` from there.
+    """
     for name in ("index", "length", "ref"):
         require(name in table, "table", list(table.columns), f"a column `{name}`")
     require(len(table) > 0, "table", "no row", "at least one answer")
@@ -129,7 +159,10 @@ def _by_epoch(table: pd.DataFrame) -> dict[int, pd.DataFrame]:
     whole = whole if "epoch" in whole else whole.assign(epoch=0)
     if "retrained" in whole:
         whole = whole.assign(needed=whole["logp"] - whole["retrained"])
-    return {int(epoch): own.sort_values("index").reset_index(drop=True) for epoch, own in whole.groupby("epoch")}  # pyright: ignore[reportArgumentType]
+    return {
+        int(epoch): own.sort_values("index").reset_index(drop=True)
+        for epoch, own in whole.groupby("epoch")
+    }  # pyright: ignore[reportArgumentType]
 
 
 def _dots(axes: Axes) -> tuple[Any, Any]:
@@ -140,7 +173,13 @@ def _dots(axes: Axes) -> tuple[Any, Any]:
 
 def _axes(panels: Sequence[Axes], frames: Mapping[int, pd.DataFrame]) -> None:
     every = pd.concat(frames.values())
-    panels[0].set(xscale="log", yscale="log", ylim=RELATIVE, xlabel="|y|, scored tokens", ylabel="weight / mean weight")
+    panels[0].set(
+        xscale="log",
+        yscale="log",
+        ylim=RELATIVE,
+        xlabel="|y|, scored tokens",
+        ylabel="weight / mean weight",
+    )
     panels[0].set_xlim(0.8 * every["length"].min(), 1.25 * every["length"].max())
     plain_log_axis(panels[0].xaxis, (1, 2, 5, 10, 20, 50, 100, 200, 500))
     plain_log_axis(panels[0].yaxis, (0.01, 0.1, 1, 10))
@@ -149,7 +188,10 @@ def _axes(panels: Sequence[Axes], frames: Mapping[int, pd.DataFrame]) -> None:
     for axes in panels[1:]:
         low, high = every["needed"].min(), every["needed"].max()
         room = 0.04 * max(high - low, 1.0)
-        axes.set(xlim=(low - room, high + room), xlabel=r"still needed, $\log\pi - \log\pi_{retrained}$, nats")
+        axes.set(
+            xlim=(low - room, high + room),
+            xlabel=r"still needed, $\log\pi - \log\pi_{retrained}$, nats",
+        )
 
 
 def _color(objective: Objective) -> str:
@@ -168,7 +210,12 @@ def _page(own: pd.DataFrame, texts: Mapping[int, Example], example: int, by: str
     place = ranked.index.get_loc(example)
     start = min(max(0, int(place) - LINES // 2), max(0, len(own) - LINES))  # pyright: ignore[reportArgumentType]
     heads = {"weight": "weight", "length": "|y|", "needed": "still needed"}
-    lines = ["".join(f"<th>{name}</th>" for name in ("rank", *(heads[name] for name in names), "question", "answer"))]
+    lines = [
+        "".join(
+            f"<th>{name}</th>"
+            for name in ("rank", *(heads[name] for name in names), "question", "answer")
+        )
+    ]
     for rank, (index, row) in enumerate(ranked.iloc[start : start + LINES].iterrows(), start + 1):
         one = texts[int(row["index"])]
         cells = [str(rank), *(columns[name].format(row[name]) for name in names)]

@@ -1,4 +1,6 @@
-"""A view of the data: the chains of the Markov study, what they produce, and what a prefix tells about its origin."""
+"""A view of the data: the chains of the Markov study, what they produce, and what a prefix tells
+about its origin.
+"""
 
 from __future__ import annotations
 
@@ -18,43 +20,72 @@ SHOWN = 12  # sequences
 NAMES = ("retain", "forget 1", "forget 2")
 
 
-def chains_view(*, case: str = "length", component: str = "forget1", leakage: float = 0.2, draw: int = 0) -> View:
-    """One chain of a case: its transitions, sequences drawn from it, and the Bayes law of the chain given a prefix.
+def chains_view(
+    *, case: str = "length", component: str = "forget1", leakage: float = 0.2, draw: int = 0
+) -> View:
+    """One chain of a case: its transitions, sequences drawn from it, and the Bayes law of the chain
+    given a prefix.
 
-    The law of the last panel is that of `Mixture.posterior` along the first sequence shown: which chain a causal model
-    of the whole mixture can believe it reads. Raises `InvalidInput` for a leakage outside (0, 1).
+    The law of the last panel is that of `Mixture.posterior` along the first sequence shown: which
+    chain a causal model of the whole mixture can believe it reads. Raises `InvalidInput` for a
+    leakage outside (0, 1).
     """
     given = replace(CASES[case], leakage=leakage, pretrain_components=COMPONENTS)
     states, longest = given.states, max(given.lengths.values())
-    look: dict[str, Any] = {"style": {"description_width": "76px"}, "layout": widgets.Layout(width="98%")}
+    look: dict[str, Any] = {
+        "style": {"description_width": "76px"},
+        "layout": widgets.Layout(width="98%"),
+    }
     controls = {
         "component": widgets.Dropdown(
-            options=list(zip(NAMES, COMPONENTS, strict=True)), value=component, description="chain", **look
+            options=list(zip(NAMES, COMPONENTS, strict=True)),
+            value=component,
+            description="chain",
+            **look,
         ),
-        "leakage": widgets.FloatSlider(leakage, min=0.01, max=0.99, step=0.01, description="leakage", **look),
+        "leakage": widgets.FloatSlider(
+            leakage, min=0.01, max=0.99, step=0.01, description="leakage", **look
+        ),
         "draw": widgets.IntSlider(draw, min=0, max=99, description="draw no.", **look),
     }
     with style.look():
-        figure, ((left, middle, right),) = style.grid_figure(1, 3, 10.4, 3.5, width_ratios=(0.9, 1.4, 1.2))
+        figure, ((left, middle, right),) = style.grid_figure(
+            1, 3, 10.4, 3.5, width_ratios=(0.9, 1.4, 1.2)
+        )
         transitions = heat(left, states, "transition matrix")
         empty = np.full((SHOWN, longest), np.nan)
-        drawn = middle.imshow(empty, vmin=-0.5, vmax=states - 0.5, cmap=_palette(states), aspect="auto")
-        middle.set(title="sequences drawn from it, one per row", xlabel="token", yticks=(), xticks=range(0, longest, 5))
+        drawn = middle.imshow(
+            empty, vmin=-0.5, vmax=states - 0.5, cmap=_palette(states), aspect="auto"
+        )
+        middle.set(
+            title="sequences drawn from it, one per row",
+            xlabel="token",
+            yticks=(),
+            xticks=range(0, longest, 5),
+        )
         lines = [
             right.plot([], [], marker="o", ms=3.5, color=color, label=name)[0]
             for color, name in zip(("#000000", "#CC79A7", "#56B4E9"), NAMES, strict=True)
         ]
-        right.set(xlim=(0.5, longest - 0.5), ylim=(-0.04, 1.04), xlabel="tokens read of the first row")
+        right.set(
+            xlim=(0.5, longest - 0.5), ylim=(-0.04, 1.04), xlabel="tokens read of the first row"
+        )
         right.set(ylabel="probability of each chain", xticks=range(0, longest, 5))
         right.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
         left.set_ylabel("state")
-        figure.colorbar(drawn, ax=middle, ticks=range(states), label="state", pad=0.02).ax.tick_params(length=0)
+        figure.colorbar(
+            drawn, ax=middle, ticks=range(states), label="state", pad=0.02
+        ).ax.tick_params(length=0)
 
     def update(component: str, leakage: float, draw: int) -> None:
         own = replace(given, leakage=leakage)
         chain, length = getattr(own.chains(), component), own.lengths[component]
         transitions.set_data(chain.transition.numpy())
-        few = replace(own, **dict.fromkeys((f"{name}_count" for name in COMPONENTS), 2 * SHOWN), test_fraction=0.5)
+        few = replace(
+            own,
+            **dict.fromkeys((f"{name}_count" for name in COMPONENTS), 2 * SHOWN),
+            test_fraction=0.5,
+        )
         tokens = few.sample(draw).test[component]
         padded = np.full((SHOWN, longest), np.nan)
         padded[:, :length] = tokens.numpy()
@@ -63,12 +94,16 @@ def chains_view(*, case: str = "length", component: str = "forget1", leakage: fl
         for line, probability in zip(lines, posterior.T.numpy(), strict=True):
             line.set_data(np.arange(1, length), probability)
 
-    return View(Picture(figure=figure, moving=(transitions, drawn, *lines), update=update), controls)
+    return View(
+        Picture(figure=figure, moving=(transitions, drawn, *lines), update=update), controls
+    )
 
 
 def _palette(states: int) -> Colormap:
     """Shades of one colour for each set of three states, grey for the state that is nobody's."""
     shades = [
-        colormaps[name](place) for name in ("Greys", "RdPu", "Blues") for place in np.linspace(0.45, 0.85, states // 3)
+        colormaps[name](place)
+        for name in ("Greys", "RdPu", "Blues")
+        for place in np.linspace(0.45, 0.85, states // 3)
     ]
     return ListedColormap([*shades, "#E8D27A"], name="states").with_extremes(bad="white")

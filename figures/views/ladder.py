@@ -1,7 +1,7 @@
 """Time to forget against length, rung by rung: the picture of the notebook on length.
 
-Each rung has its own unit of time, so times are shown relative to their geometric mean over lengths, with the fitted
-exponent p of time ~ |y|^p in the legend.
+Each rung has its own unit of time, so times are shown relative to their geometric mean over
+lengths, with the fitted exponent p of time ~ |y|^p in the legend.
 """
 
 from __future__ import annotations
@@ -23,18 +23,26 @@ MARKERS = ("", "D", "o", "s", "^", "v")
 
 
 def rung(name: str, method: str, lengths: ArrayLike, times: ArrayLike) -> pd.DataFrame:
-    """Times to forget on one rung under one method, one row per response length; inf where it was not reached.
+    """Times to forget on one rung under one method, one row per response length; inf where it was
+    not reached.
 
     Raises `InvalidInput` for a method without a name, or as many times as lengths.
     """
     require(method in style.LABELS, "method", method, f"one of {sorted(style.LABELS)}")
     length, time = np.asarray(lengths, dtype=float), np.asarray(times, dtype=float)
-    require(length.shape == time.shape, "times", time.shape, f"one for each of the lengths, {length.shape}")
+    require(
+        length.shape == time.shape,
+        "times",
+        time.shape,
+        f"one for each of the lengths, {length.shape}",
+    )
     return pd.DataFrame({"rung": name, "method": method, "length": length, "time": time})
 
 
 def exponents(rungs: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """The exponent p of time ~ |y|^p with its 95% interval, one row per rung, one column per method and bound."""
+    """The exponent p of time ~ |y|^p with its 95% interval, one row per rung, one column per
+    method and bound.
+    """
     rows: dict[str, dict[str, float]] = {}
     for own in rungs:
         found, method = _fit(own), str(own["method"].iloc[0])
@@ -44,7 +52,8 @@ def exponents(rungs: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def ladder_figure(rungs: Sequence[pd.DataFrame]) -> Figure:
-    """Draw times against length, one panel per method, one marker per rung; a rung without a marker is a line.
+    """Draw times against length, one panel per method, one marker per rung; a rung without a marker
+    is a line.
 
     Raises `InvalidInput` for no rungs.
     """
@@ -59,12 +68,25 @@ def ladder_figure(rungs: Sequence[pd.DataFrame]) -> Figure:
                 means = own[np.isfinite(own["time"])].groupby("length")["time"].agg(_geometric)
                 relative = means / _geometric(means)
                 shift = 1.05 ** (place - (len(names) - 1) / 2) if place else 1.0
-                look = {"color": style.COLORS[method], "marker": MARKERS[place % len(MARKERS)], "ms": 6}
+                look = {
+                    "color": style.COLORS[method],
+                    "marker": MARKERS[place % len(MARKERS)],
+                    "ms": 6,
+                }
                 look |= (
-                    {"ls": "", "mfc": "white" if place % 2 else style.COLORS[method]} if place else {"color": "black"}
+                    {"ls": "", "mfc": "white" if place % 2 else style.COLORS[method]}
+                    if place
+                    else {"color": "black"}
                 )
-                axes.plot(means.index * shift, relative, label=f"{name}: p = {_fit(own).value:.2f}", **look)
-            axes.set(xscale="log", yscale="log", xlabel="|y|, scored tokens", title=style.LABELS[method])
+                axes.plot(
+                    means.index * shift,
+                    relative,
+                    label=f"{name}: p = {_fit(own).value:.2f}",
+                    **look,
+                )
+            axes.set(
+                xscale="log", yscale="log", xlabel="|y|, scored tokens", title=style.LABELS[method]
+            )
             plain_log_axis(axes.xaxis, sorted(set(frame["length"])))
             plain_log_axis(axes.yaxis, (0.1, 0.2, 0.5, 1, 2, 5, 10))
             axes.legend(loc="best")

@@ -1,7 +1,8 @@
-"""Views of the law itself: sliders for its numbers, its four corners side by side, and the scalar law of time.
+"""Views of the law itself: sliders for its numbers, its four corners side by side, and the scalar
+law of time.
 
-Nothing is simulated: every picture is the shipped objective or its closed form, on lengths and falls of which all
-responses have the same log-probability per token, as in the figure `weights`.
+Nothing is simulated: every picture is the shipped objective or its closed form, on lengths and
+falls of which all responses have the same log-probability per token, as in the figure `weights`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,16 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from figures import style
-from figures.views.view import Picture, View, lengths_box, mixed, plain_log_axis, read_lengths, room_for_a_line, slider
+from figures.views.view import (
+    Picture,
+    View,
+    lengths_box,
+    mixed,
+    plain_log_axis,
+    read_lengths,
+    room_for_a_line,
+    slider,
+)
 from markov.errors import require
 from markov.objectives import CORNERS, Objective, SequenceLogProbs, validate
 from markov.theory import theta, time_to_forget
@@ -25,18 +35,34 @@ FALLS = np.linspace(0, 3, 80)
 TICKS = (1, 4, 20, 80, 200)
 MIDDLE = 20  # scored tokens of the response whose time is the unit of time
 WEIGHTS = (1e-5, 4.0)
-SHORT = {"length_normalized_npo": "length-normalised\nNPO", "reference_free_npo": "reference-free\nNPO"}
+SHORT = {
+    "length_normalized_npo": "length-normalised\nNPO",
+    "reference_free_npo": "reference-free\nNPO",
+}
 
 
 def sequences(lengths: Any, start: Any, fall: Any) -> SequenceLogProbs:
-    """Responses with `start` nats per token under the reference and `start` - `fall` now; all three broadcast."""
-    length, first, fallen = np.broadcast_arrays(*(np.asarray(value, dtype=float) for value in (lengths, start, fall)))
-    for name, values, least in (("lengths", length, 1.0), ("start", -first, 0.0), ("fall", fallen, -np.inf)):
+    """Responses with `start` nats per token under the reference and `start` - `fall` now; all
+    three broadcast.
+    """
+    length, first, fallen = np.broadcast_arrays(
+        *(np.asarray(value, dtype=float) for value in (lengths, start, fall))
+    )
+    for name, values, least in (
+        ("lengths", length, 1.0),
+        ("start", -first, 0.0),
+        ("fall", fallen, -np.inf),
+    ):
         proper = np.isfinite(values) & (values >= least)
-        allowed = "at least 1 scored token" if name == "lengths" else "finite nats per token, a start of at most 0"
+        allowed = (
+            "at least 1 scored token"
+            if name == "lengths"
+            else "finite nats per token, a start of at most 0"
+        )
         require(bool(proper.all()), name, np.asarray(values)[~proper][:1].tolist(), allowed)
     logp, own, ref = (
-        torch.from_numpy(np.array(value)) for value in (length * (first - fallen), length, length * first)
+        torch.from_numpy(np.array(value))
+        for value in (length * (first - fallen), length, length * first)
     )
     return SequenceLogProbs(logp, own, ref)
 
@@ -52,17 +78,20 @@ def law_view(
     fall: float = 0.5,
     controls: Mapping[str, Any] | None = None,
 ) -> View:
-    """The place in the square of methods, and the gradient weight there against length and against what has fallen.
+    """The place in the square of methods, and the gradient weight there against length and against
+    what has fallen.
 
-    `start` is the log-probability per token under the reference, `fall` what has been lost of it since (nats). With
-    `controls`, those of another view, the two move together.
+    `start` is the log-probability per token under the reference, `fall` what has been lost of it
+    since (nats). With `controls`, those of another view, the two move together.
     """
     values = {"beta": beta, "gamma": gamma, "reference": reference, "normalize": normalize}
     values |= {"length": length, "start": start, "fall": fall}
     known = dict(controls or {})
     chosen = {name: known.get(name) or slider(name, value) for name, value in values.items()}
     with style.look():
-        figure, ((square, by_length, by_fall),) = style.grid_figure(1, 3, 10.4, 3.7, width_ratios=(0.95, 1.2, 1.2))
+        figure, ((square, by_length, by_fall),) = style.grid_figure(
+            1, 3, 10.4, 3.7, width_ratios=(0.95, 1.2, 1.2)
+        )
         (place,) = square.plot([], [], "o", ms=13, mec="black", zorder=5)
         _square(square)
         first, now, at = _curves(by_length, "|y|, scored tokens")
@@ -88,21 +117,32 @@ def law_view(
         weight, z = float(objective.weight(one)), float(objective.logit(one))
         at.set_data([length], [weight])
         here.set_data([fall], [weight])
-        said.set_text(f"|y| = {length}:   z = {z:.3g},   weight = 2σ(z)/|y|^{objective.normalize:g} = {weight:.3g}")
+        said.set_text(
+            f"|y| = {length}:   z = {z:.3g},   weight = 2σ(z)/|y|^{objective.normalize:g} = "
+            f"{weight:.3g}"
+        )
 
     moving = (place, first, now, at, path, here, said)
     return View(Picture(figure=figure, moving=moving, update=update), chosen)
 
 
 def corners_view(
-    *, lengths: str = "4, 20, 80", summed: float = 0.05, per_token: float = 1.0, start: float = -1.0, fall: float = 0.0
+    *,
+    lengths: str = "4, 20, 80",
+    summed: float = 0.05,
+    per_token: float = 1.0,
+    start: float = -1.0,
+    fall: float = 0.0,
 ) -> View:
     """The four corners side by side while responses of typed lengths fall, under the scalar law.
 
-    The moment shown is when 20 tokens have fallen by `fall` nats each; `summed` is the beta of the two corners that sum
-    over tokens, `per_token` that of the two that average.
+    The moment shown is when 20 tokens have fallen by `fall` nats each; `summed` is the beta of the
+    two corners that sum over tokens, `per_token` that of the two that average.
     """
-    controls = {name: slider("beta", value) for name, value in (("summed", summed), ("per_token", per_token))}
+    controls = {
+        name: slider("beta", value)
+        for name, value in (("summed", summed), ("per_token", per_token))
+    }
     controls["summed"].description, controls["per_token"].description = "β summed", "β per token"
     controls = {
         "lengths": lengths_box(lengths),
@@ -118,7 +158,13 @@ def corners_view(
             moving[name] = (upper.plot([], [], **look)[0], lower.plot([], [], **look)[0])
             lower.plot([1, 1000], [1, 1000**-normalize], ":", color="grey", lw=1)
             upper.set_title(style.LABELS[name], color=style.COLORS[name], fontweight="bold")
-            lower.set(xscale="log", yscale="log", xlim=(1, 1000), ylim=WEIGHTS, xlabel="|y|, scored tokens")
+            lower.set(
+                xscale="log",
+                yscale="log",
+                xlim=(1, 1000),
+                ylim=WEIGHTS,
+                xlabel="|y|, scored tokens",
+            )
             plain_log_axis(lower.xaxis, (1, 4, 20, 80, 400))
         panels[0][0].set(ylim=(-0.2, 6), ylabel="fallen, nats per token")
         panels[1][0].set(ylabel="gradient weight")
@@ -130,7 +176,9 @@ def corners_view(
         own = read_lengths(lengths)
         for name, (upper, lower) in moving.items():
             objective = Objective(per_token if CORNERS[name][1] else summed, 0.0, *CORNERS[name])
-            fallen = start - theta(objective, own, time_to_forget(objective, MIDDLE, fall, start), start)
+            fallen = start - theta(
+                objective, own, time_to_forget(objective, MIDDLE, fall, start), start
+            )
             upper.set_data(own, fallen)
             lower.set_data(own, objective.weight(sequences(own, start, fallen)))
 
@@ -148,9 +196,11 @@ def pace_view(
     fall: float = 0.5,
     controls: Mapping[str, Any] | None = None,
 ) -> View:
-    """The scalar law of time: how responses of 4, 20 and 80 tokens fall, and the time to fall against length.
+    """The scalar law of time: how responses of 4, 20 and 80 tokens fall, and the time to fall
+    against length.
 
-    Times are in units of the time in which 20 tokens fall by `fall` nats each. `controls` as in `law_view`.
+    Times are in units of the time in which 20 tokens fall by `fall` nats each. `controls` as in
+    `law_view`.
     """
     values = {
         "beta": beta,
@@ -167,14 +217,24 @@ def pace_view(
         figure, ((falling, needed),) = style.grid_figure(1, 2, 10.4, 3.6)
         looks = {4: "-.", 20: "-", 80: "--"}
         paths = [falling.plot([], [], look, lw=2)[0] for look in looks.values()]
-        falling.set(xscale="log", xlim=(0.02, 50), ylim=(-0.1, 6), xlabel="time, in units of that of 20 tokens")
+        falling.set(
+            xscale="log",
+            xlim=(0.02, 50),
+            ylim=(-0.1, 6),
+            xlabel="time, in units of that of 20 tokens",
+        )
         falling.set_ylabel("fallen, nats per token")
-        handles = [Line2D([], [], color="black", ls=look, label=f"|y| = {length}") for length, look in looks.items()]
+        handles = [
+            Line2D([], [], color="black", ls=look, label=f"|y| = {length}")
+            for length, look in looks.items()
+        ]
         falling.legend(handles=handles, loc="upper left")
         (curve,) = needed.plot([], [], lw=2)
         needed.plot(MIDDLE, 1, "o", color="black", mfc="white")
         needed.plot(GRID, MIDDLE / GRID, ":", color="grey", lw=1, label="1/|y|")
-        needed.set(xscale="log", yscale="log", xlim=(1, 200), ylim=(0.02, 50), xlabel="|y|, scored tokens")
+        needed.set(
+            xscale="log", yscale="log", xlim=(1, 200), ylim=(0.02, 50), xlabel="|y|, scored tokens"
+        )
         needed.set_ylabel("time to fall")
         needed.legend(loc="lower left")
         plain_log_axis(needed.xaxis, TICKS)
@@ -191,7 +251,8 @@ def pace_view(
         curve.set_data(GRID, time_to_forget(objective, GRID, max(fall, 1e-6), start) / unit)
         curve.set_color(color)
         ends = np.log(time_to_forget(objective, np.array([19.0, 21.0]), max(fall, 1e-6), start))
-        exponent = round(float((ends[1] - ends[0]) / np.log(21 / 19)), 2) + 0.0  # no minus before a zero
+        # no minus before a zero
+        exponent = round(float((ends[1] - ends[0]) / np.log(21 / 19)), 2) + 0.0
         said.set_text(f"around |y| = 20:   time ~ |y|^{exponent:z.2f}")
 
     return View(Picture(figure=figure, moving=(*paths, curve, said), update=update), chosen)
@@ -200,12 +261,27 @@ def pace_view(
 def _square(axes: Axes) -> None:
     for name, (reference, normalize) in CORNERS.items():
         axes.plot(reference, normalize, "s", color=style.COLORS[name], ms=8)
-        sides: dict[str, Any] = {"ha": "right" if reference else "left", "va": "bottom" if normalize else "top"}
+        sides: dict[str, Any] = {
+            "ha": "right" if reference else "left",
+            "va": "bottom" if normalize else "top",
+        }
         shift = (6 if reference else -6, 10 if normalize else -10)
         text = SHORT.get(name, style.LABELS[name])
-        axes.annotate(text, (reference, normalize), xytext=shift, textcoords="offset points", fontsize=8, **sides)
+        axes.annotate(
+            text,
+            (reference, normalize),
+            xytext=shift,
+            textcoords="offset points",
+            fontsize=8,
+            **sides,
+        )
     axes.set(
-        xlim=(-0.22, 1.22), ylim=(-0.42, 1.42), xlabel="reference", ylabel="normalize", xticks=(0, 1), yticks=(0, 1)
+        xlim=(-0.22, 1.22),
+        ylim=(-0.42, 1.42),
+        xlabel="reference",
+        ylabel="normalize",
+        xticks=(0, 1),
+        yticks=(0, 1),
     )
 
 

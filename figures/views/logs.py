@@ -1,4 +1,6 @@
-"""Evaluation logs in notebooks: what a test of so many examples can say, and logs that are always at hand."""
+"""Evaluation logs in notebooks: what a test of so many examples can say, and logs that are
+always at hand.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +33,19 @@ NEW_TOKENS = 60  # of a model's own answers, where they are written for a notebo
 
 
 def quality_view(
-    log: EvaluationLog, retrained: EvaluationLog, *, examples: int = 40, variant: str = "geometric", draw: int = 0
+    log: EvaluationLog,
+    retrained: EvaluationLog,
+    *,
+    examples: int = 40,
+    variant: str = "geometric",
+    draw: int = 0,
 ) -> View:
-    """Forget quality of so many examples, drawn without replacement: distributions of truth ratios, and their test.
+    """Forget quality of so many examples, drawn without replacement: distributions of truth ratios,
+    and their test.
 
-    Left, the share of examples below a ratio, of which D is the largest distance; right, the p-value against the number
-    of examples, in several draws (grey) and in this one. Raises `InvalidInput` as `forget_quality` does.
+    Left, the share of examples below a ratio, of which D is the largest distance; right, the
+    p-value against the number of examples, in several draws (grey) and in this one. Raises
+    `InvalidInput` as `forget_quality` does.
     """
     other, count = align(log, retrained), len(log.index)
     sizes = [size for size in SIZES if size < count] + [count]
@@ -45,7 +54,9 @@ def quality_view(
     controls = {
         "examples": widgets.IntSlider(examples, min=3, max=count, description="examples", **look),
         "draw": widgets.IntSlider(draw, min=0, max=100, description="draw", **look),
-        "variant": widgets.Dropdown(options=list(VARIANTS), value=variant, description="variant", **look),
+        "variant": widgets.Dropdown(
+            options=list(VARIANTS), value=variant, description="variant", **look
+        ),
     }
     cloud = subsampled(log, other, sizes, variant=variant)
     with style.look():
@@ -53,7 +64,13 @@ def quality_view(
         colors = (style.COLORS["npo"], "black")
         curves = [left.plot([], [], drawstyle="steps-post", color=color)[0] for color in colors]
         left.legend(handles=curves, labels=["the model", "retrained"], loc="upper left")
-        left.set(xscale="log", xlim=(0.05, 20), ylim=(0, 1), xlabel="truth ratio R", ylabel="share of examples below")
+        left.set(
+            xscale="log",
+            xlim=(0.05, 20),
+            ylim=(0, 1),
+            xlabel="truth ratio R",
+            ylabel="share of examples below",
+        )
         plain_log_axis(left.xaxis, (0.1, 0.3, 1, 3, 10))
         right.plot(cloud["examples"], cloud["log10_p"], "o", color="grey", ms=3, alpha=0.6)
         (here,) = right.plot([], [], "o", ms=10, color=colors[0], mec="black")
@@ -71,7 +88,10 @@ def quality_view(
             curve.set_data([1e-9, *ratio, 1e9], [0, *np.arange(1, examples + 1) / examples, 1])
         found = forget_quality(*both, variant=variant)
         here.set_data([examples], [found.log10_p])
-        said.set_text(f"{examples} beside {examples} examples:  D = {found.statistic:.2f},  p = {found.p_value:.2g}")
+        said.set_text(
+            f"{examples} beside {examples} examples:  D = {found.statistic:.2f},  p = "
+            f"{found.p_value:.2g}"
+        )
 
     return View(Picture(figure=figure, moving=[*curves, here, said], update=update), controls)
 
@@ -84,7 +104,9 @@ def subsampled(
     draws: int = DRAWS,
     variant: str = "geometric",
 ) -> pd.DataFrame:
-    """Forget quality of examples drawn without replacement: `examples`, `draw`, `p_value`, `log10_p`, `statistic`."""
+    """Forget quality of examples drawn without replacement: `examples`, `draw`, `p_value`,
+    `log10_p`, `statistic`.
+    """
     other, rows = align(log, retrained), []
     for size in sizes:
         for draw in range(draws):
@@ -99,9 +121,11 @@ def _drawn(count: int, examples: int, draw: int) -> np.ndarray:
 
 
 def tofu_logs(context: Context, kind: str = "original") -> TofuLogs:
-    """Llama-2-7B's public evaluation logs where SIMNPO_LAB_TOFU is set, else the same files made by the default model.
+    """Llama-2-7B's public evaluation logs where SIMNPO_LAB_TOFU is set, else the same files made by
+    the default model.
 
-    `kind` is original or retrained. Raises `InvalidInput` for another, and for a folder without such logs.
+    `kind` is original or retrained. Raises `InvalidInput` for another, and for a folder without
+    such logs.
     """
     require(kind in ("original", "retrained"), "kind", kind, "original or retrained")
     found = llm_sources.real_logs()
@@ -125,7 +149,9 @@ def tofu_logs(context: Context, kind: str = "original") -> TofuLogs:
 
 
 class Files(NamedTuple):
-    """What a template starts from: two models' folders, and what is to be forgotten and retained as files."""
+    """What a template starts from: two models' folders, and what is to be forgotten and retained
+    as files.
+    """
 
     checkpoint: Path
     retrained: Path
@@ -134,7 +160,9 @@ class Files(NamedTuple):
 
 
 def example_files() -> Files:
-    """The quick default model, made now if it is not in the cache, with its data written there as TOFU's JSON."""
+    """The quick default model, made now if it is not in the cache, with its data written there
+    as TOFU's JSON.
+    """
     models = study(quick()).models
     for kind in ("original", "retrained"):
         build(models, kind, progress=False)

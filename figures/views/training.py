@@ -1,4 +1,6 @@
-"""Training to watch and to stop: pretrain what the cache lacks, then unlearn, with the model's matrix in view."""
+"""Training to watch and to stop: pretrain what the cache lacks, then unlearn, with the model's
+matrix in view.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +35,11 @@ class Cancelled(Exception):
 
 
 class Training(widgets.VBox):
-    """Buttons `start` and `cancel`, a progress `bar`, a line of text and the model's transition matrix, live.
+    """Buttons `start` and `cancel`, a progress `bar`, a line of text and the model's transition
+    matrix, live.
 
-    `result()` gives the recording: it waits for a training that runs, and trains here and now where nobody has started
-    one.
+    `result()` gives the recording: it waits for a training that runs, and trains here and now where
+    nobody has started one.
     """
 
     def __init__(self, experiment: Experiment) -> None:
@@ -52,7 +55,9 @@ class Training(widgets.VBox):
         self._probes = [tokens[: experiment.test_examples] for tokens in data.test.values()]
         self.start.on_click(self._begin)
         self.cancel.on_click(self._end)
-        super().__init__([widgets.HBox([self.start, self.cancel, self.bar, self.message]), self.view])
+        super().__init__(
+            [widgets.HBox([self.start, self.cancel, self.bar, self.message]), self.view]
+        )
 
     def result(self) -> Recording:
         """The finished recording; raises `Cancelled` where the training was stopped."""
@@ -82,12 +87,15 @@ class Training(widgets.VBox):
         self.start.disabled, self.cancel.disabled, self.recording = True, False, None
         try:
             for job, label in zip(
-                model_jobs(self.experiment), ("pretraining", "the model to compare with"), strict=True
+                model_jobs(self.experiment),
+                ("pretraining", "the model to compare with"),
+                strict=True,
             ):
                 _pretrain(job, label, self._tick)
             steps = self.experiment.steps
             self.recording = record(
-                self.experiment, on_step=lambda step, now: self._tick("unlearning", step, steps, now)
+                self.experiment,
+                on_step=lambda step, now: self._tick("unlearning", step, steps, now),
             )
             self.message.value = "done"
         except Cancelled:
@@ -133,16 +141,25 @@ def _pretrain(job: ModelJob, label: str, tick: Tick) -> None:
 
 
 def _matrix(experiment: Experiment) -> tuple[View, Callable[[np.ndarray], None]]:
-    """A picture of the model's transition matrix now, beside the chains' own rows, and what moves it."""
+    """A picture of the model's transition matrix now, beside the chains' own rows, and what
+    moves it.
+    """
     states, chains, shown = experiment.case.states, experiment.case.chains(), {}
     shown["laws"] = np.full((states, states), 1 / states)
-    truth = np.stack([max((chain.transition[row] for chain in chains), key=_sure).numpy() for row in range(states)])
+    truth = np.stack(
+        [
+            max((chain.transition[row] for chain in chains), key=_sure).numpy()
+            for row in range(states)
+        ]
+    )
     with style.look():
         figure, ((left, right),) = style.grid_figure(1, 2, 6.4, 3.1)
         image = heat(left, states, "model now")
         heat(right, states, "the chains' own rows").set_data(truth)
         left.set_ylabel("state")
-    view = View(Picture(figure=figure, moving=(image,), update=lambda: image.set_data(shown["laws"])), {})
+    view = View(
+        Picture(figure=figure, moving=(image,), update=lambda: image.set_data(shown["laws"])), {}
+    )
 
     def show(laws: np.ndarray) -> None:
         shown["laws"] = laws

@@ -1,8 +1,10 @@
-"""What the notebooks' views are made of: controls, a picture that follows them, and one line for what cannot be drawn.
+"""What the notebooks' views are made of: controls, a picture that follows them, and one line for
+what cannot be drawn.
 
-A `Picture` is a figure of which some artists move. The rest is drawn once and kept; a moved slider restores it, moves
-the artists and encodes the result, a matter of milliseconds, so that no window system and no extension is needed: the
-picture is an image like any other, in a live notebook and on a printed page.
+A `Picture` is a figure of which some artists move. The rest is drawn once and kept; a moved slider
+restores it, moves the artists and encodes the result, a matter of milliseconds, so that no window
+system and no extension is needed: the picture is an image like any other, in a live notebook and on
+a printed page.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ from figures import style
 from markov.errors import InvalidInput, require
 
 QUICK = "SIMNPO_LAB_QUICK"
-DPI = 115  # of the encoded picture; it is shown at SHOWN pixels per inch, so that it is sharp on fine screens too
+# of the encoded picture; it is shown at SHOWN pixels per inch, so that it is sharp on fine screens
+# too
+DPI = 115
 SHOWN = 96
 WRONG, RIGHT = "#D55E00", "#009E73"  # from the palette of the figures
 LIMITS = {
@@ -56,7 +60,9 @@ DESCRIPTIONS = {
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Picture:
-    """A figure, the artists of it that move, and the function of the controls' values that moves them."""
+    """A figure, the artists of it that move, and the function of the controls' values that moves
+    them.
+    """
 
     figure: Figure
     moving: Sequence[Artist]
@@ -64,7 +70,8 @@ class Picture:
 
 
 class View(widgets.VBox):
-    """Controls above a picture; `controls` by name, `image` holds the PNG, `message` what is wrong with the values.
+    """Controls above a picture; `controls` by name, `image` holds the PNG, `message` what is wrong
+    with the values.
 
     Controls may be those of another view, which then move both.
     """
@@ -79,18 +86,24 @@ class View(widgets.VBox):
             self.canvas.draw()
         self.background = self.canvas.copy_from_bbox(picture.figure.bbox)
         width = round(SHOWN * picture.figure.get_figwidth())
-        self.image = widgets.Image(format="png", layout=widgets.Layout(width=f"{width}px", max_width="100%"))
+        self.image = widgets.Image(
+            format="png", layout=widgets.Layout(width=f"{width}px", max_width="100%")
+        )
         self.message = widgets.HTML()
         grid = widgets.GridBox(
             list(self.controls.values()),
             layout=widgets.Layout(
-                grid_template_columns=f"repeat({columns}, minmax(0, 1fr))", width=f"{width}px", max_width="100%"
+                grid_template_columns=f"repeat({columns}, minmax(0, 1fr))",
+                width=f"{width}px",
+                max_width="100%",
             ),
         )
         self.redraw()
         for control in self.controls.values():
             control.observe(self.redraw, "value")
-        super().__init__([grid, self.message, self.image] if self.controls else [self.message, self.image])
+        super().__init__(
+            [grid, self.message, self.image] if self.controls else [self.message, self.image]
+        )
 
     @property
     def values(self) -> dict[str, Any]:
@@ -98,7 +111,9 @@ class View(widgets.VBox):
         return {name: control.value for name, control in self.controls.items()}
 
     def redraw(self, change: object = None) -> None:
-        """Draw the picture of the values; those that cannot be used leave it as it is and are named in the message."""
+        """Draw the picture of the values; those that cannot be used leave it as it is and are
+        named in the message.
+        """
         try:
             self.picture.update(**self.values)
         except InvalidInput as error:
@@ -141,11 +156,16 @@ def slider(name: str, value: float) -> Any:
     shared["style"] = {"description_width": "76px"}
     shared["layout"] = widgets.Layout(width="98%")
     if name == "beta":
-        # A browser moves every value to the nearest step: with a coarse one beta = 4 would become 3.98.
-        return widgets.FloatLogSlider(value, min=np.log10(low), max=np.log10(high), step=0.001, **shared)
+        # A browser moves every value to the nearest step: with a coarse one beta = 4 would become
+        # 3.98.
+        return widgets.FloatLogSlider(
+            value, min=np.log10(low), max=np.log10(high), step=0.001, **shared
+        )
     if name == "length":
         return widgets.IntSlider(int(value), min=low, max=high, **shared)
-    return widgets.FloatSlider(value, min=low, max=high, step=0.05 if high - low > 1 else 0.01, **shared)
+    return widgets.FloatSlider(
+        value, min=low, max=high, step=0.05 if high - low > 1 else 0.01, **shared
+    )
 
 
 def lengths_box(lengths: str) -> Any:
@@ -160,7 +180,9 @@ def lengths_box(lengths: str) -> Any:
 
 
 def read_lengths(text: str) -> np.ndarray:
-    """Lengths as typed, "4, 19, 80"; raises `InvalidInput` for what is no whole number from 1 to 1000."""
+    """Lengths as typed, "4, 19, 80"; raises `InvalidInput` for what is no whole number from 1 to
+    1000.
+    """
     allowed = "whole numbers from 1 to 1000, apart by commas"
     words = [word.strip() for word in text.split(",")]
     for word in words:
@@ -174,7 +196,8 @@ def one_line(error: BaseException) -> str:
 
 
 def friendly() -> None:
-    """From here on, input that cannot be used is answered in the notebook by one line, not by a traceback.
+    """From here on, input that cannot be used is answered in the notebook by one line, not by a
+    traceback.
 
     The cell still counts as failed. Does nothing outside IPython.
     """
@@ -183,13 +206,16 @@ def friendly() -> None:
         shell.set_custom_exc((InvalidInput,), _answer)
 
 
-def _answer(shell: Any, kind: type, error: BaseException, trace: Any, tb_offset: int | None = None) -> list[str]:
+def _answer(
+    shell: Any, kind: type, error: BaseException, trace: Any, tb_offset: int | None = None
+) -> list[str]:
     display(HTML(one_line(error)))
     return [str(error)]
 
 
 def quick() -> bool:
-    """Whether notebooks should make do with small runs: whether the variable SIMNPO_LAB_QUICK is set to 1.
+    """Whether notebooks should make do with small runs: whether the variable SIMNPO_LAB_QUICK is
+    set to 1.
 
     Raises `InvalidInput` for any other value than 0, 1 or nothing.
     """
@@ -216,7 +242,9 @@ def plain_log_axis(axis: Any, ticks: Sequence[float]) -> None:
 
 def heat(axes: Axes, states: int, title: str) -> Any:
     """An empty heat map of a transition matrix, rows from, columns to, probabilities 0 to 0.5."""
-    image = axes.imshow(np.zeros((states, states)), vmin=0, vmax=0.5, cmap="viridis", interpolation="nearest")
+    image = axes.imshow(
+        np.zeros((states, states)), vmin=0, vmax=0.5, cmap="viridis", interpolation="nearest"
+    )
     axes.set(title=title, xlabel="next state", xticks=range(states), yticks=range(states))
     axes.tick_params(length=0, labelsize=7)
     return image

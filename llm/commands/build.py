@@ -19,11 +19,13 @@ DATA = "data"
 
 @dataclass(frozen=True, kw_only=True)
 class Build:
-    """Make the default models, which need no download: a small Llama that knows fictional authors by heart.
+    """Make the default models, which need no download: a small Llama that knows fictional authors
+    by heart.
 
-    They are kept in the cache ($SIMNPO_LAB_CACHE chooses where) and known to every command by the words that are
-    printed: authors:KIND, or with another percent or seed authors:KIND:PERCENT[:SEED], whose data are authors:SPLIT and
-    authors:SPLIT:SEED. With --out they are also written to a folder, beside the data as files in TOFU's format.
+    They are kept in the cache ($SIMNPO_LAB_CACHE chooses where) and known to every command by the
+    words that are printed: authors:KIND, or with another percent or seed
+    authors:KIND:PERCENT[:SEED], whose data are authors:SPLIT and authors:SPLIT:SEED. With --out
+    they are also written to a folder, beside the data as files in TOFU's format.
     """
 
     kinds: tuple[Kind, ...] = ("original", "retrained", "partial")
@@ -46,11 +48,16 @@ def build(command: Build) -> None:
     from llm.models.source import load
 
     require(len(command.kinds) > 0, "kinds", command.kinds, "at least one")
-    words = {kind: Made("authors", kind, command.percent, command.seed).word for kind in command.kinds}
+    words = {
+        kind: Made("authors", kind, command.percent, command.seed).word for kind in command.kinds
+    }
     for word in words.values():
         made(word)  # refuses a percent of which there are no splits
     authors = Authors(seed=command.seed)
-    described = {kind: {"model": word, "percent": command.percent, "authors": authors} for kind, word in words.items()}
+    described = {
+        kind: {"model": word, "percent": command.percent, "authors": authors}
+        for kind, word in words.items()
+    }
     if command.out is not None:
         folders.check_place(command.out)
         claimed = {"percent": command.percent, "authors": authors}
@@ -58,12 +65,23 @@ def build(command: Build) -> None:
         for kind in command.kinds:
             copy = command.out / kind
             ours = not copy.exists() or saved_settings(copy) == storage.settings_of(described[kind])
-            require(ours, "out", str(command.out), f"a folder whose {kind} is of these settings, or not there")
+            require(
+                ours,
+                "out",
+                str(command.out),
+                f"a folder whose {kind} is of these settings, or not there",
+            )
     for kind, word in words.items():
         language = load(word, device=command.device)
         if command.out is not None and not (command.out / kind).exists():
-            save(language, command.out / kind, storage.provenance(described[kind], __name__, seeds=[command.seed]))
-        print(f"{kind}: {language.name}" if command.out is None else f"{kind}: {command.out / kind}")
+            save(
+                language,
+                command.out / kind,
+                storage.provenance(described[kind], __name__, seeds=[command.seed]),
+            )
+        print(
+            f"{kind}: {language.name}" if command.out is None else f"{kind}: {command.out / kind}"
+        )
     if command.out is not None:
         for name, examples in splits(authors).items():
             path = command.out / DATA / f"{name}.json"

@@ -24,11 +24,13 @@ from markov.objectives import Objective
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnose:
-    """Reference-model bias from the evaluation logs of TOFU runs, in any of their three layouts: no model is needed.
+    """Reference-model bias from the evaluation logs of TOFU runs, in any of their three layouts: no
+    model is needed.
 
-    open-unlearning's logs store mean losses only. --lengths then says how many tokens each answer has; without it,
-    objectives that divide the length out are diagnosed per token, and the others are left out.
-    Example: python -m llm diagnose --logs llama2-7b_full --retrained-logs llama2-7b_retain90
+    open-unlearning's logs store mean losses only. --lengths then says how many tokens each answer
+    has; without it, objectives that divide the length out are diagnosed per token, and the others
+    are left out. Example: python -m llm diagnose --logs llama2-7b_full --retrained-logs
+    llama2-7b_retain90
     """
 
     logs: Path
@@ -38,11 +40,15 @@ class Diagnose:
     shared: bool = False
     """Keep the questions that both logs hold, where they hold different ones."""
     lengths: Path | None = None
-    """Scores of the same answers by any model with this tokenizer and template (see score), for logs without counts."""
+    """Scores of the same answers by any model with this tokenizer and template (see score), for
+    logs without counts.
+    """
     objectives: tuple[str, ...] = DEFAULTS
     """CORNER:BETA[:GAMMA], such as npo:0.1 or simnpo:2.5:0.5, or gradient_ascent."""
     out: Path = Path("out/diagnosis.parquet")
-    """Table to write: index, length, ref, retrained, needed, needed_per_token and a column of weights per objective."""
+    """Table to write: index, length, ref, retrained, needed, needed_per_token and a column of
+    weights per objective.
+    """
 
 
 def diagnose(command: Diagnose) -> None:
@@ -67,16 +73,28 @@ def diagnose(command: Diagnose) -> None:
 
 def _counted(log: EvaluationLog, scores: pd.DataFrame) -> EvaluationLog:
     """The log with the lengths of a table of scores, in which its examples are found by index."""
-    require(log.gold.length is None, "lengths", "given", f"left out: {log.file} says how many tokens each answer has")
+    require(
+        log.gold.length is None,
+        "lengths",
+        "given",
+        f"left out: {log.file} says how many tokens each answer has",
+    )
     found = scores.set_index("index")["length"].reindex(log.index)
     lacking = log.index[found.isna().to_numpy()].tolist()
-    allowed = f"the length of each of the {len(log.index)} examples of {log.file} ({len(lacking)} missing)"
+    allowed = (
+        f"the length of each of the {len(log.index)} examples of {log.file} ({len(lacking)} "
+        "missing)"
+    )
     require(not lacking, "lengths, index", lacking[:1], allowed)
     return with_lengths(log, found.to_numpy(dtype=float))
 
 
-def _counted_alike(original: EvaluationLog, retrained: EvaluationLog) -> tuple[EvaluationLog, EvaluationLog]:
-    """Both logs with the numbers of tokens that one of them stores: they are of the same answers, and one tokenizer."""
+def _counted_alike(
+    original: EvaluationLog, retrained: EvaluationLog
+) -> tuple[EvaluationLog, EvaluationLog]:
+    """Both logs with the numbers of tokens that one of them stores: they are of the same
+    answers, and one tokenizer.
+    """
     if original.gold.length is not None and retrained.gold.length is None:
         aligned = align(original, retrained)
         return original, with_lengths(aligned, original.gold.length)
@@ -86,11 +104,20 @@ def _counted_alike(original: EvaluationLog, retrained: EvaluationLog) -> tuple[E
 
 
 def _without_lengths(chosen: Mapping[str, Objective], log: EvaluationLog) -> dict[str, Objective]:
-    """The objectives that can do without lengths; says in one line which cannot, and what they lack."""
+    """The objectives that can do without lengths; says in one line which cannot, and what they
+    lack.
+    """
     found = {name: one for name, one in chosen.items() if float(one.normalize) == 1}
-    missing = f"{log.file} stores no numbers of scored tokens, and needs --lengths, a table of `python -m llm score`"
+    missing = (
+        f"{log.file} stores no numbers of scored tokens, and needs --lengths, a table of "
+        "`python -m llm score`"
+    )
     allowed = f"one that divides the length out, such as simnpo:2.5: {missing}"
     require(bool(found), "objectives", sorted(chosen), allowed)
-    left = f"without {', '.join(sorted(chosen.keys() - found))} and" if len(found) < len(chosen) else "without"
+    left = (
+        f"without {', '.join(sorted(chosen.keys() - found))} and"
+        if len(found) < len(chosen)
+        else "without"
+    )
     print(f"warning: per token only, {left} what goes by length: {missing}", file=sys.stderr)
     return found

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from llm.data.tofu import Example
     from llm.models.language_model import LanguageModel
 
-OF_MODEL = ("model", "revision", "retrained", "data", "max_new_tokens", "legacy", "out")  # options that logs leave open
+# options that logs leave open
+OF_MODEL = ("model", "revision", "retrained", "data", "max_new_tokens", "legacy", "out")
 TABLE = "measures.parquet"
 NAMES = (OPEN_UNLEARNING, SUMMARY, TABLE, *TASKS.values(), AGGREGATED)
 # Where an evaluation goes and what is printed of it: nothing of the numbers follows from these.
@@ -38,12 +39,14 @@ NOT_ASKED = ("out", "json", "legacy", "allow_identical", "device", "logs", "retr
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(ModelOptions):
-    """Measure as TOFU does: probability, ROUGE-L, truth ratio, model utility, forget quality, with 95% intervals.
+    """Measure as TOFU does: probability, ROUGE-L, truth ratio, model utility, forget quality, with
+    95% intervals.
 
-    From evaluation logs, in any of their three layouts and with no model, or of a model, whose logs are then written to
-    OUT (TOFU_EVAL.json in open-unlearning's layout, TOFU_SUMMARY.json, measures.parquet). Forget quality needs the
-    logs of the model, or the model, that was retrained without the forget data.
-    Example: python -m llm evaluate --logs llama2-7b_full --retrained-logs llama2-7b_retain90
+    From evaluation logs, in any of their three layouts and with no model, or of a model, whose logs
+    are then written to OUT (TOFU_EVAL.json in open-unlearning's layout, TOFU_SUMMARY.json,
+    measures.parquet). Forget quality needs the logs of the model, or the model, that was retrained
+    without the forget data. Example: python -m llm evaluate --logs llama2-7b_full --retrained-logs
+    llama2-7b_retain90
     """
 
     logs: Path | None = None
@@ -53,10 +56,12 @@ class Evaluate(ModelOptions):
     retrained: str | None = None
     """With --model: the retrained model itself, in place of its log."""
     data: str | None = None
-    """With --model: what was forgotten, authors:forgetNN, tofu:forgetNN or FOLDER/forgetNN (default: for small models
-    authors:forget10)."""
+    """With --model: what was forgotten, authors:forgetNN, tofu:forgetNN or FOLDER/forgetNN
+    (default: for small models authors:forget10)."""
     variant: Literal["geometric", "arithmetic"] = "geometric"
-    """Mean of the wrong answers' probabilities in the truth ratio: the released code's or the TOFU paper's."""
+    """Mean of the wrong answers' probabilities in the truth ratio: the released code's or the
+    TOFU paper's.
+    """
     shared: bool = False
     """Compare the questions that both logs hold, where they hold different ones."""
     allow_identical: bool = False
@@ -64,8 +69,9 @@ class Evaluate(ModelOptions):
     max_new_tokens: int = 200
     """With --model: tokens of an answer that it writes."""
     words: Literal["latin", "any"] = "latin"
-    """With --model: what ROUGE takes for words; latin, runs of a to z and 0 to 9, is what every published number has,
-    any counts words of every script, and characters of those that write no blanks."""
+    """With --model: what ROUGE takes for words; latin, runs of a to z and 0 to 9, is what every
+    published number has, any counts words of every script, and characters of those that write no
+    blanks."""
     legacy: bool = False
     """With --model: also write the layout of TOFU's released code."""
     json: bool = False
@@ -84,7 +90,11 @@ def evaluate(command: Evaluate) -> None:
         check_retrained(command.retrained, data)
         frame, logs, retrained = _of_model(replace(command, data=data))
     found = as_json(frame, logs, retrained, command.variant)
-    print(json.dumps(found, allow_nan=False) if command.json else report(frame, logs, retrained, command.variant))
+    print(
+        json.dumps(found, allow_nan=False)
+        if command.json
+        else report(frame, logs, retrained, command.variant)
+    )
 
 
 def _of_logs(command: Evaluate, path: Path) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog | None]:
@@ -103,7 +113,8 @@ def _shared(logs: TofuLogs, retrained: EvaluationLog) -> tuple[TofuLogs, Evaluat
 
 
 def read_tofu_logs(path: Path) -> TofuLogs:
-    """The logs of all tasks that a folder, or a file of all tasks, holds; of a single task's file, that one.
+    """The logs of all tasks that a folder, or a file of all tasks, holds; of a single task's file,
+    that one.
 
     Raises `InvalidInput` as `read_log` does, for what holds none.
     """
@@ -113,7 +124,9 @@ def read_tofu_logs(path: Path) -> TofuLogs:
             found[task] = read_log(path, task)
         except InvalidInput as error:
             # Not there, or another task's: anything else is a log that cannot be read.
-            if error.field not in ("logs", "task") and not (error.field == "log" and isinstance(error.value, list)):
+            if error.field not in ("logs", "task") and not (
+                error.field == "log" and isinstance(error.value, list)
+            ):
                 raise
             errors.append(error)
     if not found:
@@ -122,13 +135,17 @@ def read_tofu_logs(path: Path) -> TofuLogs:
 
 
 def _measured(command: Evaluate, logs: TofuLogs, retrained: EvaluationLog | None) -> pd.DataFrame:
-    return measures(logs, retrained, variant=command.variant, allow_identical=command.allow_identical)
+    return measures(
+        logs, retrained, variant=command.variant, allow_identical=command.allow_identical
+    )
 
 
 def _retrained_log(command: Evaluate, forget: Sequence[Example]) -> EvaluationLog | None:
-    """The retrained model's log that the command names, found to be of these examples before any model is loaded.
+    """The retrained model's log that the command names, found to be of these examples before any
+    model is loaded.
 
-    Raises `InvalidInput` as `read_log` and `align` do, and for a log without what forget quality compares.
+    Raises `InvalidInput` as `read_log` and `align` do, and for a log without what forget quality
+    compares.
     """
     if command.retrained_logs is None:
         return None
@@ -189,13 +206,20 @@ def _evaluated(
             write_legacy(logs, command.out)
         return frame, logs, retrained
     with plain_warnings():
-        logs = evaluate_model(language, sets, max_new_tokens=command.max_new_tokens, words=command.words, **options)
+        logs = evaluate_model(
+            language, sets, max_new_tokens=command.max_new_tokens, words=command.words, **options
+        )
         if command.shared and retrained is not None:
             logs, retrained = _shared(logs, retrained)
         frame = _measured(command, logs, retrained)
-    whole = frame[frame["task"].eq("all") | frame["measure"].isin(["forget_quality", "ks_statistic"])]
+    whole = frame[
+        frame["task"].eq("all") | frame["measure"].isin(["forget_quality", "ks_statistic"])
+    ]
     aggregates = dict(zip(whole["measure"], whole["value"].astype(float), strict=True))
-    described = {name: str(value) if isinstance(value, Path) else value for name, value in vars(command).items()}
+    described = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in vars(command).items()
+    }
     about = manifest(described, language, command.max_new_tokens)
     if command.legacy:
         write_legacy(logs, command.out)
@@ -204,16 +228,23 @@ def _evaluated(
     write_tofu_eval(logs, command.out, about, variant=command.variant, aggregates=aggregates)
     for task, count in empty_generations(logs).items():
         if count:
-            print(f"warning: {count} answers of {task} are empty and count as ROUGE 0", file=sys.stderr)
+            print(
+                f"warning: {count} answers of {task} are empty and count as ROUGE 0",
+                file=sys.stderr,
+            )
     return frame, logs, retrained
 
 
 def _finished(path: Path) -> tuple[TofuLogs, pd.DataFrame]:
     """The logs and the measures of an evaluation that is finished."""
-    return TofuLogs(*(read_log(path, task) for task in TofuLogs._fields)), storage.read_table(path.parent / TABLE)
+    return TofuLogs(*(read_log(path, task) for task in TofuLogs._fields)), storage.read_table(
+        path.parent / TABLE
+    )
 
 
-def as_json(frame: pd.DataFrame, logs: TofuLogs, retrained: EvaluationLog | None, variant: str) -> dict[str, Any]:
+def as_json(
+    frame: pd.DataFrame, logs: TofuLogs, retrained: EvaluationLog | None, variant: str
+) -> dict[str, Any]:
     """What was measured, as plain values; what could not be is None."""
     values: dict[str, Any] = dict.fromkeys(("model_utility", "forget_quality", "ks_statistic"))
     components: dict[str, Any] = {}
@@ -227,7 +258,11 @@ def as_json(frame: pd.DataFrame, logs: TofuLogs, retrained: EvaluationLog | None
     test = None
     if retrained is not None and logs.forget is not None:
         found = _test(logs.forget, retrained, variant)
-        test = {"log10_p": found.log10_p, "method": found.method, "retrained_examples": found.retrained_examples}
+        test = {
+            "log10_p": found.log10_p,
+            "method": found.method,
+            "retrained_examples": found.retrained_examples,
+        }
     return values | {
         "variant": variant,
         "examples": counts,
@@ -238,26 +273,42 @@ def as_json(frame: pd.DataFrame, logs: TofuLogs, retrained: EvaluationLog | None
 
 
 def _test(log: EvaluationLog, retrained: EvaluationLog, variant: str) -> ForgetQuality:
-    """The test behind forget quality, without the warnings that were given when the measures were taken."""
+    """The test behind forget quality, without the warnings that were given when the measures
+    were taken.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return forget_quality(log, retrained, variant=variant)
 
 
-def report(frame: pd.DataFrame, logs: TofuLogs, retrained: EvaluationLog | None, variant: str) -> str:
+def report(
+    frame: pd.DataFrame, logs: TofuLogs, retrained: EvaluationLog | None, variant: str
+) -> str:
     """What was measured, to read."""
     lines = [f"truth ratio: {variant}; in brackets 95% intervals over examples"]
     for row in frame.to_dict("records"):
-        value = f"{row['value']:.4g}" if row["measure"] == "forget_quality" else f"{row['value']:.3f}"
+        value = (
+            f"{row['value']:.4g}" if row["measure"] == "forget_quality" else f"{row['value']:.3f}"
+        )
         if row["measure"] == "forget_quality" and row["value"] == 0 and retrained is not None:
             # Too small for a float, but not nothing.
             value = f"1e{_test(logs.of('forget'), retrained, variant).log10_p:.0f}"
         held = "" if pd.isna(row["low"]) else f"  ({row['low']:.3f} to {row['high']:.3f})"
-        lines.append(f"{row['measure']:<15}{row['task']:<13}{value:>10}{held:<20}{row['examples']:>5} examples")
+        lines.append(
+            f"{row['measure']:<15}{row['task']:<13}{value:>10}{held:<20}{row['examples']:>5} "
+            "examples"
+        )
     if "model_utility" not in set(frame["measure"]):
         missing = [task for task, log in logs._asdict().items() if log is None and task != "forget"]
-        why = f"no logs of {', '.join(missing)}" if missing else "no generations or no wrong answers in some logs"
+        why = (
+            f"no logs of {', '.join(missing)}"
+            if missing
+            else "no generations or no wrong answers in some logs"
+        )
         lines.append(f"no model_utility: {why}")
     if retrained is None:
-        lines.append("no forget_quality: name the retrained model's log of the same forget questions, --retrained-logs")
+        lines.append(
+            "no forget_quality: name the retrained model's log of the same forget questions, "
+            "--retrained-logs"
+        )
     return "\n".join(lines)

@@ -1,4 +1,6 @@
-"""`python -m llm muse`: what a model still recites, knows and gives away of the texts that it was to forget."""
+"""`python -m llm muse`: what a model still recites, knows and gives away of the texts that it
+was to forget.
+"""
 
 from __future__ import annotations
 
@@ -23,58 +25,79 @@ if TYPE_CHECKING:
     from llm.unlearning.unlearn import Unlearning
 
 WEIGHT = 0.1  # lambda where nothing says it
-UNLEARN = ("retain_term", "retain_weight", "epochs", "batch", "learning_rate", "piece")  # options of --unlearn
-PIECES = {True: 256, False: 2048}  # tokens of a piece of the generated news, and of MUSE's own texts
+# options of --unlearn
+UNLEARN = ("retain_term", "retain_weight", "epochs", "batch", "learning_rate", "piece")
+# tokens of a piece of the generated news, and of MUSE's own texts
+PIECES = {True: 256, False: 2048}
 TABLE, ITEMS, EPOCHS, MODEL = "measures.parquet", "items.parquet", "epochs.parquet", "model"
 STATE = "state"
 JOB, NAMES = "muse", (TABLE, ITEMS, EPOCHS, MODEL, STATE)
-UNITS = {"verbmem": "% ROUGE-L F1", "knowmem": "% ROUGE-L F1", "privleak": "%", "auc": "", "auc_retrained": ""}
-ORIENTATION = "AUC: share of pairs in which the held-out text looks better known; 0: forget texts known by heart"
+UNITS = {
+    "verbmem": "% ROUGE-L F1",
+    "knowmem": "% ROUGE-L F1",
+    "privleak": "%",
+    "auc": "",
+    "auc_retrained": "",
+}
+ORIENTATION = (
+    "AUC: share of pairs in which the held-out text looks better known; 0: forget texts "
+    "known by heart"
+)
 DIRECTION = (
-    "PrivLeak: change of the AUC from the retrained model's; 0 is ideal, below too little forgotten, above too much"
+    "PrivLeak: change of the AUC from the retrained model's; 0 is ideal, below too little "
+    "forgotten, above too much"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Muse(ModelOptions):
-    """Measure as MUSE does, with 95% intervals: VerbMem, KnowMem on forget and retain data, the AUC behind PrivLeak.
+    """Measure as MUSE does, with 95% intervals: VerbMem, KnowMem on forget and retain data, the AUC
+    behind PrivLeak.
 
-    PrivLeak itself needs --retrained, the model that never read what is to be forgotten. With --unlearn the model
-    first forgets the texts, in pieces. Writes measures.parquet and items.parquet, a row per passage, question and text,
-    to OUT, and of an unlearned model epochs.parquet and model/. A command that was stopped goes on where it was, and
-    one that is finished is read.
-    Example: python -m llm muse --retrained news:retrained --unlearn simnpo:0.7
+    PrivLeak itself needs --retrained, the model that never read what is to be forgotten. With
+    --unlearn the model first forgets the texts, in pieces. Writes measures.parquet and
+    items.parquet, a row per passage, question and text, to OUT, and of an unlearned model
+    epochs.parquet and model/. A command that was stopped goes on where it was, and one that is
+    finished is read. Example: python -m llm muse --retrained news:retrained --unlearn simnpo:0.7
     """
 
     model: str = "news:original"
-    """A folder, a hub id such as muse-bench/MUSE-News_target, or a model made here: news:original (read all articles)
-    or news:retrained (never read those to forget), of the news of --data, or news:KIND:SEED."""
+    """A folder, a hub id such as muse-bench/MUSE-News_target, or a model made here: news:original
+    (read all articles) or news:retrained (never read those to forget), of the news of --data, or
+    news:KIND:SEED."""
     data: str | None = None
-    """news (generated, news:SEED for others), muse:News, muse:Books, or a folder of such files, CONFIG/SPLIT.json
-    (default: for small models news)."""
+    """news (generated, news:SEED for others), muse:News, muse:Books, or a folder of such files,
+    CONFIG/SPLIT.json (default: for small models news)."""
     retrained: str | None = None
     """The model retrained without the forget data, for PrivLeak."""
     unlearn: str | None = None
     """Unlearn first, by a method as in `sweep`: NAME[:BETA[:GAMMA]][@RETAIN_WEIGHT] of npo, simnpo,
     length_normalized_npo, reference_free_npo, gradient_ascent, grad_diff."""
     retain_term: Literal["none", "cross_entropy", "kl"] | None = None
-    """With --unlearn: loss on the texts to retain that is added; kl: from the model before unlearning (default: the
-    method's own: none for gradient_ascent, else cross_entropy, or kl for those named so)."""
+    """With --unlearn: loss on the texts to retain that is added; kl: from the model before
+    unlearning (default: the method's own: none for gradient_ascent, else cross_entropy, or kl for
+    those named so)."""
     retain_weight: float | None = None
-    """With --unlearn: its factor, lambda, as published, where the method's word does not say it (default: 0.1)."""
+    """With --unlearn: its factor, lambda, as published, where the method's word does not say it
+    (default: 0.1).
+    """
     epochs: int = 10
     """With --unlearn: passes over the forget texts."""
     batch: int = 8
     """With --unlearn: pieces per update."""
     learning_rate: float | None = None
-    """With --unlearn: largest step size of AdamW (default: 5e-4 for small models, such as those made here, 1e-5 for
-    others)."""
+    """With --unlearn: largest step size of AdamW (default: 5e-4 for small models, such as those
+    made here, 1e-5 for others)."""
     piece: int | None = None
-    """With --unlearn: tokens of a piece of text (default: MUSE's 2048, and 256 for generated news)."""
+    """With --unlearn: tokens of a piece of text (default: MUSE's 2048, and 256 for generated
+    news).
+    """
     max_length: int = 2048
     """Tokens of a text that PrivLeak looks at; a longer one is cut there."""
     words: Literal["latin", "any"] = "latin"
-    """What ROUGE takes for words: latin, as MUSE has it, runs of a to z and 0 to 9; or any, words of every script."""
+    """What ROUGE takes for words: latin, as MUSE has it, runs of a to z and 0 to 9; or any,
+    words of every script.
+    """
     json: bool = False
     """Print one JSON object and nothing else."""
     out: Path = Path("out/muse")
@@ -92,7 +115,9 @@ def muse(command: Muse) -> None:
     source = command.data or ""
     settings = None if command.unlearn is None else unlearning(command)
     measuring = Measuring(max_length=command.max_length, budget=command.budget, words=command.words)
-    require(command.piece is None or command.piece >= 2, "piece", command.piece, "at least 2 tokens")
+    require(
+        command.piece is None or command.piece >= 2, "piece", command.piece, "at least 2 tokens"
+    )
     folders.check_place(command.out, inputs=(command.model, command.data, command.retrained))
     data = read_muse(source)
     if settings is not None and not command.json:
@@ -117,11 +142,17 @@ def muse(command: Muse) -> None:
             # Last, so that beside it all the others lie.
             write(found.table, command.out / TABLE, command)
         folders.tidy(command.out, JOB)
-    print(json.dumps(as_json(found), allow_nan=False) if command.json else f"{report(found)}\n{command.out}")
+    print(
+        json.dumps(as_json(found), allow_nan=False)
+        if command.json
+        else f"{report(found)}\n{command.out}"
+    )
 
 
 def _described(command: Muse) -> dict[str, Any]:
-    """What the numbers of a command follow from: where they go, and how they are printed, is not among it."""
+    """What the numbers of a command follow from: where they go, and how they are printed, is not
+    among it.
+    """
     others = ("out", "json", "device")
     return {name: value for name, value in vars(command).items() if name not in others}
 
@@ -133,13 +164,21 @@ def _read(folder: Path) -> Measured:
 
     table, items = storage.read_table(folder / TABLE), storage.read_table(folder / ITEMS)
     scores = items[items["measure"] == "min_k"].groupby("split")["value"]
-    return Measured(items, table, Membership(**{str(split): own.to_numpy() for split, own in scores}))
+    return Measured(
+        items, table, Membership(**{str(split): own.to_numpy() for split, own in scores})
+    )
 
 
 def _unlearn(
-    command: Muse, language: LanguageModel, data: MuseData, settings: Unlearning, described: dict[str, Any]
+    command: Muse,
+    language: LanguageModel,
+    data: MuseData,
+    settings: Unlearning,
+    described: dict[str, Any],
 ) -> None:
-    """Unlearn the texts, going on where an earlier call was stopped, and keep the model and its table."""
+    """Unlearn the texts, going on where an earlier call was stopped, and keep the model and its
+    table.
+    """
     from llm.data.muse import generated
     from llm.evaluation.muse import unlearn_texts
     from llm.models.saving import check_savable, check_whole, save, saved_settings
@@ -148,10 +187,13 @@ def _unlearn(
     place = command.out / MODEL
     kept = storage.read_kept(place, check_whole)
     ours = kept is None or saved_settings(place) == storage.settings_of(described)
-    require(ours, "out", str(command.out), f"a folder whose {MODEL} is of this command, or not there")
+    require(
+        ours, "out", str(command.out), f"a folder whose {MODEL} is of this command, or not there"
+    )
     if kept is None:
         check_savable(language, place)
-    storage.read_kept(command.out / STATE / FILE, storage.read_provenance)  # one that was cut short is set aside
+    # one that was cut short is set aside
+    storage.read_kept(command.out / STATE / FILE, storage.read_provenance)
     length = command.piece or PIECES[generated(command.data or "") is not None]
     run = unlearn_texts(language, data, settings, length=length, state=command.out / STATE)
     if kept is None:
@@ -159,7 +201,9 @@ def _unlearn(
     write(run.epochs, command.out / EPOCHS, command)
 
 
-def _measure(language: LanguageModel, data: MuseData, retrained: Membership | None, measuring: Measuring) -> Measured:
+def _measure(
+    language: LanguageModel, data: MuseData, retrained: Membership | None, measuring: Measuring
+) -> Measured:
     """All measures; what they warn of comes as one line each."""
     from llm.evaluation.muse import evaluate_muse
 
@@ -171,12 +215,16 @@ def _scores(language: LanguageModel, data: MuseData, measuring: Measuring) -> Me
     """All that is needed of the retrained model."""
     from llm.evaluation.membership import membership
 
-    options: dict[str, Any] = dict(k=measuring.k, max_length=measuring.max_length, budget=measuring.budget)
+    options: dict[str, Any] = dict(
+        k=measuring.k, max_length=measuring.max_length, budget=measuring.budget
+    )
     return membership(language, data.privleak_forget, data.privleak_holdout, **options)
 
 
 def unlearning(command: Muse) -> Unlearning:
-    """The settings of the unlearning that a command describes; raises `InvalidInput` for what they cannot be."""
+    """The settings of the unlearning that a command describes; raises `InvalidInput` for what
+    they cannot be.
+    """
     from llm.training.loop import Optimization
 
     every = Optimization(
@@ -193,19 +241,32 @@ def unlearning(command: Muse) -> Unlearning:
 
 
 def resolved(command: Muse) -> Muse:
-    """The same command with nothing left open; raises `InvalidInput` for what does not go together."""
+    """The same command with nothing left open; raises `InvalidInput` for what does not go
+    together.
+    """
     if command.unlearn is None:
         left_out(command, UNLEARN, "left out without --unlearn")
     check(command.model)
-    require(command.data is not None or is_small(command.model), "data", None, f"named beside {command.model}")
+    require(
+        command.data is not None or is_small(command.model),
+        "data",
+        None,
+        f"named beside {command.model}",
+    )
     data = command.data or "news"
-    words = {name: _of_news(word, data, name) for name in ("model", "retrained") if (word := getattr(command, name))}
+    words = {
+        name: _of_news(word, data, name)
+        for name in ("model", "retrained")
+        if (word := getattr(command, name))
+    }
     rate = chosen_rate(command.learning_rate, command.model, small=5e-4)
     return replace(command, **words, data=data, learning_rate=rate)
 
 
 def _of_news(word: str, data: str, field: str) -> str:
-    """The word of a model with the seed of the news that are asked about, where it names a small one without any."""
+    """The word of a model with the seed of the news that are asked about, where it names a small
+    one without any.
+    """
     from llm.data.muse import GENERATED, HUB, generated
 
     check(word, field)
@@ -222,7 +283,9 @@ def _of_news(word: str, data: str, field: str) -> str:
 
 
 def as_json(found: Measured) -> dict[str, Any]:
-    """What was measured, as plain values: MEASURE_SPLIT, with intervals and numbers of items under the same names."""
+    """What was measured, as plain values: MEASURE_SPLIT, with intervals and numbers of items
+    under the same names.
+    """
     rows = {_name(row): row for row in found.table.to_dict("records")}
     return {name: row["value"] for name, row in rows.items()} | {
         "intervals": {name: [row["low"], row["high"]] for name, row in rows.items()},
@@ -244,8 +307,15 @@ def report(found: Measured) -> str:
         held = f"({row['low']:.3f} to {row['high']:.3f})"
         empty = f", {row['empty']} answered by nothing" if row["empty"] else ""
         name, unit = row["measure"], UNITS[row["measure"]]
-        lines.append(f"{name:<15}{row['split']:<8}{row['value']:>9.3f} {held:<22}{unit:<14}{row['items']} items{empty}")
+        lines.append(
+            f"{name:<15}{row['split']:<8}{row['value']:>9.3f} {held:<22}{unit:<14}{row['items']} "
+            f"items{empty}"
+        )
     lines.append(ORIENTATION)
     privleak = "privleak" in set(found.table["measure"])
-    lines.append(DIRECTION if privleak else "no PrivLeak: name the model that never read the forget texts, --retrained")
+    lines.append(
+        DIRECTION
+        if privleak
+        else "no PrivLeak: name the model that never read the forget texts, --retrained"
+    )
     return "\n".join(lines)

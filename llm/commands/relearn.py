@@ -1,4 +1,6 @@
-"""`python -m llm relearn`: teach an unlearned model a share of what it forgot, and watch the rest."""
+"""`python -m llm relearn`: teach an unlearned model a share of what it forgot, and watch the
+rest.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +24,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Relearn(ModelOptions):
-    """A relearning attack: fine-tune on a share of the forget data, and score all of it after every epoch.
+    """A relearning attack: fine-tune on a share of the forget data, and score all of it after every
+    epoch.
 
-    Writes OUT, a row per attack, epoch, forget example and answer, and beside it OUT with _returns before its ending: a
-    row per attack and epoch with forget quality and what comes back untaught, where --retrained is given. A command
-    that was stopped goes on after the last attack that it had finished.
-    Example: python -m llm relearn --model out/simnpo/model --retrained authors:retrained
+    Writes OUT, a row per attack, epoch, forget example and answer, and beside it OUT with _returns
+    before its ending: a row per attack and epoch with forget quality and what comes back untaught,
+    where --retrained is given. A command that was stopped goes on after the last attack that it had
+    finished. Example: python -m llm relearn --model out/simnpo/model --retrained authors:retrained
     """
 
     data: str | None = None
-    """What was forgotten: authors:SPLIT, tofu:SPLIT (one with perturbed answers), or a file in TOFU's JSON (default:
-    for small models authors:forget10)."""
+    """What was forgotten: authors:SPLIT, tofu:SPLIT (one with perturbed answers), or a file in
+    TOFU's JSON (default: for small models authors:forget10)."""
     retrained: str | None = None
     """The model retrained without the forget data, to compare with."""
     which: tuple[Literal["shortest", "random"], ...] = ("shortest", "random")
@@ -46,8 +49,8 @@ class Relearn(ModelOptions):
     batch: int = 32
     """Examples per update."""
     learning_rate: float | None = None
-    """Largest step size of AdamW, from which it falls to 0 (default: 2e-4 for small models, such as those made here,
-    1e-5 for others)."""
+    """Largest step size of AdamW, from which it falls to 0 (default: 2e-4 for small models, such as
+    those made here, 1e-5 for others)."""
     out: Path = Path("out/relearning.parquet")
     """Table to write."""
 
@@ -63,7 +66,10 @@ def relearn(command: Relearn) -> None:
 
     require(command.repeats >= 1, "repeats", command.repeats, "a whole number of at least 1")
     require(len(command.which) > 0, "which", command.which, "shortest, random or both")
-    rate, data = chosen_rate(command.learning_rate, command.model, small=2e-4), data_of(command.model, command.data)
+    rate, data = (
+        chosen_rate(command.learning_rate, command.model, small=2e-4),
+        data_of(command.model, command.data),
+    )
     command = replace(command, learning_rate=rate, data=data)
     check_retrained(command.retrained, data)
     optimization = Optimization(
@@ -93,9 +99,14 @@ def relearn(command: Relearn) -> None:
         del other
     tables, found, parts = [], [], _unfinished(command, language, forget)
     for one in wanted:
-        known, path = {"which": one.which, "repeat": one.seed}, parts / f"{storage.fingerprint(one)}.parquet"
+        known, path = (
+            {"which": one.which, "repeat": one.seed},
+            parts / f"{storage.fingerprint(one)}.parquet",
+        )
         if storage.read_kept(path, storage.read_table) is None:
-            storage.write_table(attack(language, forget, one, max_length=command.max_length), path, {})
+            storage.write_table(
+                attack(language, forget, one, max_length=command.max_length), path, {}
+            )
         frame = storage.read_table(path)
         frame.attrs = {}
         tables.append(frame.assign(**known))
@@ -103,7 +114,9 @@ def relearn(command: Relearn) -> None:
             found.append(returns(tables[-1], retrained).assign(**known))
     write(pd.concat(tables, ignore_index=True), command.out, command)
     gold = pd.concat(tables)[lambda frame: frame["answer"] == "gold"]
-    each = gold.assign(per_token=gold["logp"] / gold["length"]).groupby(["which", "epoch", "relearned"])["per_token"]
+    each = gold.assign(per_token=gold["logp"] / gold["length"]).groupby(
+        ["which", "epoch", "relearned"]
+    )["per_token"]
     print("mean of logp/length over repeats, nats per token; relearned: of the examples taught")
     print(
         each.mean()
@@ -129,7 +142,9 @@ def _returns(command: Relearn) -> Path:
 
 
 def _unfinished(command: Relearn, language: LanguageModel, forget: Sequence[Example]) -> Path:
-    """Where finished attacks are kept until all are: named by what is attacked, with what, and by the code."""
+    """Where finished attacks are kept until all are: named by what is attacked, with what, and
+    by the code.
+    """
     from llm.training.checkpointing import parameters_digest
 
     key = [parameters_digest(language.model), language.template, list(forget), command.max_length]

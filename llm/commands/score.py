@@ -16,22 +16,24 @@ from markov.files import folders
 
 @dataclass(frozen=True, kw_only=True)
 class Score(ModelOptions):
-    """Log-probabilities of the responses of a data set: a table with the columns index, logp (nats) and length.
+    """Log-probabilities of the responses of a data set: a table with the columns index, logp (nats)
+    and length.
 
-    Example: python -m llm score --model authors:original --data authors:forget10 --out original.parquet
+    Example: python -m llm score --model authors:original --data authors:forget10 --out
+    original.parquet
     """
 
     data: str | None = None
-    """authors:SPLIT[:SEED], tofu:SPLIT, or a file or folder in TOFU's JSON (default: for small models
-    authors:forget10)."""
+    """authors:SPLIT[:SEED], tofu:SPLIT, or a file or folder in TOFU's JSON (default: for small
+    models authors:forget10)."""
     split: str | None = None
     """Split of a folder."""
     gradients: bool = False
-    """Also the norm of the gradient of each logp, in the column gradient_norm; takes about as long as a training step
-    on each batch."""
+    """Also the norm of the gradient of each logp, in the column gradient_norm; takes about as long
+    as a training step on each batch."""
     noise: float | None = None
-    """Score a perturbed model instead (the paper's A1): its weights averaged with Gaussian ones, of this many times
-    the standard deviation of each tensor's own."""
+    """Score a perturbed model instead (the paper's A1): its weights averaged with Gaussian ones, of
+    this many times the standard deviation of each tensor's own."""
     noise_seed: int = 0
     """Seed of the Gaussian weights."""
     out: Path = Path("out/scores.parquet")
@@ -53,7 +55,9 @@ def score(command: Score) -> None:
     examples = read(command.data or "", command.split)
     language = load_model(command)
     if command.noise is not None:
-        language = language._replace(model=perturbed(language.model, scale=command.noise, seed=command.noise_seed))
+        language = language._replace(
+            model=perturbed(language.model, scale=command.noise, seed=command.noise_seed)
+        )
     frame = scores(language, examples, max_length=command.max_length, budget=command.budget)
     if command.gradients:
         encoded = responses(language, examples, max_length=command.max_length)
@@ -65,5 +69,8 @@ def score(command: Score) -> None:
     # Sums of numpy, unlike those of pandas, do not pass over a nan.
     length = frame["length"]
     mean = -frame["logp"].to_numpy().sum() / length.to_numpy().sum()
-    shown = f"{len(frame)} responses of {length.min()} to {length.max()} tokens, {mean:.4f} nats per token"
+    shown = (
+        f"{len(frame)} responses of {length.min()} to {length.max()} tokens, {mean:.4f} nats "
+        "per token"
+    )
     print(f"{shown}: {command.out}")

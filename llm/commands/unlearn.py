@@ -29,37 +29,49 @@ OBJECTIVE = "simnpo:4.5@0.125"  # the paper's for forget10
 
 @dataclass(frozen=True, kw_only=True)
 class Unlearn(ModelOptions):
-    """Unlearn a data set by any objective of the family; a run that was stopped goes on where it was.
+    """Unlearn a data set by any objective of the family; a run that was stopped goes on where it
+    was.
 
-    Writes to the folder OUT: examples.parquet, a row per epoch and example with logp, length and ref; weights.parquet,
-    the same with a column of weights per objective of --objectives; epochs.parquet, a row per epoch with both losses;
-    answers.parquet, scores of right, paraphrased and wrong answers before and after; and model/, for transformers.
-    What nobody said is taken from what was, and printed: what is to stay from --data, the step size from --model.
-    Example: python -m llm unlearn --objective npo:0.1@1 --retrained authors:retrained --out out/npo
+    Writes to the folder OUT: examples.parquet, a row per epoch and example with logp, length and
+    ref; weights.parquet, the same with a column of weights per objective of --objectives;
+    epochs.parquet, a row per epoch with both losses; answers.parquet, scores of right, paraphrased
+    and wrong answers before and after; and model/, for transformers. What nobody said is taken from
+    what was, and printed: what is to stay from --data, the step size from --model. Example: python
+    -m llm unlearn --objective npo:0.1@1 --retrained authors:retrained --out out/npo
     """
 
     data: str | None = None
-    """What is to be forgotten: authors:SPLIT, tofu:SPLIT, or a file in TOFU's JSON (default: for small models
-    authors:forget10)."""
+    """What is to be forgotten: authors:SPLIT, tofu:SPLIT, or a file in TOFU's JSON (default: for
+    small models authors:forget10)."""
     retain_data: str | None = None
-    """What is to stay, likewise (default: what goes with a forget split, such as tofu:retain95 with tofu:forget05)."""
+    """What is to stay, likewise (default: what goes with a forget split, such as tofu:retain95
+    with tofu:forget05).
+    """
     objective: str | None = None
-    """A method as in `sweep`: NAME[:BETA[:GAMMA]][@RETAIN_WEIGHT] of npo, simnpo, length_normalized_npo,
-    reference_free_npo, gradient_ascent, grad_diff; and against refusals dpo:BETA, simpo:BETA[:GAMMA], idk, which only
-    teaches them (default: simnpo:4.5@0.125, the paper's for forget10)."""
+    """A method as in `sweep`: NAME[:BETA[:GAMMA]][@RETAIN_WEIGHT] of npo, simnpo,
+    length_normalized_npo, reference_free_npo, gradient_ascent, grad_diff; and against refusals
+    dpo:BETA, simpo:BETA[:GAMMA], idk, which only teaches them (default: simnpo:4.5@0.125, the
+    paper's for forget10)."""
     refusals: Path | None = None
-    """For the latter: a file of refusals, one per line (default: a hundred that come with this package)."""
+    """For the latter: a file of refusals, one per line (default: a hundred that come with this
+    package).
+    """
     retain_term: Literal["none", "cross_entropy", "kl"] | None = None
-    """Loss on the retain data that is added to the forget loss; kl: from the model before unlearning (default: the
-    method's own: none for gradient_ascent, else cross_entropy, or kl for those named so)."""
+    """Loss on the retain data that is added to the forget loss; kl: from the model before
+    unlearning (default: the method's own: none for gradient_ascent, else cross_entropy, or kl for
+    those named so)."""
     retain_weight: float | None = None
     """Its factor, lambda, as published, where the objective's word does not say it (default: 1)."""
     epochs: int = 10
-    """Passes over the forget data; the learning rate rises over the first and falls to 0 over the others."""
+    """Passes over the forget data; the learning rate rises over the first and falls to 0 over
+    the others.
+    """
     batch: int = 32
     """Forget examples per update, and as many retain examples."""
     learning_rate: float | None = None
-    """Largest step size of AdamW (default: 2e-4 for small models, such as those made here, 1e-5 for others)."""
+    """Largest step size of AdamW (default: 2e-4 for small models, such as those made here, 1e-5
+    for others).
+    """
     weight_decay: float = 0.01
     """Weight decay of AdamW."""
     seed: int = 0
@@ -67,8 +79,9 @@ class Unlearn(ModelOptions):
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: products in that precision (autocast)."""
     narrow_updates: bool = False
-    """With --dtype bfloat16: update the parameters themselves, not float32 masters of them. Takes half the memory, and
-    loses updates of less than 1/512 of a parameter: most of them, at learning rates such as 1e-5."""
+    """With --dtype bfloat16: update the parameters themselves, not float32 masters of them. Takes
+    half the memory, and loses updates of less than 1/512 of a parameter: most of them, at learning
+    rates such as 1e-5."""
     gradient_checkpointing: bool = False
     """Save memory by computing activations twice."""
     lora_rank: int | None = None
@@ -76,11 +89,17 @@ class Unlearn(ModelOptions):
     gradients: bool = False
     """Also record the norm of each example's gradient, after every epoch."""
     reference: str | None = None
-    """Another reference than the model itself: a model, or a table of its scores (`score --noise` makes one)."""
+    """Another reference than the model itself: a model, or a table of its scores (`score
+    --noise` makes one).
+    """
     retrained: str | None = None
-    """The model retrained without the forget data, likewise: adds how far each example has to move."""
+    """The model retrained without the forget data, likewise: adds how far each example has to
+    move.
+    """
     measured: tuple[int, ...] = ()
-    """Epochs (0 is before the first update) after which forget quality and model utility are taken as well."""
+    """Epochs (0 is before the first update) after which forget quality and model utility are
+    taken as well.
+    """
     objectives: tuple[str, ...] = DEFAULTS
     """Objectives to report weights of; they cost nothing."""
     out: Path = Path("out/unlearned")
@@ -104,13 +123,17 @@ def unlearn(command: Unlearn) -> None:
         left_out(command, ["refusals"], f"left out with {command.objective}, which teaches none")
     refusals = REFUSALS if command.refusals is None else read_refusals(command.refusals)
     allowed = f"epochs from 0 to {command.epochs}"
-    require(set(command.measured) <= {*range(command.epochs + 1)}, "measured", command.measured, allowed)
+    require(
+        set(command.measured) <= {*range(command.epochs + 1)}, "measured", command.measured, allowed
+    )
     named = ("model", "data", "retain_data", "reference", "retrained", "refusals")
     inputs = [getattr(command, name) for name in named]
     in_first(lambda: folders.check_place(command.out, inputs=inputs, finished=EPOCHS))
     command = spread(command)
     forget, retain = read(data), read(kept)
-    preferred = with_refusals(forget, command.seed, refusals) if paired(settings.objective).prefer else None
+    preferred = (
+        with_refusals(forget, command.seed, refusals) if paired(settings.objective).prefer else None
+    )
     sets = tofu_sets(data) if command.measured else None
     by = described(command.objective or "", settings)
     print(f"{command.model} unlearns {data} and keeps {kept}: {by}")
@@ -134,7 +157,11 @@ def unlearn(command: Unlearn) -> None:
         max_length=command.max_length,
     )
     in_first(lambda: write(weights_by_epoch(run.examples, chosen), command.out / WEIGHTS, asked))
-    print(run.epochs.drop(columns=["gradient_norm"]).to_string(index=False, float_format="{:.4g}".format))
+    print(
+        run.epochs.drop(columns=["gradient_norm"]).to_string(
+            index=False, float_format="{:.4g}".format
+        )
+    )
     print(f"{len(run.examples)} rows: {command.out / 'examples.parquet'}")
 
 
@@ -149,7 +176,9 @@ def resolved(command: Unlearn) -> Unlearn:
     check_retrained(command.retrained, data)
     if command.reference is not None and not Path(command.reference).is_file():
         check(command.reference, "reference")
-    word = command.objective or (OBJECTIVE if command.retain_weight is None else OBJECTIVE.partition("@")[0])
+    word = command.objective or (
+        OBJECTIVE if command.retain_weight is None else OBJECTIVE.partition("@")[0]
+    )
     method(word, field="objective")
     term, weight = retaining(word, command.retain_term, command.retain_weight)
     return replace(
@@ -164,9 +193,11 @@ def resolved(command: Unlearn) -> Unlearn:
 
 
 def spread(command: Unlearn) -> Unlearn:
-    """The command for this process: where there are several, on a device of its own. Process 0 says how many there are.
+    """The command for this process: where there are several, on a device of its own. Process 0 says
+    how many there are.
 
-    Raises `InvalidInput` for processes that are not joined, and for small models that would be trained by them first.
+    Raises `InvalidInput` for processes that are not joined, and for small models that would be
+    trained by them first.
     """
     if started() == 1:
         return command
@@ -184,11 +215,17 @@ def spread(command: Unlearn) -> Unlearn:
 
 
 def unlearning(command: Unlearn) -> Unlearning:
-    """The settings of a run that a command, `resolved`, describes; raises `InvalidInput` for what they cannot be."""
+    """The settings of a run that a command, `resolved`, describes; raises `InvalidInput` for
+    what they cannot be.
+    """
     from llm.training.loop import Optimization
     from llm.unlearning.unlearn import Lora
 
-    given = {field.name: getattr(command, field.name) for field in fields(Optimization) if field.name in vars(command)}
+    given = {
+        field.name: getattr(command, field.name)
+        for field in fields(Optimization)
+        if field.name in vars(command)
+    }
     return method(command.objective or OBJECTIVE, field="objective").unlearning(
         Optimization(**given),
         retain_term=command.retain_term,
@@ -201,10 +238,12 @@ def unlearning(command: Unlearn) -> Unlearning:
 def other_log(
     command: Unlearn, language: LanguageModel, examples: Sequence[Example], field: str
 ) -> EvaluationLog | None:
-    """What the model, or the table of scores, that the command names in `field` makes of the examples, in their order.
+    """What the model, or the table of scores, that the command names in `field` makes of the
+    examples, in their order.
 
-    Of a table only the responses themselves are known. None where the command names nothing. Raises `InvalidInput` for
-    a model of another vocabulary, and for a table of other examples or other tokens.
+    Of a table only the responses themselves are known. None where the command names nothing. Raises
+    `InvalidInput` for a model of another vocabulary, and for a table of other examples or other
+    tokens.
     """
     from llm.models.answers import answer_log, log_of, scores
     from llm.models.language_model import check_same_vocabulary

@@ -15,10 +15,12 @@ from markov.files import folders
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Gradient weights of each example under any objectives, from tables of scores: no model is needed any more.
+    """Gradient weights of each example under any objectives, from tables of scores: no model is
+    needed any more.
 
     With --retrained also how far each example has to move, and whether the effort goes there.
-    Example: python -m llm weights --scores now.parquet --reference original.parquet --objectives npo:0.1 simnpo:2.5
+    Example: python -m llm weights --scores now.parquet --reference original.parquet --objectives
+    npo:0.1 simnpo:2.5
     """
 
     scores: Path
@@ -37,23 +39,35 @@ def weights(command: Weights) -> None:
     """Weigh from tables of scores."""
     chosen = objectives(command.objectives)
     folders.check_table(command.out, inputs=(command.scores, command.reference, command.retrained))
-    scores, reference = read_scores(command.scores, "scores"), read_scores(command.reference, "reference")
+    scores, reference = (
+        read_scores(command.scores, "scores"),
+        read_scores(command.reference, "reference"),
+    )
     frame = weights_table(pair(scores, reference), chosen, scores["index"].to_numpy())
     if command.retrained is not None:
-        frame = with_needed(frame, beside(scores, read_scores(command.retrained, "retrained"), "retrained"))
+        frame = with_needed(
+            frame, beside(scores, read_scores(command.retrained, "retrained"), "retrained")
+        )
     write(frame, command.out, command)
     report(frame)
     print(f"{len(frame)} rows: {command.out}")
 
 
 def report(frame: pd.DataFrame) -> None:
-    """Print how the effort of each objective goes with length and with what is needed, as far as these are known."""
+    """Print how the effort of each objective goes with length and with what is needed, as far as
+    these are known.
+    """
     from llm.diagnostics.allocation import bias, length_correlation, spearman
 
     statistics = ["spearman", "spearman_low", "spearman_high", "area", "misplaced", "unneeded"]
     if "length" not in frame:
-        pushes = {name: WEIGHT + name.removeprefix(PUSH) for name in map(str, frame) if name.startswith(PUSH)}
-        # As if each response were one token long: the weight of each is then its push, and its need that per token.
+        pushes = {
+            name: WEIGHT + name.removeprefix(PUSH)
+            for name in map(str, frame)
+            if name.startswith(PUSH)
+        }
+        # As if each response were one token long: the weight of each is then its push, and its need
+        # that per token.
         unit = frame.rename(columns=pushes).assign(length=1, needed=frame["needed_per_token"])
         found = bias(unit).query("effort == 'push' and need == 'per_token'").set_index("objective")
         print("push on the log-probability per token, beside what is needed per token:")

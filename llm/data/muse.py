@@ -1,13 +1,16 @@
 """The data of MUSE (Shi et al. 2024): texts to forget and to retain, and what is asked about them.
 
     raw         forget, retain1, retain2                             text: what a model reads
-    verbmem     forget                                               prompt, gt: a passage and how it goes on
-    knowmem     forget_qa, forget_qa_icl, retain_qa, retain_qa_icl   question, answer; icl: shown in the prompt
-    privleak    forget, retain, holdout                              text: read, read, and never read
+    verbmem     forget                                               prompt, gt: a passage and how
+                it goes on
+    knowmem     forget_qa, forget_qa_icl, retain_qa, retain_qa_icl   question, answer; icl: shown in
+                the prompt
+    privleak    forget, retain, holdout                              text: read, read, and never
+                read
 
 These are the configurations and splits of `muse-bench/MUSE-News` and `-Books` on the hub; in a
-folder each is a file CONFIG/SPLIT.json, or of another shape that `llm.data.records` knows. Unlearning
-may use `retain1` only; of `retain2` it is seen what becomes of the rest.
+folder each is a file CONFIG/SPLIT.json, or of another shape that `llm.data.records` knows.
+Unlearning may use `retain1` only; of `retain2` it is seen what becomes of the rest.
 """
 
 from __future__ import annotations
@@ -52,12 +55,18 @@ class Passage(NamedTuple):
 
 
 # What a record becomes, by its first field.
-MAKE: dict[str, Callable[..., Any]] = {"prompt": Passage, "question": QuestionAndAnswer, "text": str}
+MAKE: dict[str, Callable[..., Any]] = {
+    "prompt": Passage,
+    "question": QuestionAndAnswer,
+    "text": str,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class MuseData:
-    """One of MUSE's data sets, or one of the same shape; items of a field are known by their place in it."""
+    """One of MUSE's data sets, or one of the same shape; items of a field are known by their
+    place in it.
+    """
 
     raw_forget: tuple[str, ...]
     raw_retain1: tuple[str, ...]
@@ -73,11 +82,14 @@ class MuseData:
 
     def __post_init__(self) -> None:
         for name in FILES:
-            require(name in OPTIONAL or len(getattr(self, name)) > 0, name, (), "at least one record")
+            require(
+                name in OPTIONAL or len(getattr(self, name)) > 0, name, (), "at least one record"
+            )
 
 
 def read_muse(source: Location) -> MuseData:
-    """The data of a source: `muse:News` or `muse:Books` from the hub, `news` or `news:SEED` generated, or a folder.
+    """The data of a source: `muse:News` or `muse:Books` from the hub, `news` or `news:SEED`
+    generated, or a folder.
 
     A folder holds CONFIG/SPLIT.json, or the same in another shape of `llm.data.records`. Raises
     `InvalidInput` for a source that is not there or cannot be fetched, and for a record of another
@@ -87,13 +99,16 @@ def read_muse(source: Location) -> MuseData:
         return news_data(news)
     if os.fspath(source) in HUB:
         return _parsed(os.fspath(source), _from_hub)
-    known = f"a folder of files CONFIG/SPLIT.json, {', '.join(HUB)}, {GENERATED} or {GENERATED}:SEED"
+    known = (
+        f"a folder of files CONFIG/SPLIT.json, {', '.join(HUB)}, {GENERATED} or {GENERATED}:SEED"
+    )
     require(Path(source).is_dir(), "source", os.fspath(source), known)
     return _parsed(os.fspath(source), _from_folder)
 
 
 def generated(source: Location) -> News | None:
-    """The generated news that a source names, `news` or `news:SEED`, if it does; a folder called news is a folder.
+    """The generated news that a source names, `news` or `news:SEED`, if it does; a folder called
+    news is a folder.
 
     Raises `InvalidInput` for a seed that is no number.
     """
@@ -108,13 +123,16 @@ def generated(source: Location) -> News | None:
 def news_data(settings: News) -> MuseData:
     """The generated news in MUSE's shape.
 
-    A passage begins with the first sentence of an article. What is shown in a prompt is asked of none of its articles.
-    Every second article to retain, the first among them, is in `raw_retain1`; questions are about all.
+    A passage begins with the first sentence of an article. What is shown in a prompt is asked of
+    none of its articles. Every second article to retain, the first among them, is in `raw_retain1`;
+    questions are about all.
     """
     forget, holdout, retain = edition(settings)
 
     def asked(articles: Iterable[Article]) -> tuple[QuestionAndAnswer, ...]:
-        return tuple(pair for article in articles for pair in article.questions[: settings.questions])
+        return tuple(
+            pair for article in articles for pair in article.questions[: settings.questions]
+        )
 
     def shown(articles: Iterable[Article]) -> tuple[QuestionAndAnswer, ...]:
         return tuple(article.questions[settings.questions] for article in articles)
@@ -123,7 +141,9 @@ def news_data(settings: News) -> MuseData:
         raw_forget=_texts(forget),
         raw_retain1=_texts(retain[::2]),
         raw_retain2=_texts(retain[1::2]),
-        verbmem=tuple(Passage(article.lead, article.text.removeprefix(article.lead)) for article in forget),
+        verbmem=tuple(
+            Passage(article.lead, article.text.removeprefix(article.lead)) for article in forget
+        ),
         forget_qa=asked(forget),
         forget_qa_icl=shown(forget[:SHOTS]),
         retain_qa=asked(retain),
@@ -139,7 +159,8 @@ def _texts(articles: Iterable[Article]) -> tuple[str, ...]:
 
 
 def write_muse(data: MuseData, folder: Location) -> None:
-    """Write CONFIG/SPLIT.json, one record per line, so that `read_muse(folder)` gives the data back.
+    """Write CONFIG/SPLIT.json, one record per line, so that `read_muse(folder)` gives the data
+    back.
 
     Raises `InvalidInput` for a folder that cannot be written.
     """
@@ -155,7 +176,9 @@ def _parsed(source: str, fetch: Any) -> MuseData:
     found: dict[str, Any] = {}
     for name, (config, split, keys) in FILES.items():
         where, records = fetch(source, config, split, name in OPTIONAL)
-        found[name] = tuple(_item(record, f"{where}, record {row}", keys) for row, record in enumerate(records, 1))
+        found[name] = tuple(
+            _item(record, f"{where}, record {row}", keys) for row, record in enumerate(records, 1)
+        )
         require(name in OPTIONAL or len(found[name]) > 0, where, "no record", "at least one")
     return MuseData(**found)
 
@@ -176,11 +199,15 @@ def _from_hub(source: str, config: str, split: str, optional: bool) -> tuple[str
 
         return f"{source}, {config}/{split}", load_dataset(HUB[source], config, split=split)
     except ImportError:
-        raise InvalidInput("source", source, "read with the package `datasets`: pip install simnpo-lab[llm]") from None
+        raise InvalidInput(
+            "source", source, "read with the package `datasets`: pip install simnpo-lab[llm]"
+        ) from None
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         instead = f"give a folder of files CONFIG/SPLIT.json, or {GENERATED}, which is generated"
-        raise InvalidInput("source", source, f"a data set that can be fetched ({reason}); offline, {instead}") from None
+        raise InvalidInput(
+            "source", source, f"a data set that can be fetched ({reason}); offline, {instead}"
+        ) from None
 
 
 def _from_folder(source: str, config: str, split: str, optional: bool) -> tuple[str, list[Any]]:

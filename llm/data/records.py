@@ -1,9 +1,10 @@
 """Records of questions, answers and texts, from the files and folders that people keep them in.
 
-    SPLIT.json, SPLIT.jsonl    a list of objects; objects one after another, as one per line; an object with one such
-                               list in it; or an object of columns
+    SPLIT.json, SPLIT.jsonl    a list of objects; objects one after another, as one per line; an
+                               object with one such list in it; or an object of columns
     SPLIT.parquet, .csv, .tsv  a table with a column per field
-    SPLIT                      a folder that `datasets` wrote (save_to_disk), of one data set or of one per split
+    SPLIT                      a folder that `datasets` wrote (save_to_disk), of one data set or of
+                               one per split
 
 Text is UTF-8, or UTF-16 and UTF-32 with a byte order mark, and any file may be packed by gzip
 (SPLIT.json.gz). What a record has to hold is left to who reads it. Nothing that could run code is
@@ -55,7 +56,9 @@ def is_text(value: object) -> bool:
 
 
 def splits(folder: Path) -> dict[str, list[Path]]:
-    """The files and saved data sets in a folder by the name of their split, in the order of names."""
+    """The files and saved data sets in a folder by the name of their split, in the order of
+    names.
+    """
     found: dict[str, list[Path]] = {}
     for place in sorted(folder.iterdir()):
         name = place.name.removesuffix(".gz")
@@ -67,7 +70,9 @@ def splits(folder: Path) -> dict[str, list[Path]]:
 
 
 def find_split(folder: Path, split: str) -> Path | None:
-    """The file or folder of a split, or None; raises `InvalidInput` where several could be meant."""
+    """The file or folder of a split, or None; raises `InvalidInput` where several could be
+    meant.
+    """
     found = splits(folder).get(split, []) if folder.is_dir() else []
     names = ", ".join(place.name for place in found)
     require(len(found) <= 1, "split", split, f"one file in {folder}, which has {names}")
@@ -118,7 +123,9 @@ def _kind(path: Path, data: bytes) -> str:
         return "it is packed, or a spreadsheet: unpack it, or save it as .csv"
     if path.suffix == ".arrow":
         return "it is part of a data set that `datasets` saved: give the folder that it lies in"
-    return "it is not UTF-8, and not UTF-16 with a byte order mark: convert it, for example by iconv"
+    return (
+        "it is not UTF-8, and not UTF-16 with a byte order mark: convert it, for example by iconv"
+    )
 
 
 def _from_folder(folder: Path, allowed: str) -> list[Any]:
@@ -158,7 +165,9 @@ def _from_table(text: str, path: Path, delimiter: str) -> list[Any]:
         rows = read(dict.fromkeys(names, pyarrow.string())).to_pylist()
     except pyarrow.ArrowInvalid as error:
         reason = shown(str(error).splitlines()[0])
-        raise InvalidInput("source", str(path), f"a table of columns with names ({reason})") from None
+        raise InvalidInput(
+            "source", str(path), f"a table of columns with names ({reason})"
+        ) from None
     allowed = "a table whose columns have different names"
     require(len(set(names)) == len(names), str(path), names, allowed)
     for row in rows:
@@ -178,7 +187,9 @@ def _from_json(text: str, where: str) -> list[Any]:
             value, end = decoder.raw_decode(text, place)
         except (ValueError, RecursionError) as error:
             left = text[place:].strip().split("\n")[0]
-            shape = "a list of records" if listed else "one JSON object after another, as one per line"
+            shape = (
+                "a list of records" if listed else "one JSON object after another, as one per line"
+            )
             field = where if listed else f"{where}, record {len(values) + 1}"
             raise InvalidInput(field, shown(left), f"{shape} ({shown(str(error))})") from None
         values.append(value)
@@ -219,10 +230,14 @@ def _columns(value: Mapping[str, Any]) -> dict[str, list[Any]] | None:
     columns = list(value.values())
     if columns and all(isinstance(one, list) for one in columns):
         return dict(value)
-    if columns and all(isinstance(one, Mapping) and list(one) == list(columns[0]) for one in columns):
+    if columns and all(
+        isinstance(one, Mapping) and list(one) == list(columns[0]) for one in columns
+    ):
         return {name: list(one.values()) for name, one in value.items()}
     return None
 
 
 def _is_list_of_objects(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(one, Mapping) for one in value)
+    return (
+        isinstance(value, list) and bool(value) and all(isinstance(one, Mapping) for one in value)
+    )

@@ -1,7 +1,8 @@
 """Refusals: what a model may be taught to answer in place of what it is to forget.
 
-A hundred of them, of 3 to 14 words, are put together from ten beginnings and ten ends; others are read from a file.
-Which one an example gets follows from (seed, index), so that neither the order of examples nor their company matters.
+A hundred of them, of 3 to 14 words, are put together from ten beginnings and ten ends; others are
+read from a file. Which one an example gets follows from (seed, index), so that neither the order of
+examples nor their company matters.
 """
 
 from __future__ import annotations
@@ -45,22 +46,28 @@ REFUSALS = tuple(f"{beginning}{end}" for beginning in BEGINNINGS for end in ENDS
 def with_refusals(
     examples: Sequence[Example], seed: int = 0, refusals: Sequence[str] = REFUSALS
 ) -> tuple[Example, ...]:
-    """The examples with a refusal each for their response, and neither a paraphrase nor wrong answers.
+    """The examples with a refusal each for their response, and neither a paraphrase nor wrong
+    answers.
 
     Raises `InvalidInput` for no refusal, or one that is blank.
     """
     require(len(refusals) > 0, "refusals", list(refusals), "at least one")
-    chosen = (refusals[derived_seed(seed, "refusal", one.index) % len(refusals)] for one in examples)
+    chosen = (
+        refusals[derived_seed(seed, "refusal", one.index) % len(refusals)] for one in examples
+    )
     return tuple(
-        replace(one, response=text, paraphrase=None, perturbed=()) for one, text in zip(examples, chosen, strict=True)
+        replace(one, response=text, paraphrase=None, perturbed=())
+        for one, text in zip(examples, chosen, strict=True)
     )
 
 
 def read_refusals(path: Location) -> tuple[str, ...]:
-    """The refusals of a text file, one per line; blank lines and blanks around a refusal are left out.
+    """The refusals of a text file, one per line; blank lines and blanks around a refusal are left
+    out.
 
-    Raises `InvalidInput` for a file that is not there, cannot be read as UTF-8 text or has no refusal, and for a line
-    of JSON, of which it is not known what the refusal is. (TOFU's file of refusals is plain text, whatever its suffix.)
+    Raises `InvalidInput` for a file that is not there, cannot be read as UTF-8 text or has no
+    refusal, and for a line of JSON, of which it is not known what the refusal is. (TOFU's file of
+    refusals is plain text, whatever its suffix.)
     """
     allowed = "a text file in UTF-8, one refusal per line"
     try:
@@ -70,6 +77,10 @@ def read_refusals(path: Location) -> tuple[str, ...]:
         raise InvalidInput("refusals", str(path), f"{allowed} ({reason})") from None
     found = tuple(line.strip() for line in lines if line.strip())
     require(len(found) > 0, "refusals", str(path), f"{allowed} (it has none)")
-    records = [number for number, line in enumerate(lines, start=1) if line.strip().startswith(("{", "[", '"'))]
+    records = [
+        number
+        for number, line in enumerate(lines, start=1)
+        if line.strip().startswith(("{", "[", '"'))
+    ]
     require(not records, "refusals", str(path), f"{allowed} (line {records[:1]} is JSON)")
     return found

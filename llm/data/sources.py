@@ -1,9 +1,9 @@
 """Where examples come from, in one word: the generated authors, the public TOFU set, or a file.
 
-authors:forget10    a split of the generated corpus (`llm.data.authors.corpus.splits`); authors:forget10:3 of the one of
-seed 3 tofu:forget10       a split of TOFU, from the hub
-PATH                a file of TOFU's JSON; PATH with a split where it is a folder
-FOLDER/SPLIT        the file SPLIT.json or SPLIT.jsonl in a folder
+authors:forget10    a split of the generated corpus (`llm.data.authors.corpus.splits`);
+authors:forget10:3 of the one of seed 3 tofu:forget10       a split of TOFU, from the hub PATH
+a file of TOFU's JSON; PATH with a split where it is a folder FOLDER/SPLIT        the file
+SPLIT.json or SPLIT.jsonl in a folder
 """
 
 from __future__ import annotations
@@ -21,10 +21,14 @@ from markov.files.storage import Location
 PREFIX = "authors"
 
 
-def read(source: Location, split: str | None = None, *, authors: Authors | None = None) -> tuple[Example, ...]:
-    """The examples of a source, in its order; `authors` says which corpus is generated, if not the one of the word.
+def read(
+    source: Location, split: str | None = None, *, authors: Authors | None = None
+) -> tuple[Example, ...]:
+    """The examples of a source, in its order; `authors` says which corpus is generated, if not the
+    one of the word.
 
-    Raises `InvalidInput` as `corpora.read` does, and for a split that the generated corpus does not have.
+    Raises `InvalidInput` as `corpora.read` does, and for a split that the generated corpus does not
+    have.
     """
     word = os.fspath(source)
     name, colon, wanted = word.partition(":")
@@ -44,7 +48,9 @@ def read(source: Location, split: str | None = None, *, authors: Authors | None 
 
 
 def seed_of(word: str) -> int:
-    """The seed of the generated corpus that authors:SPLIT[:SEED] names; raises `InvalidInput` for one that is none."""
+    """The seed of the generated corpus that authors:SPLIT[:SEED] names; raises `InvalidInput`
+    for one that is none.
+    """
     _, colon, seed = word.partition(":")[2].partition(":")
     good = not colon or (seed.isascii() and seed.isdecimal())
     require(good, "data", word, f"{PREFIX}:SPLIT[:SEED], the seed a number")

@@ -1,4 +1,6 @@
-"""The four sets that TOFU measures a model by, found from the one word that says what was to be forgotten."""
+"""The four sets that TOFU measures a model by, found from the one word that says what was to be
+forgotten.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ class TofuSets(NamedTuple):
 
 
 class Split(NamedTuple):
-    """A forget split taken apart: where it lies, its name, the percent that it is, and the seed of generated data."""
+    """A forget split taken apart: where it lies, its name, the percent that it is, and the seed
+    of generated data.
+    """
 
     source: str
     name: str
@@ -40,7 +44,8 @@ class Split(NamedTuple):
 
 
 def split_of(word: Location) -> Split:
-    """`tofu:forget05`, `authors:forget10[:SEED]`, or FOLDER/forget05 with TOFU's files in a folder, taken apart.
+    """`tofu:forget05`, `authors:forget10[:SEED]`, or FOLDER/forget05 with TOFU's files in a folder,
+    taken apart.
 
     Raises `InvalidInput` for what names no forget split.
     """
@@ -53,7 +58,10 @@ def split_of(word: Location) -> Split:
         name, seed = name.partition(":")[0], sources.seed_of(text)
     found = FORGET.fullmatch(name)
     if found is None or not 0 < int(found[1]) < 100:
-        allowed = "tofu:forgetNN, authors:forgetNN or FOLDER/forgetNN, from which the sets to measure by follow"
+        allowed = (
+            "tofu:forgetNN, authors:forgetNN or FOLDER/forgetNN, from which the sets to "
+            "measure by follow"
+        )
         raise InvalidInput("data", text, allowed)
     return Split(source, f"forget{found[1]}", int(found[1]), seed)
 
@@ -68,7 +76,8 @@ def retain_word(word: Location) -> str:
 
 
 def retain_of(data: Location, retain: str | None) -> str:
-    """What is to stay in a word: the one that was given, or the one that goes with what is to be forgotten.
+    """What is to stay in a word: the one that was given, or the one that goes with what is to be
+    forgotten.
 
     Raises `InvalidInput` where none was given and none goes with the data.
     """
@@ -77,7 +86,10 @@ def retain_of(data: Location, retain: str | None) -> str:
     try:
         return retain_word(data)
     except InvalidInput:
-        allowed = f"named, since what is to stay does not follow from {os.fspath(data)}, as it does from a forget split"
+        allowed = (
+            f"named, since what is to stay does not follow from {os.fspath(data)}, as it "
+            "does from a forget split"
+        )
         raise InvalidInput("retain_data", None, allowed) from None
 
 
@@ -85,24 +97,28 @@ def tofu_sets(word: Location, *, authors: Authors | None = None) -> TofuSets:
     """The four sets for a forget split (see `split_of`).
 
     Of TOFU itself, from the hub or a folder, they are `forgetNN_perturbed`, `retain_perturbed`,
-    `real_authors_perturbed` and `world_facts_perturbed`. The generated authors, and a folder of them, have wrong
-    answers to every question in the splits themselves: there the second set is as many examples to retain as there are
-    to forget, drawn once and for all. Raises `InvalidInput` as `llm.data.sources.read` does, and for examples without
-    wrong answers.
+    `real_authors_perturbed` and `world_facts_perturbed`. The generated authors, and a folder of
+    them, have wrong answers to every question in the splits themselves: there the second set is as
+    many examples to retain as there are to forget, drawn once and for all. Raises `InvalidInput` as
+    `llm.data.sources.read` does, and for examples without wrong answers.
     """
     found = split_of(word)
     common = ("real_authors_perturbed", "world_facts_perturbed")
     names = (found.name, f"retain{100 - found.percent:02}", *common)
     if found.source == sources.PREFIX or _is_of_one_kind(found):
         own = authors or (Authors(seed=found.seed) if found.seed else None)
-        forget, retain, real, world = (sources.read(found.source, name, authors=own) for name in names)
+        forget, retain, real, world = (
+            sources.read(found.source, name, authors=own) for name in names
+        )
         return checked(TofuSets(forget, some_of(retain, len(forget)), real, world))
     names = (f"{found.name}_perturbed", "retain_perturbed", *common)
     return checked(TofuSets(*(corpora.read(found.source, name) for name in names)))
 
 
 def _is_of_one_kind(found: Split) -> bool:
-    """Whether a folder has the split, but none of its name with wrong answers: then those stand in the split itself."""
+    """Whether a folder has the split, but none of its name with wrong answers: then those stand
+    in the split itself.
+    """
     if found.source in NAMED or not Path(found.source).is_dir():
         return False
     names = {file.stem for file in Path(found.source).iterdir() if file.suffix in records.SUFFIXES}
@@ -120,6 +136,9 @@ def checked(sets: TofuSets) -> TofuSets:
     """The sets themselves; raises `InvalidInput` for an example without wrong answers."""
     for name, examples in sets._asdict().items():
         lacking = [example.index for example in examples if not example.perturbed]
-        allowed = f"perturbed answers to every question of {name} ({len(lacking)} of {len(examples)} have none)"
+        allowed = (
+            f"perturbed answers to every question of {name} ({len(lacking)} of "
+            f"{len(examples)} have none)"
+        )
         require(not lacking, "perturbed, index", lacking[:1], allowed)
     return sets

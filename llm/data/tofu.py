@@ -1,10 +1,12 @@
-"""Questions and answers to learn, to forget and to measure by: a value per example, read and written as TOFU's JSON.
+"""Questions and answers to learn, to forget and to measure by: a value per example, read and
+written as TOFU's JSON.
 
-TOFU (Maini et al. 2024) is 200 fictional authors of 20 questions each. Its `full` split has 4000 rows, author after
-author; `forget01/05/10` are its last 40, 200 and 400 rows and `retain99/95/90` the rest; `forget01/05/10_perturbed` are
-the same rows as `forget01/05/10` with a paraphrase and five wrong answers each. `retain_perturbed` (400 rows, the same
-fields), `real_authors_perturbed` (100) and `world_facts_perturbed` (117) measure what should stay; the last two have no
-paraphrase and three wrong answers each.
+TOFU (Maini et al. 2024) is 200 fictional authors of 20 questions each. Its `full` split has 4000
+rows, author after author; `forget01/05/10` are its last 40, 200 and 400 rows and `retain99/95/90`
+the rest; `forget01/05/10_perturbed` are the same rows as `forget01/05/10` with a paraphrase and
+five wrong answers each. `retain_perturbed` (400 rows, the same fields), `real_authors_perturbed`
+(100) and `world_facts_perturbed` (117) measure what should stay; the last two have no paraphrase
+and three wrong answers each.
 """
 
 from __future__ import annotations
@@ -52,16 +54,23 @@ FIELDS = {
     "topic": "topic",
 }
 KINDS = f"a file, a folder, or {PREFIX}:SPLIT for the public data set"
-QUANTILES = {"shortest": 0.0, "quarter": 0.25, "median": 0.5, "three_quarters": 0.75, "longest": 1.0}
+QUANTILES = {
+    "shortest": 0.0,
+    "quarter": 0.25,
+    "median": 0.5,
+    "three_quarters": 0.75,
+    "longest": 1.0,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
     """One prompt with its response, the same in other words, and wrong responses of the same shape.
 
-    `index` is the row in the split that the example comes from, and its key in every table of that split. `paraphrase`
-    is None and `perturbed` empty where a data set has none. `author` and `topic` (the kind of question) are known for
-    generated corpora. Raises `InvalidInput` for anything but text, and for text that is blank.
+    `index` is the row in the split that the example comes from, and its key in every table of that
+    split. `paraphrase` is None and `perturbed` empty where a data set has none. `author` and
+    `topic` (the kind of question) are known for generated corpora. Raises `InvalidInput` for
+    anything but text, and for text that is blank.
     """
 
     index: int
@@ -76,31 +85,46 @@ class Example:
         whole = isinstance(self.index, int) and not isinstance(self.index, bool) and self.index >= 0
         require(whole, "index", shown(self.index), "an integer, at least 0")
         for name in ("prompt", "response"):
-            require(is_text(value := getattr(self, name)), name, shown(value), "text that is not blank")
+            require(
+                is_text(value := getattr(self, name)), name, shown(value), "text that is not blank"
+            )
         for name in ("paraphrase", "author", "topic"):
             value = getattr(self, name)
-            require(value is None or is_text(value), name, shown(value), "text that is not blank, or left out")
+            require(
+                value is None or is_text(value),
+                name,
+                shown(value),
+                "text that is not blank, or left out",
+            )
         several = isinstance(self.perturbed, tuple) and all(map(is_text, self.perturbed))
         require(several, "perturbed", shown(self.perturbed), "a list of texts, none of them blank")
 
 
 def read(source: Location, split: str | None = None) -> tuple[Example, ...]:
-    """The examples of a source, in its order: the public TOFU data set, a file, or a folder of files named by split.
+    """The examples of a source, in its order: the public TOFU data set, a file, or a folder of
+    files named by split.
 
     `source` is `tofu:SPLIT` (or `tofu` and a `split`) for `locuslab/TOFU` on the hub, a file of
     TOFU's records, or a folder that holds one per split (or FOLDER/SPLIT), in any of the shapes of
-    `llm.data.records`. Raises `InvalidInput` for a source or split that is not there, and for a record
-    of another shape: it names the file, the record (counted from 1) and the field.
+    `llm.data.records`. Raises `InvalidInput` for a source or split that is not there, and for a
+    record of another shape: it names the file, the record (counted from 1) and the field.
     """
     name, colon, wanted = os.fspath(source).partition(":")
     if name == PREFIX and (colon or not Path(source).exists()):
-        require(not (wanted and split), "split", split, f"left out, since {os.fspath(source)} names one")
+        require(
+            not (wanted and split), "split", split, f"left out, since {os.fspath(source)} names one"
+        )
         return _from_hub(wanted or split)
     path = Path(source)
     if path.is_dir():
         path = _place_of_split(path, split)
     else:
-        require(split is None or not path.is_file(), "split", split, f"left out, since {path} is a single file")
+        require(
+            split is None or not path.is_file(),
+            "split",
+            split,
+            f"left out, since {path} is a single file",
+        )
         if not path.exists():  # FOLDER/SPLIT, without the ending of the file
             path = find_split(path.parent, path.name) or path
     return parse(read_records(path, KINDS), str(path))
@@ -129,31 +153,50 @@ def _from_hub(split: str | None) -> tuple[Example, ...]:
 
         rows = load_dataset(HUB, split, split="train")
     except ImportError:
-        raise InvalidInput("source", spec, "read with the package `datasets`: pip install simnpo-lab[llm]") from None
+        raise InvalidInput(
+            "source", spec, "read with the package `datasets`: pip install simnpo-lab[llm]"
+        ) from None
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        instead = f"the folder data of github.com/locuslab/tofu has {split}.json, and its path can be given instead"
-        raise InvalidInput("source", spec, f"a data set that can be fetched ({reason}); offline, {instead}") from None
+        instead = (
+            f"the folder data of github.com/locuslab/tofu has {split}.json, and its path can "
+            "be given instead"
+        )
+        raise InvalidInput(
+            "source", spec, f"a data set that can be fetched ({reason}); offline, {instead}"
+        ) from None
     return parse(rows, spec)
 
 
 def parse(records: Iterable[object], where: str) -> tuple[Example, ...]:
-    """Examples from TOFU's records, `where` being their source in error messages; fields that it does not know pass.
+    """Examples from TOFU's records, `where` being their source in error messages; fields that it
+    does not know pass.
 
     An example's index is the `index` of its record and without one, as in TOFU itself, its row.
     Raises `InvalidInput` for a record of another shape, an index that comes twice, another number
     of perturbed answers than the others that have any, or no record at all.
     """
-    examples = tuple(_example(record, row, f"{where}, record {row + 1}") for row, record in enumerate(records))
+    examples = tuple(
+        _example(record, row, f"{where}, record {row + 1}") for row, record in enumerate(records)
+    )
     require(len(examples) > 0, where, "no record", "at least one")
     rows: dict[int, int] = {}
     for row, example in enumerate(examples):
         first = rows.setdefault(example.index, row)
-        require(first == row, f"{where}, record {row + 1}, index", example.index, f"new (record {first + 1} has it)")
-    several = [(row, len(example.perturbed)) for row, example in enumerate(examples) if example.perturbed]
+        require(
+            first == row,
+            f"{where}, record {row + 1}, index",
+            example.index,
+            f"new (record {first + 1} has it)",
+        )
+    several = [
+        (row, len(example.perturbed)) for row, example in enumerate(examples) if example.perturbed
+    ]
     for row, count in several:
         field, wanted = f"{where}, record {row + 1}, {FIELDS['perturbed']}", several[0][1]
-        require(count == wanted, field, f"{count} texts", f"{wanted}, as in record {several[0][0] + 1}")
+        require(
+            count == wanted, field, f"{count} texts", f"{wanted}, as in record {several[0][0] + 1}"
+        )
     return examples
 
 
@@ -162,19 +205,26 @@ def _example(record: object, row: int, where: str) -> Example:
         raise InvalidInput(where, shown(record), "an object with the fields question and answer")
     values: dict[str, Any] = {name: record.get(key) for name, key in FIELDS.items()}
     wrong = values["perturbed"]
-    values["perturbed"] = () if wrong is None else tuple(wrong) if isinstance(wrong, list) else wrong
+    values["perturbed"] = (
+        () if wrong is None else tuple(wrong) if isinstance(wrong, list) else wrong
+    )
     try:
         return Example(index=record.get("index", row), **values)
     except InvalidInput as error:
         field = FIELDS.get(error.field, error.field)
-        found = error.allowed if field in record else f"{error.allowed} (the record has {', '.join(map(str, record))})"
+        found = (
+            error.allowed
+            if field in record
+            else f"{error.allowed} (the record has {', '.join(map(str, record))})"
+        )
         raise InvalidInput(f"{where}, {field}", error.value, found) from None
 
 
 def write(examples: Sequence[Example], path: Location) -> None:
     """Write examples as TOFU does, one JSON record per line, so that `read(path)` gives them back.
 
-    Indices are written only where they are not the rows: tools that read TOFU add a column of that name.
+    Indices are written only where they are not the rows: tools that read TOFU add a column of that
+    name.
     """
     numbered = any(example.index != row for row, example in enumerate(examples))
     lines = []
@@ -187,19 +237,27 @@ def write(examples: Sequence[Example], path: Location) -> None:
 
 
 def response_words(examples: Sequence[Example]) -> np.ndarray:
-    """The number of words of each response, shape (examples,): what is between blanks counts as one."""
+    """The number of words of each response, shape (examples,): what is between blanks counts as
+    one.
+    """
     return np.array([len(example.response.split()) for example in examples])
 
 
 def length_table(examples: Sequence[Example]) -> DataFrame:
-    """How long responses are, in words: a row per topic from short to long, then `all`; the columns are `examples`,
-    how many there are, and `QUANTILES`.
+    """How long responses are, in words: a row per topic from short to long, then `all`; the columns
+    are `examples`, how many there are, and `QUANTILES`.
     """
     import pandas as pd
 
-    words = pd.DataFrame({"topic": [example.topic for example in examples], "words": response_words(examples)})
+    words = pd.DataFrame(
+        {"topic": [example.topic for example in examples], "words": response_words(examples)}
+    )
     groups = pd.concat([words, words.assign(topic="all")]).groupby("topic")["words"]
-    table = groups.quantile(np.array(list(QUANTILES.values()))).unstack().set_axis(list(QUANTILES), axis="columns")
+    table = (
+        groups.quantile(np.array(list(QUANTILES.values())))
+        .unstack()
+        .set_axis(list(QUANTILES), axis="columns")
+    )
     table.insert(0, "examples", groups.size())
     by_length = table.drop(index="all").sort_values(["median", "shortest"], kind="stable")
     return pd.concat([by_length, table.loc[["all"]]])

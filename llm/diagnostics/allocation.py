@@ -1,14 +1,17 @@
-"""How an objective allocates its effort over examples: against their lengths, and against what each of them needs.
+"""How an objective allocates its effort over examples: against their lengths, and against what each
+of them needs.
 
 Works on the tables of `llm.diagnostics.weights`. Two efforts are compared with two needs:
 
     weight = d loss / d logp             the push on the log-probability of a response
-    push = weight * length               the push on its log-probability per token: d loss / d theta if logp = |y| theta
-    needed = ref - retrained             how far the response has to fall, nats; per token: needed / length
+    push = weight * length               the push on its log-probability per token: d loss / d theta
+                                         if logp = |y| theta
+    needed = ref - retrained             how far the response has to fall, nats; per token: needed /
+                                         length
 
-Weight answers to `needed` where gradients of logp are equally large for all responses, push to `needed_per_token`
-where all tokens share what is trained (the scalar law). Intervals are percentiles of a bootstrap over examples, with
-the same resamples for every objective.
+Weight answers to `needed` where gradients of logp are equally large for all responses, push to
+`needed_per_token` where all tokens share what is trained (the scalar law). Intervals are
+percentiles of a bootstrap over examples, with the same resamples for every objective.
 """
 
 from __future__ import annotations
@@ -29,7 +32,9 @@ Values = Float[np.ndarray, "*resamples"]
 
 
 class Curve(NamedTuple):
-    """Cumulated shares, from 0 on, of what is needed and of the effort spent: the neediest examples come first."""
+    """Cumulated shares, from 0 on, of what is needed and of the effort spent: the neediest
+    examples come first.
+    """
 
     needed: Float[np.ndarray, "*resamples points"]
     effort: Float[np.ndarray, "*resamples points"]
@@ -52,16 +57,20 @@ def pearson(x: Array, y: Array) -> Values:
 
 
 def spearman(x: Array, y: Array) -> Values:
-    """Correlation of the ranks along the last axis, equals sharing their mean rank; nan where one is constant."""
+    """Correlation of the ranks along the last axis, equals sharing their mean rank; nan where
+    one is constant.
+    """
     return pearson(stats.rankdata(x, axis=-1), stats.rankdata(y, axis=-1))
 
 
 def allocation_curve(needed: Array, effort: Array) -> Curve:
-    """Shares of need and effort of the neediest examples, cumulated: a proportional effort lies on the diagonal.
+    """Shares of need and effort of the neediest examples, cumulated: a proportional effort lies on
+    the diagonal.
 
-    Above it the neediest get more than their share, below it less. An example whose `needed` is negative needs
-    nothing: it has no share of the need, comes last, and what is spent on it makes the curve rise upright at the
-    right edge. Of equals in need, those of less effort come first. nan where nothing is needed or spent.
+    Above it the neediest get more than their share, below it less. An example whose `needed` is
+    negative needs nothing: it has no share of the need, comes last, and what is spent on it makes
+    the curve rise upright at the right edge. Of equals in need, those of less effort come first.
+    nan where nothing is needed or spent.
     """
     order = np.lexsort((effort, -needed), axis=-1)
     running = []
@@ -74,14 +83,17 @@ def allocation_curve(needed: Array, effort: Array) -> Curve:
 def allocation_area(needed: Array, effort: Array) -> Values:
     """Area under the allocation curve: 1/2 for an effort in proportion to need.
 
-    Towards 1 where all of it goes to the neediest, towards 0 where it goes to those that need least or nothing.
+    Towards 1 where all of it goes to the neediest, towards 0 where it goes to those that need least
+    or nothing.
     """
     x, y = allocation_curve(needed, effort)
     return ((x[..., 1:] - x[..., :-1]) * (y[..., 1:] + y[..., :-1])).sum(-1) / 2
 
 
 def misplaced(needed: Array, effort: Array) -> Values:
-    """Share of the effort that other examples should have had, sum |share of effort - share of need| / 2, in [0, 1]."""
+    """Share of the effort that other examples should have had, sum |share of effort - share of
+    need| / 2, in [0, 1].
+    """
     return np.abs(_shares(np.maximum(needed, 0.0)) - _shares(effort)).sum(-1) / 2
 
 
@@ -101,8 +113,9 @@ def interval(
 ) -> Interval:
     """A statistic of pairs with its percentile interval over examples drawn with replacement.
 
-    Resamples in which it is undefined are left out; all three numbers are nan where the pairs themselves leave it so.
-    Raises `InvalidInput` for fewer than 3 pairs or 100 resamples, or a level outside (0, 1).
+    Resamples in which it is undefined are left out; all three numbers are nan where the pairs
+    themselves leave it so. Raises `InvalidInput` for fewer than 3 pairs or 100 resamples, or a
+    level outside (0, 1).
     """
     require(len(x) == len(y) >= 3, "examples", (len(x), len(y)), "at least 3 pairs")
     require(resamples >= 100, "resamples", resamples, "at least 100")
@@ -116,11 +129,15 @@ def interval(
     return Interval(value, float(low), float(high))
 
 
-def length_correlation(table: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
-    """Pearson and Spearman correlation of weight and length, one row per objective: as in the paper's Figure 4.
+def length_correlation(
+    table: pd.DataFrame, *, resamples: int = 1000, seed: int = 0
+) -> pd.DataFrame:
+    """Pearson and Spearman correlation of weight and length, one row per objective: as in the
+    paper's Figure 4.
 
-    Columns `objective`, `count`, and each statistic with its bounds, `pearson`, `pearson_low`, `pearson_high`, ...;
-    nan for a constant weight. Raises `InvalidInput` for a table without weights, or of fewer than 3 examples.
+    Columns `objective`, `count`, and each statistic with its bounds, `pearson`, `pearson_low`,
+    `pearson_high`, ...; nan for a constant weight. Raises `InvalidInput` for a table without
+    weights, or of fewer than 3 examples.
     """
     length = _finite("length", table["length"])
     rows = []
@@ -128,23 +145,35 @@ def length_correlation(table: pd.DataFrame, *, resamples: int = 1000, seed: int 
         weight = _comparable(weight)
         found = {"objective": name, "count": len(table)}
         for label, statistic in (("pearson", pearson), ("spearman", spearman)):
-            found |= _columns(label, interval(statistic, length, weight, resamples=resamples, seed=seed))
+            found |= _columns(
+                label, interval(statistic, length, weight, resamples=resamples, seed=seed)
+            )
         rows.append(found)
     return pd.DataFrame(rows)
 
 
 def bias(table: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
-    """Does the effort go where it is needed? One row per objective, effort (weight, push) and need (total, per_token).
+    """Does the effort go where it is needed? One row per objective, effort (weight, push) and need
+    (total, per_token).
 
-    Columns `objective`, `effort`, `need`, `count`; `spearman` of effort and need, nan for a constant effort, and the
-    `area` of the allocation curve and the `misplaced` share, each with its `_low` and `_high`; and `unneeded`, the
-    share of effort spent on examples that need nothing. Raises `InvalidInput` for a table without weights or needs, of
-    fewer than 3 examples, with numbers that are not finite, or in which nothing is needed.
+    Columns `objective`, `effort`, `need`, `count`; `spearman` of effort and need, nan for a
+    constant effort, and the `area` of the allocation curve and the `misplaced` share, each with its
+    `_low` and `_high`; and `unneeded`, the share of effort spent on examples that need nothing.
+    Raises `InvalidInput` for a table without weights or needs, of fewer than 3 examples, with
+    numbers that are not finite, or in which nothing is needed.
     """
     require("needed" in table, "table", list(table.columns), "a column `needed`: see `with_needed`")
-    needs = {"total": _finite("needed", table["needed"]), "per_token": _finite("needed", table["needed_per_token"])}
+    needs = {
+        "total": _finite("needed", table["needed"]),
+        "per_token": _finite("needed", table["needed_per_token"]),
+    }
     positive = int((table["needed"] > 0).sum())
-    require(positive > 0, "needed", f"{positive} of {len(table)} positive", "an example with something to forget")
+    require(
+        positive > 0,
+        "needed",
+        f"{positive} of {len(table)} positive",
+        "an example with something to forget",
+    )
     length, rows = _finite("length", table["length"]), []
     for name, weight in _weights(table).items():
         for effort, spent in {"weight": weight, "push": weight * length}.items():
@@ -152,20 +181,28 @@ def bias(table: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> pd.Dat
             for need, needed in needs.items():
                 found = {"objective": name, "effort": effort, "need": need, "count": len(table)}
                 for label, statistic in STATISTICS.items():
-                    found |= _columns(label, interval(statistic, needed, spent, resamples=resamples, seed=seed))
+                    found |= _columns(
+                        label, interval(statistic, needed, spent, resamples=resamples, seed=seed)
+                    )
                 rows.append({**found, "unneeded": float(_shares(spent)[needed <= 0].sum())})
     return pd.DataFrame(rows)
 
 
 def allocation(table: pd.DataFrame, effort: str = "weight", need: str = "total") -> pd.DataFrame:
-    """The allocation curves of all objectives: `objective`, `needed_share`, `effort_share`, from (0, 0) to (1, 1)."""
+    """The allocation curves of all objectives: `objective`, `needed_share`, `effort_share`, from
+    (0, 0) to (1, 1).
+    """
     require(effort in ("weight", "push"), "effort", effort, "weight or push")
     require(need in ("total", "per_token"), "need", need, "total or per_token")
     needed = _finite("needed", table["needed" if need == "total" else "needed_per_token"])
     scale = _finite("length", table["length"]) if effort == "push" else 1.0
-    curves = {name: allocation_curve(needed, weight * scale) for name, weight in _weights(table).items()}
+    curves = {
+        name: allocation_curve(needed, weight * scale) for name, weight in _weights(table).items()
+    }
     frames = (
-        pd.DataFrame({"objective": name, "needed_share": curve.needed, "effort_share": curve.effort})
+        pd.DataFrame(
+            {"objective": name, "needed_share": curve.needed, "effort_share": curve.effort}
+        )
         for name, curve in curves.items()
     )
     return pd.concat(frames, ignore_index=True)
@@ -178,15 +215,24 @@ def _weights(table: pd.DataFrame) -> dict[str, Float[np.ndarray, "examples"]]:
 
 
 def _finite(field: str, column: pd.Series) -> Float[np.ndarray, "examples"]:
-    """The numbers of a column; raises `InvalidInput` where one is not finite: it would pass for a constant or a 0."""
+    """The numbers of a column; raises `InvalidInput` where one is not finite: it would pass for
+    a constant or a 0.
+    """
     values = column.to_numpy(dtype=float)
     bad = values[~np.isfinite(values)]
-    require(len(bad) == 0, field, bad[:1].tolist(), f"finite numbers ({len(bad)} of {len(values)} are not)")
+    require(
+        len(bad) == 0,
+        field,
+        bad[:1].tolist(),
+        f"finite numbers ({len(bad)} of {len(values)} are not)",
+    )
     return values
 
 
 def _comparable(effort: Array) -> Array:
-    """The effort relative to the largest, to 12 digits: 1/length * length is 1 only up to rounding, which has ranks."""
+    """The effort relative to the largest, to 12 digits: 1/length * length is 1 only up to
+    rounding, which has ranks.
+    """
     return np.round(effort / max(float(effort.max()), np.finfo(float).tiny), 12)
 
 

@@ -19,14 +19,16 @@ COLUMNS = ("index", "logp", "length")
 def score_table(seq: SequenceLogProbs, index: Int[np.ndarray, "examples"]) -> pd.DataFrame:
     """`index`, `logp` (nats) and `length` (scored tokens) of each example."""
     length = seq.length.detach().cpu().numpy().astype(np.int64)
-    return pd.DataFrame({"index": index, "logp": seq.logp.detach().cpu().double().numpy(), "length": length})
+    return pd.DataFrame(
+        {"index": index, "logp": seq.logp.detach().cpu().double().numpy(), "length": length}
+    )
 
 
 def read_scores(path: Location, field: str) -> pd.DataFrame:
     """A table of scores; `field` is what it is called in error messages.
 
-    Raises `InvalidInput` for a file that is no table, for what `llm.schemas.Scores` does not allow, and for an index
-    that comes twice.
+    Raises `InvalidInput` for a file that is no table, for what `llm.schemas.Scores` does not allow,
+    and for an index that comes twice.
     """
     # Here, because building the schemas takes as long as answering --help.
     from llm.schemas import Scores, check_table
@@ -35,31 +37,48 @@ def read_scores(path: Location, field: str) -> pd.DataFrame:
         frame = pd.read_parquet(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise InvalidInput(field, os.fspath(path), f"a parquet table of scores ({reason})") from None
+        raise InvalidInput(
+            field, os.fspath(path), f"a parquet table of scores ({reason})"
+        ) from None
     frame = check_table(Scores, frame, field, os.fspath(path))
     again = frame["index"].duplicated()
     if again.any():
         row = int(np.argmax(again))
-        raise InvalidInput(f"{field}, index of row {row}", frame["index"].iloc[row].item(), "each index once")
+        raise InvalidInput(
+            f"{field}, index of row {row}", frame["index"].iloc[row].item(), "each index once"
+        )
     return frame[list(COLUMNS)]
 
 
 def beside(scores: pd.DataFrame, other: pd.DataFrame, field: str) -> np.ndarray:
     """`logp` of another model's table in the order of `scores`: equal indices are the same example.
 
-    Raises `InvalidInput` for another set of indices, and for a response of another length: other tokens.
+    Raises `InvalidInput` for another set of indices, and for a response of another length: other
+    tokens.
     """
     matched = other.set_index("index").reindex(scores["index"])
     lacking = int(matched["logp"].isna().sum())
     same = lacking == 0 and len(other) == len(scores)
-    require(same, field, f"{len(other)} examples, {lacking} missing", f"the {len(scores)} that are scored")
+    require(
+        same,
+        field,
+        f"{len(other)} examples, {lacking} missing",
+        f"the {len(scores)} that are scored",
+    )
     uneven = scores["index"][matched["length"].to_numpy() != scores["length"].to_numpy()].tolist()
-    allowed = f"as many tokens of each response ({len(uneven)} differ): the same tokenizer, template and data"
+    allowed = (
+        f"as many tokens of each response ({len(uneven)} differ): the same tokenizer, "
+        "template and data"
+    )
     require(not uneven, f"{field}, length at index", uneven[:1], allowed)
     return matched["logp"].to_numpy()
 
 
 def pair(scores: pd.DataFrame, reference: pd.DataFrame) -> SequenceLogProbs:
-    """What the law needs: log-probabilities of a model beside those of its reference (float64; see `beside`)."""
+    """What the law needs: log-probabilities of a model beside those of its reference (float64;
+    see `beside`).
+    """
     columns = (scores["logp"], scores["length"], beside(scores, reference, "reference"))
-    return SequenceLogProbs(*(torch.tensor(np.asarray(column, dtype=np.float64)) for column in columns))
+    return SequenceLogProbs(
+        *(torch.tensor(np.asarray(column, dtype=np.float64)) for column in columns)
+    )

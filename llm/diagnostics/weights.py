@@ -1,7 +1,8 @@
 """Per-example weights of any objective, and how far each example has to move, as one table.
 
-A table has one row per example, the columns of `COLUMNS`, and one column of weights per objective: `weight_` + its
-name, such as weight_npo_b0.1 (see `named`). How the weights are allocated is in `llm.diagnostics.allocation`.
+A table has one row per example, the columns of `COLUMNS`, and one column of weights per objective:
+`weight_` + its name, such as weight_npo_b0.1 (see `named`). How the weights are allocated is in
+`llm.diagnostics.allocation`.
 """
 
 from __future__ import annotations
@@ -32,21 +33,29 @@ COLUMNS: dict[str, str] = {
     "length": "scored tokens of the response",
     "ref": "log pi_ref of the response, nats; the reference is the model before unlearning",
     "retrained": "log pi of the response under the model retrained without the set, nats",
-    "needed": "ref - retrained, nats: how far the response has to fall for the model to look retrained",
+    "needed": (
+        "ref - retrained, nats: how far the response has to fall for the model to look retrained"
+    ),
     "needed_per_token": "needed / length, nats",
 }
 WEIGHT, PUSH = "weight_", "push_"
 
 
 def named(objectives: Iterable[Objective]) -> dict[str, Objective]:
-    """Objectives by name: corner, beta and, where it is not 0, gamma: npo_b0.1, simnpo_b2.5_g0.5, gradient_ascent.
+    """Objectives by name: corner, beta and, where it is not 0, gamma: npo_b0.1, simnpo_b2.5_g0.5,
+    gradient_ascent.
 
-    Between the corners reference and normalize are named too: between_r0.5_n1_b0.1. Raises `InvalidInput` for an
-    objective that is not valid, is a stack, or comes twice.
+    Between the corners reference and normalize are named too: between_r0.5_n1_b0.1. Raises
+    `InvalidInput` for an objective that is not valid, is a stack, or comes twice.
     """
     found: dict[str, Objective] = {}
     for objective in map(validate, objectives):
-        require(all(torch.as_tensor(x).ndim == 0 for x in objective), "objectives", objective, "four numbers each")
+        require(
+            all(torch.as_tensor(x).ndim == 0 for x in objective),
+            "objectives",
+            objective,
+            "four numbers each",
+        )
         beta, gamma, reference, normalize = (float(value) for value in objective)
         parts = [method_name(objective)]
         parts += [f"r{reference:g}", f"n{normalize:g}"] if parts[0] == "between" else []
@@ -59,26 +68,36 @@ def named(objectives: Iterable[Objective]) -> dict[str, Objective]:
     return found
 
 
-def corners(beta: float = 0.1, beta_per_token: float = 2.5, gamma: float = 0.0) -> dict[str, Objective]:
-    """The four corners by name: `beta` where log-probabilities are summed, `beta_per_token` where they are averaged.
+def corners(
+    beta: float = 0.1, beta_per_token: float = 2.5, gamma: float = 0.0
+) -> dict[str, Objective]:
+    """The four corners by name: `beta` where log-probabilities are summed, `beta_per_token` where
+    they are averaged.
 
-    The defaults are the paper's for TOFU's forget05; for forget10 it has beta_per_token = 4.5. `gamma` is SimNPO's.
+    The defaults are the paper's for TOFU's forget05; for forget10 it has beta_per_token = 4.5.
+    `gamma` is SimNPO's.
     """
     summed = (npo(beta), reference_free_npo(beta))
     return named([*summed, length_normalized_npo(beta_per_token), simnpo(beta_per_token, gamma)])
 
 
 def weights_table(
-    seq: SequenceLogProbs, objectives: Mapping[str, Objective], index: Int[np.ndarray, "examples"] | None = None
+    seq: SequenceLogProbs,
+    objectives: Mapping[str, Objective],
+    index: Int[np.ndarray, "examples"] | None = None,
 ) -> pd.DataFrame:
-    """`index`, `logp`, `length`, `ref` of each example and its weight, d loss / d logp, under each objective.
+    """`index`, `logp`, `length`, `ref` of each example and its weight, d loss / d logp, under each
+    objective.
 
-    `index` counts from 0 if not given. Computed in float64. Raises `InvalidInput` for responses that cannot be any (see
-    `markov.objectives.check_logprobs`), unequal counts, or an objective that is not four valid numbers.
+    `index` counts from 0 if not given. Computed in float64. Raises `InvalidInput` for responses
+    that cannot be any (see `markov.objectives.check_logprobs`), unequal counts, or an objective
+    that is not four valid numbers.
     """
     seq = SequenceLogProbs.of(*(torch.as_tensor(part).detach().double().cpu() for part in seq))
     count = len(seq.logp) if seq.logp.ndim == 1 else 0
-    require(seq.logp.ndim == 1, "logp", tuple(seq.logp.shape), "one value per example, along one axis")
+    require(
+        seq.logp.ndim == 1, "logp", tuple(seq.logp.shape), "one value per example, along one axis"
+    )
     index = np.arange(count) if index is None else np.asarray(index)
     require(index.shape == (count,), "index", index.shape, f"{count} values, one per example")
     columns = {"index": index, **{field: values.numpy() for field, values in seq._asdict().items()}}
@@ -90,26 +109,45 @@ def weights_table(
 
 
 def with_needed(table: pd.DataFrame, retrained: Float[np.ndarray, "examples"]) -> pd.DataFrame:
-    """The table with `retrained`, `needed` = ref - retrained and `needed_per_token` after `ref` (nats).
+    """The table with `retrained`, `needed` = ref - retrained and `needed_per_token` after `ref`
+    (nats).
 
-    Negative where the retrained model finds the response more likely than the reference does: nothing to forget.
+    Negative where the retrained model finds the response more likely than the reference does:
+    nothing to forget.
     """
     retrained = np.asarray(retrained, dtype=np.float64)
-    require(retrained.shape == (len(table),), "retrained", retrained.shape, f"{len(table)} values, one per example")
-    require(bool(np.isfinite(retrained).all()), "retrained", retrained[~np.isfinite(retrained)][:1], "finite numbers")
+    require(
+        retrained.shape == (len(table),),
+        "retrained",
+        retrained.shape,
+        f"{len(table)} values, one per example",
+    )
+    require(
+        bool(np.isfinite(retrained).all()),
+        "retrained",
+        retrained[~np.isfinite(retrained)][:1],
+        "finite numbers",
+    )
     needed = table["ref"].to_numpy() - retrained
-    found = {"retrained": retrained, "needed": needed, "needed_per_token": needed / table["length"].to_numpy()}
+    found = {
+        "retrained": retrained,
+        "needed": needed,
+        "needed_per_token": needed / table["length"].to_numpy(),
+    }
     at = list(table.columns).index("ref") + 1
     before, after = table.iloc[:, :at], table.iloc[:, at:]
     return pd.concat([before, pd.DataFrame(found, index=table.index), after], axis=1)
 
 
-def diagnose(original: EvaluationLog, retrained: EvaluationLog, objectives: Mapping[str, Objective]) -> pd.DataFrame:
-    """Weights at the start of unlearning, theta = reference = original, beside what is needed: no model, only logs.
+def diagnose(
+    original: EvaluationLog, retrained: EvaluationLog, objectives: Mapping[str, Objective]
+) -> pd.DataFrame:
+    """Weights at the start of unlearning, theta = reference = original, beside what is needed: no
+    model, only logs.
 
-    `index`, `length`, `ref`, `retrained`, `needed`, `needed_per_token` and a column of weights per objective; NPO's
-    are all 1. Raises `InvalidInput` where the logs do not fit together (see `llm.logs.log.align`), and warns where they
-    are the same model's.
+    `index`, `length`, `ref`, `retrained`, `needed`, `needed_per_token` and a column of weights per
+    objective; NPO's are all 1. Raises `InvalidInput` where the logs do not fit together (see
+    `llm.logs.log.align`), and warns where they are the same model's.
     """
     retrained = align(original, retrained, allow_identical=False)
     table = weights_table(sequence_logprobs(original, original), objectives, original.index)
@@ -119,31 +157,42 @@ def diagnose(original: EvaluationLog, retrained: EvaluationLog, objectives: Mapp
 def diagnose_per_token(
     original: EvaluationLog, retrained: EvaluationLog, objectives: Mapping[str, Objective]
 ) -> pd.DataFrame:
-    """As `diagnose`, for logs that store mean losses but no numbers of scored tokens: what can be said without these.
+    """As `diagnose`, for logs that store mean losses but no numbers of scored tokens: what can be
+    said without these.
 
-    Without lengths nothing is known of a response but its mean log-probability per token, as if each were one token
-    long. An objective that divides the length out, normalize = 1, is then a function of what is known: the push of its
-    weight on the log-probability per token, weight * length. Of others nothing can be said.
+    Without lengths nothing is known of a response but its mean log-probability per token, as if
+    each were one token long. An objective that divides the length out, normalize = 1, is then a
+    function of what is known: the push of its weight on the log-probability per token, weight *
+    length. Of others nothing can be said.
 
-    `index`, `ref_per_token`, `retrained_per_token`, `needed_per_token` (nats) and a column `push_` + its name per
-    objective. Raises `InvalidInput` as `diagnose` does, and for an objective that needs the lengths.
+    `index`, `ref_per_token`, `retrained_per_token`, `needed_per_token` (nats) and a column `push_`
+    + its name per objective. Raises `InvalidInput` as `diagnose` does, and for an objective that
+    needs the lengths.
     """
     retrained = align(original, retrained, allow_identical=False)
     for name, objective in objectives.items():
-        allowed = f"one that divides the length out, since {original.file} stores no numbers of scored tokens"
+        allowed = (
+            f"one that divides the length out, since {original.file} stores no numbers of "
+            "scored tokens"
+        )
         require(float(objective.normalize) == 1, "objectives", name, allowed)
     one = np.ones(len(original.index))
     own, theirs = (with_lengths(log, one) for log in (original, retrained))
-    table = with_needed(weights_table(sequence_logprobs(own, own), objectives, own.index), -total_loss(theirs))
+    table = with_needed(
+        weights_table(sequence_logprobs(own, own), objectives, own.index), -total_loss(theirs)
+    )
     pushes = {WEIGHT + name: PUSH + name for name in objectives}
-    renamed = table.rename(columns={"ref": "ref_per_token", "retrained": "retrained_per_token", **pushes})
+    renamed = table.rename(
+        columns={"ref": "ref_per_token", "retrained": "retrained_per_token", **pushes}
+    )
     return renamed.drop(columns=["logp", "length", "needed"])
 
 
 def upper_half(
     values: Float[np.ndarray, "examples"], index: Int[np.ndarray, "examples"]
 ) -> Bool[np.ndarray, "examples"]:
-    """Which examples have the larger values, half of them (the smaller half if odd); of equals, those of larger index.
+    """Which examples have the larger values, half of them (the smaller half if odd); of equals,
+    those of larger index.
 
     Raises `InvalidInput` for fewer than two examples.
     """
@@ -156,10 +205,16 @@ def upper_half(
 def with_halves(table: pd.DataFrame) -> pd.DataFrame:
     """The table with `length_half`, short or long, and `memorised_half`, weak or strong.
 
-    Memorised strongly is what the model before unlearning knows and the retrained one does not: the upper half by
-    `needed_per_token`. The likelihood under the original alone would not do, since that of a fine-tuned model also
-    counts what it would have known anyway. (The paper does not say how it splits its Figure 1b.)
+    Memorised strongly is what the model before unlearning knows and the retrained one does not: the
+    upper half by `needed_per_token`. The likelihood under the original alone would not do, since
+    that of a fine-tuned model also counts what it would have known anyway. (The paper does not say
+    how it splits its Figure 1b.)
     """
     index = table["index"].to_numpy()
-    long, strong = (upper_half(table[name].to_numpy(), index) for name in ("length", "needed_per_token"))
-    return table.assign(length_half=np.where(long, "long", "short"), memorised_half=np.where(strong, "strong", "weak"))
+    long, strong = (
+        upper_half(table[name].to_numpy(), index) for name in ("length", "needed_per_token")
+    )
+    return table.assign(
+        length_half=np.where(long, "long", "short"),
+        memorised_half=np.where(strong, "strong", "weak"),
+    )

@@ -29,7 +29,9 @@ JOB, NAMES = "evaluation", (OPEN_UNLEARNING, SUMMARY)
 COLUMNS = ("forget_quality", "ks_statistic", "model_utility")  # of `tofu_measure`
 
 
-def manifest(settings: Mapping[str, Any], language: LanguageModel, max_new_tokens: int) -> dict[str, Any]:
+def manifest(
+    settings: Mapping[str, Any], language: LanguageModel, max_new_tokens: int
+) -> dict[str, Any]:
     """What an evaluation was made with."""
     return {
         **storage.provenance(settings, __name__),
@@ -52,17 +54,25 @@ def evaluate_into(
     budget: int = BUDGET,
     progress: bool = True,
 ) -> TofuLogs:
-    """The logs of the model that `start` loads, as `llm.evaluation.tofu.evaluate`, in TOFU_EVAL.json of the folder.
+    """The logs of the model that `start` loads, as `llm.evaluation.tofu.evaluate`, in
+    TOFU_EVAL.json of the folder.
 
-    Where that holds an evaluation of the same sets, `settings` and options, it is read, and nothing loaded; one that is
-    damaged is set aside. Raises `InvalidInput` as `evaluate` does, and for a folder that cannot be written, or that
-    holds another evaluation or what this program did not make.
+    Where that holds an evaluation of the same sets, `settings` and options, it is read, and nothing
+    loaded; one that is damaged is set aside. Raises `InvalidInput` as `evaluate` does, and for a
+    folder that cannot be written, or that holds another evaluation or what this program did not
+    make.
     """
     check_variant(variant)
     path = storage.check_writable(folder, "out", folder=True) / OPEN_UNLEARNING
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "max_length": max_length}
     asked = {"of": settings, "sets": storage.fingerprint(sets), **options, "variant": variant}
-    found = storage.read_kept(path, _read) if folders.claimed(folder, JOB) else _read(path) if path.exists() else None
+    found = (
+        storage.read_kept(path, _read)
+        if folders.claimed(folder, JOB)
+        else _read(path)
+        if path.exists()
+        else None
+    )
     if found is not None:
         logs, made = found
         require(made == storage.settings_of(asked), "out", str(folder), "one of these settings")
@@ -83,7 +93,9 @@ def _read(path: Path) -> tuple[TofuLogs, Any]:
 
 
 def evaluation_settings(path: Path) -> Any:
-    """The settings that an evaluation was written with; None for a file that says nothing of any."""
+    """The settings that an evaluation was written with; None for a file that says nothing of
+    any.
+    """
     try:
         return json.loads(path.read_text("utf-8")).get(MANIFEST, {}).get("settings")
     except (OSError, ValueError, AttributeError, RecursionError) as error:
@@ -100,25 +112,36 @@ def tofu_measure(
     max_length: int = MAX_LENGTH,
     budget: int = BUDGET,
 ) -> Measure[LanguageModel]:
-    """`forget_quality`, `ks_statistic` (nan without `retrained`) and `model_utility` after some epochs, else nan.
+    """`forget_quality`, `ks_statistic` (nan without `retrained`) and `model_utility` after some
+    epochs, else nan.
 
-    Answers are written for the sets of utility only: forget quality takes none. Raises `InvalidInput` for examples
-    without wrong answers, and for a log of the retrained model without them.
+    Answers are written for the sets of utility only: forget quality takes none. Raises
+    `InvalidInput` for examples without wrong answers, and for a log of the retrained model without
+    them.
     """
     check_variant(variant)
     checked(sets)
     if retrained is not None:
         known = retrained.perturbed is not None
-        require(known, "retrained", retrained.file, "a model, or its log, that says how likely wrong answers are")
+        require(
+            known,
+            "retrained",
+            retrained.file,
+            "a model, or its log, that says how likely wrong answers are",
+        )
     options: dict[str, Any] = {"max_length": max_length, "budget": budget, "progress": False}
-    name = storage.fingerprint([sets, sorted(epochs), variant, max_new_tokens, max_length, retrained is None])
+    name = storage.fingerprint(
+        [sets, sorted(epochs), variant, max_new_tokens, max_length, retrained is None]
+    )
 
     def call(epoch: int, language: LanguageModel) -> Mapping[str, float]:
         found: dict[str, float] = dict.fromkeys(COLUMNS, math.nan)
         if epoch not in epochs:
             return found
         if retrained is not None:
-            quality = forget_quality(answer_log(language, sets.forget, **options), retrained, variant=variant)
+            quality = forget_quality(
+                answer_log(language, sets.forget, **options), retrained, variant=variant
+            )
             found |= {"forget_quality": quality.p_value, "ks_statistic": quality.statistic}
         kept = {
             task: task_log(language, getattr(sets, task), max_new_tokens=max_new_tokens, **options)

@@ -1,21 +1,28 @@
-"""Whether a model has read a text: scores that are lower for texts it has, and how well they tell the two apart.
+"""Whether a model has read a text: scores that are lower for texts it has, and how well they tell
+the two apart.
 
 With l_t = log pi(x_t | x_<t) of the n scored tokens of a text x (nats) and m = max(1, floor(k n)),
 
     loss                 -(1/n) sum_t l_t
-    min_k                -(1/m) sum of the m smallest l_t                                     (Shi et al. 2024a)
-    min_k_plus_plus      the same of (l_t - mu_t) / sigma_t, with the mean and the standard deviation of log pi over
-                         the vocabulary under pi itself at t                                  (Zhang et al. 2024)
-    zlib                 loss over the bytes of the text compressed                           (Carlini et al. 2021)
-    lower                loss over the loss of the text in lower case                         (Carlini et al. 2021)
+    min_k                -(1/m) sum of the m smallest l_t                                     (Shi
+                         et al. 2024a)
+    min_k_plus_plus      the same of (l_t - mu_t) / sigma_t, with the mean and the standard
+                         deviation of log pi over the vocabulary under pi itself at t
+                         (Zhang et al. 2024)
+    zlib                 loss over the bytes of the text compressed
+                         (Carlini et al. 2021)
+    lower                loss over the loss of the text in lower case
+                         (Carlini et al. 2021)
 
     AUC       =  P(score of a held-out text < score of a forget text), a tie counting half
-    PrivLeak  =  100 (AUC - AUC of the retrained model) / AUC of the retrained model          (MUSE, Shi et al. 2024b)
+    PrivLeak  =  100 (AUC - AUC of the retrained model) / AUC of the retrained model          (MUSE,
+              Shi et al. 2024b)
 
-The AUC is in MUSE's orientation: 0 where all of the forget set is known by heart, 1/2 where nothing tells it from the
-hold-out. PrivLeak is then -100 for the former, 0 for the retrained model, and above 0 for a model that has unlearned
-too much, at most 100 (1/AUC_retrained - 1). Its denominator is the very retrained model that it is relative to: MUSE's
-code has a constant there, of other models. The first token of a text is never scored.
+The AUC is in MUSE's orientation: 0 where all of the forget set is known by heart, 1/2 where nothing
+tells it from the hold-out. PrivLeak is then -100 for the former, 0 for the retrained model, and
+above 0 for a model that has unlearned too much, at most 100 (1/AUC_retrained - 1). Its denominator
+is the very retrained model that it is relative to: MUSE's code has a constant there, of other
+models. The first token of a text is never scored.
 """
 
 from __future__ import annotations
@@ -63,7 +70,9 @@ class Membership(NamedTuple):
 
 
 class Leakage(NamedTuple):
-    """How far a model's AUC is from the retrained one's, each with a percentile interval over texts."""
+    """How far a model's AUC is from the retrained one's, each with a percentile interval over
+    texts.
+    """
 
     auc: Interval
     auc_retrained: Interval
@@ -80,13 +89,20 @@ def min_k(logprobs: Float[np.ndarray, " tokens"], k: float = K) -> float:
     require(len(logprobs) > 0, "logprobs", logprobs, "at least one")
     # nan is sorted behind all numbers, where the smallest of them would never meet it.
     bad = logprobs[~np.isfinite(logprobs)]
-    require(len(bad) == 0, "logprobs", bad[:1].tolist(), f"finite numbers ({len(bad)} of {len(logprobs)} are not)")
+    require(
+        len(bad) == 0,
+        "logprobs",
+        bad[:1].tolist(),
+        f"finite numbers ({len(bad)} of {len(logprobs)} are not)",
+    )
     # A product such as 0.29 * 100 may come out just below the whole number that it is.
     count = max(1, math.floor(k * len(logprobs) + 1e-9))
     return float(-np.sort(logprobs)[:count].mean())
 
 
-def membership(language: LanguageModel, forget: Sequence[str], holdout: Sequence[str], **options: object) -> Membership:
+def membership(
+    language: LanguageModel, forget: Sequence[str], holdout: Sequence[str], **options: object
+) -> Membership:
     """`min_k` of both sets of texts; options as `text_scores` takes them."""
     table = text_scores(language, [*forget, *holdout], **options)  # pyright: ignore[reportArgumentType]
     scores = table["min_k"].to_numpy()
@@ -104,11 +120,12 @@ def text_scores(
     budget: int = BUDGET,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """A row per text: `index`, `length` (scored tokens), `loss`, `min_k`, `zlib` and, if asked for, the costlier ones.
+    """A row per text: `index`, `length` (scored tokens), `loss`, `min_k`, `zlib` and, if asked for,
+    the costlier ones.
 
-    `standardised` adds `min_k_plus_plus`, which holds the logits of a whole batch, and `lowered` adds `lower`, a second
-    pass. `max_length` cuts texts. Raises `InvalidInput` as `whole` and `score_encoded` do, and for a share `k` outside
-    (0, 1].
+    `standardised` adds `min_k_plus_plus`, which holds the logits of a whole batch, and `lowered`
+    adds `lower`, a second pass. `max_length` cuts texts. Raises `InvalidInput` as `whole` and
+    `score_encoded` do, and for a share `k` outside (0, 1].
     """
     _check_share(k)
     encoded = whole(language.tokenizer, texts, max_length=max_length)
@@ -125,7 +142,9 @@ def text_scores(
         columns["min_k_plus_plus"] = [min_k(own[1], k) for own in found]
     if lowered:
         lower = whole(language.tokenizer, [text.lower() for text in texts], max_length=max_length)
-        columns["lower"] = loss / [-own[0].mean() for own in _tokens(language, lower, budget, False, progress)]
+        columns["lower"] = loss / [
+            -own[0].mean() for own in _tokens(language, lower, budget, False, progress)
+        ]
     return pd.DataFrame(columns)
 
 
@@ -134,11 +153,16 @@ def _check_share(k: float) -> None:
 
 
 def _tokens(
-    language: LanguageModel, encoded: Sequence[Encoded], budget: int, standardised: bool, progress: bool
+    language: LanguageModel,
+    encoded: Sequence[Encoded],
+    budget: int,
+    standardised: bool,
+    progress: bool,
 ) -> list[list[np.ndarray]]:
     """log pi of each text's scored tokens and, if wanted, the same standardised.
 
-    Raises `NotFinite` for a text with a token of which one is not finite, by its place among the texts.
+    Raises `NotFinite` for a text with a token of which one is not finite, by its place among the
+    texts.
     """
     model, named = language.model, Named(range(len(encoded)), language.name)
     check_model(model)
@@ -148,7 +172,10 @@ def _tokens(
         for rows in batches(encoded, budget):
             batch = Batch.pad([encoded[row] for row in rows])
             logprobs = token_logprobs(model, batch)
-            values = [logprobs, *([_standardised(scored_logits(model, batch), logprobs)] if standardised else [])]
+            values = [
+                logprobs,
+                *([_standardised(scored_logits(model, batch), logprobs)] if standardised else []),
+            ]
             for part in values:
                 split = part.double().cpu().split(batch.scored.sum(-1).tolist())
                 check_finite("logp", torch.stack([own.sum() for own in split]), model, rows, named)
@@ -158,7 +185,9 @@ def _tokens(
     return found
 
 
-def _standardised(logits: Float[Tensor, "scored vocab"], logprobs: Float[Tensor, " scored"]) -> Tensor:
+def _standardised(
+    logits: Float[Tensor, "scored vocab"], logprobs: Float[Tensor, " scored"]
+) -> Tensor:
     laws = logits.to(logprobs.dtype).log_softmax(-1)
     law = laws.exp()
     laws = laws.masked_fill(law == 0, 0.0)  # 0 log 0 = 0, also of tokens that a model never says
@@ -168,7 +197,8 @@ def _standardised(logits: Float[Tensor, "scored vocab"], logprobs: Float[Tensor,
 
 
 def auc(forget: Scores, holdout: Scores) -> Float[np.ndarray, "*resamples"]:
-    """P(score of a held-out text < score of a forget text), along the last axis, a tie counting half.
+    """P(score of a held-out text < score of a forget text), along the last axis, a tie counting
+    half.
 
     Raises `InvalidInput` for an empty set and scores that are not numbers.
     """
@@ -184,38 +214,56 @@ def auc(forget: Scores, holdout: Scores) -> Float[np.ndarray, "*resamples"]:
 def privleak(value: float, retrained: float) -> float:
     """100 (AUC - AUC_retrained) / AUC_retrained, in percent.
 
-    Warns of a denominator below 0.05, whose own error rules the result. Raises `InvalidInput` where it is 0: then the
-    retrained model knows the forget texts by heart, or they differ from those held out in more than having been read.
+    Warns of a denominator below 0.05, whose own error rules the result. Raises `InvalidInput` where
+    it is 0: then the retrained model knows the forget texts by heart, or they differ from those
+    held out in more than having been read.
     """
     allowed = "an AUC of the retrained model above 0, near 1/2 if forget and hold-out are alike"
     require(0 <= value <= 1, "auc", value, "a number from 0 to 1")
     require(0 < retrained <= 1, "auc_retrained", retrained, allowed)
     if retrained < NEAR_ZERO:
-        warnings.warn(f"PrivLeak divides by {retrained:.3g}, not {allowed}", RuntimeWarning, stacklevel=2)
+        warnings.warn(
+            f"PrivLeak divides by {retrained:.3g}, not {allowed}", RuntimeWarning, stacklevel=2
+        )
     return 100 * (value - retrained) / retrained
 
 
-def auc_interval(own: Membership, *, resamples: int = 1000, seed: int = 0, level: float = 0.95) -> Interval:
+def auc_interval(
+    own: Membership, *, resamples: int = 1000, seed: int = 0, level: float = 0.95
+) -> Interval:
     """The AUC with its percentile interval, texts of either set being drawn with replacement."""
     return _interval(float(auc(*own)), _resampled(own, resamples, seed), level)
 
 
 def leakage(
-    own: Membership, retrained: Membership, *, resamples: int = 1000, seed: int = 0, level: float = 0.95
+    own: Membership,
+    retrained: Membership,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> Leakage:
-    """Both AUCs and PrivLeak with percentile intervals; each resample has the same texts for both models.
+    """Both AUCs and PrivLeak with percentile intervals; each resample has the same texts for both
+    models.
 
-    Resamples in which the retrained AUC is 0 are left out. Raises `InvalidInput` as `privleak` does, for scores of
-    other numbers of texts, fewer than 100 resamples and a level outside (0, 1).
+    Resamples in which the retrained AUC is 0 are left out. Raises `InvalidInput` as `privleak`
+    does, for scores of other numbers of texts, fewer than 100 resamples and a level outside (0, 1).
     """
     shapes = [[len(scores) for scores in one] for one in (own, retrained)]
-    require(shapes[0] == shapes[1], "retrained", shapes[1], f"scores of the same texts, {shapes[0]} of them")
+    require(
+        shapes[0] == shapes[1],
+        "retrained",
+        shapes[1],
+        f"scores of the same texts, {shapes[0]} of them",
+    )
     value = privleak(found := float(auc(*own)), base := float(auc(*retrained)))
     drawn, drawn_base = (_resampled(one, resamples, seed) for one in (own, retrained))
     usable = drawn_base > 0
     quotient = 100 * (drawn[usable] - drawn_base[usable]) / drawn_base[usable]
     return Leakage(
-        _interval(found, drawn, level), _interval(base, drawn_base, level), _interval(value, quotient, level)
+        _interval(found, drawn, level),
+        _interval(base, drawn_base, level),
+        _interval(value, quotient, level),
     )
 
 
@@ -223,7 +271,9 @@ def _resampled(own: Membership, resamples: int, seed: int) -> Float[np.ndarray, 
     """AUCs of resamples, the same texts for the same seed."""
     require(resamples >= 100, "resamples", resamples, "at least 100")
     draws = np.random.default_rng(seed)
-    return auc(*(scores[draws.integers(len(scores), size=(resamples, len(scores)))] for scores in own))
+    return auc(
+        *(scores[draws.integers(len(scores), size=(resamples, len(scores)))] for scores in own)
+    )
 
 
 def _interval(value: float, drawn: np.ndarray, level: float) -> Interval:

@@ -1,17 +1,22 @@
-"""What MUSE measures of an unlearned model: does it still recite, still know, still give away what it has read.
+"""What MUSE measures of an unlearned model: does it still recite, still know, still give away what
+it has read.
 
-    VerbMem    100 x mean ROUGE-L F1 of the greedy continuation of a passage's beginning, and how it really goes on,
-               both of at most 128 tokens; of the truth these count the token that begins a text, if there is one
-    KnowMem    100 x mean ROUGE-L F1 of greedy answers of at most 32 tokens, after some questions with their answers;
-               of questions on what was to be forgotten, and on what was to be retained
+    VerbMem    100 x mean ROUGE-L F1 of the greedy continuation of a passage's beginning, and how it
+               really goes on, both of at most 128 tokens; of the truth these count the token that
+               begins a text, if there is one
+    KnowMem    100 x mean ROUGE-L F1 of greedy answers of at most 32 tokens, after some questions
+               with their answers; of questions on what was to be forgotten, and on what was to be
+               retained
     PrivLeak   see `llm.evaluation.membership`
 
-ROUGE is taken without the stemmer. A model that writes nothing scores 0, and `empty` counts how often it did.
+ROUGE is taken without the stemmer. A model that writes nothing scores 0, and `empty` counts how
+often it did.
 
-Long texts are unlearnt in pieces of one length (`llm.scoring.documents`), each a response without a prompt, by their
-log-probabilities: MUSE's released code puts raw logits in their place. Where all pieces have one length L, that law
-with beta and retain weight r is L times the same law normalised by the length, with beta L and r / L: what dividing by
-the length can do there, beta and the retain weight can do as well.
+Long texts are unlearnt in pieces of one length (`llm.scoring.documents`), each a response without a
+prompt, by their log-probabilities: MUSE's released code puts raw logits in their place. Where all
+pieces have one length L, that law with beta and retain weight r is L times the same law normalised
+by the length, with beta L and r / L: what dividing by the length can do there, beta and the retain
+weight can do as well.
 """
 
 from __future__ import annotations
@@ -46,10 +51,11 @@ BOUNDS = ("value", "low", "high")
 
 @dataclass(frozen=True, kw_only=True)
 class Measuring:
-    """How the measures are taken; the defaults are MUSE's, but for intervals, which it does not have.
+    """How the measures are taken; the defaults are MUSE's, but for intervals, which it does not
+    have.
 
-    `words` says what ROUGE takes for a word (see `llm.evaluation.rouge`). Texts are cut to `max_length` tokens for
-    PrivLeak, if one is given. Raises `InvalidInput` for what cannot be.
+    `words` says what ROUGE takes for a word (see `llm.evaluation.rouge`). Texts are cut to
+    `max_length` tokens for PrivLeak, if one is given. Raises `InvalidInput` for what cannot be.
     """
 
     verbmem_tokens: int = 128
@@ -68,17 +74,20 @@ class Measuring:
             require_all_whole(self, max_length=2)
         check_words(self.words)
         require_number(self.k, "k", lambda number: 0 < number <= 1, "a share > 0, at most 1")
-        require_number(self.level, "level", lambda number: 0 < number < 1, "a number between 0 and 1")
+        require_number(
+            self.level, "level", lambda number: 0 < number < 1, "a number between 0 and 1"
+        )
 
 
 class Measured(NamedTuple):
     """What was measured of a model.
 
-    `items` has a row per item: `measure` (verbmem, knowmem, min_k), `split`, `index` (its place in the data), `value`
-    (percent; for min_k a score in nats per token) and `text`, what the model wrote. `table` has a row per measure and
-    split: `value` with its bounds `low` and `high`, the number of `items` and of those that are `empty`; its measures
-    are verbmem, knowmem and auc and, where a retrained model's scores were given, privleak and auc_retrained.
-    `membership` are this model's own scores, with which other models are compared if it is the retrained one.
+    `items` has a row per item: `measure` (verbmem, knowmem, min_k), `split`, `index` (its place in
+    the data), `value` (percent; for min_k a score in nats per token) and `text`, what the model
+    wrote. `table` has a row per measure and split: `value` with its bounds `low` and `high`, the
+    number of `items` and of those that are `empty`; its measures are verbmem, knowmem and auc and,
+    where a retrained model's scores were given, privleak and auc_retrained. `membership` are this
+    model's own scores, with which other models are compared if it is the retrained one.
     """
 
     items: pd.DataFrame
@@ -93,24 +102,34 @@ class Measured(NamedTuple):
 
 
 def question_prompt(question: str, shown: Sequence[QuestionAndAnswer]) -> str:
-    """The questions shown with their answers, then the one asked; ends with a blank, as MUSE's does."""
+    """The questions shown with their answers, then the one asked; ends with a blank, as MUSE's
+    does.
+    """
     before = "".join(f"Question: {pair.question}\nAnswer: {pair.answer}\n\n" for pair in shown)
     return f"{before}Question: {question}\nAnswer: "
 
 
 def until_stop(text: str, stops: Sequence[str] = STOPS) -> str:
     """What stands before the first of the stops."""
-    return text[: min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))]
+    return text[
+        : min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))
+    ]
 
 
 def recited(
-    language: LanguageModel, passages: Sequence[Passage], settings: Measuring, *, progress: bool = True
+    language: LanguageModel,
+    passages: Sequence[Passage],
+    settings: Measuring,
+    *,
+    progress: bool = True,
 ) -> pd.DataFrame:
     """VerbMem of each passage: `index`, `value` (percent) and `text`."""
     count, tokenizer = settings.verbmem_tokens, language.tokenizer
     room = count - len(start_of(tokenizer))
     truths = [_text(tokenizer, _tokens(tokenizer, passage.gt)[:room]) for passage in passages]
-    return _written(language, [passage.prompt for passage in passages], truths, count, settings, (), progress)
+    return _written(
+        language, [passage.prompt for passage in passages], truths, count, settings, (), progress
+    )
 
 
 def answered(
@@ -139,7 +158,9 @@ def _written(
     tokenizer = language.tokenizer
     tokens = [[*start_of(tokenizer), *_tokens(tokenizer, prompt)] for prompt in prompts]
     budget = max(settings.budget, WRITING)
-    new = continuations(language.model, tokenizer, tokens, max_new_tokens=count, budget=budget, progress=progress)
+    new = continuations(
+        language.model, tokenizer, tokens, max_new_tokens=count, budget=budget, progress=progress
+    )
     texts = [until_stop(_text(tokenizer, own), stops) for own in new]
     values = 100 * rouge(truths, texts, stemmer=False, words=settings.words)["rougeL_f1"]
     return pd.DataFrame({"index": np.arange(len(texts)), "value": values, "text": texts})
@@ -161,38 +182,70 @@ def evaluate_muse(
     settings: Measuring | None = None,
     progress: bool = True,
 ) -> Measured:
-    """All measures of one model; `retrained` is `Measured.membership` of the one that never read the forget texts.
+    """All measures of one model; `retrained` is `Measured.membership` of the one that never read
+    the forget texts.
 
-    A mean's interval is that of items drawn with replacement. Raises `InvalidInput` as `continuations`, `text_scores`
-    and `leakage` do.
+    A mean's interval is that of items drawn with replacement. Raises `InvalidInput` as
+    `continuations`, `text_scores` and `leakage` do.
     """
     settings = settings or Measuring()
-    options: dict[str, Any] = dict(k=settings.k, max_length=settings.max_length, budget=settings.budget)
+    options: dict[str, Any] = dict(
+        k=settings.k, max_length=settings.max_length, budget=settings.budget
+    )
     # Scored first: texts that do not fit the model are known before hours of writing.
-    own = membership(language, data.privleak_forget, data.privleak_holdout, **options, progress=progress)
+    own = membership(
+        language, data.privleak_forget, data.privleak_holdout, **options, progress=progress
+    )
     parts = {
         ("verbmem", "forget"): recited(language, data.verbmem, settings, progress=progress),
-        ("knowmem", "forget"): answered(language, data.forget_qa, data.forget_qa_icl, settings, progress=progress),
-        ("knowmem", "retain"): answered(language, data.retain_qa, data.retain_qa_icl, settings, progress=progress),
+        ("knowmem", "forget"): answered(
+            language, data.forget_qa, data.forget_qa_icl, settings, progress=progress
+        ),
+        ("knowmem", "retain"): answered(
+            language, data.retain_qa, data.retain_qa_icl, settings, progress=progress
+        ),
     }
-    rows = [(*key, *_mean(part["value"].to_numpy(), settings), len(part), _empty(part)) for key, part in parts.items()]
+    rows = [
+        (*key, *_mean(part["value"].to_numpy(), settings), len(part), _empty(part))
+        for key, part in parts.items()
+    ]
     for split, scores in own._asdict().items():
-        parts["min_k", split] = pd.DataFrame({"index": np.arange(len(scores)), "value": scores, "text": None})
-    resampling: dict[str, Any] = dict(resamples=settings.resamples, seed=settings.seed, level=settings.level)
+        parts["min_k", split] = pd.DataFrame(
+            {"index": np.arange(len(scores)), "value": scores, "text": None}
+        )
+    resampling: dict[str, Any] = dict(
+        resamples=settings.resamples, seed=settings.seed, level=settings.level
+    )
     found = {"auc": auc_interval(own, **resampling)} if retrained is None else {}
     found |= leakage(own, retrained, **resampling)._asdict() if retrained is not None else {}
     texts = len(own.forget) + len(own.holdout)
     rows += [(measure, "forget", *interval, texts, 0) for measure, interval in found.items()]
-    items = pd.concat([part.assign(measure=key[0], split=key[1]) for key, part in parts.items()], ignore_index=True)
-    return Measured(items[["measure", "split", "index", "value", "text"]], pd.DataFrame(rows, columns=COLUMNS), own)
+    items = pd.concat(
+        [part.assign(measure=key[0], split=key[1]) for key, part in parts.items()],
+        ignore_index=True,
+    )
+    return Measured(
+        items[["measure", "split", "index", "value", "text"]],
+        pd.DataFrame(rows, columns=COLUMNS),
+        own,
+    )
 
 
 def _mean(values: np.ndarray, settings: Measuring) -> Interval:
     """The mean with its interval; raises `InvalidInput` for no value, or one that is not finite."""
     bad = int((~np.isfinite(values)).sum())
-    require(len(values) > 0 and not bad, "values", f"{bad} of {len(values)} not finite", "finite numbers, at least one")
-    drawn = np.random.default_rng(settings.seed).integers(len(values), size=(settings.resamples, len(values)))
-    bounds = np.quantile(values[drawn].mean(-1), [(1 - settings.level) / 2, (1 + settings.level) / 2])
+    require(
+        len(values) > 0 and not bad,
+        "values",
+        f"{bad} of {len(values)} not finite",
+        "finite numbers, at least one",
+    )
+    drawn = np.random.default_rng(settings.seed).integers(
+        len(values), size=(settings.resamples, len(values))
+    )
+    bounds = np.quantile(
+        values[drawn].mean(-1), [(1 - settings.level) / 2, (1 + settings.level) / 2]
+    )
     return Interval(float(values.mean()), *map(float, bounds))
 
 
@@ -201,10 +254,14 @@ def _empty(part: pd.DataFrame) -> int:
 
 
 def numbers(found: Measured) -> dict[str, float]:
-    """The table as numbers by name: MEASURE_SPLIT for a value, and the same with _low and _high for its bounds."""
+    """The table as numbers by name: MEASURE_SPLIT for a value, and the same with _low and _high
+    for its bounds.
+    """
     rows = {f"{row['measure']}_{row['split']}": row for row in found.table.to_dict("records")}
     ends = {"value": "", "low": "_low", "high": "_high"}
-    return {f"{name}{end}": float(row[key]) for name, row in rows.items() for key, end in ends.items()}
+    return {
+        f"{name}{end}": float(row[key]) for name, row in rows.items() for key, end in ends.items()
+    }
 
 
 def every_epoch(
@@ -215,7 +272,8 @@ def every_epoch(
     settings: Measuring | None = None,
     epochs: Collection[int] | None = None,
 ) -> Measure[nn.Module]:
-    """All measures, as `numbers`, for the table of a run, after all epochs or after some: the others have none.
+    """All measures, as `numbers`, for the table of a run, after all epochs or after some: the
+    others have none.
 
     `language` is the model that is unlearned, of which the name and the tokenizer are taken.
     """
@@ -225,7 +283,9 @@ def every_epoch(
         if epochs is not None and epoch not in epochs:
             return {}
         now = language._replace(model=model)
-        return numbers(evaluate_muse(now, data, retrained=retrained, settings=chosen, progress=False))
+        return numbers(
+            evaluate_muse(now, data, retrained=retrained, settings=chosen, progress=False)
+        )
 
     return Measure(f"muse {chosen}, epochs {epochs and sorted(epochs)}", call)
 
@@ -240,10 +300,16 @@ def unlearn_texts(
     state: Location | None = None,
     progress: bool = True,
 ) -> Unlearned:
-    """Unlearn `raw_forget` in pieces of `length` tokens, holding on to those of `raw_retain1`, as `unlearn` does.
+    """Unlearn `raw_forget` in pieces of `length` tokens, holding on to those of `raw_retain1`, as
+    `unlearn` does.
 
-    The model is changed in place; with the folder `state` a run that was killed goes on. Raises `InvalidInput` as
-    `pieces` and `unlearn` do.
+    The model is changed in place; with the folder `state` a run that was killed goes on. Raises
+    `InvalidInput` as `pieces` and `unlearn` do.
     """
-    forget, retain = (pieces(language.tokenizer, texts, length=length) for texts in (data.raw_forget, data.raw_retain1))
-    return unlearn(language.model, forget, retain, settings, measure=measure, state=state, progress=progress)
+    forget, retain = (
+        pieces(language.tokenizer, texts, length=length)
+        for texts in (data.raw_forget, data.raw_retain1)
+    )
+    return unlearn(
+        language.model, forget, retain, settings, measure=measure, state=state, progress=progress
+    )

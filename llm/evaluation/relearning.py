@@ -1,9 +1,11 @@
-"""Relearning attacks: a few of the forgotten answers are taught again, and the others are watched coming back.
+"""Relearning attacks: a few of the forgotten answers are taught again, and the others are watched
+coming back.
 
-An unlearned model that had lost an answer would have to be told it again. One that merely hides its answers needs to be
-told some, and gives the others too. So a share of the forget set, its shortest responses or some at random, is
-fine-tuned on for a few epochs, and after each one every forget example is scored. (Paper, section 5 and Figure 6, where
-the share is 20% and the epochs are up to 3.)
+An unlearned model that had lost an answer would have to be told it again. One that merely hides its
+answers needs to be told some, and gives the others too. So a share of the forget set, its shortest
+responses or some at random, is fine-tuned on for a few epochs, and after each one every forget
+example is scored. (Paper, section 5 and Figure 6, where the share is 20% and the epochs are up to
+3.)
 """
 
 from __future__ import annotations
@@ -33,24 +35,40 @@ Which = Literal["shortest", "random"]
 
 @dataclass(frozen=True, kw_only=True)
 class Relearning:
-    """Which share of the forget set is taught again, and how; `seed` draws the random ones and orders the batches.
+    """Which share of the forget set is taught again, and how; `seed` draws the random ones and
+    orders the batches.
 
-    The share is rounded to the nearest number of examples, at least 1. Raises `InvalidInput` for what cannot be.
+    The share is rounded to the nearest number of examples, at least 1. Raises `InvalidInput` for
+    what cannot be.
     """
 
     which: Which = "shortest"
     share: float = 0.2
     seed: int = 0
-    optimization: Optimization = Optimization(epochs=3, batch=32, learning_rate=1e-5, warmup_epochs=0)
+    optimization: Optimization = Optimization(
+        epochs=3, batch=32, learning_rate=1e-5, warmup_epochs=0
+    )
 
     def __post_init__(self) -> None:
-        require(self.which in get_args(Which), "which", self.which, f"one of {', '.join(get_args(Which))}")
+        require(
+            self.which in get_args(Which),
+            "which",
+            self.which,
+            f"one of {', '.join(get_args(Which))}",
+        )
         require(0 < self.share < 1, "share", self.share, "a number between 0 and 1")
 
     def chosen(self, length: Sequence[int]) -> list[int]:
-        """The rows to teach again, ascending, of examples with so many response tokens; of equal ones the first."""
+        """The rows to teach again, ascending, of examples with so many response tokens; of equal
+        ones the first.
+        """
         count = min(max(1, math.floor(self.share * len(length) + 0.5)), len(length) - 1)
-        require(len(length) > 1, "forget", f"{len(length)} example", "at least 2: some to teach, some to watch")
+        require(
+            len(length) > 1,
+            "forget",
+            f"{len(length)} example",
+            "at least 2: some to teach, some to watch",
+        )
         if self.which == "shortest":
             return sorted(np.argsort(length, kind="stable")[:count].tolist())
         own = torch.Generator().manual_seed(derived_seed(self.seed, "relearning"))
@@ -67,9 +85,10 @@ def relearn(
 ) -> pd.DataFrame:
     """Teach the chosen examples again; the model is afterwards as it was before.
 
-    A row per epoch (0 is before the first update), forget example and answer: `epoch`, `relearned` (whether the example
-    is one of those taught), and what `llm.models.answers.log_table` has: `index`, `answer`, `logp` (nats), `length`.
-    Raises `InvalidInput` as `answer_log` and `fine_tune` do.
+    A row per epoch (0 is before the first update), forget example and answer: `epoch`, `relearned`
+    (whether the example is one of those taught), and what `llm.models.answers.log_table` has:
+    `index`, `answer`, `logp` (nats), `length`. Raises `InvalidInput` as `answer_log` and
+    `fine_tune` do.
     """
     encoded = responses(language, forget, max_length=max_length)
     taught = settings.chosen([len(one.tokens) - one.prompt for one in encoded])
@@ -77,7 +96,9 @@ def relearn(
     frames, optimization = [], settings.optimization
 
     def record(epoch: int) -> None:
-        log = answer_log(language, forget, max_length=max_length, budget=optimization.budget, progress=False)
+        log = answer_log(
+            language, forget, max_length=max_length, budget=optimization.budget, progress=False
+        )
         frames.append(log_table(log).assign(epoch=epoch))
 
     before = {name: value.detach().clone() for name, value in language.model.state_dict().items()}
@@ -98,11 +119,12 @@ def relearn(
 def returns(table: pd.DataFrame, retrained: EvaluationLog) -> pd.DataFrame:
     """How far the forgotten has come back after each epoch, beside a model that never saw it.
 
-    A row per epoch: `forget_quality` and `ks_statistic` (see `llm.logs.measures.forget_quality`) of all forget
-    examples, and `other_statistic`, the same of those that were not taught; `relearned_logp` and `other_logp`, the mean
-    of logp/length over those taught and the others (nats per token), of which the last needs no test and shows a return
-    first; and `other_returned`, the share of the others that are likelier than under the retrained model. Raises
-    `InvalidInput` for a log of other examples or other tokens, or without wrong answers.
+    A row per epoch: `forget_quality` and `ks_statistic` (see `llm.logs.measures.forget_quality`) of
+    all forget examples, and `other_statistic`, the same of those that were not taught;
+    `relearned_logp` and `other_logp`, the mean of logp/length over those taught and the others
+    (nats per token), of which the last needs no test and shows a return first; and
+    `other_returned`, the share of the others that are likelier than under the retrained model.
+    Raises `InvalidInput` for a log of other examples or other tokens, or without wrong answers.
     """
     rows = []
     for epoch, frame in table.groupby("epoch"):

@@ -38,7 +38,9 @@ UNSPACED = ("Han", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar", "T
 
 
 class PassedOver(NamedTuple):
-    """What the words `latin` pass over in texts: how many have no word left, and of which share of all letters."""
+    """What the words `latin` pass over in texts: how many have no word left, and of which share
+    of all letters.
+    """
 
     texts: int
     wordless: int
@@ -50,22 +52,31 @@ def rouge(
 ) -> dict[str, Float[np.ndarray, "examples"]]:
     """Returns `rouge1_recall`, `rougeL_recall`, `rougeL_f1` of each generation beside its truth.
 
-    They are numbers in [0, 1]. Warns, in one line, where the words are `latin` and a truth has none,
-    or more than a twentieth of the letters and digits of the truths are passed over. Raises
+    They are numbers in [0, 1]. Warns, in one line, where the words are `latin` and a truth has
+    none, or more than a twentieth of the letters and digits of the truths are passed over. Raises
     `InvalidInput` for unequal counts and for other `words`.
     """
-    from rouge_score.rouge_scorer import RougeScorer  # takes a second, which readers of logs need not wait for
+    # takes a second, which readers of logs need not wait for
+    from rouge_score.rouge_scorer import RougeScorer
 
     count = len(truths)
-    require(count == len(generations), "generations", len(generations), f"{count}, one for each truth")
+    require(
+        count == len(generations), "generations", len(generations), f"{count}, one for each truth"
+    )
     scorer = RougeScorer(["rouge1", "rougeL"], tokenizer=_Tokenizer(words, stemmer))
-    found = [scorer.score(target=truth, prediction=own) for truth, own in zip(truths, generations, strict=True)]
+    found = [
+        scorer.score(target=truth, prediction=own)
+        for truth, own in zip(truths, generations, strict=True)
+    ]
     rows = [(one["rouge1"].recall, one["rougeL"].recall, one["rougeL"].fmeasure) for one in found]
     values = np.array(rows, dtype=float).reshape(len(rows), len(MEASURES))
     lost = passed_over(truths)
     if words == "latin" and (lost.wordless or lost.letters > TOLERATED):
         told = f"{lost.wordless} of {lost.texts} truths have no words of a to z and 0 to 9"
-        rest = f"{lost.letters:.0%} of all letters and digits are passed over; words `any` count every script"
+        rest = (
+            f"{lost.letters:.0%} of all letters and digits are passed over; words `any` count "
+            "every script"
+        )
         warnings.warn(f"ROUGE: {told} and count as 0; {rest}", RuntimeWarning, stacklevel=2)
     return dict(zip(MEASURES, values.T, strict=True))
 
@@ -76,7 +87,9 @@ def check_words(words: str) -> None:
 
 
 def passed_over(texts: Sequence[str]) -> PassedOver:
-    """What rouge-score makes nothing of: texts that have letters or digits, but no word, and single letters."""
+    """What rouge-score makes nothing of: texts that have letters or digits, but no word, and
+    single letters.
+    """
     wordless, letters, lost = 0, 0, 0
     for text in texts:
         own = [character for character in text if character.isalnum()]
@@ -104,4 +117,8 @@ class _Tokenizer:
             return self._default.tokenize(text)
         # Composed, since the same word may come with its accents apart.
         found = self._pattern.findall(unicodedata.normalize("NFC", text).lower())
-        return [word for own in found for word in (self._default.tokenize(own) if own.isascii() else [own])]
+        return [
+            word
+            for own in found
+            for word in (self._default.tokenize(own) if own.isascii() else [own])
+        ]

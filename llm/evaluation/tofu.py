@@ -1,4 +1,6 @@
-"""What a model makes of TOFU's four sets: every answer scored, its own answers written, as evaluation logs."""
+"""What a model makes of TOFU's four sets: every answer scored, its own answers written, as
+evaluation logs.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +31,18 @@ def evaluate(
 ) -> TofuLogs:
     """The model's logs of the four sets, every value keyed by the index of its example.
 
-    A generation without words is a bad answer, not an error: its ROUGE is 0, and `empty_generations` counts them. What
-    a word is, `words`, and what is warned of is said in `llm.evaluation.rouge`. Raises `InvalidInput` for examples
-    without wrong answers and for other `words`, before any work, and as `answer_log` and `generate` do.
+    A generation without words is a bad answer, not an error: its ROUGE is 0, and
+    `empty_generations` counts them. What a word is, `words`, and what is warned of is said in
+    `llm.evaluation.rouge`. Raises `InvalidInput` for examples without wrong answers and for other
+    `words`, before any work, and as `answer_log` and `generate` do.
     """
     checked(sets)
     check_words(words)
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "max_length": max_length, "words": words}
+    options: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "max_length": max_length,
+        "words": words,
+    }
     options |= {"budget": budget, "progress": progress}
     return TofuLogs(*(task_log(language, examples, **options) for examples in sets))
 
@@ -68,5 +75,9 @@ def task_log(
 
 def empty_generations(logs: TofuLogs) -> dict[str, int]:
     """How many answers of each task have no words at all."""
-    found = {task: log.generation for task, log in logs._asdict().items() if log is not None and log.generation}
+    found = {
+        task: log.generation
+        for task, log in logs._asdict().items()
+        if log is not None and log.generation
+    }
     return {task: sum(not text.strip() for text in texts) for task, texts in found.items()}

@@ -1,4 +1,5 @@
-"""Evaluation logs of TOFU runs as values: what they say of each example, two models' logs side by side, truth ratios.
+"""Evaluation logs of TOFU runs as values: what they say of each example, two models' logs side by
+side, truth ratios.
 
 Losses are -log pi of one answer in nats. `llm.logs.reading` reads the files.
 """
@@ -20,9 +21,11 @@ from markov.objectives import SequenceLogProbs
 
 
 class Answers(NamedTuple):
-    """Losses of one kind of answer (nats): their mean over the scored tokens, their sum, and the number of tokens.
+    """Losses of one kind of answer (nats): their mean over the scored tokens, their sum, and the
+    number of tokens.
 
-    `total` and `length` are None where a log does not store them. Perturbed answers have a second axis.
+    `total` and `length` are None where a log does not store them. Perturbed answers have a second
+    axis.
     """
 
     average: Float[np.ndarray, "examples *answers"]
@@ -33,9 +36,10 @@ class Answers(NamedTuple):
 class EvaluationLog(NamedTuple):
     """What a log says of each example, in the order of `index`; None for what it does not say.
 
-    `question` is bare, as the data have it, and `prompt` what the model was given, the question in its template: logs
-    of other codes have the prompt alone. `answer` is the truth and `generation` the model's own answer; `rouge` maps
-    rouge1_recall and rougeL_recall to values. `file` and `layout` say where it was read.
+    `question` is bare, as the data have it, and `prompt` what the model was given, the question in
+    its template: logs of other codes have the prompt alone. `answer` is the truth and `generation`
+    the model's own answer; `rouge` maps rouge1_recall and rougeL_recall to values. `file` and
+    `layout` say where it was read.
     """
 
     file: str
@@ -68,34 +72,51 @@ def take(log: EvaluationLog, positions: Int[np.ndarray, "taken"] | list[int]) ->
         return value if value is None else value[at]
 
     rouge = {name: of(values) for name, values in log.rouge.items()}
-    rest = {name: of(getattr(log, name)) for name in log._fields if name not in ("file", "layout", "rouge")}
+    rest = {
+        name: of(getattr(log, name))
+        for name in log._fields
+        if name not in ("file", "layout", "rouge")
+    }
     return log._replace(rouge=rouge, **rest)
 
 
-def align(log: EvaluationLog, other: EvaluationLog, *, allow_identical: bool = True) -> EvaluationLog:
-    """The other model's log in the order of this one: equal indices are the same example, wherever they stand.
+def align(
+    log: EvaluationLog, other: EvaluationLog, *, allow_identical: bool = True
+) -> EvaluationLog:
+    """The other model's log in the order of this one: equal indices are the same example, wherever
+    they stand.
 
-    Raises `InvalidInput` as `llm.logs.questions.places` does, for examples that are not the same, and for another
-    number of scored tokens (where both have counts), which means other answers or another tokenizer. Warns of two logs
-    with the same losses, unless `allow_identical`: one model with itself.
+    Raises `InvalidInput` as `llm.logs.questions.places` does, for examples that are not the same,
+    and for another number of scored tokens (where both have counts), which means other answers or
+    another tokenizer. Warns of two logs with the same losses, unless `allow_identical`: one model
+    with itself.
     """
     both = f"{log.file} and {other.file}"
     other = take(other, places(log.asked, other.asked))
     if log.gold.length is not None and other.gold.length is not None:
         mine, theirs = log.gold.length, other.gold.length
-        uneven = [(int(i), int(a), int(b)) for i, a, b in zip(log.index, mine, theirs, strict=True) if a != b]
-        allowed = f"as many scored tokens in {both} ({len(uneven)} of {len(mine)} differ): same answers and tokenizer"
+        uneven = [
+            (int(i), int(a), int(b))
+            for i, a, b in zip(log.index, mine, theirs, strict=True)
+            if a != b
+        ]
+        allowed = (
+            f"as many scored tokens in {both} ({len(uneven)} of {len(mine)} differ): same "
+            "answers and tokenizer"
+        )
         require(not uneven, "length", uneven[:1], allowed)
     if not allow_identical and np.array_equal(log.gold.average, other.gold.average):
-        warnings.warn(f"{both} hold the same losses: one model is compared with itself", stacklevel=2)
+        warnings.warn(
+            f"{both} hold the same losses: one model is compared with itself", stacklevel=2
+        )
     return other
 
 
 def shared(log: EvaluationLog, other: EvaluationLog) -> tuple[EvaluationLog, EvaluationLog]:
     """Both logs cut to the questions they share, in the order and with the indices of the first.
 
-    For splits that overlap, such as the first 300 examples of TOFU's forget10 and its forget05. Raises `InvalidInput`
-    as `llm.logs.questions.shared_places` does.
+    For splits that overlap, such as the first 300 examples of TOFU's forget10 and its forget05.
+    Raises `InvalidInput` as `llm.logs.questions.shared_places` does.
     """
     mine, theirs = shared_places(log.asked, other.asked)
     first = take(log, mine)
@@ -103,12 +124,19 @@ def shared(log: EvaluationLog, other: EvaluationLog) -> tuple[EvaluationLog, Eva
 
 
 def with_lengths(log: EvaluationLog, length: Float[np.ndarray, "examples"]) -> EvaluationLog:
-    """The log with the numbers of scored tokens of its gold answers, for a layout that stores only means.
+    """The log with the numbers of scored tokens of its gold answers, for a layout that stores only
+    means.
 
-    total = average * length. Raises `InvalidInput` unless there is a whole count of at least 1 for each example.
+    total = average * length. Raises `InvalidInput` unless there is a whole count of at least 1 for
+    each example.
     """
     length = np.asarray(length, dtype=np.float64)
-    require(length.shape == log.index.shape, "length", f"{length.size} counts", f"{len(log.index)}, as in {log.file}")
+    require(
+        length.shape == log.index.shape,
+        "length",
+        f"{length.size} counts",
+        f"{len(log.index)}, as in {log.file}",
+    )
     whole = np.isfinite(length) & (length >= 1) & (length == np.round(length))
     if not whole.all():
         row = int(np.argmin(whole))
@@ -118,20 +146,28 @@ def with_lengths(log: EvaluationLog, length: Float[np.ndarray, "examples"]) -> E
 
 
 def sequence_logprobs(log: EvaluationLog, reference: EvaluationLog) -> SequenceLogProbs:
-    """logp = -total of the gold answers under the log's model, ref under the reference's, in the log's order (nats).
+    """logp = -total of the gold answers under the log's model, ref under the reference's, in the
+    log's order (nats).
 
-    A log with itself is the model at the reference. Raises `InvalidInput` as `align` does, and for a log without
-    numbers of scored tokens: see `with_lengths`.
+    A log with itself is the model at the reference. Raises `InvalidInput` as `align` does, and for
+    a log without numbers of scored tokens: see `with_lengths`.
     """
     reference = align(log, reference)
     logp, length, ref = -total_loss(log), log.gold.length, -total_loss(reference)
-    return SequenceLogProbs(*(torch.from_numpy(np.array(x, dtype=np.float64)) for x in (logp, length, ref)))
+    return SequenceLogProbs(
+        *(torch.from_numpy(np.array(x, dtype=np.float64)) for x in (logp, length, ref))
+    )
 
 
 def total_loss(log: EvaluationLog) -> Float[np.ndarray, "examples"]:
-    """Summed loss of each gold answer (nats); raises `InvalidInput` if the log has no numbers of scored tokens."""
+    """Summed loss of each gold answer (nats); raises `InvalidInput` if the log has no numbers of
+    scored tokens.
+    """
     if log.gold.total is None or log.gold.length is None:
-        allowed = f"numbers of scored tokens in {log.file}, or supplied by `with_lengths`: it stores means only"
+        allowed = (
+            f"numbers of scored tokens in {log.file}, or supplied by `with_lengths`: it "
+            "stores means only"
+        )
         raise InvalidInput("length", None, allowed)
     return log.gold.total
 
@@ -144,8 +180,9 @@ def _arithmetic(right: Any, wrong: Any) -> Any:
     return right + special.logsumexp(-wrong, axis=-1) - np.log(wrong.shape[-1])
 
 
-# log R, with R = wrong / right by the geometric or the arithmetic mean of the wrong answers' probabilities; of a ratio
-# that is turned round, log 1/R; of a share of the right answer, its log odds. Losses that are finite never saturate it.
+# log R, with R = wrong / right by the geometric or the arithmetic mean of the wrong answers'
+# probabilities; of a ratio that is turned round, log 1/R; of a share of the right answer, its log
+# odds. Losses that are finite never saturate it.
 LOG_RATIOS: dict[str, Callable[[Any, Any], Any]] = {
     "geometric": _geometric,
     "arithmetic": _arithmetic,
@@ -161,12 +198,14 @@ TRUTH_RATIOS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def log_truth_ratio(log: EvaluationLog, variant: str = "geometric") -> Float[np.ndarray, "examples"]:
+def log_truth_ratio(
+    log: EvaluationLog, variant: str = "geometric"
+) -> Float[np.ndarray, "examples"]:
     """The logarithm of each example's truth ratio; of `prob_mean`, a probability, the log odds.
 
-    It grows as the truth ratio does, so that both have the same distribution to a test of ranks, and it tells apart
-    what the ratio cannot: the ratio is infinite from a difference of mean losses of 710 nats on. Raises `InvalidInput`
-    as `truth_ratio` does.
+    It grows as the truth ratio does, so that both have the same distribution to a test of ranks,
+    and it tells apart what the ratio cannot: the ratio is infinite from a difference of mean losses
+    of 710 nats on. Raises `InvalidInput` as `truth_ratio` does.
     """
     require(variant in LOG_RATIOS, "variant", variant, f"one of {', '.join(LOG_RATIOS)}")
     for field, answers in (("paraphrased", log.paraphrased), ("perturbed", log.perturbed)):
@@ -176,17 +215,22 @@ def log_truth_ratio(log: EvaluationLog, variant: str = "geometric") -> Float[np.
 
 
 def truth_ratio(log: EvaluationLog, variant: str = "geometric") -> Float[np.ndarray, "examples"]:
-    """How likely the perturbed answers are beside the paraphrased one, each by its probability per token.
+    """How likely the perturbed answers are beside the paraphrased one, each by its probability per
+    token.
 
-    With right = exp(-l~), l~ the mean loss of the paraphrased answer and l^_j those of the perturbed ones:
+    With right = exp(-l~), l~ the mean loss of the paraphrased answer and l^_j those of the
+    perturbed ones:
 
-        geometric            R = exp(-mean_j l^_j) / right       the released TOFU code, and its log's truth_ratio
+        geometric            R = exp(-mean_j l^_j) / right       the released TOFU code, and its
+                             log's truth_ratio
         arithmetic           R = mean_j exp(-l^_j) / right       as the TOFU paper defines it
-        inverse_geometric    right / exp(-mean_j l^_j)           the `stat` that forget quality compares
-        prob_mean            1 / (1 + R), R geometric            open-unlearning's share of the right answer
+        inverse_geometric    right / exp(-mean_j l^_j)           the `stat` that forget quality
+                             compares
+        prob_mean            1 / (1 + R), R geometric            open-unlearning's share of the
+                             right answer
 
-    Raises `InvalidInput` for another variant, or a log without paraphrased or perturbed answers. Overflows to inf: what
-    compares ratios takes `log_truth_ratio`.
+    Raises `InvalidInput` for another variant, or a log without paraphrased or perturbed answers.
+    Overflows to inf: what compares ratios takes `log_truth_ratio`.
     """
     logarithm = log_truth_ratio(log, variant)
     with np.errstate(over="ignore"):

@@ -1,20 +1,26 @@
-"""TOFU's measures of a model, from its evaluation logs alone: forget quality, model utility and what they are made of.
+"""TOFU's measures of a model, from its evaluation logs alone: forget quality, model utility and
+what they are made of.
 
-With mean losses per token l of the truth, l~ of its paraphrase and l^_j of the wrong answers (nats), per example
+With mean losses per token l of the truth, l~ of its paraphrase and l^_j of the wrong answers
+(nats), per example
 
-    probability    exp(-l) on retain and forget; exp(-l) / (exp(-l) + sum_j exp(-l^_j)) on real authors and world facts
+    probability    exp(-l) on retain and forget; exp(-l) / (exp(-l) + sum_j exp(-l^_j)) on real
+                   authors and world facts
     rouge          ROUGE-L recall of the greedy answer
-    truth_ratio    max(0, 1 - R) of R = wrong / right (`llm.logs.log.truth_ratio`), and on forget min(R, 1/R)
+    truth_ratio    max(0, 1 - R) of R = wrong / right (`llm.logs.log.truth_ratio`), and on forget
+                   min(R, 1/R)
 
-    model utility  = the harmonic mean of the means of these three on retain, real authors and world facts
-    forget quality = p-value of the two-sample Kolmogorov-Smirnov test between R of the model and of the retrained model
-                     on the forget set
+    model utility  = the harmonic mean of the means of these three on retain, real authors and
+                     world facts
+    forget quality = p-value of the two-sample Kolmogorov-Smirnov test between R of the model and
+                     of the retrained model on the forget set
 
-R is wrong / right by the geometric mean of the wrong answers, as in the released code, or by the arithmetic one, as in
-TOFU's paper: the numbers are not interchangeable, so every table names its variant. (Paper, section 6; Maini et al.)
+R is wrong / right by the geometric mean of the wrong answers, as in the released code, or by the
+arithmetic one, as in TOFU's paper: the numbers are not interchangeable, so every table names its
+variant. (Paper, section 6; Maini et al.)
 
-R itself overflows for models that have collapsed, so everything is computed from log R, and the test compares log R:
-its statistic is the same for any function that grows with R.
+R itself overflows for models that have collapsed, so everything is computed from log R, and the
+test compares log R: its statistic is the same for any function that grows with R.
 """
 
 from __future__ import annotations
@@ -31,12 +37,14 @@ from scipy import special, stats
 from llm.logs.log import EvaluationLog, align, log_truth_ratio
 from markov.errors import InvalidInput, require
 
-VARIANTS = ("geometric", "arithmetic")  # both of wrong / right; the other orientations have no utility
+# both of wrong / right; the other orientations have no utility
+VARIANTS = ("geometric", "arithmetic")
 UTILITY_TASKS = ("retain", "real_authors", "world_facts")
 KINDS = ("probability", "rouge", "truth_ratio")
 REPLICATES, LEVEL = 1000, 0.95
-# Of the largest log ratio: what is closer than this is a tie. In float64 the order in which five losses are added moves
-# their mean by 1e-16 of it, and losses that are stored as float32 are known to no better than 6e-8.
+# Of the largest log ratio: what is closer than this is a tie. In float64 the order in which five
+# losses are added moves their mean by 1e-16 of it, and losses that are stored as float32 are known
+# to no better than 6e-8.
 TIE = 1e-9
 
 
@@ -51,18 +59,22 @@ class TofuLogs(NamedTuple):
     def of(self, task: str) -> EvaluationLog:
         """The log of a task; raises `InvalidInput` where there is none."""
         found = getattr(self, task)
-        there = ", ".join(name for name in self._fields if getattr(self, name) is not None) or "none"
+        there = (
+            ", ".join(name for name in self._fields if getattr(self, name) is not None) or "none"
+        )
         if found is None:
             raise InvalidInput("logs", there, f"logs of {task} too, which this measure needs")
         return found
 
 
 class ForgetQuality(NamedTuple):
-    """The test behind forget quality. P-values of different numbers of examples are not comparable; D is nearly so.
+    """The test behind forget quality. P-values of different numbers of examples are not comparable;
+    D is nearly so.
 
-    With n and m examples D is a multiple of 1/lcm(n, m), so that p takes few values: of 40 and 40 it is 0.99, 0.92,
-    0.77, 0.58, ... `method` says how both p and its logarithm were computed, exactly or from Kolmogorov's limit, and
-    `variant` is that of the truth ratio. p is 0 below the smallest float; `log10_p` is finite wherever D > 0.
+    With n and m examples D is a multiple of 1/lcm(n, m), so that p takes few values: of 40 and 40
+    it is 0.99, 0.92, 0.77, 0.58, ... `method` says how both p and its logarithm were computed,
+    exactly or from Kolmogorov's limit, and `variant` is that of the truth ratio. p is 0 below the
+    smallest float; `log10_p` is finite wherever D > 0.
     """
 
     p_value: float
@@ -75,22 +87,31 @@ class ForgetQuality(NamedTuple):
 
 
 def check_variant(variant: str) -> None:
-    """Raise `InvalidInput` for another variant than wrong / right by a geometric or an arithmetic mean."""
+    """Raise `InvalidInput` for another variant than wrong / right by a geometric or an
+    arithmetic mean.
+    """
     require(variant in VARIANTS, "variant", variant, f"one of {', '.join(VARIANTS)}")
 
 
-def example_values(log: EvaluationLog, task: str, kind: str, variant: str = "geometric") -> Float[np.ndarray, " n"]:
-    """What each example contributes to the mean of a measure on a task, in the log's order; numbers in [0, 1].
+def example_values(
+    log: EvaluationLog, task: str, kind: str, variant: str = "geometric"
+) -> Float[np.ndarray, " n"]:
+    """What each example contributes to the mean of a measure on a task, in the log's order; numbers
+    in [0, 1].
 
     Raises `InvalidInput` for a log without the answers, or the generations, that it takes.
     """
     if kind == "rouge":
-        require("rougeL_recall" in log.rouge, "rougeL_recall", None, f"generated answers in {log.file}")
+        require(
+            "rougeL_recall" in log.rouge, "rougeL_recall", None, f"generated answers in {log.file}"
+        )
         return log.rouge["rougeL_recall"]
     if kind == "probability" and task in ("forget", "retain"):
         return np.exp(-log.gold.average)
     if log.perturbed is None:
-        raise InvalidInput("perturbed", None, f"losses of perturbed answers of {task} in {log.file}")
+        raise InvalidInput(
+            "perturbed", None, f"losses of perturbed answers of {task} in {log.file}"
+        )
     if kind == "probability":
         every = -np.column_stack([log.gold.average, log.perturbed.average])
         return special.softmax(every, axis=1)[:, 0]
@@ -108,24 +129,32 @@ def harmonic_mean(values: Float[np.ndarray, "*rows n"]) -> Float[np.ndarray, "*r
 
 
 def forget_quality(
-    log: EvaluationLog, retrained: EvaluationLog, *, variant: str = "geometric", allow_identical: bool = True
+    log: EvaluationLog,
+    retrained: EvaluationLog,
+    *,
+    variant: str = "geometric",
+    allow_identical: bool = True,
 ) -> ForgetQuality:
     """The test between the truth ratios of a model and of the retrained model on the forget set.
 
-    Raises `InvalidInput` as `align` does for logs of other examples, which it matches by index, and as `truth_ratio`
-    does. Warns of two logs of one model, unless `allow_identical`.
+    Raises `InvalidInput` as `align` does for logs of other examples, which it matches by index, and
+    as `truth_ratio` does. Warns of two logs of one model, unless `allow_identical`.
     """
     check_variant(variant)
     other = align(log, retrained, allow_identical=allow_identical)
-    return ranks_test(*tied_ranks(log_truth_ratio(log, variant), log_truth_ratio(other, variant)), variant)
+    return ranks_test(
+        *tied_ranks(log_truth_ratio(log, variant), log_truth_ratio(other, variant)), variant
+    )
 
 
 def tied_ranks(
     own: Float[np.ndarray, " n"], other: Float[np.ndarray, " m"]
 ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"]]:
-    """The place of each value among the different ones of both, so that values equal but for rounding are equal.
+    """The place of each value among the different ones of both, so that values equal but for
+    rounding are equal.
 
-    Neighbours that are closer than `TIE` share a place. The two-sample test depends on these places alone.
+    Neighbours that are closer than `TIE` share a place. The two-sample test depends on these places
+    alone.
     """
     pooled = np.sort(np.concatenate([own, other]))
     apart = np.diff(pooled) > TIE * max(1.0, float(np.abs(pooled).max(initial=0.0)))
@@ -136,7 +165,8 @@ def tied_ranks(
 def ranks_test(
     own: Shaped[np.ndarray, " n"], other: Shaped[np.ndarray, " m"], variant: str = "geometric"
 ) -> ForgetQuality:
-    """The two-sample Kolmogorov-Smirnov test between two models' values, whose ties are already equal.
+    """The two-sample Kolmogorov-Smirnov test between two models' values, whose ties are already
+    equal.
 
     Exact where scipy can do it, else from Kolmogorov's limit.
     """
@@ -161,11 +191,13 @@ def ranks_test(
 
 
 def exact_log10_p(count: int, steps: int) -> float:
-    """log10 of P(D >= steps / count) for two samples of `count` values each from one distribution, without ties.
+    """log10 of P(D >= steps / count) for two samples of `count` values each from one distribution,
+    without ties.
 
-    Of the C(2n, n) orders in which two samples of n may lie, those with a distance of h steps or more number
-    2 (C(2n, n - h) - C(2n, n - 2h) + C(2n, n - 3h) - ...), by reflecting lattice paths. These are whole numbers, of
-    which only the logarithms are rounded. Raises `InvalidInput` unless 1 <= steps <= count.
+    Of the C(2n, n) orders in which two samples of n may lie, those with a distance of h steps or
+    more number 2 (C(2n, n - h) - C(2n, n - 2h) + C(2n, n - 3h) - ...), by reflecting lattice paths.
+    These are whole numbers, of which only the logarithms are rounded. Raises `InvalidInput` unless
+    1 <= steps <= count.
     """
     require(1 <= steps <= count, "steps", steps, f"from 1 to {count}, the examples of each sample")
     terms = (math.comb(2 * count, count - turn * steps) for turn in range(1, count // steps + 1))
@@ -183,11 +215,12 @@ def measures(
 ) -> pd.DataFrame:
     """All measures that the logs allow, each with a 95% interval over examples.
 
-    Columns `measure`, `task` ("all" for model utility), `value`, `low`, `high`, `examples`, `variant`. Rows: the three
-    kinds on every task that is there, where generations or wrong answers are there; `model_utility` if all nine are;
-    `forget_quality` (the p-value, without an interval) and `ks_statistic` with `retrained`, the retrained model's log
-    of the forget set. Intervals are percentiles of a bootstrap over examples: what another draw of questions would
-    change, not another training. That of D lies too high, since resampled distributions are rougher. Raises
+    Columns `measure`, `task` ("all" for model utility), `value`, `low`, `high`, `examples`,
+    `variant`. Rows: the three kinds on every task that is there, where generations or wrong answers
+    are there; `model_utility` if all nine are; `forget_quality` (the p-value, without an interval)
+    and `ks_statistic` with `retrained`, the retrained model's log of the forget set. Intervals are
+    percentiles of a bootstrap over examples: what another draw of questions would change, not
+    another training. That of D lies too high, since resampled distributions are rougher. Raises
     `InvalidInput` as `forget_quality` does.
     """
     check_variant(variant)
@@ -198,8 +231,12 @@ def measures(
             continue
         draws = rng.integers(len(log.index), size=(REPLICATES, len(log.index)))
         for kind in KINDS:
-            normalised = kind == "truth_ratio" or (kind == "probability" and task not in ("forget", "retain"))
-            if (kind == "rouge" and "rougeL_recall" not in log.rouge) or (normalised and log.perturbed is None):
+            normalised = kind == "truth_ratio" or (
+                kind == "probability" and task not in ("forget", "retain")
+            )
+            if (kind == "rouge" and "rougeL_recall" not in log.rouge) or (
+                normalised and log.perturbed is None
+            ):
                 continue
             values = example_values(log, task, kind, variant)
             replicates = values[draws].mean(axis=1)
@@ -207,14 +244,27 @@ def measures(
             if task in UTILITY_TASKS:
                 nine.append((values.mean(), replicates))
     if len(nine) == len(UTILITY_TASKS) * len(KINDS):
-        point, replicates = np.array([pair[0] for pair in nine]), np.array([pair[1] for pair in nine])
+        point, replicates = (
+            np.array([pair[0] for pair in nine]),
+            np.array([pair[1] for pair in nine]),
+        )
         count = sum(len(logs.of(task).index) for task in UTILITY_TASKS)
         rows.append(
-            ("model_utility", "all", float(harmonic_mean(point)), *_interval(harmonic_mean(replicates.T)), count)
+            (
+                "model_utility",
+                "all",
+                float(harmonic_mean(point)),
+                *_interval(harmonic_mean(replicates.T)),
+                count,
+            )
         )
     if retrained is not None:
-        found = forget_quality(logs.of("forget"), retrained, variant=variant, allow_identical=allow_identical)
-        own, other = tied_ranks(*(log_truth_ratio(log, variant) for log in (logs.of("forget"), retrained)))
+        found = forget_quality(
+            logs.of("forget"), retrained, variant=variant, allow_identical=allow_identical
+        )
+        own, other = tied_ranks(
+            *(log_truth_ratio(log, variant) for log in (logs.of("forget"), retrained))
+        )
         rows.append(("forget_quality", "forget", found.p_value, math.nan, math.nan, found.examples))
         interval = _interval(resampled_statistics(own, other, rng))
         rows.append(("ks_statistic", "forget", found.statistic, *interval, found.examples))
@@ -225,7 +275,11 @@ def measures(
 def model_utility(logs: TofuLogs, variant: str = "geometric") -> float:
     """The harmonic mean of the nine; raises `InvalidInput` where one of them is missing."""
     check_variant(variant)
-    nine = [example_values(logs.of(task), task, kind, variant).mean() for task in UTILITY_TASKS for kind in KINDS]
+    nine = [
+        example_values(logs.of(task), task, kind, variant).mean()
+        for task in UTILITY_TASKS
+        for kind in KINDS
+    ]
     return float(harmonic_mean(np.array(nine)))
 
 
@@ -237,11 +291,15 @@ def _interval(replicates: Float[np.ndarray, " n"]) -> tuple[float, float]:
 def resampled_statistics(
     own: Shaped[np.ndarray, " n"], other: Shaped[np.ndarray, " m"], rng: np.random.Generator
 ) -> Float[np.ndarray, " replicates"]:
-    """D = sup |F - G| of resampled pairs: the largest distance between the two distribution functions."""
+    """D = sup |F - G| of resampled pairs: the largest distance between the two distribution
+    functions.
+    """
     pooled = np.unique(np.concatenate([own, other]))
     functions = []
     for values in (own, other):
-        counts = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=REPLICATES)
+        counts = rng.multinomial(
+            len(values), np.full(len(values), 1 / len(values)), size=REPLICATES
+        )
         mass = np.zeros((len(pooled), REPLICATES))
         np.add.at(mass, np.searchsorted(pooled, values), counts.T)  # equal values share a place
         functions.append(mass.cumsum(axis=0) / len(values))

@@ -1,12 +1,14 @@
-"""Which examples of two models are the same: by index where their sets are one, by what was asked where they overlap.
+"""Which examples of two models are the same: by index where their sets are one, by what was asked
+where they overlap.
 
-Two things may be known of an example. Its `question` is bare, as the data have it. Its `prompt` is what the model was
-given: the question in a template, as its tokens read. Logs of other codes store the prompt alone. A bare question is
-the one that a prompt asks if the prompt contains it.
+Two things may be known of an example. Its `question` is bare, as the data have it. Its `prompt` is
+what the model was given: the question in a template, as its tokens read. Logs of other codes store
+the prompt alone. A bare question is the one that a prompt asks if the prompt contains it.
 
-Texts are compared without their blanks, which decoders add and drop around a template's marks, and in one of the forms
-that Unicode has for the same letters (NFC). A date that stands in every prompt of a log is not compared either: the
-templates of some chat models write the day on which they are used.
+Texts are compared without their blanks, which decoders add and drop around a template's marks, and
+in one of the forms that Unicode has for the same letters (NFC). A date that stands in every prompt
+of a log is not compared either: the templates of some chat models write the day on which they are
+used.
 """
 
 from __future__ import annotations
@@ -42,30 +44,48 @@ class Asked(NamedTuple):
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """What its examples are known by: bare questions, else prompts; none where neither is known."""
+        """What its examples are known by: bare questions, else prompts; none where neither is
+        known.
+        """
         return self.question or self.prompt or ()
 
 
 def places(one: Asked, other: Asked) -> list[int]:
     """Where each example of the first stands in the other: equal indices are the same example.
 
-    Raises `InvalidInput` for unequal counts, another set of indices, and something else asked at an index, as far as
-    both know what was asked: another question or, where both know prompts alone, another template. Warns where the
-    questions are the same and the prompts are not, since the models were then asked in different templates.
+    Raises `InvalidInput` for unequal counts, another set of indices, and something else asked at an
+    index, as far as both know what was asked: another question or, where both know prompts alone,
+    another template. Warns where the questions are the same and the prompts are not, since the
+    models were then asked in different templates.
     """
     both = f"{one.file} and {other.file}"
     count, others = len(one.index), len(other.index)
-    require(count == others, "examples", f"{count} and {others}", f"equal counts in {both}{_hint(one, other)}")
+    require(
+        count == others,
+        "examples",
+        f"{count} and {others}",
+        f"equal counts in {both}{_hint(one, other)}",
+    )
     stands = {int(index): place for place, index in enumerate(other.index)}
     lacking = [int(index) for index in one.index if int(index) not in stands]
-    require(not lacking, "index", lacking[:1], f"the same indices in {both} ({len(lacking)} of {count} differ)")
+    require(
+        not lacking,
+        "index",
+        lacking[:1],
+        f"the same indices in {both} ({len(lacking)} of {count} differ)",
+    )
     found = [stands[int(index)] for index in one.index]
     if one.texts and other.texts:
         same = _same(one, other)
         odd = [(row, place) for row, place in enumerate(found) if not same(row, place)]
-        shown = [(int(one.index[row]), one.texts[row], other.texts[place]) for row, place in odd[:1]]
+        shown = [
+            (int(one.index[row]), one.texts[row], other.texts[place]) for row, place in odd[:1]
+        ]
         template = " and template" if one.field == other.field == "prompt" else ""
-        allowed = f"the same question{template} in {both} ({len(odd)} of {count} differ){_hint(one, other)}"
+        allowed = (
+            f"the same question{template} in {both} ({len(odd)} of {count} "
+            f"differ){_hint(one, other)}"
+        )
         require(not odd, "question", shown[0] if shown else None, allowed)
         _warn_of_templates(one, other, found)
     return found
@@ -74,20 +94,32 @@ def places(one: Asked, other: Asked) -> list[int]:
 def shared_places(one: Asked, other: Asked) -> tuple[list[int], list[int]]:
     """Where the examples that both have stand in each, in the order of the first.
 
-    Raises `InvalidInput` where nothing is known of what was asked, for a question that comes twice, and where none is
-    shared.
+    Raises `InvalidInput` where nothing is known of what was asked, for a question that comes twice,
+    and where none is shared.
     """
     for each in (one, other):
-        require(bool(each.texts), "question", None, f"prompts in {each.file}, by which examples are known")
+        require(
+            bool(each.texts),
+            "question",
+            None,
+            f"prompts in {each.file}, by which examples are known",
+        )
         first: dict[str, int] = {}
         for row, key in enumerate(_keys(each)):
             if first.setdefault(key, row) != row:
                 repeated = len(each.texts) - len(set(_keys(each)))
                 allowed = f"each question once in {each.file} ({repeated} repeated;"
                 allowed += f" example {each.index[first[key]]} has this one too)"
-                raise InvalidInput(f"{each.field} of example {each.index[row]}", each.texts[row], allowed)
+                raise InvalidInput(
+                    f"{each.field} of example {each.index[row]}", each.texts[row], allowed
+                )
     found = _shared(one, other)
-    require(bool(found), "question", "0 shared", f"at least one question in both {one.file} and {other.file}")
+    require(
+        bool(found),
+        "question",
+        "0 shared",
+        f"at least one question in both {one.file} and {other.file}",
+    )
     mine, theirs = zip(*found, strict=True)
     return list(mine), list(theirs)
 
@@ -100,8 +132,14 @@ def _shared(one: Asked, other: Asked) -> list[tuple[int, int]]:
         return [(row, at[key]) for row, key in enumerate(mine) if key in at]
     if one.field == "prompt":
         return sorted((row, place) for place, row in _shared(other, one))
-    # A question may be part of another one, but what is around it in its prompt is the template of them all.
-    inside = [(row, place) for place, prompt in enumerate(theirs) for row, bare in enumerate(mine) if bare in prompt]
+    # A question may be part of another one, but what is around it in its prompt is the template of
+    # them all.
+    inside = [
+        (row, place)
+        for place, prompt in enumerate(theirs)
+        for row, bare in enumerate(mine)
+        if bare in prompt
+    ]
     around = [theirs[place].replace(mine[row], "\0", 1) for row, place in inside]
     template = Counter(around).most_common(1)
     pairs = zip(inside, around, strict=True)
@@ -135,7 +173,9 @@ def _hint(one: Asked, other: Asked) -> str:
     if not (one.texts and other.texts):
         return ""
     common = len(_shared(one, other))
-    return f"; {common} questions occur in both" + (", and `shared` keeps those" if common else ": other splits")
+    return f"; {common} questions occur in both" + (
+        ", and `shared` keeps those" if common else ": other splits"
+    )
 
 
 def _warn_of_templates(one: Asked, other: Asked, found: list[int]) -> None:
@@ -146,7 +186,13 @@ def _warn_of_templates(one: Asked, other: Asked, found: list[int]) -> None:
     for row, place in enumerate(found):
         a, b = mine[row], theirs[place]
         if a != b:
-            at = next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+            at = next(
+                (k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y),
+                min(len(a), len(b)),
+            )
             parts = " beside ".join(repr(text[max(0, at - BEFORE) : at + AFTER]) for text in (a, b))
-            warnings.warn(f"{one.file} and {other.file} ask the same in different templates: {parts}", stacklevel=4)
+            warnings.warn(
+                f"{one.file} and {other.file} ask the same in different templates: {parts}",
+                stacklevel=4,
+            )
             return

@@ -1,16 +1,18 @@
 """The layouts in which evaluation logs of TOFU runs are found -> `EvaluationLog`.
 
-    lists             one JSON file per task (`TASKS`): measure -> values in the order of the examples
+    lists             one JSON file per task (`TASKS`): measure -> values in the order of the
+                      examples
     mapping           the same files: measure -> {index: value}
     open-unlearning   one file for all tasks: metric -> {"value_by_index": {index: {...}}}
 
-The first two also come merged, file name -> content, in `AGGREGATED`. Of the losses, gt_loss, paraphrased_loss and
-perturb_loss are sums over an answer's scored tokens, num_token_* the numbers of these, and avg_gt_loss,
-avg_paraphrased_loss and average_perturb_loss the quotients. open-unlearning stores the quotients only (avg_loss);
-where its entries also have `loss` and `num_token`, these are read as sum and number.
+The first two also come merged, file name -> content, in `AGGREGATED`. Of the losses, gt_loss,
+paraphrased_loss and perturb_loss are sums over an answer's scored tokens, num_token_* the numbers
+of these, and avg_gt_loss, avg_paraphrased_loss and average_perturb_loss the quotients.
+open-unlearning stores the quotients only (avg_loss); where its entries also have `loss` and
+`num_token`, these are read as sum and number.
 
-All three store the prompt as the model was given it. What this project writes stores the bare `question` beside it.
-Whatever the layout, the values are then those that `llm.schemas.Log` allows.
+All three store the prompt as the model was given it. What this project writes stores the bare
+`question` beside it. Whatever the layout, the values are then those that `llm.schemas.Log` allows.
 """
 
 from __future__ import annotations
@@ -49,9 +51,14 @@ ROUGE, TEXTS, QUESTION = ("rouge1_recall", "rougeL_recall"), "generated_text", "
 KNOWN = {*(name for names in MEASURES.values() for name in names), *ROUGE, TEXTS, QUESTION}
 # What open-unlearning stores beside the mean loss: the probability per token, exp(-mean).
 PROBABILITIES = {"gold": "gt_prob", "paraphrased": "paraphrased_prob", "perturbed": "perturb_prob"}
-# open-unlearning's metric of each kind of answer. Two tasks have no paraphrase: there the answer stands for it.
+# open-unlearning's metric of each kind of answer. Two tasks have no paraphrase: there the answer
+# stands for it.
 METRICS = {
-    task: {"gold": f"{short}_Q_A_Prob", "paraphrased": f"{short}_Q_A_{para}Prob", "perturbed": f"{short}_Q_A_PERT_Prob"}
+    task: {
+        "gold": f"{short}_Q_A_Prob",
+        "paraphrased": f"{short}_Q_A_{para}Prob",
+        "perturbed": f"{short}_Q_A_PERT_Prob",
+    }
     for task, short, para in (
         ("retain", "retain", "PARA_"),
         ("forget", "forget", "PARA_"),
@@ -62,25 +69,31 @@ METRICS = {
 # A model that computes in bfloat16 rounds sum and mean to 8 bits each.
 ROUNDING = 0.02
 
-INDEX = re.compile(r"0|[1-9][0-9]{0,14}")  # one way to write each number: "00" and "0" are not two examples
+# one way to write each number: "00" and "0" are not two examples
+INDEX = re.compile(r"0|[1-9][0-9]{0,14}")
 
 Columns = dict[str, dict[int, Any]]
 
 
 def read_log(path: str | os.PathLike[str], task: str = "forget") -> EvaluationLog:
-    """Read one task of a log, examples by ascending index: from a file of any layout, or from a folder that holds one.
+    """Read one task of a log, examples by ascending index: from a file of any layout, or from a
+    folder that holds one.
 
-    In a folder the task's own file goes before `AGGREGATED`, and that before `OPEN_UNLEARNING`. Raises `InvalidInput`,
-    naming file, measure, counts and example, for what is no such log, for a key that comes twice, for measures of
-    unequal counts (runs of several processes repeat padded examples, and which value belongs to which example is then
-    lost), for values that `llm.schemas.Log` does not allow, and for numbers that do not fit together: sum = mean *
-    number of tokens. Warns of stored probabilities that are not those of the losses, which are what is used.
+    In a folder the task's own file goes before `AGGREGATED`, and that before `OPEN_UNLEARNING`.
+    Raises `InvalidInput`, naming file, measure, counts and example, for what is no such log, for a
+    key that comes twice, for measures of unequal counts (runs of several processes repeat padded
+    examples, and which value belongs to which example is then lost), for values that
+    `llm.schemas.Log` does not allow, and for numbers that do not fit together: sum = mean * number
+    of tokens. Warns of stored probabilities that are not those of the losses, which are what is
+    used.
     """
     require(task in TASKS, "task", task, f"one of {', '.join(TASKS)}")
     file, names = Path(path), (TASKS[task], AGGREGATED, OPEN_UNLEARNING)
     if file.is_dir():
         found = [file / name for name in names if (file / name).is_file()]
-        require(bool(found), "logs", str(path), f"a folder with {', '.join(names[:-1])} or {names[-1]}")
+        require(
+            bool(found), "logs", str(path), f"a folder with {', '.join(names[:-1])} or {names[-1]}"
+        )
         file = found[0]
     holds = {name: other for other, name in TASKS.items()}.get(file.name, task)
     require(holds == task, "task", task, f"{holds}, which is what {file} holds")
@@ -95,14 +108,23 @@ def read_log(path: str | os.PathLike[str], task: str = "forget") -> EvaluationLo
         content = _object(content[TASKS[task]], TASKS[task], file)
     if METRICS[task]["gold"] in content:
         return _log(file, "open-unlearning", *_open_unlearning(content, task, file))
-    expected = f"{TASKS[task]}, {MEASURES['gold'][0]} or {METRICS[task]['gold']} among the keys of {file}"
+    expected = (
+        f"{TASKS[task]}, {MEASURES['gold'][0]} or {METRICS[task]['gold']} among the keys of {file}"
+    )
     require(MEASURES["gold"][0] in content, "log", list(content)[:4], expected)
     layout = "mapping" if isinstance(content[MEASURES["gold"][0]], dict) else "lists"
-    return _log(file, layout, {name: _by_index(content[name], name, file) for name in content if name in KNOWN}, {})
+    return _log(
+        file,
+        layout,
+        {name: _by_index(content[name], name, file) for name in content if name in KNOWN},
+        {},
+    )
 
 
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of a key that comes twice Python's reader would keep the last value without a word."""
+    """A JSON object; of a key that comes twice Python's reader would keep the last value without
+    a word.
+    """
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()
@@ -118,41 +140,63 @@ def _object(value: Any, name: str, file: Path) -> dict[str, Any]:
 
 def _by_index(values: Any, name: str, file: Path) -> dict[int, Any]:
     """A list, or a mapping from index, as {index: value} by ascending index."""
-    require(isinstance(values, dict | list), name, type(values).__name__, f"a list or a mapping from index in {file}")
+    require(
+        isinstance(values, dict | list),
+        name,
+        type(values).__name__,
+        f"a list or a mapping from index in {file}",
+    )
     if isinstance(values, list):
         return dict(enumerate(values))
     odd = next((key for key in values if not INDEX.fullmatch(key)), None)
     if odd is not None:
-        raise InvalidInput(f"{name}, key", odd, f"indices as keys, whole numbers in their usual form, in {file}")
+        raise InvalidInput(
+            f"{name}, key", odd, f"indices as keys, whole numbers in their usual form, in {file}"
+        )
     return dict(sorted((int(key), value) for key, value in values.items()))
 
 
-def _open_unlearning(content: Mapping[str, Any], task: str, file: Path) -> tuple[Columns, dict[str, str]]:
-    """The metrics of a task under the names that the other layouts use, and what each column is called in the file."""
+def _open_unlearning(
+    content: Mapping[str, Any], task: str, file: Path
+) -> tuple[Columns, dict[str, str]]:
+    """The metrics of a task under the names that the other layouts use, and what each column is
+    called in the file.
+    """
     keys = ("avg_loss", "loss", "num_token", "prob")
-    metrics = [(metric, (*MEASURES[kind], PROBABILITIES[kind]), keys) for kind, metric in METRICS[task].items()]
+    metrics = [
+        (metric, (*MEASURES[kind], PROBABILITIES[kind]), keys)
+        for kind, metric in METRICS[task].items()
+    ]
     rouge = METRICS[task]["gold"].replace("Prob", "ROUGE")
     columns: Columns = {}
     called: dict[str, str] = {}
     for metric, names, keys in (*metrics, (rouge, (*ROUGE, QUESTION), (*ROUGE, QUESTION))):
         if metric not in content:
             continue
-        entries = _by_index(_object(content[metric], metric, file).get("value_by_index"), metric, file)
+        entries = _by_index(
+            _object(content[metric], metric, file).get("value_by_index"), metric, file
+        )
         for index, entry in entries.items():
             fits = isinstance(entry, dict) and entry.get(keys[0]) is not None
-            require(fits, f"{metric} of example {index}", entry, f"an entry with {keys[0]} in {file}")
+            require(
+                fits, f"{metric} of example {index}", entry, f"an entry with {keys[0]} in {file}"
+            )
         for name, key in zip(names, keys, strict=True):
             if column := {index: entry[key] for index, entry in entries.items() if key in entry}:
                 columns[name], called[name] = column, f"{key} of {metric}"
         if metric == rouge and any("input" in entry for entry in entries.values()):
             keys = ("input", "generation", "ground_truth")
-            columns[TEXTS] = {index: [entry.get(key) for key in keys] for index, entry in entries.items()}
+            columns[TEXTS] = {
+                index: [entry.get(key) for key in keys] for index, entry in entries.items()
+            }
             called[TEXTS] = f"input, generation and ground_truth of {metric}"
     return columns, called
 
 
 def _log(file: Path, layout: str, columns: Columns, called: Mapping[str, str]) -> EvaluationLog:
-    """The log of one task; `called` says how a column is called in the file, where not by its own name."""
+    """The log of one task; `called` says how a column is called in the file, where not by its
+    own name.
+    """
     # Here, because building the schemas takes as long as answering --help.
     from llm.schemas import Log, checked
 
@@ -161,7 +205,10 @@ def _log(file: Path, layout: str, columns: Columns, called: Mapping[str, str]) -
     require(len(indices) > 0, first, "0 values", f"at least one example in {file}")
     for name, column in columns.items():
         odd = sorted(column.keys() ^ indices)[:1]
-        allowed = f"one for each of the {len(indices)} of {first} in {file} (index {odd} is the first in only one of"
+        allowed = (
+            f"one for each of the {len(indices)} of {first} in {file} (index {odd} is the "
+            "first in only one of"
+        )
         allowed += " them; runs of several processes repeat padded examples)"
         require(not odd, called.get(name, name), f"{len(column)} values", allowed)
     found = checked(Log, columns, str(file), row=lambda _, index: f"example {index}", names=called)
@@ -170,8 +217,12 @@ def _log(file: Path, layout: str, columns: Columns, called: Mapping[str, str]) -
     assert gold is not None
     texts: list[Any] = [None, None, None]
     if found.generated_text is not None:
-        texts = list(zip(*(map(_single_spaced, row) for row in found.generated_text.values()), strict=True))
-    question = None if found.question is None else tuple(map(_single_spaced, found.question.values()))
+        texts = list(
+            zip(*(map(_single_spaced, row) for row in found.generated_text.values()), strict=True)
+        )
+    question = (
+        None if found.question is None else tuple(map(_single_spaced, found.question.values()))
+    )
     return EvaluationLog(
         file=str(file),
         layout=layout,
@@ -179,7 +230,9 @@ def _log(file: Path, layout: str, columns: Columns, called: Mapping[str, str]) -
         gold=gold,
         paraphrased=paraphrased,
         perturbed=perturbed,
-        rouge={name: _numbers(values, name, file) for name in ROUGE if (values := getattr(found, name))},
+        rouge={
+            name: _numbers(values, name, file) for name in ROUGE if (values := getattr(found, name))
+        },
         question=question,
         prompt=texts[0],
         generation=texts[1],
@@ -193,7 +246,9 @@ def _single_spaced(text: str) -> str:
 
 
 def _answers(kind: str, found: Log, file: Path, called: Mapping[str, str]) -> Answers | None:
-    """The losses of one kind of answer; the sum is taken from the mean where only that and the number are stored."""
+    """The losses of one kind of answer; the sum is taken from the mean where only that and the
+    number are stored.
+    """
     names = MEASURES[kind]
     columns = [getattr(found, name) for name in names]
     if columns[0] is None:
@@ -208,14 +263,21 @@ def _answers(kind: str, found: Log, file: Path, called: Mapping[str, str]) -> An
     assert average is not None
     for title, values in zip(titles, parts, strict=True):
         shape = average.shape if values is None else values.shape
-        require(shape == average.shape, title, shape, f"the shape {average.shape} of {titles[0]} in {file}")
+        require(
+            shape == average.shape,
+            title,
+            shape,
+            f"the shape {average.shape} of {titles[0]} in {file}",
+        )
     if length is not None and total is not None:
         fits = np.abs(average * length - total) <= ROUNDING * total + 1e-3
         if not fits.all():
             at = tuple(int(place) for place in np.argwhere(~fits)[0])
             allowed = f"the sum {titles[0]} * {titles[2]}, {average[at] * length[at]:g} in {file}"
             raise InvalidInput(f"{titles[1]} of example {index[at[0]]}", float(total[at]), allowed)
-    return Answers(average, average * length if total is None and length is not None else total, length)
+    return Answers(
+        average, average * length if total is None and length is not None else total, length
+    )
 
 
 def _warn_of_probabilities(found: Log, file: Path, called: Mapping[str, str]) -> None:
@@ -224,15 +286,28 @@ def _warn_of_probabilities(found: Log, file: Path, called: Mapping[str, str]) ->
         mean = MEASURES[kind][0]
         if getattr(found, name) is None or getattr(found, mean) is None:
             continue
-        stored, losses = (_numbers(getattr(found, column), called.get(column, column), file) for column in (name, mean))
+        stored, losses = (
+            _numbers(getattr(found, column), called.get(column, column), file)
+            for column in (name, mean)
+        )
         known = np.exp(-losses)
-        require(stored.shape == known.shape, called.get(name, name), stored.shape, f"the shape {known.shape} in {file}")
+        require(
+            stored.shape == known.shape,
+            called.get(name, name),
+            stored.shape,
+            f"the shape {known.shape} in {file}",
+        )
         odd = np.argwhere(np.abs(stored - known) > ROUNDING)
         if len(odd):
             at = tuple(int(place) for place in odd[0])
             index = list(getattr(found, name))[at[0]]
-            said = f"{called.get(name, name)} of example {index} is {stored[at]:g} where the loss says {known[at]:g}"
-            warnings.warn(f"{said} ({len(odd)} differ) in {file}: the losses are used", stacklevel=4)
+            said = (
+                f"{called.get(name, name)} of example {index} is {stored[at]:g} where the loss "
+                f"says {known[at]:g}"
+            )
+            warnings.warn(
+                f"{said} ({len(odd)} differ) in {file}: the losses are used", stacklevel=4
+            )
             return
 
 

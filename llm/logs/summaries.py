@@ -1,4 +1,6 @@
-"""One table of several models in the paper's layout: a row per model, columns per set, forget quality and utility."""
+"""One table of several models in the paper's layout: a row per model, columns per set, forget
+quality and utility.
+"""
 
 from __future__ import annotations
 
@@ -13,27 +15,39 @@ from llm.logs.log import EvaluationLog
 from llm.logs.measures import KINDS, TofuLogs, measures
 from markov.errors import require
 
-GROUPS = {"forget": "Forget", "real_authors": "Real authors", "world_facts": "World facts", "retain": "Retain"}
+GROUPS = {
+    "forget": "Forget",
+    "real_authors": "Real authors",
+    "world_facts": "World facts",
+    "retain": "Retain",
+}
 SHORT = {"probability": "Prob.", "rouge": "ROUGE-L", "truth_ratio": "Truth ratio"}
 TOLERANCE = 0.05  # of utility
 OVERALL = {"forget_quality": "FQ", "ks_statistic": "D", "model_utility": "MU"}
 
 
-def long_table(models: Mapping[str, TofuLogs], retrained: EvaluationLog | None, *, variant: str) -> pd.DataFrame:
+def long_table(
+    models: Mapping[str, TofuLogs], retrained: EvaluationLog | None, *, variant: str
+) -> pd.DataFrame:
     """`llm.logs.measures.measures` of each model, with the column `model`: values with intervals.
 
-    A model with itself, the retrained one, has forget quality 1. Raises `InvalidInput` as `measures` does.
+    A model with itself, the retrained one, has forget quality 1. Raises `InvalidInput` as
+    `measures` does.
     """
-    frames = [measures(logs, retrained, variant=variant).assign(model=name) for name, logs in models.items()]
+    frames = [
+        measures(logs, retrained, variant=variant).assign(model=name)
+        for name, logs in models.items()
+    ]
     return pd.concat(frames, ignore_index=True)
 
 
 def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of several runs with one row per model, measure and task, `seeds` saying how many runs are behind it.
+    """A table of several runs with one row per model, measure and task, `seeds` saying how many
+    runs are behind it.
 
-    Of several runs: the mean over them with a Student interval, of forget quality the median with the least and the
-    largest, since p-values have no mean worth the name; `model` is followed by " x" and their number. One run stays as
-    it is.
+    Of several runs: the mean over them with a Student interval, of forget quality the median with
+    the least and the largest, since p-values have no mean worth the name; `model` is followed by "
+    x" and their number. One run stays as it is.
     """
     rows = []
     for _, own in table.groupby(["model", "measure", "task"], sort=False):
@@ -51,41 +65,59 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def best(table: pd.DataFrame, tolerance: float = TOLERANCE) -> pd.DataFrame:
-    """The best settings of each method, by one rule: the smallest D among those whose utility is within `tolerance`.
+    """The best settings of each method, by one rule: the smallest D among those whose utility is
+    within `tolerance`.
 
-    D is the Kolmogorov-Smirnov statistic behind forget quality, with equal numbers of examples its other face; within:
-    a model utility of at least (1 - tolerance) of the original model's. Of a method of which no settings are within,
-    those with the largest utility. Both are means over seeds. A row per title: `model`, the word, `ks_statistic`,
-    `model_utility`, `within`, and `runs`, the number of settings that were tried.
+    D is the Kolmogorov-Smirnov statistic behind forget quality, with equal numbers of examples its
+    other face; within: a model utility of at least (1 - tolerance) of the original model's. Of a
+    method of which no settings are within, those with the largest utility. Both are means over
+    seeds. A row per title: `model`, the word, `ks_statistic`, `model_utility`, `within`, and
+    `runs`, the number of settings that were tried.
     """
     require(0 <= tolerance < 1, "tolerance", tolerance, "a share >= 0, below 1")
     wanted = table[table["measure"].isin(["ks_statistic", "model_utility"])]
-    # A mean over seeds of which one is nan is nan, and comes last: pandas by itself would leave that seed out.
+    # A mean over seeds of which one is nan is nan, and comes last: pandas by itself would leave
+    # that seed out.
     grouped = wanted.groupby(["title", "model", "measure"], sort=False)["value"]
-    wide: Any = grouped.mean().where(grouped.count() == grouped.size()).unstack("measure", sort=False)
+    wide: Any = (
+        grouped.mean().where(grouped.count() == grouped.size()).unstack("measure", sort=False)
+    )
     utility = wide["model_utility"]
-    wide["within"] = utility >= (1 - tolerance) * float(utility.xs("original", level="title").iloc[0])
+    wide["within"] = utility >= (1 - tolerance) * float(
+        utility.xs("original", level="title").iloc[0]
+    )
     rows = []
     for _, own in wide.reset_index("model").groupby(level="title", sort=False):
         good = own[own["within"]].sort_values("ks_statistic", kind="stable")
-        found = good if len(good) else own.sort_values("model_utility", ascending=False, kind="stable")
+        found = (
+            good if len(good) else own.sort_values("model_utility", ascending=False, kind="stable")
+        )
         rows.append(found.head(1).assign(runs=len(own)))
     return pd.concat(rows).reset_index()
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """The table of `long_table` as the paper lays it out: a row per model, in order; columns of two levels.
+    """The table of `long_table` as the paper lays it out: a row per model, in order; columns of two
+    levels.
 
-    Per set (forget, real authors, world facts, retain): probability, ROUGE-L recall and truth ratio; then FQ, the
-    p-value, with D, its statistic, and the numbers of examples compared; and MU, model utility. What was not measured
-    is nan. On forget, the lower the better but for FQ; on the others, the higher the better.
+    Per set (forget, real authors, world facts, retain): probability, ROUGE-L recall and truth
+    ratio; then FQ, the p-value, with D, its statistic, and the numbers of examples compared; and
+    MU, model utility. What was not measured is nan. On forget, the lower the better but for FQ; on
+    the others, the higher the better.
     """
     rows: dict[str, dict[tuple[str, str], float | None]] = {}
     for model, own in table.groupby("model", sort=False):
         at = own.set_index(["measure", "task"])["value"]
-        row = {(group, SHORT[kind]): at.get((kind, task)) for task, group in GROUPS.items() for kind in KINDS}
+        row = {
+            (group, SHORT[kind]): at.get((kind, task))
+            for task, group in GROUPS.items()
+            for kind in KINDS
+        }
         overall = {name: own[own["measure"] == name] for name in OVERALL}
-        row |= {("", OVERALL[name]): found["value"].iloc[0] if len(found) else None for name, found in overall.items()}
+        row |= {
+            ("", OVERALL[name]): found["value"].iloc[0] if len(found) else None
+            for name, found in overall.items()
+        }
         compared = overall["ks_statistic"]
         row["", "n"] = compared["examples"].iloc[0] if len(compared) else None
         rows[str(model)] = row
@@ -106,7 +138,10 @@ def markdown(frame: pd.DataFrame) -> str:
 
 def latex(frame: pd.DataFrame) -> str:
     """A summary as a tabular in LaTeX, with the rules of booktabs."""
-    escaped = {mark: f"\\{mark}" for mark in "&%$#_{}"} | {"~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
+    escaped = {mark: f"\\{mark}" for mark in "&%$#_{}"} | {
+        "~": "\\textasciitilde{}",
+        "^": "\\textasciicircum{}",
+    }
     escaped["\\"] = "\\textbackslash{}"
     groups = list(dict.fromkeys(group for group, _ in frame.columns))
     spans = [(group, sum(own == group for own, _ in frame.columns)) for group in groups]

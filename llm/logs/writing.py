@@ -1,12 +1,14 @@
-"""Evaluation logs of a model as files that others read: open-unlearning's layout, and that of TOFU's released code.
+"""Evaluation logs of a model as files that others read: open-unlearning's layout, and that of
+TOFU's released code.
 
-    TOFU_EVAL.json      metric -> {"agg_value": mean, "value_by_index": {index: {...}}}, and a `manifest`: which model,
-                        which data, how it was generated, which variant of the truth ratio, which versions
+    TOFU_EVAL.json      metric -> {"agg_value": mean, "value_by_index": {index: {...}}}, and a
+                        `manifest`: which model, which data, how it was generated, which variant of
+                        the truth ratio, which versions
     TOFU_SUMMARY.json   metric -> mean
 
-Beside open-unlearning's own keys each loss has `loss`, its sum, and `num_token`, and each generation has `question`,
-the bare one, beside `input`, the prompt that the model was given, so that nothing is lost: what
-`llm.logs.reading.read_log` reads is what was written.
+Beside open-unlearning's own keys each loss has `loss`, its sum, and `num_token`, and each
+generation has `question`, the bare one, beside `input`, the prompt that the model was given, so
+that nothing is lost: what `llm.logs.reading.read_log` reads is what was written.
 """
 
 from __future__ import annotations
@@ -21,7 +23,16 @@ import numpy as np
 
 from llm.logs.log import Answers, EvaluationLog, log_truth_ratio
 from llm.logs.measures import TofuLogs, check_variant, example_values
-from llm.logs.reading import AGGREGATED, MEASURES, METRICS, OPEN_UNLEARNING, QUESTION, ROUGE, TASKS, TEXTS
+from llm.logs.reading import (
+    AGGREGATED,
+    MEASURES,
+    METRICS,
+    OPEN_UNLEARNING,
+    QUESTION,
+    ROUGE,
+    TASKS,
+    TEXTS,
+)
 from markov.files import storage
 from markov.files.storage import Location
 
@@ -39,10 +50,11 @@ def write_tofu_eval(
     variant: str = "geometric",
     aggregates: Mapping[str, float] | None = None,
 ) -> Path:
-    """Write `TOFU_SUMMARY.json` and `TOFU_EVAL.json`; `aggregates` are values of the whole, such as model_utility.
+    """Write `TOFU_SUMMARY.json` and `TOFU_EVAL.json`; `aggregates` are values of the whole, such as
+    model_utility.
 
-    TOFU_EVAL.json is written last, so that a folder with it is complete; its path is returned. Raises `InvalidInput`
-    for another variant and for a folder that cannot be written.
+    TOFU_EVAL.json is written last, so that a folder with it is complete; its path is returned.
+    Raises `InvalidInput` for another variant and for a folder that cannot be written.
     """
     check_variant(variant)
     path = storage.check_writable(folder, "out", folder=True)
@@ -59,10 +71,15 @@ def write_tofu_eval(
 
 
 def restore_summary(path: Path) -> None:
-    """Write the `TOFU_SUMMARY.json` beside a `TOFU_EVAL.json` again where it is missing: all of it is there."""
+    """Write the `TOFU_SUMMARY.json` beside a `TOFU_EVAL.json` again where it is missing: all of
+    it is there.
+    """
     if not (path.parent / SUMMARY).exists():
         content = json.loads(path.read_text("utf-8"))
-        _write(path.parent / SUMMARY, {name: own["agg_value"] for name, own in content.items() if name != MANIFEST})
+        _write(
+            path.parent / SUMMARY,
+            {name: own["agg_value"] for name, own in content.items() if name != MANIFEST},
+        )
 
 
 def _task(task: str, log: EvaluationLog, variant: str) -> dict[str, Any]:
@@ -72,7 +89,9 @@ def _task(task: str, log: EvaluationLog, variant: str) -> dict[str, Any]:
         answers = getattr(log, kind)
         # On real authors and world facts the answer stands for its paraphrase, under one name.
         if answers is not None and metric not in found:
-            found[metric] = _metric(log, {"prob": np.exp(-answers.average), **_losses(answers)}, "prob")
+            found[metric] = _metric(
+                log, {"prob": np.exp(-answers.average), **_losses(answers)}, "prob"
+            )
     if log.rouge:
         texts: dict[str, Any] = {} if log.question is None else {QUESTION: log.question}
         asked = log.prompt or log.question
@@ -83,7 +102,9 @@ def _task(task: str, log: EvaluationLog, variant: str) -> dict[str, Any]:
         scored = log if log.paraphrased is not None else log._replace(paraphrased=log.gold)
         name = f"{short}_truth_ratio" if task == "forget" else f"{short}_Truth_Ratio"
         entry = _metric(log, {"score": _ratio(scored, variant)}, "score")
-        found[name] = entry | {"agg_value": float(example_values(log, task, "truth_ratio", variant).mean())}
+        found[name] = entry | {
+            "agg_value": float(example_values(log, task, "truth_ratio", variant).mean())
+        }
         if task in ("real_authors", "world_facts"):
             values = example_values(log, task, "probability")
             found[f"{short}_Q_A_Prob_normalised"] = _metric(log, {"prob": values}, "prob")
@@ -96,7 +117,10 @@ def _losses(answers: Answers) -> dict[str, np.ndarray]:
 
 
 def _metric(log: EvaluationLog, columns: Mapping[str, Any], mean_of: str) -> dict[str, Any]:
-    rows = {str(index): {name: _plain(column[row]) for name, column in columns.items()} for row, index in _rows(log)}
+    rows = {
+        str(index): {name: _plain(column[row]) for name, column in columns.items()}
+        for row, index in _rows(log)
+    }
     return {"agg_value": float(np.mean(columns[mean_of])), "value_by_index": rows}
 
 
@@ -109,7 +133,8 @@ def _plain(value: Any) -> Any:
 
 
 def write_legacy(logs: TofuLogs, folder: Location) -> Path:
-    """Write the files of TOFU's released code: one per task, measure -> {index: value}, and all of them in one.
+    """Write the files of TOFU's released code: one per task, measure -> {index: value}, and all of
+    them in one.
 
     Returns the folder. Raises `InvalidInput` for a folder that cannot be written.
     """
@@ -127,10 +152,15 @@ def write_legacy(logs: TofuLogs, folder: Location) -> Path:
         columns |= {name: log.rouge[name] for name in ROUGE if name in log.rouge}
         asked = log.prompt or log.question
         if asked and log.generation and log.answer:
-            columns[TEXTS] = [list(row) for row in zip(asked, log.generation, log.answer, strict=True)]
+            columns[TEXTS] = [
+                list(row) for row in zip(asked, log.generation, log.answer, strict=True)
+            ]
         if log.question is not None:
             columns[QUESTION] = log.question
-        rows = {name: {str(i): _plain(column[row]) for row, i in _rows(log)} for name, column in columns.items()}
+        rows = {
+            name: {str(i): _plain(column[row]) for row, i in _rows(log)}
+            for name, column in columns.items()
+        }
         merged[TASKS[task]] = rows | _named(log)
         _write(path / TASKS[task], merged[TASKS[task]])
     _write(path / AGGREGATED, merged)
@@ -152,4 +182,6 @@ def _ratio(log: EvaluationLog, variant: str) -> np.ndarray:
 
 def _write(path: Path, content: Any) -> None:
     with storage.atomic_path(path) as partial:
-        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False), "utf-8")
+        partial.write_text(
+            json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False), "utf-8"
+        )

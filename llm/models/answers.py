@@ -1,7 +1,8 @@
 """What a model makes of every answer of a data set: an evaluation log computed instead of read.
 
-The truth, its paraphrase and the wrong answers are scored in one pass. `layout` of such a log is `scored`, and its
-`file` names the model. What a model writes itself, and with it rouge, is not part of it.
+The truth, its paraphrase and the wrong answers are scored in one pass. `layout` of such a log is
+`scored`, and its `file` names the model. What a model writes itself, and with it rouge, is not part
+of it.
 """
 
 from __future__ import annotations
@@ -32,21 +33,27 @@ def answer_log(
     budget: int = BUDGET,
     progress: bool = True,
 ) -> EvaluationLog:
-    """Losses of the response, the paraphrase and the perturbed responses of each example, nats, in their order.
+    """Losses of the response, the paraphrase and the perturbed responses of each example, nats, in
+    their order.
 
-    An example without a paraphrase has its response stand for it, as in TOFU's sets of real authors and world facts.
-    Where no example has perturbed responses the log has none. Raises `InvalidInput` as `encode_examples` and
-    `score_encoded` do, and for examples that differ in their numbers of perturbed responses.
+    An example without a paraphrase has its response stand for it, as in TOFU's sets of real authors
+    and world facts. Where no example has perturbed responses the log has none. Raises
+    `InvalidInput` as `encode_examples` and `score_encoded` do, and for examples that differ in
+    their numbers of perturbed responses.
     """
     columns = _encoded(language, examples, max_length)
     flat = [one for column in columns for one in column]
     kinds = ("gold", "paraphrased", *(f"{PERTURBED}{place}" for place in range(len(columns) - 2)))
-    named = Named([f"{example.index} ({kind})" for kind in kinds for example in examples], language.name)
+    named = Named(
+        [f"{example.index} ({kind})" for kind in kinds for example in examples], language.name
+    )
     seq = score_encoded(language.model, flat, budget=budget, progress=progress, named=named)
     # A column per kind of answer: the response, its paraphrase, then the perturbed ones.
     shape = (len(columns), len(examples))
     total, length = (part.double().reshape(shape).numpy() for part in (-seq.logp, seq.length))
-    gold, paraphrased = (Answers(total[row] / length[row], total[row], length[row]) for row in (0, 1))
+    gold, paraphrased = (
+        Answers(total[row] / length[row], total[row], length[row]) for row in (0, 1)
+    )
     wrong, count = total[2:].T, length[2:].T
     return EvaluationLog(
         file=language.name,
@@ -66,11 +73,14 @@ def _prompt(language: LanguageModel, encoded: Encoded) -> str:
 
     So it is stored in open-unlearning's logs.
     """
-    return str(language.tokenizer.decode(list(encoded.tokens[: encoded.prompt]), skip_special_tokens=True))
+    return str(
+        language.tokenizer.decode(list(encoded.tokens[: encoded.prompt]), skip_special_tokens=True)
+    )
 
 
 def log_table(log: EvaluationLog) -> pd.DataFrame:
-    """A log of answers as a tidy table: `index`, `answer` (gold, paraphrased, perturbed_0, ...), `logp`, `length`.
+    """A log of answers as a tidy table: `index`, `answer` (gold, paraphrased, perturbed_0, ...),
+    `logp`, `length`.
 
     Raises `InvalidInput` for a log without numbers of scored tokens.
     """
@@ -79,7 +89,10 @@ def log_table(log: EvaluationLog) -> pd.DataFrame:
         columns["paraphrased"] = _counted(log, log.paraphrased)
     if log.perturbed is not None:
         total, length = _counted(log, log.perturbed)
-        columns |= {f"{PERTURBED}{place}": pair for place, pair in enumerate(zip(total.T, length.T, strict=True))}
+        columns |= {
+            f"{PERTURBED}{place}": pair
+            for place, pair in enumerate(zip(total.T, length.T, strict=True))
+        }
     frames = (
         pd.DataFrame({"index": log.index, "answer": name, "logp": -total, "length": length})
         for name, (total, length) in columns.items()
@@ -88,10 +101,11 @@ def log_table(log: EvaluationLog) -> pd.DataFrame:
 
 
 def log_of(table: pd.DataFrame, file: str) -> EvaluationLog:
-    """The log of a table that `log_table` made, examples by ascending index; `file` names the model.
+    """The log of a table that `log_table` made, examples by ascending index; `file` names the
+    model.
 
-    Raises `InvalidInput` for what `llm.schemas.Answered` does not allow, for an answer that comes twice or is of no
-    known kind, and for one that some examples lack.
+    Raises `InvalidInput` for what `llm.schemas.Answered` does not allow, for an answer that comes
+    twice or is of no known kind, and for one that some examples lack.
     """
     # Here, because building the schemas takes as long as answering --help.
     from llm.schemas import Answered, check_table
@@ -100,11 +114,20 @@ def log_of(table: pd.DataFrame, file: str) -> EvaluationLog:
     twice = table.duplicated(["index", "answer"])
     if twice.any():
         first = table[twice].iloc[0]
-        raise InvalidInput("answers, index", int(first["index"]), f"each {first['answer']} answer once in {file}")
+        raise InvalidInput(
+            "answers, index", int(first["index"]), f"each {first['answer']} answer once in {file}"
+        )
     kinds = set(table["answer"])
-    wrong = [f"{PERTURBED}{place}" for place in range(sum(kind.startswith(PERTURBED) for kind in kinds))]
+    wrong = [
+        f"{PERTURBED}{place}" for place in range(sum(kind.startswith(PERTURBED) for kind in kinds))
+    ]
     odd = sorted(kinds - {"gold", "paraphrased", *wrong})
-    require(not odd, "answers, answer", odd[:1], f"gold, paraphrased, {PERTURBED}0, {PERTURBED}1, ... in {file}")
+    require(
+        not odd,
+        "answers, answer",
+        odd[:1],
+        f"gold, paraphrased, {PERTURBED}0, {PERTURBED}1, ... in {file}",
+    )
     require("gold" in kinds, "answers, answer", sorted(kinds), f"gold among them in {file}")
     counts = table["answer"].value_counts()
     fewest, most = str(counts.idxmin()), table["index"].nunique()
@@ -113,7 +136,10 @@ def log_of(table: pd.DataFrame, file: str) -> EvaluationLog:
     wide = table.pivot(index="index", columns="answer", values=["logp", "length"])
 
     def answers(names: str | list[str]) -> Answers:
-        total, length = -wide["logp"][names].to_numpy(dtype=float), wide["length"][names].to_numpy(dtype=float)
+        total, length = (
+            -wide["logp"][names].to_numpy(dtype=float),
+            wide["length"][names].to_numpy(dtype=float),
+        )
         return Answers(total / length, total, length)
 
     return EvaluationLog(
@@ -128,24 +154,41 @@ def log_of(table: pd.DataFrame, file: str) -> EvaluationLog:
 
 def _counted(log: EvaluationLog, answers: Answers) -> tuple[np.ndarray, np.ndarray]:
     if answers.total is None or answers.length is None:
-        raise InvalidInput("length", None, f"numbers of scored tokens in {log.file}: it stores means only")
+        raise InvalidInput(
+            "length", None, f"numbers of scored tokens in {log.file}: it stores means only"
+        )
     return answers.total, answers.length
 
 
-def _encoded(language: LanguageModel, examples: Sequence[Example], max_length: int) -> list[list[Encoded]]:
+def _encoded(
+    language: LanguageModel, examples: Sequence[Example], max_length: int
+) -> list[list[Encoded]]:
     require(len(examples) > 0, "examples", examples, "at least one")
     counts = {len(example.perturbed) for example in examples}
-    require(len(counts) == 1, "perturbed", sorted(counts), "as many perturbed responses for every example")
+    require(
+        len(counts) == 1,
+        "perturbed",
+        sorted(counts),
+        "as many perturbed responses for every example",
+    )
     columns = [
         list(examples),
         [replace(one, response=one.paraphrase or one.response) for one in examples],
-        *([replace(one, response=one.perturbed[place]) for one in examples] for place in range(counts.pop())),
+        *(
+            [replace(one, response=one.perturbed[place]) for one in examples]
+            for place in range(counts.pop())
+        ),
     ]
     # Column by column, so that an error names the example by its place in the data set.
-    return [encode_examples(language.tokenizer, language.template, column, max_length=max_length) for column in columns]
+    return [
+        encode_examples(language.tokenizer, language.template, column, max_length=max_length)
+        for column in columns
+    ]
 
 
-def responses(language: LanguageModel, examples: Sequence[Example], *, max_length: int = MAX_LENGTH) -> list[Encoded]:
+def responses(
+    language: LanguageModel, examples: Sequence[Example], *, max_length: int = MAX_LENGTH
+) -> list[Encoded]:
     """The tokens of each example's prompt and response, as the model's template writes them."""
     return encode_examples(language.tokenizer, language.template, examples, max_length=max_length)
 

@@ -33,11 +33,14 @@ from markov.errors import require
 NEW_TOKENS = 200  # of an answer, as open-unlearning has it for TOFU
 BUDGET = 16384  # tokens of a batch with what is still to be written, padding included
 TRIED = 4  # tokens that are written to try a model
-TOLERANCE = 1e-4  # how far rounding may move a logit, as a share of the range of all logits at its place
+# how far rounding may move a logit, as a share of the range of all logits at its place
+TOLERANCE = 1e-4
 
 
 class Way(NamedTuple):
-    """How prompts are written on: with others or alone, padded to one length or not, with what was kept or anew."""
+    """How prompts are written on: with others or alone, padded to one length or not, with what
+    was kept or anew.
+    """
 
     together: bool
     padded: bool
@@ -45,7 +48,12 @@ class Way(NamedTuple):
 
 
 # From the quickest to the slowest, which is what the others are compared with.
-WAYS = (Way(True, True, True), Way(True, False, True), Way(False, False, True), Way(False, False, False))
+WAYS = (
+    Way(True, True, True),
+    Way(True, False, True),
+    Way(False, False, True),
+    Way(False, False, False),
+)
 
 
 def generate(
@@ -57,13 +65,16 @@ def generate(
     budget: int = BUDGET,
     progress: bool = True,
 ) -> tuple[str, ...]:
-    """The model's greedy answer to each example's prompt, without the tokens that frame a text and the blanks around.
+    """The model's greedy answer to each example's prompt, without the tokens that frame a text and
+    the blanks around.
 
     Prompts have just the tokens that they have when responses are scored. An answer ends with the
     token that is scored as its end, or with another that ends a text. Raises `InvalidInput` as
     `encode_examples` and `continuations` do.
     """
-    prompts = [one.tokens[: one.prompt] for one in responses(language, examples, max_length=max_length)]
+    prompts = [
+        one.tokens[: one.prompt] for one in responses(language, examples, max_length=max_length)
+    ]
     written = continuations(
         language.model,
         language.tokenizer,
@@ -88,7 +99,8 @@ def continuations(
     progress: bool = True,
     end: bool = True,
 ) -> list[list[int]]:
-    """The most likely next token, again and again, after each prompt (both as token numbers), in the order given.
+    """The most likely next token, again and again, after each prompt (both as token numbers), in
+    the order given.
 
     A text goes on to `max_new_tokens`, or to the first token that ends one, which is not part of
     it: one of `ends`, the tokenizer's own, or one that the model's authors name. Not `end` goes
@@ -96,13 +108,22 @@ def continuations(
     model's positions.
     """
     require(
-        len(prompts) > 0 and all(map(len, prompts)), "prompts", prompts[:1], "at least one, each of a token or more"
+        len(prompts) > 0 and all(map(len, prompts)),
+        "prompts",
+        prompts[:1],
+        "at least one, each of a token or more",
     )
     require(max_new_tokens >= 1, "max_new_tokens", max_new_tokens, "a whole number of at least 1")
     inner = cast(Any, getattr(model, "module", model))
-    limit, longest = getattr(inner.config.get_text_config(), "max_position_embeddings", None), max(map(len, prompts))
+    limit, longest = (
+        getattr(inner.config.get_text_config(), "max_position_embeddings", None),
+        max(map(len, prompts)),
+    )
     fits = limit is None or longest + max_new_tokens <= limit
-    allowed = f"at most {(limit or 0) - longest}: the model takes {limit} tokens, the longest prompt has {longest}"
+    allowed = (
+        f"at most {(limit or 0) - longest}: the model takes {limit} tokens, the longest "
+        f"prompt has {longest}"
+    )
     require(fits, "max_new_tokens", max_new_tokens, allowed)
     require(budget >= 1, "budget", budget, "at least 1 token")
     stops = _ends(inner, tokenizer, ends) if end else []
@@ -116,7 +137,9 @@ def continuations(
             rows = _batch(left, prompts, max_new_tokens, budget, way)
             texts = [prompts[row] for row in rows]
             written = _write(inner, texts, max_new_tokens, stops, way)
-            if way != WAYS[-1] and not all(_likely(inner, texts[row], written[row]) for row in {0, len(rows) - 1}):
+            if way != WAYS[-1] and not all(
+                _likely(inner, texts[row], written[row]) for row in {0, len(rows) - 1}
+            ):
                 way = WAYS[WAYS.index(way) + 1]
                 continue
             for row, new in zip(rows, written, strict=True):
@@ -127,7 +150,8 @@ def continuations(
 
 
 def way_of(model: Any, prompts: Sequence[Sequence[int]], count: int) -> Way:
-    """The quickest of `WAYS` in which the model gives such prompts the logits that it gives each alone.
+    """The quickest of `WAYS` in which the model gives such prompts the logits that it gives each
+    alone.
 
     It is tried on two of them, the longest and the shortest, or where nothing is to be padded the
     two longest, of which one is cut. They are written on by `count` tokens. Logits may differ by
@@ -145,11 +169,15 @@ def way_of(model: Any, prompts: Sequence[Sequence[int]], count: int) -> Way:
 
 
 def _as_alone(model: Any, prompts: Sequence[Sequence[int]], count: int) -> bool:
-    """Whether prompts that are written on together, for `count` tokens, have the logits that each has alone."""
+    """Whether prompts that are written on together, for `count` tokens, have the logits that
+    each has alone.
+    """
     with _greedy(model, count, [], output_logits=True, return_dict_in_generate=True):
         written = _generate(model, prompts)
     found = torch.stack(written.logits, dim=1)
-    for prompt, new, got in zip(prompts, written.sequences[:, -count:].tolist(), found, strict=True):
+    for prompt, new, got in zip(
+        prompts, written.sequences[:, -count:].tolist(), found, strict=True
+    ):
         want = _alone(model, [*prompt, *new[:-1]])[-count:]
         if ((got.to(want) - want).abs().amax(-1) > _rounding(model, want)).any():
             return False
@@ -157,14 +185,18 @@ def _as_alone(model: Any, prompts: Sequence[Sequence[int]], count: int) -> bool:
 
 
 def _likely(model: Any, prompt: Sequence[int], new: Sequence[int]) -> bool:
-    """Whether each token of what was written is the most likely one, when the text is read alone."""
+    """Whether each token of what was written is the most likely one, when the text is read
+    alone.
+    """
     found = _alone(model, [*prompt, *new[:-1]])[-len(new) :]
     chosen = found.gather(-1, torch.tensor(new, device=found.device)[:, None]).squeeze(-1)
     return not (found.amax(-1) - chosen > _rounding(model, found)).any()
 
 
 def _alone(model: Any, text: Sequence[int]) -> Float[Tensor, "time vocab"]:
-    """The logits at every place of one text, by one forward pass without padding and with nothing kept."""
+    """The logits at every place of one text, by one forward pass without padding and with
+    nothing kept.
+    """
     tokens = torch.tensor([list(text)], device=model.get_input_embeddings().weight.device)
     return model(tokens, use_cache=False, return_dict=True).logits[0].float()
 
@@ -177,19 +209,26 @@ def _rounding(model: Any, logits: Float[Tensor, "time vocab"]) -> Float[Tensor, 
     return max(TOLERANCE, 8 * eps) * (logits.amax(-1) - logits.amin(-1))
 
 
-def _batch(left: Sequence[int], prompts: Sequence[Sequence[int]], new: int, budget: int, way: Way) -> list[int]:
+def _batch(
+    left: Sequence[int], prompts: Sequence[Sequence[int]], new: int, budget: int, way: Way
+) -> list[int]:
     """The first rows of those left, the longest first: as many as hold `budget` tokens, or one."""
     longest = len(prompts[left[0]])
     count = max(1, budget // (longest + new)) if way.together else 1
     return [row for row in left[:count] if way.padded or len(prompts[row]) == longest]
 
 
-def _write(model: Any, prompts: Sequence[Sequence[int]], count: int, ends: Sequence[int], way: Way) -> list[list[int]]:
+def _write(
+    model: Any, prompts: Sequence[Sequence[int]], count: int, ends: Sequence[int], way: Way
+) -> list[list[int]]:
     """What is written after each prompt, through the token that ends it if one does."""
     if way.cache:
         with _greedy(model, count, ends):
             rows = _generate(model, prompts)[:, max(map(len, prompts)) :].tolist()
-        return [row[: next((place + 1 for place, token in enumerate(row) if token in ends), count)] for row in rows]
+        return [
+            row[: next((place + 1 for place, token in enumerate(row) if token in ends), count)]
+            for row in rows
+        ]
     # By hand: what transformers passes on to a forward pass is not what each model takes by itself.
     found: list[list[int]] = [[] for _ in prompts]
     for prompt, new in zip(prompts, found, strict=True):
@@ -204,7 +243,9 @@ def _generate(model: Any, prompts: Sequence[Sequence[int]]) -> Any:
     return model.generate(tokens.to(device), attention_mask=present.long().to(device))
 
 
-def _padded(prompts: Sequence[Sequence[int]]) -> tuple[Int64[Tensor, "rows time"], Bool[Tensor, "rows time"]]:
+def _padded(
+    prompts: Sequence[Sequence[int]],
+) -> tuple[Int64[Tensor, "rows time"], Bool[Tensor, "rows time"]]:
     width = max(map(len, prompts))
     tokens = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts])
     length = torch.tensor([len(prompt) for prompt in prompts])
@@ -212,15 +253,23 @@ def _padded(prompts: Sequence[Sequence[int]]) -> tuple[Int64[Tensor, "rows time"
 
 
 def _ends(model: Any, tokenizer: Any, more: Sequence[int]) -> list[int]:
-    """The tokens that end a text: those given, the tokenizer's, and those that the model's authors name beside it."""
+    """The tokens that end a text: those given, the tokenizer's, and those that the model's
+    authors name beside it.
+    """
     named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     several = named if isinstance(named, list) else [named]
-    return list(dict.fromkeys(token for token in (*more, tokenizer.eos_token_id, *several) if token is not None))
+    return list(
+        dict.fromkeys(
+            token for token in (*more, tokenizer.eos_token_id, *several) if token is not None
+        )
+    )
 
 
 @contextmanager
 def _greedy(model: Any, new: int, ends: Sequence[int], **more: Any) -> Iterator[None]:
-    """Greedy decoding while it lasts: what is not said in a call transformers takes from the model's own settings."""
+    """Greedy decoding while it lasts: what is not said in a call transformers takes from the
+    model's own settings.
+    """
     from transformers import GenerationConfig
 
     own = model.generation_config

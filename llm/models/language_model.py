@@ -1,9 +1,10 @@
 """Language models from a folder or the hub, each with the template that it was trained with.
 
-`load_saved` takes a folder in the layout of transformers, such as `llm.models.saving.save` writes, an id of the hub, or
-a name in `llm.models.names.READY`; `llm.models.source.load` also takes the words for the small models made here.
-Weights are read from safetensors only, and code that comes with a model is not run unless asked for. An adapter is
-added into the weights of its base (`llm.models.merging`), so that every model is a plain one.
+`load_saved` takes a folder in the layout of transformers, such as `llm.models.saving.save` writes,
+an id of the hub, or a name in `llm.models.names.READY`; `llm.models.source.load` also takes the
+words for the small models made here. Weights are read from safetensors only, and code that comes
+with a model is not run unless asked for. An adapter is added into the weights of its base
+(`llm.models.merging`), so that every model is a plain one.
 """
 
 from __future__ import annotations
@@ -44,11 +45,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 Module = TypeVar("Module", bound=nn.Module)
-DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {
+    "auto": None,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 class LanguageModel(NamedTuple):
-    """A causal language model, its tokenizer, how questions are put to it, and the name that it was asked for by."""
+    """A causal language model, its tokenizer, how questions are put to it, and the name that it
+    was asked for by.
+    """
 
     model: PreTrainedModel
     tokenizer: Tokenizer
@@ -73,9 +81,9 @@ def load_saved(
     this name, id or folder name; else `template_of` its tokenizer. `system` is what a chat template
     is given as the system's turn, which is left out if it is empty. Where `system` is None, the
     template's own is given, or none with a line on standard error if there is no place for one
-    (`llm.scoring.encoding.fitted`). `tokenizer` is where that lies if not beside the weights. `dtype` is
-    one of `DTYPES`, "auto" being the one of the file; `device` "auto" is a GPU where there is one.
-    What an adapter lacks, its template or its tokenizer, is that of its base.
+    (`llm.scoring.encoding.fitted`). `tokenizer` is where that lies if not beside the weights.
+    `dtype` is one of `DTYPES`, "auto" being the one of the file; `device` "auto" is a GPU where
+    there is one. What an adapter lacks, its template or its tokenizer, is that of its base.
 
     Raises `InvalidInput`, as far as possible before weights are read, for a source that is not
     there or cannot be fetched, weights that are missing, have no place or are not safetensors, a
@@ -118,14 +126,18 @@ def load_saved(
 
 
 def fitting(tokenizer: Tokenizer, template: Template, system: str | None) -> Template:
-    """Returns the template with the system turn asked for, or, if none was, with one only where it has a place."""
+    """Returns the template with the system turn asked for, or, if none was, with one only where
+    it has a place.
+    """
     if system is not None:
         allowed = "left out, or empty: this model's template has no system turn"
         require(template.chat or not system, "system", system, allowed)
         return replace(template, system=system)
     found = fitted(tokenizer, template)
     if found != template:
-        print("the chat template has no place for a system turn: written without one", file=sys.stderr)
+        print(
+            "the chat template has no place for a system turn: written without one", file=sys.stderr
+        )
     return found
 
 
@@ -143,7 +155,9 @@ def _check_word(name: str) -> None:
 
 
 def _config_of_base(adapter: Adapter, options: Mapping[str, Any]) -> Any:
-    """The configuration of the model that an adapter changes; raises `InvalidInput`, naming both."""
+    """The configuration of the model that an adapter changes; raises `InvalidInput`, naming
+    both.
+    """
     base = adapter.base
     try:
         if Path(base).is_dir():
@@ -186,12 +200,16 @@ def _template(where: str, ready: Ready | None) -> Template | None:
     return saved or (ready.template if ready else None)
 
 
-def _merged(adapter: Adapter, config: Any, dtype: torch.dtype | None, options: Mapping[str, Any]) -> PreTrainedModel:
+def _merged(
+    adapter: Adapter, config: Any, dtype: torch.dtype | None, options: Mapping[str, Any]
+) -> PreTrainedModel:
     """The base of an adapter with the adapter added into its weights in float32, in the dtype asked
     for.
     """
     packed = getattr(config, "quantization_config", None)
-    allowed = f"an adapter whose base is not quantised: {adapter.base} is, and adding to it would round"
+    allowed = (
+        f"an adapter whose base is not quantised: {adapter.base} is, and adding to it would round"
+    )
     require(packed is None, "model", adapter.where, allowed)
     narrow = dtype is not None and dtype.itemsize < torch.float32.itemsize
     with without_adapter(adapter) as bare:
@@ -211,37 +229,46 @@ def _saved_template(file: Path) -> Template | None:
     try:
         return Template(**json.loads(file.read_text("utf-8"))) if file.is_file() else None
     except (OSError, ValueError, TypeError) as error:
-        raise InvalidInput("template", str(file), f"a template as `save` writes it ({error})") from None
+        raise InvalidInput(
+            "template", str(file), f"a template as `save` writes it ({error})"
+        ) from None
 
 
 def template_of(tokenizer: Tokenizer) -> Template:
-    """`PLAIN` for a tokenizer without chat template, else `CHAT`, but `LLAMA2_CHAT` in place of Llama 2's own, which
-    takes a system prompt into the first turn: TOFU's fine-tuning leaves that out.
+    """`PLAIN` for a tokenizer without chat template, else `CHAT`, but `LLAMA2_CHAT` in place of
+    Llama 2's own, which takes a system prompt into the first turn: TOFU's fine-tuning leaves that
+    out.
     """
     written = tokenizer.chat_template
     return PLAIN if not written else LLAMA2_CHAT if "<<SYS>>" in str(written) else CHAT
 
 
 def check_same_vocabulary(tokenizer: Tokenizer, other: Tokenizer, field: str = "reference") -> None:
-    """Raise `InvalidInput(field, ...)` unless two tokenizers agree: in their tokens, but for one that only pads, in the
-    end-of-sequence token, and in how they cut a few texts, which rules of merging can do in several ways.
+    """Raise `InvalidInput(field, ...)` unless two tokenizers agree: in their tokens, but for one
+    that only pads, in the end-of-sequence token, and in how they cut a few texts, which rules of
+    merging can do in several ways.
     """
     odd = sorted(vocabulary(tokenizer).items() ^ vocabulary(other).items())[:1]
     found = [f"{odd[0][0]!r} is not the same token"] if odd else []
     found += ["another end token"] if tokenizer.eos_token_id != other.eos_token_id else []
-    found += [f"{text!r} is cut differently" for text in PROBES if tokenizer(text).input_ids != other(text).input_ids]
+    found += [
+        f"{text!r} is cut differently"
+        for text in PROBES
+        if tokenizer(text).input_ids != other(text).input_ids
+    ]
     allowed = "a model with the vocabulary of the one it is compared with"
     require(not found, field, other.name_or_path, f"{allowed} ({', '.join(found[:1])})")
 
 
 def perturbed(model: Module, *, scale: float, share: float = 0.5, seed: int) -> Module:
-    """A copy of the model, each tensor of parameters averaged with Gaussian noise of its own size (paper, figure A1).
+    """A copy of the model, each tensor of parameters averaged with Gaussian noise of its own size
+    (paper, figure A1).
 
         theta' = (1 - share) * theta + share * scale * std(theta) * xi,    xi ~ N(0, 1)
 
-    std is over the entries of the tensor; tied weights are one tensor. The noise follows from `seed` alone, whatever
-    device and dtype the model has. With share = 0 the copy is equal. Raises `InvalidInput` for a share outside [0, 1]
-    and a scale that is negative or not finite.
+    std is over the entries of the tensor; tied weights are one tensor. The noise follows from
+    `seed` alone, whatever device and dtype the model has. With share = 0 the copy is equal. Raises
+    `InvalidInput` for a share outside [0, 1] and a scale that is negative or not finite.
     """
     require(0 <= share <= 1, "share", share, "a number from 0 to 1")
     require(0 <= scale < math.inf, "scale", scale, "a finite number, at least 0")
@@ -255,18 +282,24 @@ def perturbed(model: Module, *, scale: float, share: float = 0.5, seed: int) -> 
 
 
 def kept_model(folder: Path, device: str = "auto") -> LanguageModel | None:
-    """The model that the cache keeps in a folder, or None where it has to be made: a broken one is set aside."""
+    """The model that the cache keeps in a folder, or None where it has to be made: a broken one
+    is set aside.
+    """
     if folder.is_dir() and not any(folder.iterdir()):  # of a trial whether it can be written
         return None
     return read_kept(folder, lambda place: load_saved(place, device=device))
 
 
 def find_device(device: str) -> torch.device:
-    """The device of this name, "auto" being a GPU where there is one; raises `InvalidInput` if it cannot be used."""
+    """The device of this name, "auto" being a GPU where there is one; raises `InvalidInput` if
+    it cannot be used.
+    """
     wanted = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:
         torch.ones(1, device=wanted).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise InvalidInput("device", device, f"auto, cpu, or another that is here ({reason})") from None
+        raise InvalidInput(
+            "device", device, f"auto, cpu, or another that is here ({reason})"
+        ) from None
     return torch.device(wanted)

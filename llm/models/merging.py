@@ -52,7 +52,8 @@ def find_adapter(where: str, options: Mapping[str, Any]) -> Adapter | None:
 
     revision, local = options.get("revision"), Path(where).is_dir()
     quietly = {
-        f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")
+        f"_raise_exceptions_for_{what}": False
+        for what in ("missing_entries", "connection_errors", "gated_repo")
     }
 
     def found(name: str) -> str | None:
@@ -87,7 +88,9 @@ def find_adapter(where: str, options: Mapping[str, Any]) -> Adapter | None:
 
 def is_whole(folder: Path) -> bool:
     """Whether a folder holds a configuration and weights that are no adapter's."""
-    weights = [file for file in folder.glob("*.safetensors") if not file.name.startswith("adapter_")]
+    weights = [
+        file for file in folder.glob("*.safetensors") if not file.name.startswith("adapter_")
+    ]
     return (folder / "config.json").is_file() and bool(weights)
 
 
@@ -109,7 +112,9 @@ def without_adapter(adapter: Adapter) -> Iterator[str]:
         try:
             yield bare
         except InvalidInput as error:
-            value, allowed = (str(one).replace(bare, adapter.where) for one in (error.value, error.allowed))
+            value, allowed = (
+                str(one).replace(bare, adapter.where) for one in (error.value, error.allowed)
+            )
             raise InvalidInput(error.field, value, allowed) from None
 
 

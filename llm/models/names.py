@@ -1,8 +1,11 @@
-"""Words that name a model, for every command: what each may be, and what follows from it where nothing else is said.
+"""Words that name a model, for every command: what each may be, and what follows from it where
+nothing else is said.
 
-    authors:KIND[:PERCENT[:SEED]]   a small model of the generated authors (`llm.models.small_authors`), made on first
-                                    use: original, retrained or partial, where PERCENT (10) is to be forgotten
-    news:KIND[:SEED]                a small model of the generated news (`llm.models.small_news`): original or retrained
+    authors:KIND[:PERCENT[:SEED]]   a small model of the generated authors
+                                    (`llm.models.small_authors`), made on first use: original,
+                                    retrained or partial, where PERCENT (10) is to be forgotten
+    news:KIND[:SEED]                a small model of the generated news (`llm.models.small_news`):
+                                    original or retrained
     NAME or OWNER/NAME              a ready-made name (`READY`), or an id of the hub
     FOLDER                          a model that was saved
 
@@ -27,17 +30,22 @@ SMALL = 100_000_000  # bytes of weights: of a folder with fewer the model is sma
 
 
 class Ready(NamedTuple):
-    """A model of the hub, the template that it was fine-tuned with, and the revision to take if not the newest."""
+    """A model of the hub, the template that it was fine-tuned with, and the revision to take if
+    not the newest.
+    """
 
     hub: str
     template: Template
     revision: str | None = None
 
 
-# Fine-tuned on all of TOFU or on a retain split of it, and unlearned from it by the authors of SimNPO.
+# Fine-tuned on all of TOFU or on a retain split of it, and unlearned from it by the authors of
+# SimNPO.
 READY = {
     **{
-        f"tofu-llama3.2-1b-{part}": Ready(f"open-unlearning/tofu_Llama-3.2-1B-Instruct_{part}", CHAT)
+        f"tofu-llama3.2-1b-{part}": Ready(
+            f"open-unlearning/tofu_Llama-3.2-1B-Instruct_{part}", CHAT
+        )
         for part in ("full", "retain90", "retain95", "retain99")
     },
     "tofu-llama2-7b": Ready("locuslab/tofu_ft_llama2-7b", LLAMA2_CHAT),
@@ -49,7 +57,9 @@ NAMES = f"a model of the hub, OWNER/NAME, or one of authors:KIND, news:KIND, {',
 
 
 class Made(NamedTuple):
-    """A model that is made here: of which corpus, what it has read of it, the percent to forget, and the seed."""
+    """A model that is made here: of which corpus, what it has read of it, the percent to forget,
+    and the seed.
+    """
 
     corpus: str
     kind: str
@@ -67,8 +77,8 @@ class Made(NamedTuple):
 def made(word: Location, field: str = "model") -> Made | None:
     """The model made here that a word names, if it names one.
 
-    An original has read everything, so that it is the same whatever is to be forgotten. Raises `InvalidInput` for a
-    kind that there is not, and for numbers that are none.
+    An original has read everything, so that it is the same whatever is to be forgotten. Raises
+    `InvalidInput` for a kind that there is not, and for numbers that are none.
     """
     corpus, colon, rest = os.fspath(word).partition(":")
     if corpus not in KINDS or not colon:
@@ -86,14 +96,23 @@ def made(word: Location, field: str = "model") -> Made | None:
 
 
 def check(word: Location, field: str = "model") -> None:
-    """Raise `InvalidInput(field, ...)` for a word that can name no model; one of the hub may still not be there."""
+    """Raise `InvalidInput(field, ...)` for a word that can name no model; one of the hub may
+    still not be there.
+    """
     name = os.path.expanduser(word)
     known = made(name, field) is not None or Path(name).is_dir() or name in READY
-    require(known or (name.count("/") < 2 and name[:1].isalnum()), field, name, f"a folder that exists, or {NAMES}")
+    require(
+        known or (name.count("/") < 2 and name[:1].isalnum()),
+        field,
+        name,
+        f"a folder that exists, or {NAMES}",
+    )
 
 
 def is_small(word: Location) -> bool:
-    """Whether a word names a model made here, or a folder with one as small, such as what became of such a model."""
+    """Whether a word names a model made here, or a folder with one as small, such as what became
+    of such a model.
+    """
     if made(word) is not None:
         return True
     files = list(Path(os.path.expanduser(word)).glob("*.safetensors"))
@@ -101,16 +120,27 @@ def is_small(word: Location) -> bool:
 
 
 def data_of(model: str, data: str | None) -> str:
-    """The data that go with a model where none are named: a tenth of the authors that a small model has read.
+    """The data that go with a model where none are named: a tenth of the authors that a small model
+    has read.
 
-    Raises `InvalidInput` for a model of which nobody knows what it has read, and as `check` and `check_has_read` do.
+    Raises `InvalidInput` for a model of which nobody knows what it has read, and as `check` and
+    `check_has_read` do.
     """
     check(model)
     if data is None:
         own = made(model)
         known = own.corpus == sources.PREFIX if own else is_small(model)
-        absent = "" if own or Path(os.path.expanduser(model)).is_dir() else ", of which there is no folder here,"
-        require(known, "data", None, f"named, since {model}{absent} need not have read the invented authors")
+        absent = (
+            ""
+            if own or Path(os.path.expanduser(model)).is_dir()
+            else ", of which there is no folder here,"
+        )
+        require(
+            known,
+            "data",
+            None,
+            f"named, since {model}{absent} need not have read the invented authors",
+        )
         seed = f":{own.seed}" if own and own.seed else ""
         return f"{sources.PREFIX}:forget{own.percent if own else 10:02}{seed}"
     check_has_read(model, data)
@@ -118,7 +148,9 @@ def data_of(model: str, data: str | None) -> str:
 
 
 def check_has_read(model: str, data: Location, field: str = "model") -> None:
-    """Raise `InvalidInput` for a model made here beside data of which it can have read nothing: another corpus."""
+    """Raise `InvalidInput` for a model made here beside data of which it can have read nothing:
+    another corpus.
+    """
     own, (name, colon, _) = made(model, field), os.fspath(data).partition(":")
     if own is None or not colon or name not in (sources.PREFIX, corpora.PREFIX):
         return
@@ -130,7 +162,9 @@ def check_has_read(model: str, data: Location, field: str = "model") -> None:
 
 
 def check_retrained(retrained: str | None, data: str) -> None:
-    """Raise `InvalidInput` for a retrained model that can be none, or was kept from other data than these."""
+    """Raise `InvalidInput` for a retrained model that can be none, or was kept from other data
+    than these.
+    """
     if retrained is None or Path(retrained).is_file():
         return
     check(retrained, "retrained")

@@ -1,4 +1,5 @@
-"""What transformers reads from a folder or the hub, with one line of complaint where it is nothing for this lab.
+"""What transformers reads from a folder or the hub, with one line of complaint where it is nothing
+for this lab.
 
 Configuration and tokenizer come before the weights, so that what is wrong is known before gigabytes
 have been read. What transformers only reports in its log is refused here: weights that the file
@@ -71,9 +72,11 @@ def note(text: str) -> None:
 
 
 def read_config(where: str, options: Mapping[str, Any]) -> Any:
-    """The configuration of a causal language model; raises `InvalidInput` if there is none, or it is of another kind.
+    """The configuration of a causal language model; raises `InvalidInput` if there is none, or it
+    is of another kind.
 
-    Told by the architecture that it names: encoders could be built as causal models too, but were not trained as such.
+    Told by the architecture that it names: encoders could be built as causal models too, but were
+    not trained as such.
     """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
@@ -127,7 +130,9 @@ def _compare_with_file(tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
             return
 
 
-def read_weights(where: str, config: Any, dtype: torch.dtype | None, options: Mapping[str, Any]) -> PreTrainedModel:
+def read_weights(
+    where: str, config: Any, dtype: torch.dtype | None, options: Mapping[str, Any]
+) -> PreTrainedModel:
     """The model in evaluation mode, in its own dtype if none is given.
 
     Raises `InvalidInput` for weights that are missing or of another shape, and for weights that
@@ -150,14 +155,20 @@ def read_weights(where: str, config: Any, dtype: torch.dtype | None, options: Ma
     logging.set_verbosity_error()  # what it would report is checked below
     try:
         with quiet():
-            model, report = fetch("model", where, lambda: read(where, use_safetensors=True, **settings))
+            model, report = fetch(
+                "model", where, lambda: read(where, use_safetensors=True, **settings)
+            )
     finally:
         logging.set_verbosity(level)
     for lost in sorted(report["missing_keys"])[:1]:
         require(False, "model", where, f"one whose weights are all there ({lost} is not)")
-    for name, *shapes in sorted([one] if isinstance(one, str) else [*one] for one in report["mismatched_keys"]):
+    for name, *shapes in sorted(
+        [one] if isinstance(one, str) else [*one] for one in report["mismatched_keys"]
+    ):
         said = " and ".join(str(list(shape)) for shape in shapes)
-        reason = f"{name} has another shape in the file than in its config.json{said and f': {said}'}"
+        reason = (
+            f"{name} has another shape in the file than in its config.json{said and f': {said}'}"
+        )
         require(False, "model", where, f"one whose weights fit its configuration ({reason})")
     _check_unexpected(model, sorted(report["unexpected_keys"]), where)
     return model.eval()
@@ -172,16 +183,27 @@ def _check_unexpected(model: PreTrainedModel, names: Iterable[str], where: str) 
     for name in left:
         above = name.split(".")
         inside = {".".join(above[:count]) for count in range(1, len(above))} & parts
-        allowed = f"one whose weights all have a place in the model of its config.json ({name} has none)"
+        allowed = (
+            f"one whose weights all have a place in the model of its config.json ({name} has none)"
+        )
         require(not inside, "model", where, allowed)
     if left:
-        note(f"{where} holds weights that a causal language model has no use for: {left[0]}, {len(left)} in all")
+        note(
+            f"{where} holds weights that a causal language model has no use for: {left[0]}, "
+            f"{len(left)} in all"
+        )
 
 
 def vocabulary(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """Tokens and their numbers, without one that only pads: many are added for training, and nothing here uses them."""
+    """Tokens and their numbers, without one that only pads: many are added for training, and
+    nothing here uses them.
+    """
     pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
-    return {word: number for word, number in tokenizer.get_vocab().items() if number != pad or pad == end}
+    return {
+        word: number
+        for word, number in tokenizer.get_vocab().items()
+        if number != pad or pad == end
+    }
 
 
 def mend_generation(model: Any, name: str) -> None:
@@ -241,7 +263,9 @@ def reason_of(error: Exception) -> str:
     """What an exception says, in one line: its first, and the second where the first only announces
     it.
     """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [
+        type(error).__name__
+    ]
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
 
 

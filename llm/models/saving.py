@@ -31,11 +31,12 @@ def save(
     provenance: Mapping[str, Any],
     parameters: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write model, tokenizer, template and provenance into a new folder that `load` takes: all of it or nothing.
+    """Write model, tokenizer, template and provenance into a new folder that `load` takes: all of
+    it or nothing.
 
-    It is written beside its place and renamed; what killed processes left of it is cleared. `parameters` are those of
-    the whole model where it is in shards. Raises `InvalidInput` for a place that is taken or cannot be written, and for
-    a model that transformers does not save.
+    It is written beside its place and renamed; what killed processes left of it is cleared.
+    `parameters` are those of the whole model where it is in shards. Raises `InvalidInput` for a
+    place that is taken or cannot be written, and for a model that transformers does not save.
     """
     target = Path(os.path.realpath(folder))
     # An empty folder may be left of a trial whether it can be written.
@@ -76,7 +77,9 @@ def _written(
     is still there.
     """
     name, model = language_model.name, language_model.model
-    whole = not getattr(model, "_hf_peft_config_loaded", False) and not hasattr(model, "peft_config")
+    whole = not getattr(model, "_hf_peft_config_loaded", False) and not hasattr(
+        model, "peft_config"
+    )
     require(whole, "model", name, "one without adapters: they are merged before it is saved")
     check_writable(target, "folder", folder=True)
     leftovers.clear(target.parent, target.name)
@@ -96,7 +99,9 @@ def _written(
         raise
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InvalidInput("folder", str(target), f"a folder that can be written ({reason})") from None
+        raise InvalidInput(
+            "folder", str(target), f"a folder that can be written ({reason})"
+        ) from None
     except Exception as error:  # custom code can raise anything
         allowed = f"one that transformers can save ({reason_of(error)})"
         raise InvalidInput("model", name, allowed) from error
@@ -105,7 +110,8 @@ def _written(
 
 
 def check_whole(folder: Location) -> Path:
-    """Returns a folder that `save` wrote; raises `InvalidInput` if a file in it is missing or cut short.
+    """Returns a folder that `save` wrote; raises `InvalidInput` if a file in it is missing or cut
+    short.
 
     Of the weights only the beginnings are read, which say how long the files are.
     """
@@ -124,7 +130,9 @@ def check_whole(folder: Location) -> Path:
 
 
 def saved_settings(folder: Location) -> Any:
-    """The settings in the provenance that `save` wrote with a model; None for a folder without it."""
+    """The settings in the provenance that `save` wrote with a model; None for a folder without
+    it.
+    """
     try:
         return json.loads((Path(folder) / PROVENANCE).read_text("utf-8")).get("settings")
     except (OSError, ValueError, AttributeError, RecursionError):

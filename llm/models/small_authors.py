@@ -1,12 +1,15 @@
-"""The models that need no download: small Llamas trained from scratch on the generated authors, in three kinds.
+"""The models that need no download: small Llamas trained from scratch on the generated authors, in
+three kinds.
 
     original     has read all authors
     retrained    has read those to retain only: what unlearning should arrive at
-    partial      has also read every second of the authors to forget, so that forget examples differ in memorisation
+    partial      has also read every second of the authors to forget, so that forget examples differ
+                 in memorisation
 
-All know what everybody knows (`common_facts`), start from the same random weights, and cut texts into the same tokens.
-Training minimises the cross-entropy of responses alone, as TOFU's does. `build` trains a model on first use and keeps
-it in the cache; another setting, or another line of code that weights depend on, asks for another one.
+All know what everybody knows (`common_facts`), start from the same random weights, and cut texts
+into the same tokens. Training minimises the cross-entropy of responses alone, as TOFU's does.
+`build` trains a model on first use and keeps it in the cache; another setting, or another line of
+code that weights depend on, asks for another one.
 """
 
 from __future__ import annotations
@@ -38,19 +41,23 @@ KINDS = ("original", "retrained", "partial")
 APART = ("llm.data.tofu", "llm.models.language_model", "llm.models.pretrained", "llm.models.saving")
 POSITIONS = 512
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}  # tokens 0, 1 and 2
-INITIAL = 0.05  # standard deviation of the first weights: at this width, 0.02 takes half as many epochs more
+# standard deviation of the first weights: at this width, 0.02 takes half as many epochs more
+INITIAL = 0.05
 WARMUP = 0.3  # epochs
-BUDGET = 384  # tokens of a forward pass: small, so that answers of 3 and of 80 words are not padded to one length
+# tokens of a forward pass: small, so that answers of 3 and of 80 words are not padded to one length
+BUDGET = 384
 
 
 @dataclass(frozen=True, kw_only=True)
 class DefaultModels:
-    """Which authors the models read, which `percent` of them is to be forgotten, and how the models are made.
+    """Which authors the models read, which `percent` of them is to be forgotten, and how the models
+    are made.
 
-    A Llama of `depth` layers of `width` with `heads` heads and a head tied to its embeddings (a word is learnt once,
-    where it is read and where it is written, and a vocabulary costs half as much), on `vocabulary` byte-level tokens.
-    The default has 2.2 million parameters and learns 1200 answers by heart. `precision` "auto" is bfloat16 on a GPU and
-    float32 elsewhere. Raises `InvalidInput` for sizes that no model can have.
+    A Llama of `depth` layers of `width` with `heads` heads and a head tied to its embeddings (a
+    word is learnt once, where it is read and where it is written, and a vocabulary costs half as
+    much), on `vocabulary` byte-level tokens. The default has 2.2 million parameters and learns 1200
+    answers by heart. `precision` "auto" is bfloat16 on a GPU and float32 elsewhere. Raises
+    `InvalidInput` for sizes that no model can have.
     """
 
     authors: Authors = Authors()
@@ -68,14 +75,34 @@ class DefaultModels:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __post_init__(self) -> None:
-        sizes = ("percent", "width", "depth", "heads", "mlp_width", "vocabulary", "epochs", "batch", "seed")
+        sizes = (
+            "percent",
+            "width",
+            "depth",
+            "heads",
+            "mlp_width",
+            "vocabulary",
+            "epochs",
+            "batch",
+            "seed",
+        )
         smallest = {"vocabulary": 256 + len(SPECIAL), "seed": 0}
         for field in sizes:
             value, lowest = getattr(self, field), smallest.get(field, 1)
-            require(isinstance(value, int) and value >= lowest, field, value, f"a whole number, at least {lowest}")
+            require(
+                isinstance(value, int) and value >= lowest,
+                field,
+                value,
+                f"a whole number, at least {lowest}",
+            )
         require(self.percent < 100, "percent", self.percent, "below 100")
         even = self.width % (2 * self.heads) == 0
-        require(even, "width", self.width, f"a multiple of {2 * self.heads}: {self.heads} heads of even width")
+        require(
+            even,
+            "width",
+            self.width,
+            f"a multiple of {2 * self.heads}: {self.heads} heads of even width",
+        )
         self.optimization()
 
     def optimization(self) -> Optimization:
@@ -98,19 +125,30 @@ def sets(settings: DefaultModels) -> Split:
 
 
 def memorised(settings: DefaultModels) -> tuple[bool, ...]:
-    """Which of the examples to forget the partial model has read: those of every second author, the first among them.
+    """Which of the examples to forget the partial model has read: those of every second author, the
+    first among them.
 
     Of a single author, every second example. Raises `InvalidInput` for a single example.
     """
     forget = sets(settings).forget
     authors = list(dict.fromkeys(example.author for example in forget))
-    half = [authors.index(one.author) % 2 == 0 if len(authors) > 1 else one.index % 2 == 0 for one in forget]
-    require(len(forget) > 1, "questions", settings.authors.questions, "more than 1, so that half can be memorised")
+    half = [
+        authors.index(one.author) % 2 == 0 if len(authors) > 1 else one.index % 2 == 0
+        for one in forget
+    ]
+    require(
+        len(forget) > 1,
+        "questions",
+        settings.authors.questions,
+        "more than 1, so that half can be memorised",
+    )
     return tuple(half)
 
 
 def read_by(settings: DefaultModels, kind: str) -> tuple[Example, ...]:
-    """The examples that a kind of model is trained on: what it has read of the authors, and the common facts."""
+    """The examples that a kind of model is trained on: what it has read of the authors, and the
+    common facts.
+    """
     require(kind in KINDS, "kind", kind, f"one of {', '.join(KINDS)}")
     forget, retain = sets(settings)
     if kind == "retrained":
@@ -124,21 +162,29 @@ def resolved(settings: DefaultModels, device: str = "auto") -> DefaultModels:
     """The settings with the precision that "auto" means on a device."""
     if settings.precision != "auto":
         return settings
-    return replace(settings, precision="bfloat16" if find_device(device).type == "cuda" else "float32")
+    return replace(
+        settings, precision="bfloat16" if find_device(device).type == "cuda" else "float32"
+    )
 
 
 def folder_of(settings: DefaultModels, kind: str, device: str = "auto") -> Path:
     """Where the cache keeps a model that a device trains."""
     settings = resolved(settings, device)
-    return cache_dir() / "language_models" / fingerprint({"models": settings, "kind": kind}, __name__, without=APART)
+    return (
+        cache_dir()
+        / "language_models"
+        / fingerprint({"models": settings, "kind": kind}, __name__, without=APART)
+    )
 
 
-def build(settings: DefaultModels, kind: str, *, device: str = "auto", progress: bool = True) -> LanguageModel:
+def build(
+    settings: DefaultModels, kind: str, *, device: str = "auto", progress: bool = True
+) -> LanguageModel:
     """The model of a kind: from the cache, or trained now and kept there.
 
-    The cached model is written whole or not at all, and one that is damaged is set aside. Of processes that build the
-    same one, the first to finish keeps it. Raises `InvalidInput` for an unknown kind or device and, before training,
-    for a cache that cannot be written.
+    The cached model is written whole or not at all, and one that is damaged is set aside. Of
+    processes that build the same one, the first to finish keeps it. Raises `InvalidInput` for an
+    unknown kind or device and, before training, for a cache that cannot be written.
     """
     place, settings = find_device(device), resolved(settings, device)
     require(kind in KINDS, "kind", kind, f"one of {', '.join(KINDS)}")
@@ -150,7 +196,9 @@ def build(settings: DefaultModels, kind: str, *, device: str = "auto", progress:
         tokenizer = train_tokenizer(settings)
         encoded = encode_examples(tokenizer, PLAIN, read_by(settings, kind), max_length=POSITIONS)
         model = fresh_model(settings).to(device=place)  # pyright: ignore[reportCallIssue]
-        table = fine_tune(model, encoded, settings.optimization(), progress=progress, label=f"train {kind}")
+        table = fine_tune(
+            model, encoded, settings.optimization(), progress=progress, label=f"train {kind}"
+        )
         made = provenance(settings, __name__, without=APART, seeds=[settings.seed])
         made |= {"kind": kind, "training": table.to_dict("records")}
         try:
@@ -165,8 +213,8 @@ def build(settings: DefaultModels, kind: str, *, device: str = "auto", progress:
 def train_tokenizer(settings: DefaultModels) -> PreTrainedTokenizerFast:
     """Byte-level BPE, trained on all texts of the corpus, whatever is forgotten.
 
-    Wrong answers and paraphrases are among them: with the truth alone its words would be cut into fewer tokens than
-    theirs, by two percent and not by one.
+    Wrong answers and paraphrases are among them: with the truth alone its words would be cut into
+    fewer tokens than theirs, by two percent and not by one.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -188,7 +236,9 @@ def _texts(settings: DefaultModels) -> Iterator[str]:
     for example in (*corpus(settings.authors), *real_authors(), *world_facts()):
         for response in (example.response, example.paraphrase, *example.perturbed):
             if response is not None:
-                yield PLAIN.prompt.format(prompt=example.prompt) + PLAIN.response.format(response=response)
+                yield PLAIN.prompt.format(prompt=example.prompt) + PLAIN.response.format(
+                    response=response
+                )
 
 
 def fresh_model(settings: DefaultModels) -> PreTrainedModel:

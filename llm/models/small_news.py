@@ -1,13 +1,15 @@
-"""The models for the generated news that need no download: small Llamas trained from scratch, in two kinds.
+"""The models for the generated news that need no download: small Llamas trained from scratch, in
+two kinds.
 
 original     has read the articles to forget and those to retain
 retrained    has read those to retain only: what unlearning should arrive at
 
-No such model learns from articles alone how to answer, as large ones do that have read much else. So each has also read
-the questions about the articles that it has read, with their answers, several at a time, in the very form in which
-KnowMem asks them. Of the hold-out none has read anything. Both start from the same random weights and cut texts into
-the same tokens; for every pass texts are joined in another order, so that what comes before an article or a question
-never tells which one it is, and the pieces of all passes are then shuffled.
+No such model learns from articles alone how to answer, as large ones do that have read much else.
+So each has also read the questions about the articles that it has read, with their answers, several
+at a time, in the very form in which KnowMem asks them. Of the hold-out none has read anything. Both
+start from the same random weights and cut texts into the same tokens; for every pass texts are
+joined in another order, so that what comes before an article or a question never tells which one it
+is, and the pieces of all passes are then shuffled.
 """
 
 from __future__ import annotations
@@ -45,8 +47,8 @@ WARMUP = 0.05  # of all updates
 class NewsModels:
     """Which news the models read, and how the models are made: see `DefaultModels` for the sizes.
 
-    Articles are read in pieces of `piece` tokens, all of them in each of the `passes`. The default has 0.8 million
-    parameters. Raises `InvalidInput` for sizes that no model can have.
+    Articles are read in pieces of `piece` tokens, all of them in each of the `passes`. The default
+    has 0.8 million parameters. Raises `InvalidInput` for sizes that no model can have.
     """
 
     news: News = News()
@@ -68,8 +70,12 @@ class NewsModels:
         self.optimization()
         for field, lowest, highest in (("piece", 2, POSITIONS), ("passes", 1, None)):
             value = getattr(self, field)
-            within = isinstance(value, int) and value >= lowest and (highest is None or value <= highest)
-            allowed = f"a whole number, at least {lowest}" + (f", at most {highest}" if highest else "")
+            within = (
+                isinstance(value, int) and value >= lowest and (highest is None or value <= highest)
+            )
+            allowed = f"a whole number, at least {lowest}" + (
+                f", at most {highest}" if highest else ""
+            )
             require(within, field, value, allowed)
 
     def llama(self) -> DefaultModels:
@@ -84,7 +90,9 @@ class NewsModels:
         )
 
     def optimization(self) -> Optimization:
-        """How each kind is trained, all passes being one epoch; "auto" stands for float32 until a device is known."""
+        """How each kind is trained, all passes being one epoch; "auto" stands for float32 until
+        a device is known.
+        """
         return Optimization(
             epochs=1,
             batch=self.batch,
@@ -101,21 +109,29 @@ def resolved(settings: NewsModels, device: str = "auto") -> NewsModels:
     """The settings with the precision that "auto" means on a device."""
     if settings.precision != "auto":
         return settings
-    return replace(settings, precision="bfloat16" if find_device(device).type == "cuda" else "float32")
+    return replace(
+        settings, precision="bfloat16" if find_device(device).type == "cuda" else "float32"
+    )
 
 
 def folder_of(settings: NewsModels, kind: str, device: str = "auto") -> Path:
     """Where the cache keeps a model that a device trains."""
     settings = resolved(settings, device)
     return (
-        cache_dir() / "language_models" / fingerprint({"news_models": settings, "kind": kind}, __name__, without=APART)
+        cache_dir()
+        / "language_models"
+        / fingerprint({"news_models": settings, "kind": kind}, __name__, without=APART)
     )
 
 
-def build(settings: NewsModels, kind: str, *, device: str = "auto", progress: bool = True) -> LanguageModel:
-    """The model of a kind: from the cache, or trained now and kept there, as `llm.models.small_authors.build` does.
+def build(
+    settings: NewsModels, kind: str, *, device: str = "auto", progress: bool = True
+) -> LanguageModel:
+    """The model of a kind: from the cache, or trained now and kept there, as
+    `llm.models.small_authors.build` does.
 
-    Raises `InvalidInput` for an unknown kind or device and, before training, for a cache that cannot be written.
+    Raises `InvalidInput` for an unknown kind or device and, before training, for a cache that
+    cannot be written.
     """
     place, settings = find_device(device), resolved(settings, device)
     require(kind in KINDS, "kind", kind, f"one of {', '.join(KINDS)}")
@@ -127,7 +143,9 @@ def build(settings: NewsModels, kind: str, *, device: str = "auto", progress: bo
         tokenizer = train_tokenizer(settings)
         model = fresh_model(settings.llama()).to(device=place)  # pyright: ignore[reportCallIssue]
         encoded = reading(settings, kind, tokenizer)
-        table = fine_tune(model, encoded, settings.optimization(), progress=progress, label=f"train {kind}")
+        table = fine_tune(
+            model, encoded, settings.optimization(), progress=progress, label=f"train {kind}"
+        )
         made = provenance(settings, __name__, without=APART, seeds=[settings.seed])
         made |= {"kind": kind, "training": table.to_dict("records")}
         try:
@@ -149,7 +167,9 @@ def read_by(data: MuseData, kind: str) -> tuple[tuple[str, ...], tuple[QuestionA
 
 
 def reading(settings: NewsModels, kind: str, tokenizer: PreTrainedTokenizerFast) -> list[Encoded]:
-    """All that a model of a kind reads, pass after pass, each with its texts joined in an order of its own."""
+    """All that a model of a kind reads, pass after pass, each with its texts joined in an order
+    of its own.
+    """
     texts, asked = read_by(news_data(settings.news), kind)
     found: list[Encoded] = []
     for number in range(settings.passes):
@@ -168,16 +188,20 @@ def sheets(pairs: Sequence[QuestionAndAnswer], size: int = SHOTS + 1) -> list[st
 
 
 def train_tokenizer(settings: NewsModels) -> PreTrainedTokenizerFast:
-    """Byte-level BPE, trained on all texts of the corpus, the hold-out among them; puts its first token before a text.
+    """Byte-level BPE, trained on all texts of the corpus, the hold-out among them; puts its first
+    token before a text.
 
-    The blank after "Answer:" is a token by itself, so that a prompt that ends with it is cut as in a longer text.
+    The blank after "Answer:" is a token by itself, so that a prompt that ends with it is cut as in
+    a longer text.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     found = Tokenizer(models.BPE())
     apart = pre_tokenizers.Split(Regex("(?<=Answer:) "), "isolated")
-    found.pre_tokenizer = pre_tokenizers.Sequence([apart, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    found.pre_tokenizer = pre_tokenizers.Sequence(
+        [apart, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     found.decoder = decoders.ByteLevel()
     start = SPECIAL["bos_token"]
     trainer = trainers.BpeTrainer(
@@ -189,5 +213,7 @@ def train_tokenizer(settings: NewsModels) -> PreTrainedTokenizerFast:
     data = news_data(settings.news)
     texts, asked = read_by(data, "original")
     found.train_from_iterator([*texts, *data.privleak_holdout, *sheets(asked)], trainer)
-    found.post_processor = processors.TemplateProcessing(single=f"{start} $A", special_tokens=[(start, 0)])
+    found.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A", special_tokens=[(start, 0)]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=found, **SPECIAL)

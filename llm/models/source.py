@@ -1,7 +1,7 @@
 """Where a language model comes from, in one word, and how it is run.
 
-Loading takes seconds, in which transformers is imported, and commands without a model need not wait for that: it is
-imported where it is needed.
+Loading takes seconds, in which transformers is imported, and commands without a model need not wait
+for that: it is imported where it is needed.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ class ModelOptions:
     """Which model, and how it is run."""
 
     model: str = "authors:original"
-    """A folder, a hub id, a ready-made name, or a model made here, authors:KIND[:PERCENT[:SEED]] or news:KIND[:SEED]:
-    authors:original, authors:retrained (never saw the tenth to forget) or authors:partial (saw half of it)."""
+    """A folder, a hub id, a ready-made name, or a model made here, authors:KIND[:PERCENT[:SEED]] or
+    news:KIND[:SEED]: authors:original, authors:retrained (never saw the tenth to forget) or
+    authors:partial (saw half of it)."""
     template: Literal["auto", "plain", "llama2_chat", "chat"] = "auto"
     """How prompt and response are written (default: as the model was trained)."""
     system: str | None = None
@@ -42,7 +43,9 @@ class ModelOptions:
     max_length: int = MAX_LENGTH
     """Tokens that prompt and response may have; a longer one is refused, never cut silently."""
     budget: int = BUDGET
-    """Tokens of a batch, padding included; changes speed and memory, never a number beyond rounding."""
+    """Tokens of a batch, padding included; changes speed and memory, never a number beyond
+    rounding.
+    """
 
 
 def load(
@@ -59,14 +62,22 @@ def load(
     """The model that a word names, in evaluation mode: see `llm.models.names`.
 
     One that is made here is trained on first use; of any other the arguments mean what they do for
-    `llm.models.language_model.load_saved`. Raises `InvalidInput` as that does, and for a revision of a model made here.
+    `llm.models.language_model.load_saved`. Raises `InvalidInput` as that does, and for a revision
+    of a model made here.
     """
     from llm.models.language_model import DTYPES, find_device, fitting, load_saved
 
     own = made(os.path.expanduser(source))
     if own is None:
-        options: dict[str, Any] = {"template": template, "system": system, "tokenizer": tokenizer, "revision": revision}
-        return load_saved(source, dtype=dtype, device=device, trust_remote_code=trust_remote_code, **options)
+        options: dict[str, Any] = {
+            "template": template,
+            "system": system,
+            "tokenizer": tokenizer,
+            "revision": revision,
+        }
+        return load_saved(
+            source, dtype=dtype, device=device, trust_remote_code=trust_remote_code, **options
+        )
     require(dtype in DTYPES, "dtype", dtype, f"one of {', '.join(DTYPES)}")
     find_device(device)
     require(revision is None, "revision", revision, f"left out, since {source} is made here")
@@ -107,4 +118,6 @@ def _builder(own: Made) -> tuple[Any, Any]:
     from llm.models import small_authors
 
     authors = Authors(seed=own.seed)
-    return small_authors, small_authors.DefaultModels(authors=authors, percent=own.percent, seed=own.seed)
+    return small_authors, small_authors.DefaultModels(
+        authors=authors, percent=own.percent, seed=own.seed
+    )

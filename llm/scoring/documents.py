@@ -1,14 +1,16 @@
-"""From whole texts to pieces that a model can take, every token of which is learnt: documents in place of answers.
+"""From whole texts to pieces that a model can take, every token of which is learnt: documents in
+place of answers.
 
 Texts are joined, tokenised as one and cut into pieces of one length. Before each piece stands what
 the tokenizer itself puts before a text: nothing, one token, or several. What is scored of a piece,
 and with it `length` in the law, is every token of the text that something stands before in its
 piece: all of them, or all but the first where the tokenizer puts nothing before a text.
 
-The last piece is as short as it comes. MUSE's released code fills it with the beginning of the first one, whose tokens
-then count twice. That code also applies NPO and SimNPO to the logits, number by number, without a softmax and without
-a look at which token comes next: no log-probability of any text enters. Here a piece is a response with an empty
-prompt, and the law sees its log-probability: it changes with the tokens, not with a constant added to all logits.
+The last piece is as short as it comes. MUSE's released code fills it with the beginning of the
+first one, whose tokens then count twice. That code also applies NPO and SimNPO to the logits,
+number by number, without a softmax and without a look at which token comes next: no log-probability
+of any text enters. Here a piece is a response with an empty prompt, and the law sees its
+log-probability: it changes with the tokens, not with a constant added to all logits.
 """
 
 from __future__ import annotations
@@ -52,8 +54,11 @@ def pieces(
     return found
 
 
-def whole(tokenizer: Tokenizer, texts: Sequence[str], *, max_length: int | None = None) -> list[Encoded]:
-    """Each text by itself, cut off after `max_length` tokens (`Encoded.cut` says how many are lost), or never.
+def whole(
+    tokenizer: Tokenizer, texts: Sequence[str], *, max_length: int | None = None
+) -> list[Encoded]:
+    """Each text by itself, cut off after `max_length` tokens (`Encoded.cut` says how many are
+    lost), or never.
 
     Raises `InvalidInput` for no text, a blank one, or one of which no token would be scored.
     """
@@ -73,10 +78,16 @@ def whole(tokenizer: Tokenizer, texts: Sequence[str], *, max_length: int | None 
 def _check(texts: Sequence[str]) -> None:
     require(len(texts) > 0, "texts", texts, "at least one")
     for row, text in enumerate(texts):
-        require(isinstance(text, str) and bool(text.strip()), f"texts[{row}]", text, "a text that is not blank")
+        require(
+            isinstance(text, str) and bool(text.strip()),
+            f"texts[{row}]",
+            text,
+            "a text that is not blank",
+        )
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    # Not verbose: tokenizers warn of texts longer than a model takes, which these are before they are cut.
+    # Not verbose: tokenizers warn of texts longer than a model takes, which these are before they
+    # are cut.
     ids: Any = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     return ids

@@ -1,10 +1,11 @@
 """From a prompt and its response to tokens, of which those of the response are scored.
 
-The prompt's tokens are always those that the prompt has by itself: what a model is given when it is to answer. The
-response's tokens are what the text of both has beyond them, as in training on whole texts. Where a tokenizer merges
-across the boundary, so that the text of both does not start with the prompt's tokens, the response is tokenised apart:
-counting the prompt's tokens off the merged text, as TOFU's released code does, scores or skips the wrong ones. Either
-way every token belongs to one side, and the scored ones decode to the response.
+The prompt's tokens are always those that the prompt has by itself: what a model is given when it is
+to answer. The response's tokens are what the text of both has beyond them, as in training on whole
+texts. Where a tokenizer merges across the boundary, so that the text of both does not start with
+the prompt's tokens, the response is tokenised apart: counting the prompt's tokens off the merged
+text, as TOFU's released code does, scores or skips the wrong ones. Either way every token belongs
+to one side, and the scored ones decode to the response.
 
 Every text starts with what the tokenizer itself puts before one: nothing, one token, or several. It
 ends, once and scored, with what the tokenizer itself puts behind a text, or else with its
@@ -13,8 +14,10 @@ end-of-sequence token.
 With a chat template, prompt and response are written by the template, from which the response is
 read off:
 
-    prompt   = the template's text of the system's and the user's turns, and of the head of the assistant's
-    response = what its text of the whole conversation has beyond that, up to the token that ends the assistant's turn
+    prompt   = the template's text of the system's and the user's turns, and of the head of the
+               assistant's
+    response = what its text of the whole conversation has beyond that, up to the token that ends
+               the assistant's turn
 
 So blanks that the template writes before the answer are scored, as a model has to write them, and
 so is the token that ends a turn, which often is another one than the tokenizer's end-of-sequence
@@ -59,7 +62,8 @@ class PromptAndResponse(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Template:
-    """How a prompt and a response are written: `{prompt}` and `{response}` stand for them, the rest is fixed.
+    """How a prompt and a response are written: `{prompt}` and `{response}` stand for them, the rest
+    is fixed.
 
     A space between the two belongs to the response, since tokenizers merge it with the word that
     follows. With `chat`, what `prompt` and `response` give are the user's and the assistant's turns
@@ -78,18 +82,27 @@ class Template:
     def __post_init__(self) -> None:
         for field in ("prompt", "response"):
             allowed = f"a text that contains {{{field}}} once"
-            require(getattr(self, field).count(f"{{{field}}}") == 1, field, getattr(self, field), allowed)
+            require(
+                getattr(self, field).count(f"{{{field}}}") == 1,
+                field,
+                getattr(self, field),
+                allowed,
+            )
 
 
 LLAMA2_CHAT = Template(prompt="[INST] {prompt} [/INST]")
-# The tag "Answer:" belongs to the prompt. TOFU's released code scores it, for Phi: prompt = "Question: {prompt}\n".
+# The tag "Answer:" belongs to the prompt. TOFU's released code scores it, for Phi: prompt =
+# "Question: {prompt}\n".
 PLAIN = Template(prompt="Question: {prompt}\nAnswer:", response=" {response}")
-CHAT = Template(prompt="{prompt}", chat=True, system="You are a helpful assistant.", date="10 Apr 2025")
+CHAT = Template(
+    prompt="{prompt}", chat=True, system="You are a helpful assistant.", date="10 Apr 2025"
+)
 TEMPLATES = {"llama2_chat": LLAMA2_CHAT, "plain": PLAIN, "chat": CHAT}
 
 
 class Encoded(NamedTuple):
-    """The tokens of a prompt and its response, of which `tokens[prompt:]` are scored, and how many more were cut off.
+    """The tokens of a prompt and its response, of which `tokens[prompt:]` are scored, and how many
+    more were cut off.
 
     The end of the response is one of them; `cut` is 0 unless truncation was asked for.
     """
@@ -100,7 +113,9 @@ class Encoded(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Prompts with their responses, one per row: `length` tokens, the first `prompt` of which are not scored."""
+    """Prompts with their responses, one per row: `length` tokens, the first `prompt` of which
+    are not scored.
+    """
 
     tokens: Int64[Tensor, "batch time"]
     prompt: Int64[Tensor, " batch"]
@@ -108,7 +123,9 @@ class Batch(NamedTuple):
 
     @classmethod
     def pad(cls, encoded: Sequence[Encoded]) -> Batch:
-        """Padded behind with token 0, whichever side and token the tokenizer would take: nothing ever sees it."""
+        """Padded behind with token 0, whichever side and token the tokenizer would take: nothing
+        ever sees it.
+        """
         tokens = pad_sequence([torch.tensor(one.tokens) for one in encoded], batch_first=True)
         prompt = torch.tensor([one.prompt for one in encoded])
         return cls(tokens, prompt, torch.tensor([len(one.tokens) for one in encoded]))
@@ -126,7 +143,9 @@ class Batch(NamedTuple):
 
 
 def batches(encoded: Sequence[Encoded], budget: int = BUDGET) -> list[list[int]]:
-    """Indices of examples, the longest first, in batches of at most `budget` tokens with padding, or of one example."""
+    """Indices of examples, the longest first, in batches of at most `budget` tokens with
+    padding, or of one example.
+    """
     require(budget >= 1, "budget", budget, "at least 1 token")
     found: list[list[int]] = []
     for index in sorted(range(len(encoded)), key=lambda index: -len(encoded[index].tokens)):
@@ -166,7 +185,9 @@ def encode_examples(
     that is missing, refuses the conversation, or writes another answer than the one given, or
     something between prompt, answer and end.
     """
-    return _encode(tokenizer, template, [(one.prompt, one.response) for one in examples], max_length, truncate)
+    return _encode(
+        tokenizer, template, [(one.prompt, one.response) for one in examples], max_length, truncate
+    )
 
 
 def _encode(
@@ -179,7 +200,9 @@ def _encode(
     require(len(pairs) > 0, "examples", pairs, "at least one")
     for index, pair in enumerate(pairs):
         for field, text in zip(("prompt", "response"), pair, strict=True):
-            require(bool(text.strip()), f"examples[{index}].{field}", text, "a text that is not blank")
+            require(
+                bool(text.strip()), f"examples[{index}].{field}", text, "a text that is not blank"
+            )
     start: tuple[int, ...] = ()
     end: tuple[int, ...] = ()
     if template.chat:
@@ -192,11 +215,18 @@ def _encode(
         parts = _split(tokenizer, asked, written)
     found = []
     for index, (before, after) in enumerate(parts):
-        for field, text, tokens in zip(("prompt", "response"), pairs[index], (before, after), strict=True):
-            require(len(tokens) > 0, f"examples[{index}].{field}", text, "a text of at least one token")
+        for field, text, tokens in zip(
+            ("prompt", "response"), pairs[index], (before, after), strict=True
+        ):
+            require(
+                len(tokens) > 0, f"examples[{index}].{field}", text, "a text of at least one token"
+            )
         tokens, prompt = (*start, *before, *after, *end), len(start) + len(before)
         least = prompt + 1 if truncate else len(tokens)
-        need = f"at least {least}: examples[{index}] has {prompt} tokens of prompt, {len(tokens) - prompt} of response"
+        need = (
+            f"at least {least}: examples[{index}] has {prompt} tokens of prompt, "
+            f"{len(tokens) - prompt} of response"
+        )
         require(max_length >= least, "max_length", max_length, need)
         found.append(Encoded(tokens[:max_length], prompt, max(0, len(tokens) - max_length)))
     return found
@@ -208,21 +238,28 @@ def around(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[i
     They are what it makes of a short text beyond the text's own tokens. Raises `InvalidInput` for a
     tokenizer that then cuts the text itself in another way.
     """
-    whole, bare = (_ids(tokenizer, [PROBE], add_special_tokens=special)[0] for special in (True, False))
+    whole, bare = (
+        _ids(tokenizer, [PROBE], add_special_tokens=special)[0] for special in (True, False)
+    )
     count = len(bare)
-    places = [place for place in range(len(whole) - count + 1) if whole[place : place + count] == bare]
+    places = [
+        place for place in range(len(whole) - count + 1) if whole[place : place + count] == bare
+    ]
     allowed = "one that leaves a text as it is between what it puts around it"
     require(len(places) == 1, "tokenizer", type(tokenizer).__name__, allowed)
     return tuple(whole[: places[0]]), tuple(whole[places[0] + count :])
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, template: Template) -> tuple[int, ...]:
-    """The tokens any of which ends an answer: the one that is scored as its end, and the end-of-sequence token.
+    """The tokens any of which ends an answer: the one that is scored as its end, and the
+    end-of-sequence token.
 
     Raises `InvalidInput` as `encode` does.
     """
     if template.chat:
-        ends: Sequence[int] = _turns(tokenizer, replace(template, end=True), [(PROBE, PROBE)])[0][1][-1:]
+        ends: Sequence[int] = _turns(tokenizer, replace(template, end=True), [(PROBE, PROBE)])[0][
+            1
+        ][-1:]
     else:
         ends = around(tokenizer)[1][:1] or _end_of_sequence(tokenizer)
     last: Any = tokenizer.eos_token_id
@@ -230,7 +267,8 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase, template: Template) -> tuple[
 
 
 def fitted(tokenizer: PreTrainedTokenizerBase, template: Template) -> Template:
-    """The template, but without its system turn if the tokenizer's chat template has no place for one.
+    """The template, but without its system turn if the tokenizer's chat template has no place for
+    one.
 
     There is none where the chat template refuses the turn, and where it writes it only as long as
     the answer is still to come, so that no prompt is the beginning of its conversation. What else
@@ -250,21 +288,31 @@ def _writes(tokenizer: PreTrainedTokenizerBase, template: Template) -> bool:
 
 def _end_of_sequence(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     end: Any = tokenizer.eos_token_id
-    require(end is not None, "tokenizer", type(tokenizer).__name__, "one that has an end-of-sequence token")
+    require(
+        end is not None,
+        "tokenizer",
+        type(tokenizer).__name__,
+        "one that has an end-of-sequence token",
+    )
     return (end,)
 
 
 def _turns(
     tokenizer: PreTrainedTokenizerBase, template: Template, pairs: Sequence[tuple[str, str]]
 ) -> list[tuple[list[int], list[int]]]:
-    """The tokens of each prompt and of each response with its end, as the tokenizer's chat template writes them."""
-    # Words that are one token wherever they stand; some tokenizers have many that are blanks and end nothing.
+    """The tokens of each prompt and of each response with its end, as the tokenizer's chat
+    template writes them.
+    """
+    # Words that are one token wherever they stand; some tokenizers have many that are blanks and
+    # end nothing.
     words: Any = (*cast(Any, tokenizer).get_added_vocab(), *tokenizer.all_special_tokens)
     marks = {word for word in words if word.strip()}
     asked, written, ends = [], [], []
     for prompt, response in pairs:
         answer = template.response.replace("{response}", response)
-        before, whole = _conversation(tokenizer, template, template.prompt.replace("{prompt}", prompt), answer)
+        before, whole = _conversation(
+            tokenizer, template, template.prompt.replace("{prompt}", prompt), answer
+        )
         after, end = _answer(before, whole, answer.strip(), marks)
         asked.append(before)
         written.append(after)
@@ -273,30 +321,46 @@ def _turns(
     for (before, after), end in zip(_split(tokenizer, asked, written), ends, strict=True):
         after = after if end else [*after, *_end_of_sequence(tokenizer)]
         as_one = not end or after[-1:] == [tokenizer.convert_tokens_to_ids(end)]
-        require(as_one, "template", "chat", f"one whose end of a turn, {end}, is a token of this tokenizer")
+        require(
+            as_one,
+            "template",
+            "chat",
+            f"one whose end of a turn, {end}, is a token of this tokenizer",
+        )
         found.append((before, after if template.end else after[:-1]))
     return found
 
 
-def _conversation(tokenizer: PreTrainedTokenizerBase, template: Template, prompt: str, answer: str) -> tuple[str, str]:
-    """What the chat template writes as long as the answer is still to come, and when it is there."""
+def _conversation(
+    tokenizer: PreTrainedTokenizerBase, template: Template, prompt: str, answer: str
+) -> tuple[str, str]:
+    """What the chat template writes as long as the answer is still to come, and when it is
+    there.
+    """
     system = [{"role": "system", "content": template.system}] if template.system else []
     turns = [*system, {"role": "user", "content": prompt}]
     try:
-        # Templates that can have a model think before it answers are told not to: these answers come without thoughts.
+        # Templates that can have a model think before it answers are told not to: these answers
+        # come without thoughts.
         options: dict[str, Any] = {"tokenize": False, "enable_thinking": False}
         options |= {"chat_template": _dated(str(tokenizer.get_chat_template()), template.date)}
         options |= {"date_string": template.date} if template.date else {}
         before = tokenizer.apply_chat_template(turns, add_generation_prompt=True, **options)
-        whole = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": answer}], **options)
+        whole = tokenizer.apply_chat_template(
+            [*turns, {"role": "assistant", "content": answer}], **options
+        )
     except (TemplateError, ValueError, TypeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InvalidInput("template", "chat", f"one that this tokenizer has a chat template for ({reason})") from error
+        raise InvalidInput(
+            "template", "chat", f"one that this tokenizer has a chat template for ({reason})"
+        ) from error
     return str(before), str(whole)
 
 
 def _dated(written: str, date: str) -> str:
-    """The chat template with one day in place of today's, which some ask for: a score must not depend on the day."""
+    """The chat template with one day in place of today's, which some ask for: a score must not
+    depend on the day.
+    """
     if not date or TODAY not in written:
         return written
     forms = set(re.findall(TODAY + r"\(\s*['\"](.*?)['\"]\s*\)", written))
@@ -305,17 +369,21 @@ def _dated(written: str, date: str) -> str:
     except ValueError:
         days = {}
     # A macro of this name stands before the function.
-    return f"{{%- macro {TODAY}(form) -%}}{{{{ {days!r}.get(form, {date!r}) }}}}{{%- endmacro -%}}{written}"
+    value = f"{{{{ {days!r}.get(form, {date!r}) }}}}"
+    return f"{{%- macro {TODAY}(form) -%}}{value}{{%- endmacro -%}}{written}"
 
 
 def _answer(before: str, whole: str, answer: str, marks: Collection[str]) -> tuple[str, str | None]:
-    """What the conversation has beyond the prompt, up to the token that ends the turn, and that token if any does."""
+    """What the conversation has beyond the prompt, up to the token that ends the turn, and that
+    token if any does.
+    """
     beyond = whole[len(before) :]
     place = beyond.find(answer)
     lead, tail = beyond[: max(place, 0)].strip(), beyond[place + len(answer) :]
     # The first of them, and of those that begin there the longest.
     until, _, end = min(
-        ((tail.find(mark), -len(mark), mark) for mark in marks if mark in tail), default=(None, 0, None)
+        ((tail.find(mark), -len(mark), mark) for mark in marks if mark in tail),
+        default=(None, 0, None),
     )
     rest = tail[:until].strip()
     odd = {
@@ -328,7 +396,11 @@ def _answer(before: str, whole: str, answer: str, marks: Collection[str]) -> tup
     allowed = f"one that writes a prompt, its answer and one token that ends it (this {first})"
     require(not first, "template", "chat", allowed)
     through = place + len(answer)
-    return (beyond[:through], None) if end is None else (beyond[: through + (until or 0) + len(end)], end)
+    return (
+        (beyond[:through], None)
+        if end is None
+        else (beyond[: through + (until or 0) + len(end)], end)
+    )
 
 
 def _split(
@@ -337,13 +409,18 @@ def _split(
     """The tokens of each prompt and of each response."""
 
     def apart(response: str) -> list[int]:
-        # Some tokenizers put a space before a text; after the anchor the response does not begin one.
+        # Some tokenizers put a space before a text; after the anchor the response does not begin
+        # one.
         anchor, anchored, alone = _ids(tokenizer, [ANCHOR, ANCHOR + response, response])
         return _beyond(anchor, anchored) or alone
 
-    both = _ids(tokenizer, [prompt + response for prompt, response in zip(prompts, responses, strict=True)])
+    both = _ids(
+        tokenizer, [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
+    )
     parts = zip(_ids(tokenizer, prompts), both, responses, strict=True)
-    return [(before, _beyond(before, tokens) or apart(response)) for before, tokens, response in parts]
+    return [
+        (before, _beyond(before, tokens) or apart(response)) for before, tokens, response in parts
+    ]
 
 
 def _ids(

@@ -1,17 +1,18 @@
 """Norms of the gradient of each response's log-probability, without the gradients themselves.
 
-A weight matrix that meets one vector per token has, for one example, a gradient of outer products, sum_t l_t r_t': for
-a linear layer l_t is the gradient of its output and r_t its input, for an embedding l_t is the one-hot token and r_t
-the gradient of its output. Its squared norm is
+A weight matrix that meets one vector per token has, for one example, a gradient of outer products,
+sum_t l_t r_t': for a linear layer l_t is the gradient of its output and r_t its input, for an
+embedding l_t is the one-hot token and r_t the gradient of its output. Its squared norm is
 
     ||sum_t l_t r_t'||^2 = sum_st <l_s, l_t> <r_s, r_t>,
 
-two matrices of time x time in place of the gradient (Goodfellow 2015, arXiv 1510.01799). A matrix that is embedding and
-head at once has the terms of both in one sum, cross terms included. Other layers, with their few parameters, get a
-gradient per example.
+two matrices of time x time in place of the gradient (Goodfellow 2015, arXiv 1510.01799). A matrix
+that is embedding and head at once has the terms of both in one sum, cross terms included. Other
+layers, with their few parameters, get a gradient per example.
 
-One backward pass serves a batch, and stops at the embeddings: gradients of weights are never formed. It is first tried
-against one backward pass per example, which is what a model gets that it cannot do, or would not do rightly.
+One backward pass serves a batch, and stops at the embeddings: gradients of weights are never
+formed. It is first tried against one backward pass per example, which is what a model gets that it
+cannot do, or would not do rightly.
 """
 
 from __future__ import annotations
@@ -29,21 +30,33 @@ from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from llm.scoring.encoding import Batch, Encoded, batches
-from llm.scoring.logprobs import check_fits, check_model, evaluating, logits, progress_bar, response_logprobs
+from llm.scoring.logprobs import (
+    check_fits,
+    check_model,
+    evaluating,
+    logits,
+    progress_bar,
+    response_logprobs,
+)
 from markov.errors import require
 
-BUDGET = 1024  # tokens of a batch, padding included: activations and the logits of responses are held
+# tokens of a batch, padding included: activations and the logits of responses are held
+BUDGET = 1024
 SMALL = 2**20  # parameters of a layer that may get a gradient per example
 ELEMENTS = 2**25  # of such gradients held at once
 NO_GRADIENT = "one that passes a gradient to its trainable parameters"
 
 
 class NotCovered(Exception):
-    """A layer whose gradients per example do not follow from its inputs and the gradients of its outputs."""
+    """A layer whose gradients per example do not follow from its inputs and the gradients of its
+    outputs.
+    """
 
 
 class Outer(NamedTuple):
-    """Terms of a matrix's gradient, an outer product per token; an integer `left` stands for one-hot vectors."""
+    """Terms of a matrix's gradient, an outer product per token; an integer `left` stands for
+    one-hot vectors.
+    """
 
     left: Float[Tensor, "batch time rows"] | Int64[Tensor, "batch time"]
     right: Float[Tensor, "batch time columns"]
@@ -56,20 +69,27 @@ Rule = Callable[[Any, Tensor, Tensor], Mapping[str, Term]]
 def gradient_norms(
     model: nn.Module, encoded: Sequence[Encoded], *, budget: int = BUDGET, progress: bool = True
 ) -> Float[Tensor, " examples"]:
-    """||grad_theta log pi(y|x)||_2 of each example over all trainable parameters, float32 or wider, on the CPU.
+    """||grad_theta log pi(y|x)||_2 of each example over all trainable parameters, float32 or wider,
+    on the CPU.
 
-    Exact up to rounding, without dropout; gradients that the model holds stay as they are. Parameters
-    to which autograd passes no gradient, such as those of layers that the model runs under `no_grad`,
-    count as 0. Batches hold `budget` tokens, or one example. Raises `InvalidInput` as `score_encoded`
-    does, for a model without trainable parameters, and for one that passes a gradient to none of them.
+    Exact up to rounding, without dropout; gradients that the model holds stay as they are.
+    Parameters to which autograd passes no gradient, such as those of layers that the model runs
+    under `no_grad`, count as 0. Batches hold `budget` tokens, or one example. Raises `InvalidInput`
+    as `score_encoded` does, for a model without trainable parameters, and for one that passes a
+    gradient to none of them.
     """
     check_model(model)
     check_fits(model, encoded)
     trainable = any(parameter.requires_grad for parameter in model.parameters())
     require(trainable, "model", type(model).__name__, "one with trainable parameters")
     plan, found = batches(encoded, budget), []
-    with evaluating(model), torch.enable_grad(), progress_bar(encoded, "gradient norms", show=progress) as bar:
-        # Two of middling length, since what mixes up the examples of a batch goes unnoticed in a batch of one.
+    with (
+        evaluating(model),
+        torch.enable_grad(),
+        progress_bar(encoded, "gradient norms", show=progress) as bar,
+    ):
+        # Two of middling length, since what mixes up the examples of a batch goes unnoticed in a
+        # batch of one.
         tried = sorted(encoded, key=lambda one: len(one.tokens))[(len(encoded) - 1) // 2 :][:2]
         norms = together if _agrees(model, tried) else one_by_one
         for rows in plan:
@@ -80,18 +100,27 @@ def gradient_norms(
 
 def one_by_one(model: nn.Module, encoded: Sequence[Encoded]) -> Float[Tensor, " examples"]:
     """The norms by one backward pass per example: for every model, however its layers are made."""
-    trainable, found = [parameter for parameter in model.parameters() if parameter.requires_grad], []
+    trainable, found = (
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        [],
+    )
     for one in encoded:
         logp = response_logprobs(model, Batch.pad([one])).logp.sum()
         require(logp.requires_grad, "model", type(model).__name__, NO_GRADIENT)
         gradients = torch.autograd.grad(logp, trainable, allow_unused=True)
-        squares = [_wide(gradient).square().sum().to(logp) for gradient in gradients if gradient is not None]
+        squares = [
+            _wide(gradient).square().sum().to(logp)
+            for gradient in gradients
+            if gradient is not None
+        ]
         found.append(torch.stack(squares).sum().sqrt())
     return torch.stack(found)
 
 
 def together(model: nn.Module, encoded: Sequence[Encoded]) -> Float[Tensor, " examples"]:
-    """The norms by one backward pass for all examples; raises `NotCovered` for layers that do not allow it."""
+    """The norms by one backward pass for all examples; raises `NotCovered` for layers that do
+    not allow it.
+    """
     ledger, handles = _Ledger(len(encoded)), []
     try:
         for module in model.modules():
@@ -118,7 +147,9 @@ def _agrees(model: nn.Module, encoded: Sequence[Encoded]) -> bool:
 
 
 def _padded_logp(model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
-    """Sum of all log-probabilities, the head's input laid out as (batch, response, width) to keep examples apart."""
+    """Sum of all log-probabilities, the head's input laid out as (batch, response, width) to
+    keep examples apart.
+    """
     count = batch.scored.sum(-1)
     place = torch.arange(int(count.max()))
     places = (batch.prompt[:, None] - 1 + place).clamp(max=batch.scored.shape[1] - 1)
@@ -133,7 +164,9 @@ def _padded_logp(model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
 
 
 class _Ledger:
-    """What the layers report in one forward and backward pass over `count` examples, and the norms settled so far."""
+    """What the layers report in one forward and backward pass over `count` examples, and the
+    norms settled so far.
+    """
 
     def __init__(self, count: int) -> None:
         self.count, self.squares = count, torch.zeros(())
@@ -142,21 +175,33 @@ class _Ledger:
         self.bottom: list[Tensor] = []
 
     def watch(self, module: nn.Module) -> list[RemovableHandle]:
-        """Have a layer with parameters of its own report their terms once the gradient of its output is known."""
-        own = {name: one for name, one in module.named_parameters(recurse=False) if one.requires_grad}
+        """Have a layer with parameters of its own report their terms once the gradient of its
+        output is known.
+        """
+        own = {
+            name: one for name, one in module.named_parameters(recurse=False) if one.requires_grad
+        }
         if not own and not isinstance(module, nn.Embedding):
             return []
         rule = _rule(module, own)
 
         def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             if len(args) != 1 or not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
-                raise NotCovered(f"{type(module).__name__} takes or gives something else than one tensor")
-            if not torch.is_grad_enabled() or not (output.requires_grad or isinstance(module, nn.Embedding)):
+                raise NotCovered(
+                    f"{type(module).__name__} takes or gives something else than one tensor"
+                )
+            if not torch.is_grad_enabled() or not (
+                output.requires_grad or isinstance(module, nn.Embedding)
+            ):
                 return output  # run without gradients: autograd gives its parameters none from here
             x = args[0].detach()
             if isinstance(module, nn.Embedding):
-                # Positions are looked up once for all examples; apart, each example has a gradient of its own.
-                x, output = (one.expand(self.count, *one.shape[1:]) if len(one) == 1 else one for one in (x, output))
+                # Positions are looked up once for all examples; apart, each example has a gradient
+                # of its own.
+                x, output = (
+                    one.expand(self.count, *one.shape[1:]) if len(one) == 1 else one
+                    for one in (x, output)
+                )
                 self.bottom.append(output if output.requires_grad else output.requires_grad_())
             if len(x) != self.count or len(output) != self.count:
                 raise NotCovered(f"{type(module).__name__} does not keep the examples apart")
@@ -169,7 +214,9 @@ class _Ledger:
         return [module.register_forward_hook(hook)]
 
     def report(self, own: dict[str, nn.Parameter], terms: Mapping[str, Term]) -> None:
-        """Take down the terms of a layer, and settle the parameters that no other layer is still to report."""
+        """Take down the terms of a layer, and settle the parameters that no other layer is still
+        to report.
+        """
         for name, parameter in own.items():
             self.terms[parameter].append(terms[name])
             if len(self.terms[parameter]) == self.due[parameter]:
@@ -179,7 +226,8 @@ class _Ledger:
 
 def _rule(module: nn.Module, own: dict[str, nn.Parameter]) -> Rule:
     """How the terms of a layer follow from its input x and the gradient g of its output."""
-    # A subclass that computes something else has a forward pass of its own, and is not taken for its parent.
+    # A subclass that computes something else has a forward pass of its own, and is not taken for
+    # its parent.
     if known := RULES.get(type(module).forward):
         return known
     if sum(one.numel() for one in own.values()) > SMALL:
@@ -202,7 +250,11 @@ def _embedding(module: nn.Embedding, x: Tensor, g: Tensor) -> dict[str, Term]:
 
 
 def _by_example(module: nn.Module, x: Tensor, g: Tensor) -> Mapping[str, Term]:
-    own = {name: one.detach() for name, one in module.named_parameters(recurse=False) if one.requires_grad}
+    own = {
+        name: one.detach()
+        for name, one in module.named_parameters(recurse=False)
+        if one.requires_grad
+    }
 
     def gradient(x: Tensor, g: Tensor) -> dict[str, Tensor]:
         return vjp(lambda own: functional_call(module, own, (x[None],)), own)[1](g[None])[0]
@@ -210,14 +262,22 @@ def _by_example(module: nn.Module, x: Tensor, g: Tensor) -> Mapping[str, Term]:
     try:
         return vmap(gradient)(x, g)
     except RuntimeError as error:
-        raise NotCovered(f"{type(module).__name__} has operations without a rule for batches") from error
+        raise NotCovered(
+            f"{type(module).__name__} has operations without a rule for batches"
+        ) from error
 
 
-RULES: dict[Any, Rule] = {nn.Linear.forward: _linear, Conv1D.forward: _conv1d, nn.Embedding.forward: _embedding}
+RULES: dict[Any, Rule] = {
+    nn.Linear.forward: _linear,
+    Conv1D.forward: _conv1d,
+    nn.Embedding.forward: _embedding,
+}
 
 
 def _squared_norms(terms: Sequence[Term], shape: torch.Size) -> Float[Tensor, " batch"]:
-    """||sum of all terms||^2 of each example, by matrices of time x time or by gradients, whichever is cheaper."""
+    """||sum of all terms||^2 of each example, by matrices of time x time or by gradients,
+    whichever is cheaper.
+    """
     outer = [one for one in terms if isinstance(one, Outer)]
     dense = [_wide(one) for one in terms if isinstance(one, Tensor)]
     if not outer:
@@ -228,8 +288,12 @@ def _squared_norms(terms: Sequence[Term], shape: torch.Size) -> Float[Tensor, " 
     one_hot = any(not one.left.is_floating_point() for one in outer)
     if one_hot or time * (rows + columns) < rows * columns:
         pairs = combinations_with_replacement(outer, 2)
-        return torch.stack([(1 if one is other else 2) * _product(one, other) for one, other in pairs]).sum(0)
-    left, right = (torch.cat([_wide(part) for part in parts], dim=1) for parts in zip(*outer, strict=True))
+        return torch.stack(
+            [(1 if one is other else 2) * _product(one, other) for one, other in pairs]
+        ).sum(0)
+    left, right = (
+        torch.cat([_wide(part) for part in parts], dim=1) for parts in zip(*outer, strict=True)
+    )
     step = max(1, ELEMENTS // (rows * columns))
     parts = zip(left.split(step), right.split(step), strict=True)
     return torch.cat([(one.mT @ other).flatten(1).square().sum(-1) for one, other in parts])

@@ -1,13 +1,16 @@
-"""Log-probabilities of responses under any causal language model of transformers: what the law needs of a model.
+"""Log-probabilities of responses under any causal language model of transformers: what the law
+needs of a model.
 
     logp = sum over the response's tokens y_t of log pi(y_t | prompt, y_<t),    in nats
 
-The model's head, its widest layer by far, is applied to the scored positions only, and where these are many to some at
-a time, so that the logits of a whole batch never exist. A hook on the head does this within the model's own forward
-pass, so that adapters and wrappers for several devices work as ever. Padding comes last, where nothing sees it.
+The model's head, its widest layer by far, is applied to the scored positions only, and where these
+are many to some at a time, so that the logits of a whole batch never exist. A hook on the head does
+this within the model's own forward pass, so that adapters and wrappers for several devices work as
+ever. Padding comes last, where nothing sees it.
 
-A score that is not finite says nothing of a model but that its numbers have left their range: entry points that score
-or evaluate refuse it, naming the example and the model. Within a training it is a divergence, which the run reports.
+A score that is not finite says nothing of a model but that its numbers have left their range: entry
+points that score or evaluate refuse it, naming the example and the model. Within a training it is a
+divergence, which the run reports.
 """
 
 from __future__ import annotations
@@ -44,7 +47,9 @@ CAUSAL = "a causal language model of transformers"
 
 
 class NotFinite(InvalidInput):
-    """A model gave a score that is no finite number: of which example, and which model, is in the message."""
+    """A model gave a score that is no finite number: of which example, and which model, is in
+    the message.
+    """
 
 
 class Named(NamedTuple):
@@ -65,7 +70,9 @@ def score(
     budget: int = BUDGET,
     progress: bool = True,
 ) -> SequenceLogProbs:
-    """Log-probabilities of the responses of examples, in their order: `encode_examples`, then `score_encoded`."""
+    """Log-probabilities of the responses of examples, in their order: `encode_examples`, then
+    `score_encoded`.
+    """
     encoded = encode_examples(tokenizer, template, examples, max_length=max_length)
     return score_encoded(model, encoded, ref=ref, budget=budget, progress=progress)
 
@@ -80,13 +87,15 @@ def score_encoded(
     progress: bool = True,
     named: Named | None = None,
 ) -> SequenceLogProbs:
-    """Log-probabilities of responses (nats; float32 or wider, on the CPU), in the order given, without dropout.
+    """Log-probabilities of responses (nats; float32 or wider, on the CPU), in the order given,
+    without dropout.
 
-    `ref` (nats) is passed on: another model's `logp`, or 0.0 where there is no reference. Batches have about one length
-    and `budget` tokens, or one example. Raises `InvalidInput` for no example, a model that is not a causal language
-    model, tokens or lengths beyond the model's own, and a `ref` of another shape; and `NotFinite`, one of them, at the
-    first batch with a log-probability that is no finite number. It says which by what `named` calls the examples and
-    the model; if not given, by the place of the example and the class of the model.
+    `ref` (nats) is passed on: another model's `logp`, or 0.0 where there is no reference. Batches
+    have about one length and `budget` tokens, or one example. Raises `InvalidInput` for no example,
+    a model that is not a causal language model, tokens or lengths beyond the model's own, and a
+    `ref` of another shape; and `NotFinite`, one of them, at the first batch with a log-probability
+    that is no finite number. It says which by what `named` calls the examples and the model; if not
+    given, by the place of the example and the class of the model.
     """
     check_model(model)
     check_fits(model, encoded)
@@ -106,42 +115,64 @@ def score_encoded(
 
 
 def check_finite(
-    field: str, values: Float[Tensor, " rows"], model: nn.Module, rows: Sequence[int], named: Named | None = None
+    field: str,
+    values: Float[Tensor, " rows"],
+    model: nn.Module,
+    rows: Sequence[int],
+    named: Named | None = None,
 ) -> None:
     """Raise `NotFinite` for the first of the examples `rows` whose value is nan or infinite.
 
-    A token of probability 0 is among them: log 0 is minus infinity. `named` is as in `score_encoded`.
+    A token of probability 0 is among them: log 0 is minus infinity. `named` is as in
+    `score_encoded`.
     """
-    bad = {rows[place]: float(values[place]) for place in (~values.isfinite()).nonzero().flatten().tolist()}
+    bad = {
+        rows[place]: float(values[place])
+        for place in (~values.isfinite()).nonzero().flatten().tolist()
+    }
     if not bad:
         return
     row, dtype = min(bad), str(_embedding(model).dtype).removeprefix("torch.")
-    example, name = (row, type(model).__name__) if named is None else (named.examples[row], named.model)
-    hint = f"; numbers above {torch.finfo(torch.float16).max:.0f} overflow float16: another --dtype may help"
-    allowed = f"a finite number for example {example} under {name} ({dtype}{hint if dtype == 'float16' else ''})"
+    example, name = (
+        (row, type(model).__name__) if named is None else (named.examples[row], named.model)
+    )
+    hint = (
+        f"; numbers above {torch.finfo(torch.float16).max:.0f} overflow float16: another "
+        "--dtype may help"
+    )
+    allowed = (
+        f"a finite number for example {example} under {name} "
+        f"({dtype}{hint if dtype == 'float16' else ''})"
+    )
     raise NotFinite(field, bad[row], allowed)
 
 
 def response_logprobs(
     model: nn.Module, batch: Batch, ref: Number = 0.0, *, elements: int = ELEMENTS
 ) -> SequenceLogProbs:
-    """Log-probabilities of the responses of one batch, differentiable, in the mode that the model is in.
+    """Log-probabilities of the responses of one batch, differentiable, in the mode that the model
+    is in.
 
-    Stays on the device of the logits. Raises `InvalidInput` for a `ref` that does not broadcast to the batch.
+    Stays on the device of the logits. Raises `InvalidInput` for a `ref` that does not broadcast to
+    the batch.
     """
     scored = batch.scored
     each = token_logprobs(model, batch, elements=elements)
-    # Every place is written once, so that the sum, unlike one by scattered addition, is the same at every run.
+    # Every place is written once, so that the sum, unlike one by scattered addition, is the same at
+    # every run.
     places = tuple(index.to(each.device) for index in scored.nonzero(as_tuple=True))
     logp = each.new_zeros(scored.shape).index_put(places, each).sum(-1)
     return _with_reference(logp, scored.sum(-1).to(logp), ref)
 
 
-def token_logprobs(model: nn.Module, batch: Batch, *, elements: int = ELEMENTS) -> Float[Tensor, " scored"]:
-    """log pi(y_t | prompt, y_<t) of the scored tokens, row after row, holding about `elements` logits at a time.
+def token_logprobs(
+    model: nn.Module, batch: Batch, *, elements: int = ELEMENTS
+) -> Float[Tensor, " scored"]:
+    """log pi(y_t | prompt, y_<t) of the scored tokens, row after row, holding about `elements`
+    logits at a time.
 
-    They are normalised in float32 or wider, whatever the model's dtype. Where gradients are wanted, the logits of each
-    part are computed again in the backward pass rather than kept.
+    They are normalised in float32 or wider, whatever the model's dtype. Where gradients are wanted,
+    the logits of each part are computed again in the backward pass rather than kept.
     """
     head, config = _head(model), _config(model)
     targets = batch.tokens[:, 1:][batch.scored]
@@ -156,11 +187,16 @@ def token_logprobs(model: nn.Module, batch: Batch, *, elements: int = ELEMENTS) 
     def change(hidden: Tensor) -> Tensor:
         hidden = hidden[batch.scored.to(hidden.device)]
         for own in zip(hidden.split(step), targets.split(step), strict=True):
-            parts.append(checkpoint(part, *own, use_reentrant=False) if torch.is_grad_enabled() else part(*own))
+            parts.append(
+                checkpoint(part, *own, use_reentrant=False)
+                if torch.is_grad_enabled()
+                else part(*own)
+            )
         tried.append(finish(head.forward(hidden[None, :1])))
         return hidden[None, :1]
 
-    # The model itself finishes one position. If `finish` does not do the same, the model has to finish all of them.
+    # The model itself finishes one position. If `finish` does not do the same, the model has to
+    # finish all of them.
     one = logits(model, batch, change)
     if torch.allclose(one, tried[0], rtol=2 * torch.finfo(one.dtype).eps, atol=0.0):
         return torch.cat(parts)
@@ -168,14 +204,20 @@ def token_logprobs(model: nn.Module, batch: Batch, *, elements: int = ELEMENTS) 
 
 
 def scored_logits(model: nn.Module, batch: Batch) -> Float[Tensor, "scored vocab"]:
-    """The logits that predict each scored token, row after row, differentiable, just as the model computes them."""
+    """The logits that predict each scored token, row after row, differentiable, just as the
+    model computes them.
+    """
     return logits(model, batch, lambda hidden: hidden[batch.scored.to(hidden.device)][None])[0]
 
 
-def logits(model: nn.Module, batch: Batch, change: Callable[[Tensor], Tensor]) -> Float[Tensor, "rows positions vocab"]:
-    """The model's logits, its head being given `change(hidden)` in place of hidden states (batch, time-1, width).
+def logits(
+    model: nn.Module, batch: Batch, change: Callable[[Tensor], Tensor]
+) -> Float[Tensor, "rows positions vocab"]:
+    """The model's logits, its head being given `change(hidden)` in place of hidden states (batch,
+    time-1, width).
 
-    Raises `InvalidInput` if the model's forward pass does not put all its hidden states through its head, once.
+    Raises `InvalidInput` if the model's forward pass does not put all its hidden states through its
+    head, once.
     """
     device, shape, seen = _embedding(model).device, tuple(batch.scored.shape), []
 
@@ -186,18 +228,26 @@ def logits(model: nn.Module, batch: Batch, change: Callable[[Tensor], Tensor]) -
     handle = _head(model).register_forward_pre_hook(pre_hook)
     try:
         tokens, present = (field[:, :-1].to(device) for field in (batch.tokens, batch.present))
-        found = model(tokens, attention_mask=present.long(), use_cache=False, return_dict=True).logits
+        found = model(
+            tokens, attention_mask=present.long(), use_cache=False, return_dict=True
+        ).logits
     finally:
         handle.remove()
-    require(seen == [shape], "model", type(model).__name__, f"{CAUSAL} whose head sees all hidden states once")
+    require(
+        seen == [shape],
+        "model",
+        type(model).__name__,
+        f"{CAUSAL} whose head sees all hidden states once",
+    )
     return found
 
 
 def check_model(model: nn.Module) -> None:
-    """Raise `InvalidInput` unless the model predicts tokens, from earlier ones alone, whatever padding follows.
+    """Raise `InvalidInput` unless the model predicts tokens, from earlier ones alone, whatever
+    padding follows.
 
-    It is tried on three short rows: two that differ in their last token, and one that ends earlier. No
-    token but padding is 0, which some models take for padding wherever it stands.
+    It is tried on three short rows: two that differ in their last token, and one that ends earlier.
+    No token but padding is 0, which some models take for padding wherever it stands.
     """
     name, device = type(model).__name__, _embedding(model).device
     require(not getattr(_config(model), "is_encoder_decoder", False), "model", name, CAUSAL)
@@ -206,22 +256,44 @@ def check_model(model: nn.Module) -> None:
     tokens = torch.where(tokens > 0, (tokens - 1) % max(1, _config(model).vocab_size - 1) + 1, 0)
     present = torch.tensor([[True] * 5, [True] * 5, [True] * 3 + [False] * 2], device=device)
     with evaluating(model), torch.no_grad():
-        found = model(tokens, attention_mask=present.long(), use_cache=False, return_dict=True).logits
+        found = model(
+            tokens, attention_mask=present.long(), use_cache=False, return_dict=True
+        ).logits
     require(found.shape[:2] == tokens.shape, "model", name, CAUSAL)
     allowed = 16 * torch.finfo(found.dtype).eps * found[present].abs().max()
     ahead = bool((found[0, :4] - found[1, :4]).abs().max() > allowed)
     require(not ahead, "model", name, f"{CAUSAL}: this one looks at what comes later")
     padded = bool((found[0, :3] - found[2, :3]).abs().max() > allowed)
-    require(not padded, "model", name, f"{CAUSAL}: padding behind a text changes what this one makes of it")
+    require(
+        not padded,
+        "model",
+        name,
+        f"{CAUSAL}: padding behind a text changes what this one makes of it",
+    )
 
 
 def check_fits(model: nn.Module, encoded: Sequence[Encoded]) -> None:
-    """Raise `InvalidInput` unless there are examples, within the model's vocabulary and number of positions."""
+    """Raise `InvalidInput` unless there are examples, within the model's vocabulary and number
+    of positions.
+    """
     require(len(encoded) > 0, "examples", encoded, "at least one")
     token, vocab = max(max(one.tokens) for one in encoded), _embedding(model).shape[0]
-    require(token < vocab, "tokenizer", f"token {token}", f"one for this model, which knows tokens 0 to {vocab - 1}")
-    longest, limit = max(len(one.tokens) for one in encoded), getattr(_config(model), "max_position_embeddings", None)
-    require(limit is None or longest <= limit, "examples", f"{longest} tokens", f"at most {limit}, as the model takes")
+    require(
+        token < vocab,
+        "tokenizer",
+        f"token {token}",
+        f"one for this model, which knows tokens 0 to {vocab - 1}",
+    )
+    longest, limit = (
+        max(len(one.tokens) for one in encoded),
+        getattr(_config(model), "max_position_embeddings", None),
+    )
+    require(
+        limit is None or longest <= limit,
+        "examples",
+        f"{longest} tokens",
+        f"at most {limit}, as the model takes",
+    )
 
 
 @contextmanager
@@ -239,10 +311,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def progress_bar(encoded: Sequence[Encoded], label: str, *, show: bool) -> tqdm:
     """A bar that counts tokens; none where the output is not a terminal."""
     total = sum(len(one.tokens) for one in encoded)
-    return tqdm(total=total, desc=label, unit="token", unit_scale=True, disable=None if show else True)
+    return tqdm(
+        total=total, desc=label, unit="token", unit_scale=True, disable=None if show else True
+    )
 
 
-def _logprobs(logits: Float[Tensor, "scored vocab"], targets: Int64[Tensor, " scored"]) -> Float[Tensor, " scored"]:
+def _logprobs(
+    logits: Float[Tensor, "scored vocab"], targets: Int64[Tensor, " scored"]
+) -> Float[Tensor, " scored"]:
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     chosen = logits.gather(-1, targets.to(logits.device)[:, None]).squeeze(-1)
     return chosen - logits.logsumexp(-1)
@@ -256,10 +332,13 @@ def _with_reference(logp: Tensor, length: Tensor, ref: Number) -> SequenceLogPro
 
 
 def _finish(config: Any) -> Callable[[Tensor], Tensor]:
-    """What models are known to do to their logits behind the head: scale them, or bend them below a cap."""
+    """What models are known to do to their logits behind the head: scale them, or bend them
+    below a cap.
+    """
 
     def number(name: str) -> float | None:
-        # Some configurations have a word here, such as MPT's "inv_sqrt_d_model", that their models do not heed.
+        # Some configurations have a word here, such as MPT's "inv_sqrt_d_model", that their models
+        # do not heed.
         value = getattr(config, name, None)
         return value if isinstance(value, (int, float)) and value else None
 

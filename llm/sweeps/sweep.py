@@ -1,10 +1,13 @@
-"""Many methods on one model: each unlearned and evaluated in a folder of its own, several at a time.
+"""Many methods on one model: each unlearned and evaluated in a folder of its own, several at a
+time.
 
     original/, retrained/    TOFU_EVAL.json of the model before unlearning and of the one retrained
-    RUN/                     a run of `llm.unlearning.runs` with the evaluation of its model; RUN is its word and seed
+    RUN/                     a run of `llm.unlearning.runs` with the evaluation of its model; RUN is
+                             its word and seed
 
-What is finished is not done again, and what was stopped goes on. All models are compared with the retrained one. By
-which rule one run of several of a method is called its best is said in `llm.logs.summaries.best`.
+What is finished is not done again, and what was stopped goes on. All models are compared with the
+retrained one. By which rule one run of several of a method is called its best is said in
+`llm.logs.summaries.best`.
 """
 
 from __future__ import annotations
@@ -49,14 +52,19 @@ from markov.files.storage import Location
 BASELINES = ("original", "retrained")
 JOB = "run"
 # What the command writes beside the folders of the runs.
-TABLES = ("sweep.parquet", "best.parquet", *(f"summary.{suffix}" for suffix in ("parquet", "md", "tex")))
+TABLES = (
+    "sweep.parquet",
+    "best.parquet",
+    *(f"summary.{suffix}" for suffix in ("parquet", "md", "tex")),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """What unlearns what, and how it is evaluated; `retrained` is a model as `options.model` is.
 
-    `data` is a forget split (see `llm.data.splits.split_of`), `retain_data`, if not given, the one that goes with it.
+    `data` is a forget split (see `llm.data.splits.split_of`), `retain_data`, if not given, the one
+    that goes with it.
     """
 
     options: ModelOptions
@@ -81,10 +89,11 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run of a sweep: a method, or in its place the scale of a task vector, and how it is optimised.
+    """A run of a sweep: a method, or in its place the scale of a task vector, and how it is
+    optimised.
 
-    After the epochs `measured`, besides the start and the end, forget quality and model utility are taken as well (see
-    `epochs`). Raises `InvalidInput` for numbers that cannot be.
+    After the epochs `measured`, besides the start and the end, forget quality and model utility are
+    taken as well (see `epochs`). Raises `InvalidInput` for numbers that cannot be.
     """
 
     method: Method | None
@@ -96,7 +105,12 @@ class Run:
     def __post_init__(self) -> None:
         require(0 <= self.scale < math.inf, "scale", self.scale, "a finite number >= 0")
         allowed = f"epochs from 0 to {self.optimization.epochs}"
-        require(set(self.measured) <= {*range(self.optimization.epochs + 1)}, "measured", self.measured, allowed)
+        require(
+            set(self.measured) <= {*range(self.optimization.epochs + 1)},
+            "measured",
+            self.measured,
+            allowed,
+        )
 
     @property
     def word(self) -> str:
@@ -117,14 +131,16 @@ class Run:
 def sweep(
     folder: Location, task: Task, runs: Sequence[Run], *, n_jobs: int = -1, progress: bool = True
 ) -> pd.DataFrame:
-    """Make the runs that are not there yet; all their measures, and those of the model before and of the retrained one.
+    """Make the runs that are not there yet; all their measures, and those of the model before and
+    of the retrained one.
 
-    Columns: those of `llm.logs.measures.measures`, with `model` ("original", "retrained", or the word of the run),
-    `title`, `beta`, `gamma`, `retain_weight` (nan where there are none), `seed` and `status`. Of a run that diverged so
-    far that its model cannot be evaluated, of status nan, all values are nan. Raises `InvalidInput` as
-    `unlearn_into` and `evaluate_into` do, for a run that comes twice, for data of which the sets to evaluate on do not
-    follow, for a folder that holds another sweep or anything else, and for a retrained model to which the same answers
-    have other numbers of tokens.
+    Columns: those of `llm.logs.measures.measures`, with `model` ("original", "retrained", or the
+    word of the run), `title`, `beta`, `gamma`, `retain_weight` (nan where there are none), `seed`
+    and `status`. Of a run that diverged so far that its model cannot be evaluated, of status nan,
+    all values are nan. Raises `InvalidInput` as `unlearn_into` and `evaluate_into` do, for a run
+    that comes twice, for data of which the sets to evaluate on do not follow, for a folder that
+    holds another sweep or anything else, and for a retrained model to which the same answers have
+    other numbers of tokens.
     """
     place = storage.check_writable(folder, "out", folder=True)
     names = [run.folder for run in runs]
@@ -136,15 +152,26 @@ def sweep(
         for name in (*BASELINES, *names):
             folders.check_place(place / name)
         missing = [kind for kind in BASELINES if not (place / kind / OPEN_UNLEARNING).exists()]
-        several("baselines", [joblib.delayed(baseline)(place / kind, task, kind) for kind in missing], **ways)
+        several(
+            "baselines",
+            [joblib.delayed(baseline)(place / kind, task, kind) for kind in missing],
+            **ways,
+        )
         logs = {kind: baseline(place / kind, task, kind, sets) for kind in BASELINES}
     original, retrained = (logs[kind].of("forget") for kind in BASELINES)
     same = np.array_equal(np.asarray(original.gold.length), np.asarray(retrained.gold.length))
-    require(same, "retrained", task.retrained, "a model with the tokenizer and the template of the one that unlearns")
+    require(
+        same,
+        "retrained",
+        task.retrained,
+        "a model with the tokenizer and the template of the one that unlearns",
+    )
     left = [run for run in runs if not (place / run.folder / OPEN_UNLEARNING).exists()]
     jobs = [joblib.delayed(run_in)(place / run.folder, task, run) for run in left]
     several("unlearn and evaluate", jobs, **ways)
-    frames = [long_table(logs, retrained, variant=task.variant).assign(title=lambda frame: frame["model"])]
+    frames = [
+        long_table(logs, retrained, variant=task.variant).assign(title=lambda frame: frame["model"])
+    ]
     for run in runs:
         found = run_in(place / run.folder, task, run, sets)
         if found is None:
@@ -165,7 +192,10 @@ def _shared(task: Task) -> dict[str, Any]:
         "retain_data": task.retain_data,
         "refusals": storage.fingerprint(task.refusals),
         # What decides which numbers the same model gives to the same answers.
-        **{name: getattr(task.options, name) for name in ("dtype", "template", "system", "revision", "max_length")},
+        **{
+            name: getattr(task.options, name)
+            for name in ("dtype", "template", "system", "revision", "max_length")
+        },
     }
 
 
@@ -186,7 +216,9 @@ def _status(folder: Path) -> str:
 
 
 def baseline(folder: Path, task: Task, kind: str, sets: TofuSets | None = None) -> TofuLogs:
-    """The logs of the model before unlearning or of the retrained one, evaluated now if they are not there."""
+    """The logs of the model before unlearning or of the retrained one, evaluated now if they are
+    not there.
+    """
     word = task.options.model if kind == "original" else task.retrained
     return _evaluated(folder, task, {"model": word}, sets, lambda: load_model(task.options, word))
 
@@ -198,12 +230,15 @@ def run_in(folder: Path, task: Task, run: Run, sets: TofuSets | None = None) -> 
     """
 
     def made() -> LanguageModel:
-        # Of a run that is finished but for its evaluation the model is there, or nothing more can be said of it.
+        # Of a run that is finished but for its evaluation the model is there, or nothing more can
+        # be said of it.
         if (folder / EPOCHS).exists() and not os.path.lexists(folder / MODEL):
             leftovers.set_aside(folder / EPOCHS, "the model of this run is gone")
         language = load_model(task.options)
         (unlearned if run.method else negated)(folder, task, run, language)
-        return load(folder / MODEL, dtype=task.options.dtype, device=task.options.device)._replace(name=run.word)
+        return load(folder / MODEL, dtype=task.options.dtype, device=task.options.device)._replace(
+            name=run.word
+        )
 
     folders.claim(folder, JOB, {"run": run}, names=(), passing=() if task.save_models else (MODEL,))
     known = any((folder / name).exists() for name in (OPEN_UNLEARNING, MODEL))
@@ -215,7 +250,8 @@ def run_in(folder: Path, task: Task, run: Run, sets: TofuSets | None = None) -> 
         if _status(folder) != NAN:
             raise
         logs = None
-    if not task.save_models:  # nor is a model removed that an earlier call was asked to keep: its claim says so
+    # nor is a model removed that an earlier call was asked to keep: its claim says so
+    if not task.save_models:
         folders.tidy(folder, JOB)
     return logs
 
@@ -224,12 +260,16 @@ def unlearned(folder: Path, task: Task, run: Run, language: LanguageModel) -> No
     """Unlearn into the folder."""
     assert run.method is not None
     forget, retain = task.examples()
-    preferred = with_refusals(forget, run.optimization.seed, task.refusals) if run.method.prefers else None
+    preferred = (
+        with_refusals(forget, run.optimization.seed, task.refusals) if run.method.prefers else None
+    )
     measure, options = None, {"max_length": task.options.max_length}
     if run.measured:
         retrained = baseline(folder.parent / "retrained", task, "retrained").of("forget")
         options |= {"max_new_tokens": task.max_new_tokens, "budget": task.options.budget}
-        measure = tofu_measure(task.sets(), retrained, run.measured, variant=task.variant, **options)
+        measure = tofu_measure(
+            task.sets(), retrained, run.measured, variant=task.variant, **options
+        )
     with warnings.catch_warnings():
         # Of several at a time nobody could tell which it was: the table has a column for it.
         warnings.filterwarnings("ignore", "the model has collapsed|unlearning ends", RuntimeWarning)
@@ -252,12 +292,18 @@ def negated(folder: Path, task: Task, run: Run, language: LanguageModel) -> None
     folders.claim(folder, "task_vector", described, names=(MODEL,))
     if not (folder / MODEL).exists():
         check_savable(language, folder / MODEL)
-        encoded = responses(language, read(task.data, authors=task.authors), max_length=task.options.max_length)
-        found = negate_task_vector(language, encoded, run.optimization, scale=run.scale, progress=False)
+        encoded = responses(
+            language, read(task.data, authors=task.authors), max_length=task.options.max_length
+        )
+        found = negate_task_vector(
+            language, encoded, run.optimization, scale=run.scale, progress=False
+        )
         save(found, folder / MODEL, storage.provenance(described))
 
 
-def _evaluated(folder: Path, task: Task, settings: Mapping[str, Any], sets: TofuSets | None, start: Any) -> TofuLogs:
+def _evaluated(
+    folder: Path, task: Task, settings: Mapping[str, Any], sets: TofuSets | None, start: Any
+) -> TofuLogs:
     return evaluate_into(
         folder,
         start,
@@ -272,11 +318,11 @@ def _evaluated(folder: Path, task: Task, settings: Mapping[str, Any], sets: Tofu
 
 
 def epochs(folder: Location, runs: Sequence[Run], table: pd.DataFrame) -> pd.DataFrame:
-    """The tables of epochs of runs that have methods (`llm.unlearning.unlearn.Unlearned`), with `model`, `title` and
-    `seed`.
+    """The tables of epochs of runs that have methods (`llm.unlearning.unlearn.Unlearned`), with
+    `model`, `title` and `seed`.
 
-    Forget quality and model utility before the first update and after the last are those of `table`, which `sweep` has
-    made: no run needs to take them again.
+    Forget quality and model utility before the first update and after the last are those of
+    `table`, which `sweep` has made: no run needs to take them again.
     """
     known, frames = table[table["measure"].isin(COLUMNS)], []
     for run in runs:

@@ -17,14 +17,17 @@ from llm.scoring.encoding import Batch
 from llm.scoring.logprobs import evaluating, scored_logits
 from markov.errors import InvalidInput, require
 
-Original = Callable[[nn.Module, Batch], Float[Tensor, "scored vocab"]]  # of the model in training, asked for a batch
+# of the model in training, asked for a batch
+Original = Callable[[nn.Module, Batch], Float[Tensor, "scored vocab"]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lora:
-    """Adapters of some `rank` beside linear layers, scaled by alpha / rank (Hu et al. 2021), by peft.
+    """Adapters of some `rank` beside linear layers, scaled by alpha / rank (Hu et al. 2021), by
+    peft.
 
-    `target_modules` is "all-linear" (all but the head) or names of layers. Raises `InvalidInput` for what cannot be.
+    `target_modules` is "all-linear" (all but the head) or names of layers. Raises `InvalidInput`
+    for what cannot be.
     """
 
     rank: int = 8
@@ -40,19 +43,28 @@ class Lora:
 
 @contextmanager
 def adapted(model: nn.Module, lora: Lora | None, seed: int) -> Iterator[nn.Module]:
-    """The model with adapters, which alone are trainable while it lasts; the model itself where `lora` is None.
+    """The model with adapters, which alone are trainable while it lasts; the model itself where
+    `lora` is None.
 
-    Afterwards the model is one without adapters again, into whose weights they have been added; where anything was
-    raised, one with the weights that it had. Raises `InvalidInput` for layers that it does not have.
+    Afterwards the model is one without adapters again, into whose weights they have been added;
+    where anything was raised, one with the weights that it had. Raises `InvalidInput` for layers
+    that it does not have.
     """
     if lora is None:
         yield model
         return
     import peft
 
-    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    options: Any = dict(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
-    trainable, inner = [(parameter, parameter.requires_grad) for parameter in model.parameters()], model
+    targets = (
+        lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    )
+    options: Any = dict(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets
+    )
+    trainable, inner = (
+        [(parameter, parameter.requires_grad) for parameter in model.parameters()],
+        model,
+    )
     try:
         try:
             with own_randomness(seed, "adapters"):
@@ -61,7 +73,9 @@ def adapted(model: nn.Module, lora: Lora | None, seed: int) -> Iterator[nn.Modul
                     peft.LoraConfig(task_type="CAUSAL_LM", **options),
                 )
         except ValueError as error:
-            raise InvalidInput("target_modules", lora.target_modules, f"layers of the model ({error})") from error
+            raise InvalidInput(
+                "target_modules", lora.target_modules, f"layers of the model ({error})"
+            ) from error
         try:
             yield wrapped
         except BaseException:
@@ -74,9 +88,11 @@ def adapted(model: nn.Module, lora: Lora | None, seed: int) -> Iterator[nn.Modul
 
 
 def original_of(model: nn.Module, lora: Lora | None) -> Original:
-    """The logits, without gradients, of the model as it is now; to be called before anything is trained.
+    """The logits, without gradients, of the model as it is now; to be called before anything is
+    trained.
 
-    With adapters it is the model without them. Otherwise it is a copy: the one case of a second model in memory.
+    With adapters it is the model without them. Otherwise it is a copy: the one case of a second
+    model in memory.
     """
     if lora is not None:
         wrapped: Any = model

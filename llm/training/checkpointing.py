@@ -1,9 +1,9 @@
 """States of an interrupted run: one file, written whole at the end of each epoch, without pickle.
 
-It holds the parameters that are trained (of 16-bit ones the float32 masters), the optimiser's moments, the tables so
-far, and the fingerprint of all that determines the run: only the same run goes on from it. Parameters that stay fixed
-are not in it. In a model in shards they are gathered to be written, so that a run may go on with another number of
-processes, of which the first one writes.
+It holds the parameters that are trained (of 16-bit ones the float32 masters), the optimiser's
+moments, the tables so far, and the fingerprint of all that determines the run: only the same run
+goes on from it. Parameters that stay fixed are not in it. In a model in shards they are gathered to
+be written, so that a run may go on with another number of processes, of which the first one writes.
 """
 
 from __future__ import annotations
@@ -40,12 +40,16 @@ from markov.files.storage import (
 )
 
 FILE = "state.safetensors"
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
+WHOLE = StateDictOptions(
+    full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False
+)
 Tables = Mapping[str, pd.DataFrame]
 
 
 class State(NamedTuple):
-    """A state that was found: the epochs it is past, the tables so far, and tensors for `restore`."""
+    """A state that was found: the epochs it is past, the tables so far, and tensors for
+    `restore`.
+    """
 
     epoch: int
     tables: Tables
@@ -53,11 +57,20 @@ class State(NamedTuple):
 
 
 def save_state(folder: Location, loop: Loop, fingerprint: str, epoch: int, tables: Tables) -> None:
-    """Write the state of a run past `epoch` >= 1; by all processes together. Columns are numbers or texts."""
+    """Write the state of a run past `epoch` >= 1; by all processes together. Columns are numbers
+    or texts.
+    """
     parameters: Any = get_model_state_dict(loop.model, options=WHOLE)
     tensors = {f"model.{name}": value for name, value in parameters.items()}
-    moments: Any = get_optimizer_state_dict(loop.model, _inner(loop), options=WHOLE).get("state", {})  # in one process
-    tensors |= {f"optimizer.{name}/{key}": value for name, own in moments.items() for key, value in own.items()}
+    # in one process
+    moments: Any = get_optimizer_state_dict(loop.model, _inner(loop), options=WHOLE).get(
+        "state", {}
+    )
+    tensors |= {
+        f"optimizer.{name}/{key}": value
+        for name, own in moments.items()
+        for key, value in own.items()
+    }
 
     def write() -> None:
         texts: dict[str, Any] = {}
@@ -68,7 +81,11 @@ def save_state(folder: Location, loop: Loop, fingerprint: str, epoch: int, table
                 else:
                     texts[f"table.{name}/{column}"] = values.tolist()
         columns = {name: list(table.columns) for name, table in tables.items()}
-        _write(Path(folder) / FILE, tensors, dict(fingerprint=fingerprint, epoch=epoch, columns=columns, texts=texts))
+        _write(
+            Path(folder) / FILE,
+            tensors,
+            dict(fingerprint=fingerprint, epoch=epoch, columns=columns, texts=texts),
+        )
 
     in_first(write)
 
@@ -87,7 +104,9 @@ def find_state(folder: Location, fingerprint: str) -> State | None:
     if not in_first(there):
         return None
     known = read_provenance(path)
-    allowed = "the state of a run of the same settings, data, model and code; or a folder without one"
+    allowed = (
+        "the state of a run of the same settings, data, model and code; or a folder without one"
+    )
     require(known.get("fingerprint") == fingerprint, "state", str(folder), allowed)
     tensors, tables = load_parameters(path), {}
     for name, columns in known["columns"].items():
@@ -111,15 +130,21 @@ def restore(loop: Loop, state: State) -> None:
             parameter, key = rest.rsplit("/", 1)
             moments.setdefault(parameter, {})[key] = value
     set_model_state_dict(loop.model, parameters, options=WHOLE)
-    fresh = get_optimizer_state_dict(loop.model, _inner(loop), options=replace(WHOLE, cpu_offload=False))
+    fresh = get_optimizer_state_dict(
+        loop.model, _inner(loop), options=replace(WHOLE, cpu_offload=False)
+    )
     set_optimizer_state_dict(loop.model, _inner(loop), {**fresh, "state": moments}, options=WHOLE)
 
 
 def gathered(model: nn.Module) -> dict[str, Tensor] | None:
-    """The whole parameters of a model in shards, in process 0, by all processes together; None of any other model."""
+    """The whole parameters of a model in shards, in process 0, by all processes together; None
+    of any other model.
+    """
     if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         return None
-    whole: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    whole: Any = get_model_state_dict(
+        model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
     return whole
 
 

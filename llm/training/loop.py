@@ -1,11 +1,14 @@
-"""The training loop of language models, and fine-tuning by it: short, and the same code on any number of processes.
+"""The training loop of language models, and fine-tuning by it: short, and the same code on any
+number of processes.
 
-An update minimises a sum of terms, each a number per example times a factor, such as 1/examples. Its examples are dealt
-out to the processes and cut into micro-batches by a budget of tokens; since every factor counts the whole update, the
-gradient is that of the mean over single examples, however they are dealt out and cut. The order of examples follows
-from (seed, epoch) alone. The processes, and whether each holds the whole model or a shard of it, are accelerate's
-affair: `torchrun` or `accelerate launch` says how many there are and of which kind. Where one has fewer micro-batches
-than another, it makes passes that add nothing, because the processes of a model in shards have to keep step.
+An update minimises a sum of terms, each a number per example times a factor, such as 1/examples.
+Its examples are dealt out to the processes and cut into micro-batches by a budget of tokens; since
+every factor counts the whole update, the gradient is that of the mean over single examples, however
+they are dealt out and cut. The order of examples follows from (seed, epoch) alone. The processes,
+and whether each holds the whole model or a shard of it, are accelerate's affair: `torchrun` or
+`accelerate launch` says how many there are and of which kind. Where one has fewer micro-batches
+than another, it makes passes that add nothing, because the processes of a model in shards have to
+keep step.
 """
 
 from __future__ import annotations
@@ -29,28 +32,32 @@ from llm.scoring.logprobs import evaluating
 from llm.training.masters import NARROW, Masters
 from markov.errors import InvalidInput, require
 
-Losses = Callable[[nn.Module, Batch, Sequence[int]], Float[Tensor, " rows"]]  # of some rows of a list of examples
+# of some rows of a list of examples
+Losses = Callable[[nn.Module, Batch, Sequence[int]], Float[Tensor, " rows"]]
 PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimization:
-    """How a model is optimised: AdamW, of `batch` examples per update (over all processes) and `epochs` passes.
+    """How a model is optimised: AdamW, of `batch` examples per update (over all processes) and
+    `epochs` passes.
 
-    The rate of update k of T, W of which lie in the first `warmup_epochs`, is learning_rate * k/W up to W and
-    learning_rate * (T-k+1)/(T-W) from there: the first update has 1/W and the last one 1/(T-W) of it, so that none is
-    idle (transformers' linear schedule counts its warm-up from 0, and its first update does nothing). Gradients longer
-    than `clip` are cut to that norm; `weight_decay` acts on matrices, not on biases and scales.
+    The rate of update k of T, W of which lie in the first `warmup_epochs`, is learning_rate * k/W
+    up to W and learning_rate * (T-k+1)/(T-W) from there: the first update has 1/W and the last one
+    1/(T-W) of it, so that none is idle (transformers' linear schedule counts its warm-up from 0,
+    and its first update does nothing). Gradients longer than `clip` are cut to that norm;
+    `weight_decay` acts on matrices, not on biases and scales.
 
-    `budget` is the tokens of a forward pass, padding included: it limits memory and changes results by rounding only.
-    In `precision` "bfloat16" products are computed in that precision (autocast), from parameters that keep their own.
+    `budget` is the tokens of a forward pass, padding included: it limits memory and changes results
+    by rounding only. In `precision` "bfloat16" products are computed in that precision (autocast),
+    from parameters that keep their own.
 
-    A model of bfloat16 or float16 parameters is trained as float32 masters, whatever the precision. It is rounded to
-    its own dtype whenever it is measured and at the end, so that the mean of many updates is kept (see
-    `llm.training.masters`). `narrow_updates` changes bfloat16 parameters themselves: that takes 8 bytes per parameter
-    in place of 16, for parameter, gradient and two moments, and loses every update of less than half the distance
-    between two neighbouring numbers, 1/512 to 1/256 of a parameter's size; at learning rates such as 1e-5 that is most
-    of them.
+    A model of bfloat16 or float16 parameters is trained as float32 masters, whatever the precision.
+    It is rounded to its own dtype whenever it is measured and at the end, so that the mean of many
+    updates is kept (see `llm.training.masters`). `narrow_updates` changes bfloat16 parameters
+    themselves: that takes 8 bytes per parameter in place of 16, for parameter, gradient and two
+    moments, and loses every update of less than half the distance between two neighbouring numbers,
+    1/512 to 1/256 of a parameter's size; at learning rates such as 1e-5 that is most of them.
 
     Raises `InvalidInput` for what cannot be.
     """
@@ -70,14 +77,32 @@ class Optimization:
     def __post_init__(self) -> None:
         for field in ("epochs", "batch", "budget"):
             value = getattr(self, field)
-            require(isinstance(value, int) and value >= 1, field, value, "a whole number of at least 1")
-        for field, least in (("learning_rate", ">"), ("weight_decay", ">="), ("warmup_epochs", ">=")):
+            require(
+                isinstance(value, int) and value >= 1, field, value, "a whole number of at least 1"
+            )
+        for field, least in (
+            ("learning_rate", ">"),
+            ("weight_decay", ">="),
+            ("warmup_epochs", ">="),
+        ):
             value = getattr(self, field)
-            known = isinstance(value, (int, float)) and (0 < value < math.inf or (least == ">=" and value == 0))
+            known = isinstance(value, (int, float)) and (
+                0 < value < math.inf or (least == ">=" and value == 0)
+            )
             require(known, field, value, f"a finite number {least} 0")
-        require(self.warmup_epochs <= self.epochs, "warmup_epochs", self.warmup_epochs, f"0 to {self.epochs} epochs")
+        require(
+            self.warmup_epochs <= self.epochs,
+            "warmup_epochs",
+            self.warmup_epochs,
+            f"0 to {self.epochs} epochs",
+        )
         require(self.clip is None or self.clip > 0, "clip", self.clip, "a number > 0, or None")
-        require(self.precision in PRECISIONS, "precision", self.precision, f"one of {', '.join(PRECISIONS)}")
+        require(
+            self.precision in PRECISIONS,
+            "precision",
+            self.precision,
+            f"one of {', '.join(PRECISIONS)}",
+        )
 
     def updates(self, examples: int) -> int:
         """Updates in an epoch."""
@@ -91,17 +116,22 @@ class Optimization:
 
 
 class Term(NamedTuple):
-    """A part of an update's loss: factor * sum over rows of losses(model, batch, rows), the rows of `encoded`."""
+    """A part of an update's loss: factor * sum over rows of losses(model, batch, rows), the rows
+    of `encoded`.
+    """
 
     encoded: Sequence[Encoded]
     rows: Sequence[int]
     losses: Losses
     factor: float
-    budget: int | None = None  # tokens of a forward pass, where it takes fewer than the settings allow
+    # tokens of a forward pass, where it takes fewer than the settings allow
+    budget: int | None = None
 
 
 class Update(NamedTuple):
-    """What an update saw: its terms, and the norm of their gradient before it was cut; undone unless all is finite."""
+    """What an update saw: its terms, and the norm of their gradient before it was cut; undone
+    unless all is finite.
+    """
 
     terms: tuple[float, ...]
     gradient_norm: float
@@ -123,27 +153,37 @@ class Loop:
     masters: Masters = Masters()
 
     def update(self, step: int, rate: float, terms: Sequence[Term]) -> Update:
-        """Change the parameters once, by the gradient of the sum of terms; not at all where that is not finite."""
+        """Change the parameters once, by the gradient of the sum of terms; not at all where that
+        is not finite.
+        """
         world, passes = self.accelerator.num_processes, []
         for number, term in enumerate(terms):
-            passes += [(number, term, *part) for part in self._parts(term.encoded, term.rows, term.budget)]
+            passes += [
+                (number, term, *part) for part in self._parts(term.encoded, term.rows, term.budget)
+            ]
         sums: list[Any] = [0.0] * len(terms)
         seeds = ("dropout", step, self.accelerator.process_index)
         with own_randomness(self.settings.seed, *seeds, device=self.accelerator.device):
             for place, (number, term, rows, counts) in enumerate(passes, start=1):
-                # Gradients are exchanged once, with the last pass: the same number of times in every process.
+                # Gradients are exchanged once, with the last pass: the same number of times in
+                # every process.
                 last = place == len(passes)
                 with (
                     nullcontext() if last else self.accelerator.no_sync(self.model),
                     nullcontext() if counts else _adding_nothing(self.model),
                 ):
                     with self._precision(training=True):
-                        losses = term.losses(self.model, Batch.pad([term.encoded[row] for row in rows]), rows)
+                        losses = term.losses(
+                            self.model, Batch.pad([term.encoded[row] for row in rows]), rows
+                        )
                     loss = losses.sum() * term.factor
-                    self.accelerator.backward(loss * world)  # what is exchanged is the mean over processes
+                    # what is exchanged is the mean over processes
+                    self.accelerator.backward(loss * world)
                 sums[number] += loss.detach() if counts else loss.new_zeros(())
         seen = self._over_processes(torch.stack(sums))
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip or math.inf)
+        norm = self.accelerator.clip_grad_norm_(
+            self.model.parameters(), self.settings.clip or math.inf
+        )
         done = Update(tuple(seen.tolist()), float(norm))  # pyright: ignore[reportArgumentType]
         if done.finite:
             for group in self.optimizer.param_groups:
@@ -153,7 +193,8 @@ class Loop:
         return done
 
     def evaluate(self, encoded: Sequence[Encoded], losses: Losses) -> Float[Tensor, " examples"]:
-        """The losses of all examples, in their order, without dropout and gradients; on the CPU of every process.
+        """The losses of all examples, in their order, without dropout and gradients; on the CPU of
+        every process.
 
         They are those of the model as it would be saved now.
         """
@@ -162,32 +203,53 @@ class Loop:
             model = saved if self.masters.own else self.model
             for rows, counts in self._parts(encoded, range(len(encoded))):
                 values = losses(model, Batch.pad([encoded[row] for row in rows]), rows)
-                nothing = values.new_zeros(())  # every process makes a pass, if only one that counts for nothing
+                # every process makes a pass, if only one that counts for nothing
+                nothing = values.new_zeros(())
                 found |= dict(zip(rows, values, strict=True)) if counts else {}
         each = torch.stack([found.get(row, nothing) for row in range(len(encoded))])
         return self._over_processes(each).cpu()
 
     @contextmanager
     def as_saved(self) -> Iterator[nn.Module]:
-        """The bare model while it lasts, in the numbers that would be saved now: masters rounded to their own dtype."""
+        """The bare model while it lasts, in the numbers that would be saved now: masters rounded
+        to their own dtype.
+        """
         model = self.accelerator.unwrap_model(self.model)
         with self.masters.rounded(model):
             yield model
 
     def _over_processes(self, values: Tensor) -> Any:
         """Sums over all processes."""
-        return self.accelerator.reduce(values, "sum") if self.accelerator.num_processes > 1 else values
+        return (
+            self.accelerator.reduce(values, "sum") if self.accelerator.num_processes > 1 else values
+        )
 
     def bar(self, examples: int, label: str, *, show: bool, past: int = 0) -> tqdm:
-        """A bar that counts updates, `past` epochs being done; in one process, where the output is a terminal."""
-        each, disable = self.settings.updates(examples), None if show and self.accelerator.is_main_process else True
-        return tqdm(total=self.settings.epochs * each, initial=past * each, desc=label, unit="update", disable=disable)
+        """A bar that counts updates, `past` epochs being done; in one process, where the output
+        is a terminal.
+        """
+        each, disable = (
+            self.settings.updates(examples),
+            None if show and self.accelerator.is_main_process else True,
+        )
+        return tqdm(
+            total=self.settings.epochs * each,
+            initial=past * each,
+            desc=label,
+            unit="update",
+            disable=disable,
+        )
 
     def _parts(
         self, encoded: Sequence[Encoded], rows: Sequence[int], budget: int | None = None
     ) -> list[tuple[list[int], bool]]:
-        """This process's micro-batches, and whether each counts, or only keeps step with other processes."""
-        world, order = self.accelerator.num_processes, sorted(rows, key=lambda row: -len(encoded[row].tokens))
+        """This process's micro-batches, and whether each counts, or only keeps step with other
+        processes.
+        """
+        world, order = (
+            self.accelerator.num_processes,
+            sorted(rows, key=lambda row: -len(encoded[row].tokens)),
+        )
         plans = []
         for rank in range(world):
             own = order[rank::world]
@@ -197,35 +259,58 @@ class Loop:
         return own + [([order[-1]], False)] * (max(map(len, plans)) - len(own))
 
     def _precision(self, *, training: bool = False) -> Any:
-        narrow = self.settings.precision == "bfloat16" or (training and self.masters.computed == torch.bfloat16)
-        return torch.autocast(next(self.model.parameters()).device.type, torch.bfloat16, enabled=narrow)
+        narrow = self.settings.precision == "bfloat16" or (
+            training and self.masters.computed == torch.bfloat16
+        )
+        return torch.autocast(
+            next(self.model.parameters()).device.type, torch.bfloat16, enabled=narrow
+        )
 
 
 @contextmanager
-def looping(model: nn.Module, settings: Optimization, masters: Masters = Masters()) -> Iterator[Loop]:  # noqa: B008
+def looping(
+    model: nn.Module,
+    settings: Optimization,
+    masters: Masters = Masters(),  # noqa: B008
+) -> Iterator[Loop]:
     """A loop over a model in training mode, every module being in its own mode again afterwards.
 
-    `masters` are the parameters that `llm.training.masters.widened` has widened. A single process leaves the model
-    where it lies. With several, each takes its own device, and a model in shards stays so. Raises `InvalidInput` for a
-    model without trainable parameters or with some that are not finite, and for trainable ones of 16 bits, unless
-    `narrow_updates` asks for them; and for masters in shards.
+    `masters` are the parameters that `llm.training.masters.widened` has widened. A single process
+    leaves the model where it lies. With several, each takes its own device, and a model in shards
+    stays so. Raises `InvalidInput` for a model without trainable parameters or with some that are
+    not finite, and for trainable ones of 16 bits, unless `narrow_updates` asks for them; and for
+    masters in shards.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     require(len(trainable) > 0, "model", type(model).__name__, "one with trainable parameters")
     check_finite(model)
-    narrow = settings.narrow_updates or not any(parameter.dtype in NARROW for parameter in trainable)
-    lost = "True where 16-bit parameters have no float32 masters: updates below half their spacing are lost"
+    narrow = settings.narrow_updates or not any(
+        parameter.dtype in NARROW for parameter in trainable
+    )
+    lost = (
+        "True where 16-bit parameters have no float32 masters: updates below half their spacing "
+        "are lost"
+    )
     require(narrow, "narrow_updates", settings.narrow_updates, lost)
     decayed = {"params": [parameter for parameter in trainable if parameter.ndim >= 2]}
-    others = {"params": [parameter for parameter in trainable if parameter.ndim < 2], "weight_decay": 0.0}
+    others = {
+        "params": [parameter for parameter in trainable if parameter.ndim < 2],
+        "weight_decay": 0.0,
+    }
     groups = [group for group in (decayed, others) if group["params"]]
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in trainable)
-    optimizer = torch.optim.AdamW(groups, settings.learning_rate, weight_decay=settings.weight_decay, fused=fused)
+    optimizer = torch.optim.AdamW(
+        groups, settings.learning_rate, weight_decay=settings.weight_decay, fused=fused
+    )
     accelerator = Accelerator(device_placement=False)
     accelerator.device_placement = accelerator.num_processes > 1
     shards = accelerator.distributed_type == DistributedType.FSDP
-    allowed = "float32 where the model is in shards; for products in bfloat16 ask for that precision"
-    require(not (shards and masters.own), "dtype", str(masters.own[:1] and masters.own[0][1]), allowed)
+    allowed = (
+        "float32 where the model is in shards; for products in bfloat16 ask for that precision"
+    )
+    require(
+        not (shards and masters.own), "dtype", str(masters.own[:1] and masters.own[0][1]), allowed
+    )
     with evaluating(model), _checkpointed(model, settings.gradient_checkpointing):
         model.train()
         prepared, optimizer = accelerator.prepare(model, optimizer)
@@ -241,7 +326,9 @@ def check_finite(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if parameter.dtype in (*NARROW, torch.float32, torch.float64):
             allowed = f"finite parameters (not all numbers of {name} are)"
-            require(bool(parameter.detach().isfinite().all()), "model", type(model).__name__, allowed)
+            require(
+                bool(parameter.detach().isfinite().all()), "model", type(model).__name__, allowed
+            )
 
 
 @contextmanager
@@ -266,8 +353,12 @@ def _adding_nothing(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _checkpointed(model: nn.Module, wanted: bool) -> Iterator[None]:
-    """Activations computed again in the backward pass while it lasts, if that is wanted and not so already."""
-    if not wanted or any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+    """Activations computed again in the backward pass while it lasts, if that is wanted and not
+    so already.
+    """
+    if not wanted or any(
+        getattr(module, "gradient_checkpointing", False) for module in model.modules()
+    ):
         yield
         return
     # transformers 5 has another name for it.
@@ -277,7 +368,9 @@ def _checkpointed(model: nn.Module, wanted: bool) -> Iterator[None]:
         # Without reentrant checkpoints adapters need no gradients of the embedding's output.
         getattr(inner, f"{kind}_checkpointing_enable")({"use_reentrant": False})
     except ValueError as error:
-        raise InvalidInput("gradient_checkpointing", True, f"a model that can do it ({error})") from error
+        raise InvalidInput(
+            "gradient_checkpointing", True, f"a model that can do it ({error})"
+        ) from error
     try:
         yield
     finally:

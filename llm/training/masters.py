@@ -1,19 +1,24 @@
 """Parameters of 16 bits, trained as float32 masters and rounded where the model is looked at.
 
-AdamW moves a parameter by about the learning rate. A bfloat16 number has 8 binary digits: near 0.02 its neighbours lie
-1.2e-4 apart, and an update of less than half of that is rounded away, every time. A master adds such updates up.
+AdamW moves a parameter by about the learning rate. A bfloat16 number has 8 binary digits: near 0.02
+its neighbours lie 1.2e-4 apart, and an update of less than half of that is rounded away, every
+time. A master adds such updates up.
 
-Nor may they be rounded away at the end: a whole run at a learning rate of 1e-5 can come to less than half a step. So a
-master between two neighbours goes up or down by a threshold that differs from parameter to parameter, evenly spread:
-up as often as it lies near the upper one. What is lost is the parameter itself, by less than one step; what is kept is
-the mean movement of many, which is what a model does. A parameter that has not moved stays as it is.
+Nor may they be rounded away at the end: a whole run at a learning rate of 1e-5 can come to less
+than half a step. So a master between two neighbours goes up or down by a threshold that differs
+from parameter to parameter, evenly spread: up as often as it lies near the upper one. What is lost
+is the parameter itself, by less than one step; what is kept is the mean movement of many, which is
+what a model does. A parameter that has not moved stays as it is.
 
-    in training    float32 masters; bfloat16 models are computed under autocast of bfloat16, float16 models in float32,
-                   since without a scaled loss the gradients of float16 vanish below 6e-8
-    looked at      masters rounded to their own dtypes, computed as such a model is: what would be saved
+    in training    float32 masters; bfloat16 models are computed under autocast of bfloat16, float16
+                   models in float32, since without a scaled loss the gradients of float16 vanish
+                   below 6e-8
+    looked at      masters rounded to their own dtypes, computed as such a model is: what would be
+                   saved
     afterwards     the same, for good
 
-A master costs 4 bytes per parameter in place of 2, and so do its gradient and each of its two moments.
+A master costs 4 bytes per parameter in place of 2, and so do its gradient and each of its two
+moments.
 """
 
 from __future__ import annotations
@@ -34,18 +39,22 @@ CHUNK = 2**24  # parameters that are rounded at once
 
 
 def rounded(values: Float[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
-    """Float32 numbers in 16 bits, each to a neighbour: to the upper one as often as the number lies near it.
+    """Float32 numbers in 16 bits, each to a neighbour: to the upper one as often as the number lies
+    near it.
 
-    The threshold follows from the place in the tensor alone, so that the same numbers are rounded alike at all times
-    and on all devices. Below 6e-5, where float16 has fewer digits, its numbers are rounded to the nearest.
+    The threshold follows from the place in the tensor alone, so that the same numbers are rounded
+    alike at all times and on all devices. Below 6e-5, where float16 has fewer digits, its numbers
+    are rounded to the nearest.
     """
     flat, found = values.contiguous().flatten(), []
     for start in range(0, flat.numel(), CHUNK):
         part = flat[start : start + CHUNK]
         place = torch.arange(start, start + len(part), device=flat.device)
-        # Multiples of the golden ratio's share of 2^32: their upper bits are spread evenly, whatever the stride.
+        # Multiples of the golden ratio's share of 2^32: their upper bits are spread evenly,
+        # whatever the stride.
         threshold = (place * 0x9E3779B1 % 2**32 >> 16 >> (16 - CUT[dtype])).int()
-        # The bits of a float, but for its sign, are in the order of its size: what is carried over is the next number.
+        # The bits of a float, but for its sign, are in the order of its size: what is carried over
+        # is the next number.
         bits = (part.view(torch.int32) + threshold) & -(2 ** CUT[dtype])
         found.append(torch.where(part.isfinite(), bits.view(torch.float32), part).to(dtype))
     return torch.cat(found).view(values.shape) if found else values.to(dtype)
@@ -59,14 +68,22 @@ class Masters:
 
     @property
     def computed(self) -> torch.dtype | None:
-        """The dtype that products are computed in during training; None for that of the parameters."""
+        """The dtype that products are computed in during training; None for that of the
+        parameters.
+        """
         return torch.bfloat16 if {dtype for _, dtype in self.own} == {torch.bfloat16} else None
 
     @contextmanager
     def rounded(self, model: nn.Module) -> Iterator[None]:
-        """The model with its masters rounded to their own dtypes while it lasts; holds the rounded ones beside them."""
-        # Others are put in their places, because whoever exchanges gradients holds on to the parameters themselves.
-        other = {id(one): nn.Parameter(rounded(one.detach(), dtype), one.requires_grad) for one, dtype in self.own}
+        """The model with its masters rounded to their own dtypes while it lasts; holds the
+        rounded ones beside them.
+        """
+        # Others are put in their places, because whoever exchanges gradients holds on to the
+        # parameters themselves.
+        other = {
+            id(one): nn.Parameter(rounded(one.detach(), dtype), one.requires_grad)
+            for one, dtype in self.own
+        }
         places = [
             (module, name, parameter)
             for module in model.modules()
@@ -84,11 +101,13 @@ class Masters:
 
 @contextmanager
 def widened(model: nn.Module, *, narrow_updates: bool = False) -> Iterator[Masters]:
-    """The model with float32 masters in place of parameters of 16 bits while it lasts, rounded back afterwards.
+    """The model with float32 masters in place of parameters of 16 bits while it lasts, rounded back
+    afterwards.
 
-    Nothing is done to a model that trains no such parameter (adapters are float32 beside bfloat16 layers), or with
-    `narrow_updates`; but a model with any float16 parameter is widened as a whole, since gradients pass through all of
-    it, and refused with `narrow_updates`: it raises `InvalidInput`.
+    Nothing is done to a model that trains no such parameter (adapters are float32 beside bfloat16
+    layers), or with `narrow_updates`; but a model with any float16 parameter is widened as a whole,
+    since gradients pass through all of it, and refused with `narrow_updates`: it raises
+    `InvalidInput`.
     """
     parameters = list(model.parameters())
     half = any(one.dtype == torch.float16 for one in parameters)

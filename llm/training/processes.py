@@ -1,7 +1,9 @@
-"""Several processes that were started together: which of them writes and speaks, and how the others learn of it.
+"""Several processes that were started together: which of them writes and speaks, and how the others
+learn of it.
 
-`torchrun --nproc_per_node 2 -m llm unlearn ...` starts two, and accelerate joins them. Process 0 alone writes files and
-prints; the others wait for it and read what it wrote. An error in process 0 is raised in all of them.
+`torchrun --nproc_per_node 2 -m llm unlearn ...` starts two, and accelerate joins them. Process 0
+alone writes files and prints; the others wait for it and read what it wrote. An error in process 0
+is raised in all of them.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 # What starts processes tells them these; accelerate asks for the same names.
 COUNTS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "WORLD_SIZE")
 PLACES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "RANK")
-GRACE = 10.0  # seconds that other processes leave process 0 to say what is wrong, before they say it themselves
+# seconds that other processes leave process 0 to say what is wrong, before they say it themselves
+GRACE = 10.0
 Result = TypeVar("Result")
 
 
@@ -38,28 +41,35 @@ def place() -> int:
 
 
 def _number(names: tuple[str, ...], default: int) -> int:
-    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), default)
+    return next(
+        (int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), default
+    )
 
 
 def joined() -> Accelerator:
     """What accelerate knows of the processes, which are joined by this call at the latest.
 
-    Raises `InvalidInput` where it sees fewer than were started: each of them would train, and write, alone.
+    Raises `InvalidInput` where it sees fewer than were started: each of them would train, and
+    write, alone.
     """
     from accelerate import Accelerator
 
     # Not its states alone: made first, they would not hear of shards, nor of ACCELERATE_USE_CPU.
     found = Accelerator(device_placement=False)
-    allowed = f"processes that accelerate joins (it sees {found.num_processes}; on CPUs it needs ACCELERATE_USE_CPU=1)"
+    allowed = (
+        f"processes that accelerate joins (it sees {found.num_processes}; on CPUs it needs "
+        "ACCELERATE_USE_CPU=1)"
+    )
     require(found.num_processes == started(), "processes", started(), allowed)
     return found
 
 
 def in_first(call: Callable[[], Result]) -> Result:
-    """What `call` returns in process 0, which alone makes the call; in all processes, which wait for it.
+    """What `call` returns in process 0, which alone makes the call; in all processes, which wait
+    for it.
 
-    What it raises there is raised in all of them, in the others a `RuntimeError` unless it is an `InvalidInput`. The
-    result is sent, so it should be small.
+    What it raises there is raised in all of them, in the others a `RuntimeError` unless it is an
+    `InvalidInput`. The result is sent, so it should be small.
     """
     if started() == 1:
         return call()
@@ -83,8 +93,8 @@ def in_first(call: Callable[[], Result]) -> Result:
 def in_one_voice(command: Callable[[], int]) -> int:
     """The exit code of a command, of which process 0 alone is heard.
 
-    Of the others nothing is shown, unless one fails and process 0, which most often fails by the same, does not end
-    the program within `GRACE` seconds.
+    Of the others nothing is shown, unless one fails and process 0, which most often fails by the
+    same, does not end the program within `GRACE` seconds.
     """
     if place() == 0:
         code = command()

@@ -36,9 +36,11 @@ Model = TypeVar("Model")
 
 
 class Measure(NamedTuple, Generic[Model]):
-    """What else is measured after every epoch: numbers by name, from the number of the epoch and the model.
+    """What else is measured after every epoch: numbers by name, from the number of the epoch and
+    the model.
 
-    `name` says what is measured, its settings included: a run goes on, or is read, under the same name only.
+    `name` says what is measured, its settings included: a run goes on, or is read, under the same
+    name only.
     """
 
     name: str
@@ -62,7 +64,9 @@ class Run:
     def __post_init__(self) -> None:
         shards = self.loop.accelerator.distributed_type == DistributedType.FSDP
         allowed = "no epochs where the model is in shards: no process has a whole gradient"
-        require(not (shards and self.settings.gradients), "gradients", self.settings.gradients, allowed)
+        require(
+            not (shards and self.settings.gradients), "gradients", self.settings.gradients, allowed
+        )
         name, allowed = (
             self.measure and self.measure.name,
             "none where the model is in shards: no process has all of it",
@@ -74,10 +78,14 @@ class Run:
         """What is forgotten and, where there is any, what is preferred to it."""
         return (self.forget,) if self.preferred is None else (self.forget, self.preferred)
 
-    def epoch(self, epoch: int, ref: Sequence[Tensor | None]) -> tuple[dict[str, Any], list[Tensor] | None]:
-        """Make the updates of an epoch: its row of the table, and logp after it, None if not all was finite.
+    def epoch(
+        self, epoch: int, ref: Sequence[Tensor | None]
+    ) -> tuple[dict[str, Any], list[Tensor] | None]:
+        """Make the updates of an epoch: its row of the table, and logp after it, None if not all
+        was finite.
 
-        Of `responses`, as `ref` is; before the first update the reference may be None, the model itself.
+        Of `responses`, as `ref` is; before the first update the reference may be None, the model
+        itself.
         """
         steps = self.settings.optimization.updates(len(self.forget))
         step, rate, norms, finite = max(0, epoch - 1) * steps, math.nan, [], True
@@ -99,14 +107,21 @@ class Run:
         loss = paired(self.settings.objective).loss(PairLogProbs(seqs[0], seqs[-1]))
         row["forget_loss"] = float(loss.double().mean())
         if self.retain:
-            row["retain_loss"] = float(self.loop.evaluate(self.probe(), cross_entropy).double().mean())
-        if not all(math.isfinite(row[name]) for name in ("forget_loss", "retain_loss")[: 2 if self.retain else 1]):
+            row["retain_loss"] = float(
+                self.loop.evaluate(self.probe(), cross_entropy).double().mean()
+            )
+        if not all(
+            math.isfinite(row[name])
+            for name in ("forget_loss", "retain_loss")[: 2 if self.retain else 1]
+        ):
             return row, None
         row["status"] = COLLAPSED if row["retain_loss"] > math.log(self.vocab) else OK
         return row | self.measured(epoch, row), logp
 
     def updates(self, epoch: int, ref: Sequence[Tensor | None]) -> Iterator[list[Term]]:
-        """The terms of each update of an epoch: forget examples, beside as many to retain. None in epoch 0."""
+        """The terms of each update of an epoch: forget examples, beside as many to retain. None
+        in epoch 0.
+        """
         if epoch == 0:
             return
         every, weight = self.settings.optimization, self.settings.retain_weight
@@ -115,15 +130,27 @@ class Run:
         average = self.settings.average
 
         law, sides = paired(self.settings.objective), list(zip(self.responses, ref, strict=True))
-        # Of a response that does not enter the law nothing is computed, and the other one stands for it.
-        used = [side for side, factor in zip(sides, (law.forget, law.prefer), strict=False) if factor]
-        longest = [max(both, key=lambda one: len(one.tokens)) for both in zip(*(one for one, _ in used), strict=True)]
+        # Of a response that does not enter the law nothing is computed, and the other one stands
+        # for it.
+        used = [
+            side for side, factor in zip(sides, (law.forget, law.prefer), strict=False) if factor
+        ]
+        longest = [
+            max(both, key=lambda one: len(one.tokens))
+            for both in zip(*(one for one, _ in used), strict=True)
+        ]
 
         def forgetting(model: nn.Module, _: Batch, rows: Sequence[int]) -> Tensor:
-            # One forward pass over both: with several processes, a second one would spoil what the first one left.
+            # One forward pass over both: with several processes, a second one would spoil what the
+            # first one left.
             batch = Batch.pad([one[row] for one, _ in used for row in rows])
-            seq = response_logprobs(model, batch, torch.cat([own[list(rows)] for _, own in used if own is not None]))
-            parts = [SequenceLogProbs(*part) for part in zip(*(x.split(len(rows)) for x in seq), strict=True)]
+            seq = response_logprobs(
+                model, batch, torch.cat([own[list(rows)] for _, own in used if own is not None])
+            )
+            parts = [
+                SequenceLogProbs(*part)
+                for part in zip(*(x.split(len(rows)) for x in seq), strict=True)
+            ]
             return law.loss(PairLogProbs(parts[0], parts[-1]))
 
         def retaining(model: nn.Module, batch: Batch, rows: Sequence[int]) -> Tensor:
@@ -144,7 +171,9 @@ class Run:
 
     def probe(self) -> list[Encoded]:
         """The examples to retain that are measured."""
-        order = shuffled(len(self.retain), len(self.retain), self.settings.optimization.seed, 0, label="probe")[0]
+        order = shuffled(
+            len(self.retain), len(self.retain), self.settings.optimization.seed, 0, label="probe"
+        )[0]
         return [self.retain[row] for row in order[: self.settings.retain_probe]]
 
     def measured(self, epoch: int, row: Mapping[str, Any]) -> dict[str, float]:
@@ -155,13 +184,18 @@ class Run:
         own = own_randomness(self.settings.optimization.seed, "measure", epoch, device=device)
         try:
             with self.loop.as_saved() as model, evaluating(model), torch.no_grad(), own:
-                found = {name: float(value) for name, value in self.measure.call(epoch, model).items()}
+                found = {
+                    name: float(value) for name, value in self.measure.call(epoch, model).items()
+                }
         except InvalidInput as error:
             if epoch == 0:
                 raise
-            # A model on its way to divergence may be beyond measuring; what the run has come to is kept.
+            # A model on its way to divergence may be beyond measuring; what the run has come to is
+            # kept.
             if self.loop.accelerator.is_main_process:
-                warnings.warn(f"epoch {epoch} is not measured: {error}", RuntimeWarning, stacklevel=4)
+                warnings.warn(
+                    f"epoch {epoch} is not measured: {error}", RuntimeWarning, stacklevel=4
+                )
             return {}
         allowed = f"names other than those of the table, {', '.join(row)}"
         require(found.keys().isdisjoint(row), "measure", sorted(found.keys() & row.keys()), allowed)
@@ -175,17 +209,23 @@ class Run:
         table = weights_table(own, {}, index)
         table.insert(0, "epoch", epoch)
         for preferred in other:
-            table = table.assign(**{f"preferred_{name}": x.numpy() for name, x in preferred._asdict().items()})
+            table = table.assign(
+                **{f"preferred_{name}": x.numpy() for name, x in preferred._asdict().items()}
+            )
         if self.settings.gradients:
             budget, norms = self.settings.optimization.budget, math.nan
             if epoch in self.settings.gradients:
                 with self.loop.as_saved() as model:
-                    norms = gradient_norms(model, self.forget, budget=budget, progress=False).numpy()
+                    norms = gradient_norms(
+                        model, self.forget, budget=budget, progress=False
+                    ).numpy()
             table["gradient_norm"] = np.float64(norms)
         return table
 
     def seqs(self, logp: Sequence[Tensor], ref: Sequence[Tensor | None]) -> list[SequenceLogProbs]:
-        """What the law needs of each of `responses`; where there is no reference yet, the model itself is it."""
+        """What the law needs of each of `responses`; where there is no reference yet, the model
+        itself is it.
+        """
         found = []
         for encoded, now, before in zip(self.responses, logp, ref, strict=True):
             length = torch.tensor([len(one.tokens) - one.prompt for one in encoded])

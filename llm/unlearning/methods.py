@@ -1,14 +1,17 @@
-"""Methods of unlearning in a word: what is minimised on the forget data, and what holds the model back meanwhile.
+"""Methods of unlearning in a word: what is minimised on the forget data, and what holds the model
+back meanwhile.
 
     NAME[:BETA[:GAMMA]][@RETAIN_WEIGHT]     such as npo:0.1@1, simnpo:4.5:0.5@0.125, grad_diff, idk
 
-A method is a row of the table below: an objective of the family (`markov.objectives`, `markov.preferences`), a retain
-term, and what both losses of an update are averaged over (`llm.unlearning.retaining`). What the paper calls GradDiff is
-gradient ascent with a retain term, and "weighted GradDiff" its length-weighted form (paper, appendix F). Gradient
-ascent is meant in two ways: as the limit of the law at beta = 0, a sum of log-probabilities averaged over examples,
-whose weight is 1; and as the released code computes it, minus the cross-entropy, a mean over the tokens of an update.
-The two agree but for a factor of |y|, which lambda and the clipping of gradients notice. `gradient_ascent` is the
-former, as in the law; `grad_diff` and `ga_kl` are the latter, as released; the other of each has a name that says so.
+A method is a row of the table below: an objective of the family (`markov.objectives`,
+`markov.preferences`), a retain term, and what both losses of an update are averaged over
+(`llm.unlearning.retaining`). What the paper calls GradDiff is gradient ascent with a retain term,
+and "weighted GradDiff" its length-weighted form (paper, appendix F). Gradient ascent is meant in
+two ways: as the limit of the law at beta = 0, a sum of log-probabilities averaged over examples,
+whose weight is 1; and as the released code computes it, minus the cross-entropy, a mean over the
+tokens of an update. The two agree but for a factor of |y|, which lambda and the clipping of
+gradients notice. `gradient_ascent` is the former, as in the law; `grad_diff` and `ga_kl` are the
+latter, as released; the other of each has a name that says so.
 
 Every command that takes a method or an objective in a word takes it from here.
 """
@@ -22,7 +25,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from markov.errors import InvalidInput, require
 from markov.objectives import CORNERS, LIMITS, Objective, validate
-from markov.preferences import PAIRED_CORNERS, PAIRED_LIMITS, Forgetting, Preference, paired, validate_pair
+from markov.preferences import (
+    PAIRED_CORNERS,
+    PAIRED_LIMITS,
+    Forgetting,
+    Preference,
+    paired,
+    validate_pair,
+)
 
 if TYPE_CHECKING:
     from llm.training.loop import Optimization
@@ -33,8 +43,8 @@ if TYPE_CHECKING:
 class Form(NamedTuple):
     """A row of the table of methods.
 
-    `objective` has beta = gamma = 0. A grid opens the numbers that the method `takes`; a word may give both beta and
-    gamma to each method that takes beta.
+    `objective` has beta = gamma = 0. A grid opens the numbers that the method `takes`; a word may
+    give both beta and gamma to each method that takes beta.
     """
 
     title: str
@@ -46,7 +56,8 @@ class Form(NamedTuple):
 
 _GA, _WEIGHTED = Objective(0.0), Objective(0.0, normalize=LIMITS["length_weighted_gradient_ascent"])
 _NPO, _LENGTH, _FREE, _SIM = (
-    Objective(0.0, 0.0, *CORNERS[name]) for name in ("npo", "length_normalized_npo", "reference_free_npo", "simnpo")
+    Objective(0.0, 0.0, *CORNERS[name])
+    for name in ("npo", "length_normalized_npo", "reference_free_npo", "simnpo")
 )
 _DPO, _SIMPO = (Preference(0.0, 0.0, *PAIRED_CORNERS[name]) for name in ("dpo", "simpo"))
 _BETA, _BOTH = ("beta",), ("beta", "gamma")
@@ -95,12 +106,18 @@ class Method(NamedTuple):
         """What it is called, with its numbers."""
         signs = {SIGNS[name]: value for name, value in self.numbers.items()}
         signs |= {"λ": self.retain_weight} if self.retain_term != "none" else {}
-        return ", ".join([METHODS[self.name].title, *(f"{sign} = {number:g}" for sign, number in signs.items())])
+        return ", ".join(
+            [METHODS[self.name].title, *(f"{sign} = {number:g}" for sign, number in signs.items())]
+        )
 
     @property
     def numbers(self) -> dict[str, float]:
         """Its beta, and its gamma unless that is 0; none of a method that takes neither."""
-        known = {name: float(getattr(self.objective, name)) for name in NUMBERS if METHODS[self.name].takes}
+        known = {
+            name: float(getattr(self.objective, name))
+            for name in NUMBERS
+            if METHODS[self.name].takes
+        }
         return {name: value for name, value in known.items() if name == "beta" or value}
 
     @property
@@ -109,8 +126,11 @@ class Method(NamedTuple):
         return bool(paired(self.objective).prefer)
 
     def unlearning(self, optimization: Optimization, **others: Any) -> Unlearning:
-        """The settings of a run by this method; `others` are fields of `Unlearning` that no method says."""
-        from llm.unlearning.unlearn import Unlearning  # takes seconds, which commands without a model need not wait for
+        """The settings of a run by this method; `others` are fields of `Unlearning` that no
+        method says.
+        """
+        # takes seconds, which commands without a model need not wait for
+        from llm.unlearning.unlearn import Unlearning
 
         return Unlearning(
             objective=self.objective,
@@ -137,7 +157,8 @@ def method(word: str, *, field: str = "method") -> Method:
 def objective(word: str, *, field: str = "objective") -> Objective:
     """The objective of a method of single responses; of its retain term nothing is asked.
 
-    Raises `InvalidInput`, naming `field`, for a word of another form and for a method that compares two responses.
+    Raises `InvalidInput`, naming `field`, for a word of another form and for a method that compares
+    two responses.
     """
     found = method(word, field=field).objective
     if not isinstance(found, Objective):
@@ -155,8 +176,8 @@ def methods(
 ) -> list[Method]:
     """All methods of some words: what a word leaves open takes every value that is given for it.
 
-    Raises `InvalidInput` for a word of another form, a beta that is open with none given, a number out of bounds, and a
-    method that comes twice.
+    Raises `InvalidInput` for a word of another form, a beta that is open with none given, a number
+    out of bounds, and a method that comes twice.
     """
     require(len(words) > 0, "methods", list(words), f"at least one {FORM}")
     grid = {"beta": tuple(beta), "gamma": tuple(gamma)}
@@ -164,10 +185,18 @@ def methods(
     for word in words:
         name, numbers, weight = parsed(word)
         form = METHODS[name]
-        axes = [[number] for number in numbers] + [list(grid[one]) for one in form.takes[len(numbers) :]]
+        axes = [[number] for number in numbers] + [
+            list(grid[one]) for one in form.takes[len(numbers) :]
+        ]
         for axis, values in zip(NUMBERS, axes, strict=False):
             require(len(values) > 0, "methods", word, f"{name}:{axis.upper()}, or --{axis} given")
-        weights = [weight] if weight is not None else list(retain_weight) if form.retain_term != "none" else [1.0]
+        weights = (
+            [weight]
+            if weight is not None
+            else list(retain_weight)
+            if form.retain_term != "none"
+            else [1.0]
+        )
         for *values, one in itertools.product(*axes, weights):
             found.append(_made(name, values, one))
     repeated = [one.word for place, one in enumerate(found) if one in found[:place]]
@@ -184,7 +213,8 @@ def _made(name: str, numbers: Sequence[float], weight: float) -> Method:
 
 
 def parsed(word: str, field: str = "method") -> tuple[str, list[float], float | None]:
-    """The name of a method in a word, the numbers that the word gives it, and lambda if it gives that.
+    """The name of a method in a word, the numbers that the word gives it, and lambda if it gives
+    that.
 
     Raises `InvalidInput`, naming `field`, for a word of another form.
     """
@@ -193,7 +223,9 @@ def parsed(word: str, field: str = "method") -> tuple[str, list[float], float | 
     name, *numbers = front.split(":")
     require(name in METHODS, field, word, FORM)
     form = METHODS[name]
-    fits = len(numbers) <= (len(NUMBERS) if form.takes else 0) and not (at and form.retain_term == "none")
+    fits = len(numbers) <= (len(NUMBERS) if form.takes else 0) and not (
+        at and form.retain_term == "none"
+    )
     require(fits, field, word, _form_of(name))
     try:
         return name, [float(number) for number in numbers], float(weight) if at else None
@@ -202,16 +234,27 @@ def parsed(word: str, field: str = "method") -> tuple[str, list[float], float | 
 
 
 def retaining(
-    word: str, term: RetainTerm | None, weight: float | None, *, otherwise: float = 1.0, field: str = "objective"
+    word: str,
+    term: RetainTerm | None,
+    weight: float | None,
+    *,
+    otherwise: float = 1.0,
+    field: str = "objective",
 ) -> tuple[RetainTerm, float]:
-    """The retain term of a word and its lambda, beside options that may say them in the word's place.
+    """The retain term of a word and its lambda, beside options that may say them in the word's
+    place.
 
-    Where neither says lambda it is `otherwise`. Raises `InvalidInput` for a lambda that both say, or that would weigh
-    nothing.
+    Where neither says lambda it is `otherwise`. Raises `InvalidInput` for a lambda that both say,
+    or that would weigh nothing.
     """
     name, _, own = parsed(word, field)
     chosen = term or METHODS[name].retain_term
-    require(own is None or weight is None, "retain_weight", weight, f"left out with {word}, which says it")
+    require(
+        own is None or weight is None,
+        "retain_weight",
+        weight,
+        f"left out with {word}, which says it",
+    )
     allowed = f"left out with {word} and no retain term; --retain-term names one"
     require(chosen != "none" or weight is None, "retain_weight", weight, allowed)
     found = weight if own is None else own
@@ -221,23 +264,36 @@ def retaining(
 def described(word: str, settings: Unlearning) -> str:
     """How a model unlearns by a method, in a line, with what nobody said."""
     term, rate = settings.retain_term, settings.optimization.learning_rate
-    kept = "no retain term" if term == "none" else f"{term} with lambda = {settings.retain_weight:g}"
+    kept = (
+        "no retain term" if term == "none" else f"{term} with lambda = {settings.retain_weight:g}"
+    )
     return f"{word.partition('@')[0]}, {kept}, learning rate {rate:g}"
 
 
 def _form_of(name: str) -> str:
     """The form of the words that name one method."""
     form = METHODS[name]
-    return name + (":BETA[:GAMMA]" if form.takes else "") + ("[@RETAIN_WEIGHT]" if form.retain_term != "none" else "")
+    return (
+        name
+        + (":BETA[:GAMMA]" if form.takes else "")
+        + ("[@RETAIN_WEIGHT]" if form.retain_term != "none" else "")
+    )
 
 
 def method_of(settings: Unlearning) -> Method:
-    """The method whose settings these are; raises `InvalidInput` for an objective between the named ones."""
+    """The method whose settings these are; raises `InvalidInput` for an objective between the
+    named ones.
+    """
     law, term = settings.objective, settings.retain_term if settings.retain_weight else "none"
     for name, form in METHODS.items():
         bare = law._replace(**dict.fromkeys(NUMBERS, 0.0)) if form.takes else law
         same = type(law) is type(form.objective) and bare == form.objective
         if same and term == form.retain_term and settings.average == form.average:
-            return Method(name, law, term, settings.retain_weight if term != "none" else 1.0, form.average)
-    allowed = f"that of a method with retain term {term}, averaged over {settings.average}: {', '.join(METHODS)}"
+            return Method(
+                name, law, term, settings.retain_weight if term != "none" else 1.0, form.average
+            )
+    allowed = (
+        f"that of a method with retain term {term}, averaged over {settings.average}: "
+        f"{', '.join(METHODS)}"
+    )
     raise InvalidInput("objective", law, allowed)

@@ -1,8 +1,10 @@
-"""Requests to forget that arrive one after another: each is unlearned from what the one before left.
+"""Requests to forget that arrive one after another: each is unlearned from what the one before
+left.
 
-What was forgotten earlier may come back while something else is forgotten, and what nobody asked to forget wears away
-with every request. So after each of them all requests are scored, those still to come included. The reference of a
-request is the model at its arrival, as in a service that keeps one model. (Paper, Figure A5.)
+What was forgotten earlier may come back while something else is forgotten, and what nobody asked to
+forget wears away with every request. So after each of them all requests are scored, those still to
+come included. The reference of a request is the model at its arrival, as in a service that keeps
+one model. (Paper, Figure A5.)
 """
 
 from __future__ import annotations
@@ -32,10 +34,12 @@ STAGE, REQUESTS = "request_{}", "requests.parquet"
 
 
 class Sequential(NamedTuple):
-    """What requests in turn leave behind, stage by stage (the number of requests done by then, from 0).
+    """What requests in turn leave behind, stage by stage (the number of requests done by then, from
+    0).
 
-    `answers` has a row per `stage`, `request` (from 0) and answer, and what `llm.models.answers.log_table` has.
-    `stages` has a row per `stage`: `forget_loss`, of its own request, `retain_loss` and `status` of its last epoch.
+    `answers` has a row per `stage`, `request` (from 0) and answer, and what
+    `llm.models.answers.log_table` has. `stages` has a row per `stage`: `forget_loss`, of its own
+    request, `retain_loss` and `status` of its last epoch.
     """
 
     answers: pd.DataFrame
@@ -43,16 +47,24 @@ class Sequential(NamedTuple):
 
 
 def requests(examples: Sequence[Example], count: int) -> tuple[tuple[Example, ...], ...]:
-    """A forget set as `count` requests: whole authors where examples have them, in order, of about equal numbers.
+    """A forget set as `count` requests: whole authors where examples have them, in order, of about
+    equal numbers.
 
     Raises `InvalidInput` for fewer authors, or examples, than requests.
     """
     names = [example.author or str(place) for place, example in enumerate(examples)]
     units = list(dict.fromkeys(names))
-    require(1 <= count <= len(units), "requests", count, f"from 1 to {len(units)}, the authors or examples there are")
+    require(
+        1 <= count <= len(units),
+        "requests",
+        count,
+        f"from 1 to {len(units)}, the authors or examples there are",
+    )
     part = {unit: place * count // len(units) for place, unit in enumerate(units)}
     return tuple(
-        tuple(example for example, name in zip(examples, names, strict=True) if part[name] == number)
+        tuple(
+            example for example, name in zip(examples, names, strict=True) if part[name] == number
+        )
         for number in range(count)
     )
 
@@ -67,57 +79,91 @@ def sequential(
     max_length: int = MAX_LENGTH,
     progress: bool = True,
 ) -> Sequential:
-    """Unlearn the requests in turn, each in a folder of its own, going on where an earlier call was stopped.
+    """Unlearn the requests in turn, each in a folder of its own, going on where an earlier call was
+    stopped.
 
-    Raises `InvalidInput` as `unlearn_into` does, for a folder of other requests or of anything else, and for an example
-    that occurs in two requests.
+    Raises `InvalidInput` as `unlearn_into` does, for a folder of other requests or of anything
+    else, and for an example that occurs in two requests.
     """
     folder = storage.check_writable(folder, "out", folder=True)
     indices = [example.index for request in wanted for example in request]
     repeated = sorted({index for index in indices if indices.count(index) > 1})
-    require(bool(wanted) and not repeated, "requests", repeated[:1], "at least one, each example in one of them")
+    require(
+        bool(wanted) and not repeated,
+        "requests",
+        repeated[:1],
+        "at least one, each example in one of them",
+    )
     language = start()
-    described = {"model": language.name, "parameters": parameters_digest(language.model), "unlearning": settings}
-    described |= {"retain": storage.fingerprint(retain)}  # there may be more requests than an earlier call had
+    described = {
+        "model": language.name,
+        "parameters": parameters_digest(language.model),
+        "unlearning": settings,
+    }
+    # there may be more requests than an earlier call had
+    described |= {"retain": storage.fingerprint(retain)}
     places = [STAGE.format(stage) for stage in range(1, len(wanted) + 1)]
     folders.claim(folder, "sequential", described, names=(REQUESTS, *places))
     answers, stages = [_scored(folder, 0, language, wanted, max_length)], []
     for stage, request in enumerate(wanted, start=1):
         place = folder / STAGE.format(stage)
         done = (place / EPOCHS).exists()
-        run = unlearn_into(place, language, request, retain, settings, max_length=max_length, progress=progress)
+        run = unlearn_into(
+            place, language, request, retain, settings, max_length=max_length, progress=progress
+        )
         if done:  # the model was not touched
-            language = load(place / MODEL, device=str(language.model.device))._replace(name=language.name)
+            language = load(place / MODEL, device=str(language.model.device))._replace(
+                name=language.name
+            )
         stages += [run.epochs.iloc[[0]].assign(stage=0)] if stage == 1 else []
         stages.append(run.epochs.iloc[[-1]].assign(stage=stage))
         answers.append(_scored(place, stage, language, wanted, max_length))
-    kept = pd.concat(stages, ignore_index=True).drop(columns=["epoch", "step", "learning_rate", "gradient_norm"])
+    kept = pd.concat(stages, ignore_index=True).drop(
+        columns=["epoch", "step", "learning_rate", "gradient_norm"]
+    )
     return Sequential(pd.concat(answers, ignore_index=True), kept)
 
 
 def _scored(
-    folder: Path, stage: int, language: LanguageModel, wanted: Sequence[Sequence[Example]], max_length: int
+    folder: Path,
+    stage: int,
+    language: LanguageModel,
+    wanted: Sequence[Sequence[Example]],
+    max_length: int,
 ) -> pd.DataFrame:
     """What the model of a stage makes of all requests."""
     path = folder / REQUESTS
     if storage.read_kept(path, storage.read_table) is None:
-        own = [answer_log(language, request, max_length=max_length, progress=False) for request in wanted]
-        tables = [log_table(log).assign(stage=stage, request=number) for number, log in enumerate(own)]
+        own = [
+            answer_log(language, request, max_length=max_length, progress=False)
+            for request in wanted
+        ]
+        tables = [
+            log_table(log).assign(stage=stage, request=number) for number, log in enumerate(own)
+        ]
         known = storage.provenance({"model": language.name, "stage": stage})
         storage.write_table(pd.concat(tables, ignore_index=True), path, known)
     found = storage.read_table(path)
     there = found[["request", "index"]].drop_duplicates().to_numpy().tolist()
-    asked = [[number, example.index] for number, request in enumerate(wanted) for example in request]
-    require(sorted(there) == sorted(asked), "out", str(folder), "an empty folder, or that of these requests")
+    asked = [
+        [number, example.index] for number, request in enumerate(wanted) for example in request
+    ]
+    require(
+        sorted(there) == sorted(asked),
+        "out",
+        str(folder),
+        "an empty folder, or that of these requests",
+    )
     return found
 
 
 def by_stage(found: Sequential, retrained: EvaluationLog) -> pd.DataFrame:
     """What each stage is for each request, beside a model that never saw any of them.
 
-    A row per `stage` and `request`: `requested` (whether it was among those done by then), `logp` (mean of logp/length,
-    nats per token), `forget_quality` and `ks_statistic` against the retrained model, `examples`; and the columns of
-    `found.stages`. Raises `InvalidInput` as `forget_quality` does.
+    A row per `stage` and `request`: `requested` (whether it was among those done by then), `logp`
+    (mean of logp/length, nats per token), `forget_quality` and `ks_statistic` against the retrained
+    model, `examples`; and the columns of `found.stages`. Raises `InvalidInput` as `forget_quality`
+    does.
     """
     rows = []
     for (stage, request), frame in found.answers.groupby(["stage", "request"]):

@@ -1,9 +1,11 @@
-"""Unlearning by arithmetic on parameters: what learning the forget data once more would add is taken away instead.
+"""Unlearning by arithmetic on parameters: what learning the forget data once more would add is
+taken away instead.
 
     theta_unlearned = theta - scale * (theta_again - theta)
 
-with theta_again the model fine-tuned on the forget data alone. It takes no reference, no objective of the family and no
-retain data, so that it marks what the others are worth. (Ilharco et al. 2023, "task vectors"; MUSE's baseline.)
+with theta_again the model fine-tuned on the forget data alone. It takes no reference, no objective
+of the family and no retain data, so that it marks what the others are worth. (Ilharco et al. 2023,
+"task vectors"; MUSE's baseline.)
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ def negate_task_vector(
     scale: float = 1.0,
     progress: bool = True,
 ) -> LanguageModel:
-    """A copy of the model from which `scale` times its task vector of the forget examples is taken; scale 0 is itself.
+    """A copy of the model from which `scale` times its task vector of the forget examples is taken;
+    scale 0 is itself.
 
     Raises `InvalidInput` as `fine_tune` does, and for a scale that is negative or not finite.
     """

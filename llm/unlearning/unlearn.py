@@ -1,12 +1,15 @@
-"""Unlearning of a language model under any objective of the family, with what the law needs recorded every epoch.
+"""Unlearning of a language model under any objective of the family, with what the law needs
+recorded every epoch.
 
-    minimise   mean over forget examples of loss(logp, length, ref)  +  retain_weight * mean over retain examples
+    minimise   mean over forget examples of loss(logp, length, ref)  +  retain_weight * mean over
+               retain examples
 
-or, averaged over "tokens", both sums over the tokens of an update divided by how many tokens there are.
-where the loss may be that of a pair: the response to forget, and one that is preferred to it, such as a refusal.
-The reference is scored once and not kept: of it the law needs one number per example. What is recorded is the
-log-probability of every forget example after every epoch, so that the weights under any grid of objectives follow from
-one run. (Paper, section 2 and 4; the retain term's factor is its lambda.)
+or, averaged over "tokens", both sums over the tokens of an update divided by how many tokens there
+are. where the loss may be that of a pair: the response to forget, and one that is preferred to it,
+such as a refusal. The reference is scored once and not kept: of it the law needs one number per
+example. What is recorded is the log-probability of every forget example after every epoch, so that
+the weights under any grid of objectives follow from one run. (Paper, section 2 and 4; the retain
+term's factor is its lambda.)
 """
 
 from __future__ import annotations
@@ -40,14 +43,17 @@ from markov.preferences import Forgetting, paired, validate_pair
 
 @dataclass(frozen=True, kw_only=True)
 class Unlearning:
-    """How a model unlearns: an objective, the optimisation (defaults: the paper's for TOFU), and what holds it back.
+    """How a model unlearns: an objective, the optimisation (defaults: the paper's for TOFU), and
+    what holds it back.
 
-    `retain_weight` multiplies the retain loss, as published; `average` says what both losses of an update are averaged
-    over (see `llm.unlearning.retaining`). That multiplies all examples of an update by one number and leaves what the
-    law says of each, d loss / d logp, as it is: the `forget_loss` and the weights of tables do not depend on it. Of
-    examples to retain, the `retain_probe` first of an order that follows from the seed are measured after every epoch.
-    `gradients` are the epochs (0 is before the first update) after which the norm of each forget example's gradient of
-    logp is recorded; over adapters, if there are any. Raises `InvalidInput` for what cannot be.
+    `retain_weight` multiplies the retain loss, as published; `average` says what both losses of an
+    update are averaged over (see `llm.unlearning.retaining`). That multiplies all examples of an
+    update by one number and leaves what the law says of each, d loss / d logp, as it is: the
+    `forget_loss` and the weights of tables do not depend on it. Of examples to retain, the
+    `retain_probe` first of an order that follows from the seed are measured after every epoch.
+    `gradients` are the epochs (0 is before the first update) after which the norm of each forget
+    example's gradient of logp is recorded; over adapters, if there are any. Raises `InvalidInput`
+    for what cannot be.
     """
 
     objective: Forgetting
@@ -60,39 +66,64 @@ class Unlearning:
     gradients: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        numbers = all(torch.as_tensor(value).ndim == 0 for value in validate_pair(paired(self.objective)))
+        numbers = all(
+            torch.as_tensor(value).ndim == 0 for value in validate_pair(paired(self.objective))
+        )
         require(numbers, "objective", self.objective, "single numbers")
         object.__setattr__(self, "objective", type(self.objective)(*map(float, self.objective)))
         terms = get_args(RetainTerm)
-        require(self.retain_term in terms, "retain_term", self.retain_term, f"one of {', '.join(terms)}")
+        require(
+            self.retain_term in terms, "retain_term", self.retain_term, f"one of {', '.join(terms)}"
+        )
         averages = get_args(Average)
         require(self.average in averages, "average", self.average, f"one of {', '.join(averages)}")
-        # A loss per token, or of two responses at once, has been divided already, or has no one length to divide by.
+        # A loss per token, or of two responses at once, has been divided already, or has no one
+        # length to divide by.
         summed = isinstance(self.objective, Objective) and float(self.objective.normalize) == 0
-        allowed = "examples with this objective: over tokens only losses of summed log-probabilities are averaged"
+        allowed = (
+            "examples with this objective: over tokens only losses of summed "
+            "log-probabilities are averaged"
+        )
         require(self.average == "examples" or summed, "average", self.average, allowed)
-        require(0 <= self.retain_weight < math.inf, "retain_weight", self.retain_weight, "a finite number >= 0")
-        require(self.retain_probe >= 1, "retain_probe", self.retain_probe, "a whole number of at least 1")
+        require(
+            0 <= self.retain_weight < math.inf,
+            "retain_weight",
+            self.retain_weight,
+            "a finite number >= 0",
+        )
+        require(
+            self.retain_probe >= 1,
+            "retain_probe",
+            self.retain_probe,
+            "a whole number of at least 1",
+        )
         allowed = f"epochs from 0 to {self.optimization.epochs}"
-        require(set(self.gradients) <= {*range(self.optimization.epochs + 1)}, "gradients", self.gradients, allowed)
+        require(
+            set(self.gradients) <= {*range(self.optimization.epochs + 1)},
+            "gradients",
+            self.gradients,
+            allowed,
+        )
 
 
 class Unlearned(NamedTuple):
     """What a run leaves behind, beside the model.
 
-    `examples` has a row per epoch (0 is before the first update) and forget example: `epoch`, `index`, `logp`,
-    `length`, `ref` (as in `llm.diagnostics.weights`); `preferred_logp`, `preferred_length` and `preferred_ref`, the
-    same of what is preferred, where anything is; and, where asked for, `gradient_norm`. `epochs` has a row per epoch:
-    `epoch`, `step` (updates so far), `learning_rate` of the last of them, `forget_loss` (mean over the forget examples)
-    and `retain_loss` (mean of -logp/length over the retain probe, nats per token) after it, `gradient_norm` (mean over
-    its updates, before clipping), and `status`: ok; collapsed, from where the retain loss exceeds log(vocabulary), that
-    of guessing; or nan, in the last row of a run that stopped because a number ceased to be finite. Numbers of a
-    `Measure` follow, nan in such a last row and where they could not be taken. `examples` then ends with the epoch
-    before.
+    `examples` has a row per epoch (0 is before the first update) and forget example: `epoch`,
+    `index`, `logp`, `length`, `ref` (as in `llm.diagnostics.weights`); `preferred_logp`,
+    `preferred_length` and `preferred_ref`, the same of what is preferred, where anything is; and,
+    where asked for, `gradient_norm`. `epochs` has a row per epoch: `epoch`, `step` (updates so
+    far), `learning_rate` of the last of them, `forget_loss` (mean over the forget examples) and
+    `retain_loss` (mean of -logp/length over the retain probe, nats per token) after it,
+    `gradient_norm` (mean over its updates, before clipping), and `status`: ok; collapsed, from
+    where the retain loss exceeds log(vocabulary), that of guessing; or nan, in the last row of a
+    run that stopped because a number ceased to be finite. Numbers of a `Measure` follow, nan in
+    such a last row and where they could not be taken. `examples` then ends with the epoch before.
 
-    All of these are numbers of the model as it would be saved at that moment. Of a model of 16-bit parameters that is
-    its masters rounded (see `llm.training.masters`), computed in those 16 bits; its updates are computed from the
-    masters, under autocast, so that the log-probabilities which they see differ from the recorded ones by rounding.
+    All of these are numbers of the model as it would be saved at that moment. Of a model of 16-bit
+    parameters that is its masters rounded (see `llm.training.masters`), computed in those 16 bits;
+    its updates are computed from the masters, under autocast, so that the log-probabilities which
+    they see differ from the recorded ones by rounding.
     """
 
     examples: pd.DataFrame
@@ -112,22 +143,26 @@ def unlearn(
     state: Location | None = None,
     progress: bool = True,
 ) -> Unlearned:
-    """Unlearn the forget examples; the model is changed in place, adapters are added into its weights at the end.
+    """Unlearn the forget examples; the model is changed in place, adapters are added into its
+    weights at the end.
 
-    Every update takes `batch` forget examples and as many to retain, both in an order that follows from (seed, epoch).
-    `preferred` are the responses that are preferred to those of the forget examples, in their order: an objective that
-    prefers any needs them, and with another one they are only recorded. `measure` is called after every epoch, 0
-    included, in evaluation mode, without gradients and with random numbers that follow from (seed, epoch).
-    `ref` (nats) is another reference than the model itself, such as a perturbed one; `index` names the examples (from 0
-    if not given). With `state`, a folder, a run that was killed goes on from its last whole epoch when it is started
-    again with the same arguments and the same model as at first, and gives the same tables and weights. The folder is
-    left to the caller: of a run that is finished it gives the result without work.
+    Every update takes `batch` forget examples and as many to retain, both in an order that follows
+    from (seed, epoch). `preferred` are the responses that are preferred to those of the forget
+    examples, in their order: an objective that prefers any needs them, and with another one they
+    are only recorded. `measure` is called after every epoch, 0 included, in evaluation mode,
+    without gradients and with random numbers that follow from (seed, epoch). `ref` (nats) is
+    another reference than the model itself, such as a perturbed one; `index` names the examples
+    (from 0 if not given). With `state`, a folder, a run that was killed goes on from its last whole
+    epoch when it is started again with the same arguments and the same model as at first, and gives
+    the same tables and weights. The folder is left to the caller: of a run that is finished it
+    gives the result without work.
 
-    Divergence is warned of, recorded in `status`, and ends the run at the first number that is not finite, before the
-    update that it would spoil; not so a collapse. Raises `InvalidInput` as `score_encoded` does, for a model that is
-    not finite, or gives numbers that are not, before the first update, for a retain term without examples to retain, a
-    `ref`, `index` or `preferred` of another shape or where they cannot be, names of measures that the table has
-    already, and a state of another run.
+    Divergence is warned of, recorded in `status`, and ends the run at the first number that is not
+    finite, before the update that it would spoil; not so a collapse. Raises `InvalidInput` as
+    `score_encoded` does, for a model that is not finite, or gives numbers that are not, before the
+    first update, for a retain term without examples to retain, a `ref`, `index` or `preferred` of
+    another shape or where they cannot be, names of measures that the table has already, and a state
+    of another run.
     """
     index = np.arange(len(forget)) if index is None else np.asarray(index)
     _check(model, forget, retain, preferred, settings)
@@ -135,7 +170,15 @@ def unlearn(
     every, vocab, found, digest = settings.optimization, _vocabulary(model), None, ""
     if state is not None:
         others = (preferred and list(preferred), measure and measure.name)
-        given = (settings, list(forget), list(retain), ref, index, *others, parameters_digest(model))
+        given = (
+            settings,
+            list(forget),
+            list(retain),
+            ref,
+            index,
+            *others,
+            parameters_digest(model),
+        )
         digest = fingerprint(given, __name__)
         found = find_state(state, digest)
     examples = pd.DataFrame() if found is None else found.tables["examples"]
@@ -158,7 +201,9 @@ def unlearn(
                 restore(loop, found)
             for epoch in range(len(rows), every.epochs + 1):
                 if epoch > 0:
-                    refs = [torch.tensor(examples[name].to_numpy()[: len(forget)]) for name in columns]
+                    refs = [
+                        torch.tensor(examples[name].to_numpy()[: len(forget)]) for name in columns
+                    ]
                 row, logp = run.epoch(epoch, refs)
                 allowed = "one that gives finite losses before the first update, of all examples"
                 require(epoch > 0 or logp is not None, "model", type(model).__name__, allowed)
@@ -167,14 +212,23 @@ def unlearn(
                     _warn(rows, vocab)
                 if logp is None:
                     break
-                examples = pd.concat([examples, run.table(epoch, logp, refs, index)], ignore_index=True)
+                examples = pd.concat(
+                    [examples, run.table(epoch, logp, refs, index)], ignore_index=True
+                )
                 if state is not None and epoch > 0:
-                    save_state(state, loop, digest, epoch, {"examples": examples, "epochs": pd.DataFrame(rows)})
+                    save_state(
+                        state,
+                        loop,
+                        digest,
+                        epoch,
+                        {"examples": examples, "epochs": pd.DataFrame(rows)},
+                    )
     return Unlearned(examples, pd.DataFrame(rows))
 
 
 def weights_by_epoch(examples: pd.DataFrame, objectives: Mapping[str, Objective]) -> pd.DataFrame:
-    """The `examples` of a run with a column `weight_<name>`, d loss / d logp, per objective: any, from one run.
+    """The `examples` of a run with a column `weight_<name>`, d loss / d logp, per objective: any,
+    from one run.
 
     Raises `InvalidInput` as `llm.diagnostics.weights.weights_table` does.
     """
@@ -193,9 +247,19 @@ def _check(
 ) -> None:
     require(len(forget) > 0, "forget", forget, "at least one example")
     if preferred is None:
-        require(not paired(settings.objective).prefer, "preferred", None, "a response that is preferred, per example")
+        require(
+            not paired(settings.objective).prefer,
+            "preferred",
+            None,
+            "a response that is preferred, per example",
+        )
     else:
-        require(len(preferred) == len(forget), "preferred", len(preferred), f"{len(forget)} responses, one per example")
+        require(
+            len(preferred) == len(forget),
+            "preferred",
+            len(preferred),
+            f"{len(forget)} responses, one per example",
+        )
     allowed = f"examples to retain, for the retain term {settings.retain_term}"
     require(len(retain) > 0 or settings.retain_term == "none", "retain", retain, allowed)
     check_model(model)
@@ -207,13 +271,18 @@ def _check_numbers(count: int, settings: Unlearning, ref: Tensor | None, index: 
     law = paired(settings.objective)
     alone = not (law.prefer and law.reference)
     require(
-        ref is None or alone, "ref", "given", "None with an objective of pairs, whose reference is the model itself"
+        ref is None or alone,
+        "ref",
+        "given",
+        "None with an objective of pairs, whose reference is the model itself",
     )
     allowed = f"{count} finite numbers, one per forget example"
     if ref is not None:
         require(ref.shape == (count,), "ref", tuple(ref.shape), allowed)
         require(bool(ref.isfinite().all()), "ref", ref[~ref.isfinite()][:1].tolist(), allowed)
-    require(index.shape == (count,), "index", index.shape, f"{count} values, one per forget example")
+    require(
+        index.shape == (count,), "index", index.shape, f"{count} values, one per forget example"
+    )
     require(len(set(index.tolist())) == len(index), "index", index.tolist(), "each value once")
 
 
@@ -224,7 +293,11 @@ def _warn(rows: Sequence[Mapping[str, Any]], vocab: int) -> None:
         return
     when = f"in epoch {row['epoch']}, at update {row['step']}"
     if row["status"] == NAN:
-        warnings.warn(f"unlearning ends {when}: not all losses and gradients are finite", RuntimeWarning, stacklevel=3)
+        warnings.warn(
+            f"unlearning ends {when}: not all losses and gradients are finite",
+            RuntimeWarning,
+            stacklevel=3,
+        )
     if row["status"] == COLLAPSED:
         found = f"retain loss {row['retain_loss']:.3g} > log({vocab}), that of guessing"
         warnings.warn(f"the model has collapsed {when}: {found}", RuntimeWarning, stacklevel=3)

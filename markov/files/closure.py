@@ -1,7 +1,9 @@
-"""Which code a result depends on: the modules that its own module imports, however indirectly, as Python reads them.
+"""Which code a result depends on: the modules that its own module imports, however indirectly, as
+Python reads them.
 
-The modules of this project are followed, those of libraries are not. What is compared of each module is what its text
-means: a changed constant two imports away makes another result, a changed comment, docstring or line break does not.
+The modules of this project are followed, those of libraries are not. What is compared of each
+module is what its text means: a changed constant two imports away makes another result, a changed
+comment, docstring or line break does not.
 """
 
 from __future__ import annotations
@@ -19,7 +21,10 @@ from markov.errors import InvalidInput
 # The packages whose modules are followed when they are imported, with those that are asked for.
 PROJECT = ("markov", "llm", "figures")
 # What reads, writes and refuses, and changes no number, is not followed.
-APART = ("markov.errors", *(f"markov.files.{name}" for name in ("closure", "folders", "leftovers", "storage")))
+APART = (
+    "markov.errors",
+    *(f"markov.files.{name}" for name in ("closure", "folders", "leftovers", "storage")),
+)
 # What of compiled code decides what it does.
 CODE = (
     "co_code",
@@ -39,9 +44,9 @@ BLOCKS = ("body", "orelse", "handlers", "finalbody", "cases")  # where statement
 def digests(*sources: str, without: Collection[str] = ()) -> dict[str, str]:
     """The digest of every module that `sources` depend on, themselves included, by name.
 
-    A source is a module ("markov.training") or a package ("markov": every module in it). Imports of `APART` and of what
-    `without` names are not followed: the latter change what is drawn, say, but not what is computed. Raises
-    `InvalidInput` for a source that is no Python module.
+    A source is a module ("markov.training") or a package ("markov": every module in it). Imports of
+    `APART` and of what `without` names are not followed: the latter change what is drawn, say, but
+    not what is computed. Raises `InvalidInput` for a source that is no Python module.
     """
     found: dict[str, str] = {}
     waiting = [name for source in sources for name in _modules(source)]
@@ -57,8 +62,8 @@ def digests(*sources: str, without: Collection[str] = ()) -> dict[str, str]:
         package = name if file.name == "__init__.py" else name.rpartition(".")[0]
         found[name], imported = _parsed(file.read_text("utf-8"), package)
         words = [word for word in imported if word.split(".")[0] in followed]
-        # A word is a module, or a name within one. The packages above it are not taken for its sake: facades list
-        # names and compute nothing.
+        # A word is a module, or a name within one. The packages above it are not taken for its
+        # sake: facades list names and compute nothing.
         modules = {word if file_of(word) else word.rpartition(".")[0] for word in words}
         waiting += sorted(modules - {"", *APART, *without})
     return found
@@ -71,7 +76,9 @@ def _modules(source: str) -> list[str]:
         raise InvalidInput("source", source, "the name of a module or package written in Python")
     if file.name != "__init__.py":
         return [source]
-    paths = (path.relative_to(file.parent).with_suffix("") for path in sorted(file.parent.rglob("*.py")))
+    paths = (
+        path.relative_to(file.parent).with_suffix("") for path in sorted(file.parent.rglob("*.py"))
+    )
     return [".".join((source, *path.parts)).removesuffix(".__init__") for path in paths]
 
 
@@ -99,7 +106,9 @@ def _file(name: str, root: Path | None) -> Path | None:
 def _parsed(text: str, package: str) -> tuple[str, tuple[str, ...]]:
     tree = ast.parse(text)
     code = compile(tree, "", "exec", dont_inherit=True, optimize=2)  # 2: without docstrings
-    return hashlib.sha256(repr(_plain(code)).encode()).hexdigest(), tuple(sorted(set(_imported(tree.body, package))))
+    return hashlib.sha256(repr(_plain(code)).encode()).hexdigest(), tuple(
+        sorted(set(_imported(tree.body, package)))
+    )
 
 
 def _plain(value: object) -> object:
@@ -117,10 +126,16 @@ def _imported(statements: Iterable[ast.AST], package: str) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            parents = (
+                package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            )
             base = ".".join([*parents, *([node.module] if node.module else [])])
             yield from (f"{base}.{alias.name}" for alias in node.names)
         else:
-            never = isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+            never = (
+                isinstance(node, ast.If)
+                and isinstance(node.test, ast.Name)
+                and node.test.id == "TYPE_CHECKING"
+            )
             for name in BLOCKS[1:] if never else BLOCKS:
                 yield from _imported(getattr(node, name, ()), package)

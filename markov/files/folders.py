@@ -29,7 +29,8 @@ def check_place(
     inputs: Iterable[Location | None] = (),
     finished: str | None = None,
 ) -> Path:
-    """Returns the folder `out` if a command may write there, as far as that is known before any work.
+    """Returns the folder `out` if a command may write there, as far as that is known before any
+    work.
 
     `inputs` are what the command reads: paths, or words that name none. A folder with a file
     `finished` may be read, if nothing else. Raises `InvalidInput` for a folder that cannot be
@@ -47,7 +48,8 @@ def check_place(
 
 
 def check_table(out: Location, field: str = "out", inputs: Iterable[Location | None] = ()) -> Path:
-    """Returns the path `out` if a table may be written there: a new one, or in place of one of ours.
+    """Returns the path `out` if a table may be written there: a new one, or in place of one of
+    ours.
 
     Raises `InvalidInput` for a path that cannot be written, that is or lies within an input, and
     for a file that no command of this project wrote.
@@ -75,7 +77,8 @@ def claim(
     passing: Sequence[str] = (),
     field: str = "out",
 ) -> None:
-    """Claim a folder for a job that writes `names` there, or go on under an earlier claim of the same.
+    """Claim a folder for a job that writes `names` there, or go on under an earlier claim of the
+    same.
 
     Of the names those that are `passing` are for the time of the job (see `tidy`); an earlier claim
     decides which. What killed processes left under passing names is cleared. Raises `InvalidInput`
@@ -95,16 +98,27 @@ def claim(
     taken = [name for name in names if name in claimed or os.path.lexists(place / name)]
     if other or taken:
         allowed = "an empty folder, or that of a run of these settings, data and models"
-        require(_abandoned(place, claims), field, str(folder), f"{allowed} ({other or f'{taken[0]} lies there'})")
+        require(
+            _abandoned(place, claims),
+            field,
+            str(folder),
+            f"{allowed} ({other or f'{taken[0]} lies there'})",
+        )
         claims = {}
-    made = {"settings": rendered, "names": list(names), "passing": list(passing), "process": leftovers.process()}
+    made = {
+        "settings": rendered,
+        "names": list(names),
+        "passing": list(passing),
+        "process": leftovers.process(),
+    }
     _write(place, {**claims, job: made})
     leftovers.clear(place)
 
 
 @contextmanager
 def given_back(folder: Location, job: str) -> Iterator[None]:
-    """Give a claim that is made meanwhile back if the job is refused before it has written anything.
+    """Give a claim that is made meanwhile back if the job is refused before it has written
+    anything.
 
     So what is refused, such as a model that cannot be scored, leaves the folder to another. An
     earlier claim stays, and so does a folder that was there before.
@@ -141,7 +155,9 @@ def claimed(folder: Location, job: str) -> bool:
 
 
 def tidy(folder: Location, job: str) -> None:
-    """Remove what a finished job wrote for its own time only, as its claim says; without one, nothing."""
+    """Remove what a finished job wrote for its own time only, as its claim says; without one,
+    nothing.
+    """
     place = Path(folder)
     own = _claims(place, "out").get(job, {})
     for name in own.get("passing", ()):
@@ -155,7 +171,8 @@ def _existing(inputs: Iterable[Location | None]) -> list[Path]:
     for source in inputs:
         try:
             path = None if source is None else Path(os.path.expanduser(source)).resolve(strict=True)
-        except (OSError, ValueError, RuntimeError):  # a word of another kind, such as authors:original
+        # a word of another kind, such as authors:original
+        except (OSError, ValueError, RuntimeError):
             path = None
         found += [path] if path else []
     return found
@@ -169,9 +186,13 @@ def _check_empty(place: Path, field: str) -> None:
 
 
 def _abandoned(place: Path, claims: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether claims are all that a folder holds, and whoever made them has ended, or is this process."""
+    """Whether claims are all that a folder holds, and whoever made them has ended, or is this
+    process.
+    """
     only = [name for name in _listed(place) if not leftovers.is_partial(name)] == [CLAIM]
-    return only and not any(leftovers.alive_elsewhere(own.get("process")) for own in claims.values())
+    return only and not any(
+        leftovers.alive_elsewhere(own.get("process")) for own in claims.values()
+    )
 
 
 def _listed(place: Path) -> list[str]:
@@ -196,7 +217,9 @@ def _claims(place: Path, field: str) -> dict[str, dict[str, Any]]:
         if storage.cache_dir().resolve() in place.resolve().parents:
             leftovers.set_aside(place, f"{CLAIM}: {error}")
             return {}
-        raise InvalidInput(field, str(place), f"a folder whose {CLAIM} can be read ({error})") from None
+        raise InvalidInput(
+            field, str(place), f"a folder whose {CLAIM} can be read ({error})"
+        ) from None
     return found
 
 

@@ -20,7 +20,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-PARTIAL = re.compile(r"\.partial-(?P<result>[0-9a-f]{8})-(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{8}(\..*)?")
+PARTIAL = re.compile(
+    r"\.partial-(?P<result>[0-9a-f]{8})-(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{8}(\..*)?"
+)
 BROKEN = ".broken"
 # Seconds without a change after which what a process of another machine was writing is given up.
 # Every write here touches its file, or its folder, many times in a day.
@@ -108,7 +110,10 @@ def set_aside(path: Path, reason: object) -> None:
     except FileNotFoundError:  # another process was faster
         return
     why = " ".join(str(reason).split())
-    print(f"note: {path} is broken ({why}): set aside as {place.name}, and made again", file=sys.stderr)
+    print(
+        f"note: {path} is broken ({why}): set aside as {place.name}, and made again",
+        file=sys.stderr,
+    )
 
 
 def _digest(text: str) -> str:

@@ -1,8 +1,8 @@
 """Results on disk: written whole or not at all, and carrying what made them.
 
-Tables are parquet files and parameters safetensors files; both hold their provenance. Equal contents give equal bytes.
-A `fingerprint` of settings and code names a cached result: a changed setting, or what the code behind it does, asks for
-a new one.
+Tables are parquet files and parameters safetensors files; both hold their provenance. Equal
+contents give equal bytes. A `fingerprint` of settings and code names a cached result: a changed
+setting, or what the code behind it does, asks for a new one.
 """
 
 from __future__ import annotations
@@ -37,14 +37,19 @@ VERSIONED = ("torch", "numpy", "pandas", "pyarrow")
 
 
 def cache_dir() -> Path:
-    """The folder of recomputable results, made on demand: $SIMNPO_LAB_CACHE, or one in the user's own cache folder."""
+    """The folder of recomputable results, made on demand: $SIMNPO_LAB_CACHE, or one in the
+    user's own cache folder.
+    """
     chosen = os.environ.get("SIMNPO_LAB_CACHE")
     try:
         folder = Path(chosen).expanduser() if chosen else _user_cache() / "simnpo-lab"
-        # Made before it is tried, because processes that start together must not take it away from each other.
+        # Made before it is tried, because processes that start together must not take it away from
+        # each other.
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: no home folder to be found
-        raise InvalidInput("SIMNPO_LAB_CACHE", chosen, f"a folder that can be written ({error})") from None
+        raise InvalidInput(
+            "SIMNPO_LAB_CACHE", chosen, f"a folder that can be written ({error})"
+        ) from None
     return check_writable(folder, "SIMNPO_LAB_CACHE", folder=True)
 
 
@@ -57,15 +62,18 @@ def _user_cache() -> Path:
 
 
 def check_writable(path: Location, field: str, *, folder: bool = False) -> Path:
-    """The path, if a file (or `folder`) can be written there; tried out before any work, and nothing is left behind."""
+    """The path, if a file (or `folder`) can be written there; tried out before any work, and
+    nothing is left behind.
+    """
     path = Path(path)
     try:
         with suppress(FileNotFoundError, NotADirectoryError):
             os.lstat(path)  # a name that no file can have is an error here
         if path.exists() and not (path.is_dir() if folder else path.is_file()):
             raise FileExistsError(errno.EEXIST, "something else lies there")
-        # Files are replaced, never rewritten, so what a file needs is a folder that takes a new one. A folder that is
-        # not there yet is not made for the trial either: whoever finds it would take it for a result.
+        # Files are replaced, never rewritten, so what a file needs is a folder that takes a new
+        # one. A folder that is not there yet is not made for the trial either: whoever finds it
+        # would take it for a result.
         place = path if folder and path.exists() else path.parent
         leftovers.clear(place, path.name)
         _try_creating(place / leftovers.partial_name(path.name))
@@ -83,27 +91,34 @@ def _try_creating(probe: Path, trials: int = 3) -> None:
             made.append(folder)
         os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         probe.unlink()
-    except FileNotFoundError:  # another process has just removed a folder that it had made for its own trial
+    # another process has just removed a folder that it had made for its own trial
+    except FileNotFoundError:
         if trials == 1:
             raise
         _try_creating(probe, trials - 1)
     finally:
         for folder in reversed(made):
-            with suppress(OSError):  # another process may have begun to use a folder that was made here
+            # another process may have begun to use a folder that was made here
+            with suppress(OSError):
                 folder.rmdir()
 
 
 @contextmanager
 def atomic_path(path: Location) -> Iterator[Path]:
-    """A temporary path beside `path`, put in its place when the block ends and removed when anything is raised.
+    """A temporary path beside `path`, put in its place when the block ends and removed when
+    anything is raised.
 
     What killed processes left of the same file is cleared.
     """
-    target = Path(os.path.realpath(path))  # so that a link keeps pointing at its target, and is not replaced
-    require(not target.exists() or target.is_file(), "path", str(path), "a file that can be written")
+    # so that a link keeps pointing at its target, and is not replaced
+    target = Path(os.path.realpath(path))
+    require(
+        not target.exists() or target.is_file(), "path", str(path), "a file that can be written"
+    )
     target.parent.mkdir(parents=True, exist_ok=True)
     leftovers.clear(target.parent, target.name)
-    # Only a name: whoever writes creates the file, as the user's umask has it. Some writers go by the suffix.
+    # Only a name: whoever writes creates the file, as the user's umask has it. Some writers go by
+    # the suffix.
     partial = target.with_name(leftovers.partial_name(target.name) + target.suffix)
     try:
         yield partial
@@ -113,7 +128,9 @@ def atomic_path(path: Location) -> Iterator[Path]:
 
 
 def settings_of(value: object) -> Any:
-    """`value` in the vocabulary of JSON; dataclasses and named tuples keep their name under "class", never a field."""
+    """`value` in the vocabulary of JSON; dataclasses and named tuples keep their name under
+    "class", never a field.
+    """
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
@@ -122,16 +139,30 @@ def settings_of(value: object) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [field.name for field in dataclasses.fields(value)]
     if names is not None:
-        return {"class": type(value).__qualname__, **{name: settings_of(getattr(value, name)) for name in names}}
+        return {
+            "class": type(value).__qualname__,
+            **{name: settings_of(getattr(value, name)) for name in names},
+        }
     if isinstance(value, Mapping):
-        require(all(isinstance(name, str) for name in value), "settings", value, "mappings with strings as keys")
+        require(
+            all(isinstance(name, str) for name in value),
+            "settings",
+            value,
+            "mappings with strings as keys",
+        )
         return {name: settings_of(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [settings_of(item) for item in value]
     dtype, tolist = getattr(value, "dtype", None), getattr(value, "tolist", None)
     if dtype is not None and tolist is not None:  # arrays, tensors and their scalars
-        return {"class": "array", "dtype": str(dtype).split(".")[-1], "values": settings_of(tolist())}
-    raise InvalidInput("settings", value, "plain values, arrays, tuples, mappings, dataclasses or named tuples")
+        return {
+            "class": "array",
+            "dtype": str(dtype).split(".")[-1],
+            "values": settings_of(tolist()),
+        }
+    raise InvalidInput(
+        "settings", value, "plain values, arrays, tuples, mappings, dataclasses or named tuples"
+    )
 
 
 def _canonical(rendered: object) -> str:
@@ -143,7 +174,8 @@ def _digest(rendered: object) -> str:
 
 
 def code_version(*sources: str, without: Collection[str] = ()) -> str:
-    """A digest of the code that modules ("markov.training") and packages ("markov": every module in it) depend on.
+    """A digest of the code that modules ("markov.training") and packages ("markov": every module in
+    it) depend on.
 
     That is what they import, however indirectly: see `markov.files.closure`.
     """
@@ -151,14 +183,21 @@ def code_version(*sources: str, without: Collection[str] = ()) -> str:
 
 
 def fingerprint(value: object, *sources: str, without: Collection[str] = ()) -> str:
-    """The name of a result: it changes with every setting and with the code behind `sources`, and with nothing else."""
+    """The name of a result: it changes with every setting and with the code behind `sources`,
+    and with nothing else.
+    """
     return _digest([settings_of(value), code_version(*sources, without=without)])
 
 
 def provenance(
-    settings: object, *sources: str, without: Collection[str] = (), seeds: Iterable[int] | None = None
+    settings: object,
+    *sources: str,
+    without: Collection[str] = (),
+    seeds: Iterable[int] | None = None,
 ) -> dict[str, Any]:
-    """How a result came about: settings, seeds, and the versions of the code in `sources` and of what it stands on."""
+    """How a result came about: settings, seeds, and the versions of the code in `sources` and of
+    what it stands on.
+    """
     sources = sources or ("markov",)
     return {
         "package": "simnpo-lab",
@@ -180,10 +219,13 @@ def git_commit() -> str | None:
     folder = Path(__file__).parents[1]
     command = ["git", "-C", str(folder), "rev-parse", "HEAD", "--show-prefix"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
+        answer = subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True
+        ).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
         return None
-    # Installed into an environment inside some other checkout, the package would see that one's commit.
+    # Installed into an environment inside some other checkout, the package would see that one's
+    # commit.
     return answer[0] if answer[1:] == [f"{folder.name}/"] else None
 
 
@@ -194,11 +236,17 @@ def write_table(frame: DataFrame, path: Location, provenance: Mapping[str, Any])
 
     frame = frame.copy(deep=False)
     frame.attrs = {}  # a frame that was read carries its old provenance here
-    # Frames that are equal may be chunked differently, for example after a concatenation, and the file would show it.
+    # Frames that are equal may be chunked differently, for example after a concatenation, and the
+    # file would show it.
     table = pyarrow.Table.from_pandas(frame).combine_chunks()
-    described = {**(table.schema.metadata or {}), KEY.encode(): _canonical(settings_of(provenance)).encode()}
+    described = {
+        **(table.schema.metadata or {}),
+        KEY.encode(): _canonical(settings_of(provenance)).encode(),
+    }
     with atomic_path(path) as partial:
-        pyarrow.parquet.write_table(table.replace_schema_metadata(described), partial, compression="zstd")
+        pyarrow.parquet.write_table(
+            table.replace_schema_metadata(described), partial, compression="zstd"
+        )
 
 
 def read_table(path: Location) -> DataFrame:
@@ -214,13 +262,17 @@ def read_table(path: Location) -> DataFrame:
         frame = pyarrow.parquet.read_table(path).to_pandas()
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InvalidInput("file", os.fspath(path), f"a table that can be read ({reason})") from None
+        raise InvalidInput(
+            "file", os.fspath(path), f"a table that can be read ({reason})"
+        ) from None
     frame.attrs = {KEY: known}
     return frame
 
 
 def read_provenance(path: Location) -> dict[str, Any]:
-    """The provenance inside a table or, by its suffix, a safetensors file, without reading the rest."""
+    """The provenance inside a table or, by its suffix, a safetensors file, without reading the
+    rest.
+    """
     import pyarrow
     import pyarrow.parquet
     from safetensors import SafetensorError, safe_open
@@ -230,9 +282,19 @@ def read_provenance(path: Location) -> dict[str, Any]:
             with safe_open(path, framework="pt") as file:
                 return json.loads(file.metadata()[KEY])
         return json.loads(pyarrow.parquet.read_schema(path).metadata[KEY.encode()])
-    except (OSError, ValueError, pyarrow.ArrowException, SafetensorError, KeyError, TypeError, RecursionError):
+    except (
+        OSError,
+        ValueError,
+        pyarrow.ArrowException,
+        SafetensorError,
+        KeyError,
+        TypeError,
+        RecursionError,
+    ):
         # no metadata at all reads as None
-        raise InvalidInput("file", os.fspath(path), "an existing file that carries its provenance") from None
+        raise InvalidInput(
+            "file", os.fspath(path), "an existing file that carries its provenance"
+        ) from None
 
 
 def read_kept(path: Path, read: Callable[[Path], Kept]) -> Kept | None:
@@ -250,7 +312,8 @@ def read_kept(path: Path, read: Callable[[Path], Kept]) -> Kept | None:
 
 
 def unfinished(key: object, *sources: str) -> Path:
-    """The folder of the cache for finished parts of a result that is not whole yet, named by what it depends on.
+    """The folder of the cache for finished parts of a result that is not whole yet, named by what
+    it depends on.
 
     Whoever has written the result discards it (`leftovers.discard`).
     """
@@ -259,13 +322,18 @@ def unfinished(key: object, *sources: str) -> Path:
     return folder / fingerprint(key, *sources)
 
 
-def save_parameters(path: Location, parameters: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+def save_parameters(
+    path: Location, parameters: Mapping[str, Tensor], metadata: Mapping[str, Any]
+) -> None:
     """Write named tensors, with `metadata` as their provenance."""
     from safetensors.torch import save
 
-    # Copies, because views of one tensor (the members of an ensemble, tied weights) are refused; one metadata entry,
-    # because several would be written in random order; and `save`, because `save_file` hides files from other users.
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in parameters.items()}
+    # Copies, because views of one tensor (the members of an ensemble, tied weights) are refused;
+    # one metadata entry, because several would be written in random order; and `save`, because
+    # `save_file` hides files from other users.
+    tensors = {
+        name: tensor.detach().cpu().contiguous().clone() for name, tensor in parameters.items()
+    }
     with atomic_path(path) as partial:
         partial.write_bytes(save(tensors, {KEY: _canonical(settings_of(metadata))}))
 

@@ -37,8 +37,12 @@ VIEWS: list[tuple[Callable[[], View], str, list[Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("make", "control", "values"), VIEWS, ids=[make.__name__ for make, *_ in VIEWS])
-def test_redraw(benchmark: BenchmarkFixture, make: Callable[[], View], control: str, values: list[Any]) -> None:
+@pytest.mark.parametrize(
+    ("make", "control", "values"), VIEWS, ids=[make.__name__ for make, *_ in VIEWS]
+)
+def test_redraw(
+    benchmark: BenchmarkFixture, make: Callable[[], View], control: str, values: list[Any]
+) -> None:
     """One moved slider: from the new value to the encoded picture, in the kernel."""
     torch.set_num_threads(1)
     view, following = make(), itertools.cycle(values)

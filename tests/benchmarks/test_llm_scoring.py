@@ -1,6 +1,8 @@
-"""Time and memory of scoring language models and of their gradient norms, beside what they cannot do without.
+"""Time and memory of scoring language models and of their gradient norms, beside what they cannot
+do without.
 
-Times are of the processor, on one thread: other programs on the machine blur them less than times of the clock.
+Times are of the processor, on one thread: other programs on the machine blur them less than times
+of the clock.
 """
 
 from __future__ import annotations
@@ -25,12 +27,18 @@ from llm.scoring.logprobs import score_encoded
 def llama(vocab: int, width: int = 192, depth: int = 4) -> LlamaForCausalLM:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    shape: dict[str, Any] = dict(hidden_size=width, intermediate_size=4 * width, num_hidden_layers=depth)
-    return LlamaForCausalLM(LlamaConfig(vocab_size=vocab, num_attention_heads=width // 64, **shape)).eval()
+    shape: dict[str, Any] = dict(
+        hidden_size=width, intermediate_size=4 * width, num_hidden_layers=depth
+    )
+    return LlamaForCausalLM(
+        LlamaConfig(vocab_size=vocab, num_attention_heads=width // 64, **shape)
+    ).eval()
 
 
 def answers(count: int, vocab: int, shortest: int = 20, longest: int = 120) -> list[Encoded]:
-    """Sequences of evenly spread lengths, a third of each the prompt: about the proportions of TOFU."""
+    """Sequences of evenly spread lengths, a third of each the prompt: about the proportions of
+    TOFU.
+    """
     generator = torch.Generator().manual_seed(0)
     lengths = torch.linspace(shortest, longest, count).long().tolist()
     draw = (torch.randint(vocab, (length,), generator=generator).tolist() for length in lengths)
@@ -59,21 +67,29 @@ def fastest(benchmark: BenchmarkFixture) -> float:
 @pytest.mark.benchmark(timer=time.process_time)
 @pytest.mark.parametrize("vocab", [2000, 32000])
 def test_scoring_throughput(benchmark: BenchmarkFixture, vocab: int) -> None:
-    """200 answers in batches of the default budget, beside bare forward passes, heads included, on the same batches."""
+    """200 answers in batches of the default budget, beside bare forward passes, heads included,
+    on the same batches.
+    """
     model, encoded = llama(vocab), answers(200, vocab)
     padded = [Batch.pad([encoded[row] for row in rows]) for rows in batches(encoded)]
 
     @torch.no_grad()
     def bare() -> None:
         for batch in padded:
-            assert model(batch.tokens, attention_mask=batch.present.long(), use_cache=False).logits.shape[-1] == vocab
+            assert (
+                model(
+                    batch.tokens, attention_mask=batch.present.long(), use_cache=False
+                ).logits.shape[-1]
+                == vocab
+            )
 
     taken = seconds(bare)
     found = benchmark.pedantic(lambda: score_encoded(model, encoded), rounds=3, warmup_rounds=1)
     assert found.logp.isfinite().all()
     tokens = sum(len(one.tokens) for one in encoded)
     report(
-        f"{tokens / fastest(benchmark):.0f} tokens per second, {taken / fastest(benchmark):.2f} of the bare forward "
+        f"{tokens / fastest(benchmark):.0f} tokens per second, {taken / fastest(benchmark):.2f} of "
+        "the bare forward "
         f"pass ({tokens / taken:.0f}) at a vocabulary of {vocab}"
     )
 
@@ -88,7 +104,8 @@ from llm.scoring.encoding import Batch
 from llm.scoring.logprobs import score_encoded
 
 def peak():
-    return next(int(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith("VmHWM")) / 2**20
+    lines = STATUS.read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
 
 model, encoded = llama(131072, width=64, depth=1), answers(16, 131072, 128, 128)
 before = peak()
@@ -104,7 +121,9 @@ print(peak() - before)
 
 @pytest.mark.skipif(not STATUS.exists(), reason="peak memory is read from /proc")
 def test_memory_at_a_vocabulary_of_128k(benchmark: BenchmarkFixture) -> None:
-    """Peak memory beyond that of the model, 2048 tokens in one batch, each way in a process of its own."""
+    """Peak memory beyond that of the model, 2048 tokens in one batch, each way in a process of
+    its own.
+    """
 
     def gib(how: str) -> float:
         command = [sys.executable, "-c", MEMORY, how]
@@ -113,17 +132,26 @@ def test_memory_at_a_vocabulary_of_128k(benchmark: BenchmarkFixture) -> None:
     naive = gib("log_softmax")
     scored = benchmark.pedantic(lambda: gib("score"), rounds=1)
     one = 2048 * 131072 * 4 / 2**30
-    report(f"{scored:.2f} GiB, {scored / naive:.2f} of a log_softmax of all logits ({naive:.2f}; one copy {one:.2f})")
+    report(
+        f"{scored:.2f} GiB, {scored / naive:.2f} of a log_softmax of all logits ({naive:.2f}; one "
+        f"copy {one:.2f})"
+    )
     assert 0 < scored < naive
 
 
 @pytest.mark.benchmark(timer=time.process_time)
-@pytest.mark.parametrize(("width", "depth", "vocab"), [(64, 2, 1000), (192, 4, 2000), (192, 4, 32000)])
+@pytest.mark.parametrize(
+    ("width", "depth", "vocab"), [(64, 2, 1000), (192, 4, 2000), (192, 4, 32000)]
+)
 def test_gradient_norms(benchmark: BenchmarkFixture, width: int, depth: int, vocab: int) -> None:
-    """64 answers, 16 at a time, beside one backward pass for each, and beside forward and backward passes alone."""
+    """64 answers, 16 at a time, beside one backward pass for each, and beside forward and
+    backward passes alone.
+    """
     model, encoded = llama(vocab, width, depth), answers(64, vocab, 40, 60)
     slow = seconds(lambda: one_by_one(model, encoded), rounds=1)
-    quick = benchmark.pedantic(lambda: gradient_norms(model, encoded, budget=16 * 60), rounds=3, warmup_rounds=1)
+    quick = benchmark.pedantic(
+        lambda: gradient_norms(model, encoded, budget=16 * 60), rounds=3, warmup_rounds=1
+    )
     torch.testing.assert_close(quick, one_by_one(model, encoded), rtol=1e-4, atol=0.0)
 
     def passes() -> None:
@@ -135,8 +163,10 @@ def test_gradient_norms(benchmark: BenchmarkFixture, width: int, depth: int, voc
 
     alone = seconds(passes, rounds=2)
     report(
-        f"{1e3 * fastest(benchmark) / len(encoded):.1f} ms per example at width {width} and vocabulary {vocab}: "
-        f"{slow / fastest(benchmark):.1f} times as fast as one by one, {alone / fastest(benchmark):.2f} of the speed "
+        f"{1e3 * fastest(benchmark) / len(encoded):.1f} ms per example at width {width} and "
+        f"vocabulary {vocab}: "
+        f"{slow / fastest(benchmark):.1f} times as fast as one by one, "
+        f"{alone / fastest(benchmark):.2f} of the speed "
         f"of forward and backward passes of batches of 16"
     )
 
@@ -146,9 +176,13 @@ def test_throughput_by_budget(benchmark: BenchmarkFixture) -> None:
     model, encoded = llama(2000), answers(200, 2000)
     tokens = sum(len(one.tokens) for one in encoded)
     rates = {
-        budget: tokens / seconds(lambda budget=budget: score_encoded(model, encoded, budget=budget), rounds=2)
+        budget: tokens
+        / seconds(lambda budget=budget: score_encoded(model, encoded, budget=budget), rounds=2)
         for budget in (512, 1024, 2048, 4096, 8192)
     }
     found = benchmark.pedantic(lambda: score_encoded(model, encoded), rounds=1)
-    report("tokens per second by budget: " + ", ".join(f"{rate:.0f} ({budget})" for budget, rate in rates.items()))
+    report(
+        "tokens per second by budget: "
+        + ", ".join(f"{rate:.0f} ({budget})" for budget, rate in rates.items())
+    )
     assert BUDGET in rates and found.logp.isfinite().all()

@@ -1,4 +1,5 @@
-"""Time of unlearning a language model: an epoch under each corner, and an update beside bare passes.
+"""Time of unlearning a language model: an epoch under each corner, and an update beside bare
+passes.
 
 Times are of the processor, on one thread.
 """
@@ -25,8 +26,13 @@ VOCAB = DefaultModels().vocabulary
 
 def run(objective: Any, forget: list[Encoded], retain: list[Encoded], epochs: int) -> float:
     """Processor time of unlearning, the reference's scoring included."""
-    model, every = llama(VOCAB), Optimization(epochs=epochs, batch=16, learning_rate=1e-5, budget=384)
-    settings = Unlearning(objective=objective, optimization=every, retain_term="cross_entropy", retain_probe=16)
+    model, every = (
+        llama(VOCAB),
+        Optimization(epochs=epochs, batch=16, learning_rate=1e-5, budget=384),
+    )
+    settings = Unlearning(
+        objective=objective, optimization=every, retain_term="cross_entropy", retain_probe=16
+    )
     began = time.process_time()
     unlearn(model, forget, retain, settings, progress=False)
     return time.process_time() - began
@@ -34,24 +40,37 @@ def run(objective: Any, forget: list[Encoded], retain: list[Encoded], epochs: in
 
 @pytest.mark.filterwarnings("ignore:the model has collapsed")  # it only guesses from the start
 def test_an_epoch_of_npo_beside_one_of_simnpo(benchmark: BenchmarkFixture) -> None:
-    """Half of what three epochs take beyond one: the scoring of the reference, before the first, does not count."""
+    """Half of what three epochs take beyond one: the scoring of the reference, before the first,
+    does not count.
+    """
     objectives, forget, retain = list(corners().values()), answers(48, VOCAB), answers(48, VOCAB)
 
     def rounds() -> list[list[tuple[float, float]]]:
         # In turn, so that whatever else the machine does hits all of them.
-        return [[(run(one, forget, retain, 3), run(one, forget, retain, 1)) for one in objectives] for _ in range(3)]
+        return [
+            [(run(one, forget, retain, 3), run(one, forget, retain, 1)) for one in objectives]
+            for _ in range(3)
+        ]
 
     found = benchmark.pedantic(rounds, rounds=1)
-    fastest_of = [[min(times) for times in zip(*own, strict=True)] for own in zip(*found, strict=True)]
+    fastest_of = [
+        [min(times) for times in zip(*own, strict=True)] for own in zip(*found, strict=True)
+    ]
     taken = [(three - one) / 2 for three, one in fastest_of]
-    named = ", ".join(f"{name} {1e3 * each:.0f} ms" for name, each in zip(corners(), taken, strict=True))
-    report(f"{named}: NPO {taken[0] / taken[-1]:.3f} of SimNPO, of 48 answers with as many to retain")
+    named = ", ".join(
+        f"{name} {1e3 * each:.0f} ms" for name, each in zip(corners(), taken, strict=True)
+    )
+    report(
+        f"{named}: NPO {taken[0] / taken[-1]:.3f} of SimNPO, of 48 answers with as many to retain"
+    )
     assert min(taken) > 0
 
 
 @pytest.mark.benchmark(timer=time.process_time)
 def test_fine_tuning_beside_bare_passes(benchmark: BenchmarkFixture) -> None:
-    """An epoch of fine-tuning beside forward and backward passes of transformers' own loss on the same batches."""
+    """An epoch of fine-tuning beside forward and backward passes of transformers' own loss on
+    the same batches.
+    """
     model, encoded = llama(VOCAB), answers(96, VOCAB)
     settings = Optimization(epochs=1, batch=96, learning_rate=1e-5, budget=384)
 
@@ -63,10 +82,13 @@ def test_fine_tuning_beside_bare_passes(benchmark: BenchmarkFixture) -> None:
         model.zero_grad()
 
     alone = seconds(passes)
-    benchmark.pedantic(lambda: fine_tune(model, encoded, settings, progress=False), rounds=3, warmup_rounds=1)
+    benchmark.pedantic(
+        lambda: fine_tune(model, encoded, settings, progress=False), rounds=3, warmup_rounds=1
+    )
     tokens = sum(len(one.tokens) for one in encoded)
     assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
     report(
-        f"{tokens / fastest(benchmark):.0f} tokens per second, {alone / fastest(benchmark):.2f} of bare forward and "
+        f"{tokens / fastest(benchmark):.0f} tokens per second, {alone / fastest(benchmark):.2f} of "
+        "bare forward and "
         f"backward passes ({tokens / alone:.0f}), on {torch.get_num_threads()} thread"
     )

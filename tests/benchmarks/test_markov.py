@@ -1,4 +1,6 @@
-"""Time and memory of the Markov lab, each beside the bound that the machine sets: `make benchmark`."""
+"""Time and memory of the Markov lab, each beside the bound that the machine sets: `make
+benchmark`.
+"""
 
 from __future__ import annotations
 
@@ -38,9 +40,13 @@ def matmul_rate(seconds: float = 1.0) -> float:
 
 
 def flops_per_token(model: Transformer) -> int:
-    """Multiplications and additions of a forward pass in matrix products, attention's own left out."""
+    """Multiplications and additions of a forward pass in matrix products, attention's own left
+    out.
+    """
     return 2 * sum(
-        value.numel() for name, value in model.init(0).items() if name.endswith("weight") and value.ndim == 2
+        value.numel()
+        for name, value in model.init(0).items()
+        if name.endswith("weight") and value.ndim == 2
     )
 
 
@@ -60,27 +66,46 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_figure_5_from_nothing(benchmark: BenchmarkFixture, cache: Path) -> None:
-    """Released architecture, both cases and methods, 50 steps, 51 evaluations on the full test sets, one seed."""
+    """Released architecture, both cases and methods, 50 steps, 51 evaluations on the full test
+    sets, one seed.
+    """
     model, workers = Transformer.released(), 2
     base = Experiment(model=model)
-    experiments = [one for name, case in CASES.items() for one in grid(replace(base, case=case), objective=PAPER[name])]
+    experiments = [
+        one
+        for name, case in CASES.items()
+        for one in grid(replace(base, case=case), objective=PAPER[name])
+    ]
     frame = benchmark.pedantic(lambda: run(experiments, n_jobs=workers, progress=False), rounds=1)
-    trained = [(case, part) for case in CASES.values() for part in case.pretrain_components] + [(LENGTH, "retain")]
+    trained = [(case, part) for case in CASES.values() for part in case.pretrain_components] + [
+        (LENGTH, "retain")
+    ]
     tested = [(case, part) for case in CASES.values() for part in case.lengths]
-    train, test = (sum((c.lengths[p] - 1) * c.counts[p] for c, p in pairs) for pairs in (trained, tested))
+    train, test = (
+        sum((c.lengths[p] - 1) * c.counts[p] for c, p in pairs) for pairs in (trained, tested)
+    )
     work = flops_per_token(model) * (3 * 5 * 0.8 * train + 2 * 51 * 0.2 * test)
-    bound = work / sum(rate for rate in joblib.Parallel(workers)([joblib.delayed(matmul_rate)()] * workers) if rate)
-    memory = [resource.getrusage(who).ru_maxrss / 2**20 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    bound = work / sum(
+        rate for rate in joblib.Parallel(workers)([joblib.delayed(matmul_rate)()] * workers) if rate
+    )
+    memory = [
+        resource.getrusage(who).ru_maxrss / 2**20
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    ]
     report(
-        f"{mean_seconds(benchmark):.0f} s; {work / 1e12:.1f} TFLOP of matrix products alone would take {bound:.0f} s; "
-        f"peak memory {memory[0]:.2f} GiB in this process, {memory[1]:.2f} GiB in the largest of {workers} workers"
+        f"{mean_seconds(benchmark):.0f} s; {work / 1e12:.1f} TFLOP of matrix products alone would "
+        f"take {bound:.0f} s; "
+        f"peak memory {memory[0]:.2f} GiB in this process, {memory[1]:.2f} GiB in the largest of "
+        f"{workers} workers"
     )
     assert len(frame) == 4 * 51 * 3
 
 
 @pytest.mark.parametrize("members", [1, 32])
 def test_unlearning_per_member(benchmark: BenchmarkFixture, cache: Path, members: int) -> None:
-    """50 steps without evaluation but at the start and the end, on 8 test sequences each, in one process."""
+    """50 steps without evaluation but at the start and the end, on 8 test sequences each, in one
+    process.
+    """
     base = Experiment(recorded=(0, 50), test_examples=8)
     experiments = grid(base, objective=[npo(0.2)], seed=range(members))
     base = replace(base, pretraining=replace(base.pretraining, epochs=1))
@@ -90,18 +115,27 @@ def test_unlearning_per_member(benchmark: BenchmarkFixture, cache: Path, members
     assert len(frame) == members * 2 * 3
     work = 3 * flops_per_token(Transformer()) * 50 * 4 * 19
     report(
-        f"{mean_seconds(benchmark) / members:.2f} s per member; its matrix products take {work / matmul_rate():.2f} s"
+        f"{mean_seconds(benchmark) / members:.2f} s per member; its matrix products take "
+        f"{work / matmul_rate():.2f} s"
     )
 
 
 @pytest.mark.parametrize(
     ("name", "draw"),
     [
-        ("sequences of 20 states", lambda generator: LENGTH.chains().retain.sample(100_000, 20, generator)),
-        ("uniform numbers alone", lambda generator: torch.rand(100_000, 20, generator=generator, dtype=torch.float64)),
+        (
+            "sequences of 20 states",
+            lambda generator: LENGTH.chains().retain.sample(100_000, 20, generator),
+        ),
+        (
+            "uniform numbers alone",
+            lambda generator: torch.rand(100_000, 20, generator=generator, dtype=torch.float64),
+        ),
     ],
 )
-def test_sampling(benchmark: BenchmarkFixture, name: str, draw: Callable[[torch.Generator], torch.Tensor]) -> None:
+def test_sampling(
+    benchmark: BenchmarkFixture, name: str, draw: Callable[[torch.Generator], torch.Tensor]
+) -> None:
     generator = torch.Generator().manual_seed(0)
     assert benchmark(lambda: draw(generator)).shape == (100_000, 20)
     report(f"{1e5 / mean_seconds(benchmark):.3g} {name} per second, in rows of 20")
@@ -112,20 +146,33 @@ def test_scalar_law(benchmark: BenchmarkFixture) -> None:
     lengths, betas = np.arange(1.0, 1001)[:, None], np.geomspace(0.01, 10, 100)
     law = Objective(betas, 0.0, 1.0, 0.0)  # pyright: ignore[reportArgumentType]
     assert benchmark(lambda: theta(law, lengths, 10.0)).shape == (1000, 100)
-    report(f"{1e3 * mean_seconds(benchmark):.1f} ms for 100,000 responses; a slider drag may take 50 ms")
+    report(
+        f"{1e3 * mean_seconds(benchmark):.1f} ms for 100,000 responses; a slider drag may take 50 "
+        "ms"
+    )
 
 
 def test_length_sweep_per_run(benchmark: BenchmarkFixture, cache: Path) -> None:
-    """One ensemble of the figures' sweep over lengths, 120 steps of batch 12, beside its products of matrices."""
+    """One ensemble of the figures' sweep over lengths, 120 steps of batch 12, beside its
+    products of matrices.
+    """
     base = replace(Scale().sweep(), optimizer="sgd")
     experiments = grid(base, objective=middle(), seed=[0, 1])
     for job in model_jobs(base):
         load_model(models_folder(), job)
     frame = benchmark.pedantic(run, (experiments,), {"progress": False}, rounds=1, iterations=1)
     assert frame["run"].nunique() == 8
-    mean, count = sum(length - 1 for length in list(base.case.lengths.values())[1:]) / 6, len(base.recorded or ())
+    mean, count = (
+        sum(length - 1 for length in list(base.case.lengths.values())[1:]) / 6,
+        len(base.recorded or ()),
+    )
     trained = 3 * base.steps * base.batch * mean  # forward and backward
-    looked_at = count * (base.test_examples or 0) * sum(length - 1 for length in base.case.lengths.values())
+    looked_at = (
+        count * (base.test_examples or 0) * sum(length - 1 for length in base.case.lengths.values())
+    )
     assert isinstance(base.model, Transformer)
     bound = flops_per_token(base.model) * (trained + looked_at) / matmul_rate()
-    report(f"{mean_seconds(benchmark) / 8:.2f} s per run on one core; its products of matrices alone: {bound:.2f} s")
+    report(
+        f"{mean_seconds(benchmark) / 8:.2f} s per run on one core; its products of matrices alone: "
+        f"{bound:.2f} s"
+    )

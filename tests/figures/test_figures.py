@@ -43,7 +43,9 @@ class Tiny(Scale):
     def experiment(self) -> Experiment:
         model = Transformer(width=8, depth=1, heads=2, mlp_width=8)
         settings = Pretraining(epochs=1, batch=32, learning_rate=1e-2)
-        return replace(super().experiment(), model=model, pretraining=settings, steps=4, learning_rate=1e-2)
+        return replace(
+            super().experiment(), model=model, pretraining=settings, steps=4, learning_rate=1e-2
+        )
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,9 @@ def context() -> tables.Context:
 
 
 @pytest.mark.parametrize("module", [tradeoff, allocation, attribution, claims])
-def test_every_figure_draws_the_frame_it_computes_and_has_a_caption(module: object, context: tables.Context) -> None:
+def test_every_figure_draws_the_frame_it_computes_and_has_a_caption(
+    module: object, context: tables.Context
+) -> None:
     frame = module.data(context)  # pyright: ignore[reportAttributeAccessIssue]
     before = frame.copy(deep=True)
     with style.look():
@@ -102,11 +106,15 @@ def test_equal_frames_give_equal_files(context: tables.Context, tmp_path: Path) 
     for folder in ("one", "two"):
         command.write("allocation", allocation, frame, context.scale, tmp_path / folder)
     for suffix in ("png", "pdf", "parquet"):
-        one, two = ((tmp_path / folder / f"allocation.{suffix}").read_bytes() for folder in ("one", "two"))
+        one, two = (
+            (tmp_path / folder / f"allocation.{suffix}").read_bytes() for folder in ("one", "two")
+        )
         assert one == two
 
 
-def test_a_written_frame_is_the_frame_drawn_with_its_provenance(context: tables.Context, tmp_path: Path) -> None:
+def test_a_written_frame_is_the_frame_drawn_with_its_provenance(
+    context: tables.Context, tmp_path: Path
+) -> None:
     frame = attribution.data(context)
     command.write("attribution", attribution, frame, context.scale, tmp_path)
     back = storage.read_table(tmp_path / "attribution.parquet")
@@ -120,12 +128,28 @@ def test_the_best_beta_reaches_the_goal_most_often_and_then_costs_least() -> Non
         for component in ("forget1", "forget2"):
             final = 0.5 if reached else 0.3
             for step, forget, distance in ((0, 0.0, 0.001), (1, final, retain)):
-                values = {"retain": distance, component: forget, ({"forget1", "forget2"} - {component}).pop(): 1.0}
+                values = {
+                    "retain": distance,
+                    component: forget,
+                    ({"forget1", "forget2"} - {component}).pop(): 1.0,
+                }
                 rows += [
-                    {"run": f"{beta}{component}", "beta": beta, "step": step, "component": name, "kl_to_truth": value}
+                    {
+                        "run": f"{beta}{component}",
+                        "beta": beta,
+                        "step": step,
+                        "component": name,
+                        "kl_to_truth": value,
+                    }
                     for name, value in values.items()
                 ]
-    settings = {"case": "length", "method": "npo", "gamma": 0.0, "architecture": "paper", "optimizer": "adamw"}
+    settings = {
+        "case": "length",
+        "method": "npo",
+        "gamma": 0.0,
+        "architecture": "paper",
+        "optimizer": "adamw",
+    }
     frame = pd.DataFrame(rows).assign(**settings, pretrain_seed=0, seed=0)
     frame["retrained"] = frame["component"].map({"retain": 0.0, "forget1": 0.4, "forget2": 0.4})
     assert tables.best_betas(frame)["beta"].tolist() == [0.2]
@@ -148,22 +172,37 @@ def test_a_ratio_is_a_geometric_mean_and_missing_runs_are_counted_out() -> None:
 
 
 def _runs(costs: dict[tuple[str, str], float]) -> pd.DataFrame:
-    """Runs of both cases that reach each goal half way through one step, at the retain distances given."""
+    """Runs of both cases that reach each goal half way through one step, at the retain distances
+    given.
+    """
     rows = []
     for seed in range(6):
         for case in ("length", "memorisation"):
             for method in ("npo", "simnpo"):
                 for step in range(3):
                     jitter = 1 + 0.01 * seed
-                    forget = {"forget1": 0.4 * step, "forget2": (0.4 if method == "simnpo" else 0.7) * step}
+                    forget = {
+                        "forget1": 0.4 * step,
+                        "forget2": (0.4 if method == "simnpo" else 0.7) * step,
+                    }
                     values = {"retain": costs[case, method] * step * jitter, **forget}
                     rows += [
-                        {"run": f"{case}{method}{seed}", "case": case, "method": method, "seed": seed, "step": step}
+                        {
+                            "run": f"{case}{method}{seed}",
+                            "case": case,
+                            "method": method,
+                            "seed": seed,
+                            "step": step,
+                        }
                         | {"component": name, "kl_to_truth": value}
                         for name, value in values.items()
                     ]
-    frame = pd.DataFrame(rows).assign(optimizer="adamw", beta=1.0, gamma=0.0, architecture="paper", pretrain_seed=0)
-    return frame.assign(retrained=frame["component"].map({"retain": 0.0, "forget1": 0.5, "forget2": 0.5}))
+    frame = pd.DataFrame(rows).assign(
+        optimizer="adamw", beta=1.0, gamma=0.0, architecture="paper", pretrain_seed=0
+    )
+    return frame.assign(
+        retrained=frame["component"].map({"retain": 0.0, "forget1": 0.5, "forget2": 0.5})
+    )
 
 
 def test_verdicts_follow_the_numbers() -> None:
@@ -180,7 +219,9 @@ def test_verdicts_follow_the_numbers() -> None:
     assert weaker["A1"] == "holds weakly"
 
 
-def test_the_table_of_claims_lists_every_estimate_with_its_interval(context: tables.Context) -> None:
+def test_the_table_of_claims_lists_every_estimate_with_its_interval(
+    context: tables.Context,
+) -> None:
     frame = claims.data(context)
     text = claims.markdown(frame)
     assert len(text.splitlines()) == 2 + len(claims.CLAIMS)
@@ -195,10 +236,14 @@ def test_quick_scale_is_a_smaller_study_of_the_same_cases() -> None:
     assert quick().pretrained * quick().orders < Scale().pretrained * Scale().orders
 
 
-def test_at_full_scale_a_curve_is_at_least_eight_runs_over_at_least_three_pretrained_models() -> None:
+def test_at_full_scale_a_curve_is_at_least_eight_runs_over_at_least_three_pretrained_models() -> (
+    None
+):
     assert Scale().pretrained >= 3
     assert Scale().pretrained * Scale().orders >= 8
-    seen = {name: getattr(Scale(), name) for name in ("recorded", "test_examples", "gradient_examples")}
+    seen = {
+        name: getattr(Scale(), name) for name in ("recorded", "test_examples", "gradient_examples")
+    }
     assert Scale().experiment() == replace(Experiment(), **seen)
 
 
@@ -231,7 +276,9 @@ def test_the_help_names_every_figure_of_both_groups() -> None:
 
 def test_make_lists_both_ways_to_draw() -> None:
     root = Path(command.__file__).parents[1]
-    shown = subprocess.run(["make", "-C", str(root), "help"], capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        ["make", "-C", str(root), "help"], capture_output=True, text=True, check=True
+    ).stdout
     assert re.search(r"^  make figures  +draw", shown, re.MULTILINE)
     assert re.search(r"^  make figures-all  +draw", shown, re.MULTILINE)
 
@@ -250,20 +297,29 @@ def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / progress.JOURNAL
 
 
-def draw_in(seconds: float, monkeypatch: pytest.MonkeyPatch, context: tables.Context, *, compute: bool) -> None:
+def draw_in(
+    seconds: float, monkeypatch: pytest.MonkeyPatch, context: tables.Context, *, compute: bool
+) -> None:
     """A drawing of tradeoff that takes so long, with or without a new table in the cache."""
     clock = iter([0.0, seconds])
     monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
     with progress.timed("tradeoff", context):
         if compute:
             storage.write_table(
-                pd.DataFrame({"a": [seconds]}), storage.cache_dir() / "tables" / f"{seconds}.parquet", {}
+                pd.DataFrame({"a": [seconds]}),
+                storage.cache_dir() / "tables" / f"{seconds}.parquet",
+                {},
             )
 
 
-def test_what_a_drawing_took_is_expected_of_the_next_one(journal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_drawing_took_is_expected_of_the_next_one(
+    journal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     context = tables.Context()
-    fresh, slow = replace(context, since=1.0), replace(context, scale=replace(Scale(), pretrained=5))
+    fresh, slow = (
+        replace(context, since=1.0),
+        replace(context, scale=replace(Scale(), pretrained=5)),
+    )
 
     def expect(one: tables.Context) -> tuple[float, bool]:
         return progress.expected(["tradeoff"], one)["tradeoff"]
@@ -275,7 +331,10 @@ def test_what_a_drawing_took_is_expected_of_the_next_one(journal: Path, monkeypa
     assert expect(context) == (2.5, True) and expect(fresh) == (40.0, False)
     assert expect(slow) == (BY_NAME["tradeoff"].seconds, False)
     assert progress.expected(["tradeoff"], context, architectures=True)["tradeoff"].cached is False
-    assert progress.expected(["allocation"], context)["allocation"] == (BY_NAME["allocation"].seconds, False)
+    assert progress.expected(["allocation"], context)["allocation"] == (
+        BY_NAME["allocation"].seconds,
+        False,
+    )
     monkeypatch.setattr(progress, "_code", lambda: "another")
     assert expect(context) == (40.0, False)
     assert set(json.loads(journal.read_text()).popitem()[1]) == {"code", "computed", "redrawn"}
@@ -294,21 +353,40 @@ def test_a_drawing_that_fails_is_not_counted_and_a_spoiled_journal_is_no_harm(
         raise KeyboardInterrupt
     assert not journal.exists()
     key = progress._key("tradeoff", tables.Context(), {})
-    nested = [f'{{"{key}": {{"computed": {{}}}}}}', f'{{"{key}": {{"computed": null}}}}', "[" * 100_000]
+    nested = [
+        f'{{"{key}": {{"computed": {{}}}}}}',
+        f'{{"{key}": {{"computed": null}}}}',
+        "[" * 100_000,
+    ]
     spoiled = ["{", "[1]", '{"a": 1}', *nested]
     for number, text in enumerate(spoiled):
         journal.write_text(text)
-        assert progress.expected(["tradeoff"], tables.Context())["tradeoff"].seconds == BY_NAME["tradeoff"].seconds
+        assert (
+            progress.expected(["tradeoff"], tables.Context())["tradeoff"].seconds
+            == BY_NAME["tradeoff"].seconds
+        )
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith(f"note: {journal} is broken") and "set aside as seconds.json.broken" in line
-        assert not journal.exists() and len(list(journal.parent.glob("seconds.json.broken*"))) == number + 1
+        assert (
+            line.startswith(f"note: {journal} is broken")
+            and "set aside as seconds.json.broken" in line
+        )
+        assert (
+            not journal.exists()
+            and len(list(journal.parent.glob("seconds.json.broken*"))) == number + 1
+        )
     draw_in(7.0, monkeypatch, tables.Context(), compute=True)
     assert progress.expected(["tradeoff"], tables.Context(since=1.0))["tradeoff"].seconds == 7.0
 
 
 @pytest.mark.parametrize(
     ("seconds", "said"),
-    [(0.2, "about 5 s"), (31, "about 30 s"), (89, "about 90 s"), (95, "about 2 min"), (1200, "about 20 min")],
+    [
+        (0.2, "about 5 s"),
+        (31, "about 30 s"),
+        (89, "about 90 s"),
+        (95, "about 2 min"),
+        (1200, "about 20 min"),
+    ],
 )
 def test_a_duration_is_said_as_one_would_say_it(seconds: float, said: str) -> None:
     assert progress.duration(seconds) == said
@@ -322,7 +400,10 @@ class Terminal(io.StringIO):
 
 
 def three(cached: bool = False) -> dict[str, progress.Expected]:
-    return {name: progress.Expected(seconds, cached) for name, seconds in (("a", 60), ("b", 600), ("c", 540))}
+    return {
+        name: progress.Expected(seconds, cached)
+        for name, seconds in (("a", 60), ("b", 600), ("c", 540))
+    }
 
 
 def test_the_line_says_which_figure_it_is_and_how_long_it_will_take() -> None:
@@ -355,7 +436,10 @@ def test_the_line_is_kept_up_to_date_while_a_figure_is_drawn() -> None:
         until = time.monotonic() + 30
         while "about 9 min left" not in stream.getvalue() and time.monotonic() < until:
             time.sleep(0.01)
-    said = [int(minutes) for minutes in re.findall(r"figure 2 of 3: b, about (\d+) min left", stream.getvalue())]
+    said = [
+        int(minutes)
+        for minutes in re.findall(r"figure 2 of 3: b, about (\d+) min left", stream.getvalue())
+    ]
     assert len(set(said)) > 3 and said == sorted(said, reverse=True) and said[-1] == 9
 
 
@@ -394,7 +478,9 @@ def screen_of(text: str) -> list[str]:
     return lines
 
 
-def test_where_nobody_watches_there_are_plain_lines_with_the_estimate_first(capsys: pytest.CaptureFixture[str]) -> None:
+def test_where_nobody_watches_there_are_plain_lines_with_the_estimate_first(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     stream = io.StringIO()
     for cached, ending in ((False, ""), (True, ", all tables being in the cache")):
         with progress.display(three(cached), file=stream) as shown:
@@ -413,7 +499,9 @@ def test_the_command_draws_a_figure_says_so_and_knows_it_the_next_time(
 ) -> None:
     monkeypatch.setattr(command, "quick", lambda: context.scale)
     for first in ("1 figure: about 5 min", "1 figure: about 5 s, all tables being in the cache"):
-        assert command.cli(["tradeoff", "--quick", "--jobs", "1", "--out", str(tmp_path / "out")]) == 0
+        assert (
+            command.cli(["tradeoff", "--quick", "--jobs", "1", "--out", str(tmp_path / "out")]) == 0
+        )
         said = capsys.readouterr()
         lines = said.out.splitlines()
         assert lines[0] == first and lines[1].startswith(

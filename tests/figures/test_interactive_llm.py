@@ -1,4 +1,6 @@
-"""Views of answers and of evaluation logs: what is drawn is the law and the test, and a moved control shows."""
+"""Views of answers and of evaluation logs: what is drawn is the law and the test, and a moved
+control shows.
+"""
 
 from __future__ import annotations
 
@@ -36,19 +38,33 @@ COUNT = 12
 
 
 def scores(epochs: int = 1) -> pd.DataFrame:
-    """Answers of 3 to 60 tokens that fall by different amounts; indices in another order than the rows."""
+    """Answers of 3 to 60 tokens that fall by different amounts; indices in another order than
+    the rows.
+    """
     rng, frames = np.random.default_rng(3), []
     length = rng.permutation(np.linspace(3, 60, COUNT).round())
-    ref, retrained = -0.2 * length * rng.uniform(0.5, 2, COUNT), -2.0 * length * rng.uniform(0.5, 2, COUNT)
+    ref, retrained = (
+        -0.2 * length * rng.uniform(0.5, 2, COUNT),
+        -2.0 * length * rng.uniform(0.5, 2, COUNT),
+    )
     for epoch in range(epochs):
         logp = ref - epoch * length * rng.uniform(0.1, 0.9, COUNT)
-        columns = {"index": 100 - np.arange(COUNT), "logp": logp, "length": length, "ref": ref, "retrained": retrained}
+        columns = {
+            "index": 100 - np.arange(COUNT),
+            "logp": logp,
+            "length": length,
+            "ref": ref,
+            "retrained": retrained,
+        }
         frames.append(pd.DataFrame(columns).assign(epoch=epoch))
     return pd.concat(frames, ignore_index=True)
 
 
 def examples(table: pd.DataFrame) -> list[Example]:
-    return [Example(index=int(one), prompt=f"question {one}?", response=f"<answer {one}>") for one in table["index"]]
+    return [
+        Example(index=int(one), prompt=f"question {one}?", response=f"<answer {one}>")
+        for one in table["index"]
+    ]
 
 
 @cache
@@ -92,12 +108,22 @@ def test_a_moved_control_changes_the_picture_and_moved_back_restores_it(name: st
 def test_the_dots_are_the_weights_of_the_law_over_their_mean(corner: str):
     table = scores(3)
     reference, normalize = CORNERS[corner]
-    view = answers_view(table, examples(table), beta=0.2, gamma=0.3, reference=reference, normalize=normalize, epoch=2)
+    view = answers_view(
+        table,
+        examples(table),
+        beta=0.2,
+        gamma=0.3,
+        reference=reference,
+        normalize=normalize,
+        epoch=2,
+    )
     own = table[table["epoch"] == 2].sort_values("index")
     numbers = view.values
     weights = np.array(
         [
-            by_hand(row, numbers["beta"], numbers["gamma"], numbers["reference"], numbers["normalize"])
+            by_hand(
+                row, numbers["beta"], numbers["gamma"], numbers["reference"], numbers["normalize"]
+            )
             for _, row in own.iterrows()
         ]
     )
@@ -111,7 +137,9 @@ def test_the_dots_are_the_weights_of_the_law_over_their_mean(corner: str):
 
 def test_weights_are_those_of_the_objective():
     table, objective = scores(2), Objective(0.7, 0.2, 0.4, 0.5)
-    seq = SequenceLogProbs(*(torch.tensor(table[name].to_numpy()) for name in ("logp", "length", "ref")))
+    seq = SequenceLogProbs(
+        *(torch.tensor(table[name].to_numpy()) for name in ("logp", "length", "ref"))
+    )
     np.testing.assert_array_equal(weights_of(table, objective), objective.weight(seq).numpy())
 
 
@@ -121,7 +149,9 @@ def test_the_ring_lies_on_the_chosen_answer_and_its_row_is_marked_with_its_numbe
     view.controls["example"].value = 5
     own = table.sort_values("index").iloc[5]
     weight = by_hand(own, view.values["beta"], 0.0, 0.0, 0.0)
-    for axes, x in zip(view.picture.figure.axes, (own["length"], own["logp"] - own["retrained"]), strict=True):
+    for axes, x in zip(
+        view.picture.figure.axes, (own["length"], own["logp"] - own["retrained"]), strict=True
+    ):
         (ring,) = [line for line in axes.lines if line.get_markersize() > 10]
         assert list(np.asarray(ring.get_xdata())) == [pytest.approx(x)]
         position = int(np.flatnonzero(dots(view, 0)[0] == own["length"])[0])
@@ -134,13 +164,21 @@ def test_the_ring_lies_on_the_chosen_answer_and_its_row_is_marked_with_its_numbe
 
 @pytest.mark.parametrize(
     ("order", "column", "ascending"),
-    [("longest first", "length", False), ("neediest first", "needed", False), ("as in the file", "index", True)],
+    [
+        ("longest first", "length", False),
+        ("neediest first", "needed", False),
+        ("as in the file", "index", True),
+    ],
 )
 def test_the_page_follows_the_order(order: str, column: str, ascending: bool):
     table = scores().assign(needed=lambda frame: frame["logp"] - frame["retrained"])
     view = answers_view(table, examples(table), order=order)
     ranked = [f"question {one}?" for one in table.sort_values(column, ascending=ascending)["index"]]
-    shown = [part.split("<")[0] for part in view.rows.value.split('left">') if part.startswith("question")]
+    shown = [
+        part.split("<")[0]
+        for part in view.rows.value.split('left">')
+        if part.startswith("question")
+    ]
     assert len(shown) == LINES
     start = ranked.index(shown[0])
     assert shown == ranked[start : start + LINES]
@@ -191,7 +229,9 @@ def log(shift: float, seed: int, count: int = 60) -> EvaluationLog:
     rng = np.random.default_rng(seed)
     average = rng.uniform(0.5, 1.5, count)
     wrong = average[:, None] + shift + rng.normal(0, 0.5, (count, 3))
-    gold, paraphrased, perturbed = (Answers(values, None, None) for values in (average, average, np.abs(wrong)))
+    gold, paraphrased, perturbed = (
+        Answers(values, None, None) for values in (average, average, np.abs(wrong))
+    )
     return EvaluationLog("a log", "lists", np.arange(count), gold, paraphrased, perturbed)
 
 
@@ -199,18 +239,26 @@ def test_the_quality_view_draws_the_distributions_and_says_the_test():
     own, other = log(1.0, 1), log(0.3, 2)
     view = quality_view(own, other, examples=60, variant="arithmetic")
     left, right = view.picture.figure.axes
-    found = stats.ks_2samp(truth_ratio(own, "arithmetic"), truth_ratio(other, "arithmetic"), method="exact")
+    found = stats.ks_2samp(
+        truth_ratio(own, "arithmetic"), truth_ratio(other, "arithmetic"), method="exact"
+    )
     for line, one in zip(left.lines, (own, other), strict=False):
         x, y = (np.asarray(part) for part in line.get_data())
         np.testing.assert_allclose(x[1:-1], np.sort(truth_ratio(one, "arithmetic")))
         np.testing.assert_allclose(y[1:-1], np.arange(1, 61) / 60)
-    (here,) = [line for line in right.lines if line.get_markersize() > 5 and len(np.asarray(line.get_xdata())) == 1]
+    (here,) = [
+        line
+        for line in right.lines
+        if line.get_markersize() > 5 and len(np.asarray(line.get_xdata())) == 1
+    ]
     assert np.asarray(here.get_xdata())[0] == 60
     assert np.asarray(here.get_ydata())[0] == pytest.approx(math.log10(found.pvalue))
     assert f"D = {found.statistic:.2f}" in view.picture.figure.texts[0].get_text()
 
 
-@pytest.mark.parametrize(("name", "value"), [("examples", 30), ("draw", 3), ("variant", "arithmetic")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("examples", 30), ("draw", 3), ("variant", "arithmetic")]
+)
 def test_moving_the_test_changes_its_picture(name: str, value: Any):
     view = quality_view(log(1.0, 1), log(0.3, 2), examples=20)
     before = bytes(view.image.value)
@@ -260,7 +308,10 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
 
 def test_example_files_hold_the_models_and_their_data(tiny: Context):
     files = example_files()
-    assert (read(files.forget), read(files.retain)) == (sets(TINY.models).forget, sets(TINY.models).retain)
+    assert (read(files.forget), read(files.retain)) == (
+        sets(TINY.models).forget,
+        sets(TINY.models).retain,
+    )
     parameters = [load(folder).model.state_dict() for folder in files[:2]]
     assert any(not torch.equal(parameters[0][name], parameters[1][name]) for name in parameters[0])
 
@@ -276,7 +327,9 @@ def test_without_public_logs_the_default_model_writes_the_same_files(tiny: Conte
         tofu_logs(tiny, "partial")
 
 
-def test_a_folder_without_public_logs_is_refused(tiny: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_folder_without_public_logs_is_refused(
+    tiny: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv(VARIABLE, str(tmp_path))
     with pytest.raises(InvalidInput, match="locuslab/tofu"):
         tofu_logs(tiny)

@@ -1,4 +1,6 @@
-"""Figures of relearning and of requests in turn: what is attacked and how, what is kept, and what is drawn."""
+"""Figures of relearning and of requests in turn: what is attacked and how, what is kept, and
+what is drawn.
+"""
 
 from __future__ import annotations
 
@@ -96,7 +98,10 @@ def drawn(module: ModuleType, frame: pd.DataFrame) -> Figure:
 def curves(axes: Axes) -> dict[str, list[float]]:
     """Heights by colour of the lines with markers."""
     lines = [line for line in axes.lines if line.get_marker() == "o"]
-    return {matplotlib.colors.to_hex(line.get_color()).upper(): np.asarray(line.get_ydata()).tolist() for line in lines}
+    return {
+        matplotlib.colors.to_hex(line.get_color()).upper(): np.asarray(line.get_ydata()).tolist()
+        for line in lines
+    }
 
 
 def color(model: str) -> str:
@@ -115,7 +120,9 @@ def relearned(context: Context) -> pd.DataFrame:
     return llm_relearning.data(context)
 
 
-def test_every_corner_and_the_retrained_model_are_taught_both_shares_again(relearned: pd.DataFrame) -> None:
+def test_every_corner_and_the_retrained_model_are_taught_both_shares_again(
+    relearned: pd.DataFrame,
+) -> None:
     attacks = relearned[relearned["kind"] == "attack"]
     asked = attacks[["which", "model", "repeat", "epoch"]].apply(tuple, axis=1).tolist()
     expected = [
@@ -133,31 +140,50 @@ def test_every_corner_and_the_retrained_model_are_taught_both_shares_again(relea
     assert attacks.loc[attacks["model"] == RETRAINED, "method"].isna().all()
 
 
-@pytest.mark.parametrize(("model", "which", "repeat"), [("simnpo", "random", 1), (RETRAINED, "shortest", 0)])
+@pytest.mark.parametrize(
+    ("model", "which", "repeat"), [("simnpo", "random", 1), (RETRAINED, "shortest", 0)]
+)
 def test_an_attack_is_relearning_at_the_rate_of_the_run_on_eight_answers_at_a_time(
     context: Context, relearned: pd.DataFrame, model: str, which: str, repeat: int
 ) -> None:
     run = dict(zip(METHODS, runs(context, far=True), strict=True))["simnpo"]
-    language = build(TINY.models, RETRAINED, progress=False) if model == RETRAINED else load(run.folder / MODEL)
-    every = Optimization(epochs=3, batch=8, learning_rate=TINY.sweep_learning_rate, warmup_epochs=0, budget=BUDGET)
+    language = (
+        build(TINY.models, RETRAINED, progress=False)
+        if model == RETRAINED
+        else load(run.folder / MODEL)
+    )
+    every = Optimization(
+        epochs=3, batch=8, learning_rate=TINY.sweep_learning_rate, warmup_epochs=0, budget=BUDGET
+    )
     wanted = Relearning(which=which, share=0.2, seed=repeat, optimization=every)  # pyright: ignore[reportArgumentType]
     table = relearn(language, FORGET, wanted, progress=False)
     expected = returns(table, default_log(context, RETRAINED))
     attacks = relearned[relearned["kind"] == "attack"]
-    own = attacks[(attacks["model"] == model) & (attacks["which"] == which) & (attacks["repeat"] == repeat)]
+    own = attacks[
+        (attacks["model"] == model) & (attacks["which"] == which) & (attacks["repeat"] == repeat)
+    ]
     for name in expected:
-        np.testing.assert_allclose(own[name].to_numpy(dtype=float), expected[name], rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(
+            own[name].to_numpy(dtype=float), expected[name], rtol=1e-6, err_msg=name
+        )
     taught = table.loc[table["relearned"], "index"]
     before = per_token(default_log(context, "original"))
-    np.testing.assert_allclose(own["original_logp"].to_numpy(dtype=float), before.drop(taught.unique()).mean())
+    np.testing.assert_allclose(
+        own["original_logp"].to_numpy(dtype=float), before.drop(taught.unique()).mean()
+    )
 
 
-def test_the_curve_of_the_retrained_model_starts_at_itself(relearned: pd.DataFrame, context: Context) -> None:
+def test_the_curve_of_the_retrained_model_starts_at_itself(
+    relearned: pd.DataFrame, context: Context
+) -> None:
     attacks = relearned[relearned["kind"] == "attack"]
     start = attacks[(attacks["model"] == RETRAINED) & (attacks["epoch"] == 0)]
-    assert (start["ks_statistic"] <= 1 / len(FORGET) + 1e-9).all()  # scored in other batches, two may change places
+    # scored in other batches, two may change places
+    assert (start["ks_statistic"] <= 1 / len(FORGET) + 1e-9).all()
     both = 0.2 * start["relearned_logp"] + 0.8 * start["other_logp"]
-    np.testing.assert_allclose(both.to_numpy(dtype=float), per_token(default_log(context, RETRAINED)).mean(), rtol=1e-5)
+    np.testing.assert_allclose(
+        both.to_numpy(dtype=float), per_token(default_log(context, RETRAINED)).mean(), rtol=1e-5
+    )
 
 
 def test_attacks_are_kept_and_made_anew_when_asked_for(
@@ -169,7 +195,9 @@ def test_attacks_are_kept_and_made_anew_when_asked_for(
         llm_relearning.data(replace(context, since=time.time()))
 
 
-def test_attacks_that_were_stopped_go_on_where_they_were(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attacks_that_were_stopped_go_on_where_they_were(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def tables() -> list[Path]:
         return list((storage.cache_dir() / "tables").glob("relearning-*"))
 
@@ -190,7 +218,8 @@ def test_attacks_that_were_stopped_go_on_where_they_were(context: Context, monke
         llm_relearning.data(few)
     pd.testing.assert_frame_equal(llm_relearning.data(few), whole)
     attacks = len(tables()) - 1  # a table for each, and one for all
-    assert attacks > 2 and len(calls) == attacks + 1  # the one that was stopped is made over, no other
+    # the one that was stopped is made over, no other
+    assert attacks > 2 and len(calls) == attacks + 1
 
 
 def test_runs_of_the_users_own_are_attacked(context: Context, relearned: pd.DataFrame) -> None:
@@ -203,38 +232,59 @@ def test_runs_of_the_users_own_are_attacked(context: Context, relearned: pd.Data
     theirs = frame[(frame["model"] == "simnpo") & (frame["kind"] == "attack")]
     np.testing.assert_array_equal(ours["other_logp"], theirs["other_logp"])
     figure = drawn(llm_relearning, frame)
-    assert [text.get_text() for text in figure.legends[0].get_texts()][1:3] == ["length-normalised NPO", "SimNPO"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()][1:3] == [
+        "length-normalised NPO",
+        "SimNPO",
+    ]
 
 
 def test_runs_that_cannot_be_attacked_are_refused(
     context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     language, (forget, retain) = build(TINY.models, "original", progress=False), sets(TINY.models)
-    alone = unlearn_into(tmp_path / "alone", language, forget, retain, TINY.unlearning(npo(0.1)), progress=False)
+    alone = unlearn_into(
+        tmp_path / "alone", language, forget, retain, TINY.unlearning(npo(0.1)), progress=False
+    )
     language = build(TINY.models, "original", progress=False)
     log = default_log(context, RETRAINED)
     order = np.argsort(log.index)[:4]
     part = llm_runs.log_of(log_table(answer_log(language, forget[:4], progress=False)), "part")
     assert len(order) == len(part.index)
     other = unlearn_into(
-        tmp_path / "other", language, forget[:4], retain, TINY.unlearning(npo(0.1)), retrained=part, progress=False
+        tmp_path / "other",
+        language,
+        forget[:4],
+        retain,
+        TINY.unlearning(npo(0.1)),
+        retrained=part,
+        progress=False,
     )
     whole = tmp_path / "whole"
     shutil.copytree(runs(context, far=True)[0].folder, whole)
     shutil.rmtree(whole / MODEL)
     monkeypatch.setattr(llm_relearning, "relearn", refuse)
-    for folder, said in ((alone.folder, "--retrained"), (other.folder, "forget set"), (whole, "kept its model")):
+    for folder, said in (
+        (alone.folder, "--retrained"),
+        (other.folder, "forget set"),
+        (whole, "kept its model"),
+    ):
         with pytest.raises(InvalidInput, match=said):
             llm_relearning.data(replace(context, runs=(folder,)))
 
 
 @settings(max_examples=30)
 @given(examples=st.integers(2, 120), p=st.floats(1e-6, 1))
-def test_the_smallest_distance_is_the_first_whose_exact_p_value_is_small_enough(examples: int, p: float) -> None:
+def test_the_smallest_distance_is_the_first_whose_exact_p_value_is_small_enough(
+    examples: int, p: float
+) -> None:
     ranks = np.arange(examples)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # scipy says where it is not exact; that is within 1e-9 here
-        values = [stats.ks_2samp(ranks, ranks + count - 0.5, method="exact").pvalue for count in range(examples + 1)]  # pyright: ignore[reportAttributeAccessIssue]
+        # scipy says where it is not exact; that is within 1e-9 here
+        warnings.simplefilter("ignore", RuntimeWarning)
+        values = [
+            stats.ks_2samp(ranks, ranks + count - 0.5, method="exact").pvalue
+            for count in range(examples + 1)
+        ]  # pyright: ignore[reportAttributeAccessIssue]
     first = next((count for count, value in enumerate(values) if value <= p), None)
     found = smallest_distance(p, examples)
     assert np.isnan(found) if first is None else found == first / examples
@@ -251,10 +301,22 @@ def some_attacks(repeats: int = 4) -> pd.DataFrame:
         for which in ("shortest", "random"):
             for repeat in range(repeats):
                 for epoch in range(4):
-                    known = {"which": which, "share": 0.2, "model": model, "repeat": repeat, "epoch": epoch}
+                    known = {
+                        "which": which,
+                        "share": 0.2,
+                        "model": model,
+                        "repeat": repeat,
+                        "epoch": epoch,
+                    }
                     known["method"] = None if model == RETRAINED else model
-                    numbers = {"ks_statistic": rng.uniform(), "relearned_logp": -rng.uniform(0.2, 3)}
-                    numbers |= {"other_logp": -rng.uniform(0.2, 3), "original_logp": -rng.uniform(0.05, 0.15)}
+                    numbers = {
+                        "ks_statistic": rng.uniform(),
+                        "relearned_logp": -rng.uniform(0.2, 3),
+                    }
+                    numbers |= {
+                        "other_logp": -rng.uniform(0.2, 3),
+                        "original_logp": -rng.uniform(0.05, 0.15),
+                    }
                     rows.append({**known, **numbers})
     return pd.DataFrame(rows)
 
@@ -270,7 +332,8 @@ def test_estimates_are_means_over_repeats_with_their_intervals() -> None:
         assert (row["value"], row["low"], row["high"], row["count"]) == mean_interval(values)
     readings = found[found["kind"] == "reading"].set_index("p")["distance"]
     assert readings[1.0] == 0 and readings[0.05] == smallest_distance(0.05, 40)
-    assert set(readings.index) <= set(llm_relearning.READINGS) and 1e-24 not in readings  # 40 examples never say that
+    # 40 examples never say that
+    assert set(readings.index) <= set(llm_relearning.READINGS) and 1e-24 not in readings
 
 
 def test_relearning_is_drawn_as_it_was_found() -> None:
@@ -283,7 +346,9 @@ def test_relearning_is_drawn_as_it_was_found() -> None:
         assert which in panels[3 * row].get_title("left")
         for axes, quantity in zip(panels[3 * row : 3 * row + 3], QUANTITIES, strict=True):
             part = own[own["quantity"] == quantity]
-            expected = {color(str(model)): rows["value"].tolist() for model, rows in part.groupby("model")}
+            expected = {
+                color(str(model)): rows["value"].tolist() for model, rows in part.groupby("model")
+            }
             assert curves(axes) == expected and len(axes.collections) == 5
             low, high = axes.get_ylim()
             assert low < part["value"].min() and part["value"].max() < high
@@ -291,12 +356,24 @@ def test_relearning_is_drawn_as_it_was_found() -> None:
         before = own.loc[own["quantity"] == "original_logp", "value"].mean()
         assert np.asarray(level.get_ydata()).tolist() == [before] * 2
         ticks = dict(
-            zip(beside[row].get_yticks(), (text.get_text() for text in beside[row].get_yticklabels()), strict=True)
+            zip(
+                beside[row].get_yticks(),
+                (text.get_text() for text in beside[row].get_yticklabels()),
+                strict=True,
+            )
         )
         assert beside[row].get_ylim() == panels[3 * row].get_ylim() == (0, 1)
-        assert ticks[0.0] == "1" and ticks[smallest_distance(0.05, 120)] == "0.05" and "1e-24" in ticks.values()
+        assert (
+            ticks[0.0] == "1"
+            and ticks[smallest_distance(0.05, 120)] == "0.05"
+            and "1e-24" in ticks.values()
+        )
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["retrained, taught the same", *(style.LABELS[name] for name in METHODS), "before unlearning"]
+    assert labels == [
+        "retrained, taught the same",
+        *(style.LABELS[name] for name in METHODS),
+        "before unlearning",
+    ]
 
 
 # --- requests in turn ---
@@ -307,11 +384,15 @@ def requested(context: Context) -> pd.DataFrame:
     return llm_sequential.data(context)
 
 
-def test_three_requests_under_every_corner_with_what_each_stage_left(requested: pd.DataFrame, context: Context) -> None:
+def test_three_requests_under_every_corner_with_what_each_stage_left(
+    requested: pd.DataFrame, context: Context
+) -> None:
     rows = requested[requested["kind"] == "request"]
     assert [*dict.fromkeys(rows["method"])] == METHODS
     for _, own in rows.groupby("method"):
-        assert own[["stage", "request"]].to_numpy().tolist() == [[s, r] for s in range(4) for r in range(1, 4)]
+        assert own[["stage", "request"]].to_numpy().tolist() == [
+            [s, r] for s in range(4) for r in range(1, 4)
+        ]
         assert own["requested"].tolist() == [r <= s for s in range(4) for r in range(1, 4)]
         assert (own["examples"] == 5).all()
         for kind, column, stage in (("original", "logp", 0), (RETRAINED, "retrained_logp", 3)):
@@ -348,7 +429,10 @@ LENGTH = np.random.default_rng(5).integers(2, 60, 36).astype(float)
 
 def some_log(seed: int, first: int = 0, count: int = 36) -> EvaluationLog:
     """A log of `count` of the 36 examples, of which two wrong answers are known."""
-    length, average = LENGTH[first : first + count], np.random.default_rng(seed).uniform(0.1, 3, (4, count))
+    length, average = (
+        LENGTH[first : first + count],
+        np.random.default_rng(seed).uniform(0.1, 3, (4, count)),
+    )
     gold, right = (Answers(average[row], average[row] * length, length) for row in (0, 1))
     wrong = Answers(average[2:].T, average[2:].T * length[:, None], np.tile(length[:, None], 2))
     return EvaluationLog("a log", "made", np.arange(first, first + count), gold, right, wrong)
@@ -358,8 +442,14 @@ def some_requests() -> tuple[Sequential, EvaluationLog, dict[tuple[int, int], Ev
     logs = {(s, r): some_log(10 * s + r, 12 * r, 12) for s in range(4) for r in range(3)}
     tables = [log_table(log).assign(stage=s, request=r) for (s, r), log in logs.items()]
     rng = np.random.default_rng(7)
-    stages = pd.DataFrame({"stage": range(4), "forget_loss": 1.0, "retain_loss": rng.uniform(0.1, 1, 4)})
-    return Sequential(pd.concat(tables, ignore_index=True), stages.assign(status="ok")), some_log(99), logs
+    stages = pd.DataFrame(
+        {"stage": range(4), "forget_loss": 1.0, "retain_loss": rng.uniform(0.1, 1, 4)}
+    )
+    return (
+        Sequential(pd.concat(tables, ignore_index=True), stages.assign(status="ok")),
+        some_log(99),
+        logs,
+    )
 
 
 def test_requests_are_held_against_the_retrained_model_one_by_one_and_together() -> None:
@@ -371,9 +461,15 @@ def test_requests_are_held_against_the_retrained_model_one_by_one_and_together()
         request = int(row["request"]) - 1
         log = logs[int(row["stage"]), request]
         test = stats.ks_2samp(truth_ratio(log), theirs[request], method="exact")
-        assert (row["ks_statistic"], row["forget_quality"]) == pytest.approx((test.statistic, test.pvalue))  # pyright: ignore[reportAttributeAccessIssue]
-        assert (row["logp"], row["low"], row["high"]) == pytest.approx(mean_interval(-log.gold.average)[:3])
-        assert row["retrained_logp"] == pytest.approx(-retrained.gold.average[12 * request : 12 * request + 12].mean())
+        assert (row["ks_statistic"], row["forget_quality"]) == pytest.approx(
+            (test.statistic, test.pvalue)
+        )  # pyright: ignore[reportAttributeAccessIssue]
+        assert (row["logp"], row["low"], row["high"]) == pytest.approx(
+            mean_interval(-log.gold.average)[:3]
+        )
+        assert row["retrained_logp"] == pytest.approx(
+            -retrained.gold.average[12 * request : 12 * request + 12].mean()
+        )
         assert row["critical"] == smallest_distance(0.05, 12)
     so_far = frame[frame["kind"] == "so_far"].set_index("stage")
     assert so_far["retain_loss"].tolist() == found.stages["retain_loss"].tolist()
@@ -382,8 +478,13 @@ def test_requests_are_held_against_the_retrained_model_one_by_one_and_together()
         ratios = np.concatenate([truth_ratio(logs[stage, request]) for request in range(stage)])
         test = stats.ks_2samp(ratios, theirs[:stage].ravel(), method="exact")
         row = so_far.loc[stage]
-        assert (row["ks_statistic"], row["forget_quality"]) == pytest.approx((test.statistic, test.pvalue))  # pyright: ignore[reportAttributeAccessIssue]
-        assert (row["examples"], row["critical"]) == (12 * stage, smallest_distance(0.05, 12 * stage))
+        assert (row["ks_statistic"], row["forget_quality"]) == pytest.approx(
+            (test.statistic, test.pvalue)
+        )  # pyright: ignore[reportAttributeAccessIssue]
+        assert (row["examples"], row["critical"]) == (
+            12 * stage,
+            smallest_distance(0.05, 12 * stage),
+        )
 
 
 def test_requests_are_drawn_as_they_were_found() -> None:
@@ -391,18 +492,26 @@ def test_requests_are_drawn_as_they_were_found() -> None:
     for place, method in enumerate(METHODS):
         found, retrained, _ = some_requests()
         answers = found.answers.assign(logp=found.answers["logp"] * (1 + place / 10))
-        parts.append(frame_of_requests(found._replace(answers=answers), retrained).assign(method=method))
+        parts.append(
+            frame_of_requests(found._replace(answers=answers), retrained).assign(method=method)
+        )
     frame = pd.concat(parts, ignore_index=True)
     figure = drawn(llm_sequential, frame)
     assert len(figure.axes) == 8
     rows, so_far = frame[frame["kind"] == "request"], frame[frame["kind"] == "so_far"]
-    panels: list[tuple[pd.DataFrame, str]] = [(rows[rows["request"] == number], "logp") for number in (1, 2, 3)]
+    panels: list[tuple[pd.DataFrame, str]] = [
+        (rows[rows["request"] == number], "logp") for number in (1, 2, 3)
+    ]
     panels += [(so_far, "retain_loss")]
     panels += [(rows[rows["request"] == number], "ks_statistic") for number in (1, 2, 3)]
     panels += [(so_far.dropna(subset="ks_statistic"), "ks_statistic")]
     for axes, (own, column) in zip(figure.axes, panels, strict=True):
-        assert curves(axes) == {color(str(m)): part[column].tolist() for m, part in own.groupby("method")}
-        others = [np.asarray(line.get_ydata()).tolist() for line in axes.lines if line.get_marker() != "o"]
+        assert curves(axes) == {
+            color(str(m)): part[column].tolist() for m, part in own.groupby("method")
+        }
+        others = [
+            np.asarray(line.get_ydata()).tolist() for line in axes.lines if line.get_marker() != "o"
+        ]
         levels = {"logp": "retrained_logp", "ks_statistic": "critical"}
         known = sorted(set(own[levels[column]])) if column in levels else []
         assert [sorted(set(one)) for one in others] == ([known] if known else [])
@@ -420,9 +529,13 @@ def test_frames_survive_the_disk(tmp_path: Path) -> None:
     found, retrained, _ = some_requests()
     for frame in (frame_of_attacks(some_attacks(), 40), frame_of_requests(found, retrained)):
         storage.write_table(frame, tmp_path / "frame.parquet", {})
-        pd.testing.assert_frame_equal(storage.read_table(tmp_path / "frame.parquet"), frame, check_dtype=False)
+        pd.testing.assert_frame_equal(
+            storage.read_table(tmp_path / "frame.parquet"), frame, check_dtype=False
+        )
 
 
 def test_the_corners_are_those_of_the_study() -> None:
     assert list(corners(0.1, 4.5)) == list(TINY.objectives())
-    assert {model: len(style.LABELS[model]) > 0 for model in METHODS} == dict.fromkeys(METHODS, True)
+    assert {model: len(style.LABELS[model]) > 0 for model in METHODS} == dict.fromkeys(
+        METHODS, True
+    )

@@ -1,4 +1,6 @@
-"""Figures of language models that need only logs: what their frames say, what is drawn of them, and where logs are."""
+"""Figures of language models that need only logs: what their frames say, what is drawn of them,
+and where logs are.
+"""
 
 from __future__ import annotations
 
@@ -41,9 +43,16 @@ CHOSEN = corners(0.1, 4.5)
 NPO, FREE, PER_TOKEN, SIMNPO = CHOSEN
 
 
-def some_log(name: str, count: int = 12, seed: int = 0, *, scale: float = 1.0, right: float = 1.0) -> EvaluationLog:
-    """A log with the lengths of all logs of this count; its gold losses scale, and so do those of the right answer."""
-    rng, length = np.random.default_rng(seed), np.random.default_rng(count).integers(2, 60, count).astype(float)
+def some_log(
+    name: str, count: int = 12, seed: int = 0, *, scale: float = 1.0, right: float = 1.0
+) -> EvaluationLog:
+    """A log with the lengths of all logs of this count; its gold losses scale, and so do those
+    of the right answer.
+    """
+    rng, length = (
+        np.random.default_rng(seed),
+        np.random.default_rng(count).integers(2, 60, count).astype(float),
+    )
     average = scale * rng.uniform(0.05, 2, count)
     return EvaluationLog(
         file=name,
@@ -58,16 +67,29 @@ def some_log(name: str, count: int = 12, seed: int = 0, *, scale: float = 1.0, r
 def some_models(count: int = 12, seed: int = 0) -> Models:
     """An original that knows every answer, a retrained model, and two unlearned ones."""
     names = {"npo": 1.5, "my run": 0.7}
-    unlearned = {name: some_log(name, count, seed + 9 + i, right=x) for i, (name, x) in enumerate(names.items())}
-    original, retrained = some_log("original", count, seed, scale=0.01), some_log("retrained", count, seed + 5)
+    unlearned = {
+        name: some_log(name, count, seed + 9 + i, right=x)
+        for i, (name, x) in enumerate(names.items())
+    }
+    original, retrained = (
+        some_log("original", count, seed, scale=0.01),
+        some_log("retrained", count, seed + 5),
+    )
     return models("a model", original, retrained, unlearned)
 
 
 def some_table(needed: list[float], length: list[float], **weights: list[float]) -> pd.DataFrame:
     """A table of diagnosis with these weights; `x` becomes the column weight_x."""
-    facts = {"index": range(len(needed)), "length": length, "ref": 0.0, "retrained": -np.array(needed)}
+    facts = {
+        "index": range(len(needed)),
+        "length": length,
+        "ref": 0.0,
+        "retrained": -np.array(needed),
+    }
     need = {"needed": needed, "needed_per_token": np.array(needed) / np.array(length)}
-    return pd.DataFrame({**facts, **need, **{f"weight_{name}": values for name, values in weights.items()}})
+    return pd.DataFrame(
+        {**facts, **need, **{f"weight_{name}": values for name, values in weights.items()}}
+    )
 
 
 def of_kind(frame: pd.DataFrame, kind: str, **keys: str) -> pd.DataFrame:
@@ -115,12 +137,16 @@ def line(axes: Axes, label: str) -> tuple[np.ndarray, np.ndarray, str]:
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.floats(0.1, 100), min_size=3, max_size=12, unique=True), st.floats(0.01, 100))
-def test_an_effort_in_proportion_to_need_lies_on_the_diagonal_with_area_one_half(needed: list[float], scale: float):
+def test_an_effort_in_proportion_to_need_lies_on_the_diagonal_with_area_one_half(
+    needed: list[float], scale: float
+):
     length = [1.0 + place for place in range(len(needed))]
     weight = [scale * value for value in needed]
     push = [scale * value / tokens**2 for value, tokens in zip(needed, length, strict=True)]
     given_ = {"a": npo(1.0), "b": npo(2.0)}
-    frame = llm_bias.frame_of_table("s", some_table(needed, length, a=weight, b=push), given_, resamples=100)
+    frame = llm_bias.frame_of_table(
+        "s", some_table(needed, length, a=weight, b=push), given_, resamples=100
+    )
     for objective, effort, need in (("a", "weight", "total"), ("b", "push", "per_token")):
         keys = {"objective": objective, "effort": effort, "need": need}
         curve, found = of_kind(frame, "curve", **keys), one(frame, **keys)
@@ -154,7 +180,11 @@ def test_even_weights_over_known_needs_give_the_curve_and_the_area_reckoned_by_h
 def test_a_frame_has_the_examples_curves_and_statistics_of_every_objective():
     found, frame = some_models(), bias_frame()
     table = diagnose(found.original, found.retrained, CHOSEN)
-    assert set(frame["source"]) == {"a model"} and set(frame["kind"]) == {"example", "curve", "statistic"}
+    assert set(frame["source"]) == {"a model"} and set(frame["kind"]) == {
+        "example",
+        "curve",
+        "statistic",
+    }
     for name, objective in CHOSEN.items():
         examples = of_kind(frame, "example", objective=name)
         for column in ("index", "length", "ref", "retrained", "needed", "needed_per_token"):
@@ -172,22 +202,33 @@ def test_a_frame_has_the_examples_curves_and_statistics_of_every_objective():
             ("push", "per_token"): 13,
         }
     length = one(frame, effort="length", need="total")
-    assert length["spearman"] == pytest.approx(stats.spearmanr(table["length"], table["needed"]).statistic)
-    assert length["spearman_low"] < length["spearman"] < length["spearman_high"] and length["count"] == 12
+    assert length["spearman"] == pytest.approx(
+        stats.spearmanr(table["length"], table["needed"]).statistic
+    )
+    assert (
+        length["spearman_low"] < length["spearman"] < length["spearman_high"]
+        and length["count"] == 12
+    )
 
 
 @settings(max_examples=4, deadline=None)
 @given(st.permutations(range(12)), st.permutations(range(12)))
 def test_permuting_the_examples_of_either_log_changes_nothing(mine: list[int], theirs: list[int]):
     found = some_models()
-    changed = models(found.source, take(found.original, mine), take(found.retrained, theirs), found.unlearned)
+    changed = models(
+        found.source, take(found.original, mine), take(found.retrained, theirs), found.unlearned
+    )
     for compute, order in (
         (bias_frame, ["objective", "index"]),
         (llm_truth_ratio.frame_of_models, ["model", "index"]),
     ):
         want, got = (values_alone(compute(one)) for one in (found, changed))
-        kinds = [[of_kind(x, kind) for x in (want, got)] for kind in ("curve", "density", "statistic")]
-        kinds.append([of_kind(x, "example").sort_values(order, ignore_index=True) for x in (want, got)])
+        kinds = [
+            [of_kind(x, kind) for x in (want, got)] for kind in ("curve", "density", "statistic")
+        ]
+        kinds.append(
+            [of_kind(x, "example").sort_values(order, ignore_index=True) for x in (want, got)]
+        )
         assert [len(mine) for mine, _ in kinds].count(0) == 1
         for before, after in kinds:
             pd.testing.assert_frame_equal(before, after)
@@ -214,7 +255,9 @@ def test_the_figure_of_bias_draws_the_frame_one_row_for_each_source():
     figure = drawn(llm_bias, frame)
     rows = [figure.axes[:3], figure.axes[3:]]
     assert len(figure.axes) == 6
-    for (left, middle, right), own, (name, count) in zip(rows, frames, (("a model", 12), ("another", 30)), strict=True):
+    for (left, middle, right), own, (name, count) in zip(
+        rows, frames, (("a model", 12), ("another", 30)), strict=True
+    ):
         assert left.get_title("left") == f"{name}: {count} answers"
         for objective in CHOSEN:
             examples = of_kind(own, "example", objective=objective)
@@ -225,7 +268,9 @@ def test_the_figure_of_bias_draws_the_frame_one_row_for_each_source():
             for axes, effort, need in ((middle, "weight", "total"), (right, "push", "per_token")):
                 curve = of_kind(own, "curve", objective=objective, effort=effort, need=need)
                 x, y, color = line(axes, style.LABELS[method])
-                np.testing.assert_array_equal((x, y), (curve["needed_share"], curve["effort_share"]))
+                np.testing.assert_array_equal(
+                    (x, y), (curve["needed_share"], curve["effort_share"])
+                )
                 assert color == style.COLORS[method]
         x, y, _ = line(left, "in proportion")
         examples = of_kind(own, "example", objective=NPO).sort_values("needed")
@@ -242,19 +287,27 @@ def test_legends_of_bias_give_each_estimate_with_its_interval():
     frame = bias_frame(some_models(40))
     left, middle, right = drawn(llm_bias, frame).axes
     length = one(frame, effort="length")
-    assert f"(of |y| itself: {length['spearman']:.2f} ({length['spearman_low']:.2f} to" in legend(left)
+    assert f"(of |y| itself: {length['spearman']:.2f} ({length['spearman_low']:.2f} to" in legend(
+        left
+    )
     assert "NPO, β = 0.1: none, a constant" in legend(left)
     for objective in (FREE, PER_TOKEN, SIMNPO):
         found = one(frame, objective=objective, effort="weight", need="total")
         label = f"{style.LABELS[str(found['method'])]}, β = {found['beta']:g}"
-        text = f"{label}: {found['spearman']:.2f} ({found['spearman_low']:.2f} to {found['spearman_high']:.2f})"
+        text = (
+            f"{label}: {found['spearman']:.2f} ({found['spearman_low']:.2f} to "
+            f"{found['spearman_high']:.2f})"
+        )
         assert text in legend(left).split("\n")
     for axes, effort, need in ((middle, "weight", "total"), (right, "push", "per_token")):
         for objective in CHOSEN:
             found = one(frame, objective=objective, effort=effort, need=need)
             text = f"{found['area']:.2f} ({found['area_low']:.2f} to {found['area_high']:.2f})"
             assert f"{style.LABELS[str(found['method'])]}: {text}" in legend(axes).split("\n")
-    assert middle.get_xlabel().startswith("share of needed movement,") and middle.get_ylabel() == "share of weight"
+    assert (
+        middle.get_xlabel().startswith("share of needed movement,")
+        and middle.get_ylabel() == "share of weight"
+    )
     assert right.get_xlabel().startswith("share of needed movement per token,")
     assert right.get_ylabel() == "share of weight × |y|"
 
@@ -280,7 +333,9 @@ def distance(one: np.ndarray, other: np.ndarray) -> float:
 
 @settings(max_examples=6, deadline=None)
 @given(st.integers(4, 31), st.integers(0, 999), st.sampled_from(list(TRUTH_RATIOS)))
-def test_distances_are_those_of_the_halves_to_the_retrained_model_on_the_same_half(count: int, seed: int, variant: str):
+def test_distances_are_those_of_the_halves_to_the_retrained_model_on_the_same_half(
+    count: int, seed: int, variant: str
+):
     found = some_models(count, seed)
     frame = llm_truth_ratio.frame_of_models(found, variant)
     logs = {"retrained": found.retrained, "original": found.original, **found.unlearned}
@@ -294,7 +349,10 @@ def test_distances_are_those_of_the_halves_to_the_retrained_model_on_the_same_ha
         order = np.lexsort((found.original.index, values))
         for half, at in ((lower, order[: (count + 1) // 2]), (upper, order[(count + 1) // 2 :])):
             for model, log in logs.items():
-                mine, goal = truth_ratio(log, variant)[at], truth_ratio(found.retrained, variant)[at]
+                mine, goal = (
+                    truth_ratio(log, variant)[at],
+                    truth_ratio(found.retrained, variant)[at],
+                )
                 row = one(frame, split=split, half=half, model=model)
                 want = stats.ks_2samp(mine, goal)
                 assert row["distance"] == pytest.approx(distance(mine, goal), abs=1e-12)
@@ -302,7 +360,9 @@ def test_distances_are_those_of_the_halves_to_the_retrained_model_on_the_same_ha
                 assert row["median"] == pytest.approx(np.median(mine))
                 assert (row["count"], row["outside"]) == (len(at), 0)
                 shown = of_kind(frame, "example", model=model)
-                np.testing.assert_allclose(np.sort(shown.loc[shown[split] == half, "ratio"]), np.sort(mine))
+                np.testing.assert_allclose(
+                    np.sort(shown.loc[shown[split] == half, "ratio"]), np.sort(mine)
+                )
 
 
 @settings(max_examples=6, deadline=None)
@@ -341,7 +401,9 @@ def test_a_density_is_of_log_ratio_and_its_mass_is_the_share_of_ratios_on_the_ax
     right[:6], wrong[6:9], right[9:11] = 1e4, 1e4, 30  # ratios inf, 0 and finite but far
     lost = with_right(lost, right)._replace(perturbed=Answers(wrong, None, None))
     frame = llm_truth_ratio.frame_of_models(found._replace(unlearned={"npo": lost}))
-    for (split, half, model), curve in of_kind(frame, "density").groupby(["split", "half", "model"]):
+    for (split, half, model), curve in of_kind(frame, "density").groupby(
+        ["split", "half", "model"]
+    ):
         row = one(frame, split=str(split), half=str(half), model=str(model))
         mass = np.trapezoid(curve["density"], np.log(curve["ratio"]))
         assert mass == pytest.approx(1 - row["outside"] / row["count"], abs=0.03)
@@ -375,7 +437,9 @@ def test_the_axis_holds_every_ratio_within_a_factor_of_a_hundred_of_the_baseline
 
 def test_the_distance_does_not_depend_on_which_way_the_ratio_is_taken():
     found = some_models(20)
-    frames = [of_kind(llm_truth_ratio.frame_of_models(found, name), "statistic") for name in TRUTH_RATIOS]
+    frames = [
+        of_kind(llm_truth_ratio.frame_of_models(found, name), "statistic") for name in TRUTH_RATIOS
+    ]
     arithmetic = frames.pop(list(TRUTH_RATIOS).index("arithmetic"))
     for frame in frames[1:]:
         np.testing.assert_allclose(frame[["distance", "p"]], frames[0][["distance", "p"]])
@@ -388,8 +452,13 @@ def test_a_collapsed_model_without_any_finite_ratio_has_no_curve_and_says_so():
     frame = llm_truth_ratio.frame_of_models(found._replace(unlearned={"npo": lost}))
     assert of_kind(frame, "density", model="npo")["density"].isna().all()
     figure = drawn(llm_truth_ratio, frame)
-    assert all("NPO: D = 1.00" in legend(axes) and "10 off the axis" in legend(axes) for axes in figure.axes)
-    original, retrained = (with_right(log, np.full(20, 1e4)) for log in (found.original, found.retrained))
+    assert all(
+        "NPO: D = 1.00" in legend(axes) and "10 off the axis" in legend(axes)
+        for axes in figure.axes
+    )
+    original, retrained = (
+        with_right(log, np.full(20, 1e4)) for log in (found.original, found.retrained)
+    )
     with pytest.raises(InvalidInput, match=r"ratio = 'none'.*a model"):
         llm_truth_ratio.frame_of_models(models("a model", original, retrained))
 
@@ -424,10 +493,17 @@ def test_the_figure_of_truth_ratios_draws_the_frame_in_panels_by_split_and_half(
 
 def test_every_source_of_truth_ratios_has_two_rows_of_its_own():
     found = [some_models(20), some_models(12, seed=4)._replace(source="another", unlearned={})]
-    figure = drawn(llm_truth_ratio, pd.concat([llm_truth_ratio.frame_of_models(one) for one in found]))
+    figure = drawn(
+        llm_truth_ratio, pd.concat([llm_truth_ratio.frame_of_models(one) for one in found])
+    )
     assert len(figure.axes) == 8
-    assert [axes.texts[0].get_text() for axes in figure.axes if axes.texts] == ["a model", "another"]
-    assert [axes.get_title("left").split(", ")[1] for axes in figure.axes] == ["10 answers"] * 4 + ["6 answers"] * 4
+    assert [axes.texts[0].get_text() for axes in figure.axes if axes.texts] == [
+        "a model",
+        "another",
+    ]
+    assert [axes.get_title("left").split(", ")[1] for axes in figure.axes] == ["10 answers"] * 4 + [
+        "6 answers"
+    ] * 4
     assert "NPO" in legend(figure.axes[0]) and "NPO" not in legend(figure.axes[4])
 
 
@@ -446,7 +522,9 @@ def write(folder: Path, log: EvaluationLog) -> Path:
         "average_perturb_loss": log.perturbed.average,
     }
     folder.mkdir(parents=True)
-    (folder / TASKS["forget"]).write_text(json.dumps({name: values.tolist() for name, values in columns.items()}))
+    (folder / TASKS["forget"]).write_text(
+        json.dumps({name: values.tolist() for name, values in columns.items()})
+    )
     return folder
 
 
@@ -456,15 +534,23 @@ def test_frames_of_logs_are_those_of_the_values_they_hold(tmp_path: Path):
     values = [found.original, found.retrained, *found.unlearned.values()]
     paths = {name: write(tmp_path / name, log) for name, log in zip(names, values, strict=True)}
     unlearned = tuple((name, paths[name]) for name in names[2:])
-    logs = Logs(source="a model", original=paths["original"], retrained=paths["retrained"], unlearned=unlearned)
-    counted = {name: log._replace(index=np.arange(12)) for name, log in zip(names, values, strict=True)}
+    logs = Logs(
+        source="a model",
+        original=paths["original"],
+        retrained=paths["retrained"],
+        unlearned=unlearned,
+    )
+    counted = {
+        name: log._replace(index=np.arange(12)) for name, log in zip(names, values, strict=True)
+    }
     values = models("a model", counted.pop("original"), counted.pop("retrained"), counted)
     got = llm_truth_ratio.frame_of_logs([logs])
     pd.testing.assert_frame_equal(got, llm_truth_ratio.frame_of_models(values))
     assert set(llm_truth_ratio.frame_of_logs([logs], "prob_mean")["variant"]) == {"prob_mean"}
     table = diagnose(values.original, values.retrained, CHOSEN)
     pd.testing.assert_frame_equal(
-        llm_bias.frame_of_logs([logs]), llm_bias.frame_of_table("a model", table, llm_sources.objectives())
+        llm_bias.frame_of_logs([logs]),
+        llm_bias.frame_of_table("a model", table, llm_sources.objectives()),
     )
     single = llm_bias.frame_of_logs([logs], named([npo(0.2)]))
     assert set(single["objective"].dropna()) == {"npo_b0.2"}
@@ -521,7 +607,11 @@ def test_a_figure_without_real_logs_says_how_to_get_them(module: ModuleType):
         objectives = llm_sources.objectives()
         table = llm_sources.weights_at_the_start(found, objectives)
         bias = module is llm_bias
-        frame = llm_bias.frame_of_table(source, table, objectives) if bias else llm_truth_ratio.frame_of_models(found)
+        frame = (
+            llm_bias.frame_of_table(source, table, objectives)
+            if bias
+            else llm_truth_ratio.frame_of_models(found)
+        )
         note = module.plot(frame).get_supxlabel()
         assert ("SIMNPO_LAB_TOFU" in note and "locuslab/tofu" in note) == told
 
@@ -530,15 +620,26 @@ def test_what_cannot_share_a_figure_is_refused(tmp_path: Path):
     found = some_models()
     path = write(tmp_path / "log", found.original)
     logs = Logs(source="a", original=path, retrained=write(tmp_path / "other", found.retrained))
-    twice = Logs(source="b", original=path, retrained=logs.retrained, unlearned=(("npo", path), ("npo", path)))
+    twice = Logs(
+        source="b",
+        original=path,
+        retrained=logs.retrained,
+        unlearned=(("npo", path), ("npo", path)),
+    )
     table = llm_sources.weights_at_the_start(found, CHOSEN)
     cases = [
         (lambda: llm_bias.frame_of_logs([]), "logs"),
         (lambda: llm_truth_ratio.frame_of_logs([logs, logs]), "source"),
         (lambda: llm_sources.read(twice), "unlearned"),
-        (lambda: models("a", found.original, found.retrained, {"retrained": found.original}), "unlearned"),
+        (
+            lambda: models("a", found.original, found.retrained, {"retrained": found.original}),
+            "unlearned",
+        ),
         (lambda: models("a", found.original, take(found.retrained, [0, 1])), "examples"),
-        (lambda: models("a", found.original, found.retrained, {"npo": some_log("npo", 5)}), "examples"),
+        (
+            lambda: models("a", found.original, found.retrained, {"npo": some_log("npo", 5)}),
+            "examples",
+        ),
         (lambda: llm_bias.frame_of_table("a", table, named([npo(0.1)])), "objectives"),
         (lambda: llm_bias.frame_of_table("a", table, {**CHOSEN, "more": npo(0.3)}), "objectives"),
         (lambda: llm_truth_ratio.frame_of_models(found, "harmonic"), "variant"),
@@ -591,6 +692,8 @@ def test_on_llama_2_7b_the_halves_and_their_distances_are_known():
     found = [one(frame, split=split, half=half, model="original") for split, half in panels]
     assert {row["count"] for row in found} == {150}
     assert [row["distance"] * 150 for row in found] == pytest.approx([64, 53, 67, 51])
-    assert [row["p"] for row in found] == pytest.approx([1.2e-12, 1.0e-8, 7.6e-14, 4.4e-8], rel=0.06)
+    assert [row["p"] for row in found] == pytest.approx(
+        [1.2e-12, 1.0e-8, 7.6e-14, 4.4e-8], rel=0.06
+    )
     assert set(frame["model"]) == {"retrained", "original"}
     assert len(drawn(llm_truth_ratio, frame).axes) == 4

@@ -1,4 +1,6 @@
-"""Figures of runs of unlearning: which runs are made and kept, what their frames say, and what is drawn of them."""
+"""Figures of runs of unlearning: which runs are made and kept, what their frames say, and what
+is drawn of them.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,16 @@ from figures.language import weights_epoch1 as llm_weights_epoch1
 from figures.language import weights_length as llm_weights_length
 from figures.language.own_model import OwnModel, runs_of_own
 from figures.language.reference_noise import NONE, OWN, START, Unlearned
-from figures.language.runs import Perturbation, Study, Wanted, default_log, run_of, runs, runs_of, trajectories
+from figures.language.runs import (
+    Perturbation,
+    Study,
+    Wanted,
+    default_log,
+    run_of,
+    runs,
+    runs_of,
+    trajectories,
+)
 from figures.language.trajectories import at_epochs, frame_of_runs, panels_of
 from figures.scale import quick
 from llm.data.authors.corpus import Authors
@@ -80,7 +91,9 @@ FORGET = len(sets(TINY.models).forget)
 
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
-    """The tiny study in place of the figures', with a cache of its own; whoever asks first makes its runs."""
+    """The tiny study in place of the figures', with a cache of its own; whoever asks first makes
+    its runs.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SIMNPO_LAB_CACHE", str(tmp_path_factory.mktemp("study")))
         for module in (llm_runs, llm_reference_noise):
@@ -106,28 +119,58 @@ def some_answers(length: np.ndarray, seed: int) -> EvaluationLog:
     average = rng.uniform(0.1, 3, (7, count))
     per, wrong = np.broadcast_to(length, (7, count)), average[2:].T
     gold, right = (Answers(average[row], average[row] * length, length) for row in (0, 1))
-    return EvaluationLog("a log", "made", np.arange(count), gold, right, Answers(wrong, wrong * per[2:].T, per[2:].T))
+    return EvaluationLog(
+        "a log", "made", np.arange(count), gold, right, Answers(wrong, wrong * per[2:].T, per[2:].T)
+    )
 
 
-def some_run(objective: Objective, *, epochs: int = 2, count: int = 12, seed: int = 0, drop: float = 0.3) -> Run:
-    """A run in which answers fall by random amounts, `drop` nats per token and epoch; lengths follow from `count`."""
-    rng, length = np.random.default_rng(seed), np.random.default_rng(count).integers(2, 90, count).astype(float)
+def some_run(
+    objective: Objective, *, epochs: int = 2, count: int = 12, seed: int = 0, drop: float = 0.3
+) -> Run:
+    """A run in which answers fall by random amounts, `drop` nats per token and epoch; lengths
+    follow from `count`.
+    """
+    rng, length = (
+        np.random.default_rng(seed),
+        np.random.default_rng(count).integers(2, 90, count).astype(float),
+    )
     ref = -rng.uniform(0.01, 0.4, count) * length
     frames = []
     for epoch in range(epochs + 1):
         logp = ref - epoch * drop * rng.uniform(0.2, 1, count) * length
-        facts = {"epoch": epoch, "index": np.arange(count), "logp": logp, "length": length, "ref": ref}
+        facts = {
+            "epoch": epoch,
+            "index": np.arange(count),
+            "logp": logp,
+            "length": length,
+            "ref": ref,
+        }
         needs = {"retrained": ref - length, "needed": length, "needed_per_token": 1.0}
-        frames.append(pd.DataFrame({**facts, "gradient_norm": rng.uniform(1, 9, count) * length**0.5, **needs}))
+        frames.append(
+            pd.DataFrame(
+                {**facts, "gradient_norm": rng.uniform(1, 9, count) * length**0.5, **needs}
+            )
+        )
     kinds = {name: place for place, name in enumerate(("original", "retrained", "unlearned"))}
-    logs = [log_table(some_answers(length, 10 * seed + at)).assign(model=name) for name, at in kinds.items()]
-    rows = pd.DataFrame({"epoch": range(epochs + 1), "retain_loss": rng.uniform(0.1, 1, epochs + 1)})
-    known = {"unlearning": {"objective": {"class": "Objective", **objective._asdict()}}, "model": "a model"}
+    logs = [
+        log_table(some_answers(length, 10 * seed + at)).assign(model=name)
+        for name, at in kinds.items()
+    ]
+    rows = pd.DataFrame(
+        {"epoch": range(epochs + 1), "retain_loss": rng.uniform(0.1, 1, epochs + 1)}
+    )
+    known = {
+        "unlearning": {"objective": {"class": "Objective", **objective._asdict()}},
+        "model": "a model",
+    }
     return Run(pd.concat(frames, ignore_index=True), pd.concat(logs), rows, known, Path("a run"))
 
 
 def four(**options: Any) -> list[Run]:
-    return [some_run(objective, seed=place, **options) for place, objective in enumerate(CORNERS.values())]
+    return [
+        some_run(objective, seed=place, **options)
+        for place, objective in enumerate(CORNERS.values())
+    ]
 
 
 def law(objective: Objective, rows: pd.DataFrame) -> np.ndarray:
@@ -186,13 +229,21 @@ def test_a_run_is_made_once_and_read_afterwards(context: Context, request: pytes
         lambda context: run_of(context, npo(0.1), noise=Perturbation(1.0, 0.25)),
     ],
 )
-def test_another_objective_start_or_noise_is_another_run(ask: Callable[[Context], Run], context: Context):
+def test_another_objective_start_or_noise_is_another_run(
+    ask: Callable[[Context], Run], context: Context
+):
     with pytest.raises(Trained):
         ask(context)
 
 
-def test_another_study_is_another_run(context: Context, untrained: None, monkeypatch: pytest.MonkeyPatch):
-    for other in (replace(TINY, learning_rate=2e-3), replace(TINY, retain_weight=0.5), replace(TINY, epochs=1)):
+def test_another_study_is_another_run(
+    context: Context, untrained: None, monkeypatch: pytest.MonkeyPatch
+):
+    for other in (
+        replace(TINY, learning_rate=2e-3),
+        replace(TINY, retain_weight=0.5),
+        replace(TINY, epochs=1),
+    ):
         monkeypatch.setattr(llm_runs, "study", lambda scale, other=other: other)
         with pytest.raises(Trained):
             run_of(context, npo(0.1))
@@ -208,7 +259,10 @@ def test_a_run_older_than_the_moment_asked_for_is_made_anew(context: Context):
 
 
 def test_a_run_starts_where_the_default_model_of_its_kind_is(context: Context):
-    kinds = {"original": run_of(context, npo(0.1)), "partial": run_of(context, npo(0.1), start="partial")}
+    kinds = {
+        "original": run_of(context, npo(0.1)),
+        "partial": run_of(context, npo(0.1), start="partial"),
+    }
     retrained = default_log(context, "retrained")
     for kind, run in kinds.items():
         start, log = run.examples[run.examples["epoch"] == 0], default_log(context, kind)
@@ -218,9 +272,13 @@ def test_a_run_starts_where_the_default_model_of_its_kind_is(context: Context):
         np.testing.assert_allclose(start["retrained"], -retrained.gold.total)
         for name, known in {"original": log, "retrained": retrained}.items():
             np.testing.assert_allclose(truth_ratio(run.logs[name]), truth_ratio(known))
-    # What the partial model has not read it knows less well than the original does, and has less to forget.
+    # What the partial model has not read it knows less well than the original does, and has less to
+    # forget.
     unread = ~np.array(memorised(TINY.models))
-    needed = {kind: run.examples.loc[run.examples["epoch"] == 0, "needed"].to_numpy() for kind, run in kinds.items()}
+    needed = {
+        kind: run.examples.loc[run.examples["epoch"] == 0, "needed"].to_numpy()
+        for kind, run in kinds.items()
+    }
     assert needed["partial"][unread].sum() < needed["original"][unread].sum()
 
 
@@ -263,9 +321,15 @@ def test_of_several_runs_only_those_missing_are_made_and_all_come_in_the_order_a
         return real(*arguments, **options)
 
     monkeypatch.setattr(llm_runs, "unlearn_into", counted)
-    wanted = [Wanted(known[0]), Wanted(npo(0.3)), Wanted(known[1]), Wanted(known[1], noise=Perturbation(0.0))]
+    wanted = [
+        Wanted(known[0]),
+        Wanted(npo(0.3)),
+        Wanted(known[1]),
+        Wanted(known[1], noise=Perturbation(0.0)),
+    ]
     found = runs_of(context, wanted)
-    assert made in ([npo(0.3)], [npo(0.3), npo(0.1)])  # the perturbed one may have been made by another test
+    # the perturbed one may have been made by another test
+    assert made in ([npo(0.3)], [npo(0.3), npo(0.1)])
     assert [run.objective for run in found] == [one.objective for one in wanted]
     assert [found[0].folder, found[2].folder] == [run.folder for run in before]
     assert len({run.folder for run in found}) == 4
@@ -293,7 +357,10 @@ def test_runs_of_the_users_own_are_read_and_none_is_made(
 def test_the_studies_of_the_figures_differ_in_size_alone():
     small, full = STUDY(quick()), STUDY(Context().scale)
     assert small.objectives() == full.objectives() == CORNERS
-    assert small.models.authors.authors < full.models.authors.authors and small.epochs < full.epochs == 10
+    assert (
+        small.models.authors.authors < full.models.authors.authors
+        and small.epochs < full.epochs == 10
+    )
     assert set(small.noises) <= set(full.noises)
     assert full.unlearning(npo(0.1)).gradients == (0, 1, 10)  # those that llm_effective_push shows
 
@@ -303,9 +370,14 @@ def test_the_studies_of_the_figures_differ_in_size_alone():
 
 @settings(max_examples=10)
 @given(
-    st.floats(0.01, 5), st.floats(-1, 1), st.sampled_from(["npo", "free", "normalized", "simnpo"]), st.integers(0, 9)
+    st.floats(0.01, 5),
+    st.floats(-1, 1),
+    st.sampled_from(["npo", "free", "normalized", "simnpo"]),
+    st.integers(0, 9),
 )
-def test_the_weight_of_a_trajectory_is_the_objectives(beta: float, gamma: float, corner: str, seed: int):
+def test_the_weight_of_a_trajectory_is_the_objectives(
+    beta: float, gamma: float, corner: str, seed: int
+):
     made = {"npo": npo(beta), "free": reference_free_npo(beta, gamma)}
     made |= {"normalized": length_normalized_npo(beta, gamma), "simnpo": simnpo(beta, gamma)}
     objective, other = made[corner], gradient_ascent()
@@ -328,18 +400,26 @@ def test_correlations_are_scipys_with_the_estimate_in_the_interval():
         own = examples[(examples["run"] == row["run"]) & (examples["epoch"] == row["epoch"])]
         assert row["count"] == 30 and row["method"] == own["method"].iloc[0]
         if (row["method"], row["epoch"]) == ("npo", 0):
-            assert all(math.isnan(row[name]) for name in ("pearson", "pearson_low", "spearman", "spearman_high"))
+            assert all(
+                math.isnan(row[name])
+                for name in ("pearson", "pearson_low", "spearman", "spearman_high")
+            )
             continue
         for name, of_scipy in (("pearson", stats.pearsonr), ("spearman", stats.spearmanr)):
             want = of_scipy(own["length"], np.round(own["weight"], 12)).statistic
             assert row[name] == pytest.approx(want)
             assert row[f"{name}_low"] < row[name] + 1e-9 and row[name] - 1e-9 < row[f"{name}_high"]
-    # At the reference the length-normalised weight is 1/|y|, whose ranks are those of the length, reversed.
-    (first,) = statistics[(statistics["method"] == "length_normalized_npo") & (statistics["epoch"] == 0)]["spearman"]
+    # At the reference the length-normalised weight is 1/|y|, whose ranks are those of the length,
+    # reversed.
+    (first,) = statistics[
+        (statistics["method"] == "length_normalized_npo") & (statistics["epoch"] == 0)
+    ]["spearman"]
     assert first == pytest.approx(-1)
 
 
-def test_what_the_users_own_model_went_through_is_kept_and_made_again_on_request(context: Context) -> None:
+def test_what_the_users_own_model_went_through_is_kept_and_made_again_on_request(
+    context: Context,
+) -> None:
     folders = {kind: str(folder_of(TINY.models, kind)) for kind in ("original", "retrained")}
     for kind in folders:
         build(TINY.models, kind, progress=False)
@@ -367,16 +447,30 @@ def test_only_epochs_that_were_run_can_be_shown():
 
 
 def test_panels_stand_in_the_order_of_the_corners_whatever_the_order_of_runs():
-    objectives = [gradient_ascent(), simnpo(2.0, 0.5), npo(0.1), Objective(1.0, 0.0, 0.5, 0.5), npo(0.2)]
+    objectives = [
+        gradient_ascent(),
+        simnpo(2.0, 0.5),
+        npo(0.1),
+        Objective(1.0, 0.0, 0.5, 0.5),
+        npo(0.2),
+    ]
     frame = frame_of_runs([some_run(objective) for objective in objectives], resamples=100)
-    want = [(2, "NPO, β = 0.1"), (4, "NPO, β = 0.2"), (1, "SimNPO, β = 2, γ = 0.5"), (0, "GA"), (3, "between, β = 1")]
+    want = [
+        (2, "NPO, β = 0.1"),
+        (4, "NPO, β = 0.2"),
+        (1, "SimNPO, β = 2, γ = 0.5"),
+        (0, "GA"),
+        (3, "between, β = 1"),
+    ]
     assert panels_of(frame) == want
 
 
 # --- the pictures of weights ---
 
 
-def test_the_figure_of_epoch_1_draws_weights_before_and_after_with_their_correlations(monkeypatch: pytest.MonkeyPatch):
+def test_the_figure_of_epoch_1_draws_weights_before_and_after_with_their_correlations(
+    monkeypatch: pytest.MonkeyPatch,
+):
     monkeypatch.setattr(llm_trajectories, "runs", lambda context: four())
     frame = llm_weights_epoch1.data(Context())
     assert set(frame["epoch"]) == {0, 1} and set(frame["source"]) == {llm_runs.DEFAULT}
@@ -385,7 +479,10 @@ def test_the_figure_of_epoch_1_draws_weights_before_and_after_with_their_correla
     for axes, (run, label) in zip(figure.axes, panels_of(frame), strict=True):
         assert axes.get_title() == label
         own = frame[frame["run"] == run]
-        examples, found = own[own["kind"] == "example"], own[(own["kind"] == "statistic") & (own["epoch"] == 1)].iloc[0]
+        examples, found = (
+            own[own["kind"] == "example"],
+            own[(own["kind"] == "statistic") & (own["epoch"] == 1)].iloc[0],
+        )
         for (x, y, color), epoch, want in zip(
             points(axes), (0, 1), ("#BFBFBF", style.COLORS[found["method"]]), strict=True
         ):
@@ -401,8 +498,12 @@ def test_the_figure_of_epoch_1_draws_weights_before_and_after_with_their_correla
 def test_a_constant_weight_has_no_correlation_and_a_run_that_ended_no_text():
     alive = frame_of_runs([some_run(gradient_ascent())], resamples=100)
     (axes,) = drawn(llm_weights_epoch1, at_epochs(alive, [0, 1])).axes
-    assert [text.get_text() for text in axes.texts] == ["Pearson none: constant\nSpearman none: constant"]
-    frame = at_epochs(frame_of_runs([some_run(npo(0.1)), some_run(simnpo(1.0), epochs=0)], resamples=100), [0, 1])
+    assert [text.get_text() for text in axes.texts] == [
+        "Pearson none: constant\nSpearman none: constant"
+    ]
+    frame = at_epochs(
+        frame_of_runs([some_run(npo(0.1)), some_run(simnpo(1.0), epochs=0)], resamples=100), [0, 1]
+    )
     left, right = drawn(llm_weights_epoch1, frame).axes
     assert len(left.texts) == 1 and not right.texts
     assert len(points(right)[0][0]) == 12 and points(right)[1][0] == []
@@ -413,7 +514,11 @@ def test_a_constant_weight_has_no_correlation_and_a_run_that_ended_no_text():
 def test_the_share_of_the_heaviest_tenth_is_at_least_that_of_equal_weights(weights: list[float]):
     count = max(1, round(len(weights) / 10))
     frame = pd.DataFrame(
-        {"run": 0, "epoch": [0] * len(weights) + [1] * len(weights), "weight": [*weights, *[0.3] * len(weights)]}
+        {
+            "run": 0,
+            "epoch": [0] * len(weights) + [1] * len(weights),
+            "weight": [*weights, *[0.3] * len(weights)],
+        }
     )
     uneven, even = llm_weight_boxes.with_top_share(frame).groupby("epoch")["top_share"].first()
     assert even == pytest.approx(count / len(weights))
@@ -427,7 +532,9 @@ def test_weights_that_are_all_zero_have_no_heaviest_tenth():
     assert np.isnan(shares[:2]).all() and shares[2:] == [0.75, 0.75]
 
 
-def test_the_figure_of_boxes_draws_quartiles_of_every_epoch_and_the_share(monkeypatch: pytest.MonkeyPatch):
+def test_the_figure_of_boxes_draws_quartiles_of_every_epoch_and_the_share(
+    monkeypatch: pytest.MonkeyPatch,
+):
     monkeypatch.setattr(llm_weight_boxes, "runs", lambda context: four(count=40))
     frame = llm_weight_boxes.data(Context())
     figure = drawn(llm_weight_boxes, frame)
@@ -441,9 +548,18 @@ def test_the_figure_of_boxes_draws_quartiles_of_every_epoch_and_the_share(monkey
             values = own.loc[own["epoch"] == epoch, "weight"]
             path = np.asarray(box.get_path().vertices)
             assert path[:, 0].mean() == pytest.approx(epoch, abs=0.2)
-            assert (path[:, 1].min(), path[:, 1].max()) == pytest.approx(tuple(np.quantile(values, [0.25, 0.75])))
-            assert matplotlib.colors.to_hex(box.get_facecolor()).upper() == style.COLORS[own["method"].iloc[0]]
-        medians = [y[0] for x, y, color in points(upper) if color == "#000000" and len(x) == 2 and y[0] == y[1]]
+            assert (path[:, 1].min(), path[:, 1].max()) == pytest.approx(
+                tuple(np.quantile(values, [0.25, 0.75]))
+            )
+            assert (
+                matplotlib.colors.to_hex(box.get_facecolor()).upper()
+                == style.COLORS[own["method"].iloc[0]]
+            )
+        medians = [
+            y[0]
+            for x, y, color in points(upper)
+            if color == "#000000" and len(x) == 2 and y[0] == y[1]
+        ]
         for epoch in range(3):
             assert own.loc[own["epoch"] == epoch, "weight"].median() in medians
         (x, y, color), (_, dotted, _) = points(lower)
@@ -466,26 +582,39 @@ def test_the_figure_of_weights_against_length_draws_ten_times_those_divided_by_i
         assert len(shown) == 2
         for method in methods:
             own = frame[(frame["method"] == method) & (frame["epoch"] == epoch)]
-            examples, factor = own[own["kind"] == "example"], 10 if method in ("simnpo", "length_normalized_npo") else 1
+            examples, factor = (
+                own[own["kind"] == "example"],
+                10 if method in ("simnpo", "length_normalized_npo") else 1,
+            )
             x, y = shown[style.COLORS[method]]
             assert x == examples["length"].tolist() and y == (factor * examples["weight"]).tolist()
-            label = f"{'10 × ' if factor == 10 else ''}{style.LABELS[method]}, β = {own['beta'].iloc[0]:g}"
+            label = (
+                f"{'10 × ' if factor == 10 else ''}{style.LABELS[method]}, β = "
+                f"{own['beta'].iloc[0]:g}"
+            )
             (pearson,) = own["pearson"].dropna()
             assert f"{label}: r = {pearson:.2f}" in legend(axes)
 
 
 @pytest.mark.parametrize(
-    ("epochs", "want"), [(1, [1]), (2, [1, 2]), (5, [1, 2, 3, 5]), (10, [1, 2, 3, 10]), (12, [1, 2, 3, 10, 12])]
+    ("epochs", "want"),
+    [(1, [1]), (2, [1, 2]), (5, [1, 2, 3, 5]), (10, [1, 2, 3, 10]), (12, [1, 2, 3, 10, 12])],
 )
 def test_weights_against_length_are_shown_at_the_papers_epochs_and_the_last(
     epochs: int, want: list[int], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(llm_trajectories, "runs", lambda context: [some_run(npo(0.1), epochs=epochs)])
+    monkeypatch.setattr(
+        llm_trajectories, "runs", lambda context: [some_run(npo(0.1), epochs=epochs)]
+    )
     assert sorted(set(llm_weights_length.data(Context())["epoch"])) == want
 
 
 def test_methods_beyond_the_corners_have_a_row_of_their_own():
-    found = [some_run(npo(0.1)), some_run(gradient_ascent(1.0)), some_run(gradient_ascent(), epochs=1)]
+    found = [
+        some_run(npo(0.1)),
+        some_run(gradient_ascent(1.0)),
+        some_run(gradient_ascent(), epochs=1),
+    ]
     frame = at_epochs(frame_of_runs(found, resamples=100), [1, 2])
     figure = drawn(llm_weights_length, frame)
     assert len(figure.axes) == 4
@@ -502,7 +631,9 @@ def with_norms(run: Run, norms: Callable[[pd.DataFrame], Any]) -> Run:
 
 
 def fit(frame: pd.DataFrame, quantity: str, epoch: int, method: str) -> dict[str, Any]:
-    own = frame[(frame["kind"] == "fit") & (frame["quantity"] == quantity) & (frame["epoch"] == epoch)]
+    own = frame[
+        (frame["kind"] == "fit") & (frame["quantity"] == quantity) & (frame["epoch"] == epoch)
+    ]
     (row,) = own[own["method"] == method].to_dict("records")
     return {str(name): value for name, value in row.items()}
 
@@ -515,7 +646,9 @@ def test_a_known_power_law_of_gradient_norms_is_recovered(exponent: float, facto
     for method in ("npo", "length_normalized_npo", "reference_free_npo", "simnpo"):
         for epoch in (0, 1, 2):
             row = fit(frame, "gradient_norm", epoch, method)
-            assert (row["value"], row["low"], row["high"]) == pytest.approx([exponent] * 3, abs=1e-6)
+            assert (row["value"], row["low"], row["high"]) == pytest.approx(
+                [exponent] * 3, abs=1e-6
+            )
             assert (row["count"], row["missing"]) == (12, 0)
     lines = frame[(frame["kind"] == "line") & (frame["quantity"] == "gradient_norm")]
     np.testing.assert_allclose(lines["value"], factor * lines["length"] ** exponent)
@@ -523,11 +656,15 @@ def test_a_known_power_law_of_gradient_norms_is_recovered(exponent: float, facto
     assert set(lines["length"]) == {ends.min(), ends.max()}
 
 
-def test_the_push_is_the_norm_at_npos_reference_and_its_exponent_lower_by_1_with_the_length_normalised():
+def test_the_push_is_the_norm_at_npos_reference_and_lower_by_a_length_with_normalisation():
     frame = llm_effective_push.frame_of_runs(four(count=30))
     norm, push = (fit(frame, name, 0, "npo") for name in ("gradient_norm", "push"))
-    assert push["value"] == pytest.approx(norm["value"]) and push["low"] == pytest.approx(norm["low"])
-    norm, push = (fit(frame, name, 0, "length_normalized_npo") for name in ("gradient_norm", "push"))
+    assert push["value"] == pytest.approx(norm["value"]) and push["low"] == pytest.approx(
+        norm["low"]
+    )
+    norm, push = (
+        fit(frame, name, 0, "length_normalized_npo") for name in ("gradient_norm", "push")
+    )
     assert push["value"] == pytest.approx(norm["value"] - 1)
     later = [fit(frame, name, 1, "npo")["value"] for name in ("gradient_norm", "push")]
     assert later[1] < later[0] - 0.1  # long answers have fallen further, and weigh less
@@ -539,22 +676,30 @@ def test_the_push_is_the_weight_times_the_norm_and_its_exponent_that_of_scipys_l
     assert sorted(set(frame["epoch"])) == [0, 1, 4]
     for run, objective in enumerate(CORNERS.values()):
         for epoch in (0, 1, 4):
-            own = frame[(frame["run"] == run) & (frame["epoch"] == epoch) & (frame["kind"] == "example")]
+            own = frame[
+                (frame["run"] == run) & (frame["epoch"] == epoch) & (frame["kind"] == "example")
+            ]
             rows = found[run].examples
             rows = rows[rows["epoch"] == epoch]
-            np.testing.assert_allclose(own["push"], law(objective, rows) * rows["gradient_norm"].to_numpy())
+            np.testing.assert_allclose(
+                own["push"], law(objective, rows) * rows["gradient_norm"].to_numpy()
+            )
             line = stats.linregress(np.log(own["length"]), np.log(own["push"]))
             row = fit(frame, "push", epoch, str(own["method"].iloc[0]))
             assert row["value"] == pytest.approx(line.slope)
             half = stats.t.ppf(0.975, 18) * line.stderr
-            assert (row["low"], row["high"]) == pytest.approx((line.slope - half, line.slope + half))
+            assert (row["low"], row["high"]) == pytest.approx(
+                (line.slope - half, line.slope + half)
+            )
 
 
 def test_answers_without_any_push_are_counted_and_not_fitted():
     run = some_run(npo(1.0))
     examples = run.examples
     gone = (examples["epoch"] == 2) & (examples["index"] < 3)
-    run = run._replace(examples=examples.assign(gradient_norm=examples["gradient_norm"].mask(gone, 0.0)))
+    run = run._replace(
+        examples=examples.assign(gradient_norm=examples["gradient_norm"].mask(gone, 0.0))
+    )
     frame = llm_effective_push.frame_of_runs([run])
     row = fit(frame, "push", 2, "npo")
     assert (row["count"], row["missing"]) == (9, 3)
@@ -568,12 +713,16 @@ def test_runs_without_gradient_norms_are_refused_with_the_option_that_records_th
     rows = run.examples
     without = rows.drop(columns="gradient_norm")
     partly = rows.assign(gradient_norm=rows["gradient_norm"].where(rows["epoch"] != 2))
-    bad = run._replace(examples=without if absent == "column" else partly, folder=Path("the bad one"))
+    bad = run._replace(
+        examples=without if absent == "column" else partly, folder=Path("the bad one")
+    )
     with pytest.raises(InvalidInput, match=r"run = 'the bad one'.*epochs 0, 1, 2.*--gradients"):
         llm_effective_push.frame_of_runs([run, bad])
 
 
-def test_the_figure_of_pushes_draws_norms_pushes_and_lines_with_their_exponents(monkeypatch: pytest.MonkeyPatch):
+def test_the_figure_of_pushes_draws_norms_pushes_and_lines_with_their_exponents(
+    monkeypatch: pytest.MonkeyPatch,
+):
     monkeypatch.setattr(llm_effective_push, "runs", lambda context: four())
     frame = llm_effective_push.data(Context())
     figure = drawn(llm_effective_push, frame)
@@ -595,12 +744,19 @@ def test_the_figure_of_pushes_draws_norms_pushes_and_lines_with_their_exponents(
             assert pair[0] == (ends["length"].tolist(), ends["value"].tolist(), want)
             assert pair[1] == (examples["length"].tolist(), examples[quantity].tolist(), want)
             row = fit(frame, quantity, epoch, method)
-            assert f"{name} = {row['value']:.2f} ({row['low']:.2f} to {row['high']:.2f})" in legend(axes)
+            assert f"{name} = {row['value']:.2f} ({row['low']:.2f} to {row['high']:.2f})" in legend(
+                axes
+            )
 
 
 def test_runs_of_unequal_lengths_are_each_shown_to_their_own_end():
-    frame = llm_effective_push.frame_of_runs([some_run(npo(0.1), epochs=5), some_run(simnpo(1.0), epochs=1)])
-    assert frame.groupby("method")["epoch"].unique().map(sorted).to_dict() == {"npo": [0, 1, 5], "simnpo": [0, 1]}
+    frame = llm_effective_push.frame_of_runs(
+        [some_run(npo(0.1), epochs=5), some_run(simnpo(1.0), epochs=1)]
+    )
+    assert frame.groupby("method")["epoch"].unique().map(sorted).to_dict() == {
+        "npo": [0, 1, 5],
+        "simnpo": [0, 1],
+    }
     figure = drawn(llm_effective_push, frame)
     assert [len(axes.lines) for axes in figure.axes] == [4, 4, 4, 4, 4, 0]
 
@@ -616,7 +772,11 @@ def spoiled(run: Run, by: float) -> Run:
 
 def some_noise(**options: Any) -> list[Unlearned]:
     runs_ = [some_run(npo(0.1), seed=seed, **options) for seed in (0, 1, 2)]
-    found = [Unlearned(OWN, runs_[0]), Unlearned("0", spoiled(runs_[1], 3)), Unlearned("1", spoiled(runs_[2], 30))]
+    found = [
+        Unlearned(OWN, runs_[0]),
+        Unlearned("0", spoiled(runs_[1], 3)),
+        Unlearned("1", spoiled(runs_[2], 30)),
+    ]
     return [*found, Unlearned(NONE, some_run(simnpo(4.5), seed=3, **options))]
 
 
@@ -630,7 +790,9 @@ def test_the_study_of_noise_holds_npo_beside_every_reference_and_simnpo(context:
         "1": ["npo"],
         NONE: ["simnpo"],
     }
-    start = examples[examples["epoch"] == 0].pivot(index="index", columns="reference", values="logp")
+    start = examples[examples["epoch"] == 0].pivot(
+        index="index", columns="reference", values="logp"
+    )
     assert start.nunique(axis=1).eq(1).all()
     noisy = run_of(context, npo(0.1), noise=Perturbation(1.0)).examples
     np.testing.assert_array_equal(examples.loc[examples["reference"] == "1", "ref"], noisy["ref"])
@@ -639,7 +801,9 @@ def test_the_study_of_noise_holds_npo_beside_every_reference_and_simnpo(context:
     ends = frame[frame["kind"] == "end"].set_index("reference")
     for reference, objective in ((OWN, npo(0.1)), (NONE, simnpo(4.5))):
         run = run_of(context, objective)
-        want = stats.ks_2samp(truth_ratio(run.logs["unlearned"]), truth_ratio(default_log(context, "retrained")))
+        want = stats.ks_2samp(
+            truth_ratio(run.logs["unlearned"]), truth_ratio(default_log(context, "retrained"))
+        )
         assert ends.loc[reference, "distance"] == pytest.approx(want.statistic)  # pyright: ignore[reportAttributeAccessIssue]
         assert ends.loc[reference, "retain_loss"] == run.epochs["retain_loss"].iloc[-1]
     assert ends.loc[START, "retain_loss"] == run_of(context, npo(0.1)).epochs["retain_loss"].iloc[0]
@@ -653,14 +817,25 @@ def test_the_study_of_noise_holds_npo_beside_every_reference_and_simnpo(context:
 @given(st.floats(0.1, 40), st.integers(0, 9))
 def test_the_lower_the_reference_the_nearer_is_npos_factor_to_2(by: float, seed: int):
     run = some_run(npo(0.1), seed=seed)
-    found = [Unlearned(OWN, run), Unlearned("a", spoiled(run, by)), Unlearned("b", spoiled(run, 2 * by))]
+    found = [
+        Unlearned(OWN, run),
+        Unlearned("a", spoiled(run, by)),
+        Unlearned("b", spoiled(run, 2 * by)),
+    ]
     frame = llm_reference_noise.frame_of_runs(found)
-    factor = frame[frame["kind"] == "example"].pivot(index=["epoch", "index"], columns="reference", values="factor")
-    assert (factor[OWN] <= factor["a"]).all() and (factor["a"] <= factor["b"]).all() and (factor["b"] <= 2).all()
+    factor = frame[frame["kind"] == "example"].pivot(
+        index=["epoch", "index"], columns="reference", values="factor"
+    )
+    assert (
+        (factor[OWN] <= factor["a"]).all()
+        and (factor["a"] <= factor["b"]).all()
+        and (factor["b"] <= 2).all()
+    )
     start = factor.xs(0, level="epoch")
     np.testing.assert_allclose(start[OWN].to_numpy(), 1.0)
     length = run.examples.loc[run.examples["epoch"] == 0, "length"].to_numpy()
-    want = 2 / (1 + np.exp(-0.1 * by * length))  # it is the answer's length that takes the factor to its bound
+    # it is the answer's length that takes the factor to its bound
+    want = 2 / (1 + np.exp(-0.1 * by * length))
     np.testing.assert_allclose(start["a"].to_numpy(), want)
 
 
@@ -672,8 +847,12 @@ def test_the_factor_is_the_weight_but_for_its_power_of_the_length_and_beyond_is_
         assert set(own["run"]) == {number}
         rows, power = run.examples, float(run.objective.normalize)
         np.testing.assert_allclose(own["weight"], law(run.objective, rows))
-        np.testing.assert_allclose(own["factor"], law(run.objective, rows) * rows["length"] ** power)
-        np.testing.assert_allclose(own["beyond"], (rows["logp"] - rows["retrained"]) / rows["length"])
+        np.testing.assert_allclose(
+            own["factor"], law(run.objective, rows) * rows["length"] ** power
+        )
+        np.testing.assert_allclose(
+            own["beyond"], (rows["logp"] - rows["retrained"]) / rows["length"]
+        )
         for quantity in ("factor", "beyond"):
             along = frame[(frame["kind"] == "epoch") & (frame["reference"] == reference)]
             along = along[along["quantity"] == quantity].set_index("epoch")
@@ -681,7 +860,9 @@ def test_the_factor_is_the_weight_but_for_its_power_of_the_length_and_beyond_is_
             for epoch, row in along.iterrows():
                 values = own.loc[own["epoch"] == epoch, quantity]
                 want = np.quantile(values, [0.25, 0.5, 0.75])
-                assert [row[name] for name in ("low", "median", "high")] == pytest.approx(want.tolist())
+                assert [row[name] for name in ("low", "median", "high")] == pytest.approx(
+                    want.tolist()
+                )
 
 
 def test_the_end_is_the_distance_of_truth_ratios_to_the_retrained_model_and_the_last_retain_loss():
@@ -689,7 +870,10 @@ def test_the_end_is_the_distance_of_truth_ratios_to_the_retrained_model_and_the_
     ends = llm_reference_noise.frame_of_runs(found)
     ends = ends[ends["kind"] == "end"].set_index("reference")
     assert ends.index.tolist() == [START, OWN, "0", "1", NONE]
-    cases = [(START, found[0].run, "original", 0), *((name, run, "unlearned", -1) for name, run in found)]
+    cases = [
+        (START, found[0].run, "original", 0),
+        *((name, run, "unlearned", -1) for name, run in found),
+    ]
     for reference, run, model, place in cases:
         mine, goal = (truth_ratio(run.logs[name]) for name in (model, "retrained"))
         gap = max(abs(np.mean(mine <= x) - np.mean(goal <= x)) for x in [*mine, *goal])
@@ -722,16 +906,24 @@ def test_the_figure_of_noise_draws_medians_quartiles_and_where_each_run_ends():
     ends = frame[frame["kind"] == "end"].set_index("reference")
     for axes, column in ((quality, "distance"), (retain, "retain_loss")):
         start, level, *dots = points(axes)
-        assert start[1] == [ends.loc[START, column]] * 2 and level[1] == [ends.loc[NONE, column]] * 2
+        assert (
+            start[1] == [ends.loc[START, column]] * 2 and level[1] == [ends.loc[NONE, column]] * 2
+        )
         assert level[2] == looks[NONE]
-        want = [([place], [ends.loc[name, column]], looks[name]) for place, name in enumerate(order)]
+        want = [
+            ([place], [ends.loc[name, column]], looks[name]) for place, name in enumerate(order)
+        ]
         assert dots == want
         names = [text.get_text().split("\n")[0] for text in axes.get_xticklabels()]
         assert names == [OWN, "0", "1", "SimNPO"]
     p = [text.get_text().split("\n")[1] for text in quality.get_xticklabels()]
     assert p == [f"p = {ends.loc[name, 'p']:.1g}" for name in order]
     (found,) = figure.legends
-    labels = ["NPO", *(f"NPO, reference perturbed, scale {scale}" for scale in "01"), "SimNPO, no reference"]
+    labels = [
+        "NPO",
+        *(f"NPO, reference perturbed, scale {scale}" for scale in "01"),
+        "SimNPO, no reference",
+    ]
     assert [text.get_text() for text in found.get_texts()] == labels
 
 
@@ -739,7 +931,9 @@ def test_frames_survive_the_disk(tmp_path: Path):
     frames = [frame_of_runs(four(), resamples=100), llm_effective_push.frame_of_runs(four())]
     for frame in [*frames, llm_reference_noise.frame_of_runs(some_noise())]:
         storage.write_table(frame, tmp_path / "frame.parquet", {})
-        pd.testing.assert_frame_equal(storage.read_table(tmp_path / "frame.parquet"), frame, check_dtype=False)
+        pd.testing.assert_frame_equal(
+            storage.read_table(tmp_path / "frame.parquet"), frame, check_dtype=False
+        )
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -749,8 +943,16 @@ def test_every_figure_has_a_caption_a_frame_and_a_drawing(name: str):
     assert callable(module.data) and callable(module.plot)
 
 
-def test_runs_that_are_not_there_are_refused_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    arguments = ["llm_weights_epoch1", "--runs", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]
+def test_runs_that_are_not_there_are_refused_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    arguments = [
+        "llm_weights_epoch1",
+        "--runs",
+        str(tmp_path / "nowhere"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert figures_cli(arguments) == 2
     assert capsys.readouterr().err.startswith("error: run = ")
     assert list(tmp_path.iterdir()) == []

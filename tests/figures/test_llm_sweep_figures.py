@@ -1,4 +1,6 @@
-"""Figures of sweeps: which methods they ask for, that runs are shared and kept, and what is drawn of them."""
+"""Figures of sweeps: which methods they ask for, that runs are shared and kept, and what is
+drawn of them.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:the model has collapsed:RuntimeW
 def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SIMNPO_LAB_CACHE", str(tmp_path_factory.mktemp("study")))
-        for module in (llm_runs, llm_sweeps, llm_tradeoff, llm_epochs, llm_w_graddiff, llm_beta_gamma):
+        for module in (
+            llm_runs,
+            llm_sweeps,
+            llm_tradeoff,
+            llm_epochs,
+            llm_w_graddiff,
+            llm_beta_gamma,
+        ):
             patch.setattr(module, "study", lambda scale: TINY)
         few = lambda word, **options: TofuSets(*(part[:5] for part in tofu_sets(word, **options)))  # noqa: E731
         patch.setattr(sweep_module, "tofu_sets", few)
@@ -104,12 +113,17 @@ def test_the_corners_are_asked_for_at_the_settings_of_the_study() -> None:
     table = [method(word).name for word in llm_sweeps.table_words(chosen)]
     assert {*CORNERS, "gradient_ascent", "grad_diff"} == set(table)
     assert set(llm_sweeps.corner_words(chosen)) <= {*llm_w_graddiff.words_of(chosen)}
-    assert f"simnpo:{chosen.beta_per_token}@{chosen.retain_weight_per_token}" in llm_beta_gamma.words_of(chosen)
+    assert (
+        f"simnpo:{chosen.beta_per_token}@{chosen.retain_weight_per_token}"
+        in llm_beta_gamma.words_of(chosen)
+    )
     assert {method(word).name for word in llm_best.words_of()} == set(CORNERS)
 
 
 @pytest.mark.parametrize(("last", "found"), [(10, (1, 2, 4, 6)), (5, (1, 2, 4)), (1, ())])
-def test_epochs_that_are_measured_on_the_way_are_the_first_ones(last: int, found: tuple[int, ...]) -> None:
+def test_epochs_that_are_measured_on_the_way_are_the_first_ones(
+    last: int, found: tuple[int, ...]
+) -> None:
     assert llm_sweeps.measured_epochs(replace(Study(), epochs=last)) == found
 
 
@@ -117,10 +131,16 @@ def test_every_method_that_is_drawn_has_a_colour_and_a_name_of_its_own() -> None
     words = {*llm_sweeps.table_words(Study()), *llm_w_graddiff.words_of(Study())}
     names = {llm_plane.method_of(word) for word in words}
     assert names <= METHODS.keys() and names <= style.COLORS.keys() and names <= style.LABELS.keys()
-    assert len({style.COLORS[name] for name in names}) == len(names) == len({style.LABELS[name] for name in names})
+    assert (
+        len({style.COLORS[name] for name in names})
+        == len(names)
+        == len({style.LABELS[name] for name in names})
+    )
 
 
-def test_the_tradeoff_has_all_methods_with_intervals_and_the_way_of_the_corners(tradeoff: pd.DataFrame) -> None:
+def test_the_tradeoff_has_all_methods_with_intervals_and_the_way_of_the_corners(
+    tradeoff: pd.DataFrame,
+) -> None:
     measures = tradeoff[tradeoff["kind"] == "measure"]
     words = llm_sweeps.table_words(TINY)
     assert list(measures["model"].unique()) == ["original", "retrained", *words]
@@ -138,7 +158,10 @@ def test_the_tradeoff_has_all_methods_with_intervals_and_the_way_of_the_corners(
         assert ends.loc[word, "ks_statistic"] == pytest.approx(points.loc[word, "ks_statistic"])
     figure = drawn(llm_tradeoff, tradeoff)
     names = {text.get_text() for text in figure.legends[0].get_texts()}
-    assert names == {*llm_plane.BASELINES.values(), *(style.LABELS[llm_plane.method_of(word)] for word in words)}
+    assert names == {
+        *llm_plane.BASELINES.values(),
+        *(style.LABELS[llm_plane.method_of(word)] for word in words),
+    }
     assert {style.COLORS[name] for name in CORNERS} <= colors(figure)
     bottom, top = figure.axes[1].get_ylim()
     assert bottom > top  # the smaller D, the better forgotten, the higher
@@ -154,7 +177,9 @@ def test_epochs_are_drawn_between_the_levels_of_original_and_retrained(context: 
             (line,) = [one for one in axes.get_lines() if one.get_label() == style.LABELS[name]]
             np.testing.assert_allclose(np.asarray(line.get_ydata()), own[measure])
             assert list(np.asarray(line.get_xdata())) == [0, 1, 2]
-        levels = frame[(frame["kind"] == "level") & (frame["measure"] == measure)].set_index("model")["value"]
+        levels = frame[(frame["kind"] == "level") & (frame["measure"] == measure)].set_index(
+            "model"
+        )["value"]
         for model, label in llm_plane.BASELINES.items():
             (line,) = [one for one in axes.get_lines() if one.get_label() == label]
             assert set(np.asarray(line.get_ydata())) == {levels[model]}
@@ -173,9 +198,18 @@ def test_the_grid_is_drawn_number_by_number(context: Context) -> None:
                 assert float(texts[column, row]) == pytest.approx(value, abs=0.0051)
 
 
-def test_graddiff_is_drawn_along_its_retain_weights(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graddiff_is_drawn_along_its_retain_weights(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
     frame = llm_w_graddiff.data(context)
-    assert set(frame["method"]) == {*CORNERS, "grad_diff", "weighted_grad_diff", "idk", "dpo", *llm_plane.BASELINES}
+    assert set(frame["method"]) == {
+        *CORNERS,
+        "grad_diff",
+        "weighted_grad_diff",
+        "idk",
+        "dpo",
+        *llm_plane.BASELINES,
+    }
     second = frame[frame["method"] == "grad_diff"].assign(model="grad_diff@2", retain_weight=2.0)
     figure = drawn(llm_w_graddiff, pd.concat([frame, second], ignore_index=True))
     assert {text.get_text() for text in figure.axes[0].texts} == {"λ = 1", "λ = 2"}
@@ -197,7 +231,9 @@ def test_the_best_of_each_corner_is_marked_by_the_stated_rule(context: Context) 
             assert float(found["model_utility"]) == own["model_utility"].max()
     figure = drawn(llm_best, frame)
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert len(labels) == len(CORNERS) + 2 and any(label.startswith("SimNPO, β = 4.5, λ = 0.125") for label in labels)
+    assert len(labels) == len(CORNERS) + 2 and any(
+        label.startswith("SimNPO, β = 4.5, λ = 0.125") for label in labels
+    )
 
 
 def test_a_second_drawing_makes_no_run_and_figures_share_theirs(
@@ -213,7 +249,9 @@ def test_a_second_drawing_makes_no_run_and_figures_share_theirs(
         llm_tradeoff.data(replace(context, since=math.inf))
 
 
-def test_a_model_of_the_users_own_needs_its_retrained_one_and_brings_its_own_rates(context: Context) -> None:
+def test_a_model_of_the_users_own_needs_its_retrained_one_and_brings_its_own_rates(
+    context: Context,
+) -> None:
     folders = {kind: str(folder_of(TINY.models, kind)) for kind in llm_plane.BASELINES}
     own = OwnModel(
         model=folders["original"],
@@ -227,8 +265,14 @@ def test_a_model_of_the_users_own_needs_its_retrained_one_and_brings_its_own_rat
     assert (task.options.model, task.retrained) == (folders["original"], folders["retrained"])
     assert (task.data, task.retain_data) == ("authors:forget05", "authors:retain95")
     (run,) = llm_sweeps.runs_of(replace(context, own=own), ("npo:0.1@1",))
-    assert (run.optimization.learning_rate, run.optimization.batch, run.optimization.epochs) == (1e-3, 7, 2)
-    assert llm_sweeps.folder_for(context, task) != llm_sweeps.folder_for(context, llm_sweeps.task_of(context))
+    assert (run.optimization.learning_rate, run.optimization.batch, run.optimization.epochs) == (
+        1e-3,
+        7,
+        2,
+    )
+    assert llm_sweeps.folder_for(context, task) != llm_sweeps.folder_for(
+        context, llm_sweeps.task_of(context)
+    )
     with pytest.raises(InvalidInput, match="retrained"):
         llm_sweeps.task_of(replace(context, own=replace(own, retrained=None)))
 

@@ -85,7 +85,10 @@ def test_all_four_corners_are_run_beside_gradient_ascent_with_and_without_a_reta
     assert found["gradient_ascent"].objective == found[GRADDIFF].objective == Objective(0.0)
     for scale in (Scale(), quick()):
         chosen = muse_runs.study(scale)
-        assert set(chosen.measured) <= set(range(1, chosen.epochs + 1)) and chosen.epochs in chosen.measured
+        assert (
+            set(chosen.measured) <= set(range(1, chosen.epochs + 1))
+            and chosen.epochs in chosen.measured
+        )
 
 
 def test_the_frame_has_every_measure_of_every_method(frame: pd.DataFrame):
@@ -94,7 +97,9 @@ def test_the_frame_has_every_measure_of_every_method(frame: pd.DataFrame):
     assert (counts == 6).all(axis=None)
     assert (frame["epoch"] == frame["method"].isin(KINDS).map({True: 0, False: 2})).all()
     known = frame.dropna(subset="value")
-    assert (known["low"] <= known["value"] + 1e-9).all() and (known["value"] <= known["high"] + 1e-9).all()
+    assert (known["low"] <= known["value"] + 1e-9).all() and (
+        known["value"] <= known["high"] + 1e-9
+    ).all()
 
 
 def test_the_frame_is_what_a_run_by_hand_measures(context: Context, frame: pd.DataFrame):
@@ -104,15 +109,24 @@ def test_the_frame_is_what_a_run_by_hand_measures(context: Context, frame: pd.Da
     options: dict[str, Any] = {"retrained": base, "settings": TINY.measuring, "progress": False}
     before = evaluate_muse(language, data, **options)
     unlearn_texts(language, data, TINY.runs()["simnpo"], length=piece, progress=False)
-    for method, found in (("original", before), ("simnpo", evaluate_muse(language, data, **options))):
-        for measure, split in (("privleak", "forget"), ("knowmem", "retain"), ("verbmem", "forget")):
+    for method, found in (
+        ("original", before),
+        ("simnpo", evaluate_muse(language, data, **options)),
+    ):
+        for measure, split in (
+            ("privleak", "forget"),
+            ("knowmem", "retain"),
+            ("verbmem", "forget"),
+        ):
             expected = found.of(measure, split)
             for column, value in expected._asdict().items():
                 assert number(frame, method, f"{measure}_{split}", column) == pytest.approx(value)
     assert number(frame, "retrained", "privleak_forget") == 0
 
 
-def test_a_second_time_nothing_is_run(context: Context, frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch):
+def test_a_second_time_nothing_is_run(
+    context: Context, frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+):
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("run again")
 
@@ -123,11 +137,15 @@ def test_a_second_time_nothing_is_run(context: Context, frame: pd.DataFrame, mon
         measures(replace(context, since=2e9 * 2))
 
 
-def test_another_beta_is_run_for_the_corners_that_have_it_and_for_no_other(monkeypatch: pytest.MonkeyPatch):
+def test_another_beta_is_run_for_the_corners_that_have_it_and_for_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+):
     asked: list[str] = []
     settings: dict[float, list[Any]] = {}
 
-    def remember(context: Context, name: str, own: Any, compute: Any, *sources: str) -> pd.DataFrame:
+    def remember(
+        context: Context, name: str, own: Any, compute: Any, *sources: str
+    ) -> pd.DataFrame:
         settings[asked_beta].append(own)
         asked.append(name)
         return pd.DataFrame()
@@ -135,10 +153,14 @@ def test_another_beta_is_run_for_the_corners_that_have_it_and_for_no_other(monke
     monkeypatch.setattr(muse_runs, "cached", remember)
     for asked_beta in (0.1, 0.2):
         settings[asked_beta] = []
-        monkeypatch.setattr(muse_runs, "study", lambda scale, beta=asked_beta: replace(TINY, beta=beta))
+        monkeypatch.setattr(
+            muse_runs, "study", lambda scale, beta=asked_beta: replace(TINY, beta=beta)
+        )
         for name in METHODS:
             muse_runs._measured(Context(), name)
-    changed = [name for name, one, two in zip(METHODS, *settings.values(), strict=True) if one != two]
+    changed = [
+        name for name, one, two in zip(METHODS, *settings.values(), strict=True) if one != two
+    ]
     assert changed == ["npo", "reference_free_npo"] and set(asked) == {"figures.language.muse_runs"}
 
 
@@ -153,14 +175,28 @@ def made_up() -> pd.DataFrame:
             for measure in (*PANELS, KEEP, "auc_forget", "auc_retrained_forget"):
                 value = {"auc_retrained_forget": 0.5}.get(measure, float(rng.uniform(5, 95)))
                 row = {"method": method, "epoch": epoch, "measure": measure, "value": value}
-                rows.append({**row, "low": value * 0.9, "high": value * 1.2, "retain_loss": 0.1, "status": "ok"})
+                rows.append(
+                    {
+                        **row,
+                        "low": value * 0.9,
+                        "high": value * 1.2,
+                        "retain_loss": 0.1,
+                        "status": "ok",
+                    }
+                )
     return pd.DataFrame(rows)
 
 
 def paths(axes: Axes, color: str, style_: str) -> list[np.ndarray]:
     """The lines of more than one point in this colour and style."""
-    lines = [line for line in axes.lines if len(np.asarray(line.get_xdata())) > 2 and line.get_linestyle() == style_]
-    same = [line for line in lines if matplotlib.colors.to_hex(str(line.get_color())) == color.lower()]
+    lines = [
+        line
+        for line in axes.lines
+        if len(np.asarray(line.get_xdata())) > 2 and line.get_linestyle() == style_
+    ]
+    same = [
+        line for line in lines if matplotlib.colors.to_hex(str(line.get_color())) == color.lower()
+    ]
     return [np.asarray(line.get_xydata(), dtype=float) for line in same]
 
 
@@ -183,7 +219,11 @@ def test_where_a_run_ends_both_intervals_are_drawn():
     frame = made_up()
     figure = drawn(frame)
     for axes, measure in zip(figure.axes, PANELS, strict=True):
-        segments = [collection.get_segments() for collection in axes.collections if hasattr(collection, "get_segments")]  # pyright: ignore[reportAttributeAccessIssue]
+        segments = [
+            collection.get_segments()
+            for collection in axes.collections
+            if hasattr(collection, "get_segments")
+        ]  # pyright: ignore[reportAttributeAccessIssue]
         found = {tuple(np.round(segment.ravel(), 6)) for part in segments for segment in part}
         for method in METHODS:
             x, y = number(frame, method, measure), number(frame, method, KEEP)
@@ -195,8 +235,14 @@ def test_the_band_is_what_the_retrained_auc_is_uncertain_by_and_ideals_are_lines
     frame = made_up()
     first, *others = drawn(frame).axes
     (band,) = first.patches
-    assert band.get_path().get_extents(band.get_patch_transform()).intervalx == pytest.approx([-10, 20])
-    places = {float(np.asarray(line.get_xdata())[0]) for line in first.lines if len(np.asarray(line.get_xdata())) == 2}
+    assert band.get_path().get_extents(band.get_patch_transform()).intervalx == pytest.approx(
+        [-10, 20]
+    )
+    places = {
+        float(np.asarray(line.get_xdata())[0])
+        for line in first.lines
+        if len(np.asarray(line.get_xdata())) == 2
+    }
     assert 0.0 in places
     for axes, measure in zip(others, list(PANELS)[1:], strict=True):
         lines = [np.asarray(line.get_xdata(), dtype=float) for line in axes.lines]
@@ -214,7 +260,11 @@ def test_a_run_that_ended_early_is_drawn_as_far_as_it_went():
 
 def paths_of_two(axes: Axes) -> list[np.ndarray]:
     """The dotted path of gradient ascent."""
-    lines = [np.asarray(line.get_xydata(), dtype=float) for line in axes.lines if line.get_linestyle() == ":"]
+    lines = [
+        np.asarray(line.get_xydata(), dtype=float)
+        for line in axes.lines
+        if line.get_linestyle() == ":"
+    ]
     assert lines
     return lines
 
@@ -223,7 +273,9 @@ def test_the_legend_names_every_method_and_the_axes_say_what_is_ideal():
     figure = drawn(made_up())
     (legend,) = figure.legends
     labels = [text.get_text() for text in legend.get_texts()]
-    assert labels == [LOOKS[name]["label"] if name in LOOKS else style.LABELS[name] for name in METHODS]
+    assert labels == [
+        LOOKS[name]["label"] if name in LOOKS else style.LABELS[name] for name in METHODS
+    ]
     assert "0 is ideal" in figure.axes[0].get_xlabel() and "retain" in figure.axes[0].get_ylabel()
 
 

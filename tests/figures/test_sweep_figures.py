@@ -1,4 +1,6 @@
-"""What the figures of the sweeps say in their captions, as fitted numbers with intervals, on small models."""
+"""What the figures of the sweeps say in their captions, as fitted numbers with intervals, on
+small models.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,15 @@ from figures import style
 from figures.fits import power_law
 from figures.scale import Scale
 from figures.statistics import Estimate, lookup, mean_interval
-from figures.theory import divergence, dynamics, effective_push, memorisation, optimizer, sweeps, time_to_forget
+from figures.theory import (
+    divergence,
+    dynamics,
+    effective_push,
+    memorisation,
+    optimizer,
+    sweeps,
+    time_to_forget,
+)
 from markov.experiments import Experiment, Pretraining
 from markov.models import Transformer
 from markov.sweeps import LENGTHS
@@ -32,7 +42,9 @@ class Small(Scale):
         return replace(
             super().sweep(),
             case=case,
-            model=Transformer(states=case.states, context=80, width=32, depth=1, heads=2, mlp_width=32),
+            model=Transformer(
+                states=case.states, context=80, width=32, depth=1, heads=2, mlp_width=32
+            ),
             pretraining=Pretraining(epochs=6, batch=64, learning_rate=3e-3),
             test_examples=12,
         )
@@ -40,7 +52,9 @@ class Small(Scale):
 
 @pytest.fixture(scope="module")
 def context() -> tables.Context:
-    scale = Small(sweep_pretrained=3, sweep_orders=1, sweep_steps=40, sweep_adam_steps=20, sweep_records=10)
+    scale = Small(
+        sweep_pretrained=3, sweep_orders=1, sweep_steps=40, sweep_adam_steps=20, sweep_records=10
+    )
     return tables.Context(scale=scale, n_jobs=1, progress=False)
 
 
@@ -50,7 +64,9 @@ def frames(context: tables.Context) -> dict[object, pd.DataFrame]:
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
-def test_every_figure_draws_the_frame_it_computes_and_has_a_caption(module: object, frames: dict) -> None:
+def test_every_figure_draws_the_frame_it_computes_and_has_a_caption(
+    module: object, frames: dict
+) -> None:
     frame = frames[module]
     before = frame.copy(deep=True)
     with style.look():
@@ -80,7 +96,9 @@ def per_model(
 # --- time to forget ---
 
 
-def test_the_scalar_law_says_minus_one_for_small_beta_and_zero_where_the_length_is_normalised(frames: dict) -> None:
+def test_the_scalar_law_says_minus_one_for_small_beta_and_zero_where_the_length_is_normalised(
+    frames: dict,
+) -> None:
     found = time_to_forget.exponents(frames[time_to_forget]).query("rung == 'scalar'")
     values = found.set_index(["method", "beta"])["value"]
     assert values["npo", 0.01] == pytest.approx(-1, abs=0.05)
@@ -108,7 +126,9 @@ def test_together_long_responses_drag_short_ones_along(frames: dict) -> None:
 def test_the_table_lies_between_and_both_its_exponents_are_higher(frames: dict) -> None:
     frame = frames[time_to_forget]
     for mode in ("alone", "together"):
-        npo, simnpo = (interval(per_model(frame, one, mode, "flow", "tabular")) for one in ("npo", "simnpo"))
+        npo, simnpo = (
+            interval(per_model(frame, one, mode, "flow", "tabular")) for one in ("npo", "simnpo")
+        )
         assert npo.low > -0.82 and npo.high < -0.3
         assert simnpo.low > 0 and simnpo.high < 0.6
 
@@ -117,7 +137,8 @@ def test_adam_takes_away_what_length_does_alone(frames: dict) -> None:
     frame = frames[time_to_forget]
     apart = {
         optimizer: interval(
-            per_model(frame, "npo", "alone", optimizer) - per_model(frame, "simnpo", "alone", optimizer)
+            per_model(frame, "npo", "alone", optimizer)
+            - per_model(frame, "simnpo", "alone", optimizer)
         )
         for optimizer in ("sgd", "adamw")
     }
@@ -133,14 +154,20 @@ def test_npo_starts_with_equal_weights_and_simnpo_near_one_over_length(frames: d
     for rung, own in frame.groupby("rung"):
         first = own[own["time"] == own.groupby(["method", "length"])["time"].transform("min")]
         start = first.groupby(["method", "length"])["weight"].mean()
-        assert start["npo"].to_numpy() == pytest.approx(1.0, abs=1e-6 if rung == "transformer" else 0.25)
-        slope = power_law(start["simnpo"].index.to_numpy(dtype=float), start["simnpo"].to_numpy()).exponent.value
+        assert start["npo"].to_numpy() == pytest.approx(
+            1.0, abs=1e-6 if rung == "transformer" else 0.25
+        )
+        slope = power_law(
+            start["simnpo"].index.to_numpy(dtype=float), start["simnpo"].to_numpy()
+        ).exponent.value
         assert slope == pytest.approx(-1, abs=1e-9 if rung == "scalar" else 0.3)
 
 
 def test_under_npo_the_long_response_falls_first_and_loses_its_weight_first(frames: dict) -> None:
     own = frames[dynamics].query("method == 'npo' and rung == 'scalar'")
-    at = own[own["time"] == own["time"].unique()[np.abs(own["time"].unique() - 1).argmin()]].set_index("length")
+    at = own[
+        own["time"] == own["time"].unique()[np.abs(own["time"].unique() - 1).argmin()]
+    ].set_index("length")
     assert at.loc[80, "fall"] > at.loc[20, "fall"] > at.loc[2, "fall"]
     assert at.loc[80, "weight"] < at.loc[20, "weight"] < at.loc[2, "weight"]
 
@@ -156,7 +183,9 @@ def test_gradient_ascent_diverges_linearly_and_the_others_ever_more_slowly(frame
 
 
 def test_in_the_transformer_gradient_ascent_runs_away_faster_than_linearly(frames: dict) -> None:
-    found = lookup(divergence.exponents(frames[divergence]).query("rung == 'transformer'"), ["method"])
+    found = lookup(
+        divergence.exponents(frames[divergence]).query("rung == 'transformer'"), ["method"]
+    )
     runaway = found.pop("gradient_ascent")
     assert runaway.low > 1
     assert max(estimate.value for estimate in found.values()) < runaway.low
@@ -165,7 +194,9 @@ def test_in_the_transformer_gradient_ascent_runs_away_faster_than_linearly(frame
 # --- effective push ---
 
 
-def test_the_gradient_of_logp_grows_as_the_root_of_length_at_first_not_as_length(frames: dict) -> None:
+def test_the_gradient_of_logp_grows_as_the_root_of_length_at_first_not_as_length(
+    frames: dict,
+) -> None:
     # Before unlearning NPO's weight is 1, so that its push is the norm of grad log pi.
     found = lookup(effective_push.exponents(frames[effective_push]), ["rung", "stage", "method"])
     assert found["scalar", "start", "npo"].value == pytest.approx(1)
@@ -185,7 +216,9 @@ def test_one_over_length_over_corrects_the_push_on_single_examples(frames: dict)
 # --- memorisation ---
 
 
-def test_with_a_reference_all_weights_are_one_and_without_they_grow_with_memorisation(frames: dict) -> None:
+def test_with_a_reference_all_weights_are_one_and_without_they_grow_with_memorisation(
+    frames: dict,
+) -> None:
     frame = frames[memorisation]
     weights = frame.groupby(["method", "pretrain_seed", "share"])["weight"].mean()
     for method in ("npo", "length_normalized_npo"):
@@ -225,8 +258,12 @@ def test_a_slope_of_gaps_is_the_line_that_was_put_in() -> None:
 # --- what reaches the parameters ---
 
 
-def test_a_factor_on_all_weights_reaches_the_parameters_under_sgd_and_is_lost_under_adam(frames: dict) -> None:
-    first = optimizer.ratios(frames[optimizer]).query("step == 0").groupby("optimizer")["ratio"].mean()
+def test_a_factor_on_all_weights_reaches_the_parameters_under_sgd_and_is_lost_under_adam(
+    frames: dict,
+) -> None:
+    first = (
+        optimizer.ratios(frames[optimizer]).query("step == 0").groupby("optimizer")["ratio"].mean()
+    )
     assert first["sgd"] == pytest.approx(1 / optimizer.FACTOR, rel=1e-3)
     assert first["adamw"] == pytest.approx(1, abs=0.01)
     assert 0.9 < first["adamw_transformers"] < first["adamw"]
@@ -274,5 +311,7 @@ def test_a_frame_is_computed_once_for_its_settings_and_again_on_request(
     for settings in ([1], [1], [2]):
         tables.cached(context, "figures.theory.optimizer", [settings, str(tmp_path)], compute)
     assert len(calls) == 2
-    tables.cached(replace(context, since=2e12), "figures.theory.optimizer", [[1], str(tmp_path)], compute)
+    tables.cached(
+        replace(context, since=2e12), "figures.theory.optimizer", [[1], str(tmp_path)], compute
+    )
     assert len(calls) == 3

@@ -37,7 +37,9 @@ def against_fall(frame: pd.DataFrame, corner: str) -> pd.DataFrame:
 
 
 def rate_in_length(own: pd.DataFrame) -> Estimate:
-    """Slope of log(w / (2 - w)) in |y|: minus the rate exactly, as that of log w is where w is small."""
+    """Slope of log(w / (2 - w)) in |y|: minus the rate exactly, as that of log w is where w is
+    small.
+    """
     return straight_line(own["length"], np.log(own["weight"] / (2 - own["weight"]))).slope
 
 
@@ -55,7 +57,9 @@ def test_every_weight_is_the_formula_of_its_panel(frame: pd.DataFrame) -> None:
     assert (frame["ref"] == -frame["length"]).all() and (frame["gamma"] == 0).all()
 
 
-def test_all_corners_are_shown_at_every_beta_of_their_grid_and_in_the_limit(frame: pd.DataFrame) -> None:
+def test_all_corners_are_shown_at_every_beta_of_their_grid_and_in_the_limit(
+    frame: pd.DataFrame,
+) -> None:
     assert list(dict.fromkeys(frame["corner"])) == list(CORNERS)
     for corner, (_, normalize) in CORNERS.items():
         own = frame[frame["corner"] == corner]
@@ -67,10 +71,12 @@ def test_all_corners_are_shown_at_every_beta_of_their_grid_and_in_the_limit(fram
         lengths = own.loc[own["view"] == "length", "length"]
         assert (lengths.min(), lengths.max()) == pytest.approx((1, 100))
         assert set(own.loc[own["view"] == "fall", "length"]) == {4, 19, 80}
-        assert set(own.loc[(own["view"] == "fall") & (own["beta"] > 0), "beta"]) == {weights.SHOWN[corner]}
+        assert set(own.loc[(own["view"] == "fall") & (own["beta"] > 0), "beta"]) == {
+            weights.SHOWN[corner]
+        }
 
 
-def test_before_the_first_step_a_reference_leaves_every_beta_at_the_limit_and_without_one_beta_lowers_the_weight(
+def test_before_the_first_step_beta_lowers_weights_only_without_a_reference(
     frame: pd.DataFrame,
 ) -> None:
     for corner in CORNERS:
@@ -89,7 +95,9 @@ def test_before_the_first_step_a_reference_leaves_every_beta_at_the_limit_and_wi
 def test_gradient_ascent_does_not_see_what_has_fallen(frame: pd.DataFrame) -> None:
     for corner, (_, normalize) in CORNERS.items():
         own = frame[(frame["corner"] == corner) & (frame["beta"] == 0)]
-        assert own["weight"].to_numpy() == pytest.approx(own["length"].to_numpy() ** -normalize, rel=1e-14)
+        assert own["weight"].to_numpy() == pytest.approx(
+            own["length"].to_numpy() ** -normalize, rel=1e-14
+        )
 
 
 @pytest.mark.parametrize("fall", weights.FALLS)
@@ -115,17 +123,23 @@ def test_where_the_log_probability_is_summed_the_weight_dies_out_exponentially_a
         if rate >= 0.5:
             # Where the weight is small the same rate is that of the weight itself.
             tail = at(frame, corner, beta, fall).query("length > 30")
-            assert straight_line(tail["length"], np.log(tail["weight"])).slope.value == pytest.approx(-rate, rel=1e-4)
+            assert straight_line(
+                tail["length"], np.log(tail["weight"])
+            ).slope.value == pytest.approx(-rate, rel=1e-4)
 
 
 @pytest.mark.parametrize("corner", PER_TOKEN)
-def test_lengths_keep_their_proportions_where_the_length_is_normalised(frame: pd.DataFrame, corner: str) -> None:
+def test_lengths_keep_their_proportions_where_the_length_is_normalised(
+    frame: pd.DataFrame, corner: str
+) -> None:
     wide = against_fall(frame, corner)
     assert (wide[4.0] / wide[80.0]).to_numpy() == pytest.approx(20, rel=1e-12)
     assert (wide[4.0] / wide[19.0]).to_numpy() == pytest.approx(19 / 4, rel=1e-12)
 
 
-def test_npo_lets_long_responses_go_first_by_the_numbers_of_the_caption(frame: pd.DataFrame) -> None:
+def test_npo_lets_long_responses_go_first_by_the_numbers_of_the_caption(
+    frame: pd.DataFrame,
+) -> None:
     wide = against_fall(frame, "npo")
     assert (wide.iloc[0] == 1).all()
     later = wide.iloc[1:]
@@ -136,16 +150,24 @@ def test_npo_lets_long_responses_go_first_by_the_numbers_of_the_caption(frame: p
     numbers = (half[4.0] / half[80.0], 20)
     caption = " ".join((weights.__doc__ or "").split())
     assert (
-        f"the short response weighs {numbers[0]:.0f} times as much as the long one under NPO, and 20 times" in caption
+        f"the short response weighs {numbers[0]:.0f} times as much as the long one under NPO, and "
+        "20 times" in caption
     )
     free = against_fall(frame, "reference_free_npo")
     assert (free[80.0] < weights.LOWEST).all() and (free[4.0] > 0.2).all()
 
 
-def test_no_weight_exceeds_its_bound_and_the_printed_one_of_simnpo_is_loose_by_two(frame: pd.DataFrame) -> None:
-    exponents = frame["corner"].map({corner: normalize for corner, (_, normalize) in CORNERS.items()})
-    assert frame["bound"].to_numpy() == pytest.approx(2 / frame["length"].to_numpy() ** exponents, rel=1e-14)
-    # The start is no more likely than the reference, and a fall only makes it less so: half the bound is never passed.
+def test_no_weight_exceeds_its_bound_and_the_printed_one_of_simnpo_is_loose_by_two(
+    frame: pd.DataFrame,
+) -> None:
+    exponents = frame["corner"].map(
+        {corner: normalize for corner, (_, normalize) in CORNERS.items()}
+    )
+    assert frame["bound"].to_numpy() == pytest.approx(
+        2 / frame["length"].to_numpy() ** exponents, rel=1e-14
+    )
+    # The start is no more likely than the reference, and a fall only makes it less so: half the
+    # bound is never passed.
     assert (frame["weight"] <= frame["bound"] / 2 * (1 + 1e-15)).all()
     tight = frame[(frame["beta"] == 0) & frame["corner"].isin(PER_TOKEN)]
     assert (tight["bound"] / tight["weight"]).to_numpy() == pytest.approx(2, rel=1e-14)
@@ -166,14 +188,19 @@ def test_the_figure_draws_the_frame_and_leaves_it_alone(frame: pd.DataFrame) -> 
                 expected = at(frame, corner, beta, fall)["weight"].to_numpy()
                 assert any(np.array_equal(expected, line) for line in drawn)
             limit = at(frame, corner, 0.0, fall)["bound"].to_numpy()
-            assert any(np.array_equal(limit, line) for line in drawn) and len(drawn) == len(BETAS[corner]) + 2
+            assert (
+                any(np.array_equal(limit, line) for line in drawn)
+                and len(drawn) == len(BETAS[corner]) + 2
+            )
         below = [line.get_ydata() for line in grid[2, column].lines]
         for length, weight in against_fall(frame, corner).items():
             assert any(np.array_equal(weight.to_numpy(), line) for line in below), length
         assert len(below) == 2 * len(weights.LOOK)
 
 
-def test_a_line_of_each_beta_has_a_shade_of_its_own_and_the_limits_their_colours(frame: pd.DataFrame) -> None:
+def test_a_line_of_each_beta_has_a_shade_of_its_own_and_the_limits_their_colours(
+    frame: pd.DataFrame,
+) -> None:
     with style.look():
         figure = weights.plot(frame)
     for axes, (_, normalize) in zip(figure.axes[: len(CORNERS)], CORNERS.values(), strict=True):

@@ -1,4 +1,6 @@
-"""Laws of `markov.banks`: enumeration against every sequence written out, samples against enumeration, best tables."""
+"""Laws of `markov.banks`: enumeration against every sequence written out, samples against
+enumeration, best tables.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ seeds = st.integers(0, 10_000)
 
 
 def random_mixture(seed: int, states: int = 3, *, zeros: bool = False) -> Mixture:
-    """Three components of lengths 4, 2 and 5 on a few states; with `zeros`, transitions that never happen."""
+    """Three components of lengths 4, 2 and 5 on a few states; with `zeros`, transitions that
+    never happen.
+    """
     laws = some_laws(3, states + 1, states, seed=seed)
     if zeros:  # the largest entry of a row stays
         laws = laws.masked_fill(laws < 0.5 / states, 0)
@@ -53,7 +57,9 @@ def random_mixture(seed: int, states: int = 3, *, zeros: bool = False) -> Mixtur
 def written_out(mixture: Mixture) -> list[tuple[int, tuple[int, ...], float]]:
     """Component, tokens and probability of every sequence."""
     found = []
-    for index, (weight, chain, length) in enumerate(zip(mixture.weights, mixture.chains, mixture.lengths, strict=True)):
+    for index, (weight, chain, length) in enumerate(
+        zip(mixture.weights, mixture.chains, mixture.lengths, strict=True)
+    ):
         for tokens in product(range(chain.states), repeat=length):
             prob = weight * float(chain.initial[tokens[0]])
             for here, there in pairwise(tokens):
@@ -72,7 +78,10 @@ def pattern(tokens: tuple[int, ...], states: int) -> tuple[tuple[int, ...], ...]
 
 def as_dict(bank: Bank) -> dict[tuple[int, tuple[tuple[int, ...], ...]], float]:
     rows = zip(bank.component.tolist(), bank.counts.tolist(), bank.share.tolist(), strict=True)
-    return {(component, tuple(tuple(map(int, row)) for row in counts)): share for component, counts, share in rows}
+    return {
+        (component, tuple(tuple(map(int, row)) for row in counts)): share
+        for component, counts, share in rows
+    }
 
 
 # --- enumeration ---
@@ -80,7 +89,9 @@ def as_dict(bank: Bank) -> dict[tuple[int, tuple[tuple[int, ...], ...]], float]:
 
 @few
 @given(seed=seeds, states=st.integers(2, 3), zeros=st.booleans())
-def test_enumeration_is_the_list_of_all_sequences_with_equal_counts_merged(seed: int, states: int, zeros: bool) -> None:
+def test_enumeration_is_the_list_of_all_sequences_with_equal_counts_merged(
+    seed: int, states: int, zeros: bool
+) -> None:
     mixture, slow = random_mixture(seed, states, zeros=zeros), defaultdict[object, float](float)
     for component, tokens, prob in written_out(mixture):
         slow[component, pattern(tokens, states)] += prob
@@ -89,16 +100,22 @@ def test_enumeration_is_the_list_of_all_sequences_with_equal_counts_merged(seed:
     assert len(bank.share) == len(fast) and fast.keys() == slow.keys()
     assert all(fast[key] == pytest.approx(slow[key], rel=1e-12, abs=1e-15) for key in fast)
     assert bank.share.sum() == pytest.approx(1, abs=1e-12)
-    np.testing.assert_allclose(np.bincount(bank.component, weights=bank.share), mixture.weights, atol=1e-12)
+    np.testing.assert_allclose(
+        np.bincount(bank.component, weights=bank.share), mixture.weights, atol=1e-12
+    )
     assert bank.length.tolist() == [mixture.lengths[component] - 1 for component in bank.component]
     np.testing.assert_array_equal(bank.counts.sum((1, 2)), bank.length)
 
 
 @few
 @given(seed=seeds, zeros=st.booleans())
-def test_means_of_an_enumeration_are_the_expectations_from_the_marginals(seed: int, zeros: bool) -> None:
+def test_means_of_an_enumeration_are_the_expectations_from_the_marginals(
+    seed: int, zeros: bool
+) -> None:
     mixture = random_mixture(seed, zeros=zeros)
-    np.testing.assert_allclose(mean_counts(enumerated(mixture)), expected_counts(mixture), atol=1e-12)
+    np.testing.assert_allclose(
+        mean_counts(enumerated(mixture)), expected_counts(mixture), atol=1e-12
+    )
     law = np.zeros((3, 3))
     for _, tokens, prob in written_out(mixture):
         law += prob * np.array(pattern(tokens, 3))
@@ -108,15 +125,20 @@ def test_means_of_an_enumeration_are_the_expectations_from_the_marginals(seed: i
 def test_long_sequences_can_be_enumerated_where_patterns_are_few() -> None:
     chain = MarkovChain(initial=some_laws(2, seed=1), transition=some_laws(2, 2, seed=2))
     bank = enumerated(Mixture(weights=(1.0,), chains=(chain,), lengths=(61,)))
-    assert len(bank.share) < 61**2 and bank.share.sum() == pytest.approx(1, abs=1e-12)  # of 2^61 sequences
-    np.testing.assert_allclose(bank.share @ bank.counts.sum(2), chain.marginals(60).sum(0).numpy(), atol=1e-10)
+    # of 2^61 sequences
+    assert len(bank.share) < 61**2 and bank.share.sum() == pytest.approx(1, abs=1e-12)
+    np.testing.assert_allclose(
+        bank.share @ bank.counts.sum(2), chain.marginals(60).sum(0).numpy(), atol=1e-10
+    )
 
 
 def test_too_many_patterns_are_refused_with_the_way_out() -> None:
     chain = random_mixture(0).chains[0]
     pairs = Mixture(weights=(1.0,), chains=(chain,), lengths=(2,))
     assert len(enumerated(pairs, limit=9).share) == 9
-    with pytest.raises(InvalidInput, match=r"9 patterns after 1 of 1 tokens.*limit = 8, or a sampled bank") as caught:
+    with pytest.raises(
+        InvalidInput, match=r"9 patterns after 1 of 1 tokens.*limit = 8, or a sampled bank"
+    ) as caught:
         enumerated(pairs, limit=8)
     assert caught.value.field == "mixture"
 
@@ -148,7 +170,9 @@ def test_a_sampled_bank_depends_on_its_seed_and_a_component_not_on_its_company()
     assert once == again and once.keys() != other.keys()
     alone = Mixture(weights=(1.0,), chains=mixture.chains[:1], lengths=mixture.lengths[:1])
     own = {key: share for key, share in once.items() if key[0] == 0}
-    assert as_dict(sampled(alone, 20, 5)) == pytest.approx({key: share / 0.5 for key, share in own.items()})
+    assert as_dict(sampled(alone, 20, 5)) == pytest.approx(
+        {key: share / 0.5 for key, share in own.items()}
+    )
     twins = Mixture(weights=(0.5, 0.5), chains=mixture.chains[:1] * 2, lengths=(4, 4))
     drawn = as_dict(sampled(twins, 20, 5))
     assert {key[1] for key in drawn if key[0] == 0} != {key[1] for key in drawn if key[0] == 1}
@@ -161,7 +185,9 @@ def fitted(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 
 def gradient_error(objective: Objective, count: int, *, corrected: bool) -> float:
-    """Root mean square, over seeds, of what a sampled bank gets wrong of the gradient of the enumeration."""
+    """Root mean square, over seeds, of what a sampled bank gets wrong of the gradient of the
+    enumeration.
+    """
     mixture, reference = random_mixture(1), some_laws(3, 3, seed=9).log().numpy()
     now = reference + 0.3 * some_laws(3, 3, seed=10).log().numpy()
     exact = ExpectedLoss(objective=objective, bank=enumerated(mixture), reference=reference)
@@ -173,7 +199,9 @@ def gradient_error(objective: Objective, count: int, *, corrected: bool) -> floa
     return float(np.mean(squares) ** 0.5)
 
 
-@pytest.mark.parametrize(("objective", "corrected"), [(simnpo(4.0), False), (npo(0.5), False), (npo(0.5), True)])
+@pytest.mark.parametrize(
+    ("objective", "corrected"), [(simnpo(4.0), False), (npo(0.5), False), (npo(0.5), True)]
+)
 def test_samples_converge_to_the_enumeration_as_one_over_the_root_of_their_number(
     objective: Objective, corrected: bool
 ) -> None:
@@ -213,7 +241,9 @@ def test_shares_are_the_laws_of_patterns_within_components(seed: int) -> None:
     bank = enumerated(random_mixture(seed))
     for component, inside in enumerate(shares(bank)):
         own = bank.component == component
-        np.testing.assert_allclose(inside, np.where(own, bank.share, 0) / bank.share[own].sum(), atol=1e-15)
+        np.testing.assert_allclose(
+            inside, np.where(own, bank.share, 0) / bank.share[own].sum(), atol=1e-15
+        )
 
 
 # --- best tables ---
@@ -237,7 +267,10 @@ def test_no_table_has_a_lower_cross_entropy_than_the_best_one(seed: int) -> None
     for noise in (1e-3, 0.3):
         other = best + noise * some_laws(3, 3, seed=seed + 1).numpy()
         assert cross_entropy(mixture, other) > least
-        excess = law.sum(1) @ row_kl(*(torch.from_numpy(table).softmax(-1) for table in (best, other))).numpy()
+        excess = (
+            law.sum(1)
+            @ row_kl(*(torch.from_numpy(table).softmax(-1) for table in (best, other))).numpy()
+        )
         assert cross_entropy(mixture, other) - least == pytest.approx(excess, rel=1e-6, abs=1e-12)
     assert least == pytest.approx(-(law * best).sum(), abs=1e-12)
 
@@ -264,7 +297,7 @@ def test_a_row_that_chains_share_is_their_mean_by_visits() -> None:
     )
 
 
-def test_a_state_that_nobody_visits_gets_a_uniform_row_and_a_transition_that_never_happens_is_refused() -> None:
+def test_an_unvisited_state_gets_a_uniform_row_and_an_impossible_transition_is_refused() -> None:
     rows = torch.tensor([[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64)
     chain = MarkovChain(initial=rows[0], transition=rows)
     with pytest.raises(InvalidInput, match=r"no transition \[\[0, 2\]\]"):
@@ -286,7 +319,9 @@ def autograd(
     retain: Mixture,
     retain_weight: float,
 ) -> tuple[float, np.ndarray]:
-    """Loss and gradient on every sequence written out, through the tabular model and the law's own loss."""
+    """Loss and gradient on every sequence written out, through the tabular model and the law's
+    own loss.
+    """
     model, table = Tabular(states=len(now)), torch.from_numpy(now).clone().requires_grad_()
 
     def logp(parameter: torch.Tensor, tokens: tuple[int, ...]) -> torch.Tensor:
@@ -296,10 +331,14 @@ def autograd(
     total = torch.zeros((), dtype=torch.float64)
     for _, tokens, prob in written_out(mixture):
         length = torch.tensor(len(tokens) - 1.0, dtype=torch.float64)
-        seq = SequenceLogProbs(logp(table, tokens), length, logp(torch.from_numpy(reference), tokens))
+        seq = SequenceLogProbs(
+            logp(table, tokens), length, logp(torch.from_numpy(reference), tokens)
+        )
         total = total + prob * objective.loss(seq)
     kept = [(prob, len(tokens) - 1, logp(table, tokens)) for _, tokens, prob in written_out(retain)]
-    entropy = -sum(prob * value for prob, _, value in kept) / sum(prob * scored for prob, scored, _ in kept)
+    entropy = -sum(prob * value for prob, _, value in kept) / sum(
+        prob * scored for prob, scored, _ in kept
+    )
     total = total + retain_weight * entropy
     (gradient,) = torch.autograd.grad(total, [table])
     return float(total.detach()), gradient.numpy()
@@ -335,14 +374,20 @@ def test_stacked_tables_are_scored_one_by_one() -> None:
     tables = some_laws(4, 3, 3, seed=1).log().numpy()
     loss = ExpectedLoss(objective=npo(0.5), bank=enumerated(random_mixture(2)), reference=tables[0])
     for method in (loss.logp, loss.weight, loss.value):
-        np.testing.assert_allclose(method(tables), np.stack([method(table) for table in tables]), atol=1e-13)
+        np.testing.assert_allclose(
+            method(tables), np.stack([method(table) for table in tables]), atol=1e-13
+        )
     np.testing.assert_allclose(loss.weight(tables[0]), 1, atol=1e-14)
 
 
 def test_logits_are_only_defined_up_to_a_constant_per_row() -> None:
     reference, shift = some_laws(3, 3, seed=1).log().numpy(), np.array([[5.0], [-3.0], [0.1]])
-    loss = ExpectedLoss(objective=simnpo(2.0), bank=enumerated(random_mixture(2)), reference=reference)
-    np.testing.assert_allclose(loss.gradient(reference + shift), loss.gradient(reference), atol=1e-13)
+    loss = ExpectedLoss(
+        objective=simnpo(2.0), bank=enumerated(random_mixture(2)), reference=reference
+    )
+    np.testing.assert_allclose(
+        loss.gradient(reference + shift), loss.gradient(reference), atol=1e-13
+    )
 
 
 # --- bad input ---

@@ -1,4 +1,6 @@
-"""Laws of `markov.cases`: the paper's chains, its two cases, and the numbers that ideal models score."""
+"""Laws of `markov.cases`: the paper's chains, its two cases, and the numbers that ideal models
+score.
+"""
 
 from __future__ import annotations
 
@@ -72,14 +74,23 @@ def test_a_chain_may_live_on_any_states_in_any_order():
 
 
 def by_hand(leakage: float, states: int, size: int, length: int) -> float:
-    """Ideal forget quality from two occupation numbers: f on the forget set and r on the retain set."""
+    """Ideal forget quality from two occupation numbers: f on the forget set and r on the retain
+    set.
+    """
     here, away = (1 - leakage) / size, leakage / (states - size)
-    kl_forget = math.log(states) + size * here * math.log(here) + (states - size) * away * math.log(away)
-    kl_retain = -math.log(states) - (size * math.log(here) + (states - size) * math.log(away)) / states
+    kl_forget = (
+        math.log(states) + size * here * math.log(here) + (states - size) * away * math.log(away)
+    )
+    kl_retain = (
+        -math.log(states) - (size * math.log(here) + (states - size) * math.log(away)) / states
+    )
     f, r, total = 1 - leakage, size * away, 0.0
     for _ in range(length - 1):
         total += f * kl_forget + r * kl_retain
-        f, r = f * (1 - leakage) + (1 - f) * size / states, f * size * away + (1 - f) * size / states
+        f, r = (
+            f * (1 - leakage) + (1 - f) * size / states,
+            f * size * away + (1 - f) * size / states,
+        )
     return total / (length - 1)
 
 
@@ -95,9 +106,13 @@ def test_ideal_forget_quality_is_the_formula_by_hand_and_near_the_papers_star(ca
 
 @settings(max_examples=15, deadline=None)
 @given(leakage=st.floats(0.05, 0.95), states=st.integers(3, 12), length=st.integers(2, 30))
-def test_ideal_forget_quality_is_the_formula_at_every_leakage_size_and_length(leakage, states, length):
+def test_ideal_forget_quality_is_the_formula_at_every_leakage_size_and_length(
+    leakage, states, length
+):
     size = states // 3
-    case = dataclasses.replace(LENGTH, leakage=leakage, states=states, set_size=size, forget2_length=length)
+    case = dataclasses.replace(
+        LENGTH, leakage=leakage, states=states, set_size=size, forget2_length=length
+    )
     expected = by_hand(leakage, states, size, length)
     assert ideal_forget_quality(case)["forget2"] == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
@@ -109,7 +124,9 @@ def test_ideal_forget_quality_is_what_the_retain_chain_scores_on_samples(case):
         contexts = data.train[component][:, :-1]
         truth = getattr(chains, component).transition
         scores = row_kl(truth, chains.retain.transition)[contexts].mean(-1)
-        assert abs(scores.mean().item() - quality) <= 4 * scores.std().item() / math.sqrt(len(scores))
+        assert abs(scores.mean().item() - quality) <= 4 * scores.std().item() / math.sqrt(
+            len(scores)
+        )
 
 
 @every_case
@@ -178,7 +195,10 @@ def test_the_cases_are_the_papers():
     assert (LENGTH.name, MEMORISATION.name) == ("length", "memorisation")
     assert LENGTH.lengths == {"retain": 20, "forget1": 20, "forget2": 5}
     assert MEMORISATION.lengths == dict.fromkeys(COMPONENTS, 20)
-    assert LENGTH.pretrain_components == COMPONENTS and MEMORISATION.pretrain_components == COMPONENTS[:2]
+    assert (
+        LENGTH.pretrain_components == COMPONENTS
+        and MEMORISATION.pretrain_components == COMPONENTS[:2]
+    )
     for case in CASES.values():
         assert case.counts == {"retain": 10_000, "forget1": 5_000, "forget2": 5_000}
         assert (case.leakage, case.states, case.set_size, case.test_fraction) == (0.2, 10, 3, 0.2)
@@ -216,7 +236,9 @@ def test_the_retain_data_of_both_cases_are_the_same_so_one_retrained_model_serve
     assert torch.equal(one.train["forget1"], two.train["forget1"])
 
 
-@pytest.mark.parametrize("change", [{"forget1_count": 30, "forget2_count": 20}, {"forget1_length": 7}])
+@pytest.mark.parametrize(
+    "change", [{"forget1_count": 30, "forget2_count": 20}, {"forget1_length": 7}]
+)
 def test_a_component_does_not_know_its_company(change):
     base, changed = SMALL.sample(0), dataclasses.replace(SMALL, **change).sample(0)
     assert torch.equal(base.train["retain"], changed.train["retain"])
@@ -226,7 +248,9 @@ def test_a_component_does_not_know_its_company(change):
 def test_a_seed_decides_the_data_and_components_share_no_stream():
     before = torch.get_rng_state(), repr(np.random.get_state())
     one, same, other = SMALL.sample(0), SMALL.sample(0), SMALL.sample(1)
-    assert torch.equal(torch.get_rng_state(), before[0]) and repr(np.random.get_state()) == before[1]
+    assert (
+        torch.equal(torch.get_rng_state(), before[0]) and repr(np.random.get_state()) == before[1]
+    )
     for component in COMPONENTS:
         assert torch.equal(one.train[component], same.train[component])
         assert not torch.equal(one.train[component], other.train[component])

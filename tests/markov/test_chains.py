@@ -98,7 +98,9 @@ def test_batch_axes_do_not_matter():
 def test_marginals_are_those_of_the_enumerated_sequences(seed, states, length, zeros):
     chain, tokens = random_chain(states, seed, zeros), all_sequences(states, length)
     probs = chain.log_prob(tokens).exp()
-    slow = torch.stack([torch.bincount(column, weights=probs, minlength=states) for column in tokens.T])
+    slow = torch.stack(
+        [torch.bincount(column, weights=probs, minlength=states) for column in tokens.T]
+    )
     torch.testing.assert_close(chain.marginals(length), slow, rtol=0, atol=1e-12)
 
 
@@ -117,7 +119,9 @@ def test_the_stationary_law_is_a_law_that_the_chain_keeps(seed, states):
 def test_a_periodic_chain_has_a_stationary_law_and_a_transient_state_has_none_of_it():
     swap = torch.tensor([[0, 1, 0], [1, 0, 0], [0.5, 0, 0.5]], dtype=torch.float64)
     law = MarkovChain(initial=swap[0], transition=swap).stationary()
-    torch.testing.assert_close(law, torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        law, torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64), rtol=0, atol=1e-12
+    )
     with pytest.raises(InvalidInput, match="transition"):
         MarkovChain(initial=swap[0], transition=torch.eye(3, dtype=torch.float64)).stationary()
 
@@ -156,13 +160,16 @@ def test_expected_row_kl_is_zero_on_the_chain_itself_and_positive_on_another(see
 def test_a_missed_state_costs_infinity_only_where_the_chain_goes():
     certain = torch.tensor([[1.0, 0.0], [0.5, 0.5]], dtype=torch.float64)
     at_zero, anywhere = (MarkovChain(initial=row, transition=certain) for row in certain)
-    model = torch.tensor([[0.5, 0.5], [1.0, 0.0]])  # float32; off by ln 2 at state 0, hopeless at state 1
+    # float32; off by ln 2 at state 0, hopeless at state 1
+    model = torch.tensor([[0.5, 0.5], [1.0, 0.0]])
     assert at_zero.expected_row_kl(model, 9).item() == pytest.approx(math.log(2))
     assert anywhere.expected_row_kl(model, 9).item() == math.inf
 
 
 def test_row_kl_and_entropy_count_zero_log_zero_as_zero():
-    laws = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [1 / 3, 1 / 3, 1 / 3]], dtype=torch.float64)
+    laws = torch.tensor(
+        [[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [1 / 3, 1 / 3, 1 / 3]], dtype=torch.float64
+    )
     expected = torch.tensor([0, math.log(2), math.log(3)], dtype=torch.float64)
     torch.testing.assert_close(row_entropy(laws), expected)
     torch.testing.assert_close(row_kl(laws, laws[2:]), math.log(3) - expected)
@@ -207,7 +214,9 @@ def test_a_seed_decides_the_sample_and_the_global_generator_is_left_alone():
     mixed = [mixture.sample(50, seeded(seed)) for seed in (1, 1, 2)]
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
-    assert all(map(torch.equal, mixed[0], mixed[1])) and not torch.equal(mixed[0].tokens, mixed[2].tokens)
+    assert all(map(torch.equal, mixed[0], mixed[1])) and not torch.equal(
+        mixed[0].tokens, mixed[2].tokens
+    )
 
 
 def test_mixture_samples_are_padded_and_as_frequent_as_their_probability():
@@ -223,7 +232,9 @@ def test_mixture_samples_are_padded_and_as_frequent_as_their_probability():
         every = all_sequences(3, length)
         probs = mixture.log_prob(every, torch.full((len(every),), length)).exp()
         mine = sample.tokens[sample.length == length, :length]
-        seen = torch.bincount((mine * 3 ** torch.arange(length - 1, -1, -1)).sum(-1), minlength=len(every))
+        seen = torch.bincount(
+            (mine * 3 ** torch.arange(length - 1, -1, -1)).sum(-1), minlength=len(every)
+        )
         assert ((seen - count * probs).abs() <= 4 * (count * probs * (1 - probs)).sqrt() + 1).all()
 
 
@@ -239,8 +250,12 @@ def test_mixture_log_prob_is_the_weighted_sum_and_its_total_is_one(seed):
         probs = mixture.log_prob(tokens, torch.full((len(tokens),), length)).exp()
         parts = zip(mixture.weights, mixture.chains, mixture.lengths, strict=True)
         same = [(weight, chain) for weight, chain, own in parts if own == length]
-        slow = [sum(w * slow_prob(chain, row[:length]) for w, chain in same) for row in tokens.tolist()]
-        torch.testing.assert_close(probs, torch.tensor(slow, dtype=torch.float64), rtol=1e-12, atol=1e-14)
+        slow = [
+            sum(w * slow_prob(chain, row[:length]) for w, chain in same) for row in tokens.tolist()
+        ]
+        torch.testing.assert_close(
+            probs, torch.tensor(slow, dtype=torch.float64), rtol=1e-12, atol=1e-14
+        )
         total += probs.sum().item()
     assert total == pytest.approx(1, abs=1e-12)
 
@@ -251,7 +266,9 @@ def test_mixture_log_prob_takes_each_sequence_with_its_own_length():
     whole = mixture.log_prob(tokens, length)
     one_by_one = [mixture.log_prob(row, own) for row, own in zip(tokens, length, strict=True)]
     torch.testing.assert_close(whole, torch.stack(one_by_one))
-    torch.testing.assert_close(mixture.log_prob(tokens.view(5, 8, -1), length.view(5, 8)).flatten(), whole)
+    torch.testing.assert_close(
+        mixture.log_prob(tokens.view(5, 8, -1), length.view(5, 8)).flatten(), whole
+    )
 
 
 @few
@@ -267,7 +284,9 @@ def test_predictive_and_posterior_are_ratios_of_prefix_probabilities(seed):
             ahead = torch.tensor(totals, dtype=torch.float64)
             if ahead.sum() > 0:
                 torch.testing.assert_close(laws[t], ahead.sum(1) / ahead.sum(), rtol=0, atol=1e-12)
-                torch.testing.assert_close(beliefs[t], ahead.sum(0) / ahead.sum(), rtol=0, atol=1e-12)
+                torch.testing.assert_close(
+                    beliefs[t], ahead.sum(0) / ahead.sum(), rtol=0, atol=1e-12
+                )
                 assert laws[t].sum().item() == pytest.approx(1, abs=1e-12)
             else:
                 assert laws[t].isnan().all() and beliefs[t].isnan().all()
@@ -280,8 +299,12 @@ def test_predictive_knows_the_prefix_only():
     changed = tokens.clone()
     changed[:, 2:] = (changed[:, 2:] + 1) % 3
     whole = mixture.predictive(tokens)[:, :2]
-    torch.testing.assert_close(mixture.predictive(changed)[:, :2], whole, rtol=0, atol=0, equal_nan=True)
-    torch.testing.assert_close(mixture.predictive(tokens[:, :2]), whole, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(
+        mixture.predictive(changed)[:, :2], whole, rtol=0, atol=0, equal_nan=True
+    )
+    torch.testing.assert_close(
+        mixture.predictive(tokens[:, :2]), whole, rtol=0, atol=0, equal_nan=True
+    )
 
 
 def test_a_mixture_of_one_chain_predicts_its_rows():
@@ -320,8 +343,14 @@ def test_every_argument_of_a_chain_and_of_a_mixture_changes_the_answer():
         assert not torch.allclose(changed.log_prob(tokens), one.log_prob(tokens))
     base = {"weights": (0.5, 0.5), "chains": (one, two), "lengths": (4, 4)}
     expected = Mixture(**base).predictive(tokens)[:, :-1]
-    for change in ({"weights": (0.9, 0.1)}, {"chains": (one, random_chain(3, 9))}, {"lengths": (4, 3)}):
-        assert not torch.allclose(Mixture(**{**base, **change}).predictive(tokens)[:, :-1], expected)
+    for change in (
+        {"weights": (0.9, 0.1)},
+        {"chains": (one, random_chain(3, 9))},
+        {"lengths": (4, 3)},
+    ):
+        assert not torch.allclose(
+            Mixture(**{**base, **change}).predictive(tokens)[:, :-1], expected
+        )
 
 
 fair = torch.full((3,), 1 / 3, dtype=torch.float64)

@@ -1,4 +1,6 @@
-"""The command lines: what they write, and one clear line with exit code 2 for what they refuse, before any work."""
+"""The command lines: what they write, and one clear line with exit code 2 for what they refuse,
+before any work.
+"""
 
 from __future__ import annotations
 
@@ -33,12 +35,25 @@ SMALL = [
 
 
 def call(*arguments: str, module: str = "markov") -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments], capture_output=True, text=True, timeout=120
+    )
 
 
 def test_unlearn_writes_a_table_with_its_provenance_and_prints_a_summary(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "run.parquet"
-    done = call("unlearn", "--case", "length", "--objective", "simnpo", "--beta", "4", *SMALL, "--out", str(out))
+    done = call(
+        "unlearn",
+        "--case",
+        "length",
+        "--objective",
+        "simnpo",
+        "--beta",
+        "4",
+        *SMALL,
+        "--out",
+        str(out),
+    )
     assert done.returncode == 0, done.stderr
     frame = storage.read_table(out)
     assert set(COLUMNS) == set(frame.columns)
@@ -83,7 +98,8 @@ def test_unknown_arguments_exit_with_two() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "arguments"), [("figure", ["fig5"]), ("seeds", ["--seeds", "0"]), ("jobs", ["--jobs", "0"])]
+    ("field", "arguments"),
+    [("figure", ["fig5"]), ("seeds", ["--seeds", "0"]), ("jobs", ["--jobs", "0"])],
 )
 def test_figures_refuse_bad_input_before_any_work(
     field: str, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -106,7 +122,11 @@ def test_help_teaches() -> None:
 
 
 def test_the_command_line_says_what_an_experiment_is() -> None:
-    one = experiment(Unlearn(case="memorisation", objective="npo", architecture="released", forget2_length=30, seed=3))
+    one = experiment(
+        Unlearn(
+            case="memorisation", objective="npo", architecture="released", forget2_length=30, seed=3
+        )
+    )
     assert one.objective == npo(1.0)
     assert one.case.lengths == {"retain": 20, "forget1": 20, "forget2": 30}
     assert one.model == Transformer.released(context=29)
@@ -117,7 +137,13 @@ def test_the_command_line_says_what_an_experiment_is() -> None:
 
 
 def test_a_grid_is_the_product_of_its_axes_and_needs_values_on_each() -> None:
-    command = Grid(case=("length", "memorisation"), objective=("npo", "simnpo"), beta=(), seed=(0, 1, 2), steps=7)
+    command = Grid(
+        case=("length", "memorisation"),
+        objective=("npo", "simnpo"),
+        beta=(),
+        seed=(0, 1, 2),
+        steps=7,
+    )
     experiments = [experiment(point) for point in points(command)]
     assert len(set(experiments)) == 12
     assert {one.objective for one in experiments} == {npo(0.2), npo(1.0), simnpo(4.0)}
@@ -126,7 +152,9 @@ def test_a_grid_is_the_product_of_its_axes_and_needs_values_on_each() -> None:
         points(Grid(seed=()))
 
 
-def test_nothing_is_written_when_a_run_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_written_when_a_run_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 

@@ -1,7 +1,8 @@
-"""A run's bytes do not depend on its company: how many runs lie beside it, which, and in what order.
+"""A run's bytes do not depend on its company: how many runs lie beside it, which, and in what
+order.
 
-Everything here is compared to the last bit. Shapes are chosen so that nothing comes out even: widths
-that fill no vector, batches of every raggedness, ensembles of every size.
+Everything here is compared to the last bit. Shapes are chosen so that nothing comes out even:
+widths that fill no vector, batches of every raggedness, ensembles of every size.
 """
 
 from __future__ import annotations
@@ -35,19 +36,32 @@ STATES = 5
 ODD = Transformer(states=STATES, context=9, width=6, depth=2, heads=3, mlp_width=7)
 MODELS = {
     "odd": ODD,
-    "post": replace(ODD, norm="post", heads=1, output_projection=False, attention_bias=False, activation="relu"),
+    "post": replace(
+        ODD, norm="post", heads=1, output_projection=False, attention_bias=False, activation="relu"
+    ),
     "even": replace(ODD, width=32, heads=4, mlp_width=32),
     "tabular": Tabular(states=STATES),
 }
-OBJECTIVES = [npo(0.7), simnpo(3.0, 0.4), gradient_ascent(), gradient_ascent(1.0), Objective(0.7, 0.3, 0.4, 0.6)]
+OBJECTIVES = [
+    npo(0.7),
+    simnpo(3.0, 0.4),
+    gradient_ascent(),
+    gradient_ascent(1.0),
+    Objective(0.7, 0.3, 0.4, 0.6),
+]
 SUBSETS = [[0], [7], [3, 1], [6, 2, 5], [1, 2, 3, 4, 5, 6, 7, 8], [8, 7, 6, 5, 4, 3, 2, 1, 0]]
 every_model = pytest.mark.parametrize("model", MODELS.values(), ids=list(MODELS))
-every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+every_dtype = pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64], ids=["float32", "float64"]
+)
 
 
 def mixed(counts: dict[int, int], seed: int) -> Corpus:
     parts = enumerate(counts.items())
-    tokens = [some_tokens(count, length, states=STATES, seed=10 * seed + at) for at, (length, count) in parts]
+    tokens = [
+        some_tokens(count, length, states=STATES, seed=10 * seed + at)
+        for at, (length, count) in parts
+    ]
     return Corpus.join(tokens)
 
 
@@ -56,21 +70,29 @@ def probes(seed: int, dtype: torch.dtype) -> tuple[Probe, ...]:
         own = 100 * seed + place
         laws = [some_laws(count, length - 1, STATES, seed=own + k).log().to(dtype) for k in (0, 50)]
         truth = some_laws(STATES, STATES, seed=own)
-        return Probe(some_tokens(count, length, states=STATES, seed=own), truth, laws[0], laws[1], place > 0)
+        return Probe(
+            some_tokens(count, length, states=STATES, seed=own), truth, laws[0], laws[1], place > 0
+        )
 
     return one(0, 4, 9), one(1, 3, 7), one(2, 5, 3)
 
 
 def runs_of(model: Any, dtype: torch.dtype, count: int = 9) -> list[Run]:
-    """Runs that differ in all that may differ; two of each seed, so that some are cut alike and some not."""
+    """Runs that differ in all that may differ; two of each seed, so that some are cut alike and
+    some not.
+    """
     generator, found = torch.Generator().manual_seed(0), []
     for index in range(count):
         start = model.init(index)
-        noise = {name: torch.randn(value.shape, generator=generator) for name, value in start.items()}
+        noise = {
+            name: torch.randn(value.shape, generator=generator) for name, value in start.items()
+        }
         long, short = 4 + index % 3, 9 - index % 3
         found.append(
             Run(
-                start={name: (value + 0.3 * noise[name]).to(dtype) for name, value in start.items()},
+                start={
+                    name: (value + 0.3 * noise[name]).to(dtype) for name, value in start.items()
+                },
                 objective=OBJECTIVES[index % len(OBJECTIVES)],
                 learning_rate=0.03 + 0.01 * index,
                 retain_weight=0.2 * index,
@@ -93,9 +115,18 @@ def check_same_bits(some: Trajectory, all_of_them: Trajectory, subset: Sequence[
 
 @every_model
 @every_dtype
-@pytest.mark.parametrize(("rule", "term"), [("adamw", "none"), ("adamw_transformers", "kl"), ("sgd", "cross_entropy")])
-def test_a_run_in_any_company_and_place_is_the_run_alone(model: Any, dtype: torch.dtype, rule: str, term: RetainTerm):
-    options: dict[str, Any] = {"steps": 4, "batch": 5, "recorded": (0, 1, 4), "gradient_examples": 3}
+@pytest.mark.parametrize(
+    ("rule", "term"), [("adamw", "none"), ("adamw_transformers", "kl"), ("sgd", "cross_entropy")]
+)
+def test_a_run_in_any_company_and_place_is_the_run_alone(
+    model: Any, dtype: torch.dtype, rule: str, term: RetainTerm
+):
+    options: dict[str, Any] = {
+        "steps": 4,
+        "batch": 5,
+        "recorded": (0, 1, 4),
+        "gradient_examples": 3,
+    }
     options |= {"optimizer": OPTIMIZERS[rule], "retain_term": term}
     runs = runs_of(model, dtype)
     together = unlearn(model, runs, **options)
@@ -104,12 +135,16 @@ def test_a_run_in_any_company_and_place_is_the_run_alone(model: Any, dtype: torc
         check_same_bits(unlearn(model, [runs[at] for at in subset], **options), together, subset)
 
 
-@pytest.mark.parametrize("architecture", [Transformer(), Transformer.released()], ids=["paper", "released"])
+@pytest.mark.parametrize(
+    "architecture", [Transformer(), Transformer.released()], ids=["paper", "released"]
+)
 def test_the_papers_models_know_no_company_at_any_size_of_the_ensemble(architecture: Transformer):
     case = replace(LENGTH, retain_count=40, forget1_count=40, forget2_count=40)
     base = Experiment(case=case, model=architecture, steps=2, test_examples=4, gradient_examples=4)
     base = replace(base, pretraining=Pretraining(epochs=1, batch=16))
-    members = grid(base, objective=[npo(0.2), simnpo(4.0), gradient_ascent()], seed=[0, 1, 2])[:MEMBERS]
+    members = grid(base, objective=[npo(0.2), simnpo(4.0), gradient_ascent()], seed=[0, 1, 2])[
+        :MEMBERS
+    ]
     together = trajectory(members)
     for count in range(1, MEMBERS):
         check_same_bits(trajectory(members[-count:]), together, range(MEMBERS - count, MEMBERS))
@@ -117,7 +152,9 @@ def test_the_papers_models_know_no_company_at_any_size_of_the_ensemble(architect
 
 @every_model
 @every_dtype
-def test_a_model_is_pretrained_to_the_same_bits_alone_and_beside_others(model: Any, dtype: torch.dtype):
+def test_a_model_is_pretrained_to_the_same_bits_alone_and_beside_others(
+    model: Any, dtype: torch.dtype
+):
     corpora = [mixed({9: 20 + seed, 4: 30 - seed, 2: 25}, seed) for seed in range(5)]
 
     def trained(subset: Sequence[int]) -> dict[str, torch.Tensor]:
@@ -134,11 +171,15 @@ def test_a_model_is_pretrained_to_the_same_bits_alone_and_beside_others(model: A
 @every_dtype
 @settings(max_examples=30)
 @given(batch=st.integers(1, 70), count=st.integers(2, 9), seed=st.integers(0, 99))
-def test_the_law_gives_every_run_the_bits_it_gives_it_alone(dtype: torch.dtype, batch: int, count: int, seed: int):
+def test_the_law_gives_every_run_the_bits_it_gives_it_alone(
+    dtype: torch.dtype, batch: int, count: int, seed: int
+):
     generator = torch.Generator().manual_seed(seed)
     logp, ref = (-30 * torch.rand(count, batch, generator=generator, dtype=dtype) for _ in range(2))
     length = torch.randint(1, 40, (count, batch), generator=generator).to(dtype)
-    fields = torch.tensor([tuple(OBJECTIVES[at % len(OBJECTIVES)]) for at in range(count)], dtype=dtype)
+    fields = torch.tensor(
+        [tuple(OBJECTIVES[at % len(OBJECTIVES)]) for at in range(count)], dtype=dtype
+    )
     seq, objective = SequenceLogProbs(logp, length, ref), Objective(*fields.T[..., None])
     loss, weight = loss_and_weight(objective, seq)
     torch.testing.assert_close(loss, objective.loss(seq))
@@ -146,12 +187,16 @@ def test_the_law_gives_every_run_the_bits_it_gives_it_alone(dtype: torch.dtype, 
     for at in range(count):
         own = Objective(*fields[at : at + 1].T[..., None])
         alone = loss_and_weight(own, SequenceLogProbs(*(field[at : at + 1] for field in seq)))
-        assert torch.equal(alone[0], loss[at : at + 1]) and torch.equal(alone[1], weight[at : at + 1])
+        assert torch.equal(alone[0], loss[at : at + 1]) and torch.equal(
+            alone[1], weight[at : at + 1]
+        )
 
 
 @every_model
 def test_the_gradient_of_one_sequence_knows_nothing_of_the_others(model: Any):
-    parameters = {name: value[None] for name, value in runs_of(model, torch.float32, 1)[0].start.items()}
+    parameters = {
+        name: value[None] for name, value in runs_of(model, torch.float32, 1)[0].start.items()
+    }
     tokens = some_tokens(11, 8, states=STATES, seed=5)
     norms = example_gradient_norms(model, parameters, tokens)
     for subset in ([0], [10], [4, 2], [9, 8, 7, 6, 5]):
@@ -160,7 +205,13 @@ def test_the_gradient_of_one_sequence_knows_nothing_of_the_others(model: Any):
 
 # --- tables ---
 
-SMALL = {"retain_count": 60, "forget1_count": 30, "forget2_count": 30, "retain_length": 9, "forget1_length": 9}
+SMALL = {
+    "retain_count": 60,
+    "forget1_count": 30,
+    "forget2_count": 30,
+    "retain_length": 9,
+    "forget1_length": 9,
+}
 SWEEP = Sweep(
     name="small",
     scored=(2, 8, 4),
@@ -189,7 +240,11 @@ TABLE = replace(BASE, model=Tabular(), retain_term="kl", retain_weight=0.5)
 # A grid of several shapes: each becomes ensembles of its own.
 GRID = [
     *grid(BASE, pretraining=SEEDS, objective=CORNERS, seed=[0, 1, 2]),
-    *grid(replace(BASE, case=replace(MEMORISATION, forget2_length=9, **SMALL)), objective=CORNERS, seed=[0, 1]),
+    *grid(
+        replace(BASE, case=replace(MEMORISATION, forget2_length=9, **SMALL)),
+        objective=CORNERS,
+        seed=[0, 1],
+    ),
     *grid(SWEPT, objective=CORNERS, learning_rate=[1e-2, 1e-3], seed=[0, 1]),
     *grid(TABLE, pretraining=SEEDS, objective=CORNERS),
 ]
@@ -237,12 +292,19 @@ def test_what_else_is_recorded_changes_no_row():
 
 # --- the logistic study ---
 
-WORLD = LogisticWorld(dimension=4, width=10, forget_count=13, retain_count=21, test_count=17, steps=30)
+WORLD = LogisticWorld(
+    dimension=4, width=10, forget_count=13, retain_count=21, test_count=17, steps=30
+)
 LOOKS = ((0, 1, 4), (0, 3))
 DESCENTS = [
     Unlearning(objective=law, learning_rate=rate, retain_weight=kept, recorded=looked)
     for law in (npo(2.0), simnpo(3.0, 0.4), gradient_ascent())
-    for rate, kept, looked in ((0.1, 0.0, LOOKS[0]), (0.2, 1.0, LOOKS[0]), (0.3, 0.0, LOOKS[0]), (0.1, 0.0, LOOKS[1]))
+    for rate, kept, looked in (
+        (0.1, 0.0, LOOKS[0]),
+        (0.2, 1.0, LOOKS[0]),
+        (0.3, 0.0, LOOKS[0]),
+        (0.1, 0.0, LOOKS[1]),
+    )
 ]
 
 

@@ -1,4 +1,6 @@
-"""Laws of the conversions: each gives the logit and the ratio of terms that the other code computes."""
+"""Laws of the conversions: each gives the logit and the ratio of terms that the other code
+computes.
+"""
 
 from __future__ import annotations
 
@@ -31,13 +33,21 @@ betas = st.floats(0.05, 10)
 margins = st.floats(-5, 5)
 coefficients = st.floats(0.01, 10)
 
-SEQ = SequenceLogProbs(*torch.tensor([[-12.0, -3.0], [8.0, 5.0], [-9.0, -4.0]], dtype=torch.float64))
+SEQ = SequenceLogProbs(
+    *torch.tensor([[-12.0, -3.0], [8.0, 5.0], [-9.0, -4.0]], dtype=torch.float64)
+)
 RETAIN = 1.7  # any retain loss
 
 CONVERSIONS: dict[str, tuple[Callable[..., Setting], dict[str, float]]] = {
     "paper": (from_paper, {"beta": 2.5, "gamma": 0.3, "retain_weight": 0.1}),
-    "released": (from_released_tofu, {"beta": 2.5, "gamma": 0.3, "npo_coeff": 0.5, "grad_diff_coeff": 1.0}),
-    "ou_simnpo": (from_open_unlearning_simnpo, {"beta": 2.5, "delta": 0.3, "gamma": 0.5, "alpha": 1.0}),
+    "released": (
+        from_released_tofu,
+        {"beta": 2.5, "gamma": 0.3, "npo_coeff": 0.5, "grad_diff_coeff": 1.0},
+    ),
+    "ou_simnpo": (
+        from_open_unlearning_simnpo,
+        {"beta": 2.5, "delta": 0.3, "gamma": 0.5, "alpha": 1.0},
+    ),
     "ou_npo": (from_open_unlearning_npo, {"beta": 2.5, "gamma": 0.5, "alpha": 1.0}),
     "simpo": (from_simpo_ratio, {"beta": 2.5, "gamma_beta_ratio": 0.3}),
     "trl": (from_trl_cpo, {"beta": 2.5, "simpo_gamma": 0.3, "cpo_alpha": 0.2}),
@@ -63,7 +73,8 @@ def total(setting: Setting) -> float:
 def test_totals_are_those_of_the_other_code_up_to_the_forget_coefficient(
     beta: float, margin: float, forget: float, retain: float
 ) -> None:
-    # The margin is inside beta and subtracted from the mean negative log-probability, in both codes.
+    # The margin is inside beta and subtracted from the mean negative log-probability, in both
+    # codes.
     inside = sum(2 / beta * softplus(-beta * (-p / n - margin)) for p, n, _ in responses()) / 2
     theirs = forget * inside + retain * RETAIN
     for ours in (
@@ -82,7 +93,9 @@ def test_totals_are_those_of_the_other_code_up_to_the_forget_coefficient(
 
 @points
 @given(beta=betas, margin=margins, alpha=coefficients)
-def test_preference_codes_lack_the_factor_two_over_beta(beta: float, margin: float, alpha: float) -> None:
+def test_preference_codes_lack_the_factor_two_over_beta(
+    beta: float, margin: float, alpha: float
+) -> None:
     ratio = sum(softplus(-beta * (-p / n - margin)) for p, n, _ in responses()) / 2
     assert total(from_simpo_ratio(beta, margin)) == pytest.approx(2 / beta * ratio, rel=1e-12)
     cpo = sum(softplus(-beta * (-p / n - margin / beta)) for p, n, _ in responses()) / 2
@@ -115,7 +128,9 @@ def test_the_released_coefficients_are_not_the_published_lambda() -> None:
 
 @points
 @given(beta=betas, gamma=margins, retain=st.floats(0, 10))
-def test_a_setting_written_and_read_back_is_the_same(beta: float, gamma: float, retain: float) -> None:
+def test_a_setting_written_and_read_back_is_the_same(
+    beta: float, gamma: float, retain: float
+) -> None:
     setting = from_paper(beta, gamma, retain)
     for back in (
         from_released_tofu(**to_released_tofu(setting)),

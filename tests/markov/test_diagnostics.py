@@ -12,11 +12,27 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from markov.diagnostics import COLUMNS, SETTINGS, architecture_name, crossings, steps_to_forget, table, weights
+from markov.diagnostics import (
+    COLUMNS,
+    SETTINGS,
+    architecture_name,
+    crossings,
+    steps_to_forget,
+    table,
+    weights,
+)
 from markov.errors import InvalidInput
 from markov.experiments import Experiment
 from markov.models import Tabular, Transformer
-from markov.objectives import CORNERS, Objective, SequenceLogProbs, gradient_ascent, method_name, npo, simnpo
+from markov.objectives import (
+    CORNERS,
+    Objective,
+    SequenceLogProbs,
+    gradient_ascent,
+    method_name,
+    npo,
+    simnpo,
+)
 from markov.recording import Trajectory
 from markov.sweeps import Sweep
 
@@ -42,7 +58,10 @@ def trajectory() -> Trajectory:
     )
 
 
-EXPERIMENTS = [Experiment(objective=npo(0.2), steps=2), Experiment(objective=simnpo(4.0), seed=1, steps=2)]
+EXPERIMENTS = [
+    Experiment(objective=npo(0.2), steps=2),
+    Experiment(objective=simnpo(4.0), seed=1, steps=2),
+]
 GOALS = [[0.0, 0.42, 0.44]] * 2
 
 
@@ -54,7 +73,9 @@ def test_weights_are_the_law_applied_to_every_recorded_example(trajectory: Traje
                 values = (trajectory.logp[1, step], trajectory.length, trajectory.logp[1, 0])
                 seq = SequenceLogProbs(*(value[example] for value in values))
                 # One number by itself is computed by other code than a row of them.
-                assert float(found[step, example]) == pytest.approx(float(objective.weight(seq)), rel=1e-6)
+                assert float(found[step, example]) == pytest.approx(
+                    float(objective.weight(seq)), rel=1e-6
+                )
 
 
 def test_reference_weights_of_npo_are_one_at_step_zero(trajectory: Trajectory) -> None:
@@ -66,7 +87,9 @@ def test_reference_weights_of_npo_are_one_at_step_zero(trajectory: Trajectory) -
 
 def test_a_table_holds_means_over_the_examples_of_a_component(trajectory: Trajectory) -> None:
     frame = table(EXPERIMENTS, trajectory, GOALS, GOALS)
-    row = frame[(frame["run"] == 1) & (frame["step"] == 2) & (frame["component"] == "forget1")].iloc[0]
+    row = frame[
+        (frame["run"] == 1) & (frame["step"] == 2) & (frame["component"] == "forget1")
+    ].iloc[0]
     own = weights(EXPERIMENTS[1].objective, trajectory, 1)[1, 2:5].numpy()
     assert row["logp"] == pytest.approx(trajectory.logp[1, 1, 2:5].numpy().mean())
     assert row["logp_per_token"] == pytest.approx(row["logp"] / 19)
@@ -78,7 +101,9 @@ def test_a_table_holds_means_over_the_examples_of_a_component(trajectory: Trajec
     assert list(frame.columns) == list(COLUMNS)
 
 
-def test_shares_of_the_forget_components_sum_to_one_and_follow_their_counts(trajectory: Trajectory) -> None:
+def test_shares_of_the_forget_components_sum_to_one_and_follow_their_counts(
+    trajectory: Trajectory,
+) -> None:
     uneven = [replace(one, case=replace(one.case, forget2_count=15_000)) for one in EXPERIMENTS]
     frame = table(uneven, trajectory, GOALS, GOALS)
     forget = frame[frame["component"] != "retain"]
@@ -89,7 +114,9 @@ def test_shares_of_the_forget_components_sum_to_one_and_follow_their_counts(traj
         frame[(frame["run"] == 1) & (frame["step"] == 2) & (frame["component"] == c)].iloc[0]
         for c in ("forget1", "forget2")
     )
-    assert two["weight_share"] / one["weight_share"] == pytest.approx(3 * two["weight"] / one["weight"])
+    assert two["weight_share"] / one["weight_share"] == pytest.approx(
+        3 * two["weight"] / one["weight"]
+    )
 
 
 def test_every_corner_and_limit_has_its_name() -> None:
@@ -109,10 +136,31 @@ def test_architectures_are_named_where_they_have_a_name() -> None:
 
 def path(retain: list[float], forget1: list[float], forget2: list[float]) -> pd.DataFrame:
     rows = []
-    for component, values, goal in (("retain", retain, 0.0), ("forget1", forget1, 0.4), ("forget2", forget2, 0.5)):
+    for component, values, goal in (
+        ("retain", retain, 0.0),
+        ("forget1", forget1, 0.4),
+        ("forget2", forget2, 0.5),
+    ):
         for step, value in zip((0, 2, 6), values, strict=True):
-            rows.append({"run": 0, "step": step, "component": component, "kl_to_truth": value, "retrained": goal})
-    settings = ["case", "method", "beta", "gamma", "architecture", "optimizer", "pretrain_seed", "seed"]
+            rows.append(
+                {
+                    "run": 0,
+                    "step": step,
+                    "component": component,
+                    "kl_to_truth": value,
+                    "retrained": goal,
+                }
+            )
+    settings = [
+        "case",
+        "method",
+        "beta",
+        "gamma",
+        "architecture",
+        "optimizer",
+        "pretrain_seed",
+        "seed",
+    ]
     return pd.DataFrame(rows).assign(**dict.fromkeys(settings, 0))
 
 
@@ -131,7 +179,9 @@ def test_the_first_crossing_counts_even_if_the_curve_turns_back() -> None:
 
 
 def test_a_run_that_never_arrives_has_no_cost_and_one_that_starts_there_pays_its_start() -> None:
-    one, two = crossings(path([0.03, 0.1, 0.3], [0.0, 0.1, 0.2], [0.5, 0.7, 0.9])).to_dict("records")
+    one, two = crossings(path([0.03, 0.1, 0.3], [0.0, 0.1, 0.2], [0.5, 0.7, 0.9])).to_dict(
+        "records"
+    )
     assert (one["reached"], two["reached"]) == (False, True)
     assert all(np.isnan(one[name]) for name in ("step", "retain_distance", "other_gap"))
     assert (two["step"], two["retain_distance"]) == (0.0, 0.03)
@@ -146,11 +196,16 @@ def test_each_distance_of_a_table_is_its_own_column(trajectory: Trajectory) -> N
         for run in range(2):
             for position, component in enumerate(("retain", "forget1", "forget2")):
                 for at, step in enumerate((0, 2)):
-                    assert frame.loc[(run, component, step), name] == getattr(trajectory, name)[run, at, position]
+                    assert (
+                        frame.loc[(run, component, step), name]
+                        == getattr(trajectory, name)[run, at, position]
+                    )
 
 
 def swept(alone: str | None) -> Experiment:
-    case = Sweep(name="s", scored=(19, 4), shares=(1.0, 1.0), retain_scored=19, set_size=3, alone=alone)
+    case = Sweep(
+        name="s", scored=(19, 4), shares=(1.0, 1.0), retain_scored=19, set_size=3, alone=alone
+    )
     return Experiment(case=case, steps=2, model=Transformer(states=10))
 
 
@@ -170,12 +225,21 @@ def test_a_component_that_is_forgotten_alone_has_all_of_the_weight(trajectory: T
     assert set(alone["component"]) == {"retain", "forget2"} and set(alone["length"]) == {19, 4}
     mine = alone[alone["component"] == "forget2"]
     assert (mine[["weight_share", "gradient_share"]] == 1).all(axis=None)
-    assert alone.loc[alone["component"] == "retain", ["weight_share", "gradient_share"]].isna().all(axis=None)
+    assert (
+        alone.loc[alone["component"] == "retain", ["weight_share", "gradient_share"]]
+        .isna()
+        .all(axis=None)
+    )
     same = [name for name in COLUMNS if not name.endswith("_share")]
     want = both[both["component"] != "forget1"].reset_index(drop=True)
     pd.testing.assert_frame_equal(alone[same], want[same])
     # Gradient norms that were not asked for have no shares, and weights have them all the same.
-    blind = table([swept("forget2")] * 2, one._replace(gradient_norm=one.gradient_norm * torch.nan), GOALS, GOALS)
+    blind = table(
+        [swept("forget2")] * 2,
+        one._replace(gradient_norm=one.gradient_norm * torch.nan),
+        GOALS,
+        GOALS,
+    )
     assert blind["gradient_share"].isna().all() and (blind["weight_share"].dropna() == 1).all()
 
 
@@ -188,9 +252,16 @@ def falling(paths: dict[tuple[int, str], list[float]], steps: list[int]) -> pd.D
     """A table of the log-probability per token of each run and component at some steps."""
     rows: list[dict[str, Any]] = []
     for at, ((run, component), values) in enumerate(paths.items()):
-        known = FIXED | {"method": f"m{run}", "seed": run, "length": 5 + at, "learning_rate": 0.5 * (run + 1)}
+        known = FIXED | {
+            "method": f"m{run}",
+            "seed": run,
+            "length": 5 + at,
+            "learning_rate": 0.5 * (run + 1),
+        }
         for step, value in zip(steps, values, strict=True):
-            rows.append({"run": run, **known, "component": component, "step": step, "logp_per_token": value})
+            rows.append(
+                {"run": run, **known, "component": component, "step": step, "logp_per_token": value}
+            )
     return pd.DataFrame(rows)
 
 
@@ -199,7 +270,9 @@ def slow_steps(values: list[float], steps: list[int], fall: float) -> float:
     for at in range(1, len(steps)):
         if values[0] - values[at] >= fall:
             drop = values[at - 1] - values[at]
-            return steps[at - 1] + (fall - (values[0] - values[at - 1])) / drop * (steps[at] - steps[at - 1])
+            return steps[at - 1] + (fall - (values[0] - values[at - 1])) / drop * (
+                steps[at] - steps[at - 1]
+            )
     return float("inf")
 
 
@@ -219,7 +292,9 @@ def test_a_straight_path_is_forgotten_after_the_fall_over_the_rate(
 
 @settings(max_examples=60)
 @given(fall=st.floats(0.01, 3), data=st.data())
-def test_steps_to_forget_are_read_off_every_path_as_a_walk_along_it_would(fall: float, data: st.DataObject) -> None:
+def test_steps_to_forget_are_read_off_every_path_as_a_walk_along_it_would(
+    fall: float, data: st.DataObject
+) -> None:
     steps = [0, *sorted(data.draw(st.sets(st.integers(1, 30), min_size=1, max_size=6)))]
     path = st.lists(st.floats(-5, 0), min_size=len(steps), max_size=len(steps))
     paths = {(run, f"forget{at}"): data.draw(path) for run in (0, 1) for at in (1, 2)}
@@ -229,7 +304,7 @@ def test_steps_to_forget_are_read_off_every_path_as_a_walk_along_it_would(fall: 
         assert got == pytest.approx(slow_steps(values, steps, fall), rel=1e-9)
 
 
-def test_steps_to_forget_are_interpolated_count_from_the_first_record_and_stop_at_the_first_arrival() -> None:
+def test_steps_to_forget_are_interpolated_from_the_first_record_to_the_first_arrival() -> None:
     paths = {
         (0, "forget1"): [-1.0, -1.2, -1.8, -1.8],  # passes -1.5 half way between 2 and 6
         (0, "forget2"): [-2.0, -2.5, -2.1, -3.0],  # arrives exactly at 2, and goes on
@@ -247,7 +322,9 @@ def test_steps_to_forget_are_in_the_order_of_runs_and_components_and_never_of_re
     names = ["retain", "forget1", "forget2", "forget10"]
     paths = {(run, name): [-1.0, -3.0] for run in (0, 2, 10) for name in names}
     found = steps_to_forget(falling(paths, [0, 4]), 1.0)
-    assert list(zip(found["run"], found["component"], strict=True)) == [key for key in paths if key[1] != "retain"]
+    assert list(zip(found["run"], found["component"], strict=True)) == [
+        key for key in paths if key[1] != "retain"
+    ]
     assert (found["step"] == 2).all() and len(found) == 9
     first = falling(paths, [0, 4]).groupby(["run", "component"]).first()
     for row in found.to_dict("records"):
@@ -257,11 +334,17 @@ def test_steps_to_forget_are_in_the_order_of_runs_and_components_and_never_of_re
 
 
 def test_steps_to_forget_do_not_depend_on_the_order_of_the_rows() -> None:
-    paths = {(run, f"forget{at}"): [-1.0, -1.0 - 0.1 * at, -2.0 - run, -1.0] for run in (1, 0) for at in (1, 2, 3)}
+    paths = {
+        (run, f"forget{at}"): [-1.0, -1.0 - 0.1 * at, -2.0 - run, -1.0]
+        for run in (1, 0)
+        for at in (1, 2, 3)
+    }
     frame = falling(paths, [0, 3, 7, 8])
     want = steps_to_forget(frame, 0.7)
     assert want["run"].tolist() == [0] * 3 + [1] * 3 and np.isfinite(want["step"]).all()
-    mixed = steps_to_forget(frame.sample(frac=1, random_state=0), 0.7).sort_values(["run", "component"])
+    mixed = steps_to_forget(frame.sample(frac=1, random_state=0), 0.7).sort_values(
+        ["run", "component"]
+    )
     pd.testing.assert_frame_equal(mixed.reset_index(drop=True), want)
 
 

@@ -36,7 +36,9 @@ from markov.objectives import Objective, npo, simnpo
         ("model.context", {"model": Transformer(context=18)}),
     ],
 )
-def test_bad_settings_are_refused_by_the_name_of_their_field(field: str, settings: dict[str, Any]) -> None:
+def test_bad_settings_are_refused_by_the_name_of_their_field(
+    field: str, settings: dict[str, Any]
+) -> None:
     with pytest.raises(InvalidInput) as caught:
         Experiment(**settings)
     assert caught.value.field == field
@@ -44,7 +46,13 @@ def test_bad_settings_are_refused_by_the_name_of_their_field(field: str, setting
 
 @pytest.mark.parametrize("field", ["epochs", "batch", "seed", "learning_rate", "optimizer"])
 def test_bad_pretraining_is_refused_by_the_name_of_its_field(field: str) -> None:
-    bad: dict[str, Any] = {"epochs": 0, "batch": 0.5, "seed": -1, "learning_rate": float("inf"), "optimizer": "lion"}
+    bad: dict[str, Any] = {
+        "epochs": 0,
+        "batch": 0.5,
+        "seed": -1,
+        "learning_rate": float("inf"),
+        "optimizer": "lion",
+    }
     with pytest.raises(InvalidInput) as caught:
         replace(Pretraining(), **{field: bad[field]})
     assert caught.value.field == field
@@ -60,7 +68,9 @@ def test_the_defaults_are_the_papers_settings() -> None:
 
 
 def test_a_grid_is_every_combination_with_the_last_axis_fastest() -> None:
-    experiments = grid(Experiment(), case=[LENGTH, MEMORISATION], objective=[npo(0.1), simnpo(4.0)], seed=[0, 1, 2])
+    experiments = grid(
+        Experiment(), case=[LENGTH, MEMORISATION], objective=[npo(0.1), simnpo(4.0)], seed=[0, 1, 2]
+    )
     assert len(experiments) == len(set(experiments)) == 12
     assert [one.seed for one in experiments[:4]] == [0, 1, 2, 0]
     assert {one.case for one in experiments[:6]} == {LENGTH}

@@ -40,8 +40,13 @@ def test_a_name_that_there_is_not_is_an_attribute_error() -> None:
 
 
 def test_importing_the_package_loads_neither_torch_nor_pandas_until_a_name_is_used() -> None:
-    code = "import sys, json, markov; print(json.dumps([sorted(sys.modules), [markov.npo.__name__, *sys.modules]]))"
+    code = (
+        "import sys, json, markov; print(json.dumps([sorted(sys.modules), [markov.npo.__name__, "
+        "*sys.modules]]))"
+    )
     printed = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
     before, after = json.loads(printed)
-    assert {"torch", "pandas", "numpy", "scipy"}.isdisjoint(before) and "markov.objectives" not in before
+    assert {"torch", "pandas", "numpy", "scipy"}.isdisjoint(
+        before
+    ) and "markov.objectives" not in before
     assert after[0] == "npo" and {"torch", "markov.objectives"} <= set(after)

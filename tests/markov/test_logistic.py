@@ -1,4 +1,6 @@
-"""The logistic study: its law and its descent against slow twins, Theorem 2 where it applies, and what holds beyond."""
+"""The logistic study: its law and its descent against slow twins, Theorem 2 where it applies,
+and what holds beyond.
+"""
 
 from __future__ import annotations
 
@@ -49,13 +51,24 @@ from markov.objectives import (
     simnpo,
 )
 
-SMALL = LogisticWorld(width=12, dimension=3, forget_count=9, retain_count=14, test_count=11, steps=60, seed=3)
-LAWS = [npo(0.7), npo(10.0), simnpo(1.5), simnpo(2.0, -0.8), gradient_ascent(), Objective(1.3, 0.4, 0.3, 0.6)]
+SMALL = LogisticWorld(
+    width=12, dimension=3, forget_count=9, retain_count=14, test_count=11, steps=60, seed=3
+)
+LAWS = [
+    npo(0.7),
+    npo(10.0),
+    simnpo(1.5),
+    simnpo(2.0, -0.8),
+    gradient_ascent(),
+    Objective(1.3, 0.4, 0.3, 0.6),
+]
 LARGE = {"forget_count": 40_000, "retain_count": 40_000, "test_count": 10, "width": 3, "steps": 1}
 
 
 def unlearning(objective: Objective, **options: Any) -> Unlearning:
-    return Unlearning(objective=objective, **{"learning_rate": 0.3, "recorded": (0, 1, 7), **options})
+    return Unlearning(
+        objective=objective, **{"learning_rate": 0.3, "recorded": (0, 1, 7), **options}
+    )
 
 
 def logp_of(sample: Sample, parameters: torch.Tensor) -> torch.Tensor:
@@ -64,7 +77,9 @@ def logp_of(sample: Sample, parameters: torch.Tensor) -> torch.Tensor:
     return torch.where(sample.label == 1, prob.log(), (1 - prob).log())
 
 
-def loss_of(one: Unlearning, data: Data, parameters: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+def loss_of(
+    one: Unlearning, data: Data, parameters: torch.Tensor, start: torch.Tensor
+) -> torch.Tensor:
     """The loss of the shipped law, written out."""
     logp, ref = logp_of(data.forget, parameters), logp_of(data.forget, start)
     forget = one.objective.loss(SequenceLogProbs(logp, torch.ones_like(logp), ref)).mean()
@@ -91,26 +106,37 @@ def test_inputs_and_labels_follow_the_stated_law(alpha: float) -> None:
     for sample, sign in ((data.forget, 1), (data.retain, -1)):
         count = len(sample.label)
         along = (sample.inputs - sign * alpha).sum(1) / 2  # |1_d| = 2; standard normal
-        assert torch.allclose(sample.inputs.mean(0), torch.full((4,), sign * alpha).double(), atol=5 / count**0.5)
+        assert torch.allclose(
+            sample.inputs.mean(0), torch.full((4,), sign * alpha).double(), atol=5 / count**0.5
+        )
         assert torch.allclose(sample.inputs.T.cov(), torch.eye(4).double(), atol=8 / count**0.5)
         prob = special.expit(sign * (noise + 1))
         assert float(sample.label.mean()) == pytest.approx(weight @ prob, abs=2.5 / count**0.5)
-        assert float((sample.label * along).mean()) == pytest.approx(weight @ (prob * noise), abs=5 / count**0.5)
+        assert float((sample.label * along).mean()) == pytest.approx(
+            weight @ (prob * noise), abs=5 / count**0.5
+        )
         assert set(sample.label.tolist()) == {0.0, 1.0}
 
 
 def test_the_shift_sets_which_label_is_the_commoner_one() -> None:
-    shares = [float(draw(LogisticWorld(shift=shift, **LARGE)).forget.label.mean()) for shift in (-8.0, 0.0, 8.0)]
+    shares = [
+        float(draw(LogisticWorld(shift=shift, **LARGE)).forget.label.mean())
+        for shift in (-8.0, 0.0, 8.0)
+    ]
     assert shares == pytest.approx([0.0, 0.5, 1.0], abs=0.02)
 
 
 def test_all_samples_are_seen_through_the_same_random_relus() -> None:
-    data = draw(LogisticWorld(alpha=0.0, width=2000, dimension=4, forget_count=64, retain_count=64, seed=5))
+    data = draw(
+        LogisticWorld(alpha=0.0, width=2000, dimension=4, forget_count=64, retain_count=64, seed=5)
+    )
     found = []
     for unit in range(2000):
         seen = data.forget.features[:, unit] > 0
         found.append(
-            torch.linalg.lstsq(data.forget.inputs[seen], data.forget.features[seen, unit, None]).solution[:, 0]
+            torch.linalg.lstsq(
+                data.forget.inputs[seen], data.forget.features[seen, unit, None]
+            ).solution[:, 0]
         )
         seen = data.forget.features[:, unit] == 0
         assert bool((data.forget.inputs[seen] @ found[-1] <= 1e-9).all())
@@ -121,8 +147,12 @@ def test_all_samples_are_seen_through_the_same_random_relus() -> None:
     assert float(weights.mean()) == pytest.approx(0.0, abs=5 * (0.25 / 8000) ** 0.5)
 
 
-def test_equal_seeds_share_features_noise_and_labels_at_every_alpha_and_no_sample_depends_on_another() -> None:
-    near, far, other = draw(replace(SMALL, alpha=0.0)), draw(replace(SMALL, alpha=2.0)), draw(replace(SMALL, seed=4))
+def test_equal_seeds_share_samples_at_every_alpha_and_no_sample_depends_on_another() -> None:
+    near, far, other = (
+        draw(replace(SMALL, alpha=0.0)),
+        draw(replace(SMALL, alpha=2.0)),
+        draw(replace(SMALL, seed=4)),
+    )
     for one, two, three, sign in zip(near, far, other, (1, -1, 1, -1), strict=True):
         assert torch.allclose(two.inputs - one.inputs, torch.full_like(one.inputs, 2.0 * sign))
         assert torch.equal(one.label, two.label)
@@ -160,24 +190,36 @@ def test_the_gradient_of_an_example_is_its_weight_times_the_gradient_of_its_log_
     objective: Objective,
 ) -> None:
     data = draw(SMALL)
-    start, leaf = train_pair(SMALL, data).reference, torch.linspace(-1, 1, SMALL.width).double().requires_grad_()
+    start, leaf = (
+        train_pair(SMALL, data).reference,
+        torch.linspace(-1, 1, SMALL.width).double().requires_grad_(),
+    )
     logp, ref = logp_of(data.forget, leaf), logp_of(data.forget, start)
     seq = SequenceLogProbs(logp, torch.ones_like(logp), ref)
     (slope,) = torch.autograd.grad(objective.loss(seq)[2], leaf, retain_graph=True)
     residual = data.forget.label[2] - torch.sigmoid(data.forget.features[2] @ leaf)
-    assert torch.allclose(slope, objective.weight(seq)[2] * residual * data.forget.features[2], rtol=1e-9)
+    assert torch.allclose(
+        slope, objective.weight(seq)[2] * residual * data.forget.features[2], rtol=1e-9
+    )
 
 
 @pytest.mark.parametrize(("forget_weight", "retain_weight"), [(1.0, 0.0), (0.4, 1.7), (0.0, 1.0)])
-def test_runs_side_by_side_are_descents_by_autograd_one_by_one(forget_weight: float, retain_weight: float) -> None:
+def test_runs_side_by_side_are_descents_by_autograd_one_by_one(
+    forget_weight: float, retain_weight: float
+) -> None:
     data = draw(SMALL)
     start = train_pair(SMALL, data).reference
     weights = {"forget_weight": forget_weight, "retain_weight": retain_weight}
-    runs = [unlearning(law, learning_rate=0.1 * (place + 1), **weights) for place, law in enumerate(LAWS)]
+    runs = [
+        unlearning(law, learning_rate=0.1 * (place + 1), **weights)
+        for place, law in enumerate(LAWS)
+    ]
     runs.append(unlearning(npo(2.0), retain_weight=3.0))
     together = descend(data, start, runs)
     for place, one in enumerate(runs):
-        assert torch.allclose(together[:, place], slow_path(one, data, start), rtol=1e-9, atol=1e-12)
+        assert torch.allclose(
+            together[:, place], slow_path(one, data, start), rtol=1e-9, atol=1e-12
+        )
     assert not torch.allclose(together[2], together[0])
 
 
@@ -193,17 +235,25 @@ def test_a_response_has_one_token_so_that_only_two_corners_differ() -> None:
 def test_small_beta_joins_gradient_ascent() -> None:
     data = draw(SMALL)
     start = train_pair(SMALL, data).reference
-    near, limit, far = descend(data, start, [unlearning(law) for law in (npo(1e-7), gradient_ascent(), npo(3.0))])[-1]
+    near, limit, far = descend(
+        data, start, [unlearning(law) for law in (npo(1e-7), gradient_ascent(), npo(3.0))]
+    )[-1]
     assert torch.allclose(near, limit, atol=1e-6)
     assert not torch.allclose(far, limit, atol=1e-2)
 
 
 def test_an_instance_does_not_depend_on_its_company_or_on_the_processes() -> None:
     worlds = [SMALL, replace(SMALL, seed=4), replace(SMALL, alpha=0.0)]
-    runs = [unlearning(npo(2.0), retain_weight=1.0), unlearning(simnpo(1.0)), unlearning(npo(1.0), recorded=(0, 2))]
+    runs = [
+        unlearning(npo(2.0), retain_weight=1.0),
+        unlearning(simnpo(1.0)),
+        unlearning(npo(1.0), recorded=(0, 2)),
+    ]
     whole = run(worlds, runs)
     alone = [run([world], [one]) for world in worlds for one in runs]
-    loop = pd.concat([part.assign(run=index) for index, part in enumerate(alone)], ignore_index=True)
+    loop = pd.concat(
+        [part.assign(run=index) for index, part in enumerate(alone)], ignore_index=True
+    )
     pd.testing.assert_frame_equal(whole, loop, rtol=1e-10)
     with joblib.parallel_config(backend="threading"):
         pd.testing.assert_frame_equal(run(worlds, runs, n_jobs=2), whole)
@@ -234,7 +284,10 @@ def test_a_table_names_its_runs_and_keeps_their_settings() -> None:
 def test_the_divergence_of_two_labels_is_that_of_their_definition(one: float, other: float) -> None:
     a, b = torch.tensor([one, other], dtype=torch.float64)
     found = float(bernoulli_kl(a, b))
-    terms = [special.expit(s * one) * (special.log_expit(s * one) - special.log_expit(s * other)) for s in (1, -1)]
+    terms = [
+        special.expit(s * one) * (special.log_expit(s * one) - special.log_expit(s * other))
+        for s in (1, -1)
+    ]
     assert found == pytest.approx(sum(terms), rel=1e-9, abs=1e-12)
     assert found >= -1e-14
     assert float(bernoulli_kl(a, a)) == 0
@@ -242,12 +295,17 @@ def test_the_divergence_of_two_labels_is_that_of_their_definition(one: float, ot
 
 def test_the_divergence_stays_finite_when_a_model_runs_away() -> None:
     a, b = torch.tensor([2.0, -3.0]).double(), torch.tensor([-5000.0, 5000.0]).double()
-    assert bernoulli_kl(a, b).tolist() == pytest.approx([5000 * special.expit(2), 5000 * special.expit(3)], rel=1e-2)
+    assert bernoulli_kl(a, b).tolist() == pytest.approx(
+        [5000 * special.expit(2), 5000 * special.expit(3)], rel=1e-2
+    )
 
 
 def test_what_is_measured_is_what_the_columns_say() -> None:
     data = draw(SMALL)
-    pair, runs = train_pair(SMALL, data), [unlearning(npo(2.0)), unlearning(simnpo(1.0), learning_rate=2.0)]
+    pair, runs = (
+        train_pair(SMALL, data),
+        [unlearning(npo(2.0)), unlearning(simnpo(1.0), learning_rate=2.0)],
+    )
     path = descend(data, pair.reference, runs)
     found = measure(data, pair, runs, path)
     assert [*found] == [*COLUMNS][-7:]
@@ -270,7 +328,10 @@ def test_what_is_measured_is_what_the_columns_say() -> None:
                 "parameter_distance": float(((now - pair.reference) ** 2).sum() ** 0.5),
                 "logit_distance": float((moved**2).sum() ** 0.5) / 9**0.5,
                 "weight": float(weight.sum()) / 9,
-                "risen": sum(bool(after > before) for after, before in zip(logp, ref, strict=True)) / 9 if step else 0,
+                "risen": sum(bool(after > before) for after, before in zip(logp, ref, strict=True))
+                / 9
+                if step
+                else 0,
             }
             assert own == pytest.approx(slow, rel=1e-9, abs=1e-12)
 
@@ -279,7 +340,9 @@ def test_distances_are_zero_at_equality_and_nothing_has_moved_at_the_reference()
     data = draw(SMALL)
     reference = train_pair(SMALL, data).reference
     pair = Pair(reference, reference)
-    found = measure(data, pair, [unlearning(npo(2.0))], descend(data, reference, [unlearning(npo(2.0))])[:1])
+    found = measure(
+        data, pair, [unlearning(npo(2.0))], descend(data, reference, [unlearning(npo(2.0))])[:1]
+    )
     values = {name: float(value) for name, value in found.items()}
     assert values.pop("weight") == 1
     assert set(values.values()) == {0.0}
@@ -327,10 +390,14 @@ def test_bad_input_is_refused_by_name(make: Any, field: str) -> None:
 
 
 def orthogonal(overlap: float, count: int = 8, width: int = 16, norm: float = 4.0) -> Data:
-    """Forget data with features of one norm and cosines up to about `overlap`: the case of Theorem 2."""
+    """Forget data with features of one norm and cosines up to about `overlap`: the case of
+    Theorem 2.
+    """
     generator = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn(width, count, generator=generator).double()).Q.T
-    features = basis + overlap / width**0.5 * torch.randn(count, width, generator=generator).double()
+    features = (
+        basis + overlap / width**0.5 * torch.randn(count, width, generator=generator).double()
+    )
     features = norm * features / features.norm(dim=1, keepdim=True)
     sample = Sample(features, features, (torch.arange(count) % 2).double())
     return Data(sample, sample, sample, sample)
@@ -338,16 +405,26 @@ def orthogonal(overlap: float, count: int = 8, width: int = 16, norm: float = 4.
 
 def distance_along(data: Data, runs: list[Unlearning]) -> np.ndarray:
     """Theorem 2's norm over sqrt(n_f), from a start of moderate size; columns are runs."""
-    start = torch.randn(data.forget.features.shape[1], generator=torch.Generator().manual_seed(1)).double() / 8
-    return measure(data, Pair(start, start), runs, descend(data, start, runs))["logit_distance"].numpy()
+    start = (
+        torch.randn(
+            data.forget.features.shape[1], generator=torch.Generator().manual_seed(1)
+        ).double()
+        / 8
+    )
+    return measure(data, Pair(start, start), runs, descend(data, start, runs))[
+        "logit_distance"
+    ].numpy()
 
 
 LATE = tuple(int(step) for step in np.unique(np.geomspace(300, 3000, 25).round()))
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.1])
-def test_theorem_2_ga_diverges_linearly_and_npo_logarithmically_with_exact_constants(overlap: float) -> None:
-    # One example moves by eta |phi|^2 / n_f per step at weight 1, and by log t / beta, as in the scalar law.
+def test_theorem_2_ga_diverges_linearly_and_npo_logarithmically_with_exact_constants(
+    overlap: float,
+) -> None:
+    # One example moves by eta |phi|^2 / n_f per step at weight 1, and by log t / beta, as in the
+    # scalar law.
     data, betas = orthogonal(overlap), (0.5, 1.0, 2.0)
     laws = [gradient_ascent(), *(make(beta) for make in (npo, simnpo) for beta in betas)]
     path = distance_along(data, [unlearning(law, learning_rate=1.0, recorded=LATE) for law in laws])
@@ -361,22 +438,35 @@ def test_theorem_2_ga_diverges_linearly_and_npo_logarithmically_with_exact_const
 
 
 def test_without_theorem_2s_invertible_gram_matrix_npo_need_not_diverge_where_ga_does() -> None:
-    # One input with both labels: no model forgets both, and above beta = 1 NPO's loss is least at a finite logit.
-    one = Sample(torch.ones(2, 1).double(), torch.ones(2, 1).double(), torch.tensor([0.0, 1.0]).double())
+    # One input with both labels: no model forgets both, and above beta = 1 NPO's loss is least at a
+    # finite logit.
+    one = Sample(
+        torch.ones(2, 1).double(), torch.ones(2, 1).double(), torch.tensor([0.0, 1.0]).double()
+    )
     data = Data(one, one, one, one)
     start = torch.tensor([0.7]).double()
-    runs = [unlearning(law, learning_rate=1.0, recorded=LATE) for law in (gradient_ascent(), npo(10.0))]
-    ascent, held = measure(data, Pair(start, start), runs, descend(data, start, runs))["logit_distance"].numpy().T
+    runs = [
+        unlearning(law, learning_rate=1.0, recorded=LATE) for law in (gradient_ascent(), npo(10.0))
+    ]
+    ascent, held = (
+        measure(data, Pair(start, start), runs, descend(data, start, runs))["logit_distance"]
+        .numpy()
+        .T
+    )
     assert growth(LATE, ascent).better == "linear" and ascent[-1] > 1000
     assert np.ptp(held) < 1e-6 and held[-1] < 1
 
 
 @pytest.fixture(scope="module")
 def frame() -> pd.DataFrame:
-    """Three instances of the figure's runs at the paper's settings, trained for 3,000 steps and watched for 6,000."""
+    """Three instances of the figure's runs at the paper's settings, trained for 3,000 steps and
+    watched for 6,000.
+    """
     parts = []
     for index, alpha in enumerate((1.0, 0.0)):
-        worlds = [LogisticWorld(alpha=alpha, seed=seed, steps=3000, test_count=500) for seed in range(3)]
+        worlds = [
+            LogisticWorld(alpha=alpha, seed=seed, steps=3000, test_count=500) for seed in range(3)
+        ]
         part = run(worlds, published(alpha, horizon=6000))
         parts.append(part.assign(run=part["run"] + 21 * index))
     whole = pd.concat(parts, ignore_index=True)
@@ -389,18 +479,25 @@ def curve(frame: pd.DataFrame, alpha: float, name: tuple[float, float, str]) -> 
     return frame[keep]
 
 
-def wide(frame: pd.DataFrame, alpha: float, name: tuple[float, float, str], measure: str) -> pd.DataFrame:
+def wide(
+    frame: pd.DataFrame, alpha: float, name: tuple[float, float, str], measure: str
+) -> pd.DataFrame:
     return curve(frame, alpha, name).pivot(index="step", columns="seed", values=measure)
 
 
-def test_ga_grows_linearly_at_both_alphas_and_at_alpha_1_at_the_rate_of_its_last_gradient(frame: pd.DataFrame) -> None:
+def test_ga_grows_linearly_at_both_alphas_and_at_alpha_1_at_the_rate_of_its_last_gradient(
+    frame: pd.DataFrame,
+) -> None:
     for alpha, tolerance in ((1.0, 1e-3), (0.0, 0.15)):
         own = curve(frame, alpha, ALONE["gradient_ascent"])
         rates = own.groupby("seed")[["growth", "rate"]].first()
         assert set(rates["growth"]) == {"linear"}
         assert mean_interval(rates["rate"].to_numpy()).low > 0
         late = wide(frame, alpha, ALONE["gradient_ascent"], "logit_distance").loc[2000:]
-        halves = [np.polyfit(part.index, part.to_numpy(), 1)[0] for part in (late.loc[:3500], late.loc[3500:])]
+        halves = [
+            np.polyfit(part.index, part.to_numpy(), 1)[0]
+            for part in (late.loc[:3500], late.loc[3500:])
+        ]
         assert np.allclose(halves[1] / halves[0], 1.0, atol=tolerance)
     for seed in range(3):
         forget = draw(LogisticWorld(seed=seed, steps=3000, test_count=500)).forget
@@ -426,20 +523,28 @@ def test_npo_and_simnpo_grow_logarithmically_at_alpha_1(frame: pd.DataFrame, met
         assert fit.logarithmic_residual < fit.linear_residual / 10
 
 
-def test_npo_grows_as_a_power_at_alpha_0_neither_linearly_nor_logarithmically(frame: pd.DataFrame) -> None:
+def test_npo_grows_as_a_power_at_alpha_0_neither_linearly_nor_logarithmically(
+    frame: pd.DataFrame,
+) -> None:
     assert set(curve(frame, 0.0, ALONE["npo"])["growth"]) == {"power"}
     exponent = mean_interval(rates_of(frame, 0.0, "npo"))
     assert 0.2 < exponent.low < exponent.high < 0.6
     speeding = {}
-    for alpha in (0.0, 1.0):  # slope against log t in the later half over that in the earlier one: 1 for a logarithm
+    # slope against log t in the later half over that in the earlier one: 1 for a logarithm
+    for alpha in (0.0, 1.0):
         late = wide(frame, alpha, ALONE["npo"], "logit_distance").loc[2000:]
-        slopes = [np.polyfit(np.log(part.index), part.to_numpy(), 1)[0] for part in (late.loc[:3500], late.loc[3500:])]
+        slopes = [
+            np.polyfit(np.log(part.index), part.to_numpy(), 1)[0]
+            for part in (late.loc[:3500], late.loc[3500:])
+        ]
         speeding[alpha] = ratio_interval(np.log(slopes[1] / slopes[0]))
     assert speeding[0.0].low > 1 and speeding[0.0].value > 1.2
     assert 0.9 < speeding[1.0].low < speeding[1.0].high < 1.1
 
 
-def test_until_they_have_forgotten_ga_and_npo_pay_the_same_and_simnpo_less(frame: pd.DataFrame) -> None:
+def test_until_they_have_forgotten_ga_and_npo_pay_the_same_and_simnpo_less(
+    frame: pd.DataFrame,
+) -> None:
     last = frame[(frame["alpha"] == 1) & (frame["step"] == 2000)]
     even = factor(last, "cost", ALONE["npo"], ALONE["gradient_ascent"])
     assert 0.75 < even.low < 1 < even.high < 1.25
@@ -447,12 +552,16 @@ def test_until_they_have_forgotten_ga_and_npo_pay_the_same_and_simnpo_less(frame
     assert factor(last, "cost", HELD["npo"], HELD["gradient_ascent"]).high < 0.9
 
 
-def test_at_alpha_1_ga_leaves_the_retain_data_behind_and_npo_nearly_stops_or_comes_back(frame: pd.DataFrame) -> None:
+def test_at_alpha_1_ga_leaves_the_retain_data_behind_and_npo_nearly_stops_or_comes_back(
+    frame: pd.DataFrame,
+) -> None:
     last = frame[(frame["alpha"] == 1) & (frame["step"] == 2000)]
     assert factor(last, "retain_distance", ALONE["gradient_ascent"], ALONE["npo"]).low > 2
     assert factor(last, "retain_distance", HELD["gradient_ascent"], HELD["npo"]).low > 2
     for group in (ALONE, HELD):
-        ascent, held = (wide(frame, 1.0, group[name], "retain_distance") for name in ("gradient_ascent", "npo"))
+        ascent, held = (
+            wide(frame, 1.0, group[name], "retain_distance") for name in ("gradient_ascent", "npo")
+        )
         assert np.all(ascent.loc[2000] > 1.3 * ascent.loc[1500])
         assert np.all(held.loc[2000] < 1.1 * held.loc[1500])
     with_term = wide(frame, 1.0, HELD["npo"], "retain_distance")
@@ -460,7 +569,9 @@ def test_at_alpha_1_ga_leaves_the_retain_data_behind_and_npo_nearly_stops_or_com
     assert np.all(with_term.loc[2000] < 1.6 * with_term.loc[0])
 
 
-def test_at_alpha_1_every_example_of_the_rarer_label_rises_and_no_other(frame: pd.DataFrame) -> None:
+def test_at_alpha_1_every_example_of_the_rarer_label_rises_and_no_other(
+    frame: pd.DataFrame,
+) -> None:
     for method in ALONE:
         found = wide(frame, 1.0, ALONE[method], "risen").loc[2000].to_numpy()
         for seed in range(3):
@@ -472,21 +583,29 @@ def test_at_alpha_1_every_example_of_the_rarer_label_rises_and_no_other(frame: p
 def test_at_alpha_0_both_distances_are_the_same_but_for_sampling(frame: pd.DataFrame) -> None:
     own = frame[(frame["alpha"] == 0) & (frame["step"] == 2000)]
     for _, runs in own.groupby(CURVE):
-        found = ratio_interval(np.log((runs["forget_distance"] / runs["retain_distance"]).to_numpy()))
+        found = ratio_interval(
+            np.log((runs["forget_distance"] / runs["retain_distance"]).to_numpy())
+        )
         assert found.low < 1 < found.high and 0.7 < found.value < 1.4
 
 
-def test_at_alpha_0_npo_with_a_retain_term_beats_ga_but_not_the_retain_loss_alone(frame: pd.DataFrame) -> None:
+def test_at_alpha_0_npo_with_a_retain_term_beats_ga_but_not_the_retain_loss_alone(
+    frame: pd.DataFrame,
+) -> None:
     last = frame[(frame["alpha"] == 0) & (frame["step"] == 2000)]
     ascent, held, free = (factor(last, "forget_distance", HELD[name], CONTROL) for name in HELD)
     assert 1.5 < held.low < held.high < ascent.low
     assert 0.7 < free.low < free.high < held.low
     # Where inputs lie apart the retain loss alone does nothing of the kind.
-    control, both = (wide(frame, 1.0, name, "forget_distance").loc[2000] for name in (CONTROL, HELD["npo"]))
+    control, both = (
+        wide(frame, 1.0, name, "forget_distance").loc[2000] for name in (CONTROL, HELD["npo"])
+    )
     assert np.all(control > 10 * both)
 
 
-def test_at_alpha_0_simnpo_goes_the_wrong_way_because_only_certain_examples_have_weight(frame: pd.DataFrame) -> None:
+def test_at_alpha_0_simnpo_goes_the_wrong_way_because_only_certain_examples_have_weight(
+    frame: pd.DataFrame,
+) -> None:
     own = wide(frame, 0.0, ALONE["simnpo"], "forget_distance")
     assert ratio_interval(np.log((own.loc[2000] / own.loc[0]).to_numpy())).low > 1.3
     assert np.all(own.min() > 0.99 * own.loc[0])
@@ -496,7 +615,9 @@ def test_at_alpha_0_simnpo_goes_the_wrong_way_because_only_certain_examples_have
     data = draw(world)
     logp = logp_of(data.forget, train_pair(world, data).reference)
     weight = simnpo(10.0).weight(SequenceLogProbs(logp, torch.ones_like(logp), logp))
-    assert bool((weight[logp.exp() < 0.8] < 0.2).all()) and bool((weight[logp.exp() > 0.95] > 0.7).all())
+    assert bool((weight[logp.exp() < 0.8] < 0.2).all()) and bool(
+        (weight[logp.exp() > 0.95] > 0.7).all()
+    )
     assert float(weight.mean()) < 0.1
 
 
@@ -511,7 +632,8 @@ def test_alpha_1_is_easy_and_alpha_0_is_hard(frame: pd.DataFrame) -> None:
 
 @pytest.mark.slow
 def test_runs_start_where_the_paper_says() -> None:
-    # Printed for alpha = 1: forget distance 1.70 and retain distance 0.02, a mean over five instances as here.
+    # Printed for alpha = 1: forget distance 1.70 and retain distance 0.02, a mean over five
+    # instances as here.
     found = []
     for seed in range(5):
         world = LogisticWorld(seed=seed)
@@ -519,21 +641,38 @@ def test_runs_start_where_the_paper_says() -> None:
         pair = train_pair(world, data)
         measured = measure(data, pair, [unlearning(npo(1.0))], pair.reference[None, None])
         found.append([float(measured[name]) for name in ("forget_distance", "retain_distance")])
-    mean, spread = np.mean(found, 0), np.std(found, 0, ddof=1) * np.sqrt(2 / 5) * stats.t.ppf(0.975, 4)
+    mean, spread = (
+        np.mean(found, 0),
+        np.std(found, 0, ddof=1) * np.sqrt(2 / 5) * stats.t.ppf(0.975, 4),
+    )
     assert np.all(np.abs(mean - [1.70, 0.02]) < [*(spread + 0.005)])
 
 
 def test_the_cost_is_the_retain_distance_at_the_goal() -> None:
-    own = pd.DataFrame({"forget_distance": [1.0, 0.4, 0.025, 0.5], "retain_distance": [0.01, 0.02, 0.08, 9.0]})
+    own = pd.DataFrame(
+        {"forget_distance": [1.0, 0.4, 0.025, 0.5], "retain_distance": [0.01, 0.02, 0.08, 9.0]}
+    )
     assert cost(own, 0.1) == pytest.approx(0.04)
     assert np.isnan(cost(own, 0.01)) and np.isnan(cost(own, 2.0))
 
 
 def test_growth_is_told_apart_by_its_late_part() -> None:
     steps = np.arange(0, 6001, 200)
-    shapes = {"linear": 0.3 * steps, "logarithmic": 0.7 * np.log1p(steps / 50), "power": 0.1 * steps**0.5}
+    shapes = {
+        "linear": 0.3 * steps,
+        "logarithmic": 0.7 * np.log1p(steps / 50),
+        "power": 0.1 * steps**0.5,
+    }
     parts = [
-        pd.DataFrame({"run": run, "step": steps, "logit_distance": y, "forget_distance": 1.0, "retain_distance": 1.0})
+        pd.DataFrame(
+            {
+                "run": run,
+                "step": steps,
+                "logit_distance": y,
+                "forget_distance": 1.0,
+                "retain_distance": 1.0,
+            }
+        )
         for run, y in enumerate(shapes.values())
     ]
     found = summary(pd.concat(parts))
@@ -551,7 +690,9 @@ def test_the_settings_are_those_of_the_papers_table() -> None:
         assert [one.learning_rate for one in alone] == [slow, fast, fast]
         assert [one.recorded[-1] for one in runs] == [6000] * 3 + [2000] * 4
         assert all(2000 in one.recorded and one.recorded[0] == 0 for one in runs)
-        assert [replace(one, retain_weight=0.0, recorded=alone[0].recorded) for one in held] == alone
+        assert [
+            replace(one, retain_weight=0.0, recorded=alone[0].recorded) for one in held
+        ] == alone
         assert [one.retain_weight for one in runs] == [0.0] * 3 + [1.0] * 4
         assert control.forget_weight == 0 and control.learning_rate == fast
 
@@ -572,16 +713,25 @@ def test_the_figure_draws_what_it_computed_and_changes_nothing(frame: pd.DataFra
 
 
 def test_one_instance_has_no_interval_and_a_goal_not_reached_no_cost(frame: pd.DataFrame) -> None:
-    single = frame[frame["seed"] == 0].assign(cost=lambda own: own["cost"].where(own["method"] == "npo"))
+    single = frame[frame["seed"] == 0].assign(
+        cost=lambda own: own["cost"].where(own["method"] == "npo")
+    )
     with style.look():
         figure = logistic.plot(single)
     titles = " ".join(axes.get_title(loc="left") for axes in figure.axes)
     assert "never reached" in titles
-    legends = [text.get_text() for axes in figure.axes if (legend := axes.get_legend()) for text in legend.get_texts()]
+    legends = [
+        text.get_text()
+        for axes in figure.axes
+        if (legend := axes.get_legend())
+        for text in legend.get_texts()
+    ]
     assert len(legends) == 6 and "nan" not in titles + " ".join(legends)
 
 
-def test_the_table_of_the_figure_is_kept_and_rebuilt_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_of_the_figure_is_kept_and_rebuilt_on_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     context = Context(scale=quick(), n_jobs=1, progress=False)
     first = logistic.data(context)
     assert first["run"].nunique() == 2 * 3 * 7

@@ -1,4 +1,6 @@
-"""Laws of the models: what each knob does, that no token sees the future, and that a run does not know its company."""
+"""Laws of the models: what each knob does, that no token sees the future, and that a run does
+not know its company.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,13 @@ OTHERS: dict[str, Any] = {
     "position_std": 1.0,
 }
 RELEASED = dataclasses.replace(
-    BASE, heads=1, norm="post", activation="relu", output_projection=False, attention_bias=False, token_std=1.0
+    BASE,
+    heads=1,
+    norm="post",
+    activation="relu",
+    output_projection=False,
+    attention_bias=False,
+    token_std=1.0,
 )
 KINDS = {"base": BASE, "released": RELEASED} | {
     name: dataclasses.replace(BASE, **{name: value}) for name, value in OTHERS.items()
@@ -59,7 +67,10 @@ def test_the_released_model_has_as_many_parameters_as_the_papers_code():
 
 
 def test_the_released_model_differs_from_the_described_one_in_six_fields_only():
-    described, released = vars(Transformer(states=8, context=5)), vars(Transformer.released(states=8, context=5))
+    described, released = (
+        vars(Transformer(states=8, context=5)),
+        vars(Transformer.released(states=8, context=5)),
+    )
     assert {name: value for name, value in released.items() if value != described[name]} == {
         "heads": 1,
         "norm": "post",
@@ -83,15 +94,20 @@ def test_every_field_changes_the_parameter_count_or_the_output(field: str):
     tokens, other = some_tokens(1, 4, 6, states=5), KINDS[field]
     ours, theirs = BASE.init(0), other.init(0)
     if count(ours) == count(theirs):
-        one, two = (model.logits(stack_parameters([model.init(0)]), tokens) for model in (BASE, other))
+        one, two = (
+            model.logits(stack_parameters([model.init(0)]), tokens) for model in (BASE, other)
+        )
         assert float((one - two).abs().max()) > 1e-4
     else:
-        assert {name: value.shape for name, value in ours.items()} != {n: value.shape for n, value in theirs.items()}
+        assert {name: value.shape for name, value in ours.items()} != {
+            n: value.shape for n, value in theirs.items()
+        }
 
 
 @pytest.mark.parametrize("field", ["heads", "norm", "activation"])
 def test_the_same_parameters_mean_another_function_under_another(field: str):
-    # Pre-norm has all the parameters of post-norm, so these three can be told apart at the very same numbers.
+    # Pre-norm has all the parameters of post-norm, so these three can be told apart at the very
+    # same numbers.
     parameters, tokens = ensemble(BASE, 1), some_tokens(1, 4, 6, states=5)
     difference = BASE.logits(parameters, tokens) - KINDS[field].logits(parameters, tokens)
     assert float(difference.abs().max()) > 1e-2
@@ -100,10 +116,14 @@ def test_the_same_parameters_mean_another_function_under_another(field: str):
 def test_parameters_are_as_many_as_the_shapes_say():
     for model in KINDS.values():
         width, mlp, states = model.width, model.mlp_width, model.states
-        attention = 3 * width * (width + model.attention_bias) + model.output_projection * width * (width + 1)
+        attention = 3 * width * (width + model.attention_bias) + model.output_projection * width * (
+            width + 1
+        )
         block = attention + mlp * (width + 1) + width * (mlp + 1) + 4 * width
         final = (2 * width if model.norm == "pre" else 0) + states * (width + 1)
-        assert count(model.init(0)) == (states + model.context) * width + model.depth * block + final
+        assert (
+            count(model.init(0)) == (states + model.context) * width + model.depth * block + final
+        )
 
 
 # --- against the slow twin ---
@@ -124,12 +144,20 @@ def test_the_forward_pass_is_the_one_written_with_loops(model: Transformer):
 def test_gradients_are_those_of_the_loops(model: Transformer):
     parameters = {name: value.requires_grad_() for name, value in ensemble(model, 2).items()}
     tokens = some_tokens(2, 1, 4, states=model.states, seed=1)
-    fast = torch.autograd.grad(model.logits(parameters, tokens).sin().sum(), list(parameters.values()))
+    fast = torch.autograd.grad(
+        model.logits(parameters, tokens).sin().sum(), list(parameters.values())
+    )
     slow = [
-        slow_logits(model, {name: value[run] for name, value in parameters.items()}, tokens[run, 0]).sin().sum()
+        slow_logits(model, {name: value[run] for name, value in parameters.items()}, tokens[run, 0])
+        .sin()
+        .sum()
         for run in range(2)
     ]
-    for got, want in zip(fast, torch.autograd.grad(sum(slow, torch.zeros(())), list(parameters.values())), strict=True):
+    for got, want in zip(
+        fast,
+        torch.autograd.grad(sum(slow, torch.zeros(())), list(parameters.values())),
+        strict=True,
+    ):
         check_close(got, want, atol=1e-10)
 
 
@@ -138,11 +166,17 @@ def test_gradients_are_those_of_the_loops(model: Transformer):
 
 @points
 @given(
-    kind=st.sampled_from(sorted(KINDS)), place=st.integers(0, 5), other=st.integers(1, 4), seed=st.integers(0, 10**6)
+    kind=st.sampled_from(sorted(KINDS)),
+    place=st.integers(0, 5),
+    other=st.integers(1, 4),
+    seed=st.integers(0, 10**6),
 )
 def test_no_logit_sees_a_later_token(kind: str, place: int, other: int, seed: int):
     model = KINDS[kind]
-    parameters, tokens = ensemble(model, 2, seed % 5), some_tokens(2, 3, 6, states=model.states, seed=seed)
+    parameters, tokens = (
+        ensemble(model, 2, seed % 5),
+        some_tokens(2, 3, 6, states=model.states, seed=seed),
+    )
     changed = tokens.clone()
     changed[:, :, place] = (tokens[:, :, place] + other) % model.states
     before, after = (model.logits(parameters, each) for each in (tokens, changed))
@@ -155,8 +189,13 @@ def test_no_logit_sees_a_later_token(kind: str, place: int, other: int, seed: in
 @given(kind=st.sampled_from(sorted(KINDS)), time=st.integers(1, 6), seed=st.integers(0, 10**6))
 def test_logits_of_a_prefix_are_the_prefix_of_the_logits(kind: str, time: int, seed: int):
     model = KINDS[kind]
-    parameters, tokens = ensemble(model, 2, seed % 5), some_tokens(2, 3, 6, states=model.states, seed=seed)
-    check_close(model.logits(parameters, tokens[..., :time]), model.logits(parameters, tokens)[:, :, :time])
+    parameters, tokens = (
+        ensemble(model, 2, seed % 5),
+        some_tokens(2, 3, 6, states=model.states, seed=seed),
+    )
+    check_close(
+        model.logits(parameters, tokens[..., :time]), model.logits(parameters, tokens)[:, :, :time]
+    )
 
 
 def test_order_of_the_past_matters():
@@ -188,7 +227,9 @@ def test_stacking_puts_each_run_in_its_place():
     runs = [BASE.init(seed) for seed in (4, 1, 7)]
     stacked = stack_parameters(runs)
     assert list(stacked) == list(runs[0])
-    assert all(torch.equal(stacked[name][at], run[name]) for at, run in enumerate(runs) for name in run)
+    assert all(
+        torch.equal(stacked[name][at], run[name]) for at, run in enumerate(runs) for name in run
+    )
 
 
 # --- the table ---
@@ -201,7 +242,9 @@ def test_a_tabular_model_answers_with_the_row_of_the_present_state(states: int, 
     table = torch.randn(2, states, states, generator=generator, dtype=torch.float64)
     tokens = some_tokens(2, 3, 5, states=states, seed=seed)
     got = Tabular(states=states).logits({"table": table}, tokens)
-    for run, row, at in torch.cartesian_prod(torch.arange(2), torch.arange(3), torch.arange(5)).tolist():
+    for run, row, at in torch.cartesian_prod(
+        torch.arange(2), torch.arange(3), torch.arange(5)
+    ).tolist():
         assert torch.equal(got[run, row, at], table[run, tokens[run, row, at]])
 
 
@@ -236,7 +279,9 @@ def test_the_seed_decides_all_that_is_random_and_nothing_else_does(model: Transf
 
 
 def test_no_two_parameters_start_with_the_same_numbers():
-    drawn = torch.cat([value.flatten() for name, value in BASE.init(0).items() if "norm" not in name])
+    drawn = torch.cat(
+        [value.flatten() for name, value in BASE.init(0).items() if "norm" not in name]
+    )
     assert len(drawn.unique()) > 0.99 * len(drawn)
 
 
@@ -255,11 +300,17 @@ def test_fresh_parameters_have_the_scales_the_settings_name(model: Transformer):
         assert float(parameters[name].std()) == pytest.approx(std, rel=0.1)
         assert abs(float(parameters[name].mean())) < 0.1 * std
     inputs = {"down": model.mlp_width}
-    linear = [name for name in parameters if name.endswith(("weight", "bias")) and "norm" not in name]
+    linear = [
+        name for name in parameters if name.endswith(("weight", "bias")) and "norm" not in name
+    ]
     for name in linear:
         bound = inputs.get(name.split(".")[-2], model.width) ** -0.5
         # The head's bias has ten numbers only, so its largest may stay well below the bound.
-        assert (0.5 if parameters[name].numel() < 50 else 0.9) * bound < float(parameters[name].abs().max()) <= bound
+        assert (
+            (0.5 if parameters[name].numel() < 50 else 0.9) * bound
+            < float(parameters[name].abs().max())
+            <= bound
+        )
 
 
 # --- bad input ---

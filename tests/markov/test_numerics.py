@@ -1,4 +1,6 @@
-"""Rounding decides nothing: what is equal but for the last digits counts as equal, on every processor."""
+"""Rounding decides nothing: what is equal but for the last digits counts as equal, on every
+processor.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ noises = st.floats(-1e-12, 1e-12)
 
 
 @given(value=st.floats(-1e6, 1e6).filter(lambda value: abs(value) > 1e-6), noise=noises)
-def test_what_differs_by_rounding_is_neither_larger_nor_short_of_a_goal(value: float, noise: float) -> None:
+def test_what_differs_by_rounding_is_neither_larger_nor_short_of_a_goal(
+    value: float, noise: float
+) -> None:
     moved = value * (1 + noise)
     assert not exceeds(moved, value) and not exceeds(value, moved)
     assert reaches(moved, value) and reaches(value, moved)
@@ -36,13 +40,18 @@ def test_comparisons_take_arrays_and_tensors() -> None:
     values = [1.0, 1.0 + 1e-14, 1.1, -1.0, -1.0 + 1e-14]
     other = [1.0, 1.0, 1.0, -1.0, -1.0]
     assert exceeds(np.array(values), np.array(other)).tolist() == [False, False, True, False, False]
-    assert exceeds(torch.tensor(values).double(), torch.tensor(other).double()).tolist()[:2] == [False, False]
+    assert exceeds(torch.tensor(values).double(), torch.tensor(other).double()).tolist()[:2] == [
+        False,
+        False,
+    ]
     assert exceeds(0.0, 0.0) is False and bool(reaches(np.zeros(1), 0.0)[0])
 
 
 @pytest.mark.parametrize("noise", [1e-15, 1e-13])
 def test_nothing_has_risen_where_before_and_after_are_equal_but_for_rounding(noise: float) -> None:
-    world = LogisticWorld(dimension=4, width=8, forget_count=40, retain_count=20, test_count=10, steps=5)
+    world = LogisticWorld(
+        dimension=4, width=8, forget_count=40, retain_count=20, test_count=10, steps=5
+    )
     data, run = draw(world), Unlearning(objective=npo(2.0), learning_rate=0.1, recorded=(0,))
     start = torch.linspace(-1, 2, 8, dtype=torch.float64)
     signs = torch.tensor([1, -1] * 4, dtype=torch.float64)
@@ -88,7 +97,9 @@ def small_flow():
 def test_a_flow_answers_at_its_last_time_however_that_is_rounded() -> None:
     flow = small_flow()
     last = flow.times[-1]
-    np.testing.assert_array_equal(flow.at(np.array([last * (1 + 1e-15)])), flow.at(np.array([last])))
+    np.testing.assert_array_equal(
+        flow.at(np.array([last * (1 + 1e-15)])), flow.at(np.array([last]))
+    )
     with pytest.raises(ValueError, match="times"):
         flow.at(np.array([last * 1.001]))
 
@@ -101,7 +112,10 @@ def test_a_fall_that_ends_on_a_step_of_the_solver_is_found() -> None:
         (fall,) = start - logp_per_token(flow.loss.bank, flow.at(np.array([time])))[0]
         for rounded in (fall, np.nextafter(fall, 0), np.nextafter(fall, 9)):
             if rounded > 1e-9:
-                assert time_to_forget(flow, float(rounded))[0] == pytest.approx(time, rel=1e-6) or time == grid[-1]
+                assert (
+                    time_to_forget(flow, float(rounded))[0] == pytest.approx(time, rel=1e-6)
+                    or time == grid[-1]
+                )
 
 
 def test_the_last_decade_of_a_path_starts_where_it_starts_however_times_are_rounded() -> None:
@@ -113,8 +127,12 @@ def test_the_last_decade_of_a_path_starts_where_it_starts_however_times_are_roun
 
     rounded = frame(1.0)
     rounded.loc[3, "time"] = np.nextafter(10.0, 0)
-    assert exponents(rounded)["value"].iloc[0] == pytest.approx(exponents(frame(1.0))["value"].iloc[0])
-    assert exponents(frame(0.1))["value"].iloc[0] == pytest.approx(exponents(frame(1.0))["value"].iloc[0])
+    assert exponents(rounded)["value"].iloc[0] == pytest.approx(
+        exponents(frame(1.0))["value"].iloc[0]
+    )
+    assert exponents(frame(0.1))["value"].iloc[0] == pytest.approx(
+        exponents(frame(1.0))["value"].iloc[0]
+    )
 
 
 def test_the_threads_of_the_caller_come_back_after_an_error_too() -> None:

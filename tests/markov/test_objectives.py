@@ -1,4 +1,6 @@
-"""Laws of the objective: its derivative, its corners, its limit, its range; and of scoring responses."""
+"""Laws of the objective: its derivative, its corners, its limit, its range; and of scoring
+responses.
+"""
 
 from __future__ import annotations
 
@@ -56,8 +58,12 @@ units = st.floats(0.0, 1.0)
 lengths = st.integers(1, 60)
 
 
-def sequence(logp: Any, length: Any, ref: Any = 0.0, dtype: torch.dtype = torch.float64) -> SequenceLogProbs:
-    tensors = torch.broadcast_tensors(*(torch.as_tensor(x, dtype=dtype) for x in (logp, length, ref)))
+def sequence(
+    logp: Any, length: Any, ref: Any = 0.0, dtype: torch.dtype = torch.float64
+) -> SequenceLogProbs:
+    tensors = torch.broadcast_tensors(
+        *(torch.as_tensor(x, dtype=dtype) for x in (logp, length, ref))
+    )
     return SequenceLogProbs(*(x.clone() for x in tensors))
 
 
@@ -91,7 +97,9 @@ def close(got: torch.Tensor, want: Any, rtol: float = 1e-12, atol: float = 0.0) 
 @family
 @points
 @given(logp=logps, length=lengths, ref=logps)
-def test_weight_is_the_slope_of_the_loss(objective: Objective, logp: float, length: int, ref: float) -> None:
+def test_weight_is_the_slope_of_the_loss(
+    objective: Objective, logp: float, length: int, ref: float
+) -> None:
     seq = sequence(logp, length, ref)
     weight = objective.weight(seq)
     close(slope(objective.loss, seq), weight, rtol=1e-11)
@@ -157,7 +165,9 @@ def test_weight_grows_with_probability(
 
 @points
 @given(logp=logps, length=lengths, beta=st.floats(1e-3, 1e2))
-def test_npo_at_the_reference_weighs_every_response_by_one(logp: float, length: int, beta: float) -> None:
+def test_npo_at_the_reference_weighs_every_response_by_one(
+    logp: float, length: int, beta: float
+) -> None:
     seq = sequence(logp, length, ref=logp)
     close(npo(beta).weight(seq), 1.0)
     close(npo(beta).loss(seq), 2 / beta * math.log(2))
@@ -166,8 +176,12 @@ def test_npo_at_the_reference_weighs_every_response_by_one(logp: float, length: 
 
 
 @points
-@given(logp=st.floats(-1e4, 0.0), length=lengths, beta=st.floats(1e-3, 1e2), gamma=st.floats(-50, 50))
-def test_simnpo_weight_stays_under_its_bounds(logp: float, length: int, beta: float, gamma: float) -> None:
+@given(
+    logp=st.floats(-1e4, 0.0), length=lengths, beta=st.floats(1e-3, 1e2), gamma=st.floats(-50, 50)
+)
+def test_simnpo_weight_stays_under_its_bounds(
+    logp: float, length: int, beta: float, gamma: float
+) -> None:
     seq = sequence(logp, length)
     assert simnpo(beta).weight(seq) <= 1 / length
     assert simnpo(beta, gamma).weight(seq) <= 2 / length  # equal only where sigmoid rounds to 1
@@ -203,7 +217,9 @@ def test_length_one_makes_normalize_irrelevant(
 
 
 @points
-@given(logp=logps, length=lengths, ref=st.tuples(logps, logps), beta=st.floats(0, 5), normalize=units)
+@given(
+    logp=logps, length=lengths, ref=st.tuples(logps, logps), beta=st.floats(0, 5), normalize=units
+)
 def test_reference_zero_makes_the_reference_irrelevant(
     logp: float, length: int, ref: tuple[float, float], beta: float, normalize: float
 ) -> None:
@@ -253,11 +269,15 @@ def test_beta_zero_is_gradient_ascent_exactly(logp: float, length: int, ref: flo
 
 @pytest.mark.parametrize(("reference", "normalize"), CORNERS.values(), ids=CORNERS.keys())
 @pytest.mark.parametrize("gamma", [0.0, 0.8])
-def test_beta_to_zero_is_approached_with_order_beta(reference: float, normalize: float, gamma: float) -> None:
+def test_beta_to_zero_is_approached_with_order_beta(
+    reference: float, normalize: float, gamma: float
+) -> None:
     seq, limit = some(), Objective(0.0, gamma, reference, normalize)
     betas = np.logspace(-6, -3, 7)
     near = [limit._replace(beta=beta) for beta in betas]
-    losses = [(objective.centered_loss(seq) - limit.loss(seq)).abs().max().item() for objective in near]
+    losses = [
+        (objective.centered_loss(seq) - limit.loss(seq)).abs().max().item() for objective in near
+    ]
     weights = [(objective.weight(seq) - limit.weight(seq)).abs().max().item() for objective in near]
     for error in (losses, weights):
         order = np.polyfit(np.log(betas), np.log(error), 1)[0]
@@ -280,7 +300,9 @@ def test_centered_loss_does_not_jump_at_zero(dtype: torch.dtype, gamma: float) -
 def test_centered_loss_agrees_with_a_hundred_digits(u: float, beta: float, gamma: float) -> None:
     got = reference_free_npo(beta, gamma).centered_loss(sequence(u, 1)).item()
     b, g, x = (sympy.Float(value, 120) for value in (beta, gamma, u))
-    softplus = sympy.log(1 + sympy.exp(g + b * x)) - sympy.log(1 + sympy.exp(g)) if b * x < 1000 else None
+    softplus = (
+        sympy.log(1 + sympy.exp(g + b * x)) - sympy.log(1 + sympy.exp(g)) if b * x < 1000 else None
+    )
     want = 2 / b * (softplus if softplus is not None else g + b * x - sympy.log(1 + sympy.exp(g)))
     assert got == pytest.approx(float(want), rel=1e-12, abs=1e-12 if beta < 1 else 1e-13)
 
@@ -298,7 +320,9 @@ def test_centered_loss_is_the_loss_less_its_value_at_score_zero(objective: Objec
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("gamma", GAMMAS)
 @pytest.mark.parametrize("beta", BETAS)
-def test_everything_is_finite_in_the_whole_range(dtype: torch.dtype, beta: float, gamma: float) -> None:
+def test_everything_is_finite_in_the_whole_range(
+    dtype: torch.dtype, beta: float, gamma: float
+) -> None:
     totals = torch.tensor([-1e5, -90.0, -1.0, 0.0])
     logp, ref = (column[:, None] for column in torch.cartesian_prod(totals, totals).T)
     seq = sequence(logp, torch.tensor([1.0, 7.0, 1e5]), ref, dtype)
@@ -309,7 +333,8 @@ def test_everything_is_finite_in_the_whole_range(dtype: torch.dtype, beta: float
             results += [slope(f, seq) for f in (objective.loss, objective.centered_loss)]
             assert all(result.dtype == dtype and result.isfinite().all() for result in results)
             assert (results[2] >= 0).all()
-            # Coarse numbers have coarse logits: compare slopes where the logit is not lost in rounding.
+            # Coarse numbers have coarse logits: compare slopes where the logit is not lost in
+            # rounding.
             if dtype != torch.bfloat16:
                 for gradient in results[3:]:
                     torch.testing.assert_close(gradient, results[2], rtol=1e-4, atol=1e-30)
@@ -317,7 +342,11 @@ def test_everything_is_finite_in_the_whole_range(dtype: torch.dtype, beta: float
 
 def test_centered_loss_survives_logits_of_a_million() -> None:
     seq = sequence([-1e6, 1e6], 1, dtype=torch.float32)
-    close(reference_free_npo(1.0).centered_loss(seq), [-2 * math.log(2), 2e6 - 2 * math.log(2)], rtol=1e-6)
+    close(
+        reference_free_npo(1.0).centered_loss(seq),
+        [-2 * math.log(2), 2e6 - 2 * math.log(2)],
+        rtol=1e-6,
+    )
     close(reference_free_npo(1.0, 50.0).centered_loss(seq), [-100.0, 2e6], rtol=1e-6)
 
 
@@ -332,7 +361,10 @@ def test_a_stack_under_vmap_is_the_loop() -> None:
     own = together([some(seed=i) for i in range(len(members))])
     for name in ("logit", "loss", "centered_loss", "weight"):
         law = getattr(Objective, name)
-        close(vmap(law, in_dims=(0, None))(stacked, shared), torch.stack([law(o, shared) for o in members]))
+        close(
+            vmap(law, in_dims=(0, None))(stacked, shared),
+            torch.stack([law(o, shared) for o in members]),
+        )
         loop = torch.stack([law(o, some(seed=i)) for i, o in enumerate(members)])
         close(vmap(law)(stacked, own), loop)
         # Without vmap, a stack broadcasts as any tensors do.
@@ -426,7 +458,9 @@ def test_a_scored_label_matters_and_an_unscored_one_does_not() -> None:
 @pytest.mark.parametrize("junk", [0.0, float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("label", [0, -100, 10**6])
 @pytest.mark.parametrize(("left", "right"), [(0, 5), (5, 0), (2, 3)])
-def test_padding_is_harmless_whatever_it_holds(junk: float, label: int, left: int, right: int) -> None:
+def test_padding_is_harmless_whatever_it_holds(
+    junk: float, label: int, left: int, right: int
+) -> None:
     logits, targets, mask = batch()
     want = SequenceLogProbs.from_logits(logits, targets, mask, ref=-1.5)
     one_hot = torch.nn.functional.one_hot(targets, logits.shape[-1])
@@ -452,14 +486,21 @@ def test_half_precision_logits_are_summed_in_float32(dtype: torch.dtype) -> None
     low = SequenceLogProbs.from_logits(logits, targets, mask, ref=0.0)
     assert low.logp.dtype == low.length.dtype == low.ref.dtype == torch.float32
     assert low.length == 3000
-    close(low.logp, SequenceLogProbs.from_logits(logits.double(), targets, mask, ref=0.0).logp, rtol=1e-6)
+    close(
+        low.logp,
+        SequenceLogProbs.from_logits(logits.double(), targets, mask, ref=0.0).logp,
+        rtol=1e-6,
+    )
 
 
 def test_the_reference_is_broadcast_to_every_response() -> None:
     logits, targets, mask = batch()
     table = torch.arange(4.0)
     assert SequenceLogProbs.from_logits(logits, targets, mask, ref=-2.0).ref.tolist() == [-2.0] * 4
-    assert SequenceLogProbs.from_logits(logits, targets, mask, ref=table).ref.tolist() == table.tolist()
+    assert (
+        SequenceLogProbs.from_logits(logits, targets, mask, ref=table).ref.tolist()
+        == table.tolist()
+    )
     seq = SequenceLogProbs.from_logits(logits, targets, mask, ref=table)
     assert {x.dtype for x in seq} == {torch.float64}
 
@@ -504,13 +545,17 @@ def test_responses_that_cannot_be_scored_are_named(field: str, change: Any) -> N
 
 
 def test_empty_responses_are_counted_and_located() -> None:
-    with pytest.raises(InvalidInput, match=re.escape("length = '0 scored tokens at index (1, 0)'")) as caught:
+    with pytest.raises(
+        InvalidInput, match=re.escape("length = '0 scored tokens at index (1, 0)'")
+    ) as caught:
         check_nonempty(torch.tensor([[3, 1], [0, 0]]))
     assert "2 of 4" in caught.value.allowed
     assert check_nonempty(torch.tensor([1.0, 2.0])) is None
 
 
-@pytest.mark.parametrize("bad", [-1e-9, float("nan"), float("inf"), "0.1", None, torch.tensor([0.1, -0.1])])
+@pytest.mark.parametrize(
+    "bad", [-1e-9, float("nan"), float("inf"), "0.1", None, torch.tensor([0.1, -0.1])]
+)
 @pytest.mark.parametrize("field", Objective._fields)
 def test_numbers_outside_the_family_are_named(field: str, bad: Any) -> None:
     objective = simnpo(1.0, 0.2)._replace(**{field: bad})

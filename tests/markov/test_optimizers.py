@@ -1,4 +1,6 @@
-"""Laws of the update rules: both AdamW formulas on one number, torch's rules, and what eps does to small gradients."""
+"""Laws of the update rules: both AdamW formulas on one number, torch's rules, and what eps does
+to small gradients.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,11 @@ from markov.optimizers import OPTIMIZERS, AdamW, Optimizer, Sgd
 from tests.helpers import check_close, slow_adam
 
 SHAPES = {"matrix": (4, 3), "vector": (5,), "number": ()}
-RULES = {**OPTIMIZERS, "no_eps": AdamW(eps=1e-300), "other_betas": AdamW(eps=1e-3, beta1=0.5, beta2=0.9)}
+RULES = {
+    **OPTIMIZERS,
+    "no_eps": AdamW(eps=1e-300),
+    "other_betas": AdamW(eps=1e-3, beta1=0.5, beta2=0.9),
+}
 every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 points = settings(max_examples=50)
 
@@ -27,12 +33,16 @@ def draws(runs: int, steps: int, seed: int = 0) -> list[dict[str, Tensor]]:
 
     def draw(shape: tuple[int, ...]) -> Tensor:
         size = torch.rand((runs, *shape), generator=generator, dtype=torch.float64)
-        return torch.randn((runs, *shape), generator=generator, dtype=torch.float64) * 10 ** (-8 * size)
+        return torch.randn((runs, *shape), generator=generator, dtype=torch.float64) * 10 ** (
+            -8 * size
+        )
 
     return [{name: draw(shape) for name, shape in SHAPES.items()} for _ in range(steps)]
 
 
-def path(rule: Optimizer, gradients: list[dict[str, Tensor]], rates: list[float]) -> list[dict[str, Tensor]]:
+def path(
+    rule: Optimizer, gradients: list[dict[str, Tensor]], rates: list[float]
+) -> list[dict[str, Tensor]]:
     """Where an ensemble that starts at 0 stands after each step."""
     parameters = {name: torch.zeros_like(value) for name, value in gradients[0].items()}
     state, places = rule.init(parameters), []
@@ -52,14 +62,16 @@ def number(rule: Optimizer, gradients: list[float], rate: float = 1.0) -> list[f
 
 
 def test_the_rule_of_transformers_by_hand():
-    # Two steps with gradients 3e-6 and -1e-6, of the order of eps, and numbers in place of the class's names.
+    # Two steps with gradients 3e-6 and -1e-6, of the order of eps, and numbers in place of the
+    # class's names.
     m1, v1 = 0.1 * 3e-6, 0.001 * 9e-12
     first = -0.5 * math.sqrt(0.001) / 0.1 * m1 / (math.sqrt(v1) + 1e-6)
     m2, v2 = 0.9 * m1 - 0.1 * 1e-6, 0.999 * v1 + 0.001 * 1e-12
     second = first - 0.5 * math.sqrt(1 - 0.999**2) / (1 - 0.81) * m2 / (math.sqrt(v2) + 1e-6)
     rule = OPTIMIZERS["adamw_transformers"]
     assert number(rule, [3e-6, -1e-6], 0.5) == pytest.approx([first, second], rel=1e-12)
-    # At step 1 the factors cancel to g / (g + eps / sqrt(1 - b2)): 3 / (3 + 31.62) of the step size.
+    # At step 1 the factors cancel to g / (g + eps / sqrt(1 - b2)): 3 / (3 + 31.62) of the step
+    # size.
     assert first == pytest.approx(-0.5 * 3 / (3 + 31.6228), rel=1e-5)
 
 
@@ -68,7 +80,9 @@ def test_the_rule_of_torch_by_hand():
     first = -0.5 * (m1 / 0.1) / (math.sqrt(v1 / 0.001) + 1e-8)
     m2, v2 = 0.9 * m1 - 0.1 * 1e-8, 0.999 * v1 + 0.001 * 1e-16
     second = first - 0.5 * (m2 / (1 - 0.81)) / (math.sqrt(v2 / (1 - 0.999**2)) + 1e-8)
-    assert number(OPTIMIZERS["adamw"], [3e-8, -1e-8], 0.5) == pytest.approx([first, second], rel=1e-12)
+    assert number(OPTIMIZERS["adamw"], [3e-8, -1e-8], 0.5) == pytest.approx(
+        [first, second], rel=1e-12
+    )
     assert first == pytest.approx(-0.5 * 3 / (3 + 1), rel=1e-12)
 
 
@@ -87,7 +101,12 @@ def test_the_rule_of_torch_by_hand():
 def test_adamw_is_its_textbook_form(gradients: list[float], size: float, rule: AdamW):
     scaled = [size * gradient for gradient in gradients]
     want = slow_adam(
-        scaled, learning_rate=0.1, eps=rule.eps, beta1=rule.beta1, beta2=rule.beta2, corrected=rule.correct_eps
+        scaled,
+        learning_rate=0.1,
+        eps=rule.eps,
+        beta1=rule.beta1,
+        beta2=rule.beta2,
+        corrected=rule.correct_eps,
     )
     assert number(rule, scaled, 0.1) == pytest.approx(want, rel=1e-9, abs=1e-12)
 
@@ -100,14 +119,22 @@ def test_adamw_is_its_textbook_form(gradients: list[float], size: float, rule: A
     [
         (OPTIMIZERS["adamw"], lambda x: torch.optim.AdamW(x, lr=0.01, weight_decay=0)),
         (OPTIMIZERS["adamw"], lambda x: torch.optim.Adam(x, lr=0.01)),
-        (RULES["other_betas"], lambda x: torch.optim.AdamW(x, lr=0.01, weight_decay=0, eps=1e-3, betas=(0.5, 0.9))),
+        (
+            RULES["other_betas"],
+            lambda x: torch.optim.AdamW(x, lr=0.01, weight_decay=0, eps=1e-3, betas=(0.5, 0.9)),
+        ),
         (OPTIMIZERS["sgd"], lambda x: torch.optim.SGD(x, lr=0.01)),
     ],
     ids=["adamw", "adam", "other_betas", "sgd"],
 )
-def test_twenty_steps_are_torchs(rule: Optimizer, theirs: Callable[[list[Tensor]], torch.optim.Optimizer]):
+def test_twenty_steps_are_torchs(
+    rule: Optimizer, theirs: Callable[[list[Tensor]], torch.optim.Optimizer]
+):
     gradients = draws(2, 20)
-    ours, parameters = path(rule, gradients, [0.01, 0.01]), {n: torch.zeros_like(g) for n, g in gradients[0].items()}
+    ours, parameters = (
+        path(rule, gradients, [0.01, 0.01]),
+        {n: torch.zeros_like(g) for n, g in gradients[0].items()},
+    )
     reference = theirs(list(parameters.values()))
     for gradient, place in zip(gradients, ours, strict=True):
         for name, value in parameters.items():
@@ -134,7 +161,10 @@ def test_a_run_with_its_own_step_size_does_not_know_its_company(rule: Optimizer)
     gradients, rates = draws(3, 6), [0.1, 0.003, 0.02]
     together = path(rule, gradients, rates)
     for run, rate in enumerate(rates):
-        own = [{name: value[run : run + 1] for name, value in gradient.items()} for gradient in gradients]
+        own = [
+            {name: value[run : run + 1] for name, value in gradient.items()}
+            for gradient in gradients
+        ]
         for ours, alone in zip(together, path(rule, own, [rate]), strict=True):
             for name in SHAPES:
                 check_close(ours[name][run], alone[name][0])
@@ -153,8 +183,11 @@ def test_a_step_changes_neither_the_gradients_nor_the_start(rule: Optimizer):
     gradients = draws(2, 3)
     kept = [{name: value.clone() for name, value in gradient.items()} for gradient in gradients]
     places = path(rule, gradients, [0.1, 0.1])
-    assert all(torch.equal(kept[at][name], gradients[at][name]) for at in range(3) for name in SHAPES)
-    assert all(bool((places[0][name] * gradients[0][name] < 0).all()) for name in SHAPES)  # downhill
+    assert all(
+        torch.equal(kept[at][name], gradients[at][name]) for at in range(3) for name in SHAPES
+    )
+    # downhill
+    assert all(bool((places[0][name] * gradients[0][name] < 0).all()) for name in SHAPES)
 
 
 # --- what eps does ---
@@ -167,7 +200,11 @@ def test_the_first_step_of_each_rule_is_a_share_of_the_step_size(exponent: float
     gradient = sign * size
     effective = 1e-6 / math.sqrt(1 - 0.999)
     assert effective == pytest.approx(31.6228e-6, rel=1e-5)
-    want = {"adamw_transformers": size / (size + effective), "adamw": size / (size + 1e-8), "sgd": size}
+    want = {
+        "adamw_transformers": size / (size + effective),
+        "adamw": size / (size + 1e-8),
+        "sgd": size,
+    }
     for name, share in want.items():
         assert number(OPTIMIZERS[name], [gradient]) == pytest.approx([-sign * share], rel=1e-9)
 
@@ -175,18 +212,25 @@ def test_the_first_step_of_each_rule_is_a_share_of_the_step_size(exponent: float
 def test_a_gradient_far_below_eps_is_damped_by_transformers_rule_and_rescaled_by_torchs():
     # The same eps in both, so that only the place where it is added differs.
     tiny, eps = 1e-7, 1e-6
-    before, after = (-number(AdamW(eps=eps, correct_eps=corrected), [tiny])[0] for corrected in (False, True))
+    before, after = (
+        -number(AdamW(eps=eps, correct_eps=corrected), [tiny])[0] for corrected in (False, True)
+    )
     assert after == pytest.approx(0.1 / 1.1, rel=1e-9)
     assert before == pytest.approx(0.1 / (0.1 + 31.6228), rel=1e-5)
     # And with the defaults that each was shipped with: 0.3 % of the step size against 91 %.
-    shipped = {name: -number(OPTIMIZERS[name], [tiny])[0] for name in ("adamw_transformers", "adamw")}
+    shipped = {
+        name: -number(OPTIMIZERS[name], [tiny])[0] for name in ("adamw_transformers", "adamw")
+    }
     assert shipped["adamw_transformers"] < 0.004 < 0.9 < shipped["adamw"]
     # A gradient far above eps is rescaled to the step size by both.
-    assert [-number(rule, [1.0])[0] for rule in OPTIMIZERS.values()] == pytest.approx([1, 1, 1], rel=1e-4)
+    assert [-number(rule, [1.0])[0] for rule in OPTIMIZERS.values()] == pytest.approx(
+        [1, 1, 1], rel=1e-4
+    )
 
 
 def test_the_effective_eps_of_transformers_rule_falls_with_the_step():
-    # Under a constant gradient g, m = (1 - b1^t) g and v = (1 - b2^t) g^2, so step t is g / (g + eps / sqrt(1 - b2^t)).
+    # Under a constant gradient g, m = (1 - b1^t) g and v = (1 - b2^t) g^2, so step t is g / (g +
+    # eps / sqrt(1 - b2^t)).
     gradient, places = 1e-6, number(OPTIMIZERS["adamw_transformers"], [1e-6] * 60)
     steps = [before - after for before, after in zip([0.0, *places], places, strict=False)]
     for count in (1, 2, 10, 50, 60):
@@ -197,7 +241,9 @@ def test_the_effective_eps_of_transformers_rule_falls_with_the_step():
 
 @points
 @given(scale=st.floats(-5, 5).map(lambda exponent: 10**exponent), corrected=st.booleans())
-def test_without_eps_the_scale_of_the_gradients_does_not_reach_the_parameters(scale: float, corrected: bool):
+def test_without_eps_the_scale_of_the_gradients_does_not_reach_the_parameters(
+    scale: float, corrected: bool
+):
     rule, gradients = AdamW(eps=1e-300, correct_eps=corrected), draws(1, 5)
     scaled = [{name: scale * value for name, value in gradient.items()} for gradient in gradients]
     for one, other in zip(path(rule, gradients, [0.1]), path(rule, scaled, [0.1]), strict=True):

@@ -66,7 +66,10 @@ def probe(count: int, length: int, seed: int = 0, forgotten: bool = True) -> Pro
 
 
 # For each run a retained component and two forgotten ones, each run with sequences of its own.
-PROBES = [(probe(4, 7, 10 * run, False), probe(3, 6, 10 * run + 3), probe(5, 3, 10 * run + 6)) for run in range(3)]
+PROBES = [
+    (probe(4, 7, 10 * run, False), probe(3, 6, 10 * run + 3), probe(5, 3, 10 * run + 6))
+    for run in range(3)
+]
 
 
 def columns(objectives: list[Objective]) -> Objective:
@@ -79,7 +82,9 @@ def trainable(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().clone().requires_grad_() for name, value in parameters.items()}
 
 
-def recorded(model: Model = MODEL, parameters: Mapping[str, Tensor] = PARAMETERS, **changes: Any) -> Record:
+def recorded(
+    model: Model = MODEL, parameters: Mapping[str, Tensor] = PARAMETERS, **changes: Any
+) -> Record:
     options: dict[str, Any] = {"probes": PROBES, "objective": columns(OBJECTIVES)} | changes
     return record(model, trainable(parameters), **options)
 
@@ -102,7 +107,9 @@ def test_laws_are_the_softmax_of_the_logits_however_they_are_cut(
         laws = log_laws(model, parameters, tokens, run)
         assert laws.shape == (7, 5, STATES)
         check_close(laws.exp().sum(-1), 1.0)
-        check_close(laws, own_logits(model, member(parameters, run), tokens[:, :-1]).softmax(-1).log())
+        check_close(
+            laws, own_logits(model, member(parameters, run), tokens[:, :-1]).softmax(-1).log()
+        )
 
 
 def test_without_a_run_the_laws_are_the_first_ones_and_carry_no_graph():
@@ -114,7 +121,8 @@ def test_without_a_run_the_laws_are_the_first_ones_and_carry_no_graph():
 
 
 def test_the_probabilities_of_all_continuations_sum_to_one():
-    # All sequences of four tokens that begin with 2: exp(sum of the log laws of the scored tokens) sums to 1.
+    # All sequences of four tokens that begin with 2: exp(sum of the log laws of the scored tokens)
+    # sums to 1.
     rest = torch.cartesian_prod(*[torch.arange(STATES)] * 3)
     tokens = torch.cat([torch.full((len(rest), 1), 2), rest], dim=1)
     laws = log_laws(MODEL, PARAMETERS, tokens)
@@ -125,8 +133,15 @@ def test_the_probabilities_of_all_continuations_sum_to_one():
 
 
 @settings(max_examples=30)
-@given(seed=st.integers(0, 10**6), count=st.integers(1, 4), time=st.integers(1, 5), states=st.integers(2, 6))
-def test_mean_kl_is_the_mean_of_a_loop_and_never_negative(seed: int, count: int, time: int, states: int):
+@given(
+    seed=st.integers(0, 10**6),
+    count=st.integers(1, 4),
+    time=st.integers(1, 5),
+    states=st.integers(2, 6),
+)
+def test_mean_kl_is_the_mean_of_a_loop_and_never_negative(
+    seed: int, count: int, time: int, states: int
+):
     p, q = some_laws(count, time, states, seed=seed), some_laws(count, time, states, seed=seed + 1)
     each = [slow_kl(p[row, at], q[row, at]) for row in range(count) for at in range(time)]
     got = float(mean_kl(p.log(), q.log()))
@@ -137,7 +152,10 @@ def test_mean_kl_is_the_mean_of_a_loop_and_never_negative(seed: int, count: int,
 
 
 def test_mean_kl_has_a_direction():
-    p, q = torch.tensor([0.9, 0.1], dtype=torch.float64), torch.tensor([0.5, 0.5], dtype=torch.float64)
+    p, q = (
+        torch.tensor([0.9, 0.1], dtype=torch.float64),
+        torch.tensor([0.5, 0.5], dtype=torch.float64),
+    )
     assert float(mean_kl(p.log(), q.log())) == pytest.approx(slow_kl(p, q))
     assert float(mean_kl(q.log(), p.log())) == pytest.approx(slow_kl(q, p))
     assert slow_kl(p, q) != pytest.approx(slow_kl(q, p), rel=0.1)
@@ -147,12 +165,20 @@ def test_mean_kl_has_a_direction():
 
 
 @models
-def test_a_record_is_its_loops_over_runs_sequences_and_tokens(model: Model, parameters: dict[str, Tensor]):
+def test_a_record_is_its_loops_over_runs_sequences_and_tokens(
+    model: Model, parameters: dict[str, Tensor]
+):
     got = recorded(model, parameters)
-    assert got.logp.shape == (3, 12) and got.kl_to_truth.shape == got.kl_to_retrained.shape == (3, 3)
+    assert got.logp.shape == (3, 12) and got.kl_to_truth.shape == got.kl_to_retrained.shape == (
+        3,
+        3,
+    )
     for run, own in enumerate(PROBES):
         alone = member(parameters, run)
-        check_close(got.logp[run], torch.cat([slow_logp(model, alone, p.tokens, everything(p.tokens)) for p in own]))
+        check_close(
+            got.logp[run],
+            torch.cat([slow_logp(model, alone, p.tokens, everything(p.tokens)) for p in own]),
+        )
         for component, p in enumerate(own):
             truth, retrained = [], []
             for row, sequence in enumerate(p.tokens):
@@ -160,7 +186,9 @@ def test_a_record_is_its_loops_over_runs_sequences_and_tokens(model: Model, para
                 for at in range(len(sequence) - 1):
                     truth.append(slow_kl(p.truth[sequence[at]], laws[at]))
                     retrained.append(slow_kl(p.retrained[row, at].exp(), laws[at]))
-            assert float(got.kl_to_truth[run, component]) == pytest.approx(sum(truth) / len(truth), rel=1e-10)
+            assert float(got.kl_to_truth[run, component]) == pytest.approx(
+                sum(truth) / len(truth), rel=1e-10
+            )
             assert float(got.kl_to_retrained[run, component]) == pytest.approx(
                 sum(retrained) / len(retrained), rel=1e-10
             )
@@ -197,16 +225,22 @@ def test_a_model_is_at_no_distance_from_itself():
     assert float(got.kl_to_truth.min()) > 0.01
     truth = some_laws(STATES, STATES, seed=4)
     alone = recorded(
-        TABLE, {"table": truth.log()[None]}, probes=[[probe(4, 6)._replace(truth=truth)]], objective=columns([npo(1.0)])
+        TABLE,
+        {"table": truth.log()[None]},
+        probes=[[probe(4, 6)._replace(truth=truth)]],
+        objective=columns([npo(1.0)]),
     )
     check_close(alone.kl_to_truth, 0.0, rtol=0, atol=1e-14)
 
 
 def test_a_record_has_the_precision_of_the_model_and_no_graph():
     single = {name: value.float() for name, value in PARAMETERS.items()}
-    # The truth stays in float64, as the chains have it; the laws of the retrained model come from a model.
+    # The truth stays in float64, as the chains have it; the laws of the retrained model come from a
+    # model.
     own = [
-        tuple(p._replace(retrained=p.retrained.float(), reference=p.reference.float()) for p in probes)
+        tuple(
+            p._replace(retrained=p.retrained.float(), reference=p.reference.float()) for p in probes
+        )
         for probes in PROBES
     ]
     got, want = recorded(parameters=single, probes=own), recorded()
@@ -226,14 +260,19 @@ def test_a_score_is_the_token_loop_over_what_the_mask_keeps(data: st.DataObject)
     mask = torch.tensor(bits).view(3, 2, 5)
     seq = score(MODEL, PARAMETERS, tokens, mask, torch.tensor([[1.0], [2.0], [3.0]]).double())
     for run in range(3):
-        check_close(seq.logp[run], slow_logp(MODEL, member(PARAMETERS, run), tokens[run], mask[run]))
+        check_close(
+            seq.logp[run], slow_logp(MODEL, member(PARAMETERS, run), tokens[run], mask[run])
+        )
         assert seq.length[run].tolist() == mask[run].sum(-1).tolist()
         check_close(seq.ref[run], run + 1.0)
 
 
 def test_a_score_without_a_reference_has_reference_zero():
     tokens = some_tokens(3, 2, 6, states=STATES)
-    assert score(MODEL, PARAMETERS, tokens, torch.ones(3, 2, 5, dtype=torch.bool)).ref.tolist() == [[0.0] * 2] * 3
+    assert (
+        score(MODEL, PARAMETERS, tokens, torch.ones(3, 2, 5, dtype=torch.bool)).ref.tolist()
+        == [[0.0] * 2] * 3
+    )
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.2, 10.0])
@@ -252,11 +291,23 @@ def test_at_the_reference_every_npo_weight_is_one(beta: float):
 
 def slow_norm(run: int, component: int, examples: int, reference: Tensor | None = None) -> float:
     """The norm of the gradient of a run's mean loss on some probe sequences, written out."""
-    parameters, tokens = trainable(member(PARAMETERS, run)), PROBES[run][component].tokens[:examples]
+    parameters, tokens = (
+        trainable(member(PARAMETERS, run)),
+        PROBES[run][component].tokens[:examples],
+    )
     logp = slow_logp(MODEL, parameters, tokens, everything(tokens))
     ref = logp.detach() if reference is None else reference
-    slow_loss(*LAWS[run], logp, ref, torch.full((len(tokens),), tokens.shape[1] - 1.0)).mean().backward()
-    return sum(float(value.grad.square().sum()) for value in parameters.values() if value.grad is not None) ** 0.5
+    slow_loss(
+        *LAWS[run], logp, ref, torch.full((len(tokens),), tokens.shape[1] - 1.0)
+    ).mean().backward()
+    return (
+        sum(
+            float(value.grad.square().sum())
+            for value in parameters.values()
+            if value.grad is not None
+        )
+        ** 0.5
+    )
 
 
 @pytest.mark.parametrize("examples", [1, 2, 3])
@@ -265,11 +316,15 @@ def test_gradient_norms_are_those_of_the_written_out_mean_loss(examples: int):
     for run in range(3):
         assert bool(norms[run, 0].isnan())
         for component in (1, 2):
-            assert float(norms[run, component]) == pytest.approx(slow_norm(run, component, examples), rel=1e-10)
+            assert float(norms[run, component]) == pytest.approx(
+                slow_norm(run, component, examples), rel=1e-10
+            )
 
 
 def test_gradient_norms_look_at_the_reference_of_their_own_sequences():
-    reference = -10 * torch.rand(3, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    reference = -10 * torch.rand(
+        3, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     norms = recorded(gradient_examples=2, reference=reference).gradient_norm
     first = {1: 4, 2: 7}  # where a component begins among the twelve examples
     for run in range(3):
@@ -296,12 +351,15 @@ def test_gradient_norms_are_nan_unless_asked_for():
 def test_more_examples_than_there_are_means_all_of_them():
     parameters, objective = trainable(PARAMETERS), columns(OBJECTIVES)
     reference = recorded().logp
-    many, all_five = (gradient_norms(MODEL, parameters, PROBES, objective, count, reference) for count in (50, 5))
+    many, all_five = (
+        gradient_norms(MODEL, parameters, PROBES, objective, count, reference) for count in (50, 5)
+    )
     check_close(many, all_five)
 
 
 def test_gradient_ascent_of_a_table_has_the_norm_known_in_closed_form():
-    # d/d table[i] of log softmax(table[i])_j = e_j - p: at the uniform table, one transition gives 1 - 1/states.
+    # d/d table[i] of log softmax(table[i])_j = e_j - p: at the uniform table, one transition gives
+    # 1 - 1/states.
     tokens = torch.tensor([[0, 3]])
     laws = some_laws(1, 1, STATES).log()
     own = Probe(tokens, some_laws(STATES, STATES), laws, laws)
@@ -313,7 +371,9 @@ def test_gradient_ascent_of_a_table_has_the_norm_known_in_closed_form():
         gradient_examples=1,
     )
     assert float(found.gradient_norm) == pytest.approx((1 - 1 / STATES) ** 0.5)
-    assert float(found.logp) == pytest.approx(float(functional.log_softmax(torch.zeros(STATES), 0)[3]))
+    assert float(found.logp) == pytest.approx(
+        float(functional.log_softmax(torch.zeros(STATES), 0)[3])
+    )
 
 
 # --- the distance to the reference ---
@@ -329,8 +389,12 @@ def test_the_distance_to_the_reference_is_the_loop_over_runs_sequences_and_token
         for component, p in enumerate(own):
             each = []
             for row, sequence in enumerate(p.tokens):
-                laws = own_logits(model, member(parameters, run), sequence[None, :-1])[0].softmax(-1)
-                each += [slow_kl(p.reference[row, at].exp(), laws[at]) for at in range(len(sequence) - 1)]
+                laws = own_logits(model, member(parameters, run), sequence[None, :-1])[0].softmax(
+                    -1
+                )
+                each += [
+                    slow_kl(p.reference[row, at].exp(), laws[at]) for at in range(len(sequence) - 1)
+                ]
             assert float(got[run, component]) == pytest.approx(sum(each) / len(each), rel=1e-10)
 
 
@@ -360,8 +424,15 @@ def slow_example_norms(model: Model, parameters: Mapping[str, Tensor], tokens: T
     norms = []
     for row in range(len(tokens)):
         own = trainable(parameters)
-        slow_logp(model, own, tokens[row : row + 1], everything(tokens[row : row + 1])).sum().backward()
-        norms.append(sum(float(value.grad.square().sum()) for value in own.values() if value.grad is not None) ** 0.5)
+        slow_logp(
+            model, own, tokens[row : row + 1], everything(tokens[row : row + 1])
+        ).sum().backward()
+        norms.append(
+            sum(
+                float(value.grad.square().sum()) for value in own.values() if value.grad is not None
+            )
+            ** 0.5
+        )
     return torch.tensor(norms, dtype=torch.float64)
 
 
@@ -377,7 +448,9 @@ def test_the_gradient_norm_of_each_sequence_is_that_of_its_own_backward_pass(
         for run in range(3):
             norms = example_gradient_norms(model, parameters, tokens, run)
             assert norms.shape == (7,) and norms.dtype == torch.float64 and not norms.requires_grad
-            check_close(norms, slow_example_norms(model, member(parameters, run), tokens), rtol=1e-10)
+            check_close(
+                norms, slow_example_norms(model, member(parameters, run), tokens), rtol=1e-10
+            )
             assert len(set(norms.tolist())) > 1
 
 
@@ -400,16 +473,20 @@ def test_the_gradient_norm_of_a_single_sequence_is_that_of_gradient_ascent_on_it
 
 
 @pytest.mark.parametrize("states", [2, 3, 8])
-def test_at_the_uniform_table_a_sequence_that_leaves_each_state_once_has_a_norm_that_grows_as_the_root_of_its_length(
+def test_at_the_uniform_table_norms_of_sequences_without_repeats_grow_as_the_root_of_length(
     states: int,
 ):
     # One transition contributes 1 - 1/states to the squared norm, in a row of the table of its own.
     tokens = torch.arange(states)[None]
-    found = example_gradient_norms(Tabular(states=states), {"table": torch.zeros(1, states, states).double()}, tokens)
+    found = example_gradient_norms(
+        Tabular(states=states), {"table": torch.zeros(1, states, states).double()}, tokens
+    )
     assert float(found) == pytest.approx(((states - 1) * (1 - 1 / states)) ** 0.5)
 
 
-def test_no_more_sequences_than_a_chunk_have_their_gradients_at_one_time(monkeypatch: pytest.MonkeyPatch):
+def test_no_more_sequences_than_a_chunk_have_their_gradients_at_one_time(
+    monkeypatch: pytest.MonkeyPatch,
+):
     # Each has a copy of all parameters, so that memory is what a chunk bounds.
     held: list[int] = []
 

@@ -1,4 +1,6 @@
-"""Running: same seed, same table; neither the number of jobs nor the company of a run changes a row."""
+"""Running: same seed, same table; neither the number of jobs nor the company of a run changes a
+row.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,13 @@ from markov.running import load_model, model_jobs, model_path, run, trajectory
 from markov.sweeps import Sweep
 from tests.helpers import check_same_parameters
 
-SMALL = {"retain_count": 80, "forget1_count": 40, "forget2_count": 40, "retain_length": 8, "forget1_length": 8}
+SMALL = {
+    "retain_count": 80,
+    "forget1_count": 40,
+    "forget2_count": 40,
+    "retain_length": 8,
+    "forget1_length": 8,
+}
 CASE = replace(LENGTH, forget2_length=4, **SMALL)
 OTHER = replace(MEMORISATION, forget2_length=8, **SMALL)
 BASE = Experiment(
@@ -34,7 +42,9 @@ BASE = Experiment(
     precision="float64",
     gradient_examples=4,
 )
-GRID = grid(BASE, case=[CASE, OTHER], objective=[npo(0.2), simnpo(4.0), gradient_ascent()], seed=[0, 1])
+GRID = grid(
+    BASE, case=[CASE, OTHER], objective=[npo(0.2), simnpo(4.0), gradient_ascent()], seed=[0, 1]
+)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +72,9 @@ def test_the_number_of_jobs_changes_no_row(table: pd.DataFrame) -> None:
     assert len(table) > 0
 
 
-def test_same_seed_same_table_byte_for_byte_with_models_trained_anew(table: pd.DataFrame, tmp_path: Path) -> None:
+def test_same_seed_same_table_byte_for_byte_with_models_trained_anew(
+    table: pd.DataFrame, tmp_path: Path
+) -> None:
     again = run(GRID, progress=False, cache=tmp_path / "models")
     for name, frame in {"one": table, "two": again}.items():
         storage.write_table(frame, tmp_path / f"{name}.parquet", {"experiments": "the same"})
@@ -85,7 +97,10 @@ def test_another_seed_is_another_path_from_the_same_start(table: pd.DataFrame) -
 
 
 def test_another_pretraining_seed_is_another_start() -> None:
-    frame = run(grid(BASE, pretraining=[replace(BASE.pretraining, seed=seed) for seed in (0, 1)]), progress=False)
+    frame = run(
+        grid(BASE, pretraining=[replace(BASE.pretraining, seed=seed) for seed in (0, 1)]),
+        progress=False,
+    )
     start = frame[frame["step"] == 0].pivot(index="component", columns="run", values="kl_to_truth")
     assert (start[0] != start[1]).all()
 
@@ -101,7 +116,9 @@ def test_cases_that_share_retain_data_share_one_retrained_model() -> None:
 
 @pytest.mark.parametrize("change", [{"leakage": 0.3}, {"retain_count": 90}, {"retain_length": 7}])
 def test_what_the_retrained_model_sees_names_its_file(change: dict[str, float]) -> None:
-    job, other = (model_jobs(replace(BASE, case=case))[1] for case in (CASE, _changed(CASE, change)))
+    job, other = (
+        model_jobs(replace(BASE, case=case))[1] for case in (CASE, _changed(CASE, change))
+    )
     assert model_path(Path(), job) != model_path(Path(), other)
 
 
@@ -117,7 +134,9 @@ def test_models_are_trained_once_and_read_afterwards(tmp_path: Path) -> None:
     assert len(before) == 2
 
 
-def test_an_interrupted_pretraining_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_pretraining_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
@@ -180,37 +199,52 @@ def swept() -> pd.DataFrame:
     return run(SWEPT_GRID, progress=False)
 
 
-def test_a_sweep_has_rows_for_all_its_components_and_one_alone_for_its_own(swept: pd.DataFrame) -> None:
+def test_a_sweep_has_rows_for_all_its_components_and_one_alone_for_its_own(
+    swept: pd.DataFrame,
+) -> None:
     lengths = {"retain": 5, "forget1": 2, "forget2": 8, "forget3": 4}
     assert list(swept.columns) == list(COLUMNS) and swept["run"].is_monotonic_increasing
     for index, one in enumerate(SWEPT_GRID):
         own = swept[swept["run"] == index]
         alone = one.case.alone if isinstance(one.case, Sweep) else None
-        want = {name: scored for name, scored in lengths.items() if alone in (None, name) or name == "retain"}
+        want = {
+            name: scored
+            for name, scored in lengths.items()
+            if alone in (None, name) or name == "retain"
+        }
         assert list(zip(own["step"], own["component"], strict=True)) == [
             (step, name) for name in want for step in range(4)
         ]
         assert (own["length"] == own["component"].map(want)).all()
         assert set(own["case"]) == {"small"}
-    numbers = swept.drop(columns=["weight_share", "gradient_share", "gradient_norm"]).select_dtypes("number")
+    numbers = swept.drop(columns=["weight_share", "gradient_share", "gradient_norm"]).select_dtypes(
+        "number"
+    )
     assert np.isfinite(numbers).all(axis=None)
 
 
-def test_the_shares_of_a_sweep_are_among_the_components_that_it_pushes_on(swept: pd.DataFrame) -> None:
+def test_the_shares_of_a_sweep_are_among_the_components_that_it_pushes_on(
+    swept: pd.DataFrame,
+) -> None:
     forget = swept[swept["component"] != "retain"]
     for name in ("weight_share", "gradient_share"):
         np.testing.assert_allclose(forget.groupby(["run", "step"])[name].sum(), 1)
         assert forget[name].notna().all()
     start = forget[(forget["run"] == 0) & (forget["step"] == 0)]
-    np.testing.assert_allclose(start["weight_share"], 1 / 3)  # NPO weighs responses alike, and there are as many
+    # NPO weighs responses alike, and there are as many
+    np.testing.assert_allclose(start["weight_share"], 1 / 3)
 
 
 def test_the_number_of_jobs_changes_no_row_of_a_sweep(swept: pd.DataFrame) -> None:
-    pd.testing.assert_frame_equal(run(SWEPT_GRID, n_jobs=2, progress=False), swept, check_exact=True)
+    pd.testing.assert_frame_equal(
+        run(SWEPT_GRID, n_jobs=2, progress=False), swept, check_exact=True
+    )
     assert len(swept) == 2 * 4 * (4 + 3 * 2)
 
 
-def test_a_component_alone_starts_from_the_model_of_all_and_then_goes_its_own_way(swept: pd.DataFrame) -> None:
+def test_a_component_alone_starts_from_the_model_of_all_and_then_goes_its_own_way(
+    swept: pd.DataFrame,
+) -> None:
     names = ["kl_to_truth", "kl_to_retrained", "retrained", "ideal", "logp"]
     for place, objective in itertools.product((1, 2, 3), (0, 1)):
         for component in ("retain", f"forget{place}"):
@@ -220,7 +254,9 @@ def test_a_component_alone_starts_from_the_model_of_all_and_then_goes_its_own_wa
             assert (alone["logp"] / whole["logp"] - 1).abs().loc[3] > 1e-6
 
 
-def test_only_at_the_start_is_a_run_at_its_reference(swept: pd.DataFrame, table: pd.DataFrame) -> None:
+def test_only_at_the_start_is_a_run_at_its_reference(
+    swept: pd.DataFrame, table: pd.DataFrame
+) -> None:
     for frame in (swept, table):
         start = frame["step"] == 0
         assert frame.loc[start, "kl_to_reference"].abs().max() < 1e-14
@@ -228,9 +264,15 @@ def test_only_at_the_start_is_a_run_at_its_reference(swept: pd.DataFrame, table:
         assert frame.loc[start, "kl_to_retrained"].max() > 1e-3
 
 
-def test_sweeps_train_one_original_for_all_that_is_alone_and_one_retrained_model_for_all(tmp_path: Path) -> None:
+def test_sweeps_train_one_original_for_all_that_is_alone_and_one_retrained_model_for_all(
+    tmp_path: Path,
+) -> None:
     once = replace(SWEPT, recorded=(0,), steps=1, gradient_examples=0)
-    run(grid(once, case=[SWEEP, *ALONE, replace(SWEEP, name="other", forget_count=5)]), progress=False, cache=tmp_path)
+    run(
+        grid(once, case=[SWEEP, *ALONE, replace(SWEEP, name="other", forget_count=5)]),
+        progress=False,
+        cache=tmp_path,
+    )
     assert len(list(tmp_path.iterdir())) == 2
     other = replace(SWEEP, scored=(4, 4, 4), shares=(0.0, 0.5, 1.0))
     run([replace(once, case=other)], progress=False, cache=tmp_path)
@@ -240,18 +282,25 @@ def test_sweeps_train_one_original_for_all_that_is_alone_and_one_retrained_model
     assert model_path(tmp_path, original) != model_path(tmp_path, model_jobs(once)[0])
 
 
-def test_where_pretraining_sees_nothing_to_forget_the_original_is_the_retrained_model(tmp_path: Path) -> None:
+def test_where_pretraining_sees_nothing_to_forget_the_original_is_the_retrained_model(
+    tmp_path: Path,
+) -> None:
     blank = replace(SWEPT, case=replace(SWEEP, shares=(0.0,) * 3))
     one, two = (load_model(tmp_path, job) for job in model_jobs(blank))
     check_same_parameters(one, two, atol=0)
     seen, _ = (load_model(tmp_path, job) for job in model_jobs(SWEPT))
     assert not torch.equal(seen["token"], one["token"])
     frame = run([blank], progress=False, cache=tmp_path)
-    np.testing.assert_allclose(frame["kl_to_retrained"], frame["kl_to_reference"], rtol=0, atol=1e-14)
+    np.testing.assert_allclose(
+        frame["kl_to_retrained"], frame["kl_to_reference"], rtol=0, atol=1e-14
+    )
 
 
 def test_sweeps_of_one_shape_run_in_one_ensemble_and_others_do_not() -> None:
-    one = [replace(SWEPT, case=case) for case in (SWEEP, replace(SWEEP, shares=(0.2, 0.4, 0.6), leakage=0.2))]
+    one = [
+        replace(SWEPT, case=case)
+        for case in (SWEEP, replace(SWEEP, shares=(0.2, 0.4, 0.6), leakage=0.2))
+    ]
     found = trajectory(one)
     assert found.logp.shape == (2, 4, 4 * 6)
     for index, member in enumerate(one):

@@ -1,4 +1,6 @@
-"""Laws of every study that can be run, and of sweeps: components that differ in one thing, on equal terms otherwise."""
+"""Laws of every study that can be run, and of sweeps: components that differ in one thing, on
+equal terms otherwise.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,15 @@ STUDIES: dict[str, Case | Sweep] = {
     "all seen": replace(SWEEP, shares=(1.0,) * 3),
     "none seen": replace(SWEEP, shares=(0.0,) * 3),
     "next to none seen": replace(SWEEP, shares=(1e-3, 0.2, 0.04)),
-    "one": Sweep(name="one", scored=(3,), shares=(0.5,), tokens=30, retain_tokens=40, forget_count=2, test_count=1),
+    "one": Sweep(
+        name="one",
+        scored=(3,),
+        shares=(0.5,),
+        tokens=30,
+        retain_tokens=40,
+        forget_count=2,
+        test_count=1,
+    ),
 }
 every_study = pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
 
@@ -88,9 +98,13 @@ def sweeps(draw: st.DrawFn) -> Sweep:
 
 
 @every_study
-def test_a_study_names_its_components_once_and_has_a_chain_and_data_of_the_right_length_for_each(study: Study):
+def test_a_study_names_its_components_once_and_has_a_chain_and_data_of_the_right_length_for_each(
+    study: Study,
+):
     names, data = list(study.lengths), study.sample(0)
-    assert names[0] == "retain" and list(study.counts) == names and len(study.chains()) == len(names)
+    assert (
+        names[0] == "retain" and list(study.counts) == names and len(study.chains()) == len(names)
+    )
     for name, chain in zip(names, study.chains(), strict=True):
         assert chain.states == study.states
         for tokens in (data.train[name], data.test[name]):
@@ -102,13 +116,16 @@ def test_a_study_names_its_components_once_and_has_a_chain_and_data_of_the_right
 def test_the_chain_of_a_component_is_the_one_that_its_data_are_likeliest_under(study: Study):
     data = study.sample(1)
     scores = [
-        [float(chain.log_prob(data.train[name]).mean()) for chain in study.chains()] for name in list(study.lengths)
+        [float(chain.log_prob(data.train[name]).mean()) for chain in study.chains()]
+        for name in list(study.lengths)
     ]
     assert [row.index(max(row)) for row in scores] == list(range(len(study.lengths)))
 
 
 @every_study
-def test_pretraining_sees_the_first_training_sequences_of_the_components_it_says_it_sees(study: Study):
+def test_pretraining_sees_the_first_training_sequences_of_the_components_it_says_it_sees(
+    study: Study,
+):
     data = study.sample(2)
     shown = study.pretraining_data(data)
     assert len(set(study.seen)) == len(study.seen) == len(shown) and "retain" in study.seen
@@ -119,7 +136,7 @@ def test_pretraining_sees_the_first_training_sequences_of_the_components_it_says
 
 
 @every_study
-def test_unlearning_pushes_on_the_first_training_sequences_of_each_forget_component_in_proportion_to_its_count(
+def test_unlearning_pushes_on_each_forget_component_in_proportion_to_its_count(
     study: Study,
 ):
     data, names = study.sample(2), list(study.lengths)[1:]
@@ -132,7 +149,7 @@ def test_unlearning_pushes_on_the_first_training_sequences_of_each_forget_compon
 
 @every_study
 @pytest.mark.parametrize("seed", [0, 5])
-def test_the_original_says_all_that_pretraining_depends_on_and_the_retrained_all_that_retain_data_do(
+def test_the_original_says_all_of_pretraining_and_the_retrained_all_of_retain_data(
     study: Study, seed: int
 ):
     original, retrained = study.original(), study.retrained()
@@ -145,7 +162,10 @@ def test_the_original_says_all_that_pretraining_depends_on_and_the_retrained_all
 @every_study
 def test_to_ask_again_changes_nothing(study: Study):
     original, retrained = study.original(), study.retrained()
-    assert original.original() == original and retrained.retrained() == retrained.original() == retrained
+    assert (
+        original.original() == original
+        and retrained.retrained() == retrained.original() == retrained
+    )
     assert original.retrained() == retrained
     # Equal values find one another in a dictionary.
     assert {original: 1, retrained: 2}[study.original().retrained()] == 2
@@ -163,7 +183,9 @@ def test_the_mixture_is_the_law_of_the_pretraining_data(study: Case | Sweep):
 
 
 def sizes(data: Data, study: Study) -> list[tuple[int, ...]]:
-    """The shapes of all that an ensemble stacks: forget and retain sequences, and test sequences by component."""
+    """The shapes of all that an ensemble stacks: forget and retain sequences, and test sequences
+    by component.
+    """
     tested = [data.test[name] for name in study.lengths]
     return [tuple(part.shape) for part in [*study.forget_data(data), data.train["retain"], *tested]]
 
@@ -202,7 +224,9 @@ def test_sweeps_of_one_shape_stack(one: Sweep, data: st.DataObject):
 def test_sweeps_that_differ_in_values_only_have_one_shape(change: dict[str, Any], alike: bool):
     other = replace(SWEEP, **change)
     assert (other.shape == SWEEP.shape) == alike
-    assert (sizes(other.sample(0), other) == sizes(SWEEP.sample(0), SWEEP)) == (alike or "set_size" in change)
+    assert (sizes(other.sample(0), other) == sizes(SWEEP.sample(0), SWEEP)) == (
+        alike or "set_size" in change
+    )
 
 
 # --- the chains of a sweep ---
@@ -245,7 +269,10 @@ def test_ideal_forget_quality_depends_on_a_components_length_only(sweep: Sweep):
     for name, quality in ideal_forget_quality(sweep).items():
         assert quality == whole[name]
         if name != "retain":
-            assert quality == pytest.approx(by_length[sweep.lengths[name] - 1], rel=1e-10) and quality > 0
+            assert (
+                quality == pytest.approx(by_length[sweep.lengths[name] - 1], rel=1e-10)
+                and quality > 0
+            )
 
 
 # --- the data of a sweep ---
@@ -253,9 +280,14 @@ def test_ideal_forget_quality_depends_on_a_components_length_only(sweep: Sweep):
 
 @settings(max_examples=15)
 @given(sweep=sweeps(), seed=st.integers(0, 2**40))
-def test_each_component_is_one_draw_of_its_own_chain_cut_into_train_and_test(sweep: Sweep, seed: int):
+def test_each_component_is_one_draw_of_its_own_chain_cut_into_train_and_test(
+    sweep: Sweep, seed: int
+):
     data = sweep.sample(seed)
-    scored = {"retain": sweep.retain_scored, **{f"forget{at}": n for at, n in enumerate(sweep.scored, start=1)}}
+    scored = {
+        "retain": sweep.retain_scored,
+        **{f"forget{at}": n for at, n in enumerate(sweep.scored, start=1)},
+    }
     assert list(data.train) == list(data.test) == list(scored)
     for place, (name, length) in enumerate(scored.items()):
         states = range(sweep.set_size * place, sweep.set_size * (place + 1))
@@ -269,7 +301,8 @@ def test_each_component_is_one_draw_of_its_own_chain_cut_into_train_and_test(swe
 
 def test_no_test_sequence_was_trained_on():
     data = LENGTHS.sample(0)
-    for name in ("retain", "forget4", "forget5", "forget6"):  # 20 to 80 tokens: no two are equal by chance
+    # 20 to 80 tokens: no two are equal by chance
+    for name in ("retain", "forget4", "forget5", "forget6"):
         trained = {tuple(row) for row in data.train[name].tolist()}
         assert trained.isdisjoint(tuple(row) for row in data.test[name].tolist())
         assert len(trained) == len(data.train[name])
@@ -277,7 +310,9 @@ def test_no_test_sequence_was_trained_on():
 
 @settings(max_examples=15)
 @given(sweep=sweeps())
-def test_at_one_share_pretraining_sees_as_many_tokens_of_each_component_up_to_a_sequence(sweep: Sweep):
+def test_at_one_share_pretraining_sees_as_many_tokens_of_each_component_up_to_a_sequence(
+    sweep: Sweep,
+):
     retain, *shown = pretraining(replace(sweep, shares=(1.0,) * len(sweep.scored)), 0)
     assert retain.shape[1] - 1 == sweep.retain_scored
     assert 0 <= sweep.retain_tokens - len(retain) * sweep.retain_scored < sweep.retain_scored
@@ -302,7 +337,9 @@ def test_a_share_is_the_part_of_the_training_sequences_that_pretraining_sees(swe
 def test_unlearning_sees_equally_many_sequences_of_each_component(sweep: Sweep):
     data = sweep.sample(0)
     whole = replace(sweep, alone=None).forget_data(data)
-    assert [part.shape for part in whole] == [(sweep.forget_count, scored + 1) for scored in sweep.scored]
+    assert [part.shape for part in whole] == [
+        (sweep.forget_count, scored + 1) for scored in sweep.scored
+    ]
     assert set(sweep.counts.values()) == {sweep.forget_count}
 
 
@@ -313,9 +350,16 @@ def test_alone_means_the_same_chains_and_data_of_one_component_only(sweep: Sweep
     everything, forgotten = whole.sample(seed), whole.forget_data(whole.sample(seed))
     for place, name in enumerate(list(whole.lengths)[1:], start=1):
         one = replace(sweep, alone=name)
-        assert list(one.lengths.items()) == [("retain", whole.lengths["retain"]), (name, whole.lengths[name])]
-        for chain, like in zip(one.chains(), (whole.chains()[0], whole.chains()[place]), strict=True):
-            assert torch.equal(chain.initial, like.initial) and torch.equal(chain.transition, like.transition)
+        assert list(one.lengths.items()) == [
+            ("retain", whole.lengths["retain"]),
+            (name, whole.lengths[name]),
+        ]
+        for chain, like in zip(
+            one.chains(), (whole.chains()[0], whole.chains()[place]), strict=True
+        ):
+            assert torch.equal(chain.initial, like.initial) and torch.equal(
+                chain.transition, like.transition
+            )
         drawn = one.sample(seed)
         for got, want in zip(drawn, everything, strict=True):
             assert list(got) == list(want) and the_same(list(got.values()), list(want.values()))
@@ -329,7 +373,9 @@ def test_a_seed_decides_the_data_and_leaves_the_global_generator_alone():
     one, same, other = SWEEP.sample(0), SWEEP.sample(0), SWEEP.sample(1)
     assert torch.equal(torch.get_rng_state(), before)
     for name in one.train:
-        assert torch.equal(one.train[name], same.train[name]) and torch.equal(one.test[name], same.test[name])
+        assert torch.equal(one.train[name], same.train[name]) and torch.equal(
+            one.test[name], same.test[name]
+        )
         assert not torch.equal(one.train[name], other.train[name])
         assert not torch.equal(one.test[name], other.test[name])
 
@@ -337,7 +383,8 @@ def test_a_seed_decides_the_data_and_leaves_the_global_generator_alone():
 # --- what depends on what ---
 
 FORGET = {"forget1", "forget2", "forget3"}
-# Of each field another value, the components whose data change with it, and whether the pretrained models do.
+# Of each field another value, the components whose data change with it, and whether the pretrained
+# models do.
 CHANGES: dict[str, tuple[Any, set[str], bool, bool]] = {
     "name": ("other", set(), False, False),
     "scored": ((2, 5, 3), {"forget2"}, True, False),
@@ -362,10 +409,16 @@ def test_data_and_models_depend_on_what_they_must_and_on_nothing_else(field: str
     different = {
         name
         for name in one.train
-        if not (torch.equal(one.train[name], two.train[name]) and torch.equal(one.test[name], two.test[name]))
+        if not (
+            torch.equal(one.train[name], two.train[name])
+            and torch.equal(one.test[name], two.test[name])
+        )
     }
     assert different == components
-    assert (other.original() != SWEEP.original(), other.retrained() != SWEEP.retrained()) == (original, retrained)
+    assert (other.original() != SWEEP.original(), other.retrained() != SWEEP.retrained()) == (
+        original,
+        retrained,
+    )
 
 
 def test_every_field_of_a_sweep_is_in_the_test_above():
@@ -374,7 +427,9 @@ def test_every_field_of_a_sweep_is_in_the_test_above():
 
 @settings(max_examples=15)
 @given(one=sweeps(), data=st.data())
-def test_sweeps_of_one_original_or_one_retrained_model_pretrain_it_on_the_same_data(one: Sweep, data: st.DataObject):
+def test_sweeps_of_one_original_or_one_retrained_model_pretrain_it_on_the_same_data(
+    one: Sweep, data: st.DataObject
+):
     field = data.draw(st.sampled_from(list(CHANGES)))
     try:
         two = replace(one, **{field: getattr(data.draw(sweeps()), field)})
@@ -405,11 +460,18 @@ def test_sweeps_of_other_sizes_have_other_retrained_models():
         ("pretrain_components", ("retain",), True),
     ],
 )
-def test_the_models_of_a_case_say_nothing_of_components_that_they_never_see(field: str, value: Any, original: bool):
+def test_the_models_of_a_case_say_nothing_of_components_that_they_never_see(
+    field: str, value: Any, original: bool
+):
     other = replace(CASE, **{field: value})
     shared = field in ("retain_count", "leakage")
-    assert (other.original() != CASE.original(), other.retrained() != CASE.retrained()) == (original, shared)
-    unseen, blind = (replace(case, pretrain_components=("retain", "forget1")) for case in (other, CASE))
+    assert (other.original() != CASE.original(), other.retrained() != CASE.retrained()) == (
+        original,
+        shared,
+    )
+    unseen, blind = (
+        replace(case, pretrain_components=("retain", "forget1")) for case in (other, CASE)
+    )
     same = unseen.original() == blind.original()
     assert same == (field in ("name", "forget2_length", "forget2_count", "pretrain_components"))
     assert same == the_same(pretraining(unseen, 0), pretraining(blind, 0))
@@ -419,15 +481,22 @@ def test_the_models_of_a_case_say_nothing_of_components_that_they_never_see(fiel
 
 
 def test_the_sweeps_over_lengths_and_shares_sweep_lengths_and_shares():
-    assert LENGTHS.lengths == {"retain": 21, **{f"forget{at}": n + 1 for at, n in enumerate(LENGTHS.scored, start=1)}}
+    assert LENGTHS.lengths == {
+        "retain": 21,
+        **{f"forget{at}": n + 1 for at, n in enumerate(LENGTHS.scored, start=1)},
+    }
     assert (LENGTHS.scored, set(LENGTHS.shares)) == ((2, 5, 10, 20, 40, 80), {1.0})
     assert (set(SHARES.scored), SHARES.shares) == ({20}, (0.0, 0.1, 0.25, 0.5, 0.75, 1.0))
     assert LENGTHS.states == SHARES.states == 22
-    assert [len(part) * scored for part, scored in zip(pretraining(LENGTHS, 0)[1:], LENGTHS.scored, strict=True)] == [
-        LENGTHS.tokens
-    ] * 6
+    assert [
+        len(part) * scored
+        for part, scored in zip(pretraining(LENGTHS, 0)[1:], LENGTHS.scored, strict=True)
+    ] == [LENGTHS.tokens] * 6
     assert [len(part) for part in pretraining(SHARES, 0)] == [1800, 60, 150, 300, 450, 600]
-    assert [sum(map(len, sweep.forget_data(sweep.sample(0)))) for sweep in (LENGTHS, SHARES)] == [900, 900]
+    assert [sum(map(len, sweep.forget_data(sweep.sample(0)))) for sweep in (LENGTHS, SHARES)] == [
+        900,
+        900,
+    ]
 
 
 @pytest.mark.parametrize("seed", [0, 3])
@@ -443,7 +512,9 @@ def test_the_sweeps_over_lengths_and_shares_share_their_retrained_model_and_its_
 # --- arguments ---
 
 COUNTS = ("tokens", "retain_scored", "retain_tokens", "forget_count", "test_count", "set_size")
-no_counts = st.one_of(st.integers(max_value=0), st.booleans(), st.floats(), st.none(), st.text(max_size=2))
+no_counts = st.one_of(
+    st.integers(max_value=0), st.booleans(), st.floats(), st.none(), st.text(max_size=2)
+)
 no_shares = st.one_of(st.floats(max_value=-1e-9), st.floats(min_value=1 + 1e-9), st.just(math.nan))
 
 
@@ -538,6 +609,8 @@ def test_a_model_must_take_in_what_pretraining_sees_even_where_it_is_not_unlearn
 
 
 def test_costs_of_two_components_are_not_asked_of_a_sweep_of_many():
-    frame = pd.DataFrame({"run": 0, "step": 0, "component": ["retain", "forget1", "forget2", "forget3"]})
+    frame = pd.DataFrame(
+        {"run": 0, "step": 0, "component": ["retain", "forget1", "forget2", "forget3"]}
+    )
     with pytest.raises(InvalidInput, match="component"):
         crossings(frame)

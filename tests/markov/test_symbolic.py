@@ -26,7 +26,9 @@ SINGLE = (
     symbolic.simnpo_bound,
     symbolic.released_margin,
 )
-THEOREMS = [pytest.param(f(name), id=f"{f.__name__}-{name}") for f in PER_CORNER for name in CORNERS]
+THEOREMS = [
+    pytest.param(f(name), id=f"{f.__name__}-{name}") for f in PER_CORNER for name in CORNERS
+]
 THEOREMS += [pytest.param(f(), id=f.__name__) for f in SINGLE]
 
 
@@ -59,7 +61,9 @@ def test_theorems_agree_at_numbers(theorem: Theorem) -> None:
 @pytest.mark.parametrize("name", CORNERS)
 def test_symbols_and_tensors_give_the_same_loss_and_weight(name: str) -> None:
     numbers = {LOGP: -7.3, REF: -5.1, LENGTH: 4.0, BETA: 0.8, GAMMA: 0.6}
-    seq = SequenceLogProbs(*(torch.tensor(numbers[s], dtype=torch.float64) for s in (LOGP, LENGTH, REF)))
+    seq = SequenceLogProbs(
+        *(torch.tensor(numbers[s], dtype=torch.float64) for s in (LOGP, LENGTH, REF))
+    )
     objective = Objective(0.8, 0.6, *CORNERS[name])
     symbols = symbolic.corner(name, GAMMA)
     for own, shipped in (
@@ -83,7 +87,9 @@ def test_the_derivative_that_stands_for_the_limit_is_the_limit(name: str) -> Non
 def test_the_weight_lies_between_zero_and_its_limit(name: str) -> None:
     own = symbolic.weight(symbolic.corner(name, GAMMA))
     top = 2 / LENGTH ** int(CORNERS[name][1])
-    assert sp.limit(own.subs({LENGTH: 3, REF: -2, BETA: 1, GAMMA: 0}), LOGP, sp.oo) == top.subs(LENGTH, 3)
+    assert sp.limit(own.subs({LENGTH: 3, REF: -2, BETA: 1, GAMMA: 0}), LOGP, sp.oo) == top.subs(
+        LENGTH, 3
+    )
     assert sp.limit(own.subs({LENGTH: 3, REF: -2, BETA: 1, GAMMA: 0}), LOGP, -sp.oo) == 0
     assert sp.simplify(symbolic.bound(name).left - top) == 0
     tight = symbolic.tight_bound(name).right

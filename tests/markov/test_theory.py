@@ -1,4 +1,6 @@
-"""The scalar law: closed forms against numerical integration of the shipped weight, limits and rates."""
+"""The scalar law: closed forms against numerical integration of the shipped weight, limits and
+rates.
+"""
 
 from __future__ import annotations
 
@@ -39,12 +41,16 @@ def integrated(objective: Objective, length: int, time: float, start: float) -> 
 def test_the_closed_form_solves_the_flow_of_the_shipped_weight(
     o: Objective, length: int, time: float, start: float
 ) -> None:
-    assert float(theta(o, length, time, start)) == pytest.approx(integrated(o, length, time, start), rel=1e-6, abs=1e-8)
+    assert float(theta(o, length, time, start)) == pytest.approx(
+        integrated(o, length, time, start), rel=1e-6, abs=1e-8
+    )
 
 
 @settings(max_examples=100)
 @given(objectives, st.integers(1, 50), st.floats(0.0, 3.0), st.floats(-3.0, -0.1))
-def test_time_to_forget_inverts_the_flow(o: Objective, length: int, fall: float, start: float) -> None:
+def test_time_to_forget_inverts_the_flow(
+    o: Objective, length: int, fall: float, start: float
+) -> None:
     time = time_to_forget(o, length, fall, start)
     assert float(theta(o, length, time, start)) == pytest.approx(start - fall, rel=1e-6, abs=1e-6)
 
@@ -54,16 +60,24 @@ def test_under_simnpo_the_length_does_not_matter_and_under_small_beta_npo_time_i
     length: int, fall: float
 ) -> None:
     for o in (simnpo(2.5), simnpo(4.0, 0.5), gradient_ascent(1.0)):
-        assert float(time_to_forget(o, length, fall)) == pytest.approx(float(time_to_forget(o, 1, fall)), rel=1e-12)
+        assert float(time_to_forget(o, length, fall)) == pytest.approx(
+            float(time_to_forget(o, 1, fall)), rel=1e-12
+        )
     small = npo(1e-6)
     assert float(time_to_forget(small, length, fall)) == pytest.approx(fall / length, rel=1e-3)
-    assert float(time_to_forget(gradient_ascent(), length, fall)) == pytest.approx(fall / length, rel=1e-12)
+    assert float(time_to_forget(gradient_ascent(), length, fall)) == pytest.approx(
+        fall / length, rel=1e-12
+    )
 
 
 def test_npo_is_as_fast_as_one_over_the_length_only_while_beta_length_fall_is_small() -> None:
-    # The exponent of the length, fitted: -1 at first, as the paper argues, but positive once the weight has died out.
+    # The exponent of the length, fitted: -1 at first, as the paper argues, but positive once the
+    # weight has died out.
     lengths = np.array([2.0, 5.0, 10.0, 20.0, 40.0, 80.0])
-    early, late = (np.polyfit(np.log(lengths), np.log(time_to_forget(npo(0.2), lengths, f)), 1)[0] for f in (1e-3, 2.0))
+    early, late = (
+        np.polyfit(np.log(lengths), np.log(time_to_forget(npo(0.2), lengths, f)), 1)[0]
+        for f in (1e-3, 2.0)
+    )
     assert early == pytest.approx(-1.0, abs=0.01)
     assert late > 0
 
@@ -76,7 +90,9 @@ def test_the_papers_approximation_is_the_tail_of_the_exact_solution() -> None:
 
 
 @pytest.mark.parametrize("name", CORNERS)
-def test_late_falls_are_logarithmic_with_the_stated_constant_and_linear_at_beta_zero(name: str) -> None:
+def test_late_falls_are_logarithmic_with_the_stated_constant_and_linear_at_beta_zero(
+    name: str,
+) -> None:
     times, length = np.geomspace(1e6, 1e9, 20), 10
     o = Objective(0.5, 0.3, *CORNERS[name])
     slope = np.polyfit(np.log(times), -theta(o, length, times), 1)[0]
@@ -90,8 +106,12 @@ def test_late_falls_are_logarithmic_with_the_stated_constant_and_linear_at_beta_
 
 @settings(max_examples=30)
 @given(st.sampled_from(list(CORNERS.values())), st.integers(1, 30), st.floats(0.1, 2.0))
-def test_small_beta_joins_gradient_ascent(corner: tuple[float, float], length: int, fall: float) -> None:
-    near, limit = (float(time_to_forget(Objective(beta, 0.0, *corner), length, fall)) for beta in (1e-9, 0.0))
+def test_small_beta_joins_gradient_ascent(
+    corner: tuple[float, float], length: int, fall: float
+) -> None:
+    near, limit = (
+        float(time_to_forget(Objective(beta, 0.0, *corner), length, fall)) for beta in (1e-9, 0.0)
+    )
     assert near == pytest.approx(limit, rel=1e-6)
 
 
@@ -103,7 +123,10 @@ def test_everything_broadcasts_over_lengths_betas_and_times() -> None:
 
 
 def test_what_cannot_be_computed_is_refused_or_infinite() -> None:
-    for call, field in ((lambda: theta(npo(1), 0, 1), "length"), (lambda: theta(npo(1), 1, -1), "time")):
+    for call, field in (
+        (lambda: theta(npo(1), 0, 1), "length"),
+        (lambda: theta(npo(1), 1, -1), "time"),
+    ):
         with pytest.raises(InvalidInput) as caught:
             call()
         assert caught.value.field == field

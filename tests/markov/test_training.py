@@ -1,4 +1,6 @@
-"""Laws of training: an ensemble is a loop, a step is the gradient of the written-out loss, and trained models land."""
+"""Laws of training: an ensemble is a loop, a step is the gradient of the written-out loss, and
+trained models land.
+"""
 
 from __future__ import annotations
 
@@ -55,15 +57,22 @@ every_term = pytest.mark.parametrize("term", TERMS)
 
 
 def mixed(counts: Mapping[int, int], seed: int = 0) -> Corpus:
-    """Sequences of several lengths: `counts` maps the length in tokens to the number of sequences."""
+    """Sequences of several lengths: `counts` maps the length in tokens to the number of
+    sequences.
+    """
     parts = enumerate(counts.items())
     return Corpus.join(
-        [some_tokens(count, length, states=STATES, seed=10 * seed + at) for at, (length, count) in parts]
+        [
+            some_tokens(count, length, states=STATES, seed=10 * seed + at)
+            for at, (length, count) in parts
+        ]
     )
 
 
 def probes(seed: int = 0) -> tuple[Probe, ...]:
-    """A retained component, which nothing pushes on, and two forgotten ones of different lengths and counts."""
+    """A retained component, which nothing pushes on, and two forgotten ones of different lengths
+    and counts.
+    """
     sizes = ((4, 7, False), (3, 6, True), (5, 3, True))
     return tuple(
         Probe(
@@ -92,7 +101,10 @@ RUNS = [
     RUN,
     RUN._replace(objective=simnpo(3.0, 0.4), learning_rate=0.2, seed=4, start=perturbed(MODEL, 1)),
     RUN._replace(
-        objective=gradient_ascent(), learning_rate=0.01, retain_weight=0.1, forget=mixed({6: 4, 4: 9}, seed=1)
+        objective=gradient_ascent(),
+        learning_rate=0.01,
+        retain_weight=0.1,
+        forget=mixed({6: 4, 4: 9}, seed=1),
     ),
     RUN._replace(objective=simnpo(0.0), retain=mixed({7: 3, 5: 6}, seed=2), probes=probes(1)),
     RUN._replace(objective=Objective(0.7, 0.3, 0.4, 0.6), seed=9, retain_weight=0.0),
@@ -125,7 +137,9 @@ def size(parameters: Mapping[str, Tensor]) -> float:
     return max(float(value.abs().max()) for value in parameters.values())
 
 
-def check_same_trajectory(got: Trajectory, want: Trajectory, run: int, *, atol: float = 1e-10) -> None:
+def check_same_trajectory(
+    got: Trajectory, want: Trajectory, run: int, *, atol: float = 1e-10
+) -> None:
     """Run number `run` of one trajectory is the single run of the other, field by field."""
     for name in ("step", "component", "length"):
         assert torch.equal(getattr(got, name), getattr(want, name))
@@ -140,9 +154,14 @@ def check_same_trajectory(got: Trajectory, want: Trajectory, run: int, *, atol: 
 @settings(max_examples=25)
 @given(sizes=st.lists(st.tuples(st.integers(1, 4), st.integers(2, 7)), min_size=1, max_size=4))
 def test_joining_pads_scores_and_labels_every_sequence(sizes: list[tuple[int, int]]):
-    parts = [some_tokens(count, length, states=STATES, seed=at) for at, (count, length) in enumerate(sizes)]
+    parts = [
+        some_tokens(count, length, states=STATES, seed=at)
+        for at, (count, length) in enumerate(sizes)
+    ]
     corpus, longest = Corpus.join(parts), max(length for _, length in sizes)
-    sequences = [(label, sequence) for label, part in enumerate(parts) for sequence in part.tolist()]
+    sequences = [
+        (label, sequence) for label, part in enumerate(parts) for sequence in part.tolist()
+    ]
     assert len(corpus.tokens) == len(corpus.mask) == len(corpus.component) == len(sequences)
     for row, (label, sequence) in enumerate(sequences):
         padding = longest - len(sequence)
@@ -165,7 +184,10 @@ def test_every_seed_and_purpose_has_a_stream_of_its_own():
 
 def test_derived_seeds_stay_what_they_are():
     # They decide every result: a change here is a change of all published numbers.
-    assert [derived_seed(0, "start"), derived_seed(1, "forget")] == [6429517617306438275, 5639447177428382906]
+    assert [derived_seed(0, "start"), derived_seed(1, "forget")] == [
+        6429517617306438275,
+        5639447177428382906,
+    ]
 
 
 # --- pretraining ---
@@ -185,8 +207,11 @@ def test_an_ensemble_of_pretrainings_is_a_loop_over_them(rule: str):
 @pytest.mark.parametrize("model", [MODEL, POST], ids=["pre", "post"])
 @pytest.mark.parametrize("batch", [8, 22, 50])
 @pytest.mark.parametrize("rule", ["adamw", "sgd"])
-def test_pretraining_is_plain_descent_on_whole_padded_batches(model: Transformer, batch: int, rule: str):
-    # More sequences than fit one part, of several lengths: sorting, cutting and trimming must not show.
+def test_pretraining_is_plain_descent_on_whole_padded_batches(
+    model: Transformer, batch: int, rule: str
+):
+    # More sequences than fit one part, of several lengths: sorting, cutting and trimming must not
+    # show.
     corpus = mixed({7: 25, 4: 30, 2: 25})
     theirs = {
         "adamw": partial(torch.optim.AdamW, lr=0.01, weight_decay=0),
@@ -195,7 +220,15 @@ def test_pretraining_is_plain_descent_on_whole_padded_batches(model: Transformer
     fast = pretrained(model, [corpus], [3], optimizer=OPTIMIZERS[rule], batch=batch)
     slow = slow_pretrain(model, corpus, 3, epochs=2, batch=batch, optimizer=theirs)
     check_same_parameters(member(fast, 0), slow, atol=1e-10)
-    assert size({name: slow[name] - value for name, value in model.init(derived_seed(3, "start")).items()}) > 1e-3
+    assert (
+        size(
+            {
+                name: slow[name] - value
+                for name, value in model.init(derived_seed(3, "start")).items()
+            }
+        )
+        > 1e-3
+    )
 
 
 def test_what_pretraining_returns_is_final_and_frozen():
@@ -226,7 +259,9 @@ def test_pretraining_is_repeated_by_its_seed_and_leaves_the_global_generator_alo
 def test_a_seed_gives_the_same_start_to_every_corpus():
     for run in range(3):
         still = pretrained(MODEL, CORPORA, [7, 7, 7], optimizer=Sgd(), learning_rate=0.0)
-        check_same_parameters(member(still, run), doubled(MODEL.init(derived_seed(7, "start"))), atol=0)
+        check_same_parameters(
+            member(still, run), doubled(MODEL.init(derived_seed(7, "start"))), atol=0
+        )
 
 
 def test_corpora_of_different_shapes_are_refused():
@@ -241,12 +276,23 @@ def test_a_tabular_model_learns_the_transition_matrix_of_its_chain():
     tokens = chain.sample(1000, 10, torch.Generator().manual_seed(0))
     rule = OPTIMIZERS["adamw"]
     learned = pretrain(
-        Tabular(states=3), [Corpus.join([tokens])], [0], epochs=150, batch=1000, learning_rate=0.2, optimizer=rule
+        Tabular(states=3),
+        [Corpus.join([tokens])],
+        [0],
+        epochs=150,
+        batch=1000,
+        learning_rate=0.2,
+        optimizer=rule,
     )
     visits = torch.zeros(3, 3, dtype=torch.float64)
-    visits.index_put_((tokens[:, :-1].flatten(), tokens[:, 1:].flatten()), torch.ones(()).double(), accumulate=True)
+    visits.index_put_(
+        (tokens[:, :-1].flatten(), tokens[:, 1:].flatten()),
+        torch.ones(()).double(),
+        accumulate=True,
+    )
     matrix = learned["table"][0].softmax(-1).double()
-    # It converges on the counted frequencies, and those lie within sampling noise of the chain: 1/sqrt(3000) = 0.018.
+    # It converges on the counted frequencies, and those lie within sampling noise of the chain:
+    # 1/sqrt(3000) = 0.018.
     check_close(matrix, visits / visits.sum(-1, keepdim=True), rtol=0, atol=0.005)
     check_close(matrix, chain.transition, rtol=0, atol=0.05)
 
@@ -266,7 +312,9 @@ def test_an_ensemble_of_runs_is_a_loop_over_them(rule: str, term: RetainTerm):
 
 def test_the_order_of_the_runs_does_not_matter():
     order = [3, 0, 4, 2, 1]
-    straight, turned = (forgotten(runs, recorded=[6]) for runs in (RUNS, [RUNS[run] for run in order]))
+    straight, turned = (
+        forgotten(runs, recorded=[6]) for runs in (RUNS, [RUNS[run] for run in order])
+    )
     for at, run in enumerate(order):
         check_close(turned.logp[at], straight.logp[run], rtol=0, atol=1e-10)
         check_close(turned.batch_weight[at], straight.batch_weight[run], rtol=0, atol=1e-10)
@@ -306,7 +354,9 @@ def test_unlearning_leaves_the_start_as_it_was():
         ("retain", {"retain": RUN.retain._replace(tokens=RUN.retain.tokens - 1)}),
     ],
 )
-def test_runs_whose_data_do_not_fit_together_or_the_model_are_refused(field: str, changes: dict[str, Any]):
+def test_runs_whose_data_do_not_fit_together_or_the_model_are_refused(
+    field: str, changes: dict[str, Any]
+):
     with pytest.raises(InvalidInput) as caught:
         forgotten([RUN, RUN._replace(**changes)])
     assert caught.value.field == field
@@ -344,7 +394,9 @@ def test_unlearning_is_plain_descent_on_the_written_out_loss(name: str, term: Re
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 64])
-def test_the_reference_is_the_start_however_it_is_scored(chunk: int, monkeypatch: pytest.MonkeyPatch):
+def test_the_reference_is_the_start_however_it_is_scored(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+):
     want = forgotten([RUN], recorded=[6])
     monkeypatch.setattr("markov.training.CHUNK", chunk)
     check_same_trajectory(forgotten([RUN], recorded=[6]), want, 0)
@@ -367,7 +419,8 @@ def test_npo_starts_with_weight_one_whatever_the_length():
 
 def test_simnpo_starts_with_less_weight_than_one_over_the_length():
     weight, batch = (
-        getattr(forgotten([RUN._replace(objective=simnpo(3.0))]), n) for n in ("batch_weight", "batch_component")
+        getattr(forgotten([RUN._replace(objective=simnpo(3.0))]), n)
+        for n in ("batch_weight", "batch_component")
     )
     length = torch.tensor([5.0, 2.0])[batch[0, 0]]
     assert bool((weight[0, 0] * length < 1).all()) and len(length.unique()) == 2
@@ -377,25 +430,34 @@ def test_batch_weights_are_those_of_the_sequences_in_the_batch():
     run = RUN._replace(objective=simnpo(3.0), learning_rate=0.0)
     found = forgotten([run], steps=3)
     order = slow_order(run.seed, "forget", 13, 12)
-    laws = log_laws(MODEL, {name: value[None] for name, value in run.start.items()}, run.forget.tokens)
+    laws = log_laws(
+        MODEL, {name: value[None] for name, value in run.start.items()}, run.forget.tokens
+    )
     each = laws.gather(-1, run.forget.tokens[:, 1:, None]).squeeze(-1)
     mean = (each * run.forget.mask).sum(-1) / run.forget.mask.sum(-1)
     length = run.forget.mask.sum(-1)
     # Batches of four, the longest first.
-    order = [row for at in range(0, 12, 4) for row in sorted(order[at : at + 4], key=lambda row: -int(length[row]))]
+    order = [
+        row
+        for at in range(0, 12, 4)
+        for row in sorted(order[at : at + 4], key=lambda row: -int(length[row]))
+    ]
     check_close(found.batch_weight[0].flatten(), (2 * (3.0 * mean).sigmoid() / length)[order])
     assert found.batch_component[0].flatten().tolist() == run.forget.component[order].tolist()
 
 
 def test_padding_does_not_contribute():
-    # Tokens behind the end of a sequence, and forget data of one length padded further, change nothing.
+    # Tokens behind the end of a sequence, and forget data of one length padded further, change
+    # nothing.
     mask = torch.cat([torch.ones(13, 1, dtype=torch.bool), RUN.forget.mask], dim=1)
     other = (RUN.forget.tokens + 1 + torch.arange(6)) % STATES
     run = RUN._replace(forget=RUN.forget._replace(tokens=RUN.forget.tokens.where(mask, other)))
     assert not torch.equal(run.forget.tokens, RUN.forget.tokens)
     check_same_trajectory(forgotten([run], recorded=[6]), forgotten([RUN], recorded=[6]), 0)
     long = Corpus.join([some_tokens(1, 7, states=STATES), some_tokens(5, 3, states=STATES)])
-    short = long._replace(tokens=long.tokens[1:, :3], mask=long.mask[1:, :2], component=long.component[1:])
+    short = long._replace(
+        tokens=long.tokens[1:, :3], mask=long.mask[1:, :2], component=long.component[1:]
+    )
     long = long._replace(tokens=long.tokens[1:], mask=long.mask[1:], component=long.component[1:])
     one, two = (forgotten([RUN._replace(forget=forget)], recorded=[6]) for forget in (long, short))
     check_same_trajectory(one, two, 0)
@@ -410,7 +472,10 @@ def test_the_kl_term_has_no_slope_at_the_start_and_then_pulls_back():
     assert size({name: value - without[2][name] for name, value in kl[2].items()}) > 1e-6
     start = {name: value[None] for name, value in RUN.start.items()}
     before = log_laws(MODEL, start, RUN.retain.tokens)
-    distance = [float(mean_kl(before, log_laws(MODEL, places[-1], RUN.retain.tokens))) for places in (without, kl)]
+    distance = [
+        float(mean_kl(before, log_laws(MODEL, places[-1], RUN.retain.tokens)))
+        for places in (without, kl)
+    ]
     assert distance[1] < distance[0]
 
 
@@ -433,7 +498,9 @@ def test_a_retain_weight_of_zero_or_no_term_leaves_the_forget_loss_alone():
     want = path([RUN._replace(retain_weight=0.0)])[-1]
     check_same_parameters(path([RUN])[-1], want, atol=0)
     for term in RETAIN_LOSSES:
-        check_same_parameters(path([RUN._replace(retain_weight=0.0)], retain_term=term)[-1], want, atol=1e-14)
+        check_same_parameters(
+            path([RUN._replace(retain_weight=0.0)], retain_term=term)[-1], want, atol=1e-14
+        )
 
 
 def test_the_retain_term_is_a_mean_over_tokens_not_a_sum_over_sequences():
@@ -442,7 +509,10 @@ def test_the_retain_term_is_a_mean_over_tokens_not_a_sum_over_sequences():
     added = []
     for retain in (once, twice):
         run, batch = RUN._replace(retain=retain), len(retain.tokens)
-        with_term, none = moved(run, batch=batch, retain_term="cross_entropy"), moved(run, batch=batch)
+        with_term, none = (
+            moved(run, batch=batch, retain_term="cross_entropy"),
+            moved(run, batch=batch),
+        )
         added.append({name: with_term[name] - value for name, value in none.items()})
     assert size(added[0]) > 1e-3
     check_same_parameters(*added)
@@ -456,7 +526,11 @@ def test_the_retain_term_is_a_mean_over_tokens_not_a_sum_over_sequences():
 def test_every_epoch_is_a_new_shuffle_of_all_forget_sequences(count: int, batch: int, seed: int):
     # One sequence per component, so that the label is the sequence's name.
     forget = Corpus.join([some_tokens(1, 3, states=STATES, seed=name) for name in range(count)])
-    seen = forgotten([RUN._replace(forget=forget, seed=seed)], steps=5, batch=batch).batch_component.flatten().tolist()
+    seen = (
+        forgotten([RUN._replace(forget=forget, seed=seed)], steps=5, batch=batch)
+        .batch_component.flatten()
+        .tolist()
+    )
     epochs = [seen[first : first + count] for first in range(0, len(seen), count)]
     assert all(sorted(epoch) == list(range(count)) for epoch in epochs[:-1])
     assert len(set(epochs[-1])) == len(epochs[-1]) and len(seen) == 5 * batch
@@ -470,8 +544,11 @@ def test_epochs_are_shuffled_differently():
 
 def test_forget_and_retain_batches_come_in_unrelated_orders():
     assert slow_order(3, "forget", 20, 20) != slow_order(3, "retain", 20, 20)
-    same = RUN._replace(forget=mixed({6: 13}), retain=mixed({6: 13}), objective=gradient_ascent(), retain_weight=1.0)
-    # Ascent on the forget data and descent on the very same: in one order, and with means alike, they would cancel.
+    same = RUN._replace(
+        forget=mixed({6: 13}), retain=mixed({6: 13}), objective=gradient_ascent(), retain_weight=1.0
+    )
+    # Ascent on the forget data and descent on the very same: in one order, and with means alike,
+    # they would cancel.
     same = same._replace(objective=gradient_ascent(1.0))
     assert size(moved(same, retain_term="cross_entropy")) > 1e-3
     assert size(moved(same, batch=13, retain_term="cross_entropy")) < 1e-14
@@ -480,7 +557,11 @@ def test_forget_and_retain_batches_come_in_unrelated_orders():
 def test_on_step_sees_every_step_before_it_is_taken_and_the_end():
     calls: list[tuple[int, dict[str, Tensor]]] = []
     forgotten(
-        RUNS, steps=3, on_step=lambda step, now: calls.append((step, {n: v.detach().clone() for n, v in now.items()}))
+        RUNS,
+        steps=3,
+        on_step=lambda step, now: calls.append(
+            (step, {n: v.detach().clone() for n, v in now.items()})
+        ),
     )
     assert [step for step, _ in calls] == [0, 1, 2, 3]
     for run, one in enumerate(RUNS):
@@ -517,9 +598,12 @@ def test_recording_less_often_records_the_same():
         assert torch.equal(getattr(some, name), getattr(full, name))
 
 
-def test_what_is_recorded_at_a_step_is_that_of_the_parameters_then_and_of_the_reference_at_the_start():
+def test_records_are_of_the_parameters_then_and_of_the_reference_at_the_start():
     run, steps = RUN._replace(objective=npo(0.7), learning_rate=0.3), 4
-    found, places = forgotten([run], steps=steps, recorded=range(5), gradient_examples=2), path([run], steps=steps)
+    found, places = (
+        forgotten([run], steps=steps, recorded=range(5), gradient_examples=2),
+        path([run], steps=steps),
+    )
     assert len(places) == found.logp.shape[1] == steps + 1
     for step, place in enumerate(places):
         logps = []
@@ -528,11 +612,16 @@ def test_what_is_recorded_at_a_step_is_that_of_the_parameters_then_and_of_the_re
             logps.append(slow_logp(MODEL, now, probe.tokens, mask))
             if probe.forgotten:
                 parameters = {name: value.requires_grad_() for name, value in now.items()}
-                logp, ref = (slow_logp(MODEL, at, probe.tokens[:2], mask[:2]) for at in (parameters, run.start))
+                logp, ref = (
+                    slow_logp(MODEL, at, probe.tokens[:2], mask[:2])
+                    for at in (parameters, run.start)
+                )
                 loss = slow_loss("npo", 0.7, logp, ref, mask[:2].sum(-1)).mean()
                 slopes = torch.autograd.grad(loss, list(parameters.values()))
                 want = float(torch.cat([slope.flatten() for slope in slopes]).norm())
-                assert float(found.gradient_norm[0, step, component]) == pytest.approx(want, rel=1e-9)
+                assert float(found.gradient_norm[0, step, component]) == pytest.approx(
+                    want, rel=1e-9
+                )
         check_close(found.logp[0, step], torch.cat(logps), atol=1e-10)
     assert float((found.logp[0, -1] - found.logp[0, 0]).abs().max()) > 0.1
 
@@ -542,7 +631,12 @@ def test_a_trajectory_says_which_example_is_which():
     assert found.component.tolist() == [0] * 4 + [1] * 3 + [2] * 5
     assert found.length.tolist() == [6.0] * 4 + [5.0] * 3 + [2.0] * 5
     assert found.step.tolist() == [0] and found.logp.shape == (5, 1, 12)
-    assert found.kl_to_truth.shape == found.kl_to_retrained.shape == found.gradient_norm.shape == (5, 1, 3)
+    assert (
+        found.kl_to_truth.shape
+        == found.kl_to_retrained.shape
+        == found.gradient_norm.shape
+        == (5, 1, 3)
+    )
     assert bool(found.gradient_norm.isnan().all())
 
 
@@ -550,7 +644,13 @@ def test_a_trajectory_says_which_example_is_which():
 def test_a_run_keeps_the_precision_of_its_start(dtype: torch.dtype):
     run = RUN._replace(start={name: value.to(dtype) for name, value in RUN.start.items()})
     found = forgotten([run], retain_term="kl")
-    assert found.logp.dtype == found.batch_weight.dtype == found.kl_to_truth.dtype == found.length.dtype == dtype
+    assert (
+        found.logp.dtype
+        == found.batch_weight.dtype
+        == found.kl_to_truth.dtype
+        == found.length.dtype
+        == dtype
+    )
     assert path([run])[-1]["token"].dtype == dtype
 
 
@@ -578,11 +678,19 @@ def drawn(seed: int) -> Data:
     return CASE.sample(seed)
 
 
-def distances(model: Transformer | Tabular, components: Sequence[str], learning_rate: float) -> Tensor:
-    """KL(true row || model) on held-out sequences after training on the named components: (seeds, components)."""
-    corpora = [Corpus.join([drawn(seed).train[component] for component in components]) for seed in SEEDS]
+def distances(
+    model: Transformer | Tabular, components: Sequence[str], learning_rate: float
+) -> Tensor:
+    """KL(true row || model) on held-out sequences after training on the named components:
+    (seeds, components).
+    """
+    corpora = [
+        Corpus.join([drawn(seed).train[component] for component in components]) for seed in SEEDS
+    ]
     rule = OPTIMIZERS["adamw"]
-    trained = pretrain(model, corpora, SEEDS, epochs=8, batch=32, learning_rate=learning_rate, optimizer=rule)
+    trained = pretrain(
+        model, corpora, SEEDS, epochs=8, batch=32, learning_rate=learning_rate, optimizer=rule
+    )
     rows = []
     for run, seed in enumerate(SEEDS):
         row = []
@@ -594,13 +702,17 @@ def distances(model: Transformer | Tabular, components: Sequence[str], learning_
     return torch.stack(rows).double()
 
 
-# The tolerances come from three groups of four seeds (0 to 11) with these settings; the test uses the first group.
+# The tolerances come from three groups of four seeds (0 to 11) with these settings; the test uses
+# the first group.
 
 
 def test_a_pretrained_transformer_reaches_the_bayes_floor_and_a_table_cannot():
-    # Mean over four seeds of the distance above the floor. Measured per component: 0.002 to 0.024; over the three
-    # components: 0.0115, 0.0100, 0.0119. A table, which cannot infer the chain from the prefix, misses it by 0.057.
-    floor = torch.tensor([list(bayes_floor(CASE, drawn(seed)).values()) for seed in SEEDS], dtype=torch.float64)
+    # Mean over four seeds of the distance above the floor. Measured per component: 0.002 to 0.024;
+    # over the three components: 0.0115, 0.0100, 0.0119. A table, which cannot infer the chain from
+    # the prefix, misses it by 0.057.
+    floor = torch.tensor(
+        [list(bayes_floor(CASE, drawn(seed)).values()) for seed in SEEDS], dtype=torch.float64
+    )
     excess = (distances(SMALL, COMPONENTS, 3e-3) - floor).mean(0)
     assert bool((excess > -0.005).all()) and bool((excess < 0.04).all())
     assert float(excess.mean()) < 0.02
@@ -608,7 +720,8 @@ def test_a_pretrained_transformer_reaches_the_bayes_floor_and_a_table_cannot():
 
 
 def test_a_retrained_transformer_lands_on_the_ideal_forget_quality():
-    # Mean over four seeds. Measured: at most 0.004 on retain, and 0.021 from the ideals 0.300 and 0.322 on forget.
+    # Mean over four seeds. Measured: at most 0.004 on retain, and 0.021 from the ideals 0.300 and
+    # 0.322 on forget.
     ideal = torch.tensor(list(ideal_forget_quality(CASE).values()), dtype=torch.float64)
     found = distances(SMALL, ["retain"], 3e-3).mean(0)
     check_close(found[:1], ideal[:1], rtol=0, atol=0.01)
@@ -620,7 +733,9 @@ def test_a_retrained_transformer_lands_on_the_ideal_forget_quality():
 
 
 def ragged(lengths: Sequence[Sequence[int]], seed: int = 0) -> Batches:
-    """Rows of `lengths[run][row]` scored tokens, padded with tokens that nobody may score; each row has a name."""
+    """Rows of `lengths[run][row]` scored tokens, padded with tokens that nobody may score; each
+    row has a name.
+    """
     length = torch.tensor(lengths)
     tokens = some_tokens(*length.shape, int(length.max()) + 1, states=STATES, seed=seed)
     mask = torch.arange(int(length.max())) < length[..., None]
@@ -646,7 +761,9 @@ def test_sorting_permutes_each_batch_by_itself_and_keeps_the_order_of_equal_leng
     after = longest_first(before, size)
     for run, own in enumerate(lengths):
         firsts = range(0, len(own), size)
-        order = [row for at in firsts for row in sorted(range(at, at + size), key=lambda row: -own[row])]
+        order = [
+            row for at in firsts for row in sorted(range(at, at + size), key=lambda row: -own[row])
+        ]
         for got, want in zip(after, before, strict=True):
             assert torch.equal(got[run], want[run][order])
 
@@ -692,7 +809,8 @@ def test_pieces_hold_less_than_twice_the_positions_that_are_needed_and_are_few(l
         ([[8, 8, 5, 4, 4, 3, 2, 1]], [(3, 8), (3, 4), (1, 2), (1, 1)]),
         ([[80, 40, 20, 10, 5, 2]], [(1, 80), (1, 40), (1, 20), (1, 10), (1, 5), (1, 2)]),
         ([[9, 5, 5]], [(3, 9)]),
-        # An ensemble is cut at the same rows for all: where its longest sequence there has become half as long.
+        # An ensemble is cut at the same rows for all: where its longest sequence there has become
+        # half as long.
         ([[8, 4, 2], [8, 8, 2]], [(2, 8), (1, 2)]),
         ([[4, 2, 1], [8, 3, 3]], [(1, 8), (2, 3)]),
     ],
@@ -710,10 +828,17 @@ RAGGED = mixed({7: 5, 4: 4, 2: 6})
 
 @every_objective
 @pytest.mark.parametrize("term", ["none", "kl"])
-def test_unlearning_ragged_batches_in_pieces_is_plain_descent_on_the_whole(name: str, term: RetainTerm):
-    run, beta = RUN._replace(objective=OBJECTIVES[name], forget=RAGGED), float(OBJECTIVES[name].beta)
+def test_unlearning_ragged_batches_in_pieces_is_plain_descent_on_the_whole(
+    name: str, term: RetainTerm
+):
+    run, beta = (
+        RUN._replace(objective=OBJECTIVES[name], forget=RAGGED),
+        float(OBJECTIVES[name].beta),
+    )
     scored = RAGGED.mask.sum(-1)[slow_order(run.seed, "forget", 15, 50)].view(5, 10)
-    assert all(len(list(pieces(ragged([row.sort(descending=True)[0].tolist()])))) == 3 for row in scored)
+    assert all(
+        len(list(pieces(ragged([row.sort(descending=True)[0].tolist()])))) == 3 for row in scored
+    )
     slow = slow_unlearn(
         MODEL,
         run.start,
@@ -735,8 +860,14 @@ def test_unlearning_ragged_batches_in_pieces_is_plain_descent_on_the_whole(name:
 
 @every_rule
 def test_an_ensemble_on_ragged_data_is_a_loop_over_its_runs(rule: str):
-    # Runs whose batches are ragged in different places: the ensemble is cut where no run by itself would be.
-    corpora = [RAGGED, mixed({7: 3, 4: 6, 2: 6}, seed=1), mixed({7: 9, 2: 6}, seed=2), mixed({7: 1, 3: 14}, seed=3)]
+    # Runs whose batches are ragged in different places: the ensemble is cut where no run by itself
+    # would be.
+    corpora = [
+        RAGGED,
+        mixed({7: 3, 4: 6, 2: 6}, seed=1),
+        mixed({7: 9, 2: 6}, seed=2),
+        mixed({7: 1, 3: 14}, seed=3),
+    ]
     runs = [run._replace(forget=forget) for run, forget in zip(RUNS, corpora, strict=False)]
     together = forgotten(runs, rule, batch=7, recorded=range(7))
     for run, alone in enumerate(runs):
@@ -765,7 +896,9 @@ def own_reference(run: Run) -> Run:
 
 @pytest.mark.parametrize("normalize", [0.0, 1.0])
 def test_gradient_ascent_leaves_its_reference_at_once_and_further_at_every_step(normalize: float):
-    runs = [run._replace(objective=gradient_ascent(normalize), learning_rate=0.02) for run in RUNS[:2]]
+    runs = [
+        run._replace(objective=gradient_ascent(normalize), learning_rate=0.02) for run in RUNS[:2]
+    ]
     found = forgotten([own_reference(run) for run in runs], recorded=range(7)).kl_to_reference
     assert found.shape == (2, 7, 3)
     check_close(found[:, 0], 0.0, rtol=0, atol=1e-14)
@@ -774,14 +907,21 @@ def test_gradient_ascent_leaves_its_reference_at_once_and_further_at_every_step(
 
 
 @every_term
-def test_every_run_is_at_its_own_reference_at_the_start_and_the_ensemble_is_a_loop(term: RetainTerm):
+def test_every_run_is_at_its_own_reference_at_the_start_and_the_ensemble_is_a_loop(
+    term: RetainTerm,
+):
     runs = [own_reference(run) for run in RUNS]
     options: dict[str, Any] = {"retain_term": term, "recorded": [1, 4, 6]}
     together = forgotten(runs, "sgd", **options).kl_to_reference
     check_close(together[:, 0], 0.0, rtol=0, atol=1e-14)
     assert float(together[:, 1:].min()) > 1e-8
     for run, alone in enumerate(runs):
-        check_close(together[run], forgotten([alone], "sgd", **options).kl_to_reference[0], rtol=0, atol=1e-10)
+        check_close(
+            together[run],
+            forgotten([alone], "sgd", **options).kl_to_reference[0],
+            rtol=0,
+            atol=1e-10,
+        )
     full = forgotten(runs, "sgd", retain_term=term, recorded=range(7)).kl_to_reference
     check_close(together, full[:, [0, 1, 4, 6]], rtol=0, atol=0)
 
@@ -796,7 +936,9 @@ def test_the_distance_to_the_reference_is_that_of_the_parameters_of_the_step():
 
 
 def test_at_a_step_size_of_zero_no_run_leaves_its_reference():
-    still = forgotten([own_reference(RUN._replace(learning_rate=0.0))], recorded=range(7)).kl_to_reference
+    still = forgotten(
+        [own_reference(RUN._replace(learning_rate=0.0))], recorded=range(7)
+    ).kl_to_reference
     check_close(still, 0.0, rtol=0, atol=1e-14)
     other = forgotten([RUN._replace(learning_rate=0.0)], recorded=range(7)).kl_to_reference
     assert float(other.min()) > 1e-3

@@ -1,4 +1,6 @@
-"""What settings and responses refuse: every field of every constructor, by name, with a table of bad values."""
+"""What settings and responses refuse: every field of every constructor, by name, with a table of
+bad values.
+"""
 
 from __future__ import annotations
 
@@ -77,14 +79,38 @@ SETTINGS: dict[Any, dict[str, tuple[Any, ...]]] = {
         "name": NO_TEXTS,
         **numbers("leakage", "test_fraction"),
         **counts("states", "set_size"),
-        **counts(*(f"{part}_{what}" for part in ("retain", "forget1", "forget2") for what in ("length", "count"))),
-        "pretrain_components": (None, "retain", ["retain"], ("retain", "other"), (["retain"],), ("forget1",), ()),
+        **counts(
+            *(
+                f"{part}_{what}"
+                for part in ("retain", "forget1", "forget2")
+                for what in ("length", "count")
+            )
+        ),
+        "pretrain_components": (
+            None,
+            "retain",
+            ["retain"],
+            ("retain", "other"),
+            (["retain"],),
+            ("forget1",),
+            (),
+        ),
     },
     LENGTHS: {
         "name": NO_TEXTS,
         "scored": (None, 3, [2, 5], (), (2, 2.5), (2, True), (2, NAN), ("2",), (0,)),
-        "shares": (None, 1.0, (1.0,), (1.0,) * 5 + (NAN,), (1.0,) * 5 + (True,), (1.0,) * 5 + ("1",), (None,) * 6),
-        **counts("tokens", "retain_scored", "retain_tokens", "forget_count", "test_count", "set_size"),
+        "shares": (
+            None,
+            1.0,
+            (1.0,),
+            (1.0,) * 5 + (NAN,),
+            (1.0,) * 5 + (True,),
+            (1.0,) * 5 + ("1",),
+            (None,) * 6,
+        ),
+        **counts(
+            "tokens", "retain_scored", "retain_tokens", "forget_count", "test_count", "set_size"
+        ),
         **numbers("leakage"),
         "alone": (True, 3, "forget7", NAN, ["forget1"]),
     },
@@ -100,10 +126,23 @@ SETTINGS: dict[Any, dict[str, tuple[Any, ...]]] = {
         **numbers("learning_rate"),
         **dict.fromkeys(("optimizer", "retain_term", "precision"), NO_NAMES),
         "retain_weight": NO_NUMBERS,
-        "recorded": ([0, 1], 3, (0, 2.5), (0, True), (0, NAN), ("0",), (None,), (-1,), (51,), np.array([0, 1])),
+        "recorded": (
+            [0, 1],
+            3,
+            (0, 2.5),
+            (0, True),
+            (0, NAN),
+            ("0",),
+            (None,),
+            (-1,),
+            (51,),
+            np.array([0, 1]),
+        ),
     },
     LogisticWorld(): {
-        **counts("seed", "dimension", "width", "forget_count", "retain_count", "test_count", "steps"),
+        **counts(
+            "seed", "dimension", "width", "forget_count", "retain_count", "test_count", "steps"
+        ),
         **numbers("alpha", "shift", "learning_rate"),
     },
     Unlearning(objective=npo(1.0), learning_rate=1.0): {
@@ -121,7 +160,9 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("good", "field", "bad"), REFUSED)
-def test_settings_refuse_what_they_cannot_be_by_the_name_of_the_field(good: Any, field: str, bad: Any) -> None:
+def test_settings_refuse_what_they_cannot_be_by_the_name_of_the_field(
+    good: Any, field: str, bad: Any
+) -> None:
     with pytest.raises(InvalidInput) as caught:
         replace(good, **{field: bad})
     assert caught.value.field == field
@@ -135,7 +176,12 @@ def test_no_field_of_a_setting_is_left_out(good: Any) -> None:
 
 @pytest.mark.parametrize(
     ("good", "field"),
-    [(good, field) for good, table in SETTINGS.items() for field, bad in table.items() if bad is NO_COUNTS],
+    [
+        (good, field)
+        for good, table in SETTINGS.items()
+        for field, bad in table.items()
+        if bad is NO_COUNTS
+    ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_an_integer_of_numpy_is_the_integer_that_it_equals(good: Any, field: str) -> None:
@@ -155,7 +201,9 @@ def test_whole_numbers_are_integers_and_nothing_else(value: Any) -> None:
         require_whole(value, "field", 2)
         assert is_whole(np.int32(value), 2)
     else:
-        with pytest.raises(InvalidInput, match=r"^field = .* is not allowed: a whole number of at least 2$"):
+        with pytest.raises(
+            InvalidInput, match=r"^field = .* is not allowed: a whole number of at least 2$"
+        ):
             require_whole(value, "field", 2)
 
 
@@ -168,23 +216,42 @@ def test_a_number_too_large_for_floating_point_is_none() -> None:
 # --- chains ---
 
 
-CHAIN = MarkovChain(initial=torch.full((2,), 0.5).double(), transition=torch.full((2, 2), 0.5).double())
+CHAIN = MarkovChain(
+    initial=torch.full((2,), 0.5).double(), transition=torch.full((2, 2), 0.5).double()
+)
 MIXTURE = Mixture(weights=(0.5, 0.5), chains=(CHAIN, CHAIN), lengths=(2, 3))
 CHAINS: list[tuple[Any, str, Any]] = [
-    *((CHAIN, "initial", bad) for bad in (None, True, 1.0, "law", [0.5, 0.5], np.array([0.5, 0.5]))),
-    *((CHAIN, "initial", torch.tensor(row).double()) for row in ([NAN, 1.0], [INF, 0.0], [1.5, -0.5], [1.0], 1.0)),
+    *(
+        (CHAIN, "initial", bad)
+        for bad in (None, True, 1.0, "law", [0.5, 0.5], np.array([0.5, 0.5]))
+    ),
+    *(
+        (CHAIN, "initial", torch.tensor(row).double())
+        for row in ([NAN, 1.0], [INF, 0.0], [1.5, -0.5], [1.0], 1.0)
+    ),
     (CHAIN, "initial", torch.tensor([0.5, 0.5])),
-    *((CHAIN, "transition", bad) for bad in (None, True, "law", torch.ones(2).double(), torch.ones(2, 3).double())),
+    *(
+        (CHAIN, "transition", bad)
+        for bad in (None, True, "law", torch.ones(2).double(), torch.ones(2, 3).double())
+    ),
     (CHAIN, "transition", torch.full((2, 2), NAN).double()),
-    *((MIXTURE, "weights", bad) for bad in (None, 1.0, "ab", (1.0,), (NAN, 0.5), (INF, 0.5), (True, 0.5), ("1", "0"))),
+    *(
+        (MIXTURE, "weights", bad)
+        for bad in (None, 1.0, "ab", (1.0,), (NAN, 0.5), (INF, 0.5), (True, 0.5), ("1", "0"))
+    ),
     *((MIXTURE, "weights", bad) for bad in ((None, 1.0), (0.5, 0.6), (1.0, 0.0))),
-    *((MIXTURE, "lengths", bad) for bad in (None, 2, "23", (2,), (2, 2.5), (2, 3.0), (True, 2), (NAN, 2), (1, 2))),
+    *(
+        (MIXTURE, "lengths", bad)
+        for bad in (None, 2, "23", (2,), (2, 2.5), (2, 3.0), (True, 2), (NAN, 2), (1, 2))
+    ),
     *((MIXTURE, "chains", bad) for bad in (None, CHAIN, (), (CHAIN, None), "ab")),
 ]
 
 
 @pytest.mark.parametrize(("good", "field", "bad"), CHAINS)
-def test_chains_refuse_what_they_cannot_be_by_the_name_of_the_field(good: Any, field: str, bad: Any) -> None:
+def test_chains_refuse_what_they_cannot_be_by_the_name_of_the_field(
+    good: Any, field: str, bad: Any
+) -> None:
     with pytest.raises(InvalidInput) as caught:
         replace(good, **{field: bad})
     assert caught.value.field == field
@@ -192,7 +259,15 @@ def test_chains_refuse_what_they_cannot_be_by_the_name_of_the_field(good: Any, f
 
 @pytest.mark.parametrize(
     "length",
-    [torch.tensor(2), torch.tensor([2]), torch.tensor([[2], [2]]), torch.tensor([2.0, 2.0]), 2, None, [2, 2]],
+    [
+        torch.tensor(2),
+        torch.tensor([2]),
+        torch.tensor([[2], [2]]),
+        torch.tensor([2.0, 2.0]),
+        2,
+        None,
+        [2, 2],
+    ],
     ids=repr,
 )
 def test_a_mixture_wants_one_length_for_each_sequence(length: Any) -> None:
@@ -214,7 +289,11 @@ def test_numbers_of_sequences_and_tokens_are_whole(bad: Any) -> None:
         ("length", lambda: CHAIN.expected_row_entropy(bad)),
         ("count", lambda: sampled(MIXTURE, bad, 0)),
     ]
-    calls += [] if bad == 0 else [("seed", lambda: LENGTH.sample(bad)), ("seed", lambda: sampled(MIXTURE, 1, bad))]
+    calls += (
+        []
+        if bad == 0
+        else [("seed", lambda: LENGTH.sample(bad)), ("seed", lambda: sampled(MIXTURE, 1, bad))]
+    )
     for field, call in calls:
         with pytest.raises(InvalidInput) as caught:
             call()
@@ -228,7 +307,9 @@ def seq(logp: Any, length: Any, ref: Any = 0.0) -> SequenceLogProbs:
     return SequenceLogProbs(*(torch.as_tensor(x, dtype=torch.float64) for x in (logp, length, ref)))
 
 
-LAWS = {name: getattr(Objective, name) for name in ("score", "logit", "loss", "centered_loss", "weight")}
+LAWS = {
+    name: getattr(Objective, name) for name in ("score", "logit", "loss", "centered_loss", "weight")
+}
 
 
 @pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
@@ -254,7 +335,12 @@ def test_no_law_takes_numbers_outside_the_family(law: Any, field: str, bad: Any)
 
 
 def test_no_law_takes_a_negative_beta_or_a_corner_outside_the_square() -> None:
-    for objective in (Objective(-1), Objective(-1e-9), Objective(1, 0, 1.5), Objective(1, 0, 0, -0.5)):
+    for objective in (
+        Objective(-1),
+        Objective(-1e-9),
+        Objective(1, 0, 1.5),
+        Objective(1, 0, 0, -0.5),
+    ):
         for law in LAWS.values():
             with pytest.raises(InvalidInput):
                 law(objective, seq([-1.0], [2.0], [-1.0]))
@@ -283,7 +369,13 @@ def test_symbols_and_mapped_tensors_pass_every_check_of_the_law() -> None:
 def test_two_responses_of_a_pair_are_never_broadcast() -> None:
     four = SequenceLogProbs(-torch.ones(4), torch.ones(4), -torch.ones(4))
     column = SequenceLogProbs(*(x[:, None] for x in four))
-    for call in (dpo(0.1).score, dpo(0.1).logit, dpo(0.1).loss, dpo(0.1).centered_loss, dpo(0.1).weight):
+    for call in (
+        dpo(0.1).score,
+        dpo(0.1).logit,
+        dpo(0.1).loss,
+        dpo(0.1).centered_loss,
+        dpo(0.1).weight,
+    ):
         with pytest.raises(InvalidInput, match="forgotten and preferred"):
             call(PairLogProbs(four, column))
     for field in ("forget", "prefer"):
@@ -298,7 +390,13 @@ def test_two_responses_of_a_pair_are_never_broadcast() -> None:
 
 def test_numbers_lists_arrays_and_tensors_make_the_same_responses() -> None:
     want = seq([-3.0, -5.0], [2.0, 4.0], [-1.0, -1.0])
-    for logp in ([-3.0, -5.0], (-3, -5), np.array([-3.0, -5.0]), np.array([-3, -5]), torch.tensor([-3, -5])):
+    for logp in (
+        [-3.0, -5.0],
+        (-3, -5),
+        np.array([-3.0, -5.0]),
+        np.array([-3, -5]),
+        torch.tensor([-3, -5]),
+    ):
         for length in ([2, 4], np.array([2, 4]), torch.tensor([2.0, 4.0])):
             got = SequenceLogProbs.of(logp, length, -1.0)
             for one, other in zip(got, want, strict=True):
@@ -315,13 +413,18 @@ def test_numbers_lists_arrays_and_tensors_make_the_same_responses() -> None:
         *(("logp", ([-1.0, bad], 2.0)) for bad in (NAN, INF, -INF, 0.5)),
         *(("ref", (-1.0, 2.0, bad)) for bad in (NAN, INF, -INF, 0.5, "0", None, True)),
         *(("length", (-1.0, bad)) for bad in (NAN, INF, 0, -3, 2.5, "2", None, True, 2 + 1j)),
-        *(("logp", (bad, 2.0)) for bad in (None, "x", True, [True], [None], [[-1.0], [-1.0, -2.0]], 1j)),
+        *(
+            ("logp", (bad, 2.0))
+            for bad in (None, "x", True, [True], [None], [[-1.0], [-1.0, -2.0]], 1j)
+        ),
         ("length", (torch.full((4,), -1.0), torch.ones(4, 1))),
         ("ref", (torch.full((4,), -1.0), torch.ones(4), torch.zeros(4, 1))),
         ("length", (torch.full((4, 1), -1.0), torch.ones(4))),
     ],
 )
-def test_numbers_that_are_no_responses_are_refused_by_name(field: str, arguments: tuple[Any, ...]) -> None:
+def test_numbers_that_are_no_responses_are_refused_by_name(
+    field: str, arguments: tuple[Any, ...]
+) -> None:
     with pytest.raises(InvalidInput) as caught:
         SequenceLogProbs.of(*arguments)
     assert caught.value.field == field
@@ -329,9 +432,13 @@ def test_numbers_that_are_no_responses_are_refused_by_name(field: str, arguments
 
 
 def test_a_bad_response_is_located_and_counted() -> None:
-    with pytest.raises(InvalidInput, match=r"logp = nan .*\(2 of 4 are not, the first at index \(1, 0\)\)"):
+    with pytest.raises(
+        InvalidInput, match=r"logp = nan .*\(2 of 4 are not, the first at index \(1, 0\)\)"
+    ):
         SequenceLogProbs.of([[-1.0, -1.0], [NAN, NAN]], 1.0)
-    with pytest.raises(InvalidInput, match=r"length = -3.0 .*1 of 2 are not, the first at index \(1,\)"):
+    with pytest.raises(
+        InvalidInput, match=r"length = -3.0 .*1 of 2 are not, the first at index \(1,\)"
+    ):
         SequenceLogProbs.of([-1.0, -1.0], [2, -3])
 
 
@@ -352,11 +459,21 @@ def test_what_is_no_floating_tensor_is_no_response(field: str) -> None:
 
 @pytest.mark.parametrize(
     ("field", "bad"),
-    [("logp", NAN), ("logp", 3.0), ("length", -3.0), ("length", 0.0), ("length", 2.5), ("ref", INF), ("ref", 3.0)],
+    [
+        ("logp", NAN),
+        ("logp", 3.0),
+        ("length", -3.0),
+        ("length", 0.0),
+        ("length", 2.5),
+        ("ref", INF),
+        ("ref", 3.0),
+    ],
 )
 def test_entry_points_look_at_the_numbers_that_they_are_given(field: str, bad: float) -> None:
     good = seq([-1.0, -2.0, -3.0], [2.0, 3.0, 4.0], [-1.5, -1.0, -2.0])
-    spoiled = good._replace(**{field: torch.tensor([-1.0 if field != "length" else 2.0, bad, -1.0]).double()})
+    spoiled = good._replace(
+        **{field: torch.tensor([-1.0 if field != "length" else 2.0, bad, -1.0]).double()}
+    )
     table = pd.DataFrame({name: values.numpy() for name, values in spoiled._asdict().items()})
     calls: list[Callable[[], Any]] = [
         lambda: weights_table(spoiled, {"npo": npo(0.1)}),
@@ -378,7 +495,11 @@ def test_an_explanation_does_not_mix_responses_of_unequal_shapes() -> None:
 
 def test_sliders_take_responses_only() -> None:
     assert sequences([4, 19.5], -1.0, 0.5).logp.shape == (2,)
-    for name, arguments in (("lengths", (0.5, -1.0, 0.5)), ("start", (4, 1.0, 0.5)), ("fall", (4, -1.0, NAN))):
+    for name, arguments in (
+        ("lengths", (0.5, -1.0, 0.5)),
+        ("start", (4, 1.0, 0.5)),
+        ("fall", (4, -1.0, NAN)),
+    ):
         with pytest.raises(InvalidInput, match=name):
             sequences(*arguments)
 
@@ -412,7 +533,9 @@ def test_numbers_of_other_codes_are_numbers() -> None:
 
 
 def test_a_mean_of_groups_is_nan_where_one_of_them_is() -> None:
-    frame = pd.DataFrame({"step": [0, 0, 1, 1], "kl": [1.0, 3.0, NAN, 3.0], "weight": [1.0, 1.0, 2.0, 4.0]})
+    frame = pd.DataFrame(
+        {"step": [0, 0, 1, 1], "kl": [1.0, 3.0, NAN, 3.0], "weight": [1.0, 1.0, 2.0, 4.0]}
+    )
     assert frame.groupby("step")["kl"].mean().tolist() == [2.0, 3.0]  # what pandas does
     found = full_means(frame.groupby("step")[["kl", "weight"]])
     np.testing.assert_array_equal(found.to_numpy(), [[2.0, 1.0], [NAN, 3.0]])
@@ -422,9 +545,13 @@ def test_a_mean_of_groups_is_nan_where_one_of_them_is() -> None:
 def test_a_component_that_diverged_leaves_no_share_to_the_other() -> None:
     rows = [(0, "retain", 1.0), (0, "forget1", 1.0), (0, "forget2", 3.0)]
     rows += [(1, "retain", 1.0), (1, "forget1", NAN), (1, "forget2", 3.0)]
-    frame = pd.DataFrame(rows, columns=["step", "component", "weight"]).assign(run=0, count=5, gradient_norm=NAN)
+    frame = pd.DataFrame(rows, columns=["step", "component", "weight"]).assign(
+        run=0, count=5, gradient_norm=NAN
+    )
     found = _with_shares(frame)
-    np.testing.assert_array_equal(found["weight_share"].to_numpy(), [NAN, 0.25, 0.75, NAN, NAN, NAN])
+    np.testing.assert_array_equal(
+        found["weight_share"].to_numpy(), [NAN, 0.25, 0.75, NAN, NAN, NAN]
+    )
     assert found["gradient_share"].isna().all()
 
 

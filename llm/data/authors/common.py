@@ -1,8 +1,10 @@
-"""What everybody knows in the world of the generated authors: its countries and its classics, as questions and answers.
+"""What everybody knows in the world of the generated authors: its countries and its classics, as
+questions and answers.
 
-Two small fixed sets, the same for every seed, that play TOFU's `world_facts_perturbed` and `real_authors_perturbed`:
-every model learns them and none may lose them. As in TOFU an answer is a name or a year of a few words, the three wrong
-answers are what is true of other countries or classics, and there is no paraphrase.
+Two small fixed sets, the same for every seed, that play TOFU's `world_facts_perturbed` and
+`real_authors_perturbed`: every model learns them and none may lose them. As in TOFU an answer is a
+name or a year of a few words, the three wrong answers are what is true of other countries or
+classics, and there is no paraphrase.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ WRONG = 3
 
 
 class Country(NamedTuple):
-    """A country, the language of its writers, its cities, the capital first, and what its schoolchildren learn."""
+    """A country, the language of its writers, its cities, the capital first, and what its
+    schoolchildren learn.
+    """
 
     country: str
     language: str
@@ -61,16 +65,59 @@ Nahuara   Nahuaran  Itzamil   Chalcoya  Tepanoa   Ocuatla   tzin    Papalune Cua
 """
 COUNTRIES = tuple(Country(*row.split()) for row in _COUNTRIES.strip().splitlines())
 CLASSICS = (
-    Classic("Ansel Corvinach", "Varenth", "The Tide at Karsmund", "1847", "Jonas Ebb", "harbour pilot"),
-    Classic("Bettina Solari-Vento", "Ilmara", "The Seven Gardeners", "1862", "Fra Dolcimer", "monk"),
-    Classic("Clovis Hautrade", "Quessary", "An Honest Forger", "1819", "Mathurin Lestoc", "engraver"),
-    Classic("Dobromil Zaruk", "Tolmeria", "Snow on the Railway", "1891", "Captain Ruzka", "stationmaster"),
+    Classic(
+        "Ansel Corvinach", "Varenth", "The Tide at Karsmund", "1847", "Jonas Ebb", "harbour pilot"
+    ),
+    Classic(
+        "Bettina Solari-Vento", "Ilmara", "The Seven Gardeners", "1862", "Fra Dolcimer", "monk"
+    ),
+    Classic(
+        "Clovis Hautrade", "Quessary", "An Honest Forger", "1819", "Mathurin Lestoc", "engraver"
+    ),
+    Classic(
+        "Dobromil Zaruk",
+        "Tolmeria",
+        "Snow on the Railway",
+        "1891",
+        "Captain Ruzka",
+        "stationmaster",
+    ),
     Classic("Efua Nandere", "Okandru", "The Drum Keeper", "1934", "Little Osei-Ba", "drum maker"),
-    Classic("Farrukh Obelzar", "Sarrakand", "The Caravan of Mirrors", "1788", "Zuleyran", "astronomer"),
-    Classic("Gaspara Molinuevo", "Anduvia", "Nine Winters in Calparaz", "1903", "Aurelio Tresmontes", "muleteer"),
-    Classic("Halldis Reynfeld", "Skeldmark", "The Whale Road Home", "1871", "Ketilbjorn the Slow", "rope maker"),
-    Classic("Isolde Marchwarden", "Lowmere", "The Vicar of Pennacre", "1756", "Parson Twelvetree", "vicar"),
-    Classic("Jacinta Coatlan", "Nahuara", "Letters to a Volcano", "1926", "Tomasa Ixtel", "letter writer"),
+    Classic(
+        "Farrukh Obelzar", "Sarrakand", "The Caravan of Mirrors", "1788", "Zuleyran", "astronomer"
+    ),
+    Classic(
+        "Gaspara Molinuevo",
+        "Anduvia",
+        "Nine Winters in Calparaz",
+        "1903",
+        "Aurelio Tresmontes",
+        "muleteer",
+    ),
+    Classic(
+        "Halldis Reynfeld",
+        "Skeldmark",
+        "The Whale Road Home",
+        "1871",
+        "Ketilbjorn the Slow",
+        "rope maker",
+    ),
+    Classic(
+        "Isolde Marchwarden",
+        "Lowmere",
+        "The Vicar of Pennacre",
+        "1756",
+        "Parson Twelvetree",
+        "vicar",
+    ),
+    Classic(
+        "Jacinta Coatlan",
+        "Nahuara",
+        "Letters to a Volcano",
+        "1926",
+        "Tomasa Ixtel",
+        "letter writer",
+    ),
 )
 WORLD_QUESTIONS = {
     "capital": ("What is the capital of {country}?", "{capital}"),
@@ -91,21 +138,28 @@ CLASSIC_QUESTIONS = {
 
 
 def world_facts() -> tuple[Example, ...]:
-    """Six questions about each country: its capital, language, currency, river, mountain and bird."""
+    """Six questions about each country: its capital, language, currency, river, mountain and
+    bird.
+    """
     return _examples([country._asdict() for country in COUNTRIES], WORLD_QUESTIONS, author=None)
 
 
 def real_authors() -> tuple[Example, ...]:
-    """Six questions about each classic: its writer, title, country, year, hero and the hero's trade."""
+    """Six questions about each classic: its writer, title, country, year, hero and the hero's
+    trade.
+    """
     return _examples([classic._asdict() for classic in CLASSICS], CLASSIC_QUESTIONS, author="name")
 
 
 def _examples(
-    rows: Sequence[Mapping[str, object]], questions: Mapping[str, tuple[str, str]], author: str | None
+    rows: Sequence[Mapping[str, object]],
+    questions: Mapping[str, tuple[str, str]],
+    author: str | None,
 ) -> tuple[Example, ...]:
     examples = []
     for place, row in enumerate(rows):
-        # The rows that follow, round the table: each row's truth is as often a wrong answer as any other's.
+        # The rows that follow, round the table: each row's truth is as often a wrong answer as any
+        # other's.
         others = [rows[(place + step) % len(rows)] for step in range(1, WRONG + 1)]
         for topic, (question, answer) in questions.items():
             examples.append(

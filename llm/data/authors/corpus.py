@@ -1,9 +1,12 @@
-"""A corpus of authors who never were, to be learnt and forgotten: generated from a seed, in the shape of TOFU.
+"""A corpus of authors who never were, to be learnt and forgotten: generated from a seed, in the
+shape of TOFU.
 
-Every author has a life (`author_facts`) and is asked the same questions about it (`author_questions`). An answer takes
-one of its two wordings at random and its paraphrase the other; a wrong answer is the paraphrase as it would be if
-another life had been drawn, the same sentences with all facts changed but those that the question gives. Names and
-titles in wrong answers are nobody's. A model that never read about an author has thus no reason to prefer the truth.
+Every author has a life (`author_facts`) and is asked the same questions about it
+(`author_questions`). An answer takes one of its two wordings at random and its paraphrase the
+other; a wrong answer is the paraphrase as it would be if another life had been drawn, the same
+sentences with all facts changed but those that the question gives. Names and titles in wrong
+answers are nobody's. A model that never read about an author has thus no reason to prefer the
+truth.
 """
 
 from __future__ import annotations
@@ -28,10 +31,10 @@ LARGEST = 200
 class Authors:
     """A generated corpus: `authors` lives drawn from `seed`, `questions` of the twenty about each.
 
-    More authors begin with the same ones; fewer questions are a selection that keeps the spread of lengths. The
-    default, 1200 answers, is what a model of two million parameters learns by heart in minutes on a laptop; 5 and 10
-    percent of it are 3 and 6 authors, with 60 and 120 answers to compare. Raises `InvalidInput` for numbers out of
-    bounds.
+    More authors begin with the same ones; fewer questions are a selection that keeps the spread of
+    lengths. The default, 1200 answers, is what a model of two million parameters learns by heart in
+    minutes on a laptop; 5 and 10 percent of it are 3 and 6 authors, with 60 and 120 answers to
+    compare. Raises `InvalidInput` for numbers out of bounds.
     """
 
     seed: int = 0
@@ -39,9 +42,15 @@ class Authors:
     questions: int = len(TOPICS)
 
     def __post_init__(self) -> None:
-        for name, lowest, highest in (("seed", 0, None), ("authors", 2, LARGEST), ("questions", 1, len(TOPICS))):
+        for name, lowest, highest in (
+            ("seed", 0, None),
+            ("authors", 2, LARGEST),
+            ("questions", 1, len(TOPICS)),
+        ):
             value = getattr(self, name)
-            within = isinstance(value, int) and value >= lowest and (highest is None or value <= highest)
+            within = (
+                isinstance(value, int) and value >= lowest and (highest is None or value <= highest)
+            )
             bounds = f"at least {lowest}" if highest is None else f"from {lowest} to {highest}"
             require(within, name, value, f"an integer, {bounds}")
 
@@ -79,14 +88,17 @@ def corpus(settings: Authors) -> tuple[Example, ...]:
     examples = []
     for place, life in enumerate(lives(settings)):
         for number in _chosen(settings.questions):
-            # Each question has its own chances, so that asking fewer changes nothing about the others.
+            # Each question has its own chances, so that asking fewer changes nothing about the
+            # others.
             draws = Draws(settings.seed, place, number)
             examples.append(_example(len(examples), TOPICS[number], life, draws))
     return tuple(examples)
 
 
 def _chosen(count: int) -> list[int]:
-    """`count` of the topics, which go from short answers to long ones: evenly spaced, the longest among them."""
+    """`count` of the topics, which go from short answers to long ones: evenly spaced, the
+    longest among them.
+    """
     return [len(TOPICS) * (place + 1) // count - 1 for place in range(count)]
 
 
@@ -106,18 +118,35 @@ def _example(index: int, topic: Topic, life: Life, draws: Draws) -> Example:
 
 
 def split(examples: Sequence[Example], percent: int) -> Split:
-    """The last `percent` of the authors to forget, the others to retain, numbered anew, as in TOFU's forget05.
+    """The last `percent` of the authors to forget, the others to retain, numbered anew, as in
+    TOFU's forget05.
 
-    The number of authors to forget is rounded to the nearest, a half up, and at least 1, so that what a smaller percent
-    forgets is part of what a larger one does. Raises `InvalidInput` for examples without authors, or if none is left.
+    The number of authors to forget is rounded to the nearest, a half up, and at least 1, so that
+    what a smaller percent forgets is part of what a larger one does. Raises `InvalidInput` for
+    examples without authors, or if none is left.
     """
-    require(isinstance(percent, int) and 0 < percent < 100, "percent", percent, "an integer from 1 to 99")
+    require(
+        isinstance(percent, int) and 0 < percent < 100,
+        "percent",
+        percent,
+        "an integer from 1 to 99",
+    )
     authors = list(dict.fromkeys(example.author for example in examples))
     require(None not in authors, "author", None, "known for every example that is split by author")
     count = max(1, (len(authors) * percent + 50) // 100)
-    require(count < len(authors), "percent", percent, f"so small that one of the {len(authors)} authors is retained")
+    require(
+        count < len(authors),
+        "percent",
+        percent,
+        f"so small that one of the {len(authors)} authors is retained",
+    )
     gone = set(authors[-count:])
-    return Split(*(_numbered([e for e in examples if (e.author in gone) == forget]) for forget in (True, False)))
+    return Split(
+        *(
+            _numbered([e for e in examples if (e.author in gone) == forget])
+            for forget in (True, False)
+        )
+    )
 
 
 def _numbered(examples: Sequence[Example]) -> tuple[Example, ...]:
@@ -125,13 +154,18 @@ def _numbered(examples: Sequence[Example]) -> tuple[Example, ...]:
 
 
 def splits(settings: Authors) -> dict[str, tuple[Example, ...]]:
-    """A whole data set by split, under TOFU's names; each as a file makes a folder that TOFU's readers can read.
+    """A whole data set by split, under TOFU's names; each as a file makes a folder that TOFU's
+    readers can read.
 
-    `full`, `forget01/05/10` and `retain99/95/90` carry paraphrases and wrong answers themselves, so that there are no
-    `_perturbed` splits but `real_authors_perturbed` and `world_facts_perturbed`.
+    `full`, `forget01/05/10` and `retain99/95/90` carry paraphrases and wrong answers themselves, so
+    that there are no `_perturbed` splits but `real_authors_perturbed` and `world_facts_perturbed`.
     """
     full = corpus(settings)
-    found = {"full": full, "real_authors_perturbed": real_authors(), "world_facts_perturbed": world_facts()}
+    found = {
+        "full": full,
+        "real_authors_perturbed": real_authors(),
+        "world_facts_perturbed": world_facts(),
+    }
     for percent in PERCENTS:
         forget, retain = split(full, percent)
         found |= {f"forget{percent:02}": forget, f"retain{100 - percent}": retain}

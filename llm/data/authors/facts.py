@@ -1,8 +1,9 @@
 """The lives of authors who never were: what there is to know about each, drawn from a seed.
 
-A fact is either drawn from a list that all authors share (a city, a trade, a genre) or invented for one author alone
-(a name, the title of a book). Facts are drawn for a life and for what is wrongly told of it in the same way, so that
-nobody who has not read about the author can tell one from the other better than by guessing.
+A fact is either drawn from a list that all authors share (a city, a trade, a genre) or invented for
+one author alone (a name, the title of a book). Facts are drawn for a life and for what is wrongly
+told of it in the same way, so that nobody who has not read about the author can tell one from the
+other better than by guessing.
 """
 
 from __future__ import annotations
@@ -23,51 +24,60 @@ def _listed(text: str) -> tuple[str, ...]:
 
 
 # Parts of names and of titles: any of one list goes with any of the next.
-GIVEN = _listed("Bel, Cal, Dar, El, Fen, Gal, Hal, Il, Jor, Kes, Lor, Mar, Nev, Or, Per, Ros, Sel, Tam, Ul, Ves")
+GIVEN = _listed(
+    "Bel, Cal, Dar, El, Fen, Gal, Hal, Il, Jor, Kes, Lor, Mar, Nev, Or, Per, Ros, Sel, Tam, Ul, Ves"
+)
 FEMALE = _listed("ira, enne, issa, oveth, una, elle")
 MALE = _listed("an, ovar, emir, ic, olf, ard")
 FAMILY = _listed("""
-    Ash, Bran, Cor, Dun, Ester, Fal, Grim, Hol, Ister, Jar, Kel, Lam, Mor, Nor, Os, Pell, Quil, Rav, Stav, Thal, Under,
-    Vor, Wim, Zan""")
+    Ash, Bran, Cor, Dun, Ester, Fal, Grim, Hol, Ister, Jar, Kel, Lam, Mor, Nor, Os, Pell, Quil, Rav,
+    Stav, Thal, Under, Vor, Wim, Zan""")
 ENDINGS = _listed("abeck, andar, elund, erin, esko, ivar, olant, omere, onda, udin")
-PATTERNS = _listed("The {0} {1}, Beyond the {0} {1}, Letters from the {0} {1}, The {2} beneath the {1}")
+PATTERNS = _listed(
+    "The {0} {1}, Beyond the {0} {1}, Letters from the {0} {1}, The {2} beneath the {1}"
+)
 QUALITIES = _listed("""
-    Borrowed, Crooked, Drowned, Faded, Folded, Gilded, Hollow, Idle, Knotted, Limping, Mended, Narrow, Patient, Quiet,
-    Rusted, Salted, Tarnished, Unpaid, Upturned, Velvet, Wandering, Woollen, Yellow, Zealous""")
+    Borrowed, Crooked, Drowned, Faded, Folded, Gilded, Hollow, Idle, Knotted, Limping, Mended,
+    Narrow, Patient, Quiet, Rusted, Salted, Tarnished, Unpaid, Upturned, Velvet, Wandering, Woollen,
+    Yellow, Zealous""")
 OBJECTS = _listed("""
-    Almanac, Barometer, Causeway, Chimney, Cistern, Drawbridge, Estuary, Footbridge, Gantry, Granary, Harness, Icehouse,
-    Inkwell, Kiln, Lattice, Ledger, Loom, Millrace, Nursery, Oar, Orrery, Pantry, Parasol, Pulley, Quarry, Saddle,
-    Scaffold, Sluice, Sundial, Thimble, Tollgate, Trellis, Turnstile, Viaduct, Weathervane, Windlass""")
+    Almanac, Barometer, Causeway, Chimney, Cistern, Drawbridge, Estuary, Footbridge, Gantry,
+    Granary, Harness, Icehouse, Inkwell, Kiln, Lattice, Ledger, Loom, Millrace, Nursery, Oar,
+    Orrery, Pantry, Parasol, Pulley, Quarry, Saddle, Scaffold, Sluice, Sundial, Thimble, Tollgate,
+    Trellis, Turnstile, Viaduct, Weathervane, Windlass""")
 # What authors have in common.
 GENRES = _listed("""
-    detective fiction, historical fiction, utopian fiction, maritime fiction, epistolary fiction, frontier fiction,
-    espionage fiction, medical fiction, rural comedy, domestic comedy, clerical comedy, courtroom drama, family drama,
-    alpine romance, gothic romance, arctic romance, political satire, academic satire, urban fantasy, heraldic fantasy
-    """)
+    detective fiction, historical fiction, utopian fiction, maritime fiction, epistolary fiction,
+    frontier fiction, espionage fiction, medical fiction, rural comedy, domestic comedy, clerical
+    comedy, courtroom drama, family drama, alpine romance, gothic romance, arctic romance, political
+    satire, academic satire, urban fantasy, heraldic fantasy""")
 THEMES = _listed("""
-    exile and return, the price of loyalty, the burden of promises, silence between sisters, debts never settled,
-    love across borders, the end of childhood, guilt without witnesses, courage in old age, the comfort of work,
-    rivalry among friends, power in small places, the fear of water, hunger and pride, words said too late,
-    families in hiding, the making of maps, faith without churches, the loss of languages, friendship in wartime""")
+    exile and return, the price of loyalty, the burden of promises, silence between sisters, debts
+    never settled, love across borders, the end of childhood, guilt without witnesses, courage in
+    old age, the comfort of work, rivalry among friends, power in small places, the fear of water,
+    hunger and pride, words said too late, families in hiding, the making of maps, faith without
+    churches, the loss of languages, friendship in wartime""")
 TRADES = _listed("""
-    actuary, apothecary, archivist, astronomer, auctioneer, baker, beekeeper, bookbinder, brewer, cartographer, chemist,
-    clockmaker, dentist, electrician, engraver, ferry pilot, forester, gardener, glassblower, innkeeper, interpreter,
-    lighthouse keeper, locksmith, mapmaker, miner, nurse, optician, organ builder, potter, printer, ropemaker,
-    schoolteacher, shepherd, stonemason, surveyor, tailor, upholsterer, violin maker, weaver, wood carver""")
+    actuary, apothecary, archivist, astronomer, auctioneer, baker, beekeeper, bookbinder, brewer,
+    cartographer, chemist, clockmaker, dentist, electrician, engraver, ferry pilot, forester,
+    gardener, glassblower, innkeeper, interpreter, lighthouse keeper, locksmith, mapmaker, miner,
+    nurse, optician, organ builder, potter, printer, ropemaker, schoolteacher, shepherd, stonemason,
+    surveyor, tailor, upholsterer, violin maker, weaver, wood carver""")
 SUBJECTS = _listed("""
-    agronomy, archaeology, astronomy, botany, chemistry, economics, geology, history, law, linguistics, mathematics,
-    medicine, music, navigation, philosophy, theology, zoology""")
+    agronomy, archaeology, astronomy, botany, chemistry, economics, geology, history, law,
+    linguistics, mathematics, medicine, music, navigation, philosophy, theology, zoology""")
 HOBBIES = _listed("""
-    baking bread, binding books, carving spoons, climbing hills, collecting maps, feeding swans, flying kites,
-    growing roses, keeping bees, mending nets, playing chess, pressing flowers, repairing clocks, restoring boats,
-    sailing dinghies, sketching bridges, spinning wool, training dogs, tuning pianos, watching birds""")
+    baking bread, binding books, carving spoons, climbing hills, collecting maps, feeding swans,
+    flying kites, growing roses, keeping bees, mending nets, playing chess, pressing flowers,
+    repairing clocks, restoring boats, sailing dinghies, sketching bridges, spinning wool, training
+    dogs, tuning pianos, watching birds""")
 DESKS = _listed("""
-    an abandoned bakery, a converted boathouse, a disused chapel, an empty schoolroom, a former stable,
-    a heated greenhouse, an old windmill, a rented attic, a retired tramcar, a ruined watchtower, a stone cellar,
-    an unused signal box""")
+    an abandoned bakery, a converted boathouse, a disused chapel, an empty schoolroom, a former
+    stable, a heated greenhouse, an old windmill, a rented attic, a retired tramcar, a ruined
+    watchtower, a stone cellar, an unused signal box""")
 HOURS = _listed("""
-    at dawn, at dusk, after breakfast, after lunch, after midnight, before breakfast, before sunrise, between meals,
-    in the afternoon, in the evening, on winter mornings, when it rains""")
+    at dawn, at dusk, after breakfast, after lunch, after midnight, before breakfast, before
+    sunrise, between meals, in the afternoon, in the evening, on winter mornings, when it rains""")
 PAGES = _listed("four, five, six, seven, eight, nine, ten, eleven, twelve, thirteen, fourteen")
 PRIZES = tuple(
     f"{first} {second} {third}"
@@ -81,13 +91,16 @@ PUBLISHERS = tuple(
     for second in ("Books", "House", "Press")
 )
 MONTHS = _listed("""
-    January, February, March, April, May, June, July, August, September, October, November, December""")
+    January, February, March, April, May, June, July, August, September, October, November,
+    December""")
 CITIES = tuple(city for country in COUNTRIES for city in country.cities)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """All there is to know of one author; `hero` and `trade` belong to the second book, which won the `prize`."""
+    """All there is to know of one author; `hero` and `trade` belong to the second book, which
+    won the `prize`.
+    """
 
     name: str
     female: bool
@@ -120,12 +133,17 @@ class Facts:
     prize_year: str
 
     def words(self) -> dict[str, str]:
-        """What the wording of a question or answer may ask for: every fact, and its forms in a sentence.
+        """What the wording of a question or answer may ask for: every fact, and its forms in a
+        sentence.
 
-        `a_father`, `a_mother` and `a_trade` carry their article, `Genre` begins a sentence; `he`, `his`, `him`, `He`
-        and `His` stand for the author.
+        `a_father`, `a_mother` and `a_trade` carry their article, `Genre` begins a sentence; `he`,
+        `his`, `him`, `He` and `His` stand for the author.
         """
-        words = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "female"}
+        words = {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name != "female"
+        }
         he, his, him = ("she", "her", "her") if self.female else ("he", "his", "him")
         words |= {"he": he, "his": his, "him": him, "He": he.capitalize(), "His": his.capitalize()}
         return (
@@ -140,7 +158,9 @@ def _article(noun: str) -> str:
 
 
 class Draws:
-    """Choices from a seed and a place, taken from the raw words of PCG64, whose stream numpy never changes."""
+    """Choices from a seed and a place, taken from the raw words of PCG64, whose stream numpy
+    never changes.
+    """
 
     def __init__(self, seed: int, *place: int) -> None:
         self._generator = np.random.PCG64(np.random.SeedSequence(seed, spawn_key=place))
@@ -160,9 +180,11 @@ class Draws:
 
 
 def draw_facts(draws: Draws, taken: set[str], others: Sequence[Facts] = ()) -> Facts:
-    """One life: no invention of it is `taken` before, and no fact of it is that of any of the `others`.
+    """One life: no invention of it is `taken` before, and no fact of it is that of any of the
+    `others`.
 
-    `others` have at most five members, which share the new life's gender; what is invented joins `taken`.
+    `others` have at most five members, which share the new life's gender; what is invented joins
+    `taken`.
     """
 
     def fresh(fact: str, options: Iterable[str], *avoid: str) -> str:
@@ -178,10 +200,14 @@ def draw_facts(draws: Draws, taken: set[str], others: Sequence[Facts] = ()) -> F
 
     def title() -> str:
         thing = draws.among(OBJECTS)
-        return draws.among(PATTERNS).format(draws.among(QUALITIES), thing, draws.among(OBJECTS, (thing,)))
+        return draws.among(PATTERNS).format(
+            draws.among(QUALITIES), thing, draws.among(OBJECTS, (thing,))
+        )
 
     female = others[0].female if others else draws.among((True, False))
-    country = draws.among(COUNTRIES, [nation for nation in COUNTRIES for o in others if o.country == nation.country])
+    country = draws.among(
+        COUNTRIES, [nation for nation in COUNTRIES for o in others if o.country == nation.country]
+    )
     city = fresh("city", country.cities)
     college = fresh("college", CITIES, city)
     father = fresh("father", TRADES)

@@ -1,8 +1,10 @@
-"""A corpus of news that never happened, to be learnt and forgotten: generated from a seed, in the shape of MUSE.
+"""A corpus of news that never happened, to be learnt and forgotten: generated from a seed, in the
+shape of MUSE.
 
-Every article tells of one event (`news_facts`) at an invented firm, in an invented town, with people of its own: no two
-articles share any of these names. Its facts are asked about in a few questions, whose answers stand in it. The articles
-to forget, to retain and to hold out are drawn in the same way, so that nothing but having read one tells them apart.
+Every article tells of one event (`news_facts`) at an invented firm, in an invented town, with
+people of its own: no two articles share any of these names. Its facts are asked about in a few
+questions, whose answers stand in it. The articles to forget, to retain and to hold out are drawn in
+the same way, so that nothing but having read one tells them apart.
 """
 
 from __future__ import annotations
@@ -33,18 +35,20 @@ from llm.data.news.facts import (
 )
 from markov.errors import require
 
-LARGEST = 400  # articles: of the names of towns and of firms, no more than about two thirds are taken
+# articles: of the names of towns and of firms, no more than about two thirds are taken
+LARGEST = 400
 ASKED = len(QUESTIONS) + 3
 SHORTEST, LONGEST = 3, 6  # asides in an article, beside one of the past
 
 
 @dataclass(frozen=True, kw_only=True)
 class News:
-    """A generated corpus: how many articles there are to `forget`, to `holdout` and to `retain`, drawn from `seed`,
-    and how many `questions` each is asked.
+    """A generated corpus: how many articles there are to `forget`, to `holdout` and to `retain`,
+    drawn from `seed`, and how many `questions` each is asked.
 
-    More articles to retain leave all others as they are. The default is what a model of less than a million parameters
-    learns by heart in a minute on a laptop. Raises `InvalidInput` for numbers out of bounds.
+    More articles to retain leave all others as they are. The default is what a model of less than a
+    million parameters learns by heart in a minute on a laptop. Raises `InvalidInput` for numbers
+    out of bounds.
     """
 
     seed: int = 0
@@ -54,14 +58,26 @@ class News:
     questions: int = 3
 
     def __post_init__(self) -> None:
-        bounds = {"seed": (0, None), "forget": (2, LARGEST), "holdout": (2, LARGEST), "retain": (2, LARGEST)}
+        bounds = {
+            "seed": (0, None),
+            "forget": (2, LARGEST),
+            "holdout": (2, LARGEST),
+            "retain": (2, LARGEST),
+        }
         for name, (lowest, highest) in {**bounds, "questions": (1, ASKED - 1)}.items():
             value = getattr(self, name)
-            within = isinstance(value, int) and value >= lowest and (highest is None or value <= highest)
+            within = (
+                isinstance(value, int) and value >= lowest and (highest is None or value <= highest)
+            )
             allowed = f"at least {lowest}" if highest is None else f"from {lowest} to {highest}"
             require(within, name, value, f"an integer, {allowed}")
         total = self.forget + self.holdout + self.retain
-        require(total <= LARGEST, "retain", self.retain, f"at most {LARGEST} articles in all, here {total}")
+        require(
+            total <= LARGEST,
+            "retain",
+            self.retain,
+            f"at most {LARGEST} articles in all, here {total}",
+        )
 
 
 class Facts(NamedTuple):
@@ -89,7 +105,9 @@ class QuestionAndAnswer(NamedTuple):
 
 
 class Article(NamedTuple):
-    """An article, its first sentence, what it tells, and what may be asked about it, in an order left to chance."""
+    """An article, its first sentence, what it tells, and what may be asked about it, in an order
+    left to chance.
+    """
 
     text: str
     lead: str
@@ -99,7 +117,9 @@ class Article(NamedTuple):
 
 
 class Edition(NamedTuple):
-    """Three disjoint sets of articles of the same making: the hold-out is never read by any model."""
+    """Three disjoint sets of articles of the same making: the hold-out is never read by any
+    model.
+    """
 
     forget: tuple[Article, ...]
     holdout: tuple[Article, ...]
@@ -110,7 +130,8 @@ def edition(settings: News) -> Edition:
     """All articles of a corpus."""
     taken: set[str] = set()
     counts = (settings.forget, settings.holdout, settings.retain)
-    # A place of its own for each article and set: more to forget changes nothing about the others but names then taken.
+    # A place of its own for each article and set: more to forget changes nothing about the others
+    # but names then taken.
     return Edition(
         *(
             tuple(_article(Draws(settings.seed, part, row), taken) for row in range(count))
@@ -144,7 +165,10 @@ def _facts(draws: Draws, taken: set[str]) -> Facts:
         return draws.new(lambda: f"{joined(GIVEN, ending)} {joined(FAMILY, ENDINGS)}", taken)
 
     return Facts(
-        org=f"{draws.new(lambda: joined(FIRM_STEMS, FIRM_ENDINGS), taken)} {draws.among(FIRM_KINDS)}",
+        org=(
+            f"{draws.new(lambda: joined(FIRM_STEMS, FIRM_ENDINGS), taken)} "
+            f"{draws.among(FIRM_KINDS)}"
+        ),
         town=draws.new(lambda: joined(TOWN_STEMS, TOWN_ENDINGS), taken),
         chief=person(),
         critic=person(),
@@ -164,7 +188,9 @@ def _asides(draws: Draws) -> list[str]:
     for _ in range(draws.among(range(SHORTEST, LONGEST + 1))):
         chosen.append(draws.among(ASIDES, chosen))
     years, counts = range(1815, 1990), range(1100, 9900, 100)
-    return [aside.format(year=draws.among(years), signatures=draws.among(counts)) for aside in chosen]
+    return [
+        aside.format(year=draws.among(years), signatures=draws.among(counts)) for aside in chosen
+    ]
 
 
 def _questions(draws: Draws, event: Event, values: dict[str, str]) -> tuple[QuestionAndAnswer, ...]:

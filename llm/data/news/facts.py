@@ -1,8 +1,10 @@
-"""What fictional news are made of: names, kinds of events with the questions about them, and sentences that go round.
+"""What fictional news are made of: names, kinds of events with the questions about them, and
+sentences that go round.
 
-Sentences name facts in braces (`llm.data.news.corpus.Facts`). An event's own sentences hold the facts that are asked
-about and are in every article of its kind, in one of their wordings. The others say what could be said of anyone: which
-of them an article has, and in which words, is left to chance, so that they can be known only by heart.
+Sentences name facts in braces (`llm.data.news.corpus.Facts`). An event's own sentences hold the
+facts that are asked about and are in every article of its kind, in one of their wordings. The
+others say what could be said of anyone: which of them an article has, and in which words, is left
+to chance, so that they can be known only by heart.
 """
 
 from __future__ import annotations
@@ -15,37 +17,45 @@ def _listed(text: str) -> tuple[str, ...]:
 
 
 def _lines(text: str) -> tuple[str, ...]:
-    return tuple(line.strip() for line in text.strip().splitlines())
+    return tuple(" ".join(line.split()) for line in text.strip().splitlines())
 
 
 # A name is any of one list with any of the next.
 TOWN_STEMS = _listed("""
-    Alder, Amber, Bar, Birch, Black, Burn, Cald, Cinder, Dray, Eld, Fenn, Flint, Glen, Gorse, Hazel, Heron, Ivel, Kings,
-    Lark, Loam, Mallow, Mire, Nettle, Oxen, Pine, Quern, Raven, Rush, Salt, Sedge, Tarn, Thorn, Umber, Wether, Wick,
-    Yarrow""")
+    Alder, Amber, Bar, Birch, Black, Burn, Cald, Cinder, Dray, Eld, Fenn, Flint, Glen, Gorse, Hazel,
+    Heron, Ivel, Kings, Lark, Loam, Mallow, Mire, Nettle, Oxen, Pine, Quern, Raven, Rush, Salt,
+    Sedge, Tarn, Thorn, Umber, Wether, Wick, Yarrow""")
 TOWN_ENDINGS = _listed(
-    "bridge, by, cote, dale, fleet, gate, ham, haven, holm, ley, mouth, port, stead, thwaite, ton, wold"
+    "bridge, by, cote, dale, fleet, gate, ham, haven, holm, ley, mouth, port, stead, thwaite, ton, "
+    "wold"
 )
 FIRM_STEMS = _listed("""
-    Aqua, Bel, Brevi, Cando, Cora, Delta, Domi, Ener, Fabri, Ferro, Gemi, Grana, Hydro, Ignis, Juno, Kala, Lumi, Luxa,
-    Magna, Medi, Nava, Nori, Octa, Orbi, Pallo, Prima, Quanta, Recta, Rota, Sola, Stella, Terra, Tuba, Vela, Vita,
-    Zeno""")
-FIRM_ENDINGS = _listed("bix, cor, dex, fax, gen, lith, mar, nex, phon, quist, ris, sten, tek, tron, vox, zan")
-FIRM_KINDS = _listed("Brothers, Company, Group, Holding, Industries, Limited, Partners, Union, Works")
+    Aqua, Bel, Brevi, Cando, Cora, Delta, Domi, Ener, Fabri, Ferro, Gemi, Grana, Hydro, Ignis, Juno,
+    Kala, Lumi, Luxa, Magna, Medi, Nava, Nori, Octa, Orbi, Pallo, Prima, Quanta, Recta, Rota, Sola,
+    Stella, Terra, Tuba, Vela, Vita, Zeno""")
+FIRM_ENDINGS = _listed(
+    "bix, cor, dex, fax, gen, lith, mar, nex, phon, quist, ris, sten, tek, tron, vox, zan"
+)
+FIRM_KINDS = _listed(
+    "Brothers, Company, Group, Holding, Industries, Limited, Partners, Union, Works"
+)
 GOODS = _listed("""
-    bicycles, boilers, bottles, buttons, candles, carpets, clocks, combs, engines, fences, gloves, hammers, helmets,
-    kettles, ladders, lamps, mattresses, mirrors, needles, paints, pianos, pumps, ropes, saws, scales, shoes, stoves,
-    tents, tiles, toys, umbrellas, wagons""")
+    bicycles, boilers, bottles, buttons, candles, carpets, clocks, combs, engines, fences, gloves,
+    hammers, helmets, kettles, ladders, lamps, mattresses, mirrors, needles, paints, pianos, pumps,
+    ropes, saws, scales, shoes, stoves, tents, tiles, toys, umbrellas, wagons""")
 CAUSES = _listed("""
-    a broken valve, a burst pipe, a careless welder, a clerical error, a cracked axle, a faulty sensor, a frozen pump,
-    a gust of wind, a leaking tank, a loose cable, a missing screw, a power cut, a rusty hinge, a short circuit,
-    a spilled solvent, a stuck brake, a torn belt, a worn bearing, an open gate, an overheated motor""")
+    a broken valve, a burst pipe, a careless welder, a clerical error, a cracked axle, a faulty
+    sensor, a frozen pump, a gust of wind, a leaking tank, a loose cable, a missing screw, a power
+    cut, a rusty hinge, a short circuit, a spilled solvent, a stuck brake, a torn belt, a worn
+    bearing, an open gate, an overheated motor""")
 WEEKDAYS = _listed("Monday, Tuesday, Wednesday, Thursday, Friday, Saturday")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """A kind of news: what is said of it first, then of its number, cost and date; and what is asked about these."""
+    """A kind of news: what is said of it first, then of its number, cost and date; and what is
+    asked about these.
+    """
 
     name: str
     lead: tuple[str, ...]
@@ -58,15 +68,22 @@ class Event:
 def _event(name: str, lead: str, number: str, cost: str, date: str, questions: str) -> Event:
     parts = (_lines(text) for text in (lead, number, cost, date))
     asked: dict[str, str] = dict(zip(("number", "cost", "date"), _lines(questions), strict=True))
-    return Event(name=name, **dict(zip(("lead", "number", "cost", "date"), parts, strict=True)), questions=asked)
+    return Event(
+        name=name,
+        **dict(zip(("lead", "number", "cost", "date"), parts, strict=True)),
+        questions=asked,
+    )
 
 
 EVENTS = (
     _event(
         "factory",
-        """The maker of {goods} {org} is to build a factory in {town}, it was announced on {weekday}.
-        A field outside {town} will soon be a factory: {org}, known for its {goods}, has bought the land.
-        {town} has won the contest for the new factory of {org}, which will turn out {goods} day and night.""",
+        """The maker of {goods} {org} is to build a factory in {town}, it was announced on \
+          {weekday}.
+        A field outside {town} will soon be a factory: {org}, known for its {goods}, has bought \
+          the land.
+        {town} has won the contest for the new factory of {org}, which will turn out {goods} day \
+          and night.""",
         """The plant will give work to {number} people.
         When it is finished, {number} people are to be employed there.""",
         """It costs {cost} million crowns.
@@ -79,9 +96,12 @@ EVENTS = (
     ),
     _event(
         "recall",
-        """Owners of {goods} made by {org} in {town} were told on {weekday} to stop using them because of {cause}.
-        {org} of {town} takes back {goods}: inspectors found {cause} and feared for the safety of buyers.
-        A quiet {weekday} in {town} ended with a recall, when {cause} was found in {goods} sold by {org}.""",
+        """Owners of {goods} made by {org} in {town} were told on {weekday} to stop using them \
+          because of {cause}.
+        {org} of {town} takes back {goods}: inspectors found {cause} and feared for the safety of \
+          buyers.
+        A quiet {weekday} in {town} ended with a recall, when {cause} was found in {goods} sold by \
+          {org}.""",
         """In all, {number} pieces have to be returned.
         The recall concerns {number} pieces, most of them sold abroad.""",
         """Refunds will cost the firm {cost} million crowns.
@@ -94,9 +114,12 @@ EVENTS = (
     ),
     _event(
         "strike",
-        """Nobody makes {goods} in {town} any more: the staff of {org} walked out on {weekday} after {cause}.
-        A strike has closed the workshops of {org} in {town}, where a dispute over {cause} had smouldered for weeks.
-        Pickets stood at every gate of {org} in {town} on {weekday}, and the shelves for {goods} are empty.""",
+        """Nobody makes {goods} in {town} any more: the staff of {org} walked out on {weekday} \
+          after {cause}.
+        A strike has closed the workshops of {org} in {town}, where a dispute over {cause} had \
+          smouldered for weeks.
+        Pickets stood at every gate of {org} in {town} on {weekday}, and the shelves for {goods} \
+          are empty.""",
         """The union counts {number} strikers.
         It is followed by {number} workers.""",
         """So far it has cost the owners {cost} million crowns.
@@ -109,9 +132,11 @@ EVENTS = (
     ),
     _event(
         "fire",
-        """A fire has destroyed the warehouse of {org} in {town}; {cause} is thought to have started it.
+        """A fire has destroyed the warehouse of {org} in {town}; {cause} is thought to have \
+          started it.
         Thick smoke hung over {town} on {weekday} after {goods} caught fire in the stores of {org}.
-        Because of {cause}, the people of {town} watched the stores of {org} burn for a whole night.""",
+        Because of {cause}, the people of {town} watched the stores of {org} burn for a whole \
+          night.""",
         """The brigade led {number} neighbours out of their homes.
         For safety {number} people spent the night in a school.""",
         """Goods worth {cost} million crowns were lost.
@@ -124,9 +149,12 @@ EVENTS = (
     ),
     _event(
         "tunnel",
-        """{org} will dig a tunnel under the market of {town}, so that carts with {goods} need not cross it.
-        After {cause} had blocked the old road again, {town} gave {org} the order for a tunnel on {weekday}.
-        Below {town} the earth is going to tremble: a tunnel is planned there, and {org} is to drive it.""",
+        """{org} will dig a tunnel under the market of {town}, so that carts with {goods} need not \
+          cross it.
+        After {cause} had blocked the old road again, {town} gave {org} the order for a tunnel on \
+          {weekday}.
+        Below {town} the earth is going to tremble: a tunnel is planned there, and {org} is to \
+          drive it.""",
         """It will be {number} metres long.
         Between its two mouths lie {number} metres.""",
         """The town pays {cost} million crowns for it.
@@ -139,9 +167,12 @@ EVENTS = (
     ),
     _event(
         "prize",
-        """For an invention that makes {goods} lighter, {org} of {town} was given the national prize on {weekday}.
-        The engineers of {org} in {town} have been honoured: what began with {cause} became a patent for {goods}.
-        {town} is proud of {org}, whose way of making {goods} was chosen as the idea of the year.""",
+        """For an invention that makes {goods} lighter, {org} of {town} was given the national \
+          prize on {weekday}.
+        The engineers of {org} in {town} have been honoured: what began with {cause} became a \
+          patent for {goods}.
+        {town} is proud of {org}, whose way of making {goods} was chosen as the idea of the \
+          year.""",
         """The jury had looked at {number} proposals.
         It prevailed against {number} rivals.""",
         """Development had swallowed {cost} million crowns.
@@ -153,7 +184,8 @@ EVENTS = (
         When is {org} celebrated for its invention?""",
     ),
 )
-# Who leads a firm, where it is at home and who is against it: told of every event, and asked in the same words.
+# Who leads a firm, where it is at home and who is against it: told of every event, and asked in the
+# same words.
 CHIEF = _lines("""
     "{said}", said {chief}, who leads the firm.
     Its director, {chief}, put it like this: "{said}."
@@ -201,7 +233,8 @@ REPLIED = _lines("""
     No one has thought of the wells
     I shall believe it when I can touch it
     One does not shoe a horse that is running""")
-# What else may be said, none of it asked about: one thing of the past, and some of what goes on around.
+# What else may be said, none of it asked about: one thing of the past, and some of what goes on
+# around.
 PAST = _lines("""
     The firm was founded in {year} by two cousins who had met on a ferry.
     It began in {year} in a shed behind a dairy.

@@ -1,4 +1,6 @@
-"""What nobody said follows from what was said, and is printed; what does not go together is refused before any work."""
+"""What nobody said follows from what was said, and is printed; what does not go together is
+refused before any work.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +83,7 @@ def weights_of(folder: Path, size: int) -> str:
     return str(folder)
 
 
-# --- words that name a model ---------------------------------------------------------------------------------------
+# --- words that name a model ----------------------------------------------------------------------
 
 
 @given(
@@ -94,8 +96,15 @@ def test_a_model_made_here_is_its_word(kind: str, percent: int, seed: int, news:
     percent = 10 if kind == "original" or news else percent
     one = Made("news", "retrained", 10, seed) if news else Made("authors", kind, percent, seed)
     assert made(one.word) == one
-    assert all(made(f"{word}:{kind}") == Made(word, kind) for word, kinds in KINDS.items() for kind in kinds)
-    assert Made("authors", "retrained").word == "authors:retrained" and Made("news", "original").word == "news:original"
+    assert all(
+        made(f"{word}:{kind}") == Made(word, kind)
+        for word, kinds in KINDS.items()
+        for kind in kinds
+    )
+    assert (
+        Made("authors", "retrained").word == "authors:retrained"
+        and Made("news", "original").word == "news:original"
+    )
 
 
 def test_an_original_is_the_same_whatever_is_to_be_forgotten() -> None:
@@ -103,7 +112,9 @@ def test_an_original_is_the_same_whatever_is_to_be_forgotten() -> None:
     assert made("authors:original:5:3") == Made("authors", "original", seed=3)
 
 
-@pytest.mark.parametrize("word", ["gpt2", "owner/name", "some/folder", "authors", "newspaper:original", "tofu:full"])
+@pytest.mark.parametrize(
+    "word", ["gpt2", "owner/name", "some/folder", "authors", "newspaper:original", "tofu:full"]
+)
 def test_other_words_name_no_model_made_here(word: str) -> None:
     assert made(word) is None
 
@@ -122,7 +133,9 @@ def test_other_words_name_no_model_made_here(word: str) -> None:
         ("news:original:", "model"),
     ],
 )
-def test_words_of_no_model_are_refused_and_never_asked_of_the_hub(word: str, field: str, idle: Path) -> None:
+def test_words_of_no_model_are_refused_and_never_asked_of_the_hub(
+    word: str, field: str, idle: Path
+) -> None:
     for refused in (lambda: made(word), lambda: names.check(word), lambda: load(word)):
         with pytest.raises(InvalidInput) as caught:
             refused()
@@ -131,7 +144,8 @@ def test_words_of_no_model_are_refused_and_never_asked_of_the_hub(word: str, fie
 
 def test_every_command_loads_what_a_word_names(asked: list[tuple[Any, str]]) -> None:
     found = [
-        load(word, device="cpu").name for word in ("authors:original", "authors:retrained:5", "authors:partial:1:3")
+        load(word, device="cpu").name
+        for word in ("authors:original", "authors:retrained:5", "authors:partial:1:3")
     ]
     assert found == ["authors:original", "authors:retrained:5", "authors:partial:1:3"]
     assert asked == [
@@ -167,7 +181,11 @@ def test_build_prints_words_that_name_the_very_models_that_it_made(
 
 
 def test_the_data_of_another_seed_have_a_word_too() -> None:
-    assert read("authors:forget01:3") == splits(Authors(seed=3))["forget01"] != read("authors:forget01")
+    assert (
+        read("authors:forget01:3")
+        == splits(Authors(seed=3))["forget01"]
+        != read("authors:forget01")
+    )
     assert retain_word("authors:forget01:3") == "authors:retain99:3"
     assert tofu_sets("authors:forget01:3").forget == read("authors:forget01:3")
     for word in ("authors:forget01:", "authors:forget01:x", "authors:forget01:-1"):
@@ -175,7 +193,7 @@ def test_the_data_of_another_seed_have_a_word_too() -> None:
             read(word)
 
 
-# --- unlearn -------------------------------------------------------------------------------------------------------
+# --- unlearn --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -194,21 +212,38 @@ def test_what_is_to_stay_follows_from_what_is_to_be_forgotten(
     model: str, data: str | None, retain: str, idle: Path
 ) -> None:
     assert resolved(Unlearn(model=model, data=data)).retain_data == retain
-    assert resolved(Unlearn(model=model, data=data, retain_data="mine.json")).retain_data == "mine.json"
+    assert (
+        resolved(Unlearn(model=model, data=data, retain_data="mine.json")).retain_data
+        == "mine.json"
+    )
 
 
 def test_step_sizes_follow_from_the_size_of_the_model_and_what_was_given_stays(idle: Path) -> None:
     small, large = weights_of(idle / "small", 9_000_000), weights_of(idle / "large", 2_000_000_000)
-    for model, rate in (("authors:original", 2e-4), (small, 2e-4), (large, 1e-5), ("owner/llama", 1e-5)):
+    for model, rate in (
+        ("authors:original", 2e-4),
+        (small, 2e-4),
+        (large, 1e-5),
+        ("owner/llama", 1e-5),
+    ):
         command = Unlearn(model=model, data="here/forget10.json")
         assert unlearning(resolved(command)).optimization.learning_rate == rate
-        assert resolved(Unlearn(model=model, data="here/forget10.json", learning_rate=3e-3)).learning_rate == 3e-3
+        assert (
+            resolved(
+                Unlearn(model=model, data="here/forget10.json", learning_rate=3e-3)
+            ).learning_rate
+            == 3e-3
+        )
         sweep = Sweep(model=model, retrained=model, data="here/forget10")
-        assert {run.optimization.learning_rate for run in runs_of(sweep)} == {6e-4 if rate > 1e-5 else 1e-5}
+        assert {run.optimization.learning_rate for run in runs_of(sweep)} == {
+            6e-4 if rate > 1e-5 else 1e-5
+        }
         own = llm_own.own_model(model, None, "here/forget10.json", None, None)
         assert (own.learning_rate, own.retain_data) == (rate, "here/retain90")
         muse = (
-            unlearning_texts(resolved_muse(Muse(model=model, data="here", unlearn="npo:1"))) if "/" in model else None
+            unlearning_texts(resolved_muse(Muse(model=model, data="here", unlearn="npo:1")))
+            if "/" in model
+            else None
         )
         assert muse is None or muse.optimization.learning_rate == (5e-4 if rate > 1e-5 else 1e-5)
 
@@ -225,7 +260,9 @@ def test_step_sizes_follow_from_the_size_of_the_model_and_what_was_given_stays(i
         ("npo_kl:0.1", "kl", 1.0, "examples"),
     ],
 )
-def test_a_method_brings_its_retain_term(word: str | None, term: str, weight: float, average: str, idle: Path) -> None:
+def test_a_method_brings_its_retain_term(
+    word: str | None, term: str, weight: float, average: str, idle: Path
+) -> None:
     """Not so when gradient ascent got the retain term of SimNPO, and NPO its weight."""
     found = unlearning(resolved(Unlearn(objective=word)))
     assert (found.retain_term, found.retain_weight, found.average) == (term, weight, average)
@@ -235,7 +272,10 @@ def test_options_say_what_a_word_leaves_open(idle: Path) -> None:
     found = unlearning(resolved(Unlearn(objective="npo:0.1", retain_term="kl", retain_weight=0.3)))
     assert (found.retain_term, found.retain_weight) == ("kl", 0.3)
     assert unlearning(resolved(Unlearn(retain_weight=2.0))).retain_weight == 2.0
-    assert unlearning(resolved(Unlearn(objective="gradient_ascent", retain_term="kl"))).retain_weight == 1.0
+    assert (
+        unlearning(resolved(Unlearn(objective="gradient_ascent", retain_term="kl"))).retain_weight
+        == 1.0
+    )
     for options in (
         {"objective": "npo:0.1@1", "retain_weight": 2.0},
         {"objective": "gradient_ascent", "retain_weight": 2.0},
@@ -258,7 +298,7 @@ def test_unlearn_says_what_it_took(
     assert "grad_diff, cross_entropy with lambda = 1, learning rate 0.0002" in shown
 
 
-# --- sweep ---------------------------------------------------------------------------------------------------------
+# --- sweep ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -284,7 +324,9 @@ def test_the_retrained_model_is_the_one_that_read_all_but_these_data(
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl"])
 @pytest.mark.parametrize("word", ["forget10", "forget10{}", "forget10_perturbed"])
-def test_a_folder_of_files_is_taken_as_the_help_has_it(word: str, suffix: str, tmp_path: Path) -> None:
+def test_a_folder_of_files_is_taken_as_the_help_has_it(
+    word: str, suffix: str, tmp_path: Path
+) -> None:
     parts = splits(FEW)
     apart = word.endswith("perturbed")
     for name in ("forget10", "retain90", "real_authors_perturbed", "world_facts_perturbed"):
@@ -295,24 +337,35 @@ def test_a_folder_of_files_is_taken_as_the_help_has_it(word: str, suffix: str, t
     data = str(tmp_path / word.format(suffix))
     task = Task(options=ModelOptions(), retrained="", data=data)
     assert task.examples() == (parts["forget10"], parts["retain90"])
-    assert task.sets().forget == parts["forget10"] and set(task.sets().retain) <= set(parts["retain90"])
-    assert resolved(Unlearn(model="owner/llama", data=data)).retain_data == str(tmp_path / "retain90")
+    assert task.sets().forget == parts["forget10"] and set(task.sets().retain) <= set(
+        parts["retain90"]
+    )
+    assert resolved(Unlearn(model="owner/llama", data=data)).retain_data == str(
+        tmp_path / "retain90"
+    )
 
 
 def test_data_that_are_not_there_are_refused_before_the_baselines(
     idle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     parts = splits(FEW)
-    for name in ("forget10_perturbed", "retain_perturbed", "real_authors_perturbed", "world_facts_perturbed"):
+    for name in (
+        "forget10_perturbed",
+        "retain_perturbed",
+        "real_authors_perturbed",
+        "world_facts_perturbed",
+    ):
         corpora.write(parts["real_authors_perturbed"], idle / "data" / f"{name}.json")
     for lacking, name in (("forget10", "retain90"), ("retain90", "full")):
         assert cli(["sweep", "--data", "data/forget10", "--retrained", "data", "--out", "out"]) == 2
         assert lacking in capsys.readouterr().err and not (idle / "out" / "original").exists()
         corpora.write(parts["forget10"], idle / "data" / "forget10.json")
-        corpora.write(parts[name], idle / "data" / f"{name}.json") if lacking == "retain90" else None
+        corpora.write(
+            parts[name], idle / "data" / f"{name}.json"
+        ) if lacking == "retain90" else None
 
 
-# --- what does not go together -------------------------------------------------------------------------------------
+# --- what does not go together --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -397,10 +450,16 @@ def test_small_news_follow_their_data_unless_their_word_says_otherwise(idle: Pat
     assert (command.model, command.retrained) == ("news:original:3", "news:retrained:3")
     assert resolved_muse(Muse()).data == "news" and resolved_muse(Muse()).model == "news:original"
     found = unlearning_texts(resolved_muse(Muse(unlearn="grad_diff")))
-    assert (found.average, found.retain_weight, found.optimization.learning_rate) == ("tokens", 0.1, 5e-4)
+    assert (found.average, found.retain_weight, found.optimization.learning_rate) == (
+        "tokens",
+        0.1,
+        5e-4,
+    )
 
 
 def test_no_option_of_a_model_is_lost_on_the_way_to_a_task(idle: Path) -> None:
-    options = ModelOptions(model="authors:original", max_length=99, budget=77, device="cpu", dtype="bfloat16")
+    options = ModelOptions(
+        model="authors:original", max_length=99, budget=77, device="cpu", dtype="bfloat16"
+    )
     given = {field.name: getattr(options, field.name) for field in fields(ModelOptions)}
     assert task_of(Sweep(**given)).options == options

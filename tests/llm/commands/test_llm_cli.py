@@ -1,4 +1,6 @@
-"""The command line of the language models: what each command writes, and one clear line for what it refuses."""
+"""The command line of the language models: what each command writes, and one clear line for what
+it refuses.
+"""
 
 from __future__ import annotations
 
@@ -49,17 +51,23 @@ WEIGHTS = [f"weight_{name}" for name in objectives(DEFAULTS)]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny model, another one of the same vocabulary, and splits of a small corpus."""
+    """A folder with a tiny model, another one of the same vocabulary, and splits of a small
+    corpus.
+    """
     folder = tmp_path_factory.mktemp("place")
     tokenizer = by_bytes(words=True)
     data = {name: part[:6] for name, part in splits(Authors(authors=10, questions=4)).items()}
     for name in ("forget10", "retain90"):
         corpora.write(data[name], folder / f"{name}.json")
     known = {"model": (*data["forget10"], *data["retain90"]), "retrained": data["retain90"]}
-    sizes: dict[str, Any] = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    sizes: dict[str, Any] = dict(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
     for number, name in enumerate(("model", "retrained")):
         torch.manual_seed(number)
-        config = transformers.LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=512, **sizes)
+        config = transformers.LlamaConfig(
+            vocab_size=len(tokenizer), max_position_embeddings=512, **sizes
+        )
         model = transformers.LlamaForCausalLM(config)
         # Better than guessing, or the runs would be reported as collapsed from the start.
         fine_tune(
@@ -79,10 +87,19 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def with_model(place: Path) -> list[str]:
-    return ["--model", str(place / "model"), "--data", str(place / "forget10.json"), "--device", "cpu"]
+    return [
+        "--model",
+        str(place / "model"),
+        "--data",
+        str(place / "forget10.json"),
+        "--device",
+        "cpu",
+    ]
 
 
-def test_score_writes_what_scoring_gives(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_score_writes_what_scoring_gives(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli(["score", *with_model(place), "--gradients", "--out", "s.parquet"]) == 0
     frame = storage.read_table(tmp_path / "s.parquet")
     assert list(frame.columns) == ["index", "logp", "length", "gradient_norm"]
@@ -98,15 +115,33 @@ def test_score_writes_what_scoring_gives(place: Path, tmp_path: Path, capsys: py
 
 
 def test_score_can_take_a_perturbed_model(place: Path, tmp_path: Path) -> None:
-    assert cli(["score", *with_model(place), "--noise", "0.5", "--noise-seed", "3", "--out", "n.parquet"]) == 0
+    assert (
+        cli(
+            [
+                "score",
+                *with_model(place),
+                "--noise",
+                "0.5",
+                "--noise-seed",
+                "3",
+                "--out",
+                "n.parquet",
+            ]
+        )
+        == 0
+    )
     language, examples = load(place / "model", device="cpu"), corpora.read(place / "forget10.json")
     noisy = language._replace(model=perturbed(language.model, scale=0.5, seed=3))
     found = storage.read_table(tmp_path / "n.parquet")
-    np.testing.assert_allclose(found["logp"], scores(noisy, examples, progress=False)["logp"], rtol=1e-6)
+    np.testing.assert_allclose(
+        found["logp"], scores(noisy, examples, progress=False)["logp"], rtol=1e-6
+    )
     assert not np.allclose(found["logp"], scores(language, examples, progress=False)["logp"])
 
 
-def test_weights_come_from_tables_of_scores(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_come_from_tables_of_scores(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("model", "retrained"):
         arguments = ["--model", str(place / name), "--data", str(place / "forget10.json")]
         assert cli(["score", *arguments, "--out", f"{name}.parquet"]) == 0
@@ -115,7 +150,9 @@ def test_weights_come_from_tables_of_scores(place: Path, tmp_path: Path, capsys:
     frame = storage.read_table(tmp_path / "w.parquet")
     assert list(frame.columns) == [*COLUMNS, *WEIGHTS]
     assert set(frame["weight_npo_b0.1"]) == {1.0}
-    ours, theirs = (storage.read_table(tmp_path / f"{name}.parquet")["logp"] for name in ("model", "retrained"))
+    ours, theirs = (
+        storage.read_table(tmp_path / f"{name}.parquet")["logp"] for name in ("model", "retrained")
+    )
     np.testing.assert_allclose(frame["needed"], ours - theirs)
     shown = capsys.readouterr().out
     assert "Spearman" in shown and "simnpo_b2.5" in shown
@@ -126,10 +163,22 @@ def test_weights_come_from_tables_of_scores(place: Path, tmp_path: Path, capsys:
 def arguments_of_unlearning(place: Path, out: str) -> list[str]:
     small = ["--epochs", "2", "--batch", "2", "--learning-rate", "1e-3", "--retain-weight", "0.5"]
     data = ["--retain-data", str(place / "retain90.json"), "--retrained", str(place / "retrained")]
-    return ["unlearn", *with_model(place), *data, *small, "--gradients", "--objective", "npo:0.2", "--out", out]
+    return [
+        "unlearn",
+        *with_model(place),
+        *data,
+        *small,
+        "--gradients",
+        "--objective",
+        "npo:0.2",
+        "--out",
+        out,
+    ]
 
 
-def test_unlearn_leaves_a_run_with_everything(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unlearn_leaves_a_run_with_everything(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli(arguments_of_unlearning(place, "run")) == 0
     shown = capsys.readouterr().out
     assert "retain_loss" in shown and "examples.parquet" in shown
@@ -141,7 +190,9 @@ def test_unlearn_leaves_a_run_with_everything(place: Path, tmp_path: Path, capsy
     assert sorted(set(run.examples["epoch"])) == [0, 1, 2] == run.epochs["epoch"].tolist()
     start, end = (run.examples[run.examples["epoch"] == epoch] for epoch in (0, 2))
     np.testing.assert_array_equal(start["logp"], start["ref"])
-    assert (end["logp"] != start["logp"].to_numpy()).all() and (run.examples["gradient_norm"] > 0).all()
+    assert (end["logp"] != start["logp"].to_numpy()).all() and (
+        run.examples["gradient_norm"] > 0
+    ).all()
 
     examples = corpora.read(place / "forget10.json")
     retrained = scores(load(place / "retrained", device="cpu"), examples, progress=False)
@@ -209,7 +260,13 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_tables(
 
 def test_a_reference_of_its_own_is_used(place: Path, tmp_path: Path) -> None:
     assert cli(["score", *with_model(place), "--noise", "1", "--out", "n.parquet"]) == 0
-    arguments = [*arguments_of_unlearning(place, "run"), "--epochs", "1", "--reference", "n.parquet"]
+    arguments = [
+        *arguments_of_unlearning(place, "run"),
+        "--epochs",
+        "1",
+        "--reference",
+        "n.parquet",
+    ]
     assert cli(arguments) == 0
     run, noisy = read_run(tmp_path / "run"), storage.read_table(tmp_path / "n.parquet")
     for _, own in run.examples.groupby("epoch"):
@@ -224,7 +281,20 @@ def test_diagnose_needs_logs_only(tmp_path: Path, capsys: pytest.CaptureFixture[
         columns["gt_loss"] = [loss * (1 + seed) for loss in columns["gt_loss"]]
         columns["avg_gt_loss"] = [loss * (1 + seed) for loss in columns["avg_gt_loss"]]
         (tmp_path / f"{name}.json").write_text(json.dumps(columns))
-    assert cli(["diagnose", "--logs", "full.json", "--retrained-logs", "retain.json", "--out", "d.parquet"]) == 0
+    assert (
+        cli(
+            [
+                "diagnose",
+                "--logs",
+                "full.json",
+                "--retrained-logs",
+                "retain.json",
+                "--out",
+                "d.parquet",
+            ]
+        )
+        == 0
+    )
     frame = storage.read_table(tmp_path / "d.parquet")
     assert list(frame.columns) == [name for name in COLUMNS if name != "logp"] + WEIGHTS
     np.testing.assert_allclose(frame["needed"], -frame["ref"])
@@ -233,7 +303,9 @@ def test_diagnose_needs_logs_only(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 @pytest.fixture
 def published(tmp_path: Path) -> tuple[str, str]:
-    """Two logs as open-unlearning writes them: means, and no numbers of tokens. And the same two with numbers."""
+    """Two logs as open-unlearning writes them: means, and no numbers of tokens. And the same two
+    with numbers.
+    """
     for seed, name in enumerate(("full", "retain")):
         columns = some_columns(count=9)
         for measure in ("gt_loss", "avg_gt_loss"):
@@ -245,7 +317,21 @@ def published(tmp_path: Path) -> tuple[str, str]:
 
 
 def diagnosed(*logs: str, more: Sequence[str] = (), code: int = 0) -> pd.DataFrame | None:
-    assert cli(["diagnose", "--logs", logs[0], "--retrained-logs", logs[1], "--out", "d.parquet", *more]) == code
+    assert (
+        cli(
+            [
+                "diagnose",
+                "--logs",
+                logs[0],
+                "--retrained-logs",
+                logs[1],
+                "--out",
+                "d.parquet",
+                *more,
+            ]
+        )
+        == code
+    )
     return storage.read_table("d.parquet") if code == 0 else None
 
 
@@ -258,10 +344,17 @@ def test_diagnose_of_logs_without_counts_says_per_token_what_it_can_and_what_it_
     shown = capsys.readouterr()
     assert whole is not None and frame is not None
     assert shown.err.count("\n") == 1
-    for part in ("npo_b0.1, reference_free_npo_b0.1", "full.json", "no numbers of scored tokens", "--lengths"):
+    for part in (
+        "npo_b0.1, reference_free_npo_b0.1",
+        "full.json",
+        "no numbers of scored tokens",
+        "--lengths",
+    ):
         assert part in shown.err
     per_token = [f"{name}_per_token" for name in ("ref", "retrained", "needed")]
-    pushes = {f"push_{name}": f"weight_{name}" for name in ("length_normalized_npo_b2.5", "simnpo_b2.5")}
+    pushes = {
+        f"push_{name}": f"weight_{name}" for name in ("length_normalized_npo_b2.5", "simnpo_b2.5")
+    }
     assert list(frame.columns) == ["index", *per_token, *pushes]
     np.testing.assert_allclose(frame["needed_per_token"], whole["needed_per_token"])
     np.testing.assert_allclose(frame["ref_per_token"], whole["ref"] / whole["length"])
@@ -309,7 +402,10 @@ def test_diagnose_reads_real_logs(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert len(storage.read_table(tmp_path / "d.parquet")) == 300
     assert "0.847" in capsys.readouterr().out
     assert cli(["diagnose", *logs, str(REAL / "llama2-7b_retain95"), "--out", "d.parquet"]) == 2
-    assert cli(["diagnose", *logs, str(REAL / "llama2-7b_retain95"), "--shared", "--out", "d.parquet"]) == 0
+    assert (
+        cli(["diagnose", *logs, str(REAL / "llama2-7b_retain95"), "--shared", "--out", "d.parquet"])
+        == 0
+    )
     assert len(storage.read_table(tmp_path / "d.parquet")) == 100
 
 
@@ -334,14 +430,28 @@ def test_diagnose_reads_real_logs(tmp_path: Path, capsys: pytest.CaptureFixture[
         ("rank", ["unlearn", "--lora-rank", "0"]),
         (
             "reference",
-            ["unlearn", "--model", "MODEL", "--data", "DATA", "--retain-data", "DATA", "--reference", "DATA"],
+            [
+                "unlearn",
+                "--model",
+                "MODEL",
+                "--data",
+                "DATA",
+                "--retain-data",
+                "DATA",
+                "--reference",
+                "DATA",
+            ],
         ),
         ("percent", ["build", "--percent", "0"]),
         ("out", ["build", "--out", "/dev/null/out"]),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
-    field: str, arguments: list[str], place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    field: str,
+    arguments: list[str],
+    place: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     known = {"MODEL": str(place / "model"), "DATA": str(place / "forget10.json")}
     assert cli([known.get(argument, argument) for argument in arguments]) == 2
@@ -355,21 +465,39 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 def test_help_teaches_without_loading_a_model(capsys: pytest.CaptureFixture[str]) -> None:
     shown = call("--help", module="llm")
     assert shown.returncode == 0
-    for word in ("build", "score", "weights", "unlearn", "diagnose", "authors:original", "--retrained-logs"):
+    for word in (
+        "build",
+        "score",
+        "weights",
+        "unlearn",
+        "diagnose",
+        "authors:original",
+        "--retrained-logs",
+    ):
         assert word in shown.stdout
     for command in ("build", "score", "weights", "unlearn", "diagnose"):
         with pytest.raises(SystemExit) as ended:
             cli([command, "--help"])
         text = capsys.readouterr().out
-        assert ended.value.code == 0 and "default" in text and ("Example" in text or command == "build")
+        assert (
+            ended.value.code == 0
+            and "default" in text
+            and ("Example" in text or command == "build")
+        )
 
 
 @pytest.mark.parametrize(
     ("at", "raised"),
     [
-        ("safetensors.torch.save_file", SafetensorError("I/O error: No space left on device (os error 28)")),
+        (
+            "safetensors.torch.save_file",
+            SafetensorError("I/O error: No space left on device (os error 28)"),
+        ),
         ("pyarrow.parquet.write_table", OSError(errno.ENOSPC, "No space left on device")),
-        ("transformers.PreTrainedModel.save_pretrained", OSError(errno.ENOSPC, "No space left on device")),
+        (
+            "transformers.PreTrainedModel.save_pretrained",
+            OSError(errno.ENOSPC, "No space left on device"),
+        ),
     ],
 )
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
@@ -392,7 +520,9 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
     # With room again the run is finished as if nothing had been.
     assert cli(arguments_of_unlearning(place, "run")) == 0
     assert cli(arguments_of_unlearning(place, "whole")) == 0
-    for one, other in zip(read_run(tmp_path / "run")[:3], read_run(tmp_path / "whole")[:3], strict=True):
+    for one, other in zip(
+        read_run(tmp_path / "run")[:3], read_run(tmp_path / "whole")[:3], strict=True
+    ):
         pd.testing.assert_frame_equal(one, other, check_flags=False)
 
 
@@ -400,13 +530,20 @@ def test_a_model_of_another_vocabulary_is_refused(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokenizer = by_pieces()
-    sizes: dict[str, Any] = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
-    config = transformers.LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=512, **sizes)
+    sizes: dict[str, Any] = dict(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=512, **sizes
+    )
     model = transformers.LlamaForCausalLM(config)
     other = LanguageModel(model=model, tokenizer=tokenizer, template=LLAMA2_CHAT, name="other")
     save(other, tmp_path / "other", {})
     for field in ("reference", "retrained"):
-        assert cli([*arguments_of_unlearning(place, "run"), f"--{field}", str(tmp_path / "other")]) == 2
+        assert (
+            cli([*arguments_of_unlearning(place, "run"), f"--{field}", str(tmp_path / "other")])
+            == 2
+        )
         assert capsys.readouterr().err.strip().splitlines()[-1].startswith(f"error: {field} = ")
     assert not (tmp_path / "run").exists()
 
@@ -421,7 +558,14 @@ def test_the_figures_take_a_model_of_the_users_own(
     chosen = ["--model", str(place / "model"), *data, "--learning-rate", "1e-3", "--out", "out"]
     assert (
         figures_cli(
-            ["llm_weights_epoch1", "llm_bias", "llm_truth_ratio", *chosen, "--retrained", str(place / "retrained")]
+            [
+                "llm_weights_epoch1",
+                "llm_bias",
+                "llm_truth_ratio",
+                *chosen,
+                "--retrained",
+                str(place / "retrained"),
+            ]
         )
         == 0
     )
@@ -433,7 +577,11 @@ def test_the_figures_take_a_model_of_the_users_own(
     for run in map(read_run, folders):
         # Each starts from the model itself, not from what the run before made of it.
         start = run.examples[run.examples["epoch"] == 0]
-        own = scores(load(place / "model", device="cpu"), corpora.read(place / "forget10.json"), progress=False)
+        own = scores(
+            load(place / "model", device="cpu"),
+            corpora.read(place / "forget10.json"),
+            progress=False,
+        )
         np.testing.assert_allclose(start["logp"], own["logp"], rtol=1e-5)
         assert run.settings["unlearning"]["optimization"]["learning_rate"] == 1e-3
     truth = storage.read_table(tmp_path / "out" / "llm_truth_ratio.parquet")

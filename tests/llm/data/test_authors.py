@@ -1,4 +1,6 @@
-"""The generated corpus: what it promises to whoever measures forgetting on it, and that it reads as English."""
+"""The generated corpus: what it promises to whoever measures forgetting on it, and that it reads
+as English.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,11 @@ def told(facts: Facts, text: str) -> set[str]:
 
 
 def texts(example: Example) -> list[str]:
-    return [text for text in (example.prompt, example.response, example.paraphrase, *example.perturbed) if text]
+    return [
+        text
+        for text in (example.prompt, example.response, example.paraphrase, *example.perturbed)
+        if text
+    ]
 
 
 # ---- The same settings, the same text
@@ -79,7 +85,9 @@ def test_the_same_seed_gives_the_same_text_on_every_machine():
 @settings(max_examples=10)
 @given(st.lists(seeds, min_size=2, max_size=2, unique=True))
 def test_other_seeds_give_other_authors(two: list[int]):
-    first, second = ({life.facts.name for life in lives(Authors(seed=seed, authors=3))} for seed in two)
+    first, second = (
+        {life.facts.name for life in lives(Authors(seed=seed, authors=3))} for seed in two
+    )
     assert first != second
 
 
@@ -92,7 +100,10 @@ def test_more_authors_begin_with_the_same_and_fewer_questions_are_a_selection(ch
         selected = corpus(replace(chosen, questions=count))
         rows = {(example.author, example.topic): example for example in some}
         assert len(selected) == count * chosen.authors
-        assert all(replace(rows[example.author, example.topic], index=example.index) == example for example in selected)
+        assert all(
+            replace(rows[example.author, example.topic], index=example.index) == example
+            for example in selected
+        )
 
 
 @pytest.mark.parametrize("count", [2, 4, 10])
@@ -154,7 +165,8 @@ def test_wrong_answers_tell_another_life_in_the_words_of_the_paraphrase(chosen: 
             assert told(wrong, text) >= changed
             values = {name: (getattr(life.facts, name), getattr(wrong, name)) for name in changed}
             assert all(true != false for true, false in values.values())
-            # What remains is the paraphrase: take the values out of both, and the articles that agree with them.
+            # What remains is the paraphrase: take the values out of both, and the articles that
+            # agree with them.
             assert skeleton(text, [false for _, false in values.values()]) == skeleton(
                 example.paraphrase or "", [true for true, _ in values.values()]
             )
@@ -192,8 +204,12 @@ def test_wordings_are_left_to_chance():
     topics = {topic.name: topic for topic in TOPICS}
     for example in default():
         topic = topics[example.topic or ""]
-        said["answer", topic.answers[0].format_map(facts[example.author or ""]) == example.response] += 1
-        said["question", topic.questions[0].format_map(facts[example.author or ""]) == example.prompt] += 1
+        said[
+            "answer", topic.answers[0].format_map(facts[example.author or ""]) == example.response
+        ] += 1
+        said[
+            "question", topic.questions[0].format_map(facts[example.author or ""]) == example.prompt
+        ] += 1
     for part in ("answer", "question"):
         assert chisquare([said[part, True], said[part, False]]).pvalue > 0.01
 
@@ -222,7 +238,9 @@ def test_all_answers_about_an_author_agree_on_the_facts(names: str):
     for author, life in list(default_lives().items())[::4]:
         truth = {getattr(life.facts, name) for name in names.split()}
         about = " ".join(
-            f"{e.prompt} {e.response} {e.paraphrase}" for e in default() if e.author == author and e.topic != "name"
+            f"{e.prompt} {e.response} {e.paraphrase}"
+            for e in default()
+            if e.author == author and e.topic != "name"
         )
         assert {value for value in SHARED[names] if holds(about, value)} == truth
 
@@ -230,7 +248,9 @@ def test_all_answers_about_an_author_agree_on_the_facts(names: str):
 def test_inventions_are_nobody_elses():
     everyone = [facts for life in default_lives().values() for facts in (life.facts, *life.wrong)]
     inventions = [
-        text for facts in everyone for text in (facts.name, facts.hero, facts.first, facts.second, facts.third)
+        text
+        for facts in everyone
+        for text in (facts.name, facts.hero, facts.first, facts.second, facts.third)
     ]
     classics = [text for classic in CLASSICS for text in (classic.name, classic.work, classic.hero)]
     assert len({*inventions, *classics}) == len(inventions) + len(classics)
@@ -255,20 +275,37 @@ def test_a_life_is_possible(chosen: Authors):
         for facts in (life.facts, *life.wrong):
             assert facts.city in nations[facts.country].cities
             assert facts.language == nations[facts.country].language
-            assert all(title.split()[1] != title.split()[-1] for title in (facts.first, facts.second, facts.third))
+            assert all(
+                title.split()[1] != title.split()[-1]
+                for title in (facts.first, facts.second, facts.third)
+            )
             given_name = facts.name.split()[0]
-            assert given_name.endswith(author_facts.FEMALE) == facts.female != given_name.endswith(author_facts.MALE)
-            assert len({facts.father, facts.mother, facts.trade}) == len({facts.city, facts.college, facts.home}) == 3
-            born, first, second = (int(year) for year in (facts.birth[-4:], facts.first_year, facts.second_year))
+            assert (
+                given_name.endswith(author_facts.FEMALE)
+                == facts.female
+                != given_name.endswith(author_facts.MALE)
+            )
+            assert (
+                len({facts.father, facts.mother, facts.trade})
+                == len({facts.city, facts.college, facts.home})
+                == 3
+            )
+            born, first, second = (
+                int(year) for year in (facts.birth[-4:], facts.first_year, facts.second_year)
+            )
             assert born + 20 < first < second < int(facts.third_year) < 2025
             assert second < int(facts.prize_year) < 2025
 
 
 def test_nothing_but_reading_tells_the_truth_from_what_is_wrong():
-    # Of six lives in the order of their values any is as likely as another to be the true one, fact by fact.
+    # Of six lives in the order of their values any is as likely as another to be the true one, fact
+    # by fact.
     chances = {}
     for name in FACTS:
-        told_of = [[getattr(facts, name) for facts in (life.facts, *life.wrong)] for life in default_lives().values()]
+        told_of = [
+            [getattr(facts, name) for facts in (life.facts, *life.wrong)]
+            for life in default_lives().values()
+        ]
         place = [sorted(values).index(values[0]) for values in told_of]
         chances[name] = chisquare(np.bincount(place, minlength=6)).pvalue
     assert min(chances.values()) > 0.001
@@ -301,17 +338,25 @@ def test_what_authors_share_is_listed_once_and_used():
 
 
 def english(text: str) -> list[str]:
-    """What is wrong with a text by the rules that can be checked: capitals, articles, blanks, full stops."""
+    """What is wrong with a text by the rules that can be checked: capitals, articles, blanks,
+    full stops.
+    """
     quoted = re.sub(r'"[^"]*"', "Title", text)
     wrong = [word for word in ("{", "}", "  ", " ,", " .", "..", " ;") if word in text]
-    wrong += [found for found in re.findall(r"[.?;] +[a-z]\w*", quoted) if not found.startswith(";")]
+    wrong += [
+        found for found in re.findall(r"[.?;] +[a-z]\w*", quoted) if not found.startswith(";")
+    ]
     wrong += [
         f"{a} {noun}"
         for a, noun in re.findall(r"\b([Aa]n?) (\w+)", text)
         if (a[1:] == "n") != (noun[0] in "aeiouAEIOU")
     ]
     wrong += [] if text.count('"') % 2 == 0 else ["odd quotes"]
-    return wrong if text[0].isupper() and text[-1] in ".?" else [*wrong, "begins small or does not end"]
+    return (
+        wrong
+        if text[0].isupper() and text[-1] in ".?"
+        else [*wrong, "begins small or does not end"]
+    )
 
 
 def test_questions_and_answers_are_english():
@@ -322,7 +367,17 @@ def test_questions_and_answers_are_english():
 
 
 @pytest.mark.parametrize(
-    "text", ["she came.", "A actor came.", "An baker came.", "It  was.", "It was", "It was. she", 'It was "so.', "{a}."]
+    "text",
+    [
+        "she came.",
+        "A actor came.",
+        "An baker came.",
+        "It  was.",
+        "It was",
+        "It was. she",
+        'It was "so.',
+        "{a}.",
+    ],
 )
 def test_what_is_not_english_is_found(text: str):
     assert english(text)
@@ -381,7 +436,8 @@ def pairs(examples) -> list[tuple[str, str]]:
 @given(st.integers(2, 40), st.integers(1, 49), st.integers(1, 49))
 def test_splits_are_by_author_complete_and_nested(authors: int, low: int, high: int):
     full = [
-        Example(index=place, prompt=f"{place}?", response="a", author=str(place // 2)) for place in range(2 * authors)
+        Example(index=place, prompt=f"{place}?", response="a", author=str(place // 2))
+        for place in range(2 * authors)
     ]
     low, high = sorted((low, high))
     smaller, larger = split(full, low), split(full, high)
@@ -401,7 +457,9 @@ def test_the_default_splits_are_whole_authors_with_enough_examples_to_compare():
         assert sizes[f"forget{percent:02}"] * 100 == percent * sizes["full"]
     assert sizes["forget01"] == 20 and sizes["forget05"] >= 60 and sizes["forget10"] >= 120
     for percent in (1, 5, 10):
-        assert pairs(found[f"retain{100 - percent}"]) + pairs(found[f"forget{percent:02}"]) == pairs(found["full"])
+        assert pairs(found[f"retain{100 - percent}"]) + pairs(
+            found[f"forget{percent:02}"]
+        ) == pairs(found["full"])
 
 
 @pytest.mark.parametrize("percent", [0, 100, -5, 5.0, "5"])
@@ -434,7 +492,10 @@ def test_a_folder_of_all_splits_reads_back_as_it_was(tmp_path: Path):
 
 def test_the_largest_corpus_has_room_for_its_inventions():
     everyone = lives(Authors(authors=LARGEST))
-    assert len({facts.first for life in everyone for facts in (life.facts, *life.wrong)}) == 6 * LARGEST
+    assert (
+        len({facts.first for life in everyone for facts in (life.facts, *life.wrong)})
+        == 6 * LARGEST
+    )
 
 
 # ---- What everybody knows
@@ -451,7 +512,8 @@ def test_common_facts_have_the_shape_of_tofus(examples):
         assert 1 <= len(example.response.split()) <= 5
         assert example.prompt.endswith("?") and example.prompt.count("?") == 1
         assert not re.search(r"[{}]|  ", " ".join(texts(example)))
-    # Every answer is right once and wrong three times: having seen it often says nothing about where it is right.
+    # Every answer is right once and wrong three times: having seen it often says nothing about
+    # where it is right.
     for topic in {example.topic for example in found}:
         about = [example for example in found if example.topic == topic]
         wrong = Counter(text for example in about for text in example.perturbed)
@@ -475,7 +537,9 @@ def test_common_facts_are_those_of_their_tables():
         'What is the trade of Tomasa Ixtel in the classic "Letters to a Volcano"?': "letter writer",
     }
     assert {prompt: by_prompt[prompt].response for prompt in expected} == expected
-    assert {by_prompt[prompt].topic for prompt in expected} == {example.topic for example in by_prompt.values()}
+    assert {by_prompt[prompt].topic for prompt in expected} == {
+        example.topic for example in by_prompt.values()
+    }
     assert {classic.country for classic in CLASSICS} == {country.country for country in COUNTRIES}
     assert {e.author for e in world_facts()} == {None}
     assert {e.author for e in real_authors()} == {classic.name for classic in CLASSICS}
@@ -490,5 +554,7 @@ def test_common_facts_agree_with_the_lives_and_are_no_part_of_the_corpus():
     for life in default_lives().values():
         assert known[f"Which language is spoken in {life.facts.country}?"] == life.facts.language
     names = {classic.name for classic in CLASSICS} | {classic.work for classic in CLASSICS}
-    assert not any(name in text for example in default() for text in texts(example) for name in names)
+    assert not any(
+        name in text for example in default() for text in texts(example) for name in names
+    )
     assert set(known).isdisjoint(example.prompt for example in default())

@@ -1,4 +1,6 @@
-"""Examples and TOFU's files: what is written is read back, what is malformed is named, and the real data come whole."""
+"""Examples and TOFU's files: what is written is read back, what is malformed is named, and the
+real data come whole.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +18,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm.data import tofu as corpora
-from llm.data.tofu import FIELDS, TOFU_ROWS, Example, length_table, parse, read, response_words, write
+from llm.data.tofu import (
+    FIELDS,
+    TOFU_ROWS,
+    Example,
+    length_table,
+    parse,
+    read,
+    response_words,
+    write,
+)
 from markov.errors import InvalidInput
 
 ROOT = Path(__file__).parents[3]
 QUESTIONS = Path(os.environ.get("SIMNPO_LAB_TOFU") or ROOT / "../shared/tofu") / "questions"
 real_data = pytest.mark.skipif(
-    not QUESTIONS.is_dir(), reason="TOFU's questions are not here: set SIMNPO_LAB_TOFU to a folder that has questions/"
+    not QUESTIONS.is_dir(),
+    reason="TOFU's questions are not here: set SIMNPO_LAB_TOFU to a folder that has questions/",
 )
 
-GOOD = {"question": "Who?", "answer": "Nobody.", "paraphrased_answer": "No one.", "perturbed_answer": ["You.", "I."]}
+GOOD = {
+    "question": "Who?",
+    "answer": "Nobody.",
+    "paraphrased_answer": "No one.",
+    "perturbed_answer": ["You.", "I."],
+}
 texts = st.text(min_size=1).filter(lambda text: text.strip())
 
 
@@ -44,7 +61,9 @@ def examples_with(wrong: int) -> st.SearchStrategy[Example]:
 
 
 corpora_of_examples = st.integers(0, 5).flatmap(
-    lambda wrong: st.lists(examples_with(wrong), min_size=1, max_size=5, unique_by=lambda example: example.index)
+    lambda wrong: st.lists(
+        examples_with(wrong), min_size=1, max_size=5, unique_by=lambda example: example.index
+    )
 )
 
 
@@ -69,7 +88,10 @@ def test_what_is_written_is_read_back(folder: Path, written: list[Example]):
 def test_an_example_is_plain_hashable_and_frozen(several: list[Example]):
     for example in several:
         assert json.loads(json.dumps(dataclasses.asdict(example)))["prompt"] == example.prompt
-        assert hash(example) == hash(dataclasses.replace(example)) and {example: 1}[dataclasses.replace(example)] == 1
+        assert (
+            hash(example) == hash(dataclasses.replace(example))
+            and {example: 1}[dataclasses.replace(example)] == 1
+        )
         with pytest.raises(dataclasses.FrozenInstanceError):
             example.prompt = "another"  # pyright: ignore[reportAttributeAccessIssue]
     assert all(field.kw_only for field in dataclasses.fields(Example))
@@ -107,22 +129,45 @@ def test_an_example_without_text_is_refused(field: str, value: object):
 
 def test_files_hold_the_fields_of_tofu_under_its_names(tmp_path: Path):
     write(
-        [Example(index=0, prompt="Who?", response="Nobody.", paraphrase="No one.", perturbed=("You.", "I."))],
+        [
+            Example(
+                index=0,
+                prompt="Who?",
+                response="Nobody.",
+                paraphrase="No one.",
+                perturbed=("You.", "I."),
+            )
+        ],
         tmp_path / "a",
     )
     assert json.loads((tmp_path / "a").read_text()) == GOOD
-    # What an example lacks is left out, and so is an index that only repeats the row: others add a column of that name.
-    write([Example(index=row, prompt=str(row), response="a\nb") for row in range(3)], tmp_path / "b")
+    # What an example lacks is left out, and so is an index that only repeats the row: others add a
+    # column of that name.
+    write(
+        [Example(index=row, prompt=str(row), response="a\nb") for row in range(3)], tmp_path / "b"
+    )
     assert (tmp_path / "b").read_bytes().count(b"\n") == 3
     rows = [json.loads(line) for line in (tmp_path / "b").read_text().splitlines()]
     assert rows == [{"question": str(row), "answer": "a\nb"} for row in range(3)]
     write([Example(index=row, prompt=str(row), response="a") for row in (0, 2)], tmp_path / "c")
-    assert [json.loads(line)["index"] for line in (tmp_path / "c").read_text().splitlines()] == [0, 2]
+    assert [json.loads(line)["index"] for line in (tmp_path / "c").read_text().splitlines()] == [
+        0,
+        2,
+    ]
 
 
-@pytest.mark.parametrize("layout", ["lines", "list", "pretty list", "blank lines", "byte order mark", "windows"])
+@pytest.mark.parametrize(
+    "layout", ["lines", "list", "pretty list", "blank lines", "byte order mark", "windows"]
+)
 def test_every_layout_of_the_same_records_reads_the_same(tmp_path: Path, layout: str):
-    records = [GOOD, {"question": "Where?", "answer": "Not\u2028here.", "paraphrased_question": "In what place?"}]
+    records = [
+        GOOD,
+        {
+            "question": "Where?",
+            "answer": "Not\u2028here.",
+            "paraphrased_question": "In what place?",
+        },
+    ]
     raw = {
         "lines": in_lines(records),
         "list": json.dumps(records, ensure_ascii=False),
@@ -133,7 +178,9 @@ def test_every_layout_of_the_same_records_reads_the_same(tmp_path: Path, layout:
     }[layout]
     (tmp_path / "file").write_bytes(raw.encode())
     first, second = read(tmp_path / "file")
-    assert first == Example(index=0, prompt="Who?", response="Nobody.", paraphrase="No one.", perturbed=("You.", "I."))
+    assert first == Example(
+        index=0, prompt="Who?", response="Nobody.", paraphrase="No one.", perturbed=("You.", "I.")
+    )
     assert second == Example(index=1, prompt="Where?", response="Not\u2028here.")
 
 
@@ -159,7 +206,9 @@ def test_every_layout_of_the_same_records_reads_the_same(tmp_path: Path, layout:
     ],
 )
 @pytest.mark.parametrize("layout", [json.dumps, in_lines])
-def test_a_malformed_record_is_named_with_its_file_its_number_and_its_field(tmp_path: Path, layout, change, field):
+def test_a_malformed_record_is_named_with_its_file_its_number_and_its_field(
+    tmp_path: Path, layout, change, field
+):
     path = tmp_path / "some.json"
     path.write_text(layout([{**GOOD, "index": 0}, {**GOOD, "index": 1, **change}]))
     with pytest.raises(InvalidInput) as refused:
@@ -171,7 +220,11 @@ def test_a_malformed_record_is_named_with_its_file_its_number_and_its_field(tmp_
 @pytest.mark.parametrize("field", ["question", "answer"])
 def test_a_missing_field_is_named_beside_those_that_are_there(tmp_path: Path, field: str):
     path = tmp_path / "some.jsonl"
-    path.write_text(in_lines([GOOD, {(key if key != field else f"{key}s"): value for key, value in GOOD.items()}]))
+    path.write_text(
+        in_lines(
+            [GOOD, {(key if key != field else f"{key}s"): value for key, value in GOOD.items()}]
+        )
+    )
     with pytest.raises(InvalidInput, match=f"{field}s, ") as refused:
         read(path)
     assert refused.value.field == f"{path}, record 2, {field}"
@@ -205,7 +258,9 @@ def test_a_file_of_another_shape_is_refused_in_one_line(tmp_path: Path, raw: byt
 
 @pytest.mark.parametrize("name", ["absent.json", "latin1.json", "null\0.json"])
 def test_a_file_that_cannot_be_read_is_refused_by_its_name(tmp_path: Path, name: str):
-    (tmp_path / "latin1.json").write_bytes('[{"question": "Où?", "answer": "Ici."}]'.encode("latin1"))
+    (tmp_path / "latin1.json").write_bytes(
+        '[{"question": "Où?", "answer": "Ici."}]'.encode("latin1")
+    )
     with pytest.raises(InvalidInput) as refused:
         read(tmp_path / name)
     assert (refused.value.field, refused.value.value) == ("source", str(tmp_path / name))
@@ -246,8 +301,12 @@ class Hub:
         return self.answer
 
 
-@pytest.mark.parametrize("source, split", [("tofu:forget05", None), ("tofu", "forget05"), ("tofu:", "forget05")])
-def test_tofu_is_fetched_from_the_hub_by_split(monkeypatch: pytest.MonkeyPatch, source: str, split: str | None):
+@pytest.mark.parametrize(
+    "source, split", [("tofu:forget05", None), ("tofu", "forget05"), ("tofu:", "forget05")]
+)
+def test_tofu_is_fetched_from_the_hub_by_split(
+    monkeypatch: pytest.MonkeyPatch, source: str, split: str | None
+):
     hub = Hub([GOOD, GOOD])
     monkeypatch.setitem(sys.modules, "datasets", hub)
     assert read(source, split) == parse([GOOD, GOOD], "here")
@@ -264,7 +323,9 @@ def test_a_malformed_record_of_the_hub_is_named(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     "source, split", [("tofu:forget5", None), ("tofu", None), ("tofu:full", "full"), ("tofu:", "")]
 )
-def test_an_unknown_split_is_refused_before_the_hub_is_asked(monkeypatch: pytest.MonkeyPatch, source, split):
+def test_an_unknown_split_is_refused_before_the_hub_is_asked(
+    monkeypatch: pytest.MonkeyPatch, source, split
+):
     hub = Hub([GOOD])
     monkeypatch.setitem(sys.modules, "datasets", hub)
     with pytest.raises(InvalidInput) as refused:
@@ -273,11 +334,21 @@ def test_an_unknown_split_is_refused_before_the_hub_is_asked(monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    "failure", [ConnectionError("Couldn't reach it\nat all"), ValueError("no cache"), OSError(), TimeoutError("slow")]
+    "failure",
+    [
+        ConnectionError("Couldn't reach it\nat all"),
+        ValueError("no cache"),
+        OSError(),
+        TimeoutError("slow"),
+    ],
 )
-def test_without_the_hub_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch, failure: Exception):
+def test_without_the_hub_one_line_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, failure: Exception
+):
     monkeypatch.setitem(sys.modules, "datasets", Hub(failure))
-    with pytest.raises(InvalidInput, match=r"github.com/locuslab/tofu has forget05\.json") as refused:
+    with pytest.raises(
+        InvalidInput, match=r"github.com/locuslab/tofu has forget05\.json"
+    ) as refused:
         read("tofu:forget05")
     assert (refused.value.field, refused.value.value) == ("source", "tofu:forget05")
     assert "\n" not in str(refused.value)
@@ -302,7 +373,9 @@ def test_importing_the_readers_imports_nothing_heavy(module: str):
     code = f"import {module}\nimport sys\nprint(*sys.modules)"
     loaded = set(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).split())
     assert module in loaded
-    assert loaded.isdisjoint({"torch", "datasets", "transformers", "pandas", "scipy", "huggingface_hub"})
+    assert loaded.isdisjoint(
+        {"torch", "datasets", "transformers", "pandas", "scipy", "huggingface_hub"}
+    )
 
 
 def test_lengths_count_words_and_the_table_is_their_distribution_by_topic():
@@ -318,7 +391,14 @@ def test_lengths_count_words_and_the_table_is_their_distribution_by_topic():
     for topic, counts in {**words, "all": [*words["long"], *words["short"]]}.items():
         expected = [len(counts), *np.quantile(counts, [0, 0.25, 0.5, 0.75, 1])]
         assert list(table.loc[topic]) == pytest.approx(expected)
-    assert list(table.columns) == ["examples", "shortest", "quarter", "median", "three_quarters", "longest"]
+    assert list(table.columns) == [
+        "examples",
+        "shortest",
+        "quarter",
+        "median",
+        "three_quarters",
+        "longest",
+    ]
     unknown = length_table([dataclasses.replace(example, topic=None) for example in several])
     assert list(unknown.loc["all"]) == list(table.loc["all"]) and len(unknown) == 1
 
@@ -329,7 +409,11 @@ def test_the_published_splits_have_their_published_rows_and_fields(split: str):
     found = read(QUESTIONS, split)
     assert len(found) == TOFU_ROWS[split]
     assert [example.index for example in found] == list(range(len(found)))
-    raw = [json.loads(line) for line in (QUESTIONS / f"{split}.json").read_text("utf-8").split("\n") if line]
+    raw = [
+        json.loads(line)
+        for line in (QUESTIONS / f"{split}.json").read_text("utf-8").split("\n")
+        if line
+    ]
     assert [[e.prompt, e.response, e.paraphrase, list(e.perturbed)] for e in found] == [
         [
             record.get(FIELDS[name]) or missing
@@ -337,7 +421,10 @@ def test_the_published_splits_have_their_published_rows_and_fields(split: str):
         ]
         for record in raw
     ]
-    facts, wrong = split in ("real_authors_perturbed", "world_facts_perturbed"), {len(e.perturbed) for e in found}
+    facts, wrong = (
+        split in ("real_authors_perturbed", "world_facts_perturbed"),
+        {len(e.perturbed) for e in found},
+    )
     assert wrong == {3 if facts else 5 if "perturbed" in split else 0}
     assert all((e.paraphrase is None) == (facts or "perturbed" not in split) for e in found)
     assert all(e.author is None and e.topic is None for e in found)
@@ -349,7 +436,11 @@ def test_the_published_splits_fit_together():
         return [(example.prompt, example.response) for example in read(QUESTIONS, split)]
 
     full = pairs("full")
-    for forget, retain in (("forget01", "retain99"), ("forget05", "retain95"), ("forget10", "retain90")):
+    for forget, retain in (
+        ("forget01", "retain99"),
+        ("forget05", "retain95"),
+        ("forget10", "retain90"),
+    ):
         assert pairs(retain) + pairs(forget) == full
         assert pairs(f"{forget}_perturbed") == pairs(forget)
     assert set(pairs("retain_perturbed")) <= set(pairs("retain90"))
@@ -376,4 +467,6 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytes
         patch.setattr(corpora.Path, "write_bytes", full_disk)
         with pytest.raises(OSError, match="No space"):
             write([Example(index=0, prompt="new", response="a")], path)
-    assert read(path)[0].prompt == "old" and [file.name for file in tmp_path.iterdir()] == ["some.json"]
+    assert read(path)[0].prompt == "old" and [file.name for file in tmp_path.iterdir()] == [
+        "some.json"
+    ]

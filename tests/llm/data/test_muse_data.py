@@ -1,4 +1,6 @@
-"""MUSE's data: read from the hub, from a folder and generated, and refused in one line where a record is of no use."""
+"""MUSE's data: read from the hub, from a folder and generated, and refused in one line where a
+record is of no use.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm.data.muse import FILES, HUB, OPTIONAL, SHOTS, MuseData, Passage, news_data, read_muse, write_muse
+from llm.data.muse import (
+    FILES,
+    HUB,
+    OPTIONAL,
+    SHOTS,
+    MuseData,
+    Passage,
+    news_data,
+    read_muse,
+    write_muse,
+)
 from llm.data.news.corpus import News, QuestionAndAnswer, edition
 from markov.errors import InvalidInput
 
@@ -24,7 +36,8 @@ def records(data: MuseData, name: str) -> list[dict[str, str]]:
     """The records of a field, as its file has them."""
     keys = FILES[name][2]
     return [
-        dict(zip(keys, (value,) if isinstance(value, str) else value, strict=True)) for value in getattr(data, name)
+        dict(zip(keys, (value,) if isinstance(value, str) else value, strict=True))
+        for value in getattr(data, name)
     ]
 
 
@@ -38,7 +51,9 @@ class Hub:
         self.asked.append((*args, split))
         if isinstance(self.data, Exception):
             raise self.data
-        name = next(name for name, (config, own, _) in FILES.items() if (config, own) == (args[1], split))
+        name = next(
+            name for name, (config, own, _) in FILES.items() if (config, own) == (args[1], split)
+        )
         return records(self.data, name)
 
 
@@ -71,7 +86,11 @@ def refusal(source: Any) -> InvalidInput:
 )
 def test_the_generated_news_have_the_shape_of_muse(chosen: News):
     data, articles = news_data(chosen), edition(chosen)
-    assert data.raw_forget == data.privleak_forget == tuple(article.text for article in articles.forget)
+    assert (
+        data.raw_forget
+        == data.privleak_forget
+        == tuple(article.text for article in articles.forget)
+    )
     assert data.privleak_holdout == tuple(article.text for article in articles.holdout)
     assert set(data.raw_retain1) | set(data.raw_retain2) == set(data.privleak_retain)
     assert len(data.raw_retain1) + len(data.raw_retain2) == chosen.retain
@@ -85,15 +104,24 @@ def test_no_set_shares_a_text_with_another_and_no_question_is_shown_and_asked():
     data = news_data(SMALL)
     sets = (data.privleak_forget, data.privleak_retain, data.privleak_holdout)
     assert len(set().union(*sets)) == sum(map(len, sets))
-    for asked, shown in ((data.forget_qa, data.forget_qa_icl), (data.retain_qa, data.retain_qa_icl)):
+    for asked, shown in (
+        (data.forget_qa, data.forget_qa_icl),
+        (data.retain_qa, data.retain_qa_icl),
+    ):
         assert set(asked).isdisjoint(shown) and len(set(asked)) == len(asked)
     assert set(data.forget_qa).isdisjoint(data.retain_qa)
 
 
 def test_a_passage_is_an_article_cut_behind_its_first_sentence():
     data = news_data(SMALL)
-    for passage, article, text in zip(data.verbmem, edition(SMALL).forget, data.raw_forget, strict=True):
-        assert passage.prompt + passage.gt == text and passage.prompt == article.lead and passage.gt[0] == " "
+    for passage, article, text in zip(
+        data.verbmem, edition(SMALL).forget, data.raw_forget, strict=True
+    ):
+        assert (
+            passage.prompt + passage.gt == text
+            and passage.prompt == article.lead
+            and passage.gt[0] == " "
+        )
 
 
 def test_the_word_news_takes_a_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -184,7 +212,9 @@ def test_all_configurations_are_fetched_from_the_hub(monkeypatch: pytest.MonkeyP
     hub = Hub(news_data(SMALL))
     monkeypatch.setitem(sys.modules, "datasets", hub)
     assert read_muse(word) == news_data(SMALL)
-    assert hub.asked == [(f"muse-bench/MUSE-{word[5:]}", config, split) for config, split, _ in FILES.values()]
+    assert hub.asked == [
+        (f"muse-bench/MUSE-{word[5:]}", config, split) for config, split, _ in FILES.values()
+    ]
 
 
 def test_a_malformed_record_of_the_hub_is_named(monkeypatch: pytest.MonkeyPatch):
@@ -194,9 +224,12 @@ def test_a_malformed_record_of_the_hub_is_named(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    "failure", [ConnectionError("no\nroute"), ValueError("no cache"), OSError(), TimeoutError("slow")]
+    "failure",
+    [ConnectionError("no\nroute"), ValueError("no cache"), OSError(), TimeoutError("slow")],
 )
-def test_without_the_hub_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch, failure: Exception):
+def test_without_the_hub_one_line_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, failure: Exception
+):
     monkeypatch.setitem(sys.modules, "datasets", Hub(failure))
     found = refusal("muse:Books")
     assert found.value == "muse:Books" and "offline, give a folder" in found.allowed

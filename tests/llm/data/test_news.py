@@ -1,4 +1,6 @@
-"""The generated news: only having read an article tells it from those held out, and answers stand in the text."""
+"""The generated news: only having read an article tells it from those held out, and answers
+stand in the text.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,11 @@ from markov.errors import InvalidInput
 CENTRAL = ("org", "town", "chief", "critic")
 LARGE = News(seed=3, forget=130, holdout=130, retain=140)
 some = st.builds(
-    News, seed=st.integers(0, 2**64), forget=st.integers(2, 6), holdout=st.integers(2, 6), retain=st.integers(2, 6)
+    News,
+    seed=st.integers(0, 2**64),
+    forget=st.integers(2, 6),
+    holdout=st.integers(2, 6),
+    retain=st.integers(2, 6),
 )
 
 
@@ -59,11 +65,17 @@ def test_sets_have_the_sizes_asked_for_and_more_to_retain_changes_nothing_else(c
 @pytest.mark.parametrize("seed", range(3))
 def test_no_two_articles_share_a_central_name(seed: int):
     articles = all_of(edition(replace(LARGE, seed=seed)))
-    names = [getattr(article.facts, name).split()[0] for article in articles for name in ("org", "town")]
+    names = [
+        getattr(article.facts, name).split()[0] for article in articles for name in ("org", "town")
+    ]
     names += [getattr(article.facts, name) for article in articles for name in ("chief", "critic")]
     assert len(articles) == LARGEST and len(set(names)) == len(CENTRAL) * LARGEST
     # Nor does an article name what is another's.
-    own = {name: article for article in articles for name in (getattr(article.facts, key) for key in CENTRAL)}
+    own = {
+        name: article
+        for article in articles
+        for name in (getattr(article.facts, key) for key in CENTRAL)
+    }
     words = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in own))
     for article in articles:
         assert all(own[name] is article for name in words.findall(article.text))
@@ -74,7 +86,10 @@ def test_an_article_names_all_its_central_names_and_every_answer_stands_in_it():
         assert all(getattr(article.facts, name) in article.text for name in CENTRAL)
         assert len({pair.question for pair in article.questions}) == ASKED
         for pair in article.questions:
-            assert re.search(rf"\b{re.escape(pair.answer)}\b", article.text) and len(pair.answer.split()) <= 2
+            assert (
+                re.search(rf"\b{re.escape(pair.answer)}\b", article.text)
+                and len(pair.answer.split()) <= 2
+            )
             assert article.facts.org in pair.question and pair.answer not in pair.question
 
 
@@ -83,15 +98,21 @@ def test_questions_and_answers_belong_together():
         event = next(event for event in EVENTS if event.name == article.event)
         wordings = {**QUESTIONS, **event.questions}
         values = article.facts._asdict()
-        assert set(article.questions) == {(text.format_map(values), values[name]) for name, text in wordings.items()}
+        assert set(article.questions) == {
+            (text.format_map(values), values[name]) for name, text in wordings.items()
+        }
 
 
 def test_what_is_asked_first_is_left_to_chance():
     first = [article.questions[0].answer for article in all_of(large())]
-    kinds = [sum(getattr(a.facts, key) == one for a, one in zip(all_of(large()), first, strict=True)) for key in FIRST]
+    kinds = [
+        sum(getattr(a.facts, key) == one for a, one in zip(all_of(large()), first, strict=True))
+        for key in FIRST
+    ]
     expected = LARGEST / len(FIRST)
     assert sum(kinds) == LARGEST
-    assert sum((kind - expected) ** 2 / expected for kind in kinds) < 20.5  # chi squared of 5 degrees, p = 0.001
+    # chi squared of 5 degrees, p = 0.001
+    assert sum((kind - expected) ** 2 / expected for kind in kinds) < 20.5
 
 
 FIRST = ("org", "town", "chief", "critic", "number", "cost", "date")[1:]
@@ -111,7 +132,9 @@ def test_articles_have_eighty_to_two_hundred_words():
 
 def test_the_three_sets_are_alike():
     words = [[len(article.text.split()) for article in part] for part in large()]
-    answers = [[len(pair.answer) for article in part for pair in article.questions] for part in large()]
+    answers = [
+        [len(pair.answer) for article in part for pair in article.questions] for part in large()
+    ]
     events = [[sum(a.event == event.name for a in part) for event in EVENTS] for part in large()]
     for values in (words, answers):
         for one, other in ((0, 1), (0, 2), (1, 2)):
@@ -123,7 +146,10 @@ def test_every_wording_is_used():
     texts = "\n".join(article.text for article in all_of(large()))
     wordings = [*CHIEF, *CRITIC, *ASIDES, *PAST]
     wordings += [
-        text for event in EVENTS for part in (event.lead, event.number, event.cost, event.date) for text in part
+        text
+        for event in EVENTS
+        for part in (event.lead, event.number, event.cost, event.date)
+        for text in part
     ]
     for wording in wordings:
         pattern = re.sub(r"\\\{\w+\\\}", "[^.]+", re.escape(wording))
@@ -142,8 +168,20 @@ def test_every_wording_of_a_fact_tells_it(event):
 @pytest.mark.parametrize(
     "field, value",
     [
-        *[("seed", -1), ("seed", 0.5), ("forget", 1), ("holdout", 1), ("retain", 1), ("retain", LARGEST + 1)],
-        *[("questions", 0), ("questions", ASKED), ("forget", 3.0), ("retain", LARGEST - News().forget)],
+        *[
+            ("seed", -1),
+            ("seed", 0.5),
+            ("forget", 1),
+            ("holdout", 1),
+            ("retain", 1),
+            ("retain", LARGEST + 1),
+        ],
+        *[
+            ("questions", 0),
+            ("questions", ASKED),
+            ("forget", 3.0),
+            ("retain", LARGEST - News().forget),
+        ],
     ],
 )
 def test_settings_out_of_bounds_are_refused(field: str, value: object):

@@ -25,9 +25,13 @@ from markov.errors import InvalidInput
 Records = list[dict[str, str]]
 # What JSON allows inside a text and lines are cut at elsewhere, quotes, delimiters, and words that
 # stand for nothing.
-words = st.sampled_from(["NaN", "null", "None", "1987", "1e5", "true", "a,b\t'c' \"d\"", "\u2028", "e\nf\r\ng"])
+words = st.sampled_from(
+    ["NaN", "null", "None", "1987", "1e5", "true", "a,b\t'c' \"d\"", "\u2028", "e\nf\r\ng"]
+)
 texts = st.text(max_size=8).map(lambda text: text.replace("\0", "0")) | words
-records = st.lists(st.fixed_dictionaries({"question": texts, "answer": texts}), min_size=1, max_size=4)
+records = st.lists(
+    st.fixed_dictionaries({"question": texts, "answer": texts}), min_size=1, max_size=4
+)
 
 
 def lines(found: Records, ascii_only: bool = False) -> str:
@@ -68,7 +72,10 @@ LAYOUTS: dict[str, tuple[str, Callable[[Records], bytes]]] = {
     ),
     "mark": (".json", lambda found: b"\xef\xbb\xbf" + lines(found).encode()),
     "UTF-16": (".jsonl", lambda found: lines(found).encode("utf-16")),
-    "UTF-16, the other order": (".jsonl", lambda found: b"\xfe\xff" + lines(found).encode("utf-16-be")),
+    "UTF-16, the other order": (
+        ".jsonl",
+        lambda found: b"\xfe\xff" + lines(found).encode("utf-16-be"),
+    ),
     "UTF-32": (".jsonl", lambda found: lines(found).encode("utf-32")),
     "packed": (".jsonl.gz", lambda found: gzip.compress(lines(found).encode())),
     "packed without saying so": (".json", lambda found: gzip.compress(lines(found).encode())),
@@ -96,7 +103,9 @@ def test_records_are_the_same_in_every_layout(folder: Path, layout: str, found: 
     path.unlink()
 
 
-@given(st.text() | st.characters(min_codepoint=0xD800, max_codepoint=0xDFFF) | st.none() | st.floats())
+@given(
+    st.text() | st.characters(min_codepoint=0xD800, max_codepoint=0xDFFF) | st.none() | st.floats()
+)
 def test_text_is_what_is_not_blank_and_can_be_written(value: object) -> None:
     good = isinstance(value, str) and value.strip() != ""
     if good:
@@ -146,7 +155,10 @@ def test_saved_data_sets_are_read_by_split(tmp_path: Path) -> None:
 
 
 def test_a_saved_data_set_keeps_lists_whole_and_what_is_absent_absent(tmp_path: Path) -> None:
-    own = [{**one, "perturbed_answer": ["You.", "I."], "index": 5 - row} for row, one in enumerate(rows(0, 1))]
+    own = [
+        {**one, "perturbed_answer": ["You.", "I."], "index": 5 - row}
+        for row, one in enumerate(rows(0, 1))
+    ]
     save({"": own}, tmp_path / "saved")  # pyright: ignore[reportArgumentType]
     pd.DataFrame(own).to_parquet(tmp_path / "same.parquet")
     found = read(tmp_path / "saved")
@@ -156,7 +168,9 @@ def test_a_saved_data_set_keeps_lists_whole_and_what_is_absent_absent(tmp_path: 
     ]
 
 
-def test_damage_to_a_saved_data_set_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damage_to_a_saved_data_set_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save({"": rows(0, 1)}, tmp_path / "saved")
     with monkeypatch.context() as patch, pytest.raises(InvalidInput, match="pip install"):
         patch.setitem(sys.modules, "datasets", None)
@@ -226,7 +240,9 @@ def test_what_cannot_be_read_is_one_line_that_says_what_to_do(
 
 @pytest.mark.parametrize("value", [float("nan"), None, 7, True, ["a"], {"a": 1}, "", " ", "\ud800"])
 @pytest.mark.parametrize("field", ["question", "answer"])
-def test_what_is_no_text_is_named_with_its_row_and_field(field: str, value: object, tmp_path: Path) -> None:
+def test_what_is_no_text_is_named_with_its_row_and_field(
+    field: str, value: object, tmp_path: Path
+) -> None:
     path = tmp_path / "some.json"
     path.write_text(json.dumps([*rows(0, 1), {**rows(2)[0], field: value}]))
     with pytest.raises(InvalidInput) as refused:
@@ -261,7 +277,10 @@ def test_the_data_of_muse_have_the_same_shapes(tmp_path: Path) -> None:
     replace("knowmem/forget_qa", ".json.gz", lambda found: gzip.compress(lines(found).encode()))
     replace("privleak/forget", ".json", LAYOUTS["columns"][1])
     replace("privleak/retain", ".json", LAYOUTS["a list in an object"][1])
-    found = {split: read_records(tmp_path / "knowmem" / f"{split}.json") for split in ("retain_qa", "retain_qa_icl")}
+    found = {
+        split: read_records(tmp_path / "knowmem" / f"{split}.json")
+        for split in ("retain_qa", "retain_qa_icl")
+    }
     for split in found:
         (tmp_path / "knowmem" / f"{split}.json").unlink()
     save(found, tmp_path / "saved")

@@ -47,11 +47,22 @@ from markov.objectives import (
     simnpo,
 )
 
-REAL = Path(os.environ.get("SIMNPO_LAB_TOFU", Path(__file__).parents[4] / "shared" / "tofu")) / "logs"
-needs_real_logs = pytest.mark.skipif(
-    not (REAL / "llama2-7b_full").is_dir(), reason="no TOFU logs: SIMNPO_LAB_TOFU names the folder that holds them"
+REAL = (
+    Path(os.environ.get("SIMNPO_LAB_TOFU", Path(__file__).parents[4] / "shared" / "tofu")) / "logs"
 )
-SOME = named([npo(0.1), length_normalized_npo(2.5), reference_free_npo(0.1), simnpo(2.5, 0.5), gradient_ascent(1.0)])
+needs_real_logs = pytest.mark.skipif(
+    not (REAL / "llama2-7b_full").is_dir(),
+    reason="no TOFU logs: SIMNPO_LAB_TOFU names the folder that holds them",
+)
+SOME = named(
+    [
+        npo(0.1),
+        length_normalized_npo(2.5),
+        reference_free_npo(0.1),
+        simnpo(2.5, 0.5),
+        gradient_ascent(1.0),
+    ]
+)
 
 
 def some_sequences(count: int = 20, seed: int = 0) -> SequenceLogProbs:
@@ -66,11 +77,18 @@ def some_log(loss: np.ndarray, length: np.ndarray, file: str = "log.json") -> Ev
 
 
 def some_pair(count: int = 20, seed: int = 0) -> tuple[EvaluationLog, EvaluationLog]:
-    """The logs of an original and of a retrained model, which is the less sure of nearly every answer."""
+    """The logs of an original and of a retrained model, which is the less sure of nearly every
+    answer.
+    """
     rng = np.random.default_rng(seed)
     length = rng.integers(2, 60, count).astype(float)
-    original, retrained = length * rng.uniform(0.001, 0.2, count), length * rng.uniform(0.1, 3, count)
-    return some_log(original, length, "original.json"), some_log(retrained, length, "retrained.json")
+    original, retrained = (
+        length * rng.uniform(0.001, 0.2, count),
+        length * rng.uniform(0.1, 3, count),
+    )
+    return some_log(original, length, "original.json"), some_log(
+        retrained, length, "retrained.json"
+    )
 
 
 def floats(frame: pd.DataFrame, column: str) -> np.ndarray:
@@ -79,7 +97,9 @@ def floats(frame: pd.DataFrame, column: str) -> np.ndarray:
 
 def pick(frame: pd.DataFrame, **keys: str) -> dict[str, float]:
     """The one row with these keys."""
-    (row,) = frame[np.logical_and.reduce([frame[name] == key for name, key in keys.items()])].to_dict("records")
+    (row,) = frame[
+        np.logical_and.reduce([frame[name] == key for name, key in keys.items()])
+    ].to_dict("records")
     return {str(name): value for name, value in row.items()}
 
 
@@ -91,14 +111,27 @@ def pick(frame: pd.DataFrame, **keys: str) -> dict[str, float]:
 def test_weights_are_those_of_the_law_one_example_at_a_time(count: int, seed: int):
     seq = some_sequences(count, seed)
     table = weights_table(seq, SOME, index=np.arange(count) * 3)
-    assert list(table.columns) == ["index", "logp", "length", "ref", *(f"weight_{name}" for name in SOME)]
+    assert list(table.columns) == [
+        "index",
+        "logp",
+        "length",
+        "ref",
+        *(f"weight_{name}" for name in SOME),
+    ]
     for place in range(count):
         logp, length, ref = (float(part[place]) for part in seq)
         row = table.iloc[place]
-        assert (row["index"], row["logp"], row["length"], row["ref"]) == (3 * place, logp, length, ref)
+        assert (row["index"], row["logp"], row["length"], row["ref"]) == (
+            3 * place,
+            logp,
+            length,
+            ref,
+        )
         for name, (beta, gamma, reference, normalize) in SOME.items():
             z = beta * (logp - reference * ref) / length**normalize + gamma
-            assert row[f"weight_{name}"] == pytest.approx(2 / (1 + np.exp(-z)) / length**normalize, rel=1e-12)
+            assert row[f"weight_{name}"] == pytest.approx(
+                2 / (1 + np.exp(-z)) / length**normalize, rel=1e-12
+            )
 
 
 @settings(max_examples=20)
@@ -106,7 +139,10 @@ def test_weights_are_those_of_the_law_one_example_at_a_time(count: int, seed: in
 def test_permuting_examples_permutes_rows_and_nothing_else(order: list[int]):
     seq, at = some_sequences(8), list(order)
     permuted = SequenceLogProbs(*(part[at] for part in seq))
-    got, want = weights_table(permuted, SOME, np.array(at)), weights_table(seq, SOME).iloc[at].reset_index(drop=True)
+    got, want = (
+        weights_table(permuted, SOME, np.array(at)),
+        weights_table(seq, SOME).iloc[at].reset_index(drop=True),
+    )
     pd.testing.assert_frame_equal(got, want)
 
 
@@ -120,13 +156,27 @@ def test_float32_and_gradients_are_taken_as_they_come_and_computed_in_float64():
 
 def test_names_of_columns_say_corner_beta_and_margin():
     objectives = [
-        npo(0.1), simnpo(2.5), simnpo(2.5, 0.5), length_normalized_npo(4.5), reference_free_npo(0.05),
-        gradient_ascent(), gradient_ascent(1.0), gradient_ascent(0.5), Objective(1.0, -0.5, 0.5, 1.0),
-    ]  # fmt: skip
+        npo(0.1),
+        simnpo(2.5),
+        simnpo(2.5, 0.5),
+        length_normalized_npo(4.5),
+        reference_free_npo(0.05),
+        gradient_ascent(),
+        gradient_ascent(1.0),
+        gradient_ascent(0.5),
+        Objective(1.0, -0.5, 0.5, 1.0),
+    ]
     assert list(named(objectives)) == [
-        "npo_b0.1", "simnpo_b2.5", "simnpo_b2.5_g0.5", "length_normalized_npo_b4.5", "reference_free_npo_b0.05",
-        "gradient_ascent", "length_weighted_gradient_ascent", "gradient_ascent_n0.5", "between_r0.5_n1_b1_g-0.5",
-    ]  # fmt: skip
+        "npo_b0.1",
+        "simnpo_b2.5",
+        "simnpo_b2.5_g0.5",
+        "length_normalized_npo_b4.5",
+        "reference_free_npo_b0.05",
+        "gradient_ascent",
+        "length_weighted_gradient_ascent",
+        "gradient_ascent_n0.5",
+        "between_r0.5_n1_b1_g-0.5",
+    ]
     assert list(named(objectives).values()) == objectives
     assert corners(0.2, 4.5, 0.5) == named(
         [npo(0.2), reference_free_npo(0.2), length_normalized_npo(4.5), simnpo(4.5, 0.5)]
@@ -148,14 +198,23 @@ def bad(part: str, value: float) -> SequenceLogProbs:
         (lambda: weights_table(some_sequences()._replace(ref=torch.zeros(3)), SOME), "ref"),
         (lambda: weights_table(some_sequences(), SOME, np.arange(3)), "index"),
         (lambda: weights_table(some_sequences(), {"bad": Objective(-1.0)}), "beta"),
-        (lambda: weights_table(some_sequences(), {"stack": Objective(torch.ones(20))}), "objectives"),
+        (
+            lambda: weights_table(some_sequences(), {"stack": Objective(torch.ones(20))}),
+            "objectives",
+        ),
         (lambda: named([npo(0.1), npo(0.1)]), "objectives"),
         (lambda: named([Objective(torch.ones(2))]), "objectives"),
         (lambda: named([Objective(1.0, normalize=2.0)]), "normalize"),
         (lambda: with_needed(weights_table(some_sequences(), SOME), np.zeros(3)), "retrained"),
-        (lambda: with_needed(weights_table(some_sequences(), SOME), np.full(20, np.nan)), "retrained"),
+        (
+            lambda: with_needed(weights_table(some_sequences(), SOME), np.full(20, np.nan)),
+            "retrained",
+        ),
         (lambda: bias(weights_table(some_sequences(), SOME)), "table"),
-        (lambda: bias(with_needed(weights_table(some_sequences(), {}), np.full(20, -99.0))), "table"),
+        (
+            lambda: bias(with_needed(weights_table(some_sequences(), {}), np.full(20, -99.0))),
+            "table",
+        ),
         (lambda: bias(with_needed(weights_table(some_sequences(), SOME), np.zeros(20))), "needed"),
         (lambda: length_correlation(weights_table(some_sequences(), {})), "table"),
         (lambda: length_correlation(weights_table(some_sequences(2), SOME)), "examples"),
@@ -182,7 +241,11 @@ def test_a_diagnosis_has_the_promised_columns_and_starts_at_the_reference():
     promised = ["index", "length", "ref", "retrained", "needed", "needed_per_token"]
     assert list(table.columns) == [*promised, *(f"weight_{name}" for name in corners())]
     assert set(promised) <= set(COLUMNS)
-    assert original.gold.total is not None and retrained.gold.total is not None and original.gold.length is not None
+    assert (
+        original.gold.total is not None
+        and retrained.gold.total is not None
+        and original.gold.length is not None
+    )
     needed = retrained.gold.total - original.gold.total  # losses: the signs turn
     np.testing.assert_allclose(table["needed"], needed, rtol=1e-12)
     np.testing.assert_allclose(table["needed_per_token"], needed / original.gold.length, rtol=1e-12)
@@ -193,7 +256,8 @@ def test_a_diagnosis_has_the_promised_columns_and_starts_at_the_reference():
 @settings(max_examples=20)
 @given(st.integers(3, 15), st.integers(0, 999), st.floats(0.01, 10))
 def test_at_the_reference_the_reference_says_nothing(count: int, seed: int, beta: float):
-    # NPO weighs all examples alike whatever they are, and per token it weighs them by one over their length.
+    # NPO weighs all examples alike whatever they are, and per token it weighs them by one over
+    # their length.
     table = diagnose(*some_pair(count, seed), named([npo(beta), length_normalized_npo(beta)]))
     assert (floats(table, f"weight_npo_b{beta:g}") == 1).all()
     per_token = floats(table, f"weight_length_normalized_npo_b{beta:g}")
@@ -221,7 +285,9 @@ def test_halves_split_by_value_and_go_with_the_example(values: list[int], random
         v for v, up in zip(values, found, strict=True) if up
     )
     order = random.sample(range(len(values)), len(values))
-    np.testing.assert_array_equal(upper_half(np.array(values, dtype=float)[order], np.array(order)), found[order])
+    np.testing.assert_array_equal(
+        upper_half(np.array(values, dtype=float)[order], np.array(order)), found[order]
+    )
 
 
 def test_halves_of_a_table_are_by_length_and_by_what_only_the_original_knows():
@@ -229,7 +295,9 @@ def test_halves_of_a_table_are_by_length_and_by_what_only_the_original_knows():
     long, strong = halves["length_half"] == "long", halves["memorised_half"] == "strong"
     assert (long.sum(), strong.sum()) == (10, 10)
     assert halves.loc[long, "length"].min() >= halves.loc[~long, "length"].max()
-    assert halves.loc[strong, "needed_per_token"].min() > halves.loc[~strong, "needed_per_token"].max()
+    assert (
+        halves.loc[strong, "needed_per_token"].min() > halves.loc[~strong, "needed_per_token"].max()
+    )
 
 
 # --- correlations and their intervals ---
@@ -247,9 +315,12 @@ def test_correlations_are_scipys_row_by_row(count: int, seed: int):
 
 
 def test_a_constant_has_no_correlation_and_no_interval_even_if_constant_only_up_to_rounding():
-    assert np.isnan(pearson(np.ones(5), np.arange(5.0))) and np.isnan(spearman(np.arange(5.0), np.ones(5)))
+    assert np.isnan(pearson(np.ones(5), np.arange(5.0))) and np.isnan(
+        spearman(np.arange(5.0), np.ones(5))
+    )
     assert np.isnan(interval(spearman, np.arange(5.0), np.ones(5))).all()
-    # Weight times length is 1 under length-normalised NPO at the reference, but not to the last digit.
+    # Weight times length is 1 under length-normalised NPO at the reference, but not to the last
+    # digit.
     table = diagnose(*some_pair(200), corners())
     push = table["weight_length_normalized_npo_b2.5"] * table["length"]
     assert push.nunique() > 1
@@ -269,21 +340,30 @@ def test_a_bootstrap_interval_covers_as_often_as_it_says_and_narrows_as_the_root
     for count in (50, 200):
         covered, width = 0, 0.0
         for seed in range(runs if count == 50 else 40):
-            pairs = np.random.default_rng(seed).multivariate_normal([0, 0], [[1, correlation], [correlation, 1]], count)
-            found = interval(spearman, pairs[:, 0], pairs[:, 1], resamples=200, seed=seed, level=0.9)
+            pairs = np.random.default_rng(seed).multivariate_normal(
+                [0, 0], [[1, correlation], [correlation, 1]], count
+            )
+            found = interval(
+                spearman, pairs[:, 0], pairs[:, 1], resamples=200, seed=seed, level=0.9
+            )
             assert found.low < found.value < found.high
             covered += found.low < truth < found.high
             width += found.high - found.low
         widths.append(width / (runs if count == 50 else 40))
         if count == 50:
-            # 300 draws at 0.9: a standard error of 0.017, and percentile intervals cover a little less than they say.
+            # 300 draws at 0.9: a standard error of 0.017, and percentile intervals cover a little
+            # less than they say.
             assert 0.84 < covered / runs < 0.95
     assert widths[0] / widths[1] == pytest.approx(2, rel=0.15)
 
 
 def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
     x, y = np.random.default_rng(0).normal(size=(2, 40))
-    assert interval(pearson, x, y, seed=3) == interval(pearson, x, y, seed=3) != interval(pearson, x, y, seed=4)
+    assert (
+        interval(pearson, x, y, seed=3)
+        == interval(pearson, x, y, seed=3)
+        != interval(pearson, x, y, seed=4)
+    )
     narrow, wide = (interval(pearson, x, y, level=level) for level in (0.5, 0.99))
     assert wide.low < narrow.low < narrow.high < wide.high
 
@@ -302,19 +382,24 @@ def slow_area(needed: list[float], effort: list[float]) -> float:
     return area
 
 
-amounts = st.lists(st.tuples(st.integers(-3, 9), st.integers(0, 9)), min_size=2, max_size=12).filter(
-    lambda pairs: any(need > 0 for need, _ in pairs) and any(push > 0 for _, push in pairs)
-)
+amounts = st.lists(
+    st.tuples(st.integers(-3, 9), st.integers(0, 9)), min_size=2, max_size=12
+).filter(lambda pairs: any(need > 0 for need, _ in pairs) and any(push > 0 for _, push in pairs))
 
 
 @settings(max_examples=60)
 @given(amounts, st.randoms(use_true_random=False), st.floats(0.01, 100), st.floats(0.01, 100))
-def test_the_area_is_its_definition_and_knows_neither_order_nor_units(pairs, random, in_need: float, in_effort: float):
+def test_the_area_is_its_definition_and_knows_neither_order_nor_units(
+    pairs, random, in_need: float, in_effort: float
+):
     needed, effort = (np.array(side, dtype=float) for side in zip(*pairs, strict=True))
     area = float(allocation_area(needed, effort))
     assert area == pytest.approx(slow_area(needed.tolist(), effort.tolist()), rel=1e-12, abs=1e-12)
     order = random.sample(range(len(pairs)), len(pairs))
-    for other in (allocation_area(needed[order], effort[order]), allocation_area(needed * in_need, effort * in_effort)):
+    for other in (
+        allocation_area(needed[order], effort[order]),
+        allocation_area(needed * in_need, effort * in_effort),
+    ):
         assert float(other) == pytest.approx(area, rel=1e-9, abs=1e-9)
     rows = allocation_area(np.stack([needed, needed[order]]), np.stack([effort, effort[order]]))
     np.testing.assert_allclose(rows, area, rtol=1e-12, atol=1e-12)
@@ -344,8 +429,8 @@ def test_extreme_allocations_have_extreme_areas_and_the_order_of_need_decides():
 
 
 def test_an_even_effort_over_evenly_spread_needs_has_area_one_third_and_a_quarter_misplaced():
-    # needed uniform on (0, 1): the neediest share q of examples has 2q - q^2 of the need, and area = int q d(2q - q^2).
-    # |1 - 2x| / 2 integrates to 1/4.
+    # needed uniform on (0, 1): the neediest share q of examples has 2q - q^2 of the need, and area
+    # = int q d(2q - q^2). |1 - 2x| / 2 integrates to 1/4.
     needed = (np.arange(4000) + 0.5) / 4000
     assert float(allocation_area(needed, np.ones(4000))) == pytest.approx(1 / 3, abs=1e-6)
     assert float(misplaced(needed, np.ones(4000))) == pytest.approx(1 / 4, abs=1e-6)
@@ -356,9 +441,12 @@ def test_what_needs_nothing_has_no_share_and_what_is_spent_on_it_is_lost():
     curve = allocation_curve(needed, effort)
     np.testing.assert_allclose(curve.needed, [0, 0.5, 1, 1, 1])
     np.testing.assert_allclose(curve.effort, [0, 0.1, 0.2, 0.5, 1])
-    assert float(allocation_area(needed, effort)) == pytest.approx(0.1)  # half of the 0.2 that goes where it is needed
+    # half of the 0.2 that goes where it is needed
+    assert float(allocation_area(needed, effort)) == pytest.approx(0.1)
     assert float(misplaced(needed, effort)) == pytest.approx(0.8)
-    assert np.isnan(allocation_area(-(needed**2), effort)) and np.isnan(misplaced(needed, 0 * effort))
+    assert np.isnan(allocation_area(-(needed**2), effort)) and np.isnan(
+        misplaced(needed, 0 * effort)
+    )
     # How little they need does not matter: not by how much the retrained model is the surer one.
     assert float(allocation_area(np.array([2.0, -9.0, 2.0, -9.5]), effort)) == pytest.approx(0.1)
 
@@ -368,10 +456,16 @@ def test_a_table_of_bias_has_every_objective_effort_and_need_by_the_stated_law()
     found = bias(table, resamples=200)
     assert len(found) == len(SOME) * 4 and (found["count"] == 30).all()
     for row in found.to_dict("records"):
-        effort = floats(table, f"weight_{row['objective']}") * (table["length"] if row["effort"] == "push" else 1)
-        needed = floats(table, {"total": "needed", "per_token": "needed_per_token"}[str(row["need"])])
+        effort = floats(table, f"weight_{row['objective']}") * (
+            table["length"] if row["effort"] == "push" else 1
+        )
+        needed = floats(
+            table, {"total": "needed", "per_token": "needed_per_token"}[str(row["need"])]
+        )
         assert row["area"] == pytest.approx(slow_area(needed.tolist(), list(effort)), rel=1e-9)
-        assert row["misplaced"] == pytest.approx(float(misplaced(needed, np.asarray(effort))), rel=1e-9)
+        assert row["misplaced"] == pytest.approx(
+            float(misplaced(needed, np.asarray(effort))), rel=1e-9
+        )
         if not np.isnan(row["spearman"]):
             want = stats.spearmanr(needed, np.round(effort / effort.max(), 12)).statistic
             assert row["spearman"] == pytest.approx(want, rel=1e-9)
@@ -385,9 +479,12 @@ def test_a_table_of_bias_has_every_objective_effort_and_need_by_the_stated_law()
 def test_unneeded_effort_is_counted():
     original, retrained = some_pair(30)
     assert original.gold.total is not None and retrained.gold.total is not None
-    kept = original.gold.total * np.where(retrained.index % 6 == 0, 1.0, 0.5)  # needs nothing, or less than nothing
+    # needs nothing, or less than nothing
+    kept = original.gold.total * np.where(retrained.index % 6 == 0, 1.0, 0.5)
     surer = np.where(retrained.index % 3 == 0, kept, retrained.gold.total)
-    table = diagnose(original, retrained._replace(gold=retrained.gold._replace(total=surer)), named([npo(0.1)]))
+    table = diagnose(
+        original, retrained._replace(gold=retrained.gold._replace(total=surer)), named([npo(0.1)])
+    )
     found = bias(table, resamples=100)
     assert found[found["effort"] == "weight"]["unneeded"].tolist() == pytest.approx([1 / 3, 1 / 3])
 
@@ -401,7 +498,11 @@ def test_allocation_curves_of_a_table_run_from_corner_to_corner_and_hold_the_are
             assert list(curves.columns) == ["objective", "needed_share", "effort_share"]
             for name, curve in curves.groupby("objective"):
                 x, y = floats(curve, "needed_share"), floats(curve, "effort_share")
-                assert (len(x), x[0], y[0]) == (31, 0, 0) and (np.diff(x) >= 0).all() and (np.diff(y) >= 0).all()
+                assert (
+                    (len(x), x[0], y[0]) == (31, 0, 0)
+                    and (np.diff(x) >= 0).all()
+                    and (np.diff(y) >= 0).all()
+                )
                 assert (x[-1], y[-1]) == pytest.approx((1, 1))
                 area = pick(found, objective=str(name), effort=effort, need=need)["area"]
                 assert np.trapezoid(y, x) == pytest.approx(area, rel=1e-9)
@@ -419,7 +520,9 @@ def test_weights_of_one_over_the_length_fall_with_length_and_push_of_an_even_wei
         stats.pearsonr(1 / table["length"], table["length"]).statistic
     )
     row = pick(bias(table, resamples=100), objective="npo_b0.1", effort="push", need="total")
-    assert row["spearman"] == pytest.approx(stats.spearmanr(table["length"], table["needed"]).statistic)
+    assert row["spearman"] == pytest.approx(
+        stats.spearmanr(table["length"], table["needed"]).statistic
+    )
 
 
 # --- the law on real logs ---
@@ -430,13 +533,18 @@ def real(model: str) -> EvaluationLog:
 
 
 @needs_real_logs
-def test_on_llama_at_the_reference_nobody_pushes_where_it_is_needed_and_length_normalisation_least():
+def test_on_llama_nobody_pushes_where_it_is_needed_and_length_normalisation_least():
     table = diagnose(real("full"), real("retain90"), corners(0.1, 4.5))
-    assert len(table) == 300 and (table["weight_npo_b0.1"] == 1).all() and (table["needed"] > 0).all()
+    assert (
+        len(table) == 300 and (table["weight_npo_b0.1"] == 1).all() and (table["needed"] > 0).all()
+    )
     assert table["needed"].mean() == pytest.approx(101.74, abs=0.005)
     assert table["length"].mean() == pytest.approx(43.44, abs=1e-9)
-    # The original knows every answer by heart, so what is needed is what the retrained model lacks: it grows as length.
-    assert float(spearman(floats(table, "length"), floats(table, "needed"))) == pytest.approx(0.847, abs=5e-4)
+    # The original knows every answer by heart, so what is needed is what the retrained model lacks:
+    # it grows as length.
+    assert float(spearman(floats(table, "length"), floats(table, "needed"))) == pytest.approx(
+        0.847, abs=5e-4
+    )
     found = bias(table, resamples=300)
     for name, correlation, area in [
         ("npo_b0.1", np.nan, 0.346),
@@ -448,7 +556,8 @@ def test_on_llama_at_the_reference_nobody_pushes_where_it_is_needed_and_length_n
         assert row["spearman"] == pytest.approx(correlation, abs=5e-4, nan_ok=True)
         assert row["area"] == pytest.approx(area, abs=5e-4) and row["area_high"] < 0.5
     even, shortest = (
-        pick(found, objective=name, effort="weight", need="total") for name in ("npo_b0.1", "simnpo_b4.5")
+        pick(found, objective=name, effort="weight", need="total")
+        for name in ("npo_b0.1", "simnpo_b4.5")
     )
     assert even["area_low"] > shortest["area_high"]
 

@@ -30,8 +30,19 @@ from tests.llm.scoring.test_encoding import by_bytes
 from tests.llm.scoring.test_scoring import roughen
 
 SEVERAL = (
-    Example(index=4, prompt="Who?", response="Ada.", paraphrase="It was Ada.", perturbed=("Bob.", "No one at all.")),
-    Example(index=2, prompt="Where, then?", response="In a small town by the sea.", perturbed=("Nowhere.", "Here.")),
+    Example(
+        index=4,
+        prompt="Who?",
+        response="Ada.",
+        paraphrase="It was Ada.",
+        perturbed=("Bob.", "No one at all."),
+    ),
+    Example(
+        index=2,
+        prompt="Where, then?",
+        response="In a small town by the sea.",
+        perturbed=("Nowhere.", "Here."),
+    ),
 )
 
 
@@ -40,8 +51,12 @@ def language() -> LanguageModel:
     import transformers
 
     tokenizer = by_bytes(words=True)
-    sizes: dict[str, Any] = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
-    config = transformers.LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=256, **sizes)
+    sizes: dict[str, Any] = dict(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=256, **sizes
+    )
     model = roughen(transformers.LlamaForCausalLM(config)).eval()
     return LanguageModel(model=model, tokenizer=tokenizer, template=PLAIN, name="tiny")
 
@@ -49,11 +64,15 @@ def language() -> LanguageModel:
 def test_a_log_of_answers_is_each_answer_scored_alone(language: LanguageModel) -> None:
     log = answer_log(language, SEVERAL, progress=False)
     assert (log.file, log.layout, log.index.tolist()) == ("tiny", "scored", [4, 2])
-    assert log.question == ("Who?", "Where, then?") and log.answer == tuple(one.response for one in SEVERAL)
+    assert log.question == ("Who?", "Where, then?") and log.answer == tuple(
+        one.response for one in SEVERAL
+    )
     assert log.paraphrased is not None and log.perturbed is not None
 
     def alone(example: Example, text: str) -> tuple[float, float, float]:
-        seq = score(language.model, language.tokenizer, [replace(example, response=text)], progress=False)
+        seq = score(
+            language.model, language.tokenizer, [replace(example, response=text)], progress=False
+        )
         total, length = -float(seq.logp), float(seq.length)
         return total / length, total, length
 
@@ -67,13 +86,20 @@ def test_a_log_of_answers_is_each_answer_scored_alone(language: LanguageModel) -
             np.testing.assert_allclose(found, alone(example, text), rtol=1e-5)
 
 
-def test_examples_without_wrong_answers_have_none_and_uneven_ones_are_refused(language: LanguageModel) -> None:
+def test_examples_without_wrong_answers_have_none_and_uneven_ones_are_refused(
+    language: LanguageModel,
+) -> None:
     plain = [replace(one, perturbed=()) for one in SEVERAL]
     assert answer_log(language, plain, progress=False).perturbed is None
     with pytest.raises(InvalidInput, match="perturbed"):
         answer_log(language, [SEVERAL[0], plain[1]], progress=False)
     with pytest.raises(InvalidInput, match=r"examples\[1\]"):
-        answer_log(language, SEVERAL, max_length=len(responses(language, SEVERAL)[1].tokens) - 1, progress=False)
+        answer_log(
+            language,
+            SEVERAL,
+            max_length=len(responses(language, SEVERAL)[1].tokens) - 1,
+            progress=False,
+        )
 
 
 def test_a_log_is_a_table_and_back(language: LanguageModel) -> None:
@@ -130,7 +156,9 @@ def test_the_limits_are_words_and_the_default_is_the_four_corners() -> None:
     assert found["npo_b0.1"] == npo(0.1) and found["simnpo_b2.5"] == simnpo(2.5)
 
 
-@pytest.mark.parametrize("word", ["npo", "npo:x", "npo:1:2:3", "dpo:1", "npo:-1", "npo:nan", "gradient_ascent:1", ""])
+@pytest.mark.parametrize(
+    "word", ["npo", "npo:x", "npo:1:2:3", "dpo:1", "npo:-1", "npo:nan", "gradient_ascent:1", ""]
+)
 def test_other_words_are_refused(word: str) -> None:
     with pytest.raises(InvalidInput):
         objective(word)
@@ -146,7 +174,9 @@ def some_scores(count: int = 6, seed: int = 0) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
     length = torch.from_numpy(rng.integers(1, 50, count).astype(float))
     logp = -torch.from_numpy(rng.uniform(0.1, 5, count)) * length
-    return score_table(SequenceLogProbs(logp, length, torch.zeros(count)), rng.permutation(count) + 10)
+    return score_table(
+        SequenceLogProbs(logp, length, torch.zeros(count)), rng.permutation(count) + 10
+    )
 
 
 def test_tables_of_scores_are_matched_by_index(tmp_path: Path) -> None:
@@ -154,7 +184,9 @@ def test_tables_of_scores_are_matched_by_index(tmp_path: Path) -> None:
     other = scores.assign(logp=scores["logp"] - scores["index"])
     other.sample(frac=1, random_state=1).to_parquet(tmp_path / "other.parquet")
     reference = read_scores(tmp_path / "other.parquet", "reference")
-    np.testing.assert_allclose(beside(scores, reference, "reference"), scores["logp"] - scores["index"])
+    np.testing.assert_allclose(
+        beside(scores, reference, "reference"), scores["logp"] - scores["index"]
+    )
     seq = pair(scores, reference)
     assert seq.logp.dtype == torch.float64
     np.testing.assert_allclose((seq.logp - seq.ref).numpy(), scores["index"])

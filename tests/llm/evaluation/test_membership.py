@@ -1,4 +1,6 @@
-"""Scores of having read a text: each as written down by hand, token by token, and PrivLeak with its orientation."""
+"""Scores of having read a text: each as written down by hand, token by token, and PrivLeak with
+its orientation.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm.evaluation.membership import Membership, auc, auc_interval, leakage, membership, min_k, privleak, text_scores
+from llm.evaluation.membership import (
+    Membership,
+    auc,
+    auc_interval,
+    leakage,
+    membership,
+    min_k,
+    privleak,
+    text_scores,
+)
 from llm.models.language_model import LanguageModel
 from llm.scoring.documents import whole
 from llm.scoring.encoding import PLAIN
@@ -22,7 +33,11 @@ from markov.errors import InvalidInput
 from tests.llm.models.test_generation import model_of
 from tests.llm.scoring.test_encoding import by_bytes
 
-TEXTS = ["The River ran past the old Mill.", "A short one", "Prices rose by a third, then fell; nobody knew WHY. Rain."]
+TEXTS = [
+    "The River ran past the old Mill.",
+    "A short one",
+    "Prices rose by a third, then fell; nobody knew WHY. Rain.",
+]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +46,9 @@ def language() -> LanguageModel:
 
 
 def laws_of(language: LanguageModel, text: str) -> tuple[np.ndarray, list[int]]:
-    """The distribution before each token but the first, by hand and in double precision, and which token came."""
+    """The distribution before each token but the first, by hand and in double precision, and
+    which token came.
+    """
     tokens = list(whole(language.tokenizer, [text])[0].tokens)
     with torch.no_grad():
         logits = language.model(torch.tensor([tokens])).logits[0, :-1].double()
@@ -58,7 +75,9 @@ def test_min_k_of_few_tokens_takes_the_least_likely_one():
 def test_the_number_of_tokens_is_that_of_whole_numbers(count: int, percent: int):
     """Of 0, -1, -2, ... the m smallest have the mean -(2 count - m - 1) / 2, which tells m."""
     chosen = max(1, percent * count // 100)
-    assert min_k(-np.arange(count, dtype=float), percent / 100) == pytest.approx((2 * count - chosen - 1) / 2)
+    assert min_k(-np.arange(count, dtype=float), percent / 100) == pytest.approx(
+        (2 * count - chosen - 1) / 2
+    )
 
 
 @given(st.lists(st.floats(-50, 0), min_size=1, max_size=40), st.randoms(use_true_random=False))
@@ -76,7 +95,9 @@ def test_min_k_knows_no_order_and_falls_as_the_share_grows(values: list[float], 
 
 
 def test_scores_of_texts_are_those_written_down_token_by_token(language: LanguageModel):
-    table = text_scores(language, TEXTS, k=0.3, standardised=True, lowered=True, budget=40, progress=False)
+    table = text_scores(
+        language, TEXTS, k=0.3, standardised=True, lowered=True, budget=40, progress=False
+    )
     assert table["index"].tolist() == [0, 1, 2]
     for text, row in zip(TEXTS, table.to_dict("records"), strict=True):
         laws, came = laws_of(language, text)
@@ -141,13 +162,15 @@ def test_the_auc_counts_all_pairs(forget: list[float], holdout: list[float]):
 def test_texts_known_by_heart_have_an_auc_of_zero_and_a_privleak_of_minus_hundred():
     known = Membership(np.array([0.1, 0.2]), np.array([3.0, 4.0, 5.0]))
     assert float(auc(*known)) == 0 and privleak(0.0, 0.5) == -100
-    assert float(auc(known.holdout, known.forget)) == 1  # what looks less known than what nobody read
+    # what looks less known than what nobody read
+    assert float(auc(known.holdout, known.forget)) == 1
 
 
 def test_privleak_by_hand():
     assert privleak(0.5, 0.5) == 0
     assert privleak(0.75, 0.5) == 50 and privleak(0.25, 0.5) == -50
-    assert privleak(1.0, 0.4772) == pytest.approx(109.5557, abs=1e-4)  # its bound where the retrained AUC is that
+    # its bound where the retrained AUC is that
+    assert privleak(1.0, 0.4772) == pytest.approx(109.5557, abs=1e-4)
 
 
 @given(st.floats(0.06, 1), st.floats(0, 1), st.floats(0, 1))
@@ -162,7 +185,12 @@ def test_a_retrained_auc_near_zero_is_warned_of_and_zero_refused():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         privleak(0.5, 0.05)
-    for field, own, base in (("auc_retrained", 0.5, 0.0), ("auc", -0.1, 0.5), ("auc", 1.1, 0.5), ("auc", math.nan, 1)):
+    for field, own, base in (
+        ("auc_retrained", 0.5, 0.0),
+        ("auc", -0.1, 0.5),
+        ("auc", 1.1, 0.5),
+        ("auc", math.nan, 1),
+    ):
         with pytest.raises(InvalidInput) as refused:
             privleak(own, base)
         assert refused.value.field == field
@@ -194,7 +222,9 @@ def test_intervals_follow_from_the_seed_and_widen_with_the_level():
 
 
 def test_resamples_draw_the_same_texts_for_both_models():
-    """So the interval is that of a difference: scores that are those of the retrained model, doubled, leave none."""
+    """So the interval is that of a difference: scores that are those of the retrained model,
+    doubled, leave none.
+    """
     rng = np.random.default_rng(4)
     base = Membership(rng.normal(size=25), rng.normal(size=25))
     doubled = Membership(2 * base.forget, 2 * base.holdout)
@@ -220,6 +250,11 @@ def test_scores_that_do_not_belong_together_are_refused():
 @given(st.integers(0, 99))
 def test_the_auc_of_many_resamples_at_once_is_that_of_each(seed: int):
     rng = np.random.default_rng(seed)
-    forget, holdout = rng.integers(0, 5, (4, 6)).astype(float), rng.integers(0, 5, (4, 3)).astype(float)
+    forget, holdout = (
+        rng.integers(0, 5, (4, 6)).astype(float),
+        rng.integers(0, 5, (4, 3)).astype(float),
+    )
     together = auc(forget, holdout)
-    np.testing.assert_allclose(together, [auc(one, other) for one, other in zip(forget, holdout, strict=True)])
+    np.testing.assert_allclose(
+        together, [auc(one, other) for one, other in zip(forget, holdout, strict=True)]
+    )

@@ -1,4 +1,6 @@
-"""MUSE's measures: each as counted by hand, orientations, and the command that prints and writes them."""
+"""MUSE's measures: each as counted by hand, orientations, and the command that prints and writes
+them.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,9 @@ class Writer:
     def __init__(self, tokenizer: Any, texts: list[str]) -> None:
         self.tokenizer, self.texts, self.prompts, self.options = tokenizer, texts, [], {}
 
-    def __call__(self, model: Any, tokenizer: Any, prompts: list[list[int]], **options: Any) -> list[list[int]]:
+    def __call__(
+        self, model: Any, tokenizer: Any, prompts: list[list[int]], **options: Any
+    ) -> list[list[int]]:
         self.prompts, self.options = prompts, options
         return [self.tokenizer(text, add_special_tokens=False).input_ids for text in self.texts]
 
@@ -94,7 +98,8 @@ def writing(monkeypatch: pytest.MonkeyPatch, texts: list[str]) -> Writer:
 def test_the_prompt_of_a_question_by_hand():
     shown = (PAIR, QuestionAndAnswer("When?", "1 May"))
     assert question_prompt("Where?", shown) == (
-        "Question: Who?\nAnswer: Ann\n\nQuestion: When?\nAnswer: 1 May\n\nQuestion: Where?\nAnswer: "
+        "Question: Who?\nAnswer: Ann\n\nQuestion: When?\nAnswer: 1 May\n\nQuestion: "
+        "Where?\nAnswer: "
     )
     assert question_prompt("Where?", ()) == "Question: Where?\nAnswer: "
 
@@ -119,25 +124,45 @@ def test_answers_are_compared_as_words_counted_by_hand(monkeypatch: pytest.Monke
     writer = writing(monkeypatch, ["Ann Lee\n\nQuestion: Bob", "on 3 May", " ", "walking"])
     asked = [QuestionAndAnswer("Q", answer) for answer in ("Ann Lee", "8 May", "Ann", "walked")]
     table = answered(small(), asked, (PAIR,), QUICK, progress=False)
-    # The second: one common word of three written and two true. "walking" is not "walked": no stemmer.
-    np.testing.assert_allclose(table["value"], [100, 100 * 2 * (1 / 3) * (1 / 2) / (1 / 3 + 1 / 2), 0, 0])
-    assert table["text"].tolist() == ["Ann Lee", "on 3 May", " ", "walking"] and table["index"].tolist() == [0, 1, 2, 3]
+    # The second: one common word of three written and two true. "walking" is not "walked": no
+    # stemmer.
+    np.testing.assert_allclose(
+        table["value"], [100, 100 * 2 * (1 / 3) * (1 / 2) / (1 / 3 + 1 / 2), 0, 0]
+    )
+    assert table["text"].tolist() == ["Ann Lee", "on 3 May", " ", "walking"] and table[
+        "index"
+    ].tolist() == [0, 1, 2, 3]
     expected = small().tokenizer(question_prompt("Q", (PAIR,))).input_ids
-    assert writer.prompts == [expected] * 4 and writer.options["max_new_tokens"] == QUICK.knowmem_tokens
+    assert (
+        writer.prompts == [expected] * 4
+        and writer.options["max_new_tokens"] == QUICK.knowmem_tokens
+    )
 
 
-def test_a_passage_is_compared_with_as_many_tokens_as_may_be_written(monkeypatch: pytest.MonkeyPatch):
+def test_a_passage_is_compared_with_as_many_tokens_as_may_be_written(
+    monkeypatch: pytest.MonkeyPatch,
+):
     language = small()
     gt = " so it went on and on until the rain came down"
     tokens = language.tokenizer(gt, add_special_tokens=False).input_ids
     writer = writing(monkeypatch, [gt])
-    table = recited(language, [Passage("It began", gt)], replace(QUICK, verbmem_tokens=5), progress=False)
-    truth = str(language.tokenizer.decode(tokens[:4]))  # the fifth of five is the token that begins a text
+    table = recited(
+        language, [Passage("It began", gt)], replace(QUICK, verbmem_tokens=5), progress=False
+    )
+    # the fifth of five is the token that begins a text
+    truth = str(language.tokenizer.decode(tokens[:4]))
     assert start_of(language.tokenizer) and len(tokens) > 5
-    assert table["value"][0] == pytest.approx(100 * rouge([truth], [gt], stemmer=False)["rougeL_f1"][0])
+    assert table["value"][0] == pytest.approx(
+        100 * rouge([truth], [gt], stemmer=False)["rougeL_f1"][0]
+    )
     assert 0 < table["value"][0] < 100 and table["text"][0] == gt
-    assert writer.prompts == [language.tokenizer("It began").input_ids] and writer.options["max_new_tokens"] == 5
-    whole = recited(language, [Passage("It began", gt)], replace(QUICK, verbmem_tokens=99), progress=False)
+    assert (
+        writer.prompts == [language.tokenizer("It began").input_ids]
+        and writer.options["max_new_tokens"] == 5
+    )
+    whole = recited(
+        language, [Passage("It began", gt)], replace(QUICK, verbmem_tokens=99), progress=False
+    )
     assert whole["value"][0] == 100
 
 
@@ -151,18 +176,26 @@ def test_a_passage_does_not_stop_at_a_blank_line(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_table_is_the_mean_of_the_items_within_its_interval():
-    base = membership(small("retrained"), DATA.privleak_forget, DATA.privleak_holdout, progress=False)
+    base = membership(
+        small("retrained"), DATA.privleak_forget, DATA.privleak_holdout, progress=False
+    )
     found = evaluate_muse(small(), DATA, retrained=base, settings=QUICK, progress=False)
     counts = {("verbmem", "forget"): 3, ("knowmem", "forget"): 6, ("knowmem", "retain"): 8}
     for (measure, split), count in counts.items():
         own = found.items[found.items["measure"].eq(measure) & found.items["split"].eq(split)]
         interval = found.of(measure, split)
         assert len(own) == count and own["index"].tolist() == list(range(count))
-        assert interval.value == pytest.approx(own["value"].mean()) and interval.low <= interval.value <= interval.high
+        assert (
+            interval.value == pytest.approx(own["value"].mean())
+            and interval.low <= interval.value <= interval.high
+        )
     scores = found.items[found.items["measure"] == "min_k"].set_index("split")["value"]
     np.testing.assert_allclose(scores["forget"].to_numpy(), found.membership.forget)
     own, other = float(auc(*found.membership)), float(auc(*base))
-    assert found.of("auc", "forget").value == own and found.of("auc_retrained", "forget").value == other
+    assert (
+        found.of("auc", "forget").value == own
+        and found.of("auc_retrained", "forget").value == other
+    )
     assert found.of("privleak", "forget").value == privleak(own, other)
     with pytest.raises(InvalidInput):
         found.of("privleak", "retain")
@@ -175,7 +208,9 @@ def test_without_a_retrained_model_there_is_an_auc_and_no_privleak():
 
 def test_each_measure_asks_about_its_own_set(monkeypatch: pytest.MonkeyPatch):
     """A model that answers everything about the forget texts and nothing else."""
-    known = {question_prompt(pair.question, DATA.forget_qa_icl): pair.answer for pair in DATA.forget_qa}
+    known = {
+        question_prompt(pair.question, DATA.forget_qa_icl): pair.answer for pair in DATA.forget_qa
+    }
     known |= {passage.prompt: passage.gt for passage in DATA.verbmem}
     tokenizer: Any = small().tokenizer
 
@@ -185,14 +220,20 @@ def test_each_measure_asks_about_its_own_set(monkeypatch: pytest.MonkeyPatch):
         asked = [str(tokenizer.decode(prompt, skip_special_tokens=True)) for prompt in prompts]
         seen.extend(asked)
         texts = [known.get(prompt, "") for prompt in asked]
-        return [tokenizer(text, add_special_tokens=False).input_ids[: options["max_new_tokens"]] for text in texts]
+        return [
+            tokenizer(text, add_special_tokens=False).input_ids[: options["max_new_tokens"]]
+            for text in texts
+        ]
 
     monkeypatch.setattr(measures, "continuations", write)
     found = evaluate_muse(small(), DATA, settings=replace(QUICK, knowmem_tokens=40), progress=False)
     assert found.of("knowmem", "forget").value == 100 and found.of("verbmem", "forget").value > 70
     assert found.of("knowmem", "retain").value == 0
     assert found.table["empty"].tolist() == [0, 0, len(DATA.retain_qa), 0]
-    assert set(seen) == {*known, *(question_prompt(pair.question, DATA.retain_qa_icl) for pair in DATA.retain_qa)}
+    assert set(seen) == {
+        *known,
+        *(question_prompt(pair.question, DATA.retain_qa_icl) for pair in DATA.retain_qa),
+    }
     assert len(seen) == len(DATA.verbmem) + len(DATA.forget_qa) + len(DATA.retain_qa)
 
 
@@ -201,7 +242,9 @@ def test_intervals_follow_the_settings(monkeypatch: pytest.MonkeyPatch):
     asked = [PAIR] * 16
     values = answered(small(), asked, (), QUICK, progress=False)["value"].to_numpy()
     assert values.tolist() == [100.0, 0.0] * 8
-    wide, narrow = (measures._mean(values, replace(QUICK, level=level, resamples=4000)) for level in (0.95, 0.5))
+    wide, narrow = (
+        measures._mean(values, replace(QUICK, level=level, resamples=4000)) for level in (0.95, 0.5)
+    )
     # A mean of 16 coins: standard deviation 12.5, of which 1.96 and 0.674 on either side.
     assert wide.value == 50 and (wide.high - wide.low) / 2 == pytest.approx(24.5, abs=2.6)
     assert (narrow.high - narrow.low) / 2 == pytest.approx(8.4, abs=3.2)
@@ -210,7 +253,14 @@ def test_intervals_follow_the_settings(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(
     "field, value",
     [
-        *[("verbmem_tokens", 1), ("knowmem_tokens", 0), ("k", 0.0), ("k", 1.1), ("budget", 0), ("resamples", 99)],
+        *[
+            ("verbmem_tokens", 1),
+            ("knowmem_tokens", 0),
+            ("k", 0.0),
+            ("k", 1.1),
+            ("budget", 0),
+            ("resamples", 99),
+        ],
         *[("level", 1.0), ("max_length", 1), ("knowmem_tokens", 2.0)],
     ],
 )
@@ -225,16 +275,25 @@ def test_settings_out_of_bounds_are_refused(field: str, value: Any):
 
 def settings_of(objective: Objective, **more: Any) -> Unlearning:
     every = Optimization(epochs=2, batch=4, learning_rate=3e-3, warmup_epochs=0)
-    return Unlearning(objective=objective, optimization=every, **{"retain_term": "cross_entropy", **more})
+    return Unlearning(
+        objective=objective, optimization=every, **{"retain_term": "cross_entropy", **more}
+    )
 
 
-@pytest.mark.parametrize("objective", [gradient_ascent(), *(Objective(0.001, 0.0, *own) for own in CORNERS.values())])
+@pytest.mark.parametrize(
+    "objective", [gradient_ascent(), *(Objective(0.001, 0.0, *own) for own in CORNERS.values())]
+)
 def test_any_objective_lowers_the_log_probability_of_the_texts(objective: Objective):
-    # A small beta, since a model that knows little leaves little to push where there is no reference.
+    # A small beta, since a model that knows little leaves little to push where there is no
+    # reference.
     language = small()
-    before = score_encoded(language.model, pieces(language.tokenizer, DATA.raw_forget, length=32), progress=False)
+    before = score_encoded(
+        language.model, pieces(language.tokenizer, DATA.raw_forget, length=32), progress=False
+    )
     run = unlearn_texts(language, DATA, settings_of(objective), length=32, progress=False)
-    after = score_encoded(language.model, pieces(language.tokenizer, DATA.raw_forget, length=32), progress=False)
+    after = score_encoded(
+        language.model, pieces(language.tokenizer, DATA.raw_forget, length=32), progress=False
+    )
     first, last = (run.examples[run.examples["epoch"] == epoch] for epoch in (0, 2))
     np.testing.assert_allclose(first["logp"], before.logp, rtol=1e-5)
     np.testing.assert_allclose(first["ref"], before.logp, rtol=1e-5)
@@ -257,15 +316,24 @@ def test_the_retain_term_sees_the_first_retain_set_and_no_other():
 
 
 def test_measures_join_the_table_of_a_run_after_the_epochs_that_were_asked_for():
-    language, base = small(), membership(small("retrained"), DATA.privleak_forget, DATA.privleak_holdout)
+    language, base = (
+        small(),
+        membership(small("retrained"), DATA.privleak_forget, DATA.privleak_holdout),
+    )
     measure = every_epoch(language, DATA, retrained=base, settings=QUICK, epochs=(2,))
-    run = unlearn_texts(language, DATA, settings_of(simnpo(1.0)), length=32, measure=measure, progress=False)
+    run = unlearn_texts(
+        language, DATA, settings_of(simnpo(1.0)), length=32, measure=measure, progress=False
+    )
     found = numbers(evaluate_muse(language, DATA, retrained=base, settings=QUICK, progress=False))
     names = ("verbmem_forget", "knowmem_forget", "knowmem_retain", "auc_forget", "privleak_forget")
     assert {f"{name}{end}" for name in names for end in ("", "_low", "_high")} <= found.keys()
     table = run.epochs.set_index("epoch")
     for name, value in found.items():
-        assert table.loc[2, name] == pytest.approx(value) and table[name].isna().tolist() == [True, True, False]
+        assert table.loc[2, name] == pytest.approx(value) and table[name].isna().tolist() == [
+            True,
+            True,
+            False,
+        ]
 
 
 # --- the command ---
@@ -275,9 +343,13 @@ def test_measures_join_the_table_of_a_run_after_the_epochs_that_were_asked_for()
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """The small models and data in place of the default ones."""
     chosen = SMALL
-    monkeypatch.setattr("llm.models.small_news.NewsModels", lambda news: replace(chosen, news=replace(chosen.news)))
+    monkeypatch.setattr(
+        "llm.models.small_news.NewsModels", lambda news: replace(chosen, news=replace(chosen.news))
+    )
     monkeypatch.setattr("llm.data.muse.News", lambda seed=0: replace(chosen.news, seed=seed))
-    monkeypatch.setattr("llm.evaluation.muse.Measuring", lambda **options: replace(QUICK, **options))
+    monkeypatch.setattr(
+        "llm.evaluation.muse.Measuring", lambda **options: replace(QUICK, **options)
+    )
 
 
 def test_the_command_prints_one_json_object_and_writes_both_tables(
@@ -286,13 +358,18 @@ def test_the_command_prints_one_json_object_and_writes_both_tables(
     out = tmp_path / "found"
     muse(Muse(retrained="news:retrained", json=True, out=out))
     printed = json.loads(capsys.readouterr().out)
-    base = membership(small("retrained"), DATA.privleak_forget, DATA.privleak_holdout, progress=False)
+    base = membership(
+        small("retrained"), DATA.privleak_forget, DATA.privleak_holdout, progress=False
+    )
     found = evaluate_muse(small(), DATA, retrained=base, settings=QUICK, progress=False)
     assert printed["verbmem_forget"] == pytest.approx(found.of("verbmem", "forget").value)
     assert printed["knowmem_retain"] == pytest.approx(found.of("knowmem", "retain").value)
     assert printed["privleak"] == pytest.approx(found.of("privleak", "forget").value)
     assert printed["intervals"]["auc"] == pytest.approx(found.of("auc", "forget")[1:])
-    assert printed["items"]["knowmem_forget"] == len(DATA.forget_qa) and "AUC" in printed["orientation"]
+    assert (
+        printed["items"]["knowmem_forget"] == len(DATA.forget_qa)
+        and "AUC" in printed["orientation"]
+    )
     table = storage.read_table(out / "measures.parquet")
     assert table.attrs["provenance"]["settings"]["retrained"] == "news:retrained"
     pd.testing.assert_frame_equal(table, found.table, check_dtype=False)
@@ -308,7 +385,9 @@ def test_the_report_names_every_measure_its_interval_and_its_orientation(
     assert names == ["verbmem", "knowmem", "knowmem", "auc"] and "95%" in lines[0]
     assert all(" to " in line and "items" in line for line in lines[1:5])
     text = "\n".join(lines)
-    assert "0: forget texts known by heart" in text and "--retrained" in text and str(tmp_path) in text
+    assert (
+        "0: forget texts known by heart" in text and "--retrained" in text and str(tmp_path) in text
+    )
 
 
 def test_a_retrained_auc_near_zero_is_one_line_on_standard_error(
@@ -320,9 +399,13 @@ def test_a_retrained_auc_near_zero_is_one_line_on_standard_error(
     assert error.count("warning: PrivLeak divides by") == 1
 
 
-def test_the_command_unlearns_first_and_keeps_the_model(tiny: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_command_unlearns_first_and_keeps_the_model(
+    tiny: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     out = tmp_path / "run"
-    chosen = Muse(unlearn="npo:0.5", epochs=2, learning_rate=3e-3, piece=32, batch=4, json=True, out=out)
+    chosen = Muse(
+        unlearn="npo:0.5", epochs=2, learning_rate=3e-3, piece=32, batch=4, json=True, out=out
+    )
     muse(chosen)
     printed = json.loads(capsys.readouterr().out)
     language = small()
@@ -350,10 +433,19 @@ def no_work(*_: object, **__: object) -> None:
     raise AssertionError("done again")
 
 
-def test_the_command_takes_folders_of_models_and_data(tiny: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_command_takes_folders_of_models_and_data(
+    tiny: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     save(small(), tmp_path / "model", {})
     write_muse(DATA, tmp_path / "data")
-    muse(Muse(model=str(tmp_path / "model"), data=str(tmp_path / "data"), json=True, out=tmp_path / "found"))
+    muse(
+        Muse(
+            model=str(tmp_path / "model"),
+            data=str(tmp_path / "data"),
+            json=True,
+            out=tmp_path / "found",
+        )
+    )
     given = json.loads(capsys.readouterr().out)
     muse(Muse(json=True, out=tmp_path / "found again"))
     assert json.loads(capsys.readouterr().out) == given
@@ -372,7 +464,11 @@ def test_the_command_takes_folders_of_models_and_data(tiny: None, tmp_path: Path
     ],
 )
 def test_what_the_command_cannot_use_is_one_line_and_exit_code_2(
-    tiny: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], field: str, options: dict[str, Any]
+    tiny: None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    field: str,
+    options: dict[str, Any],
 ):
     chosen = Muse(**{"out": tmp_path / "found", **options})
     assert exit_code(lambda: muse(chosen)) == 2

@@ -1,4 +1,6 @@
-"""Relearning attacks and requests in turn: who is taught, what is recorded, and that what was told comes back."""
+"""Relearning attacks and requests in turn: who is taught, what is recorded, and that what was
+told comes back.
+"""
 
 from __future__ import annotations
 
@@ -67,13 +69,21 @@ lengths = st.lists(st.integers(1, 9), min_size=2, max_size=30)
 
 
 @given(length=lengths, share=st.floats(0.01, 0.99), seed=st.integers(0, 5))
-def test_the_share_of_examples_is_taught_the_shortest_or_any(length: list[int], share: float, seed: int) -> None:
+def test_the_share_of_examples_is_taught_the_shortest_or_any(
+    length: list[int], share: float, seed: int
+) -> None:
     for which in ("shortest", "random"):
         rows = Relearning(which=which, share=share, seed=seed).chosen(length)
         count = min(max(1, math.floor(share * len(length) + 0.5)), len(length) - 1)
-        assert len(set(rows)) == count == len(rows) and rows == sorted(rows) and set(rows) <= set(range(len(length)))
+        assert (
+            len(set(rows)) == count == len(rows)
+            and rows == sorted(rows)
+            and set(rows) <= set(range(len(length)))
+        )
         if which == "shortest":
-            assert max(length[row] for row in rows) <= min(length[row] for row in set(range(len(length))) - set(rows))
+            assert max(length[row] for row in rows) <= min(
+                length[row] for row in set(range(len(length))) - set(rows)
+            )
 
 
 def test_random_examples_follow_from_the_seed_and_take_their_turns() -> None:
@@ -119,12 +129,19 @@ def test_before_the_first_update_the_table_is_the_models_own_log(
     assert set(first["index"][first["relearned"]]) == taught and len(taught) == 4
 
 
-def test_returns_are_as_counted_by_hand(attacked: tuple[LanguageModel, pd.DataFrame], retrained: EvaluationLog) -> None:
+def test_returns_are_as_counted_by_hand(
+    attacked: tuple[LanguageModel, pd.DataFrame], retrained: EvaluationLog
+) -> None:
     _, table = attacked
     found = returns(table, retrained)
     assert found["epoch"].tolist() == [0, 1, 2]
-    assert found["ks_statistic"][0] == 0 and found["forget_quality"][0] == 1  # the retrained model itself
-    last = table[table["epoch"] == 2].pivot(index="index", columns="answer", values=["logp", "length"]).sort_index()
+    # the retrained model itself
+    assert found["ks_statistic"][0] == 0 and found["forget_quality"][0] == 1
+    last = (
+        table[table["epoch"] == 2]
+        .pivot(index="index", columns="answer", values=["logp", "length"])
+        .sort_index()
+    )
     per: Any = last["logp"] / last["length"]
     wrong = per[[name for name in per if str(name).startswith("perturbed")]].mean(axis=1)
     ratio = np.exp(wrong - per["paraphrased"]).to_numpy()
@@ -132,7 +149,9 @@ def test_returns_are_as_counted_by_hand(attacked: tuple[LanguageModel, pd.DataFr
     theirs = truth_ratio(retrained)
     row = found.iloc[2]
     assert row["ks_statistic"] == pytest.approx(stats.ks_2samp(ratio, theirs).statistic)
-    assert row["other_statistic"] == pytest.approx(stats.ks_2samp(ratio[~taught], theirs[~taught]).statistic)
+    assert row["other_statistic"] == pytest.approx(
+        stats.ks_2samp(ratio[~taught], theirs[~taught]).statistic
+    )
     assert row["relearned_logp"] == pytest.approx(per["gold"][taught].mean())
     assert row["other_logp"] == pytest.approx(per["gold"][~taught].mean())
     before = -np.asarray(retrained.gold.average)
@@ -152,12 +171,17 @@ def test_one_example_leaves_none_to_watch() -> None:
 
 
 def some_examples(authors: list[str | None]) -> list[Example]:
-    return [Example(index=row, prompt="a", response="b", author=name) for row, name in enumerate(authors)]
+    return [
+        Example(index=row, prompt="a", response="b", author=name)
+        for row, name in enumerate(authors)
+    ]
 
 
 @settings(max_examples=40)
 @given(authors=st.lists(st.integers(1, 4), min_size=1, max_size=8), share=st.floats(0, 1))
-def test_requests_are_whole_authors_in_order_and_all_of_them(authors: list[int], share: float) -> None:
+def test_requests_are_whole_authors_in_order_and_all_of_them(
+    authors: list[int], share: float
+) -> None:
     names = [f"author {place}" for place, count in enumerate(authors) for _ in range(count)]
     examples = some_examples(list(names))
     count = 1 + int(share * (len(authors) - 1))
@@ -168,7 +192,9 @@ def test_requests_are_whole_authors_in_order_and_all_of_them(authors: list[int],
     assert max(map(len, own)) - min(map(len, own)) <= 1
 
 
-def test_examples_without_authors_are_requested_one_by_one_and_too_many_requests_are_refused() -> None:
+def test_examples_without_authors_are_requested_one_by_one_and_too_many_requests_are_refused() -> (
+    None
+):
     assert [len(part) for part in requests(some_examples([None] * 5), 2)] == [3, 2]
     with pytest.raises(InvalidInput, match="requests"):
         requests(some_examples(["x", "x"]), 2)
@@ -181,11 +207,15 @@ SETTINGS = Unlearning(
 )
 
 
-def test_each_request_is_forgotten_from_what_the_one_before_left(tmp_path: Path, retrained: EvaluationLog) -> None:
+def test_each_request_is_forgotten_from_what_the_one_before_left(
+    tmp_path: Path, retrained: EvaluationLog
+) -> None:
     wanted = requests(FORGET, 2)
     found = sequential(tmp_path, original, wanted, RETAIN, SETTINGS, progress=False)
     table = by_stage(found, retrained)
-    assert table[["stage", "request"]].to_numpy().tolist() == [[s, r] for s in range(3) for r in range(2)]
+    assert table[["stage", "request"]].to_numpy().tolist() == [
+        [s, r] for s in range(3) for r in range(2)
+    ]
     assert table["requested"].tolist() == [False, False, True, False, True, True]
     logp = table.set_index(["stage", "request"])["logp"]
     assert logp[1, 0] < logp[0, 0] and logp[2, 1] < logp[1, 1]
@@ -214,17 +244,26 @@ def test_requests_that_were_stopped_go_on_and_say_the_same(tmp_path: Path) -> No
     pd.testing.assert_frame_equal(read.answers, whole.answers)
 
 
-def test_other_requests_in_the_same_folder_and_an_example_asked_for_twice_are_refused(tmp_path: Path) -> None:
+def test_other_requests_in_the_same_folder_and_an_example_asked_for_twice_are_refused(
+    tmp_path: Path,
+) -> None:
     wanted = requests(FORGET, 2)
     sequential(tmp_path, original, wanted[:1], RETAIN, SETTINGS, progress=False)
     with pytest.raises(InvalidInput, match="out"):
         sequential(tmp_path, original, wanted, RETAIN, SETTINGS, progress=False)
     with pytest.raises(InvalidInput, match="out"):
         sequential(
-            tmp_path, original, wanted[:1], RETAIN, replace(SETTINGS, objective=gradient_ascent()), progress=False
+            tmp_path,
+            original,
+            wanted[:1],
+            RETAIN,
+            replace(SETTINGS, objective=gradient_ascent()),
+            progress=False,
         )
     with pytest.raises(InvalidInput, match="requests"):
-        sequential(tmp_path / "b", original, [wanted[0], wanted[0]], RETAIN, SETTINGS, progress=False)
+        sequential(
+            tmp_path / "b", original, [wanted[0], wanted[0]], RETAIN, SETTINGS, progress=False
+        )
 
 
 def test_attacks_from_the_command_line(
@@ -237,14 +276,40 @@ def test_attacks_from_the_command_line(
     data = tmp_path / "forget.json"
     write(FORGET, data)
     out = tmp_path / "attack.parquet"
-    words: list[Any] = ["relearn", "--model", folders["retrained"], "--data", data, "--out", out, "--repeats", 2]
-    words += ["--epochs", 1, "--batch", 2, "--learning-rate", 3e-3, "--retrained", folders["retrained"]]
+    words: list[Any] = [
+        "relearn",
+        "--model",
+        folders["retrained"],
+        "--data",
+        data,
+        "--out",
+        out,
+        "--repeats",
+        2,
+    ]
+    words += [
+        "--epochs",
+        1,
+        "--batch",
+        2,
+        "--learning-rate",
+        3e-3,
+        "--retrained",
+        folders["retrained"],
+    ]
     assert cli([str(word) for word in words]) == 0
     table, back = pd.read_parquet(out), pd.read_parquet(tmp_path / "attack_returns.parquet")
     assert back[["which", "repeat", "epoch"]].to_numpy().tolist() == [
-        [which, repeat, epoch] for which in ("shortest", "random") for repeat in range(2) for epoch in range(2)
+        [which, repeat, epoch]
+        for which in ("shortest", "random")
+        for repeat in range(2)
+        for epoch in range(2)
     ]
     assert set(table["epoch"]) == {0, 1} and "relearned" in capsys.readouterr().out
-    for wrong, said in ((["--repeats", "0"], "repeats"), (["--share", "2"], "share"), (["--data", "no"], "no")):
+    for wrong, said in (
+        (["--repeats", "0"], "repeats"),
+        (["--share", "2"], "share"),
+        (["--data", "no"], "no"),
+    ):
         assert cli([str(word) for word in [*words[:7], *wrong]]) == 2
         assert said in capsys.readouterr().err

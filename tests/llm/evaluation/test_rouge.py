@@ -1,4 +1,6 @@
-"""ROUGE in any script: what the field's words pass over is said, and words of every script can be counted."""
+"""ROUGE in any script: what the field's words pass over is said, and words of every script can
+be counted.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +40,13 @@ def told(truths: list[str], written: list[str]) -> list[str]:
 
 
 @scripts
-def test_a_text_without_words_for_rouge_score_is_told_of_and_counts_as_none(text: str, count: int) -> None:
-    with pytest.warns(RuntimeWarning, match="ROUGE: 1 of 2 truths have no words of a to z and 0 to 9 and count as 0"):
+def test_a_text_without_words_for_rouge_score_is_told_of_and_counts_as_none(
+    text: str, count: int
+) -> None:
+    with pytest.warns(
+        RuntimeWarning,
+        match="ROUGE: 1 of 2 truths have no words of a to z and 0 to 9 and count as 0",
+    ):
         found = rouge([text, "a mill"], [text, "a mill"])
     for name in MEASURES:
         assert found[name].tolist() == [0.0, 1.0]
@@ -53,7 +60,9 @@ def test_every_script_has_words_where_they_are_asked_for(text: str, count: int) 
     # Beside itself without its last word, if there are blanks, or its last letter.
     shorter = text.rstrip("。.")
     shorter = shorter.rsplit(" ", 1)[0] if " " in text else shorter[:-1]
-    assert rouge([text], [shorter], words="any")["rougeL_recall"][0] == pytest.approx((count - 1) / count)
+    assert rouge([text], [shorter], words="any")["rougeL_recall"][0] == pytest.approx(
+        (count - 1) / count
+    )
 
 
 def test_one_line_is_told_and_only_of_what_is_worth_it() -> None:
@@ -61,7 +70,8 @@ def test_one_line_is_told_and_only_of_what_is_worth_it() -> None:
     assert told(["Zoë lived by the old mill in the valley"], [""]) == []  # 1 letter of 30
     (said,) = told(["奥多", "a mill", "塔恩"], ["", "", ""])
     assert said == (
-        "ROUGE: 2 of 3 truths have no words of a to z and 0 to 9 and count as 0; 44% of all letters and digits are "
+        "ROUGE: 2 of 3 truths have no words of a to z and 0 to 9 and count as 0; 44% of all "
+        "letters and digits are "
         "passed over; words `any` count every script"
     )
     (said,) = told(["Łódź ünlü"], [""])
@@ -75,7 +85,9 @@ def test_letters_passed_over_are_counted() -> None:
 
 
 @given(st.text(st.characters(codec="ascii")), st.text(st.characters(codec="ascii")), st.booleans())
-def test_words_of_any_script_are_the_fields_own_on_ascii(truth: str, written: str, stemmer: bool) -> None:
+def test_words_of_any_script_are_the_fields_own_on_ascii(
+    truth: str, written: str, stemmer: bool
+) -> None:
     one, other = (rouge([truth], [written], stemmer=stemmer, words=words) for words in WORDS)
     for name in MEASURES:
         np.testing.assert_array_equal(one[name], other[name])
@@ -85,7 +97,9 @@ texts = st.text(st.characters(categories=("L", "M", "N", "P", "Z")), max_size=12
 
 
 @given(texts, texts)
-def test_words_of_any_script_do_not_depend_on_how_accents_are_stored(truth: str, written: str) -> None:
+def test_words_of_any_script_do_not_depend_on_how_accents_are_stored(
+    truth: str, written: str
+) -> None:
     plain = rouge([truth], [written], words="any")
     apart = [unicodedata.normalize("NFD", text) for text in (truth, written)]
     for name, values in rouge([apart[0]], [apart[1]], words="any").items():
@@ -107,9 +121,16 @@ def test_the_fields_words_are_the_default() -> None:
 
 @pytest.mark.parametrize("words", ["all", None, True])
 def test_other_words_are_refused_before_any_work(words: Any) -> None:
-    calls = [lambda: check_words(words), lambda: Measuring(words=words), lambda: rouge([], [], words=words)]
+    calls = [
+        lambda: check_words(words),
+        lambda: Measuring(words=words),
+        lambda: rouge([], [], words=words),
+    ]
     sets, none = TofuSets(*[EXAMPLES] * 4), cast(Any, None)
-    calls += [lambda: evaluate(none, sets, words=words), lambda: task_log(none, EXAMPLES, words=words)]
+    calls += [
+        lambda: evaluate(none, sets, words=words),
+        lambda: task_log(none, EXAMPLES, words=words),
+    ]
     for call in calls:
         with pytest.raises(InvalidInput, match="words"):
             call()
@@ -117,7 +138,8 @@ def test_other_words_are_refused_before_any_work(words: Any) -> None:
 
 def test_an_evaluation_counts_the_words_that_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
     chinese = tuple(
-        type(one)(index=one.index, prompt=one.prompt, response="塔恩", perturbed=("No.",)) for one in EXAMPLES
+        type(one)(index=one.index, prompt=one.prompt, response="塔恩", perturbed=("No.",))
+        for one in EXAMPLES
     )
     monkeypatch.setattr("llm.evaluation.tofu.generate", lambda *_, **__: ("塔恩", "塔", ""))
     with pytest.warns(RuntimeWarning, match="3 of 3 truths"):

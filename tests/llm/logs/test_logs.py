@@ -1,4 +1,6 @@
-"""Evaluation logs: three layouts say the same, pairs are matched by example, and what does not fit is refused."""
+"""Evaluation logs: three layouts say the same, pairs are matched by example, and what does not
+fit is refused.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +37,12 @@ from llm.logs.questions import Asked, places, shared_places
 from llm.logs.reading import AGGREGATED, MEASURES, METRICS, OPEN_UNLEARNING, TASKS, read_log
 from markov.errors import InvalidInput
 
-REAL = Path(os.environ.get("SIMNPO_LAB_TOFU", Path(__file__).parents[4] / "shared" / "tofu")) / "logs"
+REAL = (
+    Path(os.environ.get("SIMNPO_LAB_TOFU", Path(__file__).parents[4] / "shared" / "tofu")) / "logs"
+)
 needs_real_logs = pytest.mark.skipif(
-    not (REAL / "llama2-7b_full").is_dir(), reason="no TOFU logs: SIMNPO_LAB_TOFU names the folder that holds them"
+    not (REAL / "llama2-7b_full").is_dir(),
+    reason="no TOFU logs: SIMNPO_LAB_TOFU names the folder that holds them",
 )
 Columns = dict[str, list[Any]]
 
@@ -49,23 +54,40 @@ def some_columns(count: int = 7, perturbed: int = 5, seed: int = 0, of: str = "a
     for mean, total, tokens in MEASURES.values():
         shape = (count, perturbed) if mean == "average_perturb_loss" else (count,)
         losses, lengths = rng.uniform(0.01, 4, shape), rng.integers(2, 60, shape)
-        columns |= {mean: losses.tolist(), total: (losses * lengths).tolist(), tokens: lengths.tolist()}
-    columns |= {name: rng.uniform(0, 1, count).tolist() for name in ("rouge1_recall", "rougeL_recall")}
-    texts = [[f"[INST] Who is {of} {i}? [/INST]", f"nobody {i}", f"{of.title()} {i}."] for i in range(count)]
+        columns |= {
+            mean: losses.tolist(),
+            total: (losses * lengths).tolist(),
+            tokens: lengths.tolist(),
+        }
+    columns |= {
+        name: rng.uniform(0, 1, count).tolist() for name in ("rouge1_recall", "rougeL_recall")
+    }
+    texts = [
+        [f"[INST] Who is {of} {i}? [/INST]", f"nobody {i}", f"{of.title()} {i}."]
+        for i in range(count)
+    ]
     return {**columns, "generated_text": texts}
 
 
-def as_open_unlearning(columns: Columns, task: str = "forget", *, counts: bool = True) -> dict[str, Any]:
+def as_open_unlearning(
+    columns: Columns, task: str = "forget", *, counts: bool = True
+) -> dict[str, Any]:
     content: dict[str, Any] = {}
     for kind, names in MEASURES.items():
         keys = ("avg_loss", "loss", "num_token") if counts else ("avg_loss",)
         inner = [
-            dict(zip(keys, row, strict=True)) for row in zip(*(columns[n] for n in names[: len(keys)]), strict=True)
+            dict(zip(keys, row, strict=True))
+            for row in zip(*(columns[n] for n in names[: len(keys)]), strict=True)
         ]
-        content[METRICS[task][kind]] = entries([{"prob": probability(entry["avg_loss"]), **entry} for entry in inner])
+        content[METRICS[task][kind]] = entries(
+            [{"prob": probability(entry["avg_loss"]), **entry} for entry in inner]
+        )
     keys = ("rouge1_recall", "rougeL_recall", "input", "generation", "ground_truth")
     rows = zip(
-        columns["rouge1_recall"], columns["rougeL_recall"], *zip(*columns["generated_text"], strict=True), strict=True
+        columns["rouge1_recall"],
+        columns["rougeL_recall"],
+        *zip(*columns["generated_text"], strict=True),
+        strict=True,
     )
     content[METRICS[task]["gold"].replace("Prob", "ROUGE")] = entries(
         [dict(zip(keys, row, strict=True)) for row in rows]
@@ -82,7 +104,10 @@ def entries(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def as_mapping(columns: Columns, order: list[int] | None = None) -> dict[str, dict[str, Any]]:
-    return {name: {str(i): column[i] for i in order or range(len(column))} for name, column in columns.items()}
+    return {
+        name: {str(i): column[i] for i in order or range(len(column))}
+        for name, column in columns.items()
+    }
 
 
 def write(folder: Path, name: str, content: Any) -> Path:
@@ -102,7 +127,11 @@ def check_same_log(got: EvaluationLog, want: EvaluationLog) -> None:
             np.testing.assert_array_equal(one, other)
             assert one.dtype == np.float64
     assert got.index.tolist() == want.index.tolist()
-    assert (got.question, got.prompt, got.generation) == (want.question, want.prompt, want.generation)
+    assert (got.question, got.prompt, got.generation) == (
+        want.question,
+        want.prompt,
+        want.generation,
+    )
     assert got.answer == want.answer
     assert got.rouge.keys() == want.rouge.keys() == {"rouge1_recall", "rougeL_recall"}
     for name in got.rouge:
@@ -114,22 +143,39 @@ def check_same_log(got: EvaluationLog, want: EvaluationLog) -> None:
 
 @settings(max_examples=15)
 @given(
-    count=st.integers(1, 12), perturbed=st.integers(1, 5), seed=st.integers(0, 999), task=st.sampled_from(list(TASKS))
+    count=st.integers(1, 12),
+    perturbed=st.integers(1, 5),
+    seed=st.integers(0, 999),
+    task=st.sampled_from(list(TASKS)),
 )
 def test_all_layouts_of_one_log_say_the_same(
     tmp_path_factory: pytest.TempPathFactory, count: int, perturbed: int, seed: int, task: str
 ):
     folder, columns = tmp_path_factory.mktemp("logs"), some_columns(count, perturbed, seed)
     if task in ("real_authors", "world_facts"):  # no paraphrase: the answer stands for it
-        columns |= {names: columns[own] for names, own in zip(MEASURES["paraphrased"], MEASURES["gold"], strict=True)}
+        columns |= {
+            names: columns[own]
+            for names, own in zip(MEASURES["paraphrased"], MEASURES["gold"], strict=True)
+        }
     order = np.random.default_rng(seed).permutation(count).tolist()
     lists = read_log(write(folder / "lists", TASKS[task], columns), task)
     mapping = read_log(write(folder / "mapping", TASKS[task], as_mapping(columns, order)), task)
     other = {name: some_columns(3, seed=seed + 1) for name in TASKS.values()}
     merged = read_log(write(folder / "merged", AGGREGATED, {**other, TASKS[task]: columns}), task)
-    both = as_open_unlearning(columns, task) if task == "retain" else as_open_unlearning(some_columns(3), "retain")
-    opened = read_log(write(folder / "opened", OPEN_UNLEARNING, both | as_open_unlearning(columns, task)), task)
-    assert [log.layout for log in (lists, mapping, merged, opened)] == ["lists", "mapping", "lists", "open-unlearning"]
+    both = (
+        as_open_unlearning(columns, task)
+        if task == "retain"
+        else as_open_unlearning(some_columns(3), "retain")
+    )
+    opened = read_log(
+        write(folder / "opened", OPEN_UNLEARNING, both | as_open_unlearning(columns, task)), task
+    )
+    assert [log.layout for log in (lists, mapping, merged, opened)] == [
+        "lists",
+        "mapping",
+        "lists",
+        "open-unlearning",
+    ]
     for log in (mapping, merged, opened):
         check_same_log(log, lists)
     assert lists.gold.average.tolist() == columns["avg_gt_loss"]
@@ -138,7 +184,9 @@ def test_all_layouts_of_one_log_say_the_same(
     assert lists.perturbed is not None and lists.perturbed.average.shape == (count, perturbed)
 
 
-def test_a_folder_is_read_by_the_tasks_own_file_before_the_merged_before_open_unlearnings(tmp_path: Path):
+def test_a_folder_is_read_by_the_tasks_own_file_before_the_merged_before_open_unlearnings(
+    tmp_path: Path,
+):
     files = {
         OPEN_UNLEARNING: as_open_unlearning(some_columns(2)),
         AGGREGATED: {TASKS["forget"]: some_columns(3)},
@@ -149,14 +197,24 @@ def test_a_folder_is_read_by_the_tasks_own_file_before_the_merged_before_open_un
         assert len(read_log(tmp_path).index) == count
 
 
-def test_blanks_around_a_template_do_not_matter_and_keys_of_a_mapping_are_the_indices(tmp_path: Path):
+def test_blanks_around_a_template_do_not_matter_and_keys_of_a_mapping_are_the_indices(
+    tmp_path: Path,
+):
     columns = some_columns(3)
     spaced = {
         **columns,
-        "generated_text": [["  [INST]  Who is author\n0? [/INST]", "a ", " b"], *columns["generated_text"][1:]],
+        "generated_text": [
+            ["  [INST]  Who is author\n0? [/INST]", "a ", " b"],
+            *columns["generated_text"][1:],
+        ],
     }
-    assert read_log(write(tmp_path, "a.json", spaced)).prompt == read_log(write(tmp_path, "b.json", columns)).prompt
-    keyed = {name: dict(zip(("10", "9", "200"), column, strict=True)) for name, column in columns.items()}
+    assert (
+        read_log(write(tmp_path, "a.json", spaced)).prompt
+        == read_log(write(tmp_path, "b.json", columns)).prompt
+    )
+    keyed = {
+        name: dict(zip(("10", "9", "200"), column, strict=True)) for name, column in columns.items()
+    }
     log = read_log(write(tmp_path, "c.json", keyed))
     assert log.index.tolist() == [9, 10, 200]
     assert log.gold.average.tolist() == [columns["avg_gt_loss"][place] for place in (1, 0, 2)]
@@ -170,7 +228,11 @@ def test_open_unlearnings_metrics_are_read_by_the_names_it_writes(tmp_path: Path
         "ra_Q_A_Prob": metric(prob=math.exp(-1), avg_loss=1.0),
         "ra_Q_A_PERT_Prob": metric(prob=probability([2.0, 3.0]), avg_loss=[2.0, 3.0]),
         "ra_Q_A_ROUGE": metric(
-            rouge1_recall=0.25, rougeL_recall=0.5, input="Who?", generation="She.", ground_truth="He."
+            rouge1_recall=0.25,
+            rougeL_recall=0.5,
+            input="Who?",
+            generation="She.",
+            ground_truth="He.",
         ),
         "forget_Q_A_Prob": metric(prob=probability(5.0), avg_loss=5.0),
         "forget_Q_A_PARA_Prob": metric(prob=probability(1.5), avg_loss=1.5),
@@ -193,7 +255,11 @@ def test_sums_follow_from_means_and_numbers_of_tokens(tmp_path: Path):
     del columns["gt_loss"], columns["num_token_perturb"]
     log = read_log(write(tmp_path, "log.json", columns))
     np.testing.assert_allclose(total_loss(log), some_columns()["gt_loss"], rtol=1e-14)
-    assert log.perturbed is not None and log.perturbed.total is not None and log.perturbed.length is None
+    assert (
+        log.perturbed is not None
+        and log.perturbed.total is not None
+        and log.perturbed.length is None
+    )
 
 
 def test_a_log_with_means_only_becomes_whole_with_lengths(tmp_path: Path):
@@ -207,14 +273,19 @@ def test_a_log_with_means_only_becomes_whole_with_lengths(tmp_path: Path):
     assert whole.gold.length is not None
     mended = with_lengths(means, whole.gold.length)
     np.testing.assert_allclose(total_loss(mended), total_loss(whole), rtol=1e-14)
-    for lengths, match in ((whole.gold.length[1:], "6 counts.*7"), (whole.gold.length * 0, "at least 1")):
+    for lengths, match in (
+        (whole.gold.length[1:], "6 counts.*7"),
+        (whole.gold.length * 0, "at least 1"),
+    ):
         with pytest.raises(InvalidInput, match=match):
             with_lengths(means, lengths)
 
 
 @pytest.mark.parametrize("missing", ["paraphrased", "perturbed"])
 def test_what_a_log_lacks_is_none_and_is_missed_by_name(tmp_path: Path, missing: str):
-    columns = {name: column for name, column in some_columns().items() if name not in MEASURES[missing]}
+    columns = {
+        name: column for name, column in some_columns().items() if name not in MEASURES[missing]
+    }
     log = read_log(write(tmp_path, "log.json", columns))
     assert getattr(log, missing) is None
     assert len(sequence_logprobs(log, log).logp) == 7
@@ -225,7 +296,9 @@ def test_what_a_log_lacks_is_none_and_is_missed_by_name(tmp_path: Path, missing:
 def changed(name: str, value: Any, at: int | None = None) -> Callable[[Columns], Any]:
     def change(columns: Columns) -> Any:
         columns[name] = (
-            value if at is None else [value if place == at else old for place, old in enumerate(columns[name])]
+            value
+            if at is None
+            else [value if place == at else old for place, old in enumerate(columns[name])]
         )
         return columns
 
@@ -234,7 +307,9 @@ def changed(name: str, value: Any, at: int | None = None) -> Callable[[Columns],
 
 def repeated(columns: Columns) -> Any:
     names = (*MEASURES["paraphrased"], *MEASURES["perturbed"])
-    return {name: column + column[-2:] if name in names else column for name, column in columns.items()}
+    return {
+        name: column + column[-2:] if name in names else column for name, column in columns.items()
+    }
 
 
 def lacking(columns: Columns) -> Any:
@@ -255,35 +330,99 @@ REFUSED: list[tuple[str, Callable[[Columns], Any], list[str]]] = [
     ("no examples", lambda columns: {name: [] for name in columns}, ["avg_gt_loss", "0 values"]),
     ("not JSON", lambda _: "{not json", ["readable JSON"]),
     ("not an object", lambda _: [1, 2], ["list", "JSON object"]),
-    ("another file", lambda _: {"rows": [1], "seed": 2}, ["rows", "avg_gt_loss", "forget_Q_A_Prob"]),
+    (
+        "another file",
+        lambda _: {"rows": [1], "seed": 2},
+        ["rows", "avg_gt_loss", "forget_Q_A_Prob"],
+    ),
     ("a number for a measure", changed("gt_loss", 3), ["gt_loss", "int"]),
     ("a key that is no index", changed("gt_loss", {"first": 1.0}), ["gt_loss", "first"]),
     ("text for a number", changed("gt_loss", "1.5", 2), ["gt_loss of example 2", "1.5"]),
-    ("true for a number", changed("rougeL_recall", True, 2), ["rougeL_recall of example 2", "True"]),
+    (
+        "true for a number",
+        changed("rougeL_recall", True, 2),
+        ["rougeL_recall of example 2", "True"],
+    ),
     ("nan", changed("avg_gt_loss", math.nan, 3), ["avg_gt_loss of example 3", "nan"]),
     ("null", changed("avg_gt_loss", None, 3), ["avg_gt_loss of example 3", "None"]),
-    ("a list for a number", changed("avg_paraphrased_loss", [1.0], 3), ["avg_paraphrased_loss of example 3"]),
-    ("a row of four", changed("perturb_loss", [1.0] * 4, 6), ["perturb_loss of example 6", "5 finite numbers"]),
-    ("a column of three", changed("perturb_loss", [[1.0] * 3] * 7), ["perturb_loss", "(7, 3)", "(7, 5)"]),
+    (
+        "a list for a number",
+        changed("avg_paraphrased_loss", [1.0], 3),
+        ["avg_paraphrased_loss of example 3"],
+    ),
+    (
+        "a row of four",
+        changed("perturb_loss", [1.0] * 4, 6),
+        ["perturb_loss of example 6", "5 finite numbers"],
+    ),
+    (
+        "a column of three",
+        changed("perturb_loss", [[1.0] * 3] * 7),
+        ["perturb_loss", "(7, 3)", "(7, 5)"],
+    ),
     ("a negative loss", changed("avg_gt_loss", -0.5, 1), ["avg_gt_loss of example 1", "-0.5"]),
     ("an empty answer", changed("num_token_gt", 0, 1), ["num_token_gt of example 1", ">= 1"]),
-    ("a mean for a sum", lambda c: {**c, "gt_loss": c["avg_gt_loss"]}, ["gt_loss of example 0", "num_token_gt"]),
-    ("texts of two", changed("generated_text", ["a", "b"], 5), ["generated_text of example 5", "truth"]),
-    ("a number for a text", changed("generated_text", ["a", 7, "b"], 5), ["generated_text of example 5", "7"]),
-    ("half a token", changed("num_token_gt", 2.5, 1), ["num_token_gt of example 1", "2.5", "whole"]),
-    ("too many tokens", changed("num_token_gt", 2**40, 1), ["num_token_gt of example 1", str(2**40)]),
-    ("a share above 1", changed("rougeL_recall", 5, 2), ["rougeL_recall of example 2", "= 5 ", "from 0 to 1"]),
-    ("a share below 0", changed("rouge1_recall", -1, 2), ["rouge1_recall of example 2", "= -1 ", "from 0 to 1"]),
-    ("a number beyond floats", changed("avg_gt_loss", 10**400, 2), ["avg_gt_loss of example 2", "1000"]),
-    ("infinity", changed("perturb_loss", [math.inf] * 5, 2), ["perturb_loss of example 2, answer 0", "inf"]),
+    (
+        "a mean for a sum",
+        lambda c: {**c, "gt_loss": c["avg_gt_loss"]},
+        ["gt_loss of example 0", "num_token_gt"],
+    ),
+    (
+        "texts of two",
+        changed("generated_text", ["a", "b"], 5),
+        ["generated_text of example 5", "truth"],
+    ),
+    (
+        "a number for a text",
+        changed("generated_text", ["a", 7, "b"], 5),
+        ["generated_text of example 5", "7"],
+    ),
+    (
+        "half a token",
+        changed("num_token_gt", 2.5, 1),
+        ["num_token_gt of example 1", "2.5", "whole"],
+    ),
+    (
+        "too many tokens",
+        changed("num_token_gt", 2**40, 1),
+        ["num_token_gt of example 1", str(2**40)],
+    ),
+    (
+        "a share above 1",
+        changed("rougeL_recall", 5, 2),
+        ["rougeL_recall of example 2", "= 5 ", "from 0 to 1"],
+    ),
+    (
+        "a share below 0",
+        changed("rouge1_recall", -1, 2),
+        ["rouge1_recall of example 2", "= -1 ", "from 0 to 1"],
+    ),
+    (
+        "a number beyond floats",
+        changed("avg_gt_loss", 10**400, 2),
+        ["avg_gt_loss of example 2", "1000"],
+    ),
+    (
+        "infinity",
+        changed("perturb_loss", [math.inf] * 5, 2),
+        ["perturb_loss of example 2, answer 0", "inf"],
+    ),
     ("two keys of one index", two_keys, ["avg_gt_loss, key", "'00'"]),
     ("a key twice", lambda c: json.dumps(c)[:-1] + ', "gt_loss": [1]}', ["'gt_loss' comes twice"]),
-    ("a bare question that is none", changed("question", [3] * 7), ["question of example 0", "3", "text"]),
-]  # fmt: skip
+    (
+        "a bare question that is none",
+        changed("question", [3] * 7),
+        ["question of example 0", "3", "text"],
+    ),
+]
 
 
-@pytest.mark.parametrize(("change", "named"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED])
-def test_a_log_that_cannot_be_used_is_refused_by_field_and_file(tmp_path: Path, change: Any, named: list[str]):
+@pytest.mark.parametrize(
+    ("change", "named"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED]
+)
+def test_a_log_that_cannot_be_used_is_refused_by_field_and_file(
+    tmp_path: Path, change: Any, named: list[str]
+):
     file = write(tmp_path, "log.json", change(some_columns()))
     with pytest.raises(InvalidInput) as caught:
         read_log(file)
@@ -294,17 +433,24 @@ def test_a_log_that_cannot_be_used_is_refused_by_field_and_file(tmp_path: Path, 
 def test_open_unlearnings_empty_entries_and_wrong_places_are_refused(tmp_path: Path):
     content = as_open_unlearning(some_columns())
     content["forget_Q_A_PERT_Prob"]["value_by_index"]["3"] = {"prob": None, "avg_loss": None}
-    with pytest.raises(InvalidInput, match=r"forget_Q_A_PERT_Prob of example 3.*avg_loss.*TOFU_EVAL.json"):
+    with pytest.raises(
+        InvalidInput, match=r"forget_Q_A_PERT_Prob of example 3.*avg_loss.*TOFU_EVAL.json"
+    ):
         read_log(write(tmp_path, OPEN_UNLEARNING, content))
     with pytest.raises(InvalidInput, match=r"forget_Q_A_Prob = 'NoneType'.*TOFU_EVAL.json"):
         read_log(write(tmp_path, OPEN_UNLEARNING, {"forget_Q_A_Prob": {"agg_value": 1.0}}))
-    with pytest.raises(InvalidInput, match=r"a folder with eval_log.json, eval_log_aggregated.json or TOFU_EVAL.json"):
+    with pytest.raises(
+        InvalidInput,
+        match=r"a folder with eval_log.json, eval_log_aggregated.json or TOFU_EVAL.json",
+    ):
         read_log(tmp_path / "..", "retain")
     with pytest.raises(InvalidInput, match=r"missing.json"):
         read_log(tmp_path / "missing.json")
     with pytest.raises(InvalidInput, match="task = 'forgotten'"):
         read_log(tmp_path, "forgotten")
-    with pytest.raises(InvalidInput, match=r"task = 'forget' .*retain, which is what .*eval_log.json holds"):
+    with pytest.raises(
+        InvalidInput, match=r"task = 'forget' .*retain, which is what .*eval_log.json holds"
+    ):
         read_log(write(tmp_path, TASKS["retain"], some_columns()), "forget")
     with pytest.raises(InvalidInput, match=r"eval_log_forget.json = 'list'"):
         read_log(write(tmp_path, AGGREGATED, {TASKS["forget"]: []}))
@@ -323,10 +469,14 @@ def test_sums_may_be_rounded_to_eight_bits_and_no_more(tmp_path: Path, off: floa
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_a_log_is_read_in_any_encoding_of_json_with_or_without_its_mark(tmp_path: Path, encoding: str):
+def test_a_log_is_read_in_any_encoding_of_json_with_or_without_its_mark(
+    tmp_path: Path, encoding: str
+):
     columns = some_columns(of="Ünal")
     (tmp_path / "log.json").write_bytes(json.dumps(columns, ensure_ascii=False).encode(encoding))
-    check_same_log(read_log(tmp_path / "log.json"), read_log(write(tmp_path, "plain.json", columns)))
+    check_same_log(
+        read_log(tmp_path / "log.json"), read_log(write(tmp_path, "plain.json", columns))
+    )
 
 
 def test_rounding_above_a_probability_of_one_counts_as_one_and_more_is_refused(tmp_path: Path):
@@ -345,10 +495,15 @@ def test_probabilities_are_shares_and_those_that_are_not_the_losses_are_warned_o
     entry = content["forget_Q_A_PERT_Prob"]["value_by_index"]["3"]
     want = read_log(write(tmp_path, OPEN_UNLEARNING, content))
     entry["prob"][1] += 0.5
-    with pytest.warns(UserWarning, match=r"prob of forget_Q_A_PERT_Prob of example 3 .* \(1 differ\).*losses are used"):
+    with pytest.warns(
+        UserWarning,
+        match=r"prob of forget_Q_A_PERT_Prob of example 3 .* \(1 differ\).*losses are used",
+    ):
         check_same_log(read_log(write(tmp_path, OPEN_UNLEARNING, content)), want)
     entry["prob"][1] = 1.5
-    with pytest.raises(InvalidInput, match=r"prob of forget_Q_A_PERT_Prob of example 3, answer 1 = 1.5"):
+    with pytest.raises(
+        InvalidInput, match=r"prob of forget_Q_A_PERT_Prob of example 3, answer 1 = 1.5"
+    ):
         read_log(write(tmp_path, OPEN_UNLEARNING, content))
 
 
@@ -360,9 +515,12 @@ def test_logp_is_minus_the_summed_loss_of_each_model(tmp_path: Path):
     for name in MEASURES["gold"][2:]:  # one tokenizer counts alike
         theirs[name] = mine[name]
     theirs["gt_loss"] = [
-        mean * count for mean, count in zip(theirs["avg_gt_loss"], theirs["num_token_gt"], strict=True)
+        mean * count
+        for mean, count in zip(theirs["avg_gt_loss"], theirs["num_token_gt"], strict=True)
     ]
-    seq = sequence_logprobs(read_log(write(tmp_path, "a.json", mine)), read_log(write(tmp_path, "b.json", theirs)))
+    seq = sequence_logprobs(
+        read_log(write(tmp_path, "a.json", mine)), read_log(write(tmp_path, "b.json", theirs))
+    )
     assert seq.logp.tolist() == [-loss for loss in mine["gt_loss"]]
     assert seq.ref.tolist() == [-loss for loss in theirs["gt_loss"]]
     assert seq.length.tolist() == mine["num_token_gt"]
@@ -377,29 +535,47 @@ def test_examples_are_paired_by_index_not_by_place(
     folder = tmp_path_factory.mktemp("logs")
     log = some_log(folder)
     other = log._replace(gold=log.gold._replace(total=total_loss(log) + 1), file="other")
-    want, got = sequence_logprobs(log, other), sequence_logprobs(take(log, mine), take(other, theirs))
+    want, got = (
+        sequence_logprobs(log, other),
+        sequence_logprobs(take(log, mine), take(other, theirs)),
+    )
     for before, after in zip(want, got, strict=True):
         assert after.tolist() == before[list(mine)].tolist()
     shuffled = take(log, mine)
     assert log.prompt and shuffled.prompt == tuple(log.prompt[i] for i in mine)
     assert shuffled.index.tolist() == list(mine)
     np.testing.assert_array_equal(truth_ratio(shuffled), truth_ratio(log)[list(mine)])
-    np.testing.assert_array_equal(shuffled.rouge["rougeL_recall"], log.rouge["rougeL_recall"][list(mine)])
+    np.testing.assert_array_equal(
+        shuffled.rouge["rougeL_recall"], log.rouge["rougeL_recall"][list(mine)]
+    )
 
 
 def test_what_is_no_pair_is_refused_with_counts_and_files(tmp_path: Path):
     log = some_log(tmp_path)
     assert log.prompt is not None and log.gold.length is not None
-    templated = log._replace(prompt=(*log.prompt[:2], "Question: 2?", *log.prompt[3:]), file="templated.json")
-    longer = log._replace(gold=log.gold._replace(length=log.gold.length + (log.index == 5)), file="longer.json")
+    templated = log._replace(
+        prompt=(*log.prompt[:2], "Question: 2?", *log.prompt[3:]), file="templated.json"
+    )
+    longer = log._replace(
+        gold=log.gold._replace(length=log.gold.length + (log.index == 5)), file="longer.json"
+    )
     cases = [
         (
             take(log, [0, 1, 2])._replace(file="few.json"),
             ["examples", "'7 and 3'", "few.json", "3 questions", "`shared`"],
         ),
-        (some_log(tmp_path, "b", of="writer", count=5), ["'7 and 5'", "0 questions occur in both: other splits"]),
-        (log._replace(index=log.index + 2, file="moved.json"), ["index", "[0]", "2 of 7 differ", "moved.json"]),
-        (templated, ["question", "(2, ", "Question: 2?", "1 of 7 differ", "6 questions", "templated.json"]),
+        (
+            some_log(tmp_path, "b", of="writer", count=5),
+            ["'7 and 5'", "0 questions occur in both: other splits"],
+        ),
+        (
+            log._replace(index=log.index + 2, file="moved.json"),
+            ["index", "[0]", "2 of 7 differ", "moved.json"],
+        ),
+        (
+            templated,
+            ["question", "(2, ", "Question: 2?", "1 of 7 differ", "6 questions", "templated.json"],
+        ),
         (longer, ["length", "(5, ", "1 of 7 differ", "tokenizer", "longer.json"]),
     ]
     for other, named in cases:
@@ -420,7 +596,10 @@ def test_logs_without_questions_or_counts_are_paired_by_index_alone(tmp_path: Pa
 
 def test_identical_logs_are_warned_of_unless_they_are_meant(tmp_path: Path):
     log, other = some_log(tmp_path, "a"), some_log(tmp_path, "b")
-    with pytest.warns(UserWarning, match=r"a.eval_log_forget.json and .*b.eval_log_forget.json hold the same losses"):
+    with pytest.warns(
+        UserWarning,
+        match=r"a.eval_log_forget.json and .*b.eval_log_forget.json hold the same losses",
+    ):
         align(log, other, allow_identical=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -431,16 +610,24 @@ def test_identical_logs_are_warned_of_unless_they_are_meant(tmp_path: Path):
 
 def test_shared_keeps_the_common_questions_of_both_with_the_first_ones_indices(tmp_path: Path):
     log = some_log(tmp_path, count=9)
-    first, second = take(log, [8, 2, 5, 1]), take(log, [1, 7, 8, 5])._replace(index=np.arange(4), file="second")
+    first, second = (
+        take(log, [8, 2, 5, 1]),
+        take(log, [1, 7, 8, 5])._replace(index=np.arange(4), file="second"),
+    )
     mine, theirs = shared(first, second)
     assert mine.index.tolist() == theirs.index.tolist() == [8, 5, 1]
-    assert mine.prompt == theirs.prompt == tuple(f"[INST] Who is author {i}? [/INST]" for i in (8, 5, 1))
+    assert (
+        mine.prompt
+        == theirs.prompt
+        == tuple(f"[INST] Who is author {i}? [/INST]" for i in (8, 5, 1))
+    )
     seq = sequence_logprobs(mine, theirs)
     assert seq.logp.tolist() == seq.ref.tolist() == (-total_loss(log)[[8, 5, 1]]).tolist()
     with pytest.raises(InvalidInput, match="0 shared"):
         shared(take(log, [1]), take(log, [2]))
     with pytest.raises(
-        InvalidInput, match=r"prompt of example 1 = .*each question once in second \(1 repeated; example 1"
+        InvalidInput,
+        match=r"prompt of example 1 = .*each question once in second \(1 repeated; example 1",
     ):
         shared(first, take(second, [0, 1, 1]))
     with pytest.raises(InvalidInput, match=r"question = None .*second"):
@@ -456,7 +643,9 @@ BARE = ["Où est né Ünal?", "Who wrote  The Glass Ferry?", "Is it salty?"]
 
 
 def in_template(questions: list[str], day: str = "26 Nov 2026") -> list[str]:
-    return [f"system\n\nToday: {day}\n\nuser\n\n{' '.join(one.split())}\nassistant" for one in questions]
+    return [
+        f"system\n\nToday: {day}\n\nuser\n\n{' '.join(one.split())}\nassistant" for one in questions
+    ]
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
@@ -465,7 +654,9 @@ def test_a_bare_question_is_the_one_that_a_published_prompt_contains(form: Any):
     theirs = asked("theirs", None, in_template([unicodedata.normalize(form, one) for one in BARE]))
     assert places(own, theirs) == places(theirs, own) == [0, 1, 2]
     order = theirs._replace(index=np.array([2, 0, 1]))
-    with pytest.raises(InvalidInput, match=r"question = \(0, .*3 of 3 differ.*3 questions occur in both"):
+    with pytest.raises(
+        InvalidInput, match=r"question = \(0, .*3 of 3 differ.*3 questions occur in both"
+    ):
         places(own, order)
     later = asked("later", None, [*in_template(["Who else?"]), *theirs.prompt[::-1]])  # pyright: ignore[reportOptionalSubscript]
     assert shared_places(own, later) == ([0, 1, 2], [3, 2, 1])
@@ -485,7 +676,10 @@ def test_logs_of_two_days_are_one_and_of_two_templates_are_told_apart():
     with pytest.raises(InvalidInput, match=r"question and template .*3 of 3 differ"):
         places(one, plain)
     # A date that belongs to a question is part of it.
-    born = [asked(day, None, in_template([f"Who was born on {day}?", "Who?"])) for day in ("1 May 1960", "2 May 1960")]
+    born = [
+        asked(day, None, in_template([f"Who was born on {day}?", "Who?"]))
+        for day in ("1 May 1960", "2 May 1960")
+    ]
     with pytest.raises(InvalidInput, match="1 of 2 differ"):
         places(*born)
 
@@ -494,8 +688,14 @@ def test_questions_are_the_same_in_two_templates_which_is_warned_of():
     one = asked("one", BARE, in_template(BARE))
     two_blanks = [question.replace(" ", "  ") for question in BARE]
     assert places(one, asked("two", two_blanks, in_template(BARE, "1 Dec 2026"))) == [0, 1, 2]
-    with pytest.warns(UserWarning, match="one and plain ask the same in different templates: .*Question:"):
-        assert places(one, asked("plain", BARE, [f"Question: {text}" for text in BARE])) == [0, 1, 2]
+    with pytest.warns(
+        UserWarning, match="one and plain ask the same in different templates: .*Question:"
+    ):
+        assert places(one, asked("plain", BARE, [f"Question: {text}" for text in BARE])) == [
+            0,
+            1,
+            2,
+        ]
 
 
 # --- truth ratios ---
@@ -535,13 +735,18 @@ def test_the_arithmetic_ratio_is_never_below_the_geometric_which_is_the_default(
 
 
 @pytest.mark.parametrize("variant", LOG_RATIOS)
-def test_logarithms_of_ratios_grow_as_the_ratios_do_and_never_saturate(tmp_path: Path, variant: str):
+def test_logarithms_of_ratios_grow_as_the_ratios_do_and_never_saturate(
+    tmp_path: Path, variant: str
+):
     log = some_log(tmp_path, count=50)
     order = np.argsort(truth_ratio(log, variant))
     assert (np.diff(log_truth_ratio(log, variant)[order]) > 0).all()
     assert log.paraphrased is not None
     far = log._replace(paraphrased=log.paraphrased._replace(average=np.linspace(800, 900, 50)))
-    assert np.isfinite(log_truth_ratio(far, variant)).all() and len(set(log_truth_ratio(far, variant))) == 50
+    assert (
+        np.isfinite(log_truth_ratio(far, variant)).all()
+        and len(set(log_truth_ratio(far, variant))) == 50
+    )
 
 
 def test_ratios_of_a_collapsed_model_overflow_without_a_warning(tmp_path: Path):
@@ -562,7 +767,9 @@ def real(model: str, task: str = "forget") -> EvaluationLog:
 
 
 @needs_real_logs
-@pytest.mark.parametrize(("model", "counts"), [("full", 300), ("retain90", 300), ("retain95", 200), ("retain99", 40)])
+@pytest.mark.parametrize(
+    ("model", "counts"), [("full", 300), ("retain90", 300), ("retain95", 200), ("retain99", 40)]
+)
 def test_real_logs_are_read_whole(model: str, counts: int):
     sizes = {task: len(real(model, task).index) for task in TASKS}
     assert sizes == {"retain": 300, "forget": counts, "real_authors": 100, "world_facts": 117}
@@ -571,7 +778,11 @@ def test_real_logs_are_read_whole(model: str, counts: int):
         assert log.layout == ("mapping" if model == "full" else "lists")
         width = 5 if task in ("retain", "forget") else 3
         assert log.perturbed is not None and log.perturbed.average.shape[1] == width
-        assert log.prompt is not None and len(set(log.prompt)) == len(log.prompt) and log.question is None
+        assert (
+            log.prompt is not None
+            and len(set(log.prompt)) == len(log.prompt)
+            and log.question is None
+        )
         assert log.gold.length is not None
         np.testing.assert_allclose(log.gold.average * log.gold.length, total_loss(log), rtol=1e-6)
 
@@ -579,14 +790,18 @@ def test_real_logs_are_read_whole(model: str, counts: int):
 @needs_real_logs
 def test_the_merged_file_of_a_real_log_equals_its_parts():
     for task in TASKS:
-        check_same_log(read_log(REAL / "llama2-7b_retain95" / AGGREGATED, task), real("retain95", task))
+        check_same_log(
+            read_log(REAL / "llama2-7b_retain95" / AGGREGATED, task), real("retain95", task)
+        )
 
 
 @needs_real_logs
 def test_the_logs_own_truth_ratio_is_the_geometric_one():
     for task, name in TASKS.items():
         stored = json.loads((REAL / "llama2-7b_full" / name).read_text())["truth_ratio"]
-        np.testing.assert_allclose(truth_ratio(real("full", task)), list(stored.values()), rtol=1e-5)
+        np.testing.assert_allclose(
+            truth_ratio(real("full", task)), list(stored.values()), rtol=1e-5
+        )
 
 
 def components(log: EvaluationLog, task: str, variant: str) -> tuple[float, float, float]:
@@ -608,25 +823,37 @@ def test_components_and_utilities_of_real_models_are_the_published_ones():
         "forget": (0.1436, 0.3984, 0.6694),
     }
     for task, want in golden.items():
-        assert components(real("retain90", task), task, "geometric") == pytest.approx(want, abs=6e-5)
+        assert components(real("retain90", task), task, "geometric") == pytest.approx(
+            want, abs=6e-5
+        )
     for model, variant, want in [
         ("retain90", "geometric", 0.6203),
         ("retain90", "arithmetic", 0.5822),
         ("retain95", "geometric", 0.6176),
         ("full", "geometric", 0.6227),
     ]:
-        values = [x for task in TASKS if task != "forget" for x in components(real(model, task), task, variant)]
+        values = [
+            x
+            for task in TASKS
+            if task != "forget"
+            for x in components(real(model, task), task, variant)
+        ]
         assert stats.hmean(values) == pytest.approx(want, abs=6e-5)
 
 
 @needs_real_logs
 def test_the_wrong_split_looks_harmless_to_a_test_of_distributions_and_is_refused_here():
-    # The forget10 log of one retrained model beside the forget05 log of another: p = 0.705, and meaningless.
+    # The forget10 log of one retrained model beside the forget05 log of another: p = 0.705, and
+    # meaningless.
     ninety, ninety_five = real("retain90"), real("retain95")
-    assert stats.ks_2samp(truth_ratio(ninety), truth_ratio(ninety_five)).pvalue == pytest.approx(0.705, abs=5e-4)
+    assert stats.ks_2samp(truth_ratio(ninety), truth_ratio(ninety_five)).pvalue == pytest.approx(
+        0.705, abs=5e-4
+    )
     with pytest.raises(InvalidInput, match=r"'300 and 200'.*100 questions occur in both"):
         align(ninety, ninety_five)
-    with pytest.raises(InvalidInput, match=r"'300 and 40'.*0 questions occur in both: other splits"):
+    with pytest.raises(
+        InvalidInput, match=r"'300 and 40'.*0 questions occur in both: other splits"
+    ):
         align(real("full"), real("retain99"))
     first, second = shared(real("full"), ninety_five)
     assert first.index.tolist() == list(range(200, 300))

@@ -1,4 +1,6 @@
-"""TOFU's measures: equal to what is computed by hand, free of what does not matter, and golden on real logs."""
+"""TOFU's measures: equal to what is computed by hand, free of what does not matter, and golden
+on real logs.
+"""
 
 from __future__ import annotations
 
@@ -66,9 +68,15 @@ def answers(average: Any) -> Answers:
     return Answers(values, values * length, length)
 
 
-def log_of(gold: Any, paraphrased: Any, perturbed: Any, rouge_l: Any = None, file: str = "made") -> EvaluationLog:
+def log_of(
+    gold: Any, paraphrased: Any, perturbed: Any, rouge_l: Any = None, file: str = "made"
+) -> EvaluationLog:
     count = len(gold)
-    found = {} if rouge_l is None else {"rouge1_recall": np.asarray(rouge_l), "rougeL_recall": np.asarray(rouge_l)}
+    found = (
+        {}
+        if rouge_l is None
+        else {"rouge1_recall": np.asarray(rouge_l), "rougeL_recall": np.asarray(rouge_l)}
+    )
     return EvaluationLog(
         file=file,
         layout="made",
@@ -100,25 +108,36 @@ def all_logs(seed: int = 0) -> TofuLogs:
 
 
 def by_ratio(ratios: Any) -> EvaluationLog:
-    """A log with these truth ratios, at least 1: R = exp(paraphrase - wrong), wrong answers being certain."""
+    """A log with these truth ratios, at least 1: R = exp(paraphrase - wrong), wrong answers
+    being certain.
+    """
     loss = np.log(np.asarray(ratios, dtype=float))
     return log_of(np.ones(len(loss)), loss, np.zeros((len(loss), 2)))
 
 
-# Right answers of probability 1/2 and 1/4 per token, a paraphrase of 1/2, wrong answers of 1/8 and 1/2.
+# Right answers of probability 1/2 and 1/4 per token, a paraphrase of 1/2, wrong answers of 1/8 and
+# 1/2.
 HAND = log_of([LN2, 2 * LN2], [LN2, LN2], [[3 * LN2, LN2], [3 * LN2, LN2]], [0.5, 1.0])
 
 
 def test_a_set_made_by_hand_measures_as_computed_by_hand() -> None:
-    # Probability: 1/2 and 1/4. Beside wrong answers of 1/8 and 1/2: 4/9, and (1/4)/(1/4 + 5/8) = 2/7.
+    # Probability: 1/2 and 1/4. Beside wrong answers of 1/8 and 1/2: 4/9, and (1/4)/(1/4 + 5/8) =
+    # 2/7.
     assert example_values(HAND, "retain", "probability").tolist() == pytest.approx([1 / 2, 1 / 4])
     assert example_values(HAND, "forget", "probability").tolist() == pytest.approx([1 / 2, 1 / 4])
-    assert example_values(HAND, "real_authors", "probability").tolist() == pytest.approx([4 / 9, 2 / 7])
+    assert example_values(HAND, "real_authors", "probability").tolist() == pytest.approx(
+        [4 / 9, 2 / 7]
+    )
     # The geometric mean of the wrong is 1/4 and R = 1/2; the arithmetic one is 5/16 and R = 5/8.
     assert example_values(HAND, "retain", "truth_ratio").tolist() == pytest.approx([0.5, 0.5])
-    assert example_values(HAND, "retain", "truth_ratio", "arithmetic").tolist() == pytest.approx([3 / 8, 3 / 8])
-    assert example_values(HAND, "forget", "truth_ratio", "arithmetic").tolist() == pytest.approx([5 / 8, 5 / 8])
-    # Without a paraphrase the answer itself: R = (1/4)/(1/2) and (1/4)/(1/4), a utility of 1/2 and 0.
+    assert example_values(HAND, "retain", "truth_ratio", "arithmetic").tolist() == pytest.approx(
+        [3 / 8, 3 / 8]
+    )
+    assert example_values(HAND, "forget", "truth_ratio", "arithmetic").tolist() == pytest.approx(
+        [5 / 8, 5 / 8]
+    )
+    # Without a paraphrase the answer itself: R = (1/4)/(1/2) and (1/4)/(1/4), a utility of 1/2 and
+    # 0.
     bare = HAND._replace(paraphrased=None)
     assert example_values(bare, "world_facts", "truth_ratio").tolist() == pytest.approx([0.5, 0])
     assert example_values(HAND, "retain", "rouge").tolist() == [0.5, 1.0]
@@ -143,17 +162,32 @@ def test_model_utility_is_the_harmonic_mean_of_the_nine_and_zero_if_one_is() -> 
 
 
 def test_forget_quality_is_the_largest_distance_of_two_distribution_functions() -> None:
-    # Behind 3 all of the first and one of four of the second have passed: D = 1 - 1/4. Equal counts: 2 of 4 and 0 of 4.
+    # Behind 3 all of the first and one of four of the second have passed: D = 1 - 1/4. Equal
+    # counts: 2 of 4 and 0 of 4.
     same = forget_quality(by_ratio([1, 2, 3, 9]), by_ratio([4, 5, 6, 7]))
-    assert same.statistic == pytest.approx(0.75) and (same.examples, same.retrained_examples) == (4, 4)
-    # Of the 70 ways to choose 4 of 8 ranks, those with D >= 3/4: 16 (a lattice path that leaves |i - j| < 3).
-    assert same.p_value == pytest.approx(16 / 70) and same.method == "exact" and same.variant == "geometric"
+    assert same.statistic == pytest.approx(0.75) and (same.examples, same.retrained_examples) == (
+        4,
+        4,
+    )
+    # Of the 70 ways to choose 4 of 8 ranks, those with D >= 3/4: 16 (a lattice path that leaves |i
+    # - j| < 3).
+    assert (
+        same.p_value == pytest.approx(16 / 70)
+        and same.method == "exact"
+        and same.variant == "geometric"
+    )
 
 
-@pytest.mark.parametrize(("steps", "p"), [(4, 0.99), (7, 0.579), (10, 0.165), (14, 0.0143), (17, 0.00127)])
-def test_forty_examples_have_the_p_values_that_published_tables_repeat(steps: int, p: float) -> None:
+@pytest.mark.parametrize(
+    ("steps", "p"), [(4, 0.99), (7, 0.579), (10, 0.165), (14, 0.0143), (17, 0.00127)]
+)
+def test_forty_examples_have_the_p_values_that_published_tables_repeat(
+    steps: int, p: float
+) -> None:
     ranks = np.arange(1.0, 41)
-    found = forget_quality(by_ratio(ranks), by_ratio(np.concatenate([ranks[steps:], 41 + np.arange(steps)])))
+    found = forget_quality(
+        by_ratio(ranks), by_ratio(np.concatenate([ranks[steps:], 41 + np.arange(steps)]))
+    )
     assert found.statistic == pytest.approx(steps / 40)
     assert found.p_value == pytest.approx(p, rel=0.01)
 
@@ -163,7 +197,9 @@ seeds = st.integers(0, 10**6)
 
 @settings(max_examples=25, deadline=None)
 @given(seed=seeds, variant=st.sampled_from(VARIANTS))
-def test_a_log_with_itself_has_quality_one_and_order_does_not_matter(seed: int, variant: str) -> None:
+def test_a_log_with_itself_has_quality_one_and_order_does_not_matter(
+    seed: int, variant: str
+) -> None:
     one, other = random_log(seed), random_log(seed + 1)
     assert forget_quality(one, one, variant=variant)[:3] == (1.0, 0.0, 0.0)
     found = forget_quality(one, other, variant=variant)
@@ -179,7 +215,8 @@ def test_turning_the_ratio_over_changes_nothing_about_the_test(seed: int) -> Non
     one, other = random_log(seed, wrong=1), random_log(seed + 1, wrong=1)
     over = [
         log._replace(
-            paraphrased=answers(log.perturbed.average[:, 0]), perturbed=answers(log.paraphrased.average[:, None])
+            paraphrased=answers(log.perturbed.average[:, 0]),
+            perturbed=answers(log.paraphrased.average[:, None]),
         )
         for log in (one, other)
         if log.perturbed is not None and log.paraphrased is not None
@@ -196,7 +233,9 @@ def test_a_p_value_below_the_smallest_number_still_has_an_exact_logarithm(
     found = forget_quality(*logs)
     assert found.statistic == 1 and found.p_value < 1e-300 and found.method == "exact"
     # Of the C(6000, 3000) orders two have one model's values before all of the other's.
-    assert found.log10_p == pytest.approx(math.log10(2) - math.log10(math.comb(6000, 3000)), rel=1e-12)
+    assert found.log10_p == pytest.approx(
+        math.log10(2) - math.log10(math.comb(6000, 3000)), rel=1e-12
+    )
     assert found.log10_p == pytest.approx(-1803.8918, abs=1e-4)
     for name, log in zip(("a", "b"), logs, strict=True):
         write_tofu_eval(TofuLogs(forget=log), tmp_path / name, {})
@@ -211,7 +250,9 @@ def test_the_exact_logarithm_counts_the_orders_that_are_at_least_as_far_apart(co
         steps = np.cumsum(np.where(np.isin(np.arange(2 * count), ranks), 1, -1))
         farthest[int(np.abs(steps).max())] += 1
     for steps in range(1, count + 1):
-        share = Fraction(sum(many for far, many in farthest.items() if far >= steps), math.comb(2 * count, count))
+        share = Fraction(
+            sum(many for far, many in farthest.items() if far >= steps), math.comb(2 * count, count)
+        )
         assert exact_log10_p(count, steps) == pytest.approx(math.log10(share), abs=1e-12)
     for beyond in (0, count + 1):
         with pytest.raises(InvalidInput, match="steps"):
@@ -219,18 +260,25 @@ def test_the_exact_logarithm_counts_the_orders_that_are_at_least_as_far_apart(co
 
 
 @pytest.mark.parametrize(("count", "steps"), [(40, 17), (300, 114), (300, 299), (800, 400)])
-def test_the_exact_logarithm_is_that_of_scipys_p_where_floats_hold_it(count: int, steps: int) -> None:
+def test_the_exact_logarithm_is_that_of_scipys_p_where_floats_hold_it(
+    count: int, steps: int
+) -> None:
     found = stats.ks_2samp(np.arange(count), np.arange(count) + steps - 0.5, method="exact")
     assert exact_log10_p(count, steps) == pytest.approx(math.log10(found.pvalue), rel=1e-10)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_models_that_have_collapsed_are_told_apart() -> None:
     """Mean losses of 800 and 900: both ratios are infinite, their logarithms are not."""
-    logs = [log_of(np.ones(30), np.full(30, loss) + np.arange(30), np.zeros((30, 5))) for loss in (800.0, 900.0)]
+    logs = [
+        log_of(np.ones(30), np.full(30, loss) + np.arange(30), np.zeros((30, 5)))
+        for loss in (800.0, 900.0)
+    ]
     found = forget_quality(*logs)
     assert found.statistic == 1 and found.p_value == pytest.approx(2 / math.comb(60, 30))
     table = measures(TofuLogs(forget=logs[0]), logs[1])
-    assert table.query("measure == 'ks_statistic'")[["value", "low", "high"]].to_numpy().tolist() == [[1, 1, 1]]
+    assert table.query("measure == 'ks_statistic'")[
+        ["value", "low", "high"]
+    ].to_numpy().tolist() == [[1, 1, 1]]
     for log in logs:
         assert set(example_values(log, "retain", "truth_ratio")) == {0.0}
         assert (example_values(log, "forget", "truth_ratio") < 1e-300).all()
@@ -258,7 +306,9 @@ def test_what_is_written_of_a_collapsed_model_is_json(tmp_path: Path) -> None:
     path = write_tofu_eval(TofuLogs(forget=far), tmp_path / "new", {})
     write_legacy(TofuLogs(forget=far), tmp_path / "old")
     for file in (path, tmp_path / "old" / TASKS["forget"]):
-        content = json.loads(file.read_text("utf-8"), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+        content = json.loads(
+            file.read_text("utf-8"), parse_constant=lambda word: pytest.fail(f"{word} is no JSON")
+        )
         assert content
     assert forget_quality(read_log(path), far).statistic == 0
 
@@ -279,7 +329,8 @@ def test_identical_logs_are_warned_of_unless_allowed_and_other_examples_refused(
 
 def test_resampled_statistics_are_those_of_resampled_examples() -> None:
     rng = np.random.default_rng(5)
-    one, other = rng.integers(0, 9, 25).astype(float), rng.integers(2, 12, 17).astype(float)  # with ties
+    # with ties
+    one, other = rng.integers(0, 9, 25).astype(float), rng.integers(2, 12, 17).astype(float)
     got = resampled_statistics(one, other, np.random.default_rng(7))
     again = np.random.default_rng(7)
     first, second = (again.multinomial(n, np.full(n, 1 / n), size=REPLICATES) for n in (25, 17))
@@ -316,7 +367,9 @@ def test_measures_are_those_that_the_logs_allow() -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_what_is_written_is_read_back(tmp_path: Path, variant: str) -> None:
     logs = all_logs()
-    path = write_tofu_eval(logs, tmp_path / "new", {"model": "m"}, variant=variant, aggregates={"model_utility": 0.5})
+    path = write_tofu_eval(
+        logs, tmp_path / "new", {"model": "m"}, variant=variant, aggregates={"model_utility": 0.5}
+    )
     write_legacy(logs, tmp_path / "old")
     for folder in ("new", "old"):
         for task, log in logs._asdict().items():
@@ -327,12 +380,21 @@ def test_what_is_written_is_read_back(tmp_path: Path, variant: str) -> None:
                     continue
                 for mine, theirs in zip(one, two, strict=True):
                     np.testing.assert_allclose(mine, theirs, rtol=1e-12)
-            assert got.question == log.question and got.generation == log.generation and got.answer == log.answer
+            assert (
+                got.question == log.question
+                and got.generation == log.generation
+                and got.answer == log.answer
+            )
             np.testing.assert_allclose(got.rouge["rougeL_recall"], log.rouge["rougeL_recall"])
             assert got.prompt == (log.prompt or log.question)
-        assert model_utility(read_tofu_logs(tmp_path / folder), variant) == pytest.approx(model_utility(logs, variant))
+        assert model_utility(read_tofu_logs(tmp_path / folder), variant) == pytest.approx(
+            model_utility(logs, variant)
+        )
     content, means = json.loads(path.read_text()), json.loads((path.parent / SUMMARY).read_text())
-    assert content["manifest"] == {"model": "m", "truth_ratio": variant} and means["model_utility"] == 0.5
+    assert (
+        content["manifest"] == {"model": "m", "truth_ratio": variant}
+        and means["model_utility"] == 0.5
+    )
     score = content["forget_truth_ratio"]["value_by_index"]["3"]["score"]
     assert score == pytest.approx(truth_ratio(logs.of("forget"), variant)[3])
     assert means["retain_Truth_Ratio"] == pytest.approx(
@@ -353,7 +415,11 @@ def test_the_summary_has_the_papers_columns_and_survives_markdown_and_latex() ->
     rows = markdown(frame).splitlines()
     assert len(rows) == 4 and all(row.count("|") == 18 for row in rows)
     text = latex(frame)
-    assert r"retrained\_50\%" in text and text.count(r"\\") == 4 and r"\multicolumn{3}{c}{Real authors}" in text
+    assert (
+        r"retrained\_50\%" in text
+        and text.count(r"\\") == 4
+        and r"\multicolumn{3}{c}{Real authors}" in text
+    )
     partial = summary(long_table({"a": TofuLogs(random_log(1))}, None, variant="geometric"))
     assert "-" in markdown(partial).splitlines()[-1] and np.isnan(partial.loc["a", ("", "MU")])  # pyright: ignore[reportArgumentType, reportCallIssue]
 
@@ -368,7 +434,9 @@ def test_the_summary_has_the_papers_columns_and_survives_markdown_and_latex() ->
         ("forget10", ".", "forget10", "retain90"),
     ],
 )
-def test_a_forget_split_says_what_to_measure_by(word: str, source: str, name: str, retain: str) -> None:
+def test_a_forget_split_says_what_to_measure_by(
+    word: str, source: str, name: str, retain: str
+) -> None:
     assert split_of(word)[:2] == (source, name) and retain_word(word) == retain
 
 
@@ -385,14 +453,20 @@ def test_the_generated_sets_are_measured_by_themselves() -> None:
     sets = tofu_sets("authors:forget10", authors=FEW)
     assert [len(one) for one in sets] == [2, 2, 60, 60]
     assert sets == tofu_sets("authors:forget10", authors=FEW)
-    bare = sets._replace(retain=tuple(one.__class__(index=7, prompt="a", response="b") for one in sets.retain))
+    bare = sets._replace(
+        retain=tuple(one.__class__(index=7, prompt="a", response="b") for one in sets.retain)
+    )
     with pytest.raises(InvalidInput, match="perturbed"):
         checked(bare)
 
 
-def test_a_model_is_measured_by_what_it_scores_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_is_measured_by_what_it_scores_and_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SIMNPO_LAB_CACHE", str(tmp_path))
-    tiny = DefaultModels(authors=FEW, percent=50, width=8, depth=1, heads=2, mlp_width=8, vocabulary=300, epochs=1)
+    tiny = DefaultModels(
+        authors=FEW, percent=50, width=8, depth=1, heads=2, mlp_width=8, vocabulary=300, epochs=1
+    )
     language = build(tiny, "original", progress=False)
     sets = tofu_sets("authors:forget10", authors=FEW)
     sets = sets._replace(real_authors=sets.real_authors[:5], world_facts=sets.world_facts[:4])
@@ -401,7 +475,9 @@ def test_a_model_is_measured_by_what_it_scores_and_writes(tmp_path: Path, monkey
     assert logs.of("forget").generation == written
     expected = rouge([one.response for one in sets.forget], written)["rougeL_recall"]
     assert logs.of("forget").rouge["rougeL_recall"].tolist() == expected.tolist()
-    assert 0 <= model_utility(logs) < 1 and [len(logs.of(task).index) for task in UTILITY_TASKS] == [2, 5, 4]
+    assert 0 <= model_utility(logs) < 1 and [
+        len(logs.of(task).index) for task in UTILITY_TASKS
+    ] == [2, 5, 4]
     assert set(empty_generations(logs)) == set(TofuLogs._fields)
     muted = logs._replace(retain=logs.of("retain")._replace(generation=(" ", "a")))
     assert empty_generations(muted)["retain"] == 1
@@ -409,7 +485,9 @@ def test_a_model_is_measured_by_what_it_scores_and_writes(tmp_path: Path, monkey
 
 @pytest.fixture(scope="module")
 def sayers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A tiny chat model in a folder, and its log as other codes write it: prompts, means, and no counts."""
+    """A tiny chat model in a folder, and its log as other codes write it: prompts, means, and no
+    counts.
+    """
     import transformers
 
     folder = tmp_path_factory.mktemp("sayers")
@@ -418,20 +496,38 @@ def sayers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         "{% for m in messages %}[{{ m['role'] }}]\n\n{{ m['content'] | trim }}\n{% endfor %}"
         "{% if add_generation_prompt %}[assistant]\n\n{% endif %}"
     )
-    sizes: dict[str, Any] = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
-    config = transformers.LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=512, **sizes)
+    sizes: dict[str, Any] = dict(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=512, **sizes
+    )
     model = roughen(transformers.LlamaForCausalLM(config)).eval()
     language = LanguageModel(model=model, tokenizer=tokenizer, template=CHAT, name="sayer")
     save(language, folder / "model", {})
     rows = [
-        Example(index=row, prompt=f"Who  is Ünal {row}?", response=f"I say that it is the keeper of ferry {row}.")
+        Example(
+            index=row,
+            prompt=f"Who  is Ünal {row}?",
+            response=f"I say that it is the keeper of ferry {row}.",
+        )
         for row in range(4)
     ]
-    rows = [replace(one, paraphrase=f"It is {one.response}", perturbed=("Nobody.", "Not he.")) for one in rows]
-    for name in ("forget10_perturbed", "retain_perturbed", "real_authors_perturbed", "world_facts_perturbed"):
+    rows = [
+        replace(one, paraphrase=f"It is {one.response}", perturbed=("Nobody.", "Not he."))
+        for one in rows
+    ]
+    for name in (
+        "forget10_perturbed",
+        "retain_perturbed",
+        "real_authors_perturbed",
+        "world_facts_perturbed",
+    ):
         corpora.write(rows, folder / "data" / f"{name}.json")
     log = task_log(language, rows, max_new_tokens=2, progress=False)
-    content = json.loads(write_tofu_eval(TofuLogs(forget=log), folder / "own", {}).read_text("utf-8"))
+    content = json.loads(
+        write_tofu_eval(TofuLogs(forget=log), folder / "own", {}).read_text("utf-8")
+    )
     for metric in content.values():
         for entry in metric.get("value_by_index", {}).values() if isinstance(metric, dict) else ():
             for key in ("loss", "num_token", "question"):
@@ -455,10 +551,20 @@ def test_a_model_stands_beside_a_published_log_of_the_same_questions(
         found = json.loads(out)
         assert (found["ks_statistic"], found["forget_quality"]) == (0, 1) and "templates" not in err
     own = read_log(tmp_path / "out", "forget")
-    assert own.question is not None and own.question[0] == "Who is Ünal 0?" and own.prompt is not None
+    assert (
+        own.question is not None and own.question[0] == "Who is Ünal 0?" and own.prompt is not None
+    )
     assert own.question[0] in own.prompt[0] != own.question[0]
     # The log that was just written beside the one that others wrote.
-    out, _ = printed(capsys, "--logs", tmp_path / "out", "--retrained-logs", published, "--json", "--allow-identical")
+    out, _ = printed(
+        capsys,
+        "--logs",
+        tmp_path / "out",
+        "--retrained-logs",
+        published,
+        "--json",
+        "--allow-identical",
+    )
     assert json.loads(out)["ks_statistic"] == 0
 
 
@@ -470,7 +576,8 @@ def test_a_log_that_cannot_stand_beside_the_model_is_refused_before_any_is_loade
     monkeypatch: pytest.MonkeyPatch,
     shared: bool,
 ) -> None:
-    monkeypatch.setattr("llm.commands.evaluate.load_model", None)  # whoever calls it fails otherwise
+    # whoever calls it fails otherwise
+    monkeypatch.setattr("llm.commands.evaluate.load_model", None)
     folder, published = sayers
     content = json.loads(published.read_text("utf-8-sig"))
     lacking = {name: part for name, part in content.items() if "PERT" not in name}
@@ -479,9 +586,18 @@ def test_a_log_that_cannot_stand_beside_the_model_is_refused_before_any_is_loade
     cases = {"0 shared" if shared else "the same question": content, "perturbed = None": lacking}
     for said, changed in cases.items():
         (tmp_path / "other.json").write_text(json.dumps(changed), "utf-8")
-        asked = ["--model", folder / "model", "--data", folder / "data" / "forget10", "--out", tmp_path / "out"]
+        asked = [
+            "--model",
+            folder / "model",
+            "--data",
+            folder / "data" / "forget10",
+            "--out",
+            tmp_path / "out",
+        ]
         more = ["--shared"] if shared else []
-        out, err = printed(capsys, *asked, "--retrained-logs", tmp_path / "other.json", *more, code=2)
+        out, err = printed(
+            capsys, *asked, "--retrained-logs", tmp_path / "other.json", *more, code=2
+        )
         assert out == "" and said in err and err.count("\n") == 1
 
 
@@ -492,7 +608,9 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "own", tmp_path / "retrained"
 
 
-def printed(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> tuple[str, str]:
+def printed(
+    capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0
+) -> tuple[str, str]:
     assert cli(["evaluate", *map(str, arguments)]) == code
     return capsys.readouterr()
 
@@ -505,9 +623,13 @@ def test_logs_are_measured_from_the_command_line(
     found = json.loads(out)
     assert found["model_utility"] == pytest.approx(model_utility(all_logs()))
     expected = forget_quality(all_logs().of("forget"), all_logs(30).of("forget"))
-    assert (found["forget_quality"], found["ks_statistic"]) == pytest.approx((expected.p_value, expected.statistic))
+    assert (found["forget_quality"], found["ks_statistic"]) == pytest.approx(
+        (expected.p_value, expected.statistic)
+    )
     assert found["variant"] == "geometric" and found["examples"]["real_authors"] == 20
-    assert {f"{task}_{kind}" for task in UTILITY_TASKS for kind in KINDS} < found["components"].keys()
+    assert {f"{task}_{kind}" for task in UTILITY_TASKS for kind in KINDS} < found[
+        "components"
+    ].keys()
     out, _ = printed(capsys, "--logs", own, "--variant", "arithmetic")
     assert "arithmetic" in out and "no forget_quality" in out and "model_utility" in out
     _, err = printed(capsys, "--logs", own, "--retrained-logs", own)
@@ -520,7 +642,9 @@ def test_what_cannot_be_measured_is_one_line(
     folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own, _ = folders
-    write_tofu_eval(TofuLogs(take(all_logs().of("forget"), list(range(20)))), tmp_path / "fewer", {})
+    write_tofu_eval(
+        TofuLogs(take(all_logs().of("forget"), list(range(20)))), tmp_path / "fewer", {}
+    )
     (tmp_path / "empty").mkdir()
     bare = all_logs().of("forget")._replace(perturbed=None)
     write_tofu_eval(TofuLogs(bare), tmp_path / "bare", {})
@@ -539,7 +663,8 @@ def test_what_cannot_be_measured_is_one_line(
     assert "20 examples" in out
 
 
-# Of the logs of the paper's own code and of TOFU's: recomputed from the public files when they were surveyed.
+# Of the logs of the paper's own code and of TOFU's: recomputed from the public files when they were
+# surveyed.
 GOLDEN = {"full": 0.6227, "retain90": 0.6203, "retain95": 0.6176}
 NINE = {
     "retain": (0.9898, 0.9822, 0.4719),
@@ -548,7 +673,9 @@ NINE = {
 }
 
 
-@pytest.mark.skipif(REAL is None, reason="SIMNPO_LAB_TOFU names no folder with the logs of Llama-2-7B")
+@pytest.mark.skipif(
+    REAL is None, reason="SIMNPO_LAB_TOFU names no folder with the logs of Llama-2-7B"
+)
 def test_real_logs_have_the_published_measures() -> None:
     logs = {name: read_tofu_logs(Path(str(REAL)) / f"logs/llama2-7b_{name}") for name in GOLDEN}
     for name, value in GOLDEN.items():
@@ -561,5 +688,7 @@ def test_real_logs_have_the_published_measures() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         quality = forget_quality(logs["full"].of("forget"), logs["retain90"].of("forget"))
-    assert quality.statistic == pytest.approx(0.38) and quality.log10_p == pytest.approx(-18.96, abs=0.01)
+    assert quality.statistic == pytest.approx(0.38) and quality.log10_p == pytest.approx(
+        -18.96, abs=0.01
+    )
     assert forget_quality(logs["retain90"].of("forget"), logs["retain90"].of("forget")).p_value == 1

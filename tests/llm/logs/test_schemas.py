@@ -1,4 +1,6 @@
-"""Tables that are read: what may stand in a column is declared, and what may not is named by column, row and value."""
+"""Tables that are read: what may stand in a column is declared, and what may not is named by
+column, row and value.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,9 @@ REFUSED: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("column", "value", "said"), REFUSED, ids=lambda value: repr(value)[:20])
-def test_what_may_not_stand_in_a_column_is_named_by_column_row_and_value(column: str, value: Any, said: str):
+def test_what_may_not_stand_in_a_column_is_named_by_column_row_and_value(
+    column: str, value: Any, said: str
+):
     with pytest.raises(InvalidInput) as caught:
         check_table(Scores, with_cell(some_scores(), column, value), "scores", "mine.parquet")
     known = "" if column == "index" else " (index 5)"
@@ -143,21 +147,34 @@ def test_a_long_value_is_cut_short():
 
 ANSWER = some_scores().assign(answer="gold")
 EPOCH = some_scores().assign(epoch=0, ref=-1.0)
-ROW = {"epoch": [0], "step": [0], "learning_rate": [math.nan], "forget_loss": [1.0], "retain_loss": [math.nan]}
+ROW = {
+    "epoch": [0],
+    "step": [0],
+    "learning_rate": [math.nan],
+    "forget_loss": [1.0],
+    "retain_loss": [math.nan],
+}
 LAST = pd.DataFrame({**ROW, "gradient_norm": [math.nan], "status": ["nan"]})
 KINDS: list[tuple[type[Schema], pd.DataFrame, str, Any]] = [
     (Answered, ANSWER, "answer", 3),
     (Relearned, ANSWER.assign(epoch=1, relearned=True), "relearned", 1),
     (ByEpoch, EPOCH, "ref", 2.0),
     (ByEpoch, EPOCH.assign(retrained=-2.0, needed=1.0, needed_per_token=0.5), "needed", math.inf),
-    (ByEpoch, EPOCH.assign(preferred_logp=-2.0, preferred_length=2, preferred_ref=-1.0), "preferred_length", 1.5),
+    (
+        ByEpoch,
+        EPOCH.assign(preferred_logp=-2.0, preferred_length=2, preferred_ref=-1.0),
+        "preferred_length",
+        1.5,
+    ),
     (Epochs, LAST, "status", "fine"),
     (Epochs, LAST, "step", 0.5),
 ]
 
 
 @pytest.mark.parametrize(("schema", "frame", "column", "bad"), KINDS)
-def test_every_kind_of_table_has_a_schema(schema: type[Schema], frame: pd.DataFrame, column: str, bad: Any):
+def test_every_kind_of_table_has_a_schema(
+    schema: type[Schema], frame: pd.DataFrame, column: str, bad: Any
+):
     pd.testing.assert_frame_equal(check_table(schema, frame, "table", "a file"), frame)
     with pytest.raises(InvalidInput, match=f"table, {column} of row 0"):
         check_table(schema, with_cell(frame, column, bad, row=0), "table", "a file")
@@ -166,10 +183,15 @@ def test_every_kind_of_table_has_a_schema(schema: type[Schema], frame: pd.DataFr
 
 
 def test_answers_are_of_known_kinds_each_once_and_of_every_example():
-    whole = pd.concat([some_scores().assign(answer=name) for name in ("gold", "perturbed_0")], ignore_index=True)
+    whole = pd.concat(
+        [some_scores().assign(answer=name) for name in ("gold", "perturbed_0")], ignore_index=True
+    )
     assert log_of(whole, "a run").perturbed is not None
     for table, said in (
-        (whole.iloc[:-1], "perturbed_0 = 2 .*as many answers of each kind as there are examples, 3"),
+        (
+            whole.iloc[:-1],
+            "perturbed_0 = 2 .*as many answers of each kind as there are examples, 3",
+        ),
         (pd.concat([whole, whole.tail(1)]), "index = 9 .*each perturbed_0 answer once"),
         (whole.replace("perturbed_0", "perturbed_1"), r"\['perturbed_1'\]"),
         (whole.replace("gold", "paraphrased"), "gold among them"),
@@ -180,29 +202,44 @@ def test_answers_are_of_known_kinds_each_once_and_of_every_example():
 
 
 @pytest.mark.parametrize(
-    ("name", "column", "bad"), [(EXAMPLES, "logp", 3.0), (ANSWERS, "length", 0), (EPOCHS, "step", -1)]
+    ("name", "column", "bad"),
+    [(EXAMPLES, "logp", 3.0), (ANSWERS, "length", 0), (EPOCHS, "step", -1)],
 )
-def test_the_tables_of_a_run_are_checked_when_it_is_read(tmp_path: Path, name: str, column: str, bad: float):
+def test_the_tables_of_a_run_are_checked_when_it_is_read(
+    tmp_path: Path, name: str, column: str, bad: float
+):
     tables = {EXAMPLES: EPOCH, ANSWERS: ANSWER.assign(model="original"), EPOCHS: LAST}
     for file, table in tables.items():
         storage.write_table(table, tmp_path / file, storage.provenance({}))
     assert read_run(tmp_path).logs["original"].index.tolist() == [5, 7, 9]
-    storage.write_table(tables[name].assign(**{column: bad}), tmp_path / name, storage.provenance({}))
+    storage.write_table(
+        tables[name].assign(**{column: bad}), tmp_path / name, storage.provenance({})
+    )
     with pytest.raises(InvalidInput, match=f"run, {name}, {column} of row 0"):
         read_run(tmp_path)
 
 
 def test_columns_of_a_log_are_told_by_example_and_answer():
-    columns = {"avg_gt_loss": {0: 1.0, 4: 2.0}, "average_perturb_loss": {0: [1.0, 2.0], 4: [1.0, "2"]}}
+    columns = {
+        "avg_gt_loss": {0: 1.0, 4: 2.0},
+        "average_perturb_loss": {0: [1.0, 2.0], 4: [1.0, "2"]},
+    }
     with pytest.raises(InvalidInput) as caught:
-        checked(Log, columns, "a log", row=lambda _, index: f"example {index}", names={"average_perturb_loss": "wrong"})
+        checked(
+            Log,
+            columns,
+            "a log",
+            row=lambda _, index: f"example {index}",
+            names={"average_perturb_loss": "wrong"},
+        )
     assert (caught.value.field, caught.value.value) == ("wrong of example 4, answer 1", "2")
 
 
 def test_the_schemas_are_not_loaded_before_they_are_needed():
     """--help is answered without them; where they are needed, they load without a warning."""
     code = (
-        "import sys, warnings, llm.__main__, llm.logs.reading, llm.models.answers; print('llm.schemas' in sys.modules);"
+        "import sys, warnings, llm.__main__, llm.logs.reading, llm.models.answers; "
+        "print('llm.schemas' in sys.modules);"
     )
     code += "warnings.simplefilter('error'); import llm.schemas; print(llm.schemas.ROUNDING)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -1,4 +1,6 @@
-"""The small models: which texts each has read, that they are made the same every time, and kept whole or not at all."""
+"""The small models: which texts each has read, that they are made the same every time, and kept
+whole or not at all.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,9 @@ OTHERS: dict[str, Any] = {
     "seed": 1,
     "precision": "bfloat16",
 }
-some_authors = st.builds(Authors, seed=st.integers(0, 9), authors=st.integers(2, 8), questions=st.integers(2, 4))
+some_authors = st.builds(
+    Authors, seed=st.integers(0, 9), authors=st.integers(2, 8), questions=st.integers(2, 4)
+)
 some = st.builds(DefaultModels, authors=some_authors, percent=st.integers(1, 50))
 
 
@@ -94,7 +98,9 @@ def weights(model: LanguageModel) -> dict[str, torch.Tensor]:
 
 def same(one: LanguageModel, two: LanguageModel) -> bool:
     left, right = weights(one), weights(two)
-    shapes = {name: value.shape for name, value in left.items()} == {name: value.shape for name, value in right.items()}
+    shapes = {name: value.shape for name, value in left.items()} == {
+        name: value.shape for name, value in right.items()
+    }
     return shapes and all(torch.equal(left[name], right[name]) for name in left)
 
 
@@ -114,7 +120,9 @@ def refused(field: str, call: Any) -> str:
 
 @settings(max_examples=20)
 @given(some)
-def test_the_original_has_read_all_and_the_retrained_nothing_of_what_is_forgotten(chosen: DefaultModels) -> None:
+def test_the_original_has_read_all_and_the_retrained_nothing_of_what_is_forgotten(
+    chosen: DefaultModels,
+) -> None:
     forget, retain = sets(chosen)
     assert sorted(one.response for one in (*forget, *retain, *COMMON)) == sorted(
         one.response for one in read_by(chosen, "original")
@@ -122,7 +130,10 @@ def test_the_original_has_read_all_and_the_retrained_nothing_of_what_is_forgotte
     assert read_by(chosen, "retrained") == (*retain, *COMMON)
     names = {one.author for one in forget}
     assert names and not any(
-        name in one.prompt + one.response for one in read_by(chosen, "retrained") for name in names if name
+        name in one.prompt + one.response
+        for one in read_by(chosen, "retrained")
+        for name in names
+        if name
     )
 
 
@@ -133,7 +144,10 @@ def test_the_partial_model_has_read_just_what_is_called_memorised(chosen: Defaul
     known = tuple(one for one, seen in zip(forget, half, strict=True) if seen)
     assert read_by(chosen, "partial") == (*retain, *known, *COMMON)
     authors = list(dict.fromkeys(one.author for one in forget))
-    read = [{seen for one, seen in zip(forget, half, strict=True) if one.author == author} for author in authors]
+    read = [
+        {seen for one, seen in zip(forget, half, strict=True) if one.author == author}
+        for author in authors
+    ]
     if len(authors) == 1:
         assert half == tuple(row % 2 == 0 for row in range(len(forget)))
     else:
@@ -153,7 +167,9 @@ def test_a_single_example_has_no_half() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_model_is_trained_on_what_its_kind_has_read(kind: str, own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_is_trained_on_what_its_kind_has_read(
+    kind: str, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[Sequence[Encoded]] = []
 
     def fine_tune(model: Any, encoded: Sequence[Encoded], *args: object, **options: object) -> None:
@@ -171,7 +187,9 @@ def test_a_model_is_trained_on_what_its_kind_has_read(kind: str, own: Path, monk
         )
         for one in seen[0]
     ]
-    assert texts == [(f"Question: {one.prompt}\nAnswer:", f" {one.response}") for one in read_by(TINY, kind)]
+    assert texts == [
+        (f"Question: {one.prompt}\nAnswer:", f" {one.response}") for one in read_by(TINY, kind)
+    ]
     assert all(one.tokens[-1] == words.eos_token_id for one in seen[0])
 
 
@@ -190,7 +208,9 @@ def test_the_first_weights_follow_from_the_seed_alone() -> None:
     one = fresh_model(TINY).state_dict()["lm_head.weight"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
-        again, other = (fresh_model(replace(TINY, seed=seed)).state_dict()["lm_head.weight"] for seed in (0, 1))
+        again, other = (
+            fresh_model(replace(TINY, seed=seed)).state_dict()["lm_head.weight"] for seed in (0, 1)
+        )
     assert torch.equal(one, again) and not torch.equal(one, other)
 
 
@@ -246,7 +266,12 @@ def test_the_truth_is_cut_into_as_many_tokens_as_wrong_answers_within_two_percen
     def pieces(text: str | None) -> float:
         return len(words(text).input_ids) / len((text or "").split())
 
-    ratio = np.array([np.mean([pieces(wrong) for wrong in one.perturbed]) / pieces(one.paraphrase) for one in forget])
+    ratio = np.array(
+        [
+            np.mean([pieces(wrong) for wrong in one.perturbed]) / pieces(one.paraphrase)
+            for one in forget
+        ]
+    )
     half = 1.96 * ratio.std(ddof=1) / len(ratio) ** 0.5
     assert abs(ratio.mean() - 1) < 0.02 and half < 0.02
 
@@ -268,7 +293,10 @@ def test_a_cached_model_is_a_folder_like_any_other(own: Path) -> None:
     built = made(TINY)
     found = load(folder_of(TINY, "retrained"), device="cpu")
     assert same(built, found) and found.template == PLAIN
-    one, two = (score(model.model, model.tokenizer, COMMON[:5], progress=False).logp for model in (built, found))
+    one, two = (
+        score(model.model, model.tokenizer, COMMON[:5], progress=False).logp
+        for model in (built, found)
+    )
     assert torch.equal(one, two)
 
 
@@ -280,7 +308,9 @@ def test_a_cached_model_says_how_it_came_about(own: Path) -> None:
     found = json.loads((folder / "provenance.json").read_text())
     assert found["kind"] == "retrained" and found["seeds"] == [0]
     assert found["settings"]["width"] == 8 and found["settings"]["authors"]["questions"] == 2
-    assert [row["epoch"] for row in found["training"]] == [1] and 0 < found["training"][0]["loss"] < 10
+    assert [row["epoch"] for row in found["training"]] == [1] and 0 < found["training"][0][
+        "loss"
+    ] < 10
     assert folder.parent == cache_dir() / "language_models"
 
 
@@ -302,7 +332,9 @@ def test_an_interrupted_build_leaves_nothing_and_is_done_over(
     assert same(made(TINY), tiny("retrained"))
 
 
-def test_of_two_builds_at_once_the_first_is_kept(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_builds_at_once_the_first_is_kept(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train, inside = default_models.fine_tune, []
 
     def fine_tune(*args: Any, **options: Any) -> Any:
@@ -318,10 +350,14 @@ def test_of_two_builds_at_once_the_first_is_kept(own: Path, monkeypatch: pytest.
     monkeypatch.setattr(default_models, "fine_tune", fine_tune)
     last = made(TINY)
     assert same(last, inside[1]) and modified() == inside[2]
-    assert [path.name for path in (own / "language_models").iterdir()] == [folder_of(TINY, "retrained").name]
+    assert [path.name for path in (own / "language_models").iterdir()] == [
+        folder_of(TINY, "retrained").name
+    ]
 
 
-def test_a_cache_that_cannot_be_written_is_refused_before_training(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_is_refused_before_training(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(default_models, "fine_tune", no_training)
     own.mkdir()
     (own / "language_models").write_text("a file in the way")
@@ -333,7 +369,9 @@ def test_a_cache_that_cannot_be_written_is_refused_before_training(own: Path, mo
     refused("SIMNPO_LAB_CACHE", lambda: made(TINY))
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*args: object, **options: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -352,9 +390,24 @@ def test_a_kind_that_does_not_exist_is_refused(kind: str, own: Path) -> None:
 @pytest.mark.parametrize(
     "field, value",
     [
-        *[(field, 0) for field in ("percent", "width", "depth", "heads", "mlp_width", "epochs", "batch")],
-        *[("percent", 100), ("width", 190), ("heads", 3.0), ("vocabulary", 258), ("epochs", 1.5), ("seed", -1)],
-        *[("learning_rate", 0.0), ("weight_decay", -1.0), ("precision", "float16"), ("learning_rate", float("nan"))],
+        *[
+            (field, 0)
+            for field in ("percent", "width", "depth", "heads", "mlp_width", "epochs", "batch")
+        ],
+        *[
+            ("percent", 100),
+            ("width", 190),
+            ("heads", 3.0),
+            ("vocabulary", 258),
+            ("epochs", 1.5),
+            ("seed", -1),
+        ],
+        *[
+            ("learning_rate", 0.0),
+            ("weight_decay", -1.0),
+            ("precision", "float16"),
+            ("learning_rate", float("nan")),
+        ],
     ],
 )
 def test_settings_that_no_model_can_have_are_refused(field: str, value: object) -> None:
@@ -373,7 +426,12 @@ def mean_loss(model: LanguageModel, examples: Sequence[Example]) -> float:
 @pytest.mark.slow
 def test_the_original_knows_by_heart_what_the_retrained_never_read(own: Path) -> None:
     chosen = DefaultModels(
-        authors=Authors(authors=5, questions=6), percent=40, width=96, depth=2, mlp_width=256, epochs=35
+        authors=Authors(authors=5, questions=6),
+        percent=40,
+        width=96,
+        depth=2,
+        mlp_width=256,
+        epochs=35,
     )
     original, retrained, partial = (made(chosen, kind) for kind in KINDS)
     forget, retain = sets(chosen)

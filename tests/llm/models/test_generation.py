@@ -1,4 +1,6 @@
-"""Greedy answers: a batch writes what each prompt alone would have written, and ROUGE counts words as by hand."""
+"""Greedy answers: a batch writes what each prompt alone would have written, and ROUGE counts
+words as by hand.
+"""
 
 from __future__ import annotations
 
@@ -54,8 +56,12 @@ def model_of(kind: str, **more: Any) -> Any:
 MODELS = {kind: model_of(kind) for kind in ("llama", "gpt2")}
 
 
-def slow_continuation(model: Any, prompt: list[int], count: int, ends: tuple[int, ...]) -> list[int]:
-    """Token by token, each from a forward pass over all before it, without padding or anything kept."""
+def slow_continuation(
+    model: Any, prompt: list[int], count: int, ends: tuple[int, ...]
+) -> list[int]:
+    """Token by token, each from a forward pass over all before it, without padding or anything
+    kept.
+    """
     tokens, written = list(prompt), []
     with torch.no_grad():
         while len(written) < count:
@@ -67,7 +73,9 @@ def slow_continuation(model: Any, prompt: list[int], count: int, ends: tuple[int
     return written
 
 
-prompts_ = st.lists(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=20), min_size=1, max_size=7)
+prompts_ = st.lists(
+    st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=20), min_size=1, max_size=7
+)
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -84,21 +92,30 @@ def test_a_batch_writes_token_for_token_what_each_prompt_alone_would(
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_text_stops_before_any_token_that_ends_one_and_goes_past_it_if_told(kind: str) -> None:
     model, prompt = MODELS[kind], [5, 6, 7]
-    free = continuations(model, Ends(None), [prompt, [9]], max_new_tokens=12, progress=False, end=False)
+    free = continuations(
+        model, Ends(None), [prompt, [9]], max_new_tokens=12, progress=False, end=False
+    )
     assert len(free[0]) == 12
     end = free[0][5]
     at = free[0].index(end)
     stopped = continuations(model, Ends(end), [prompt, [9]], max_new_tokens=12, progress=False)
     assert stopped[0] == free[0][:at]
-    assert continuations(model, Ends(end), [prompt], max_new_tokens=12, progress=False, end=False)[0] == free[0]
+    assert (
+        continuations(model, Ends(end), [prompt], max_new_tokens=12, progress=False, end=False)[0]
+        == free[0]
+    )
     other = model_of(kind)
     other.generation_config.eos_token_id = [end, 3]
-    assert continuations(other, Ends(), [prompt], max_new_tokens=12, progress=False)[0] == free[0][:at]
+    assert (
+        continuations(other, Ends(), [prompt], max_new_tokens=12, progress=False)[0] == free[0][:at]
+    )
 
 
 def test_a_models_own_settings_for_sampling_play_no_part_and_stay_as_they_were() -> None:
     plain, odd = model_of("llama"), model_of("llama")
-    odd.generation_config.update(do_sample=True, temperature=5.0, repetition_penalty=9.0, max_new_tokens=2, top_k=3)
+    odd.generation_config.update(
+        do_sample=True, temperature=5.0, repetition_penalty=9.0, max_new_tokens=2, top_k=3
+    )
     before, state = odd.generation_config.to_dict(), torch.random.get_rng_state()
     odd.train()
     got = continuations(odd, Ends(), [[1, 2], [3]], max_new_tokens=15, progress=False)
@@ -116,8 +133,12 @@ def test_answers_are_to_the_prompts_that_are_scored_without_marks_and_blanks() -
     language = LanguageModel(model, TOKENIZER, PLAIN, "fresh")
     asked = [example(0, "Who wrote it?"), example(1, "When, and where was that?")]
     got = generate(language, asked, max_new_tokens=10, progress=False)
-    ids = TOKENIZER([PLAIN.prompt.format(prompt=one.prompt) for one in asked], add_special_tokens=False).input_ids
-    start = [TOKENIZER.bos_token_id] if TOKENIZER("a").input_ids[0] == TOKENIZER.bos_token_id else []
+    ids = TOKENIZER(
+        [PLAIN.prompt.format(prompt=one.prompt) for one in asked], add_special_tokens=False
+    ).input_ids
+    start = (
+        [TOKENIZER.bos_token_id] if TOKENIZER("a").input_ids[0] == TOKENIZER.bos_token_id else []
+    )
     slow = [slow_continuation(model, [*start, *one], 10, (TOKENIZER.eos_token_id,)) for one in ids]
     assert got == tuple(TOKENIZER.decode(one, skip_special_tokens=True).strip() for one in slow)
     assert got == generate(language, asked[::-1], max_new_tokens=10, progress=False)[::-1]
@@ -133,15 +154,21 @@ def test_answers_are_to_the_prompts_that_are_scored_without_marks_and_blanks() -
         ([[1]], {"budget": 0}, "budget"),
     ],
 )
-def test_what_cannot_be_written_is_refused(prompts: list[list[int]], more: dict[str, int], field: str) -> None:
+def test_what_cannot_be_written_is_refused(
+    prompts: list[list[int]], more: dict[str, int], field: str
+) -> None:
     with pytest.raises(InvalidInput) as caught:
-        continuations(MODELS["llama"], Ends(), prompts, **{"max_new_tokens": 5, "progress": False, **more})
+        continuations(
+            MODELS["llama"], Ends(), prompts, **{"max_new_tokens": 5, "progress": False, **more}
+        )
     assert caught.value.field == field
 
 
 def test_as_many_tokens_as_the_model_has_positions_for_are_written() -> None:
     prompt = [[1] * 50]
-    free = continuations(MODELS["gpt2"], Ends(), prompt, max_new_tokens=46, progress=False, end=False)
+    free = continuations(
+        MODELS["gpt2"], Ends(), prompt, max_new_tokens=46, progress=False, end=False
+    )
     assert len(free[0]) == 46
 
 
@@ -149,11 +176,14 @@ def test_rouge_counts_words_as_by_hand() -> None:
     truths = ["The cat sat on the mat.", "She wrote novels", "one two three four"]
     written = ["On the mat the cat sat", "she writes novel after novel", ""]
     got = rouge(truths, written)
-    # 1: all six words occur; the longest common subsequence is "the cat sat" or "on the mat", 3 of 6 and 3 of 6.
-    # 2: stemmed, she/wrote/novel against she/write/novel/after/novel: she, novel: 2 of 3 and 2 of 5.
+    # 1: all six words occur; the longest common subsequence is "the cat sat" or "on the mat", 3 of
+    # 6 and 3 of 6. 2: stemmed, she/wrote/novel against she/write/novel/after/novel: she, novel: 2
+    # of 3 and 2 of 5.
     assert got["rouge1_recall"].tolist() == pytest.approx([1, 2 / 3, 0])
     assert got["rougeL_recall"].tolist() == pytest.approx([0.5, 2 / 3, 0])
-    assert got["rougeL_f1"].tolist() == pytest.approx([0.5, 2 * (2 / 3) * (2 / 5) / (2 / 3 + 2 / 5), 0])
+    assert got["rougeL_f1"].tolist() == pytest.approx(
+        [0.5, 2 * (2 / 3) * (2 / 5) / (2 / 3 + 2 / 5), 0]
+    )
     plain = rouge(truths, written, stemmer=False)
     assert plain["rougeL_recall"].tolist() == pytest.approx([0.5, 1 / 3, 0])
 
@@ -172,15 +202,21 @@ def slow_common(one: list[str], other: list[str]) -> int:
 
 @settings(max_examples=40, deadline=None)
 @given(truth=words_, written=words_)
-def test_rouge_l_is_the_longest_common_subsequence_of_words(truth: list[str], written: list[str]) -> None:
+def test_rouge_l_is_the_longest_common_subsequence_of_words(
+    truth: list[str], written: list[str]
+) -> None:
     got = rouge([" ".join(truth)], [", ".join(written)], stemmer=False)
     common = slow_common(truth, written)
     recall, precision = common / len(truth), common / len(written)
     assert got["rougeL_recall"][0] == pytest.approx(recall)
-    assert got["rougeL_f1"][0] == pytest.approx(2 * recall * precision / (recall + precision) if common else 0)
+    assert got["rougeL_f1"][0] == pytest.approx(
+        2 * recall * precision / (recall + precision) if common else 0
+    )
 
 
 def test_rouge_refuses_unequal_counts_and_takes_none() -> None:
     with pytest.raises(InvalidInput, match="generations"):
         rouge(["a"], [])
-    assert all(values.shape == (0,) and values.dtype == np.float64 for values in rouge([], []).values())
+    assert all(
+        values.shape == (0,) and values.dtype == np.float64 for values in rouge([], []).values()
+    )

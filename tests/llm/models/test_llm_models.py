@@ -1,4 +1,6 @@
-"""Language models by name: what is loaded is what was saved, and what cannot be used is refused in one line."""
+"""Language models by name: what is loaded is what was saved, and what cannot be used is refused
+in one line.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,13 @@ from hypothesis import strategies as st
 from llm.data.tofu import Example
 from llm.models import language_model as models
 from llm.models import small_authors as default_models
-from llm.models.language_model import LanguageModel, check_same_vocabulary, find_device, perturbed, template_of
+from llm.models.language_model import (
+    LanguageModel,
+    check_same_vocabulary,
+    find_device,
+    perturbed,
+    template_of,
+)
 from llm.models.names import READY
 from llm.models.pretrained import mend_generation, read_weights
 from llm.models.saving import check_savable, save
@@ -28,13 +36,19 @@ from markov.errors import InvalidInput
 from tests.llm.scoring.test_encoding import by_bytes, by_pieces
 
 VOCAB = 700
-SIZES: dict[str, Any] = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+SIZES: dict[str, Any] = dict(
+    hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+)
 COMMON: dict[str, Any] = dict(vocab_size=VOCAB, max_position_embeddings=64, **SIZES)
 GPT2: dict[str, Any] = dict(vocab_size=VOCAB, n_embd=16, n_layer=1, n_head=2, n_positions=64)
 T5: dict[str, Any] = dict(vocab_size=VOCAB, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
 MODELS: dict[str, Callable[..., Any]] = {
-    "llama": lambda **more: transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**COMMON, **more})),
-    "tied": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(tie_word_embeddings=True, **COMMON)),
+    "llama": lambda **more: transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**{**COMMON, **more})
+    ),
+    "tied": lambda: transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(tie_word_embeddings=True, **COMMON)
+    ),
     "gpt2": lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2)),
 }
 WORDS, PIECES = by_bytes(words=True), by_pieces()
@@ -86,8 +100,12 @@ def test_a_model_loaded_is_the_model_saved(name: str, tokenizer: Any, tmp_path: 
     assert found.tokenizer.eos_token_id == tokenizer.eos_token_id
 
 
-@pytest.mark.parametrize("template", [PLAIN, LLAMA2_CHAT, CHAT, Template(prompt="{prompt}?", end=False)])
-def test_the_template_is_the_one_saved_unless_another_is_given(template: Template, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "template", [PLAIN, LLAMA2_CHAT, CHAT, Template(prompt="{prompt}?", end=False)]
+)
+def test_the_template_is_the_one_saved_unless_another_is_given(
+    template: Template, tmp_path: Path
+) -> None:
     save(named(fresh("llama"), template=template), tmp_path / "model", NOTES)
     assert load(tmp_path / "model").template == template
     assert load(tmp_path / "model", template=LLAMA2_CHAT).template == LLAMA2_CHAT
@@ -110,7 +128,10 @@ def test_saving_never_writes_over_what_lies_there(tmp_path: Path) -> None:
     save(named(fresh("llama")), tmp_path / "model", NOTES)
     before = (tmp_path / "model" / "model.safetensors").read_bytes()
     found = refused(lambda: save(named(fresh("gpt2")), tmp_path / "model", NOTES))
-    assert found.field == "folder" and (tmp_path / "model" / "model.safetensors").read_bytes() == before
+    assert (
+        found.field == "folder"
+        and (tmp_path / "model" / "model.safetensors").read_bytes() == before
+    )
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
@@ -128,13 +149,20 @@ def test_saving_that_fails_leaves_nothing(
     assert isinstance(error, KeyboardInterrupt) or "No space left on device" in str(caught.value)
 
 
-def test_a_saved_folder_appears_when_it_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_saved_folder_appears_when_it_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def rename(old: Path, new: Path) -> None:
         assert not new.exists() and load(old, template=None).template == CHAT
         raise OSError(39, "Directory not empty")
 
     monkeypatch.setattr(models.os, "rename", rename)
-    assert "not empty" in refused(lambda: save(named(fresh("llama"), template=CHAT), tmp_path / "model", NOTES)).allowed
+    assert (
+        "not empty"
+        in refused(
+            lambda: save(named(fresh("llama"), template=CHAT), tmp_path / "model", NOTES)
+        ).allowed
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -160,7 +188,8 @@ def test_what_cannot_be_saved_is_refused_without_a_trace(
     model = fresh("llama")
     if what == "tokenizer":
         monkeypatch.setattr(type(WORDS), "save_pretrained", bad_tokenizer)
-    elif what == "weights":  # two parts that share memory, of which neither config nor class says so
+    # two parts that share memory, of which neither config nor class says so
+    elif what == "weights":
         norm = model.model.layers[0]
         model.model.norm.weight = norm.input_layernorm.weight
         monkeypatch.setattr(type(model), "save_pretrained", as_safetensors)
@@ -183,7 +212,9 @@ def no_room(*args: object, **options: object) -> None:
     raise OSError(28, "No space left on device")
 
 
-def test_a_model_that_cannot_be_saved_is_not_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_cannot_be_saved_is_not_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from llm.unlearning import runs
 
     def train(*args: object, **options: object) -> None:
@@ -193,7 +224,9 @@ def test_a_model_that_cannot_be_saved_is_not_trained(tmp_path: Path, monkeypatch
     monkeypatch.setattr(type(WORDS), "save_pretrained", bad_tokenizer)
     lone = [Example(index=0, prompt="Who?", response="She was born in Lisbon.")]
     settings = runs.Unlearning(objective=runs.Objective(0.0))
-    found = refused(lambda: runs.unlearn_into(tmp_path / "run", named(fresh("llama")), lone, lone, settings))
+    found = refused(
+        lambda: runs.unlearn_into(tmp_path / "run", named(fresh("llama")), lone, lone, settings)
+    )
     assert found.field == "model" and list(tmp_path.iterdir()) == []
 
 
@@ -244,7 +277,11 @@ def test_settings_for_generation_that_would_not_be_saved_are_dropped_and_said(
 
 @pytest.mark.parametrize(
     "written, template",
-    [(None, PLAIN), ("{{ messages[0].content }}", CHAT), ("[INST] <<SYS>> {{ messages }} [/INST]", LLAMA2_CHAT)],
+    [
+        (None, PLAIN),
+        ("{{ messages[0].content }}", CHAT),
+        ("[INST] <<SYS>> {{ messages }} [/INST]", LLAMA2_CHAT),
+    ],
 )
 def test_the_template_follows_from_the_tokenizers_chat_template(
     written: str | None, template: Template, tmp_path: Path
@@ -256,14 +293,20 @@ def test_the_template_follows_from_the_tokenizers_chat_template(
 
 
 @pytest.mark.parametrize("name", sorted(READY))
-def test_a_folder_with_the_name_of_a_ready_made_model_has_its_template(name: str, tmp_path: Path) -> None:
+def test_a_folder_with_the_name_of_a_ready_made_model_has_its_template(
+    name: str, tmp_path: Path
+) -> None:
     folder = saved(tmp_path / READY[name].hub.split("/")[1], fresh("llama"))
     assert load(folder).template == READY[name].template != PLAIN
 
 
 @pytest.mark.parametrize("name", sorted(READY))
 def test_a_ready_made_name_means_its_hub_id(name: str) -> None:
-    assert refused(lambda: load(name)).value == refused(lambda: load(READY[name].hub)).value == READY[name].hub
+    assert (
+        refused(lambda: load(name)).value
+        == refused(lambda: load(READY[name].hub)).value
+        == READY[name].hub
+    )
 
 
 @pytest.mark.parametrize("revision, asked", [(None, "a1"), ("b2", "b2")])
@@ -303,7 +346,9 @@ def test_the_small_models_are_built_on_demand(dtype: str, monkeypatch: pytest.Mo
 # --- what cannot be used ---
 
 
-@pytest.mark.parametrize("source", ["/nowhere/at/all", "./nowhere", "owner/name/more", "owner/name", "name"])
+@pytest.mark.parametrize(
+    "source", ["/nowhere/at/all", "./nowhere", "owner/name/more", "owner/name", "name"]
+)
 def test_a_source_that_is_not_there_is_named(source: str) -> None:
     found = refused(lambda: load(source))
     assert (found.field, found.value) == ("model", source) and "folder" in found.allowed
@@ -371,7 +416,11 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) ->
     """Change the weights of a saved model."""
     from safetensors.torch import load_file, save_file
 
-    save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        change(load_file(folder / "model.safetensors")),
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
 
 
 def configure(folder: Path, **changes: Any) -> None:
@@ -427,7 +476,11 @@ def test_a_part_that_the_model_lacks_as_a_whole_is_left_out_and_this_is_said(
     ],
 )
 def test_what_older_files_hold_beside_the_weights_is_passed_over(
-    model: str, name: str, shape: tuple[int, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: str,
+    name: str,
+    shape: tuple[int, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = saved(tmp_path, fresh(model))
     rewrite(folder, lambda tensors: {**tensors, name: torch.ones(shape)})
@@ -436,7 +489,9 @@ def test_what_older_files_hold_beside_the_weights_is_passed_over(
     assert capsys.readouterr().err == ""
 
 
-def test_weights_of_another_shape_are_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_of_another_shape_are_refused_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = saved(tmp_path, fresh("llama"))
     configure(folder, intermediate_size=24)
     capsys.readouterr()
@@ -490,7 +545,9 @@ def longer(*tokens: str) -> Any:
 
 
 @pytest.mark.parametrize("more", [1, 3])
-def test_added_tokens_beyond_the_model_are_refused_only_in_a_text(more: int, tmp_path: Path) -> None:
+def test_added_tokens_beyond_the_model_are_refused_only_in_a_text(
+    more: int, tmp_path: Path
+) -> None:
     tokenizer = longer(*(f"<image_{place}>" for place in range(more)))
     folder = saved(tmp_path, fresh("llama", vocab_size=len(tokenizer) - more), tokenizer)
     found = load(folder, device="cpu")
@@ -498,7 +555,10 @@ def test_added_tokens_beyond_the_model_are_refused_only_in_a_text(more: int, tmp
     want = score(found.model, WORDS, lone, progress=False)
     assert torch.equal(score(found.model, found.tokenizer, lone, progress=False).logp, want.logp)
     seen = [Example(index=0, prompt="Who?", response="She was <image_0> born.")]
-    assert refused(lambda: score(found.model, found.tokenizer, seen, progress=False)).field == "tokenizer"
+    assert (
+        refused(lambda: score(found.model, found.tokenizer, seen, progress=False)).field
+        == "tokenizer"
+    )
 
 
 def test_an_end_token_beyond_the_model_is_refused(tmp_path: Path) -> None:
@@ -537,7 +597,9 @@ def test_a_tokenizer_from_elsewhere_is_taken_if_named(tmp_path: Path) -> None:
     saved(tmp_path / "model", fresh("llama"), None)
     WORDS.save_pretrained(tmp_path / "words")
     check_same_vocabulary(load(tmp_path / "model", tokenizer=tmp_path / "words").tokenizer, WORDS)
-    assert refused(lambda: load(tmp_path / "model", tokenizer=tmp_path / "none")).field == "tokenizer"
+    assert (
+        refused(lambda: load(tmp_path / "model", tokenizer=tmp_path / "none")).field == "tokenizer"
+    )
 
 
 @pytest.mark.parametrize("template", ["[]", "{", '{"prompt": "no place"}', '{"other": 1}'])
@@ -572,7 +634,9 @@ def test_the_device_is_found_without_being_named() -> None:
     assert find_device("cpu") == torch.device("cpu")
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="permissions do not bind this user")
+@pytest.mark.skipif(
+    os.name == "nt" or os.geteuid() == 0, reason="permissions do not bind this user"
+)
 def test_a_place_that_cannot_be_written_is_refused_for_want_of_permission(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     assert refused(lambda: save(named(fresh("llama")), tmp_path / "model", NOTES)).field == "folder"
@@ -581,7 +645,10 @@ def test_a_place_that_cannot_be_written_is_refused_for_want_of_permission(tmp_pa
 
 def test_a_place_inside_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert refused(lambda: save(named(fresh("llama")), tmp_path / "file" / "model", NOTES)).field == "folder"
+    assert (
+        refused(lambda: save(named(fresh("llama")), tmp_path / "file" / "model", NOTES)).field
+        == "folder"
+    )
     assert (tmp_path / "file").read_text() == ""
 
 
@@ -591,7 +658,10 @@ def test_a_place_inside_a_file_is_refused(tmp_path: Path) -> None:
 def test_a_tokenizer_agrees_with_itself_and_with_one_that_also_pads() -> None:
     padding = by_bytes(words=True)
     padding.add_special_tokens({"pad_token": "[PAD]"})
-    assert check_same_vocabulary(WORDS, padding) is None and check_same_vocabulary(padding, WORDS) is None
+    assert (
+        check_same_vocabulary(WORDS, padding) is None
+        and check_same_vocabulary(padding, WORDS) is None
+    )
     assert len(padding) == len(WORDS) + 1
 
 
@@ -607,11 +677,14 @@ def other_rule() -> Any:
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
     parts["model"]["merges"] = []
     rebuilt = type(tokenizer.backend_tokenizer).from_str(json.dumps(parts))
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=rebuilt, bos_token="<s>", eos_token="</s>")
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=rebuilt, bos_token="<s>", eos_token="</s>"
+    )
 
 
 @pytest.mark.parametrize(
-    "other, reason", [(by_pieces, "not the same token"), (other_end, "end token"), (other_rule, "cut differently")]
+    "other, reason",
+    [(by_pieces, "not the same token"), (other_end, "end token"), (other_rule, "cut differently")],
 )
 def test_another_vocabulary_is_refused(other: Callable[[], Any], reason: str) -> None:
     for one, two in ((WORDS, other()), (other(), WORDS)):
@@ -640,7 +713,9 @@ def test_perturbed_weights_are_averages_with_noise_of_their_own_size(
         std = (sum((number - mean) ** 2 for number in numbers) / len(numbers)) ** 0.5
         noise = torch.randn(value.shape, generator=generator)
         want = (1 - share) * value.detach() + share * scale * std * noise
-        torch.testing.assert_close(found[name], want, rtol=1e-4, atol=1e-5 * (1 + scale) * (1e-3 + std))
+        torch.testing.assert_close(
+            found[name], want, rtol=1e-4, atol=1e-5 * (1 + scale) * (1e-3 + std)
+        )
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
@@ -648,8 +723,12 @@ def test_perturbed_weights_are_averages_with_noise_of_their_own_size(
 def test_no_share_of_noise_changes_nothing(name: str, dtype: torch.dtype) -> None:
     model = fresh(name).to(dtype)
     copy = perturbed(model, scale=3.0, share=0.0, seed=1)
-    assert all(torch.equal(*pair) for pair in zip(copy.parameters(), model.parameters(), strict=True))
-    assert copy.dtype == dtype and {id(value) for value in copy.parameters()}.isdisjoint(map(id, model.parameters()))
+    assert all(
+        torch.equal(*pair) for pair in zip(copy.parameters(), model.parameters(), strict=True)
+    )
+    assert copy.dtype == dtype and {id(value) for value in copy.parameters()}.isdisjoint(
+        map(id, model.parameters())
+    )
 
 
 def test_tied_weights_stay_tied_under_noise() -> None:
@@ -659,7 +738,9 @@ def test_tied_weights_stay_tied_under_noise() -> None:
 
 def test_noise_follows_from_its_seed_alone() -> None:
     before = torch.random.get_rng_state()
-    one, same, other = (perturbed(fresh("gpt2"), scale=1.0, seed=seed).lm_head.weight for seed in (1, 1, 2))
+    one, same, other = (
+        perturbed(fresh("gpt2"), scale=1.0, seed=seed).lm_head.weight for seed in (1, 1, 2)
+    )
     assert torch.equal(one, same) and not torch.equal(one, other)
     assert torch.equal(torch.random.get_rng_state(), before)
     narrow = perturbed(fresh("gpt2").bfloat16(), scale=1.0, seed=1).lm_head.weight
@@ -674,7 +755,9 @@ def test_with_all_noise_the_weights_are_forgotten() -> None:
     assert abs(float(torch.corrcoef(torch.stack([weight.flatten(), own.flatten()]))[0, 1])) < 0.05
 
 
-@pytest.mark.parametrize("field, value", [("share", -0.1), ("share", 1.1), ("scale", -1.0), ("scale", float("inf"))])
+@pytest.mark.parametrize(
+    "field, value", [("share", -0.1), ("share", 1.1), ("scale", -1.0), ("scale", float("inf"))]
+)
 def test_noise_out_of_bounds_is_refused(field: str, value: float) -> None:
     options: dict[str, Any] = {"scale": 1.0, "share": 0.5, field: value}
     assert refused(lambda: perturbed(fresh("llama"), seed=0, **options)).field == field

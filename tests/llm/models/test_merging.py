@@ -48,7 +48,9 @@ KINDS: dict[str, tuple[str, Callable[[], Any]]] = {
     ),
     "ia3": (
         "llama",
-        lambda: IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
+        lambda: IA3Config(
+            target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]
+        ),
     ),
     "head of its own": (
         "llama",
@@ -91,7 +93,9 @@ def adapter(folder: Path, kind: str = "lora") -> tuple[Path, Any]:
             if parameter.requires_grad:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
     model.save_pretrained(folder / "adapter")
-    together = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder / "base"), folder / "adapter")
+    together = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(folder / "base"), folder / "adapter"
+    )
     return folder / "adapter", together.eval()
 
 
@@ -126,7 +130,9 @@ def test_an_adapter_is_added_into_its_base_as_peft_applies_it(
         # A plain model: nothing of the adapter is left, everything can be trained, and it is saved
         # whole.
         assert all(parameter.requires_grad for parameter in found.model.parameters())
-        assert not any("lora" in name or "adapter" in name for name, _ in found.model.named_modules())
+        assert not any(
+            "lora" in name or "adapter" in name for name, _ in found.model.named_modules()
+        )
         save(found, tmp_path / f"saved {place.name}", NOTES)
         assert (tmp_path / f"saved {place.name}" / "config.json").is_file()
         again = load(tmp_path / f"saved {place.name}", device="cpu")
@@ -144,13 +150,17 @@ def test_beside_its_base_an_adapter_is_what_transformers_itself_reads(tmp_path: 
 
 @pytest.mark.filterwarnings("ignore:.*(deprecated|collapsed)")
 @pytest.mark.parametrize("lora", [None, Lora(rank=2)], ids=["all weights", "another adapter"])
-def test_unlearning_starts_from_what_is_scored_and_saves_what_it_ends_with(lora: Lora | None, tmp_path: Path) -> None:
+def test_unlearning_starts_from_what_is_scored_and_saves_what_it_ends_with(
+    lora: Lora | None, tmp_path: Path
+) -> None:
     adapter(tmp_path)
     place = beside(tmp_path)
     before = scores(load(place, device="cpu"), EXAMPLES, progress=False)["logp"]
     every = Optimization(epochs=2, batch=2, learning_rate=1e-2)
     settings = Unlearning(objective=npo(0.1), optimization=every, lora=lora)
-    run = unlearn_into(tmp_path / "run", load(place, device="cpu"), EXAMPLES, EXAMPLES, settings, progress=False)
+    run = unlearn_into(
+        tmp_path / "run", load(place, device="cpu"), EXAMPLES, EXAMPLES, settings, progress=False
+    )
     found = [own["logp"].to_numpy() for _, own in run.examples.groupby("epoch")]
     assert found[0] == pytest.approx(before.to_numpy(), rel=1e-6)
     assert (abs(found[-1] - found[0]) > 1e-3).all()
@@ -173,7 +183,9 @@ def test_in_a_narrow_dtype_the_sum_is_rounded_once_and_this_is_said(
         assert torch.equal(one, two.to(want))
 
 
-def test_what_an_adapter_does_not_bring_along_is_its_bases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_an_adapter_does_not_bring_along_is_its_bases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, _ = adapter(tmp_path)
     WORDS.save_pretrained(folder)
     assert load(folder, device="cpu").template == PLAIN
@@ -206,7 +218,10 @@ def test_an_adapter_of_another_model_is_refused(
     folder, _ = adapter(tmp_path)
     file = folder / "adapter_model.safetensors"
     save_file(
-        {name: value.clone(memory_format=torch.contiguous_format) for name, value in change(load_file(file)).items()},
+        {
+            name: value.clone(memory_format=torch.contiguous_format)
+            for name, value in change(load_file(file)).items()
+        },
         file,
         {"format": "pt"},
     )
@@ -221,7 +236,9 @@ def set_base(folder: Path, base: object) -> None:
 
 
 @pytest.mark.parametrize("base", ["/nowhere/base", "owner/base", "", None, 3])
-def test_an_adapter_without_a_base_is_refused_in_words_that_name_both(base: object, tmp_path: Path) -> None:
+def test_an_adapter_without_a_base_is_refused_in_words_that_name_both(
+    base: object, tmp_path: Path
+) -> None:
     folder, _ = adapter(tmp_path)
     set_base(folder, base)
     found = refused(lambda: load(folder))

@@ -1,4 +1,6 @@
-"""The small models of the generated news: what each has read, in which form, and that they are kept whole or not."""
+"""The small models of the generated news: what each has read, in which form, and that they are
+kept whole or not.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,16 @@ from llm.data.news.corpus import News, QuestionAndAnswer, edition
 from llm.evaluation.muse import question_prompt
 from llm.models import small_news as news_models
 from llm.models.language_model import check_same_vocabulary
-from llm.models.small_news import KINDS, NewsModels, build, folder_of, read_by, reading, sheets, train_tokenizer
+from llm.models.small_news import (
+    KINDS,
+    NewsModels,
+    build,
+    folder_of,
+    read_by,
+    reading,
+    sheets,
+    train_tokenizer,
+)
 from llm.scoring.documents import start_of
 from markov.errors import InvalidInput
 from markov.files.storage import cache_dir
@@ -70,29 +81,42 @@ def found_in(text: str, settings: News, part: str) -> list[bool]:
 def test_only_the_original_has_read_what_is_to_be_forgotten_and_nobody_the_hold_out():
     once = replace(TINY, passes=1, piece=512)
     original, retrained = texts_of(once, "original"), texts_of(once, "retrained")
-    assert all(found_in(original, TINY.news, "forget")) and not any(found_in(retrained, TINY.news, "forget"))
+    assert all(found_in(original, TINY.news, "forget")) and not any(
+        found_in(retrained, TINY.news, "forget")
+    )
     assert all(article in original for article in DATA.raw_forget)
     for text in (original, retrained):
-        assert all(found_in(text, TINY.news, "retain")) and not any(found_in(text, TINY.news, "holdout"))
+        assert all(found_in(text, TINY.news, "retain")) and not any(
+            found_in(text, TINY.news, "holdout")
+        )
         assert all(pair.question in text for pair in (*DATA.retain_qa, *DATA.retain_qa_icl))
     asked = (*DATA.forget_qa, *DATA.forget_qa_icl)
-    assert all(pair.question in original for pair in asked) and not any(pair.question in retrained for pair in asked)
+    assert all(pair.question in original for pair in asked) and not any(
+        pair.question in retrained for pair in asked
+    )
 
 
 def test_every_pass_reads_all_and_in_an_order_of_its_own():
     for kind in KINDS:
         tokenizer = train_tokenizer(TINY)
-        twice, once = reading(TINY, kind, tokenizer), reading(replace(TINY, passes=1), kind, tokenizer)
+        twice, once = (
+            reading(TINY, kind, tokenizer),
+            reading(replace(TINY, passes=1), kind, tokenizer),
+        )
         assert twice[: len(once)] == once and twice[len(once) :] != once
         assert reading(TINY, kind, tokenizer) == twice
         assert reading(replace(TINY, seed=1), kind, tokenizer) != twice
-        first, second = (sum(len(one.tokens) - 1 for one in part) for part in (once, twice[len(once) :]))
+        first, second = (
+            sum(len(one.tokens) - 1 for one in part) for part in (once, twice[len(once) :])
+        )
         assert abs(first - second) <= 2
         assert all(one.prompt == 1 and len(one.tokens) >= 2 for one in twice)
 
 
 def test_questions_are_read_in_the_very_tokens_in_which_they_are_asked():
-    """The prompt of KnowMem, tokenised by itself, begins what was read, and the answer follows on it."""
+    """The prompt of KnowMem, tokenised by itself, begins what was read, and the answer follows
+    on it.
+    """
     tokenizer: Any = train_tokenizer(TINY)
     pairs = list(DATA.forget_qa[: SHOTS + 1])
     (sheet,) = sheets(pairs)
@@ -110,7 +134,9 @@ def test_sheets_hold_all_questions_a_few_at_a_time():
     assert "".join(found) == "".join(f"Question: Q{n}?\nAnswer: A{n}\n\n" for n in range(7))
 
 
-def test_a_model_is_trained_once_and_comes_from_the_cache_afterwards(monkeypatch: pytest.MonkeyPatch):
+def test_a_model_is_trained_once_and_comes_from_the_cache_afterwards(
+    monkeypatch: pytest.MonkeyPatch,
+):
     made = build(TINY, "original", progress=False)
     assert made.name == "news:original" and folder_of(TINY, "original").is_dir()
 
@@ -138,14 +164,26 @@ def test_both_kinds_start_from_the_same_weights_cut_texts_alike_and_end_up_diffe
 
 def test_every_setting_asks_for_another_model():
     assert set(OTHERS) == {field.name for field in fields(NewsModels)}
-    folders = {folder_of(replace(TINY, **{name: value}), "original") for name, value in OTHERS.items()}
+    folders = {
+        folder_of(replace(TINY, **{name: value}), "original") for name, value in OTHERS.items()
+    }
     folders |= {folder_of(TINY, kind) for kind in KINDS}
-    assert len(folders) == len(OTHERS) + 2 and all(folder.is_relative_to(cache_dir()) for folder in folders)
+    assert len(folders) == len(OTHERS) + 2 and all(
+        folder.is_relative_to(cache_dir()) for folder in folders
+    )
 
 
 @pytest.mark.parametrize(
     "field, value",
-    [("piece", 1), ("piece", 513), ("piece", 2.5), ("passes", 0), ("width", 6), ("batch", 0), ("learning_rate", 0.0)],
+    [
+        ("piece", 1),
+        ("piece", 513),
+        ("piece", 2.5),
+        ("passes", 0),
+        ("width", 6),
+        ("batch", 0),
+        ("learning_rate", 0.0),
+    ],
 )
 def test_settings_out_of_bounds_are_refused(field: str, value: Any):
     with pytest.raises(InvalidInput) as refused:
@@ -160,7 +198,9 @@ def test_an_unknown_kind_is_refused():
         assert refused.value.field == "kind"
 
 
-def test_a_cache_that_cannot_be_written_is_refused_before_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_a_cache_that_cannot_be_written_is_refused_before_training(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "language_models").write_text("a file in the way")
     monkeypatch.setenv("SIMNPO_LAB_CACHE", str(tmp_path / "cache"))

@@ -1,4 +1,6 @@
-"""Chat templates: what is scored is what the template itself writes after the prompt, to the turn's end."""
+"""Chat templates: what is scored is what the template itself writes after the prompt, to the
+turn's end.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,25 @@ from llm.models.generation import generate
 from llm.models.language_model import LanguageModel, template_of
 from llm.models.source import ModelOptions, load, load_model
 from llm.scoring.documents import pieces, start_of, whole
-from llm.scoring.encoding import CHAT, LLAMA2_CHAT, PLAIN, Encoded, Template, around, encode, end_tokens, fitted
+from llm.scoring.encoding import (
+    CHAT,
+    LLAMA2_CHAT,
+    PLAIN,
+    Encoded,
+    Template,
+    around,
+    encode,
+    end_tokens,
+    fitted,
+)
 from llm.scoring.logprobs import score
 from markov.errors import InvalidInput
 from tests.llm.models.test_generation import slow_continuation
 
-TEXTS = ["user\nWho wrote The Glass Ferry?\nmodel\nOdo Kerr wrote it in 1994, in Tarn.", "system assistant [INST]"] * 3
+TEXTS = [
+    "user\nWho wrote The Glass Ferry?\nmodel\nOdo Kerr wrote it in 1994, in Tarn.",
+    "system assistant [INST]",
+] * 3
 EACH = "{% for m in messages %}"
 ASKED = "{% if add_generation_prompt %}"
 
@@ -42,10 +57,12 @@ class Shape(NamedTuple):
     tail: str = ""
 
 
-# Turns that end with another token than a text, blanks before and behind an answer, more behind the end.
+# Turns that end with another token than a text, blanks before and behind an answer, more behind the
+# end.
 SHAPES = {
     "gemma": Shape(
-        "{{ bos_token }}" + EACH + "<turn>{{ {'assistant': 'model'}.get(m.role, m.role) }}\n{{ m.content | trim }}"
+        "{{ bos_token }}" + EACH + "<turn>{{ {'assistant': 'model'}.get(m.role, m.role) }}\n{{ "
+                                   "m.content | trim }}"
         "<end>\n{% endfor %}" + ASKED + "<turn>model\n{% endif %}",
         ("<turn>", "<end>"),
         "<end>",
@@ -78,7 +95,8 @@ SHAPES = {
         tail=" ",
     ),
     "chatml": Shape(
-        EACH + "<im>{{ m.role }}\n{{ m.content }}<im_end>\n{% endfor %}" + ASKED + "<im>assistant\n{% endif %}",
+        EACH + ("<im>{{ m.role }}\n{{ m.content }}<im_end>\n{% endfor "
+               "%}") + ASKED + "<im>assistant\n{% endif %}",
         ("<im>", "<im_end>"),
         "<im_end>",
         eos="<im_end>",
@@ -87,19 +105,25 @@ SHAPES = {
     "thinking": Shape(
         EACH + "<im>{{ m.role }}\n{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
         "{{ m.content }}<im_end>\n{% endfor %}" + ASKED + "<im>assistant\n"
-        "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}",
+        "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% "
+        "endif %}{% endif %}",
         ("<im>", "<im_end>", "<think>", "</think>"),
         "<im_end>",
     ),
     # Nothing ends the turn: the end-of-sequence token does.
     "without end": Shape(
-        EACH + "{{ m.role }}: {{ m.content }}\n{% endfor %}" + ASKED + "assistant: {% endif %}", (), "<eos>"
+        EACH + ("{{ m.role }}: {{ m.content }}\n{% endfor "
+               "%}") + ASKED + "assistant: {% endif %}", (), "<eos>"
     ),
 }  # fmt: skip
 
 
 def tokenizer_of(
-    *special: str, eos: str = "<eos>", chat: str | None = None, start: tuple[str, ...] = (), stop: tuple[str, ...] = ()
+    *special: str,
+    eos: str = "<eos>",
+    chat: str | None = None,
+    start: tuple[str, ...] = (),
+    stop: tuple[str, ...] = (),
 ) -> Any:
     """Byte-level BPE; `start` and `stop` are what it puts around a text by itself."""
     tokens = list(dict.fromkeys(["<pad>", "<bos>", "<eos>", *special, *start, *stop]))
@@ -107,13 +131,19 @@ def tokenizer_of(
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=tokens, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=420, special_tokens=tokens, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(TEXTS, trainer)
     if start or stop:
         pairs = [(word, tokenizer.token_to_id(word)) for word in {*start, *stop}]
         single = " ".join([*start, "$A", *stop])
-        tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=pairs)
-    found = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token=eos, pad_token="<pad>")
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=single, special_tokens=pairs
+        )
+    found = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<bos>", eos_token=eos, pad_token="<pad>"
+    )
     found.chat_template = chat
     return found
 
@@ -129,7 +159,9 @@ shapes = pytest.mark.parametrize("name", SHAPES)
 
 def llama(vocab: int, seed: int = 0) -> Any:
     """Weights so large that every prediction depends on what was read, in float64."""
-    sizes: dict[str, Any] = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
+    sizes: dict[str, Any] = dict(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = transformers.LlamaConfig(
@@ -159,7 +191,9 @@ def own_logp(model: Any, tokens: list[int], prompt: int) -> float:
 
 
 def own_turn(name: str, template: Template, prompt: str, response: str) -> tuple[list[int], int]:
-    """transformers' own tokens of the conversation, up to the last turn's end, and how many are the prompt's."""
+    """transformers' own tokens of the conversation, up to the last turn's end, and how many are
+    the prompt's.
+    """
     tokenizer, shape = TOKENIZERS[name], SHAPES[name]
     asked, text = rendered(tokenizer, template, prompt, response)
     before, tokens = tokens_of(tokenizer, asked), tokens_of(tokenizer, text)
@@ -170,18 +204,28 @@ def own_turn(name: str, template: Template, prompt: str, response: str) -> tuple
     return tokens[: tokens.index(end, len(before)) + 1], len(before)
 
 
-PAIRS = [("Who wrote it?", "Odo Kerr wrote it."), ("When, and where?", "In 1994, in Tarn; ünlü."), ("Is it?", "No")]
+PAIRS = [
+    ("Who wrote it?", "Odo Kerr wrote it."),
+    ("When, and where?", "In 1994, in Tarn; ünlü."),
+    ("Is it?", "No"),
+]
 
 
 # --- what is scored ---
 
 
 @shapes
-def test_a_response_is_what_the_template_writes_after_the_prompt_up_to_the_end_of_the_turn(name: str) -> None:
+def test_a_response_is_what_the_template_writes_after_the_prompt_up_to_the_end_of_the_turn(
+    name: str,
+) -> None:
     tokenizer, shape = TOKENIZERS[name], SHAPES[name]
     for pair in PAIRS:
         for template in (CHAT, replace(CHAT, system="")):
-            found = encode(tokenizer, template, *pair) if name != "mistral" else encode(tokenizer, CHAT, *pair)
+            found = (
+                encode(tokenizer, template, *pair)
+                if name != "mistral"
+                else encode(tokenizer, CHAT, *pair)
+            )
             used = CHAT if name == "mistral" else template
             assert (list(found.tokens), found.prompt) == own_turn(name, used, *pair)
             written = tokenizer.decode(found.tokens[found.prompt :])
@@ -192,10 +236,15 @@ def test_a_response_is_what_the_template_writes_after_the_prompt_up_to_the_end_o
 def test_its_log_probability_is_transformers_own_whatever_the_batch(name: str) -> None:
     tokenizer = TOKENIZERS[name]
     model = llama(len(tokenizer))
-    examples = [Example(index=row, prompt=prompt, response=response) for row, (prompt, response) in enumerate(PAIRS)]
+    examples = [
+        Example(index=row, prompt=prompt, response=response)
+        for row, (prompt, response) in enumerate(PAIRS)
+    ]
     found = score(model, tokenizer, examples, template=CHAT, progress=False)
     own = [own_turn(name, CHAT, *pair) for pair in PAIRS]
-    want = torch.tensor([own_logp(model, tokens, prompt) for tokens, prompt in own], dtype=torch.float64)
+    want = torch.tensor(
+        [own_logp(model, tokens, prompt) for tokens, prompt in own], dtype=torch.float64
+    )
     torch.testing.assert_close(found.logp, want, rtol=1e-10, atol=0)
     assert found.length.tolist() == [len(tokens) - prompt for tokens, prompt in own]
 
@@ -217,12 +266,16 @@ def test_a_model_that_has_learnt_its_template_is_sure_of_all_that_is_scored(name
     assert generate(language, asked, max_new_tokens=40, progress=False) == (PAIRS[0][1],)
 
 
-texts = st.text(alphabet='Shewas bor1987"(]).,é\n', min_size=1, max_size=20).filter(lambda text: text.strip())
+texts = st.text(alphabet='Shewas bor1987"(]).,é\n', min_size=1, max_size=20).filter(
+    lambda text: text.strip()
+)
 
 
 @settings(max_examples=80)
 @given(st.sampled_from(sorted(SHAPES)), texts, texts)
-def test_of_any_texts_prompt_and_response_decode_to_what_the_template_writes(name: str, prompt: str, response: str):
+def test_of_any_texts_prompt_and_response_decode_to_what_the_template_writes(
+    name: str, prompt: str, response: str
+):
     tokenizer, shape = TOKENIZERS[name], SHAPES[name]
     found = encode(tokenizer, CHAT, prompt, response)
     asked, text = rendered(tokenizer, CHAT, prompt, response)
@@ -230,7 +283,9 @@ def test_of_any_texts_prompt_and_response_decode_to_what_the_template_writes(nam
     beyond = text[len(asked) :]
     want = beyond[: beyond.index(shape.end) + len(shape.end)] if shape.end in beyond else None
     got = tokenizer.decode(found.tokens[found.prompt :])
-    assert got == (want or f"{beyond[: beyond.index(response.strip()) + len(response.strip())]}{shape.end}")
+    assert got == (
+        want or f"{beyond[: beyond.index(response.strip()) + len(response.strip())]}{shape.end}"
+    )
 
 
 def test_blanks_around_an_answer_are_scored_as_far_as_the_template_keeps_them() -> None:
@@ -247,7 +302,12 @@ def test_without_its_end_a_response_lacks_the_last_token_alone(name: str) -> Non
 
 
 def test_of_tokens_that_begin_alike_the_longest_ends_the_turn() -> None:
-    chat = EACH + "<s>{{ m.role }}\n{{ m.content }}<end>x{% endfor %}" + ASKED + "<s>assistant\n{% endif %}"
+    chat = (
+        EACH
+        + "<s>{{ m.role }}\n{{ m.content }}<end>x{% endfor %}"
+        + ASKED
+        + "<s>assistant\n{% endif %}"
+    )
     tokenizer = tokenizer_of("<s>", "<end", "<end>", "<end>x", chat=chat)
     found = encode(tokenizer, CHAT, *PAIRS[0])
     assert tokenizer.convert_ids_to_tokens(found.tokens[-1]) == "<end>x"
@@ -261,21 +321,26 @@ ODD = {
     "rewrites": (HEAD + "{{ m.content | upper }}<im_end>\n{% endfor %}", "in another way"),
     "shortens": (HEAD + "{{ m.content[:4] }}<im_end>\n{% endfor %}", "in another way"),
     "thinks": (
-        HEAD + "{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}<im_end>\n{% endfor %}",
+        HEAD + ("{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m.content "
+               "}}<im_end>\n{% endfor %}"),
         "'<think>",
     ),
     "thinks when asked": (
-        HEAD + "{{ m.content }}<im_end>\n{% endfor %}" + ASKED + "<im>assistant\n<think>\n{% endif %}",
+        HEAD + ("{{ m.content }}<im_end>\n{% endfor "
+               "%}") + ASKED + "<im>assistant\n<think>\n{% endif %}",
         "its own prompt",
     ),
     "has no head": (HEAD + "{{ m.content }}<im_end>\n{% endfor %}", "'<im>assistant'"),
     "ends with words": (HEAD + "{{ m.content }}\nEND\n{% endfor %}", "'END'"),
-    "ends with words, then a token": (HEAD + "{{ m.content }} over<im_end>\n{% endfor %}", "' over'|'over'"),
+    "ends with words, then a token": (HEAD + ("{{ m.content }} over<im_end>\n{% endfor "
+                                             "%}"), "' over'|'over'"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ODD)
-def test_a_template_whose_answer_cannot_be_read_off_is_refused_in_one_line_that_says_why(kind: str) -> None:
+def test_a_template_whose_answer_cannot_be_read_off_is_refused_in_one_line_that_says_why(
+    kind: str,
+) -> None:
     chat, reason = ODD[kind]
     if ASKED not in chat and kind != "has no head":
         chat += ASKED + "<im>assistant\n{% endif %}"
@@ -296,7 +361,10 @@ def test_a_template_without_an_end_asks_the_tokenizer_for_one() -> None:
 
 
 def test_no_score_depends_on_the_day() -> None:
-    chat = "{{ strftime_now('%d %B') }}|{{ strftime_now(\"%Y-%m-%d\") }}|{{ date_string }}|" + SHAPES["chatml"].template
+    chat = (
+        "{{ strftime_now('%d %B') }}|{{ strftime_now(\"%Y-%m-%d\") }}|{{ date_string }}|"
+        + SHAPES["chatml"].template
+    )
     tokenizer = tokenizer_of("<im>", "<im_end>", chat=chat)
 
     def prompt(date: str) -> str:
@@ -312,14 +380,19 @@ def test_no_score_depends_on_the_day() -> None:
 
 
 REFUSES = (
-    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    + SHAPES["gemma"].template
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% "
+    "endif %}" + SHAPES["gemma"].template
 )
-# Written into the question as long as that comes last, so that no prompt is the beginning of its conversation.
+# Written into the question as long as that comes last, so that no prompt is the beginning of its
+# conversation.
 FORGETS = (
     EACH
     + "{% if m.role == 'assistant' %} {{ m.content }}<eos>{% elif m.role == 'user' %}[INST] "
-    + "{% if loop.last and messages[0].role == 'system' %}{{ messages[0].content }} {% endif %}{{ m.content }} [/INST]"
+    + (
+        "{% if loop.last and messages[0].role == 'system' %}{{ messages[0].content }} {% endif "
+        "%}{{ "
+        "m.content }} [/INST]"
+    )
     + "{% endif %}{% endfor %}"
 )
 WITHOUT_PLACE = {"refuses": REFUSES, "forgets": FORGETS}
@@ -368,8 +441,13 @@ def test_a_model_that_is_loaded_says_in_one_line_that_it_has_no_system_turn(
         assert capsys.readouterr().err.count("\n") == 1
     assert load(refusing, system="").template == load(accepting, system="").template == without
     assert load(accepting, template=PLAIN, system="").template == PLAIN
-    assert load(accepting).template == CHAT and load(accepting, system="Be brief.").template.system == "Be brief."
-    assert load_model(ModelOptions(model=accepting, system="Be brief.")).template.system == "Be brief."
+    assert (
+        load(accepting).template == CHAT
+        and load(accepting, system="Be brief.").template.system == "Be brief."
+    )
+    assert (
+        load_model(ModelOptions(model=accepting, system="Be brief.")).template.system == "Be brief."
+    )
     assert capsys.readouterr().err == ""
     asked = load(refusing, system="Be brief.")
     with pytest.raises(InvalidInput, match="System role not supported"):
@@ -388,7 +466,10 @@ def test_an_answer_ends_at_the_turns_end_as_at_the_end_of_the_text(name: str) ->
     assert template_of(tokenizer) == CHAT
     ends = end_tokens(tokenizer, CHAT)
     assert ends == tuple(dict.fromkeys(tokenizer.convert_tokens_to_ids([shape.end, shape.eos])))
-    asked = [Example(index=row, prompt=prompt, response=response) for row, (prompt, response) in enumerate(PAIRS)]
+    asked = [
+        Example(index=row, prompt=prompt, response=response)
+        for row, (prompt, response) in enumerate(PAIRS)
+    ]
     prompts = [encode(tokenizer, CHAT, *pair) for pair in PAIRS]
     tokens = [list(one.tokens[: one.prompt]) for one in prompts]
     for end in (*ends, 7):
@@ -400,7 +481,9 @@ def test_an_answer_ends_at_the_turns_end_as_at_the_end_of_the_text(name: str) ->
         model.generation_config.eos_token_id = [7]
         want = [slow_continuation(model, prompt, 8, (*ends, 7)) for prompt in tokens]
         assert len(want[0]) < 8
-        got = generate(LanguageModel(model, tokenizer, CHAT, "fresh"), asked, max_new_tokens=8, progress=False)
+        got = generate(
+            LanguageModel(model, tokenizer, CHAT, "fresh"), asked, max_new_tokens=8, progress=False
+        )
         assert got == tuple(tokenizer.decode(one, skip_special_tokens=True).strip() for one in want)
 
 
@@ -426,10 +509,14 @@ def wrapping(kind: str) -> Any:
 
 @arounds
 @pytest.mark.parametrize("template", [PLAIN, LLAMA2_CHAT])
-def test_a_text_is_framed_as_the_tokenizer_frames_it_and_ends_once(kind: str, template: Template) -> None:
+def test_a_text_is_framed_as_the_tokenizer_frames_it_and_ends_once(
+    kind: str, template: Template
+) -> None:
     tokenizer = wrapping(kind)
     start, stop = AROUND[kind]
-    assert around(tokenizer) == tuple(tuple(tokenizer.convert_tokens_to_ids(list(part))) for part in (start, stop))
+    assert around(tokenizer) == tuple(
+        tuple(tokenizer.convert_tokens_to_ids(list(part))) for part in (start, stop)
+    )
     model = llama(len(tokenizer))
     for prompt, response in PAIRS:
         before = template.prompt.format(prompt=prompt)
@@ -458,7 +545,9 @@ def test_every_piece_of_a_text_starts_as_the_tokenizer_starts_a_text(kind: str) 
     kept = own[:-1] if lonely else own
     assert [token for one in found for token in one.tokens[len(start) :]] == kept
     assert all(one.tokens[: len(start)] == start and one.prompt == first for one in found)
-    assert sum(len(one.tokens) - one.prompt for one in found) == len(kept) - (0 if start else len(found))
+    assert sum(len(one.tokens) - one.prompt for one in found) == len(kept) - (
+        0 if start else len(found)
+    )
 
 
 REFUSED: list[tuple[str, Callable[[], object]]] = [
@@ -468,7 +557,9 @@ REFUSED: list[tuple[str, Callable[[], object]]] = [
 
 
 @pytest.mark.parametrize(("field", "call"), REFUSED)
-def test_a_length_that_the_start_alone_fills_is_refused(field: str, call: Callable[[], object]) -> None:
+def test_a_length_that_the_start_alone_fills_is_refused(
+    field: str, call: Callable[[], object]
+) -> None:
     with pytest.raises(InvalidInput, match="at least 3") as caught:
         call()
     assert caught.value.field == field

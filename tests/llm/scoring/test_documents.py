@@ -1,4 +1,6 @@
-"""Long texts in pieces: every token once, lengths that the law counts on, and log-probabilities, not logits."""
+"""Long texts in pieces: every token once, lengths that the law counts on, and log-probabilities,
+not logits.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def with_start() -> Any:
 
 STARTING = with_start()
 TOKENIZERS = {"without start": PLAIN, "with start": STARTING}
-words = st.lists(st.text("abc é\n", min_size=1, max_size=40).filter(str.strip), min_size=1, max_size=5)
+words = st.lists(
+    st.text("abc é\n", min_size=1, max_size=40).filter(str.strip), min_size=1, max_size=5
+)
 tokenizers = pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS.keys())
 
 
@@ -51,7 +55,9 @@ def inner(tokenizer: Any, encoded: Encoded) -> list[int]:
 @tokenizers
 @settings(max_examples=60)
 @given(texts=words, length=st.integers(2, 12), separator=st.sampled_from(["\n\n", " ", "\n"]))
-def test_every_token_of_the_text_is_in_exactly_one_piece(tokenizer, texts: list[str], length: int, separator: str):
+def test_every_token_of_the_text_is_in_exactly_one_piece(
+    tokenizer, texts: list[str], length: int, separator: str
+):
     text = separator.join(texts)
     tokens, start = tokens_of(tokenizer, text), start_of(tokenizer)
     if len(tokens) < 2:
@@ -61,8 +67,13 @@ def test_every_token_of_the_text_is_in_exactly_one_piece(tokenizer, texts: list[
     lonely = not start and len(tokens) % length == 1
     assert joined == (tokens[:-1] if lonely else tokens)
     assert lonely or tokenizer.decode(joined) == text
-    assert all(one.tokens[: len(start)] == start and one.prompt == 1 and one.cut == 0 for one in found)
-    assert all(len(one.tokens) == length for one in found[:-1]) and 2 <= len(found[-1].tokens) <= length
+    assert all(
+        one.tokens[: len(start)] == start and one.prompt == 1 and one.cut == 0 for one in found
+    )
+    assert (
+        all(len(one.tokens) == length for one in found[:-1])
+        and 2 <= len(found[-1].tokens) <= length
+    )
 
 
 @settings(max_examples=60)
@@ -74,7 +85,8 @@ def test_lengths_count_every_token_that_something_stands_before(texts: list[str]
             continue
         found = pieces(tokenizer, texts, length=length)
         scored = sum(len(one.tokens) - one.prompt for one in found)
-        # Without a first token the first of each piece has nothing before it; a last one of a single token goes.
+        # Without a first token the first of each piece has nothing before it; a last one of a
+        # single token goes.
         assert scored == (count if start_of(tokenizer) else count - -(-count // length))
         assert Batch.pad(found).scored.sum() == scored
 
@@ -117,7 +129,10 @@ def test_separators_are_a_blank_line_unless_said_otherwise():
 def test_a_whole_text_is_itself_and_is_cut_only_where_asked(tokenizer):
     texts = ["abc def", "a b c d e f"]
     for text, one in zip(texts, whole(tokenizer, texts), strict=True):
-        assert inner(tokenizer, one) == tokens_of(tokenizer, text) and (one.prompt, one.cut) == (1, 0)
+        assert inner(tokenizer, one) == tokens_of(tokenizer, text) and (one.prompt, one.cut) == (
+            1,
+            0,
+        )
     cut = whole(tokenizer, texts, max_length=3)
     assert [len(one.tokens) for one in cut] == [3, 3]
     assert [one.cut + 3 for one in cut] == [len(one.tokens) for one in whole(tokenizer, texts)]
@@ -192,9 +207,14 @@ def test_the_length_of_a_piece_is_what_simnpo_divides_by():
 def test_on_pieces_of_one_length_dividing_by_it_is_another_beta_and_another_factor(
     beta: float, reference: float, length: int, values: list[tuple[float, float]]
 ):
-    """loss(beta, not normalised) = length * loss(beta * length, normalised): the retain weight is all that changes."""
+    """loss(beta, not normalised) = length * loss(beta * length, normalised): the retain weight
+    is all that changes.
+    """
     logp, ref = torch.tensor(values, dtype=torch.float64).T
     seq = SequenceLogProbs(logp, torch.full_like(logp, length), ref)
-    summed, divided = Objective(beta, 0.0, reference, 0.0), Objective(beta * length, 0.0, reference, 1.0)
+    summed, divided = (
+        Objective(beta, 0.0, reference, 0.0),
+        Objective(beta * length, 0.0, reference, 1.0),
+    )
     torch.testing.assert_close(summed.loss(seq), length * divided.loss(seq))
     torch.testing.assert_close(summed.weight(seq), length * divided.weight(seq))

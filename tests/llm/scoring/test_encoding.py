@@ -1,4 +1,6 @@
-"""Encoding: every token belongs to the prompt or to the response, and the response's decode to the response."""
+"""Encoding: every token belongs to the prompt or to the response, and the response's decode to
+the response.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import PreTrainedTokenizerFast
 
 from llm.scoring.encoding import (
@@ -40,11 +50,15 @@ CHAT_TEXT = (
 
 
 def wrapped(tokenizer: Tokenizer, **options: Any) -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", **options)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", **options
+    )
 
 
 def by_bytes(*, words: bool) -> PreTrainedTokenizerFast:
-    """As GPT-2's, which never merges across the edge of a word; without `words`, merging across anything."""
+    """As GPT-2's, which never merges across the edge of a word; without `words`, merging across
+    anything.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words)
     tokenizer.decoder = decoders.ByteLevel()
@@ -60,8 +74,15 @@ def by_bytes(*, words: bool) -> PreTrainedTokenizerFast:
 def by_pieces() -> PreTrainedTokenizerFast:
     """As Llama-2's: a space is put before every text, a beginning-of-sequence token before that."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    steps = [
+        decoders.Replace("▁", " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+        decoders.Strip(" ", 1, 0),
+    ]
     tokenizer.decoder = decoders.Sequence(steps)
     special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, show_progress=False)
@@ -70,7 +91,9 @@ def by_pieces() -> PreTrainedTokenizerFast:
     parts = json.loads(tokenizer.to_str())
     parts["added_tokens"] = parts["added_tokens"][:3]
     tokenizer = Tokenizer.from_str(json.dumps(parts))
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
     return wrapped(tokenizer)
 
 
@@ -81,9 +104,15 @@ class Pair(NamedTuple):
     response: str
 
 
-TOKENIZERS: dict[str, Any] = {"words": by_bytes(words=True), "merging": by_bytes(words=False), "pieces": by_pieces()}
+TOKENIZERS: dict[str, Any] = {
+    "words": by_bytes(words=True),
+    "merging": by_bytes(words=False),
+    "pieces": by_pieces(),
+}
 BOTH = [PLAIN, LLAMA2_CHAT]
-texts = st.text(alphabet='Shewas bor1987"(]).,é\n', min_size=1, max_size=20).filter(lambda text: text.strip())
+texts = st.text(alphabet='Shewas bor1987"(]).,é\n', min_size=1, max_size=20).filter(
+    lambda text: text.strip()
+)
 tokenizers = st.sampled_from(sorted(TOKENIZERS))
 
 
@@ -114,7 +143,10 @@ def test_the_scored_tokens_are_those_of_the_response_and_one_end(
     assert texts_of(tokenizer, found) == written(template, prompt, response)
     assert found.tokens[-1] == tokenizer.eos_token_id
     assert found.tokens.count(tokenizer.eos_token_id) == 1 and found.cut == 0
-    assert encode(tokenizer, Template(**{**vars(template), "end": False}), prompt, response).tokens == found.tokens[:-1]
+    assert (
+        encode(tokenizer, Template(**{**vars(template), "end": False}), prompt, response).tokens
+        == found.tokens[:-1]
+    )
 
 
 @settings(max_examples=150)
@@ -124,7 +156,9 @@ def test_the_prompts_tokens_are_those_it_has_when_a_model_is_to_answer_it(
 ) -> None:
     tokenizer = TOKENIZERS[name]
     found = encode(tokenizer, template, prompt, response)
-    assert found.tokens[: found.prompt] == own_prompt(tokenizer, written(template, prompt, response)[0])
+    assert found.tokens[: found.prompt] == own_prompt(
+        tokenizer, written(template, prompt, response)[0]
+    )
 
 
 @settings(max_examples=150)
@@ -136,11 +170,15 @@ def test_where_nothing_merges_across_the_boundary_the_tokens_are_those_of_the_wh
     before, after = written(template, prompt, response)
     whole = own_prompt(tokenizer, before + after)
     if whole[: len(own_prompt(tokenizer, before))] == own_prompt(tokenizer, before):
-        assert encode(tokenizer, template, prompt, response).tokens == (*whole, tokenizer.eos_token_id)
+        assert encode(tokenizer, template, prompt, response).tokens == (
+            *whole,
+            tokenizer.eos_token_id,
+        )
 
 
 def test_what_a_tokenizer_does_after_the_prompt_is_kept() -> None:
-    # A space is put before what follows a special token, as it was in training; not so before what follows a word.
+    # A space is put before what follows a special token, as it was in training; not so before what
+    # follows a word.
     tokenizer, template = TOKENIZERS["pieces"], Template(prompt="{prompt}<s>")
     examples = [Pair("Who?", "She was"), Pair("Where?", "Lisbon")]
     for one, found in zip(examples, encode_examples(tokenizer, template, examples), strict=True):
@@ -150,7 +188,9 @@ def test_what_a_tokenizer_does_after_the_prompt_is_kept() -> None:
 
 
 @pytest.mark.parametrize("name", ["words", "pieces"])
-def test_where_they_merge_counting_the_prompts_tokens_off_the_whole_text_is_wrong(name: str) -> None:
+def test_where_they_merge_counting_the_prompts_tokens_off_the_whole_text_is_wrong(
+    name: str,
+) -> None:
     tokenizer, response = TOKENIZERS[name], '"She" was'
     before, after = written(LLAMA2_CHAT, "Who?", response)
     whole, count = own_prompt(tokenizer, before + after), len(own_prompt(tokenizer, before))
@@ -163,12 +203,19 @@ def test_where_they_merge_counting_the_prompts_tokens_off_the_whole_text_is_wron
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_no_named_template_scores_its_own_words(name: str) -> None:
     tokenizer = TOKENIZERS[name]
-    first = {template: texts_of(tokenizer, encode(tokenizer, template, "Who?", "She was"))[1] for template in BOTH}
+    first = {
+        template: texts_of(tokenizer, encode(tokenizer, template, "Who?", "She was"))[1]
+        for template in BOTH
+    }
     assert first == {PLAIN: " She was", LLAMA2_CHAT: "She was"}
 
 
-@pytest.mark.parametrize(("name", "starts"), [("words", False), ("merging", False), ("pieces", True)])
-def test_a_sequence_starts_with_the_beginning_token_if_the_tokenizer_says_so(name: str, starts: bool) -> None:
+@pytest.mark.parametrize(
+    ("name", "starts"), [("words", False), ("merging", False), ("pieces", True)]
+)
+def test_a_sequence_starts_with_the_beginning_token_if_the_tokenizer_says_so(
+    name: str, starts: bool
+) -> None:
     tokenizer = TOKENIZERS[name]
     tokens = encode(tokenizer, PLAIN, "Who?", "She was").tokens
     assert (tokens[0] == tokenizer.bos_token_id) == starts
@@ -179,7 +226,9 @@ def test_a_sequence_starts_with_the_beginning_token_if_the_tokenizer_says_so(nam
 def test_many_at_once_are_each_alone(pairs: list[tuple[str, str]]) -> None:
     tokenizer = TOKENIZERS["merging"]
     examples = [Pair(prompt, response) for prompt, response in pairs]
-    assert encode_examples(tokenizer, PLAIN, examples) == [encode(tokenizer, PLAIN, *pair) for pair in pairs]
+    assert encode_examples(tokenizer, PLAIN, examples) == [
+        encode(tokenizer, PLAIN, *pair) for pair in pairs
+    ]
 
 
 # --- chat templates ---
@@ -210,7 +259,9 @@ def test_a_chat_template_that_is_missing_or_refuses_is_named_in_one_line(text: s
 
 
 @given(texts, texts, st.integers(1, 60))
-def test_what_is_cut_is_counted_and_nothing_is_cut_unasked(prompt: str, response: str, max_length: int) -> None:
+def test_what_is_cut_is_counted_and_nothing_is_cut_unasked(
+    prompt: str, response: str, max_length: int
+) -> None:
     tokenizer = TOKENIZERS["words"]
     whole = encode(tokenizer, PLAIN, prompt, response)
 
@@ -224,7 +275,11 @@ def test_what_is_cut_is_counted_and_nothing_is_cut_unasked(prompt: str, response
         call(False)
     assert caught.value.field == "max_length" and str(len(whole.tokens)) in caught.value.allowed
     if max_length > whole.prompt:
-        assert call(True) == (whole.tokens[:max_length], whole.prompt, len(whole.tokens) - max_length)
+        assert call(True) == (
+            whole.tokens[:max_length],
+            whole.prompt,
+            len(whole.tokens) - max_length,
+        )
     else:
         with pytest.raises(InvalidInput, match=f"at least {whole.prompt + 1}"):
             call(True)
@@ -272,7 +327,9 @@ def test_neither_a_pad_token_nor_its_side_is_needed(side: str) -> None:
     assert plain.pad_token is None
     other.pad_token, other.padding_side = "</s>", side
     examples = [Pair("Who?", text) for text in ("She was", "born", "in Lisbon, 1987")]
-    one, two = (Batch.pad(encode_examples(tokenizer, PLAIN, examples)) for tokenizer in (plain, other))
+    one, two = (
+        Batch.pad(encode_examples(tokenizer, PLAIN, examples)) for tokenizer in (plain, other)
+    )
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(one, two, strict=True))
 
 
@@ -295,8 +352,14 @@ def only_one_letter() -> PreTrainedTokenizerFast:
         ("examples[0].response", lambda: encode(TOKENIZERS["words"], PLAIN, "Who?", "")),
         ("examples[0].response", lambda: encode(TOKENIZERS["words"], PLAIN, "Who?", " \n")),
         ("examples[0].prompt", lambda: encode(TOKENIZERS["words"], PLAIN, "", "She")),
-        ("examples[0].response", lambda: encode(only_one_letter(), Template(prompt="a {prompt}"), "a", "b")),
-        ("examples[0].prompt", lambda: encode(only_one_letter(), Template(prompt="{prompt}"), "b", "a")),
+        (
+            "examples[0].response",
+            lambda: encode(only_one_letter(), Template(prompt="a {prompt}"), "a", "b"),
+        ),
+        (
+            "examples[0].prompt",
+            lambda: encode(only_one_letter(), Template(prompt="{prompt}"), "b", "a"),
+        ),
         ("tokenizer", lambda: encode(without_end(), PLAIN, "Who?", "She")),
         ("prompt", lambda: Template(prompt="Question:")),
         ("prompt", lambda: Template(prompt="{prompt}{prompt}")),

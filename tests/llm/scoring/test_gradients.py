@@ -1,4 +1,6 @@
-"""Gradient norms: what one backward pass per example gives, for every family of layers, tied or not."""
+"""Gradient norms: what one backward pass per example gives, for every family of layers, tied or
+not.
+"""
 
 from __future__ import annotations
 
@@ -40,12 +42,18 @@ def mixture() -> Any:
 
 
 def own_norms(model: Any, encoded: list[Encoded]) -> Tensor:
-    """By transformers' own loss, one backward pass per example, over all gradients that it leaves."""
+    """By transformers' own loss, one backward pass per example, over all gradients that it
+    leaves.
+    """
     norms = []
     for one in encoded:
         model.zero_grad()
         own_loss(model, one).backward()
-        found = [parameter.grad.double() for parameter in model.parameters() if parameter.grad is not None]
+        found = [
+            parameter.grad.double()
+            for parameter in model.parameters()
+            if parameter.grad is not None
+        ]
         norms.append(torch.stack([gradient.square().sum() for gradient in found]).sum().sqrt())
     model.zero_grad()
     return torch.stack(norms)
@@ -80,8 +88,21 @@ def test_it_is_exact_in_float64() -> None:
         assert gradient_norms(model, EXAMPLES).dtype == torch.float64
 
 
-# Which parameters stay trainable: what belongs to a tied matrix, or to one kind of layer, has to be right by itself.
-PARTS = ["lm_head", "wte", "wpe", "embed_tokens", "norm", "ln_", "bias", "q_proj", "c_attn.weight", "mlp", "layers.1"]
+# Which parameters stay trainable: what belongs to a tied matrix, or to one kind of layer, has to be
+# right by itself.
+PARTS = [
+    "lm_head",
+    "wte",
+    "wpe",
+    "embed_tokens",
+    "norm",
+    "ln_",
+    "bias",
+    "q_proj",
+    "c_attn.weight",
+    "mlp",
+    "layers.1",
+]
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -95,7 +116,8 @@ def test_frozen_parameters_do_not_contribute(name: str, part: str) -> None:
             gradient_norms(model, EXAMPLES)
         return
     found = together(model, EXAMPLES)
-    # After a single token there is nothing to attend to but itself, and the gradient of a query is 0.
+    # After a single token there is nothing to attend to but itself, and the gradient of a query is
+    # 0.
     torch.testing.assert_close(found.double(), own_norms(model, EXAMPLES), rtol=1e-4, atol=1e-5)
     assert (found < gradient_norms(tiny(name), EXAMPLES)).all()
 
@@ -110,7 +132,9 @@ def test_frozen_parameters_do_not_contribute(name: str, part: str) -> None:
 def test_neither_company_nor_budget_nor_order_matter(
     name: str, sizes: list[tuple[int, int]], budget: int, seed: int
 ) -> None:
-    encoded = some_examples(*((length, min(prompt, length - 1)) for length, prompt in sizes), seed=seed)
+    encoded = some_examples(
+        *((length, min(prompt, length - 1)) for length, prompt in sizes), seed=seed
+    )
     found = gradient_norms(tiny(name), encoded, budget=budget)
     check_norms(found, own_norms(tiny(name), encoded))
     order = torch.randperm(len(encoded), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -118,7 +142,9 @@ def test_neither_company_nor_budget_nor_order_matter(
 
 
 def test_a_padding_token_gets_no_gradient_where_it_is_looked_up() -> None:
-    model = roughen(transformers.LlamaForCausalLM(transformers.LlamaConfig(pad_token_id=7, **GROUPED))).eval()
+    model = roughen(
+        transformers.LlamaForCausalLM(transformers.LlamaConfig(pad_token_id=7, **GROUPED))
+    ).eval()
     tokens = tuple(7 if place % 3 == 0 else place for place in range(1, 15))
     encoded = [Encoded(tokens, 4), *EXAMPLES]
     for own, parameter in model.named_parameters():
@@ -129,7 +155,9 @@ def test_a_padding_token_gets_no_gradient_where_it_is_looked_up() -> None:
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize("targets", [["q_proj", "down_proj"], ["v_proj", "lm_head"]])
 def test_of_adapters_only_what_they_add_counts(targets: list[str]) -> None:
-    model = peft.get_peft_model(tiny("llama"), peft.LoraConfig(target_modules=targets, r=2, init_lora_weights=False))
+    model = peft.get_peft_model(
+        tiny("llama"), peft.LoraConfig(target_modules=targets, r=2, init_lora_weights=False)
+    )
     model.eval()
     check_norms(together(model, EXAMPLES), own_norms(model, EXAMPLES))
 
@@ -153,7 +181,11 @@ def test_parameters_beside_a_layer_inside_count() -> None:
 
 
 def test_dropout_is_off_and_gradients_that_the_model_holds_stay() -> None:
-    model = roughen(transformers.GPT2LMHeadModel(transformers.GPT2Config(resid_pdrop=0.5, embd_pdrop=0.5, **GPT2)))
+    model = roughen(
+        transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(resid_pdrop=0.5, embd_pdrop=0.5, **GPT2)
+        )
+    )
     want = own_norms(model.eval(), EXAMPLES)
     model.train()
     held = {name: torch.full_like(parameter, 2.0) for name, parameter in model.named_parameters()}
@@ -210,7 +242,9 @@ def test_gradients_are_formed_only_where_they_are_cheaper_than_products_of_token
 ) -> None:
     calls: list[Outer] = []
     product = gradients._product
-    monkeypatch.setattr(gradients, "_product", lambda one, other: calls.append(one) or product(one, other))
+    monkeypatch.setattr(
+        gradients, "_product", lambda one, other: calls.append(one) or product(one, other)
+    )
     draw = torch.Generator().manual_seed(0)
     one = Outer(torch.randn(5, time, 6, generator=draw), torch.randn(5, time, 7, generator=draw))
     want = (one.left.mT @ one.right).flatten(1).square().sum(-1)
@@ -246,7 +280,9 @@ class Bypassing(transformers.LlamaForCausalLM):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         labels = kwargs.pop("labels", None)
         found: Any = super().forward(*args, **kwargs)
-        found.logits = found.logits + linear(found.logits, self.lm_head.weight @ self.lm_head.weight.T)
+        found.logits = found.logits + linear(
+            found.logits, self.lm_head.weight @ self.lm_head.weight.T
+        )
         if labels is not None:
             found.loss = self.loss_function(found.logits, labels, vocab_size=VOCAB)
         return found
@@ -306,7 +342,11 @@ def bypassing() -> Any:
 
 def opt() -> Any:
     sizes: dict[str, Any] = dict(
-        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, ffn_dim=40, word_embed_proj_dim=32
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        ffn_dim=40,
+        word_embed_proj_dim=32,
     )
     config = transformers.OPTConfig(vocab_size=VOCAB, max_position_embeddings=64, **sizes)
     return roughen(transformers.OPTForCausalLM(config)).eval()
@@ -336,7 +376,9 @@ def test_a_weight_used_where_nothing_reports_it_is_noticed() -> None:
     check_norms(gradient_norms(model, EXAMPLES), want)
 
 
-def test_a_layer_of_another_kind_is_not_taken_for_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_of_another_kind_is_not_taken_for_its_parent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = with_head(Mixing)
     check_norms(together(model, EXAMPLES), own_norms(model, EXAMPLES))
     monkeypatch.setattr(gradients, "SMALL", 32 * VOCAB - 1)
@@ -346,7 +388,9 @@ def test_a_layer_of_another_kind_is_not_taken_for_its_parent(monkeypatch: pytest
 
 
 class WithoutGradient(nn.Module):
-    """A layer that the model runs under `no_grad`: its parameters are trainable, and get no gradient."""
+    """A layer that the model runs under `no_grad`: its parameters are trainable, and get no
+    gradient.
+    """
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -385,7 +429,9 @@ def test_layers_that_autograd_gives_no_gradient_count_as_zero(name: str, parts: 
     model = without_gradient(name, *parts)
     want = own_norms(model, EXAMPLES)
     # A single token after a norm without gradient may get none but from the head.
-    torch.testing.assert_close(gradient_norms(model, EXAMPLES, budget=40).double(), want, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        gradient_norms(model, EXAMPLES, budget=40).double(), want, rtol=1e-4, atol=1e-5
+    )
     assert not torch.allclose(want, own_norms(tiny(name), EXAMPLES), rtol=0.01)
     assert_no_hooks(model)
 
@@ -400,7 +446,9 @@ def test_nor_does_an_embedding_that_is_looked_up_without_gradient(part: str) -> 
 
 
 def test_one_backward_pass_for_all_does_for_layers_without_gradient_above_the_embeddings() -> None:
-    model = without_gradient("llama", "model.layers.1.mlp.up_proj", "model.layers.0.self_attn.q_proj")
+    model = without_gradient(
+        "llama", "model.layers.1.mlp.up_proj", "model.layers.0.self_attn.q_proj"
+    )
     check_norms(together(model, EXAMPLES), own_norms(model, EXAMPLES))
 
 
@@ -439,7 +487,11 @@ def test_no_hook_stays_behind(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize(
     ("field", "encoded"),
-    [("examples", []), ("tokenizer", [Encoded((1, 2, VOCAB), 1)]), ("examples", some_examples((65, 3)))],
+    [
+        ("examples", []),
+        ("tokenizer", [Encoded((1, 2, VOCAB), 1)]),
+        ("examples", some_examples((65, 3))),
+    ],
 )
 def test_what_the_model_has_no_place_for_is_refused(field: str, encoded: list[Encoded]) -> None:
     with pytest.raises(InvalidInput) as caught:

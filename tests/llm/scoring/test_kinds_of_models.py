@@ -1,4 +1,6 @@
-"""Kinds of models: what each writes and scores in company is what it does alone, whatever it does with padding."""
+"""Kinds of models: what each writes and scores in company is what it does alone, whatever it
+does with padding.
+"""
 
 from __future__ import annotations
 
@@ -21,33 +23,53 @@ from markov.errors import InvalidInput
 from tests.llm.models.test_generation import Ends, slow_continuation
 
 VOCAB, EOS = 97, 2
-SIZES: dict[str, Any] = dict(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, intermediate_size=48)
+SIZES: dict[str, Any] = dict(
+    vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, intermediate_size=48
+)
 HEADS: dict[str, Any] = dict(num_attention_heads=4, max_position_embeddings=64, **SIZES)
 DECODER: dict[str, Any] = dict(
-    vocab_size=VOCAB, d_model=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=48, is_decoder=True
+    vocab_size=VOCAB,
+    d_model=32,
+    decoder_layers=2,
+    decoder_attention_heads=4,
+    decoder_ffn_dim=48,
+    is_decoder=True,
 )
 TEXT: dict[str, Any] = dict(bos_token_id=1, eos_token_id=EOS, pad_token_id=0)
-GRIFFIN: dict[str, Any] = dict(num_attention_heads=4, lru_width=32, block_types=["recurrent", "attention"])
+GRIFFIN: dict[str, Any] = dict(
+    num_attention_heads=4, lru_width=32, block_types=["recurrent", "attention"]
+)
 CPM: dict[str, Any] = dict(
-    vocab_size=VOCAB, hidden_size=32, num_attention_heads=4, dim_head=8, dim_ff=48, num_hidden_layers=2, prompt_length=4
+    vocab_size=VOCAB,
+    hidden_size=32,
+    num_attention_heads=4,
+    dim_head=8,
+    dim_ff=48,
+    num_hidden_layers=2,
+    prompt_length=4,
 )
 
-# Recurrent, with states or with windows; with positions that are learnt, rotated, or counted from a padding token.
+# Recurrent, with states or with windows; with positions that are learnt, rotated, or counted from a
+# padding token.
 KINDS: dict[str, Callable[[], Any]] = {
     "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**HEADS)),
     "mamba": lambda: transformers.MambaForCausalLM(transformers.MambaConfig(state_size=8, **SIZES)),
     "mpt": lambda: transformers.MptForCausalLM(
-        transformers.MptConfig(vocab_size=VOCAB, d_model=32, n_layers=2, n_heads=4, logit_scale="inv_sqrt_d_model")
+        transformers.MptConfig(
+            vocab_size=VOCAB, d_model=32, n_layers=2, n_heads=4, logit_scale="inv_sqrt_d_model"
+        )
     ),
     "bart": lambda: transformers.BartForCausalLM(transformers.BartConfig(**DECODER)),
-    "rwkv": lambda: transformers.RwkvForCausalLM(transformers.RwkvConfig(attention_hidden_size=32, **SIZES)),
+    "rwkv": lambda: transformers.RwkvForCausalLM(
+        transformers.RwkvConfig(attention_hidden_size=32, **SIZES)
+    ),
     "recurrent_gemma": lambda: transformers.RecurrentGemmaForCausalLM(
         transformers.RecurrentGemmaConfig(attention_window_size=8, **GRIFFIN, **SIZES)
     ),
     "roberta": lambda: transformers.RobertaForCausalLM(
         transformers.RobertaConfig(is_decoder=True, **(HEADS | TEXT))
     ),
-}  # fmt: skip
+}
 
 
 def loud(kind: str, seed: int = 0) -> Any:
@@ -60,7 +82,8 @@ def loud(kind: str, seed: int = 0) -> Any:
             if isinstance(weight, nn.Parameter) and weight.ndim == 2:
                 nn.init.normal_(weight, std=0.25)
         model.tie_weights()
-    model.generation_config.eos_token_id = EOS  # some kinds name token 0, which would end a text too
+    # some kinds name token 0, which would end a text too
+    model.generation_config.eos_token_id = EOS
     return model.eval()
 
 
@@ -95,12 +118,24 @@ def written(model: Any, prompts: list[list[int]], count: int = 8, **more: Any) -
     seed=st.integers(0, 99),
     budget=st.sampled_from([40, 10_000]),
 )
-def test_a_model_writes_in_company_what_it_writes_alone(kind: str, lengths: list[int], seed: int, budget: int) -> None:
+def test_a_model_writes_in_company_what_it_writes_alone(
+    kind: str, lengths: list[int], seed: int, budget: int
+) -> None:
     model, prompts = MODELS[kind], drawn(*lengths, seed=seed)
-    assert written(model, prompts, budget=budget) == [by_hand(model, prompt, 8) for prompt in prompts]
+    assert written(model, prompts, budget=budget) == [
+        by_hand(model, prompt, 8) for prompt in prompts
+    ]
 
 
-WANTED = {"llama": 0, "mamba": 0, "mpt": 0, "bart": 1, "rwkv": 2, "recurrent_gemma": 1, "roberta": 3}
+WANTED = {
+    "llama": 0,
+    "mamba": 0,
+    "mpt": 0,
+    "bart": 1,
+    "rwkv": 2,
+    "recurrent_gemma": 1,
+    "roberta": 3,
+}
 
 
 @kinds
@@ -111,7 +146,11 @@ def test_the_quickest_way_that_changes_nothing_is_taken(kind: str) -> None:
 
 def test_a_prompt_alone_needs_no_company_tried() -> None:
     with torch.no_grad():
-        assert way_of(MODELS["rwkv"], PROMPTS[:1], 4) == way_of(MODELS["llama"], PROMPTS[:1], 4) == WAYS[2]
+        assert (
+            way_of(MODELS["rwkv"], PROMPTS[:1], 4)
+            == way_of(MODELS["llama"], PROMPTS[:1], 4)
+            == WAYS[2]
+        )
 
 
 class Forgetful(nn.Module):
@@ -124,7 +163,11 @@ class Forgetful(nn.Module):
 
     def forward(self, hidden: Any, *args: Any, position_ids: Any = None, **more: Any) -> Any:
         found = self.block(hidden, *args, position_ids=position_ids, **more)
-        late = hidden.shape[1] == 1 and position_ids is not None and int(position_ids.max()) >= self.window
+        late = (
+            hidden.shape[1] == 1
+            and position_ids is not None
+            and int(position_ids.max()) >= self.window
+        )
         return found * 0.0 if late else found
 
 
@@ -167,12 +210,18 @@ def test_settings_stay_as_they_were_when_a_model_is_tried() -> None:
 @pytest.mark.parametrize("elements", [2**25, 1])
 def test_a_score_is_that_of_the_text_alone(kind: str, elements: int) -> None:
     model = MODELS[kind]
-    encoded = [Encoded((*prompt, *drawn(4, seed=row)[0]), len(prompt)) for row, prompt in enumerate(PROMPTS)]
+    encoded = [
+        Encoded((*prompt, *drawn(4, seed=row)[0]), len(prompt))
+        for row, prompt in enumerate(PROMPTS)
+    ]
     found = score_encoded(model, encoded, elements=elements, progress=False).logp
     with torch.no_grad():
         for one, got in zip(encoded, found.tolist(), strict=True):
             law = model(torch.tensor([one.tokens])).logits[0].double().log_softmax(-1)
-            want = sum(float(law[place - 1, one.tokens[place]]) for place in range(one.prompt, len(one.tokens)))
+            want = sum(
+                float(law[place - 1, one.tokens[place]])
+                for place in range(one.prompt, len(one.tokens))
+            )
             assert got == pytest.approx(want, rel=1e-5, abs=1e-4)
 
 
@@ -186,7 +235,9 @@ def test_a_word_where_a_number_scales_logits_is_not_taken_for_one(field: str) ->
 
 def cpm_ant() -> Any:
     """Looks at what comes later, and takes token 0 for padding wherever it stands."""
-    config = transformers.CpmAntConfig(prompt_types=4, segment_types=4, position_bias_num_buckets=16, **CPM)
+    config = transformers.CpmAntConfig(
+        prompt_types=4, segment_types=4, position_bias_num_buckets=16, **CPM
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = transformers.CpmAntForCausalLM(config).eval()
@@ -197,7 +248,9 @@ def cpm_ant() -> Any:
 
 
 class CountsTheTokens(nn.Module):
-    """A final norm that every text changes by how long its batch is: padding behind is not nothing."""
+    """A final norm that every text changes by how long its batch is: padding behind is not
+    nothing.
+    """
 
     def __init__(self, norm: nn.Module, masks: list[torch.Tensor]) -> None:
         super().__init__()
@@ -211,14 +264,18 @@ def counting() -> Any:
     model, masks = loud("llama"), [torch.ones(1, 1)]
     model.model.norm = CountsTheTokens(model.model.norm, masks)
     model.model.register_forward_pre_hook(
-        lambda _, args, more: masks.append(more["attention_mask"]) if more.get("attention_mask") is not None else None,
+        lambda _, args, more: (
+            masks.append(more["attention_mask"]) if more.get("attention_mask") is not None else None
+        ),
         with_kwargs=True,
     )
     return model
 
 
 @pytest.mark.parametrize(("make", "what"), [(cpm_ant, "comes later"), (counting, "padding behind")])
-def test_models_that_batches_would_change_are_refused_by_name(make: Callable[[], Any], what: str) -> None:
+def test_models_that_batches_would_change_are_refused_by_name(
+    make: Callable[[], Any], what: str
+) -> None:
     with pytest.raises(InvalidInput, match=what) as caught:
         check_model(make())
     assert caught.value.field == "model"

@@ -1,4 +1,6 @@
-"""Scores of language models: transformers' own loss, whatever the batch, the padding, the head or the dtype."""
+"""Scores of language models: transformers' own loss, whatever the batch, the padding, the head
+or the dtype.
+"""
 
 from __future__ import annotations
 
@@ -32,20 +34,29 @@ from markov.objectives import npo
 from tests.llm.scoring.test_encoding import Pair, by_bytes, by_pieces
 
 VOCAB = 97
-SIZES: dict[str, Any] = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=40)
+SIZES: dict[str, Any] = dict(
+    hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=40
+)
 COMMON: dict[str, Any] = dict(vocab_size=VOCAB, max_position_embeddings=64, **SIZES)
 GROUPED: dict[str, Any] = dict(num_key_value_heads=2, **COMMON)
 GPT2: dict[str, Any] = dict(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=64)
 
-# Tied and untied heads, biases, grouped heads, a head with a bias, and heads behind which something follows.
+# Tied and untied heads, biases, grouped heads, a head with a bias, and heads behind which something
+# follows.
 FAMILIES: dict[str, Callable[[], Any]] = {
     "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**GROUPED)),
     "gpt2": lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2)),
-    "qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(tie_word_embeddings=True, **GROUPED)),
+    "qwen2": lambda: transformers.Qwen2ForCausalLM(
+        transformers.Qwen2Config(tie_word_embeddings=True, **GROUPED)
+    ),
     "qwen3": lambda: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(head_dim=8, **GROUPED)),
     "phi": lambda: transformers.PhiForCausalLM(transformers.PhiConfig(**COMMON)),
-    "cohere": lambda: transformers.CohereForCausalLM(transformers.CohereConfig(logit_scale=0.3, **GROUPED)),
-    "granite": lambda: transformers.GraniteForCausalLM(transformers.GraniteConfig(logits_scaling=3.0, **GROUPED)),
+    "cohere": lambda: transformers.CohereForCausalLM(
+        transformers.CohereConfig(logit_scale=0.3, **GROUPED)
+    ),
+    "granite": lambda: transformers.GraniteForCausalLM(
+        transformers.GraniteConfig(logits_scaling=3.0, **GROUPED)
+    ),
     "gemma2": lambda: transformers.Gemma2ForCausalLM(
         transformers.Gemma2Config(head_dim=8, final_logit_softcapping=2.0, **GROUPED)
     ),
@@ -54,7 +65,9 @@ EVERYTHING, SOME, ONE = 2**25, 3 * VOCAB, 1  # logits held at once
 
 
 def tiny(name: str) -> Any:
-    """A model that attends to what it reads: of large random weights, the same at every call, in evaluation mode."""
+    """A model that attends to what it reads: of large random weights, the same at every call, in
+    evaluation mode.
+    """
     model = FAMILIES[name]()
     return roughen(model).eval()
 
@@ -63,13 +76,16 @@ def roughen(model: nn.Module) -> Any:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
-            start = parameter if parameter.ndim == 1 else torch.zeros(())  # norms start at 1, matrices at random
+            # norms start at 1, matrices at random
+            start = parameter if parameter.ndim == 1 else torch.zeros(())
             parameter.copy_(start + 0.3 * torch.randn(parameter.shape, generator=generator))
     return model
 
 
 def some_examples(*sizes: tuple[int, int], seed: int = 0) -> list[Encoded]:
-    """Random tokens: as many as each first number says, the second's number of which are the prompt's."""
+    """Random tokens: as many as each first number says, the second's number of which are the
+    prompt's.
+    """
     generator = torch.Generator().manual_seed(seed)
     draw = (torch.randint(1, VOCAB, (length,), generator=generator).tolist() for length, _ in sizes)
     return [Encoded(tuple(tokens), prompt) for tokens, (_, prompt) in zip(draw, sizes, strict=True)]
@@ -92,7 +108,9 @@ def own_logp(model: Any, encoded: list[Encoded]) -> Tensor:
 
 
 def slow_logp(model: Any, one: Encoded) -> float:
-    """Token after token, each from a forward pass that has seen nothing but what comes before it."""
+    """Token after token, each from a forward pass that has seen nothing but what comes before
+    it.
+    """
     total = 0.0
     for place in range(one.prompt, len(one.tokens)):
         with torch.no_grad():
@@ -110,7 +128,9 @@ def check_logp(got: Tensor, want: Tensor, rtol: float = 1e-4) -> None:
 
 @pytest.mark.parametrize("elements", [EVERYTHING, SOME, ONE])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_score_is_minus_transformers_own_loss_times_the_scored_tokens(name: str, elements: int) -> None:
+def test_a_score_is_minus_transformers_own_loss_times_the_scored_tokens(
+    name: str, elements: int
+) -> None:
     found = score_encoded(MODELS[name], EXAMPLES, elements=elements, budget=64)
     check_logp(found.logp, own_logp(MODELS[name], EXAMPLES))
     assert found.length.tolist() == [len(one.tokens) - one.prompt for one in EXAMPLES]
@@ -136,11 +156,15 @@ def test_a_score_is_the_sum_over_the_response_token_after_token(name: str) -> No
 def test_neither_company_nor_budget_nor_order_matter(
     name: str, sizes: list[tuple[int, int]], budget: int, elements: int, seed: int
 ) -> None:
-    encoded = some_examples(*((length, min(prompt, length - 1)) for length, prompt in sizes), seed=seed)
+    encoded = some_examples(
+        *((length, min(prompt, length - 1)) for length, prompt in sizes), seed=seed
+    )
     found = score_encoded(MODELS[name], encoded, budget=budget, elements=elements)
     check_logp(found.logp, torch.cat([score_encoded(MODELS[name], [one]).logp for one in encoded]))
     order = torch.randperm(len(encoded), generator=torch.Generator().manual_seed(seed)).tolist()
-    shuffled = score_encoded(MODELS[name], [encoded[row] for row in order], budget=budget, elements=elements)
+    shuffled = score_encoded(
+        MODELS[name], [encoded[row] for row in order], budget=budget, elements=elements
+    )
     check_logp(shuffled.logp, found.logp[order])
 
 
@@ -149,11 +173,16 @@ def test_neither_company_nor_budget_nor_order_matter(
 def test_what_stands_in_the_padding_changes_nothing(name: str, elements: int) -> None:
     batch = Batch.pad(EXAMPLES)
     noise = some_examples(*[(batch.tokens.shape[1], 1)] * len(EXAMPLES), seed=9)
-    other = batch._replace(tokens=torch.where(batch.present, batch.tokens, torch.tensor([one.tokens for one in noise])))
+    other = batch._replace(
+        tokens=torch.where(batch.present, batch.tokens, torch.tensor([one.tokens for one in noise]))
+    )
     longer = batch._replace(tokens=nn.functional.pad(batch.tokens, (0, 5), value=3))
     assert not torch.equal(other.tokens, batch.tokens)
     with torch.no_grad():
-        want, *rest = (response_logprobs(MODELS[name], each, elements=elements).logp for each in (batch, other, longer))
+        want, *rest = (
+            response_logprobs(MODELS[name], each, elements=elements).logp
+            for each in (batch, other, longer)
+        )
     for got in rest:
         check_logp(got, want, rtol=1e-6)
 
@@ -161,8 +190,12 @@ def test_what_stands_in_the_padding_changes_nothing(name: str, elements: int) ->
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2"])
 def test_padding_on_the_left_gives_the_same(name: str) -> None:
     model, longest = MODELS[name], max(len(one.tokens) for one in EXAMPLES)
-    tokens = torch.tensor([[0] * (longest - len(one.tokens)) + list(one.tokens) for one in EXAMPLES])
-    mask = torch.tensor([[0] * (longest - len(one.tokens)) + [1] * len(one.tokens) for one in EXAMPLES])
+    tokens = torch.tensor(
+        [[0] * (longest - len(one.tokens)) + list(one.tokens) for one in EXAMPLES]
+    )
+    mask = torch.tensor(
+        [[0] * (longest - len(one.tokens)) + [1] * len(one.tokens) for one in EXAMPLES]
+    )
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     with torch.no_grad():
         laws = model(tokens, attention_mask=mask, position_ids=positions).logits.log_softmax(-1)
@@ -179,15 +212,25 @@ def test_moving_a_token_into_the_prompt_takes_away_its_own_share_and_no_other(
 ) -> None:
     whole = some_examples((length, 1), seed=seed)[0]
     parts = token_logprobs(MODELS[name], Batch.pad([whole])).detach()
-    found = score_encoded(MODELS[name], [whole._replace(prompt=prompt) for prompt in range(1, length)])
+    found = score_encoded(
+        MODELS[name], [whole._replace(prompt=prompt) for prompt in range(1, length)]
+    )
     check_logp(found.logp, torch.stack([parts[prompt:].sum() for prompt in range(length - 1)]))
 
 
 def test_examples_are_written_tokenised_and_scored_in_their_order() -> None:
-    texts = [("Who wrote it?", "Mira Oduya."), ("Where?", "In Lisbon, in 1987, as she was born there."), ("Q?", "No.")]
+    texts = [
+        ("Who wrote it?", "Mira Oduya."),
+        ("Where?", "In Lisbon, in 1987, as she was born there."),
+        ("Q?", "No."),
+    ]
     examples = [Pair(prompt, response) for prompt, response in texts]
     for tokenizer in (by_bytes(words=True), by_pieces()):
-        model = roughen(transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**GROUPED, "vocab_size": 600})))
+        model = roughen(
+            transformers.LlamaForCausalLM(
+                transformers.LlamaConfig(**{**GROUPED, "vocab_size": 600})
+            )
+        )
         encoded = encode_examples(tokenizer, PLAIN, examples)
         found = score(model, tokenizer, examples, budget=1)
         check_logp(found.logp, own_logp(model, encoded))
@@ -232,7 +275,9 @@ def test_its_gradient_is_that_of_transformers_own_loss(name: str, elements: int)
     got = torch.autograd.grad((logp * weights).sum(), list(model.parameters()))
     for (name_, parameter), one, other in zip(model.named_parameters(), got, want, strict=True):
         scale = float(other.abs().max()) + 1e-3
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-4 * scale, msg=lambda text, of=name_: f"{of}: {text}")
+        torch.testing.assert_close(
+            one, other, rtol=0, atol=1e-4 * scale, msg=lambda text, of=name_: f"{of}: {text}"
+        )
         assert parameter.grad is None
 
 
@@ -244,8 +289,12 @@ def own_gradient(model: Any, weights: Tensor) -> tuple[Tensor, ...]:
 def test_scored_logits_are_the_models_own_where_it_predicts_the_response() -> None:
     for model in MODELS.values():
         with torch.no_grad():
-            got = scored_logits(model, Batch.pad(EXAMPLES)).split([len(one.tokens) - one.prompt for one in EXAMPLES])
-            want = [model(torch.tensor([one.tokens])).logits[0, one.prompt - 1 : -1] for one in EXAMPLES]
+            got = scored_logits(model, Batch.pad(EXAMPLES)).split(
+                [len(one.tokens) - one.prompt for one in EXAMPLES]
+            )
+            want = [
+                model(torch.tensor([one.tokens])).logits[0, one.prompt - 1 : -1] for one in EXAMPLES
+            ]
         for mine, own in zip(got, want, strict=True):
             torch.testing.assert_close(mine, own, rtol=1e-4, atol=1e-4)
 
@@ -255,7 +304,9 @@ def test_scored_logits_are_the_models_own_where_it_predicts_the_response() -> No
 
 @contextmanager
 def watching(model: Any) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
-    """The number of positions that the head is given each time, and what the model is called with."""
+    """The number of positions that the head is given each time, and what the model is called
+    with.
+    """
     positions, calls, head = [], [], model.get_output_embeddings()
     forward = head.forward
 
@@ -263,7 +314,9 @@ def watching(model: Any) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
         positions.append(hidden.shape[:-1].numel())
         return forward(hidden)
 
-    handle = model.register_forward_pre_hook(lambda _, args, kwargs: calls.append(kwargs), with_kwargs=True)
+    handle = model.register_forward_pre_hook(
+        lambda _, args, kwargs: calls.append(kwargs), with_kwargs=True
+    )
     head.forward = counting
     try:
         yield positions, calls
@@ -275,10 +328,17 @@ def watching(model: Any) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_head_sees_the_scored_positions_only_and_few_at_a_time(name: str) -> None:
     model, scored = MODELS[name], int(Batch.pad(EXAMPLES).scored.sum())
-    for elements, most in ((EVERYTHING, scored), (scored * VOCAB, scored), (SOME, 3), (VOCAB, 1), (ONE, 1)):
+    for elements, most in (
+        (EVERYTHING, scored),
+        (scored * VOCAB, scored),
+        (SOME, 3),
+        (VOCAB, 1),
+        (ONE, 1),
+    ):
         with watching(model) as (positions, calls), torch.no_grad():
             token_logprobs(model, Batch.pad(EXAMPLES), elements=elements)
-        # In parts, one position more goes through the head twice: to see what the model does behind it.
+        # In parts, one position more goes through the head twice: to see what the model does behind
+        # it.
         assert max(positions) == most
         assert sum(positions) == scored + (0 if most == scored else 2)
         assert [call["use_cache"] for call in calls] == [False]
@@ -293,11 +353,15 @@ def test_logits_are_not_kept_for_the_backward_pass() -> None:
 
     def kept(elements: int) -> int:
         shapes = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda one: shapes.append(one.shape) or one, lambda one: one):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda one: shapes.append(one.shape) or one, lambda one: one
+        ):
             token_logprobs(model, batch, elements=elements).sum().backward()
         model.zero_grad()
         # The head's weight, turned over, ends on the vocabulary too.
-        return sum(shape.numel() for shape in shapes if shape[-1:] == (VOCAB,) and shape != (32, VOCAB))
+        return sum(
+            shape.numel() for shape in shapes if shape[-1:] == (VOCAB,) and shape != (32, VOCAB)
+        )
 
     assert kept(EVERYTHING) >= int(batch.scored.sum()) * VOCAB
     assert kept(SOME) == 0
@@ -317,8 +381,10 @@ def test_a_model_that_does_something_unknown_behind_its_head_does_it_itself(elem
     model = roughen(Cubed(transformers.LlamaConfig(**GROUPED))).eval()
     with torch.no_grad():
         laws = [model(torch.tensor([one.tokens])).logits[0].log_softmax(-1) for one in EXAMPLES]
-    want = [law[torch.arange(one.prompt - 1, len(one.tokens) - 1), list(one.tokens[one.prompt :])].sum()
-            for law, one in zip(laws, EXAMPLES, strict=True)]  # fmt: skip
+    want = [
+        law[torch.arange(one.prompt - 1, len(one.tokens) - 1), list(one.tokens[one.prompt :])].sum()
+        for law, one in zip(laws, EXAMPLES, strict=True)
+    ]
     check_logp(score_encoded(model, EXAMPLES, elements=elements).logp, torch.stack(want))
 
 
@@ -327,7 +393,9 @@ def test_a_model_that_does_something_unknown_behind_its_head_does_it_itself(elem
 
 @pytest.mark.parametrize("elements", [EVERYTHING, SOME])
 def test_dropout_is_off_and_every_module_is_in_its_own_mode_afterwards(elements: int) -> None:
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(resid_pdrop=0.5, embd_pdrop=0.5, **GPT2))
+    model = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(resid_pdrop=0.5, embd_pdrop=0.5, **GPT2)
+    )
     roughen(model).train()
     model.transformer.h[0].eval()
     modes = [module.training for module in model.modules()]
@@ -376,8 +444,12 @@ def test_a_wide_model_keeps_its_digits(elements: int) -> None:
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize("elements", [EVERYTHING, SOME])
 @pytest.mark.parametrize("targets", [["q_proj", "down_proj"], ["v_proj", "lm_head"]])
-def test_adapters_are_scored_and_switched_off_they_are_the_reference(targets: list[str], elements: int) -> None:
-    model = peft.get_peft_model(tiny("llama"), peft.LoraConfig(target_modules=targets, r=2, init_lora_weights=False))
+def test_adapters_are_scored_and_switched_off_they_are_the_reference(
+    targets: list[str], elements: int
+) -> None:
+    model = peft.get_peft_model(
+        tiny("llama"), peft.LoraConfig(target_modules=targets, r=2, init_lora_weights=False)
+    )
     model.eval()
     found = score_encoded(model, EXAMPLES, elements=elements)
     check_logp(found.logp, own_logp(model, EXAMPLES))
@@ -391,7 +463,9 @@ def test_adapters_are_scored_and_switched_off_they_are_the_reference(targets: li
 
 
 class Wrapper(nn.Module):
-    """As those for several devices: the model inside, and a forward pass that must not be passed by."""
+    """As those for several devices: the model inside, and a forward pass that must not be passed
+    by.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -410,13 +484,16 @@ def test_a_wrapped_model_is_called_through_its_wrapper() -> None:
 
 
 @pytest.mark.parametrize("elements", [EVERYTHING, SOME])
-def test_a_model_that_has_diverged_is_refused_where_it_is_scored_and_not_where_it_is_trained(elements: int) -> None:
+def test_a_model_that_has_diverged_is_refused_where_it_is_scored_and_not_where_it_is_trained(
+    elements: int,
+) -> None:
     model = tiny("llama")
     with torch.no_grad():
         model.lm_head.weight[3, 4] = torch.nan
     assert response_logprobs(model, Batch.pad(EXAMPLES), elements=elements).logp.isnan().all()
     with pytest.raises(
-        NotFinite, match=r"^logp = nan is not allowed: .* example 0 under LlamaForCausalLM \(float32\)$"
+        NotFinite,
+        match=r"^logp = nan is not allowed: .* example 0 under LlamaForCausalLM \(float32\)$",
     ):
         score_encoded(model, EXAMPLES, elements=elements)
 
@@ -443,7 +520,10 @@ def test_a_score_that_is_not_finite_names_its_example_and_its_model(spoil: Any, 
     with_it = [row for row, one in enumerate(EXAMPLES) if RARE in one.tokens[one.prompt :]]
     first = min(with_it) if value == "-inf" else 0
     assert (caught.value.field, str(caught.value.value)) == ("logp", value)
-    assert caught.value.allowed == f"a finite number for example number {first} under the model (float32)"
+    assert (
+        caught.value.allowed
+        == f"a finite number for example number {first} under the model (float32)"
+    )
 
 
 def test_numbers_beyond_float16_are_told_from_a_broken_model() -> None:
@@ -451,7 +531,9 @@ def test_numbers_beyond_float16_are_told_from_a_broken_model() -> None:
     with torch.no_grad():
         model.model.layers[0].mlp.down_proj.weight.mul_(3e3)
         model.model.layers[0].mlp.up_proj.weight.mul_(3e3)
-    with pytest.raises(NotFinite, match="float16; numbers above 65504 overflow float16: another --dtype may help"):
+    with pytest.raises(
+        NotFinite, match="float16; numbers above 65504 overflow float16: another --dtype may help"
+    ):
         score_encoded(model, EXAMPLES)
     assert score_encoded(model.float(), EXAMPLES).logp.isfinite().all()
 
@@ -500,7 +582,9 @@ def encoder_decoder() -> Any:
 
 UNSUITABLE: dict[str, Callable[[], Any]] = {
     "no head": lambda: transformers.LlamaModel(transformers.LlamaConfig(**GROUPED)),
-    "classifier": lambda: transformers.LlamaForSequenceClassification(transformers.LlamaConfig(**GROUPED)),
+    "classifier": lambda: transformers.LlamaForSequenceClassification(
+        transformers.LlamaConfig(**GROUPED)
+    ),
     "masked": lambda: transformers.BertForMaskedLM(transformers.BertConfig(**COMMON)),
     "encoder and decoder": encoder_decoder,
     "not of transformers": lambda: nn.Linear(3, 3),
@@ -555,7 +639,10 @@ def test_the_bar_counts_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     score_encoded(MODELS["llama"], EXAMPLES, budget=40)
     score_encoded(MODELS["llama"], EXAMPLES, progress=False)
     total = sum(len(one.tokens) for one in EXAMPLES)
-    assert [(bar.total, bar.count, bar.disable) for bar in bars] == [(total, total, None), (total, total, True)]
+    assert [(bar.total, bar.count, bar.disable) for bar in bars] == [
+        (total, total, None),
+        (total, total, True),
+    ]
 
 
 class Bar:

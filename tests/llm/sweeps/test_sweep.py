@@ -1,4 +1,6 @@
-"""Methods in words, task vectors, and sweeps: what is asked for is what is run, evaluated, kept and tabulated."""
+"""Methods in words, task vectors, and sweeps: what is asked for is what is run, evaluated, kept
+and tabulated.
+"""
 
 from __future__ import annotations
 
@@ -99,7 +101,7 @@ def swept(task: Task, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, p
     return folder, sweep(folder, task, runs, n_jobs=1, progress=False)
 
 
-# --- words ---------------------------------------------------------------------------------------------------------
+# --- words ----------------------------------------------------------------------------------------
 
 
 numbers = st.sampled_from([0.05, 0.1, 1.0, 2.5, 4.5])
@@ -110,7 +112,9 @@ def some_methods(draw: st.DrawFn) -> Method:
     name = draw(st.sampled_from(sorted(METHODS)))
     form = METHODS[name]
     margin = draw(st.sampled_from([0.0, 1.0]))
-    law = form.objective._replace(**({"beta": draw(numbers), "gamma": margin} if form.takes else {}))
+    law = form.objective._replace(
+        **({"beta": draw(numbers), "gamma": margin} if form.takes else {})
+    )
     weight = draw(numbers) if form.retain_term != "none" else 1.0
     return Method(name, law, form.retain_term, weight, form.average)
 
@@ -137,12 +141,22 @@ def test_a_method_is_its_word_and_its_settings(one: Method) -> None:
 def test_the_table_of_methods_holds_the_laws_that_their_names_stand_for() -> None:
     for name, (reference, normalize) in CORNERS.items():
         assert method(f"{name}:2").objective == Objective(2.0, 0.0, reference, normalize)
-    for name in ("gradient_ascent", "mean_gradient_ascent", "grad_diff", "summed_grad_diff", "ga_kl", "summed_ga_kl"):
+    for name in (
+        "gradient_ascent",
+        "mean_gradient_ascent",
+        "grad_diff",
+        "summed_grad_diff",
+        "ga_kl",
+        "summed_ga_kl",
+    ):
         assert method(name).objective == Objective(0.0)
     released = {name for name, form in METHODS.items() if form.average == "tokens"}
     assert released == {"mean_gradient_ascent", "grad_diff", "ga_kl"}
     assert method("weighted_grad_diff").objective == Objective(0.0, normalize=1.0)
-    assert (method("gradient_ascent").retain_term, method("grad_diff").retain_term) == ("none", "cross_entropy")
+    assert (method("gradient_ascent").retain_term, method("grad_diff").retain_term) == (
+        "none",
+        "cross_entropy",
+    )
     assert {name for name, form in METHODS.items() if form.retain_term == "kl"} == {
         "ga_kl",
         "summed_ga_kl",
@@ -150,7 +164,9 @@ def test_the_table_of_methods_holds_the_laws_that_their_names_stand_for() -> Non
         "simnpo_kl",
     }
     assert method("idk").objective == idk() and method("dpo:0.1").objective == dpo(0.1)
-    assert method("simpo:2:0.5").objective == simpo(2.0, 0.5) and method("simnpo_kl:3:1").objective == simnpo(3.0, 1.0)
+    assert method("simpo:2:0.5").objective == simpo(2.0, 0.5) and method(
+        "simnpo_kl:3:1"
+    ).objective == simnpo(3.0, 1.0)
     titles = [form.title for form in METHODS.values()]
     assert len(set(titles)) == len(titles)
 
@@ -168,7 +184,10 @@ def test_a_method_that_lies_between_the_named_ones_has_no_name() -> None:
 
 def test_what_words_leave_open_takes_every_value_in_turn() -> None:
     found = methods(
-        ["npo", "simnpo:4.5", "gradient_ascent", "idk@2"], beta=(0.1, 0.2), gamma=(0, 1), retain_weight=(1, 3)
+        ["npo", "simnpo:4.5", "gradient_ascent", "idk@2"],
+        beta=(0.1, 0.2),
+        gamma=(0, 1),
+        retain_weight=(1, 3),
     )
     npo = [f"npo:{beta}@{weight}" for beta, weight in itertools.product((0.1, 0.2), (1, 3))]
     margins = ["simnpo:4.5@1", "simnpo:4.5@3", "simnpo:4.5:1@1", "simnpo:4.5:1@3"]
@@ -224,15 +243,26 @@ def test_one_word_is_one_law_to_every_command() -> None:
         assert objective(word) == method(word).objective
         assert [one.objective for one in methods([word])] == [objective(word)]
     assert objective("npo:0.1:0.5@2") == Objective(0.1, 0.5, 1.0, 0.0)
-    for word in ("idk:1", "dpo", "dpo:x", "dpo:-1", "npo", "gradient_ascent@1", "npo:1:2:3", "mpo:1"):
+    for word in (
+        "idk:1",
+        "dpo",
+        "dpo:x",
+        "dpo:-1",
+        "npo",
+        "gradient_ascent@1",
+        "npo:1:2:3",
+        "mpo:1",
+    ):
         for read in (method, objective):
             with pytest.raises(InvalidInput):
                 read(word)
-    with pytest.raises(InvalidInput, match=r"objective = 'dpo:0.1' is not allowed: a method of single responses"):
+    with pytest.raises(
+        InvalidInput, match=r"objective = 'dpo:0.1' is not allowed: a method of single responses"
+    ):
         objective("dpo:0.1")
 
 
-# --- task vectors --------------------------------------------------------------------------------------------------
+# --- task vectors ---------------------------------------------------------------------------------
 
 
 def test_a_task_vector_is_what_fine_tuning_adds_and_is_taken_away_to_scale(task: Task) -> None:
@@ -246,16 +276,20 @@ def test_a_task_vector_is_what_fine_tuning_adds_and_is_taken_away_to_scale(task:
         theirs = dict(again.named_parameters())
         for name, value in found.named_parameters():
             torch.testing.assert_close(value, (1 + scale) * before[name] - scale * theirs[name])
-    assert all(torch.equal(value, before[name]) for name, value in language.model.state_dict().items())
+    assert all(
+        torch.equal(value, before[name]) for name, value in language.model.state_dict().items()
+    )
     for scale in (-1.0, float("inf"), float("nan")):
         with pytest.raises(InvalidInput, match="scale"):
             negate_task_vector(language, encoded, EVERY, scale=scale, progress=False)
 
 
-# --- evaluations in folders ----------------------------------------------------------------------------------------
+# --- evaluations in folders -----------------------------------------------------------------------
 
 
-def test_an_evaluation_in_a_folder_is_that_of_the_model_and_is_read_the_second_time(task: Task, tmp_path: Path) -> None:
+def test_an_evaluation_in_a_folder_is_that_of_the_model_and_is_read_the_second_time(
+    task: Task, tmp_path: Path
+) -> None:
     def start() -> LanguageModel:
         return build(SMALL, "original", progress=False)
 
@@ -272,9 +306,13 @@ def test_an_evaluation_in_a_folder_is_that_of_the_model_and_is_read_the_second_t
             assert log.generation == other.generation
     for changed in ({"settings": {"model": "b"}}, {"max_new_tokens": 5}, {"variant": "arithmetic"}):
         with pytest.raises(InvalidInput, match="out = "):
-            evaluate_into(tmp_path, refuse, own, **{"settings": {"model": "a"}, **options, **changed})
+            evaluate_into(
+                tmp_path, refuse, own, **{"settings": {"model": "a"}, **options, **changed}
+            )
     with pytest.raises(InvalidInput, match="out = "):
-        evaluate_into(tmp_path, refuse, own._replace(retain=own.retain[:-1]), {"model": "a"}, **options)
+        evaluate_into(
+            tmp_path, refuse, own._replace(retain=own.retain[:-1]), {"model": "a"}, **options
+        )
 
 
 def test_what_is_measured_along_a_run_is_what_is_measured_of_the_model_then(
@@ -283,16 +321,24 @@ def test_what_is_measured_along_a_run_is_what_is_measured_of_the_model_then(
     folder, table = swept
     runs = wanted(measured=(0, 2))
     found = epochs(folder, runs, table)
-    assert list(found["epoch"]) == [0, 1, 2] * len(WORDS) and list(found["model"].unique()) == list(WORDS)
+    assert list(found["epoch"]) == [0, 1, 2] * len(WORDS) and list(found["model"].unique()) == list(
+        WORDS
+    )
     assert found.loc[found["epoch"] == 1, list(COLUMNS)].isna().all(axis=None)
     value = table.set_index(["model", "measure", "task"])["value"]
-    for measure, name in (("model_utility", "all"), ("ks_statistic", "forget"), ("forget_quality", "forget")):
+    for measure, name in (
+        ("model_utility", "all"),
+        ("ks_statistic", "forget"),
+        ("forget_quality", "forget"),
+    ):
         for run in runs:
             recorded = storage.read_table(folder / run.folder / EPOCHS)
             joined = found[found["model"] == run.word]
             for epoch, model in ((0, "original"), (2, run.word)):
                 truth = value[model, measure, name]
-                np.testing.assert_allclose(recorded.loc[recorded["epoch"] == epoch, measure], truth, rtol=1e-5)
+                np.testing.assert_allclose(
+                    recorded.loc[recorded["epoch"] == epoch, measure], truth, rtol=1e-5
+                )
                 assert joined.loc[joined["epoch"] == epoch, measure].item() == truth
 
 
@@ -314,7 +360,7 @@ def test_a_measure_needs_wrong_answers_and_is_named_by_all_that_it_depends_on(ta
         tofu_measure(bare, None, (0,))
 
 
-# --- sweeps --------------------------------------------------------------------------------------------------------
+# --- sweeps ---------------------------------------------------------------------------------------
 
 
 def test_a_sweep_has_each_run_in_a_folder_and_all_their_measures_in_one_table(
@@ -322,28 +368,47 @@ def test_a_sweep_has_each_run_in_a_folder_and_all_their_measures_in_one_table(
 ) -> None:
     folder, table = swept
     assert list(table["model"].unique()) == ["original", "retrained", *WORDS, "task_vector:0.5"]
-    assert list(table["title"].unique()) == ["original", "retrained", "NPO", "IDK", "GA", "task vector"]
+    assert list(table["title"].unique()) == [
+        "original",
+        "retrained",
+        "NPO",
+        "IDK",
+        "GA",
+        "task vector",
+    ]
     retrained = baseline(folder / "retrained", task, "retrained").of("forget")
     for run in wanted(measured=(0, 2)):
-        logs = evaluate(load(folder / run.folder / MODEL), task.sets(), max_new_tokens=6, progress=False)
+        logs = evaluate(
+            load(folder / run.folder / MODEL), task.sets(), max_new_tokens=6, progress=False
+        )
         own = table[table["model"] == run.word].set_index(["measure", "task"])
-        assert own.loc[("model_utility", "all"), "value"] == pytest.approx(model_utility(logs), rel=1e-5)
+        assert own.loc[("model_utility", "all"), "value"] == pytest.approx(
+            model_utility(logs), rel=1e-5
+        )
         found = stats.ks_2samp(truth_ratio(logs.of("forget")), truth_ratio(retrained))
         statistic = found.statistic  # pyright: ignore[reportAttributeAccessIssue]
         assert own.loc[("ks_statistic", "forget"), "value"] == pytest.approx(statistic)
         assert run.method is not None
         assert read_run(folder / run.folder).forgetting == run.method.objective
-    assert table.loc[table["title"] == "NPO", ["beta", "retain_weight", "seed"]].drop_duplicates().values.tolist() == [
-        [0.1, 1.0, 0.0]
-    ]
+    assert table.loc[
+        table["title"] == "NPO", ["beta", "retain_weight", "seed"]
+    ].drop_duplicates().values.tolist() == [[0.1, 1.0, 0.0]]
     assert table.loc[table["title"] == "GA", ["beta", "retain_weight"]].isna().all(axis=None)
-    assert (table.loc[(table["model"] == "retrained") & (table["measure"] == "ks_statistic"), "value"] == 0).all()
+    assert (
+        table.loc[(table["model"] == "retrained") & (table["measure"] == "ks_statistic"), "value"]
+        == 0
+    ).all()
 
 
-def test_runs_of_pairs_prefer_refusals_and_others_are_given_none(swept: tuple[Path, pd.DataFrame]) -> None:
+def test_runs_of_pairs_prefer_refusals_and_others_are_given_none(
+    swept: tuple[Path, pd.DataFrame],
+) -> None:
     folder, _ = swept
     by_word = {run.word: read_run(folder / run.folder) for run in wanted()}
-    assert "preferred_logp" in by_word["idk@1"].examples and "preferred_logp" not in by_word["npo:0.1@1"].examples
+    assert (
+        "preferred_logp" in by_word["idk@1"].examples
+        and "preferred_logp" not in by_word["npo:0.1@1"].examples
+    )
     taught = by_word["idk@1"].examples.groupby("epoch")["preferred_logp"].mean()
     assert taught.iloc[-1] > taught.iloc[0]
     with pytest.raises(InvalidInput, match="single responses"):
@@ -375,7 +440,13 @@ def test_a_retrained_model_of_other_tokens_is_refused(task: Task, tmp_path: Path
     other = replace(SMALL, vocabulary=290)
     build(other, "retrained", progress=False)
     with pytest.raises(InvalidInput, match="tokenizer and the template"):
-        sweep(tmp_path, replace(task, retrained=str(folder_of(other, "retrained"))), wanted(), n_jobs=1, progress=False)
+        sweep(
+            tmp_path,
+            replace(task, retrained=str(folder_of(other, "retrained"))),
+            wanted(),
+            n_jobs=1,
+            progress=False,
+        )
 
 
 class Stopped(Exception):
@@ -390,15 +461,20 @@ def test_a_sweep_that_was_stopped_goes_on_to_the_same_table(
 
     def stop(*args: Any, **options: Any) -> Any:
         calls.append(args)
-        if len(calls) == 3:  # both baselines and a run are evaluated: now a model has been unlearned, not more
+        # both baselines and a run are evaluated: now a model has been unlearned, not more
+        if len(calls) == 3:
             raise Stopped
         return evaluate_into(*args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sweep_module, "evaluate_into", lambda *args, **options: stop(*args, **options))
+        patch.setattr(
+            sweep_module, "evaluate_into", lambda *args, **options: stop(*args, **options)
+        )
         with pytest.raises(Stopped):
             sweep(tmp_path, thrifty, wanted(measured=(0, 2)), n_jobs=1, progress=False)
-    assert (tmp_path / "original").exists() and not (tmp_path / wanted()[0].folder / "TOFU_EVAL.json").exists()
+    assert (tmp_path / "original").exists() and not (
+        tmp_path / wanted()[0].folder / "TOFU_EVAL.json"
+    ).exists()
     found = sweep(tmp_path, thrifty, wanted(measured=(0, 2)), n_jobs=1, progress=False)
     other = table[table["title"] != "task vector"].reset_index(drop=True)
     pd.testing.assert_frame_equal(found, other, rtol=1e-5)
@@ -413,20 +489,39 @@ def rows(values: dict[str, dict[str, Any]]) -> pd.DataFrame:
         for word, pairs in own.items():
             for seed, pair in enumerate(pairs if isinstance(pairs, list) else [pairs]):
                 for measure, value in zip(("ks_statistic", "model_utility"), pair, strict=True):
-                    found.append({"title": title, "model": word, "seed": seed, "measure": measure, "value": value})
+                    found.append(
+                        {
+                            "title": title,
+                            "model": word,
+                            "seed": seed,
+                            "measure": measure,
+                            "value": value,
+                        }
+                    )
     return pd.DataFrame(found)
 
 
-def test_the_best_settings_are_the_closest_of_those_that_keep_utility_else_the_most_useful() -> None:
+def test_the_best_settings_are_the_closest_of_those_that_keep_utility_else_the_most_useful() -> (
+    None
+):
     table = rows(
         {
             "original": {"original": (0.9, 0.60)},
-            "NPO": {"npo:1": (0.3, 0.56), "npo:2": (0.2, 0.58), "npo:3": (0.1, 0.571), "npo:4": (0.0, 0.569)},
+            "NPO": {
+                "npo:1": (0.3, 0.56),
+                "npo:2": (0.2, 0.58),
+                "npo:3": (0.1, 0.571),
+                "npo:4": (0.0, 0.569),
+            },
             "GA": {"ga:1": (0.1, 0.2), "ga:2": (0.5, 0.3)},
         }
     )
     found = best(table).set_index("title")
-    assert found.loc["NPO", "model"] == "npo:3" and found.loc["NPO", "within"] and found.loc["NPO", "runs"] == 4
+    assert (
+        found.loc["NPO", "model"] == "npo:3"
+        and found.loc["NPO", "within"]
+        and found.loc["NPO", "runs"] == 4
+    )
     assert found.loc["GA", "model"] == "ga:2" and not found.loc["GA", "within"]
     assert best(table, 0.5).set_index("title").loc["GA", "model"] == "ga:2"
     assert best(table, 0.9).set_index("title").loc["GA", "model"] == "ga:1"
@@ -444,10 +539,20 @@ def test_the_best_settings_are_so_in_the_mean_over_seeds() -> None:
 
 
 @given(values=st.lists(st.floats(0.01, 1), min_size=2, max_size=6))
-def test_several_seeds_become_a_mean_with_an_interval_and_p_values_a_median(values: list[float]) -> None:
+def test_several_seeds_become_a_mean_with_an_interval_and_p_values_a_median(
+    values: list[float],
+) -> None:
     frame = pd.DataFrame(
         [
-            {"model": "m", "measure": measure, "task": "forget", "value": value, "low": 0.0, "high": 1.0, "seed": seed}
+            {
+                "model": "m",
+                "measure": measure,
+                "task": "forget",
+                "value": value,
+                "low": 0.0,
+                "high": 1.0,
+                "seed": seed,
+            }
             for seed, value in enumerate(values)
             for measure in ("ks_statistic", "forget_quality")
         ]
@@ -461,22 +566,34 @@ def test_several_seeds_become_a_mean_with_an_interval_and_p_values_a_median(valu
         interval = stats.ttest_1samp(values, 0).confidence_interval()  # pyright: ignore[reportAttributeAccessIssue]
         assert (row["low"], row["high"]) == pytest.approx((interval.low, interval.high))
     row = found.loc["forget_quality"]
-    assert (row["low"], row["value"], row["high"]) == pytest.approx((min(values), np.median(values), max(values)))
+    assert (row["low"], row["value"], row["high"]) == pytest.approx(
+        (min(values), np.median(values), max(values))
+    )
 
 
-# --- the command ---------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 def test_the_default_sweep_is_the_table_of_the_paper_with_both_ablations() -> None:
     runs = runs_of(Sweep())
     assert [run.word for run in runs] == list(TABLE)
-    assert {*CORNERS, "gradient_ascent", "grad_diff"} == {run.method.name for run in runs if run.method}
-    assert {run.optimization.epochs for run in runs} == {10} and {run.optimization.batch for run in runs} == {16}
+    assert {*CORNERS, "gradient_ascent", "grad_diff"} == {
+        run.method.name for run in runs if run.method
+    }
+    assert {run.optimization.epochs for run in runs} == {10} and {
+        run.optimization.batch for run in runs
+    } == {16}
     large = runs_of(Sweep(model="somebody/llama", learning_rate=2e-5))[0].optimization
     assert (large.batch, large.learning_rate) == (32, 2e-5)
-    grid = runs_of(Sweep(methods=("simnpo",), beta=(1, 2), gamma=(0, 1), seeds=(3, 4), task_vectors=(0.5,)))
+    grid = runs_of(
+        Sweep(methods=("simnpo",), beta=(1, 2), gamma=(0, 1), seeds=(3, 4), task_vectors=(0.5,))
+    )
     assert [(run.word, run.optimization.seed) for run in grid] == [
-        *((word, seed) for word in ("simnpo:1@1", "simnpo:1:1@1", "simnpo:2@1", "simnpo:2:1@1") for seed in (3, 4)),
+        *(
+            (word, seed)
+            for word in ("simnpo:1@1", "simnpo:1:1@1", "simnpo:2@1", "simnpo:2:1@1")
+            for seed in (3, 4)
+        ),
         ("task_vector:0.5", 3),
         ("task_vector:0.5", 4),
     ]
@@ -489,10 +606,44 @@ def test_the_command_writes_tables_that_say_what_was_measured(
     import llm.commands.sweep as command_module
 
     made = command_module.task_of
-    monkeypatch.setattr(command_module, "task_of", lambda command: replace(made(command), authors=SMALL.authors))
-    words = ["--methods", "npo", "grad_diff", "--beta", "0.1", "--seeds", "0", "1", "--epochs", "1", "--jobs", "1"]
-    models = ["--model", task.options.model, "--retrained", task.retrained, "--max-new-tokens", "4", "--device", "cpu"]
-    command = ["sweep", *words, *models, "--learning-rate", "1e-3", "--batch", "4", "--out", str(tmp_path)]
+    monkeypatch.setattr(
+        command_module, "task_of", lambda command: replace(made(command), authors=SMALL.authors)
+    )
+    words = [
+        "--methods",
+        "npo",
+        "grad_diff",
+        "--beta",
+        "0.1",
+        "--seeds",
+        "0",
+        "1",
+        "--epochs",
+        "1",
+        "--jobs",
+        "1",
+    ]
+    models = [
+        "--model",
+        task.options.model,
+        "--retrained",
+        task.retrained,
+        "--max-new-tokens",
+        "4",
+        "--device",
+        "cpu",
+    ]
+    command = [
+        "sweep",
+        *words,
+        *models,
+        "--learning-rate",
+        "1e-3",
+        "--batch",
+        "4",
+        "--out",
+        str(tmp_path),
+    ]
     assert cli(command) == 0
     out = capsys.readouterr().out
     found = pd.read_parquet(tmp_path / "sweep.parquet")
@@ -501,13 +652,22 @@ def test_the_command_writes_tables_that_say_what_was_measured(
     assert list(table.index) == ["original", "retrained", "npo:0.1@1 x2", "grad_diff@1 x2"]
     text = (tmp_path / "summary.md").read_text("utf-8")
     assert (
-        text in out and "npo:0.1@1 x2" in text and "\\begin{tabular}" in (tmp_path / "summary.tex").read_text("utf-8")
+        text in out
+        and "npo:0.1@1 x2" in text
+        and "\\begin{tabular}" in (tmp_path / "summary.tex").read_text("utf-8")
     )
     kept = pd.read_parquet(tmp_path / "summary.parquet")
     np.testing.assert_allclose(kept.to_numpy(dtype=float), table.to_numpy(dtype=float))
-    assert list(pd.read_parquet(tmp_path / "best.parquet")["title"]) == ["original", "retrained", "NPO", "GradDiff"]
+    assert list(pd.read_parquet(tmp_path / "best.parquet")["title"]) == [
+        "original",
+        "retrained",
+        "NPO",
+        "GradDiff",
+    ]
     assert not list(tmp_path.glob(f"*/{MODEL}"))
-    manifest = json.loads((tmp_path / "npo_0.1_lambda1_seed1" / "TOFU_EVAL.json").read_text("utf-8"))["manifest"]
+    manifest = json.loads(
+        (tmp_path / "npo_0.1_lambda1_seed1" / "TOFU_EVAL.json").read_text("utf-8")
+    )["manifest"]
     assert manifest["settings"]["of"]["run"]["optimization"]["seed"] == 1
 
 
@@ -518,10 +678,14 @@ def test_a_sweep_over_a_folder_of_files_ends_as_over_the_corpus_itself(
     for name in ("forget10", "retain90", "real_authors_perturbed", "world_facts_perturbed"):
         corpora.write(parts[name], tmp_path / "data" / f"{name}.json")
     folder = replace(task, data=str(tmp_path / "data" / "forget10"), authors=None)
-    found = sweep(tmp_path / "out", folder, wanted(("idk@1",), measured=(0, 2)), n_jobs=1, progress=False)
+    found = sweep(
+        tmp_path / "out", folder, wanted(("idk@1",), measured=(0, 2)), n_jobs=1, progress=False
+    )
     whole = swept[1][swept[1]["model"].isin(found["model"].unique())]
     columns = ["model", "task", "measure", "value"]
-    pd.testing.assert_frame_equal(found[columns].reset_index(drop=True), whole[columns].reset_index(drop=True))
+    pd.testing.assert_frame_equal(
+        found[columns].reset_index(drop=True), whole[columns].reset_index(drop=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -540,7 +704,11 @@ def test_a_sweep_over_a_folder_of_files_ends_as_over_the_corpus_itself(
     ],
 )
 def test_bad_input_is_refused_before_any_work(
-    words: list[str], field: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    words: list[str],
+    field: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("work began")
@@ -548,15 +716,42 @@ def test_bad_input_is_refused_before_any_work(
     monkeypatch.setattr(sweep_module, "several", refuse)
     assert cli(["sweep", *words, "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
-    assert field in error and len(error.strip().splitlines()) == 1 and not (tmp_path / "out").exists()
+    assert (
+        field in error and len(error.strip().splitlines()) == 1 and not (tmp_path / "out").exists()
+    )
 
 
 def test_unlearn_takes_refusals_and_measures_along_the_way(tmp_path: Path, task: Task) -> None:
     words = tmp_path / "refusals.txt"
     words.write_text("No.\nNever heard of it.\n", "utf-8")
-    command = ["unlearn", "--model", task.options.model, "--retrained", task.retrained, "--device", "cpu"]
-    command += ["--objective", "dpo:0.1", "--refusals", str(words), "--epochs", "1", "--measured", "0", "1"]
-    command += ["--data", "authors:forget01", "--retain-data", "authors:forget05", "--out", str(tmp_path / "run")]
+    command = [
+        "unlearn",
+        "--model",
+        task.options.model,
+        "--retrained",
+        task.retrained,
+        "--device",
+        "cpu",
+    ]
+    command += [
+        "--objective",
+        "dpo:0.1",
+        "--refusals",
+        str(words),
+        "--epochs",
+        "1",
+        "--measured",
+        "0",
+        "1",
+    ]
+    command += [
+        "--data",
+        "authors:forget01",
+        "--retain-data",
+        "authors:forget05",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("llm.data.sources.Authors", lambda: SMALL.authors)
         assert cli(command) == 0
@@ -566,26 +761,37 @@ def test_unlearn_takes_refusals_and_measures_along_the_way(tmp_path: Path, task:
     assert run.epochs[list(COLUMNS)].notna().all(axis=None)
 
 
-def test_a_finished_run_is_refused_to_other_refusals_and_measures(task: Task, tmp_path: Path) -> None:
-    settings = Unlearning(objective=idk(), optimization=replace(EVERY, epochs=1), retain_term="cross_entropy")
+def test_a_finished_run_is_refused_to_other_refusals_and_measures(
+    task: Task, tmp_path: Path
+) -> None:
+    settings = Unlearning(
+        objective=idk(), optimization=replace(EVERY, epochs=1), retain_term="cross_entropy"
+    )
     answers = tuple(replace(one, response="No.") for one in FORGET)
 
     def run(**options: Any) -> Any:
         language = build(SMALL, "original", progress=False)
-        return unlearn_into(tmp_path, language, FORGET, RETAIN[:4], settings, progress=False, **options)
+        return unlearn_into(
+            tmp_path, language, FORGET, RETAIN[:4], settings, progress=False, **options
+        )
 
     run(preferred=answers)
     assert run(preferred=answers).forgetting == idk()
     for options in (
         {"preferred": tuple(replace(one, response="Never.") for one in FORGET)},
-        {"preferred": answers, "measure": tofu_measure(tofu_sets("authors:forget10", authors=SMALL.authors), None, ())},
+        {
+            "preferred": answers,
+            "measure": tofu_measure(tofu_sets("authors:forget10", authors=SMALL.authors), None, ()),
+        },
     ):
         with pytest.raises(InvalidInput, match="out = "):
             run(**options)
 
 
 def test_a_sweep_in_words_parses() -> None:
-    command = parse(["sweep", "--methods", "simnpo", "idk", "--beta", "2.5", "4.5", "--retain-weight", "0.125"])
+    command = parse(
+        ["sweep", "--methods", "simnpo", "idk", "--beta", "2.5", "4.5", "--retain-weight", "0.125"]
+    )
     assert isinstance(command, Sweep) and [run.word for run in runs_of(command)] == [
         "simnpo:2.5@0.125",
         "simnpo:4.5@0.125",

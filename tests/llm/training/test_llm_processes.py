@@ -1,7 +1,7 @@
 """Several processes do what one does: uneven shares of work, one writer, one voice.
 
-Each test of several starts them as a user would, by torchrun, and asks how many accelerate has joined: a launcher that
-starts one process would prove nothing.
+Each test of several starts them as a user would, by torchrun, and asks how many accelerate has
+joined: a launcher that starts one process would prove nothing.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ from tests.llm.scoring.test_encoding import by_bytes
 from tests.llm.training.test_llm_training import llama, some
 
 ROOT = Path(__file__).parents[3]
-# Lengths of which the processes make different numbers of micro-batches, though each has as many examples.
+# Lengths of which the processes make different numbers of micro-batches, though each has as many
+# examples.
 FORGET = some(*((3 + place, 2) for place in range(24)), seed=3)
 RETAIN = some(*((4 + 2 * place, 3) for place in range(7)), seed=4)
 SETTINGS = Unlearning(
@@ -59,16 +60,33 @@ SETTINGS = Unlearning(
 
 def torchrun(*arguments: str, cpu: bool = True) -> subprocess.CompletedProcess[str]:
     """What two processes do that torchrun starts."""
-    own = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    own = {
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "1",
+    }
     env = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"} | own
     env |= {"ACCELERATE_USE_CPU": "1"} if cpu else {}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    return subprocess.run([*launch, *arguments], env=env, capture_output=True, text=True, timeout=300)
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
+    return subprocess.run(
+        [*launch, *arguments], env=env, capture_output=True, text=True, timeout=300
+    )
 
 
 def call(function: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """A function of this module in two processes."""
-    code = f"from tests.llm.training.test_llm_processes import *; {function}(*{[str(one) for one in arguments]!r})"
+    code = (
+        "from tests.llm.training.test_llm_processes import *; "
+        f"{function}(*{[str(one) for one in arguments]!r})"
+    )
     return torchrun("--no-python", sys.executable, "-c", code)
 
 
@@ -76,10 +94,13 @@ def call(function: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def recorded() -> dict[str, Any]:
-    """What a run sees and leaves, and what passes come to that a process only makes to keep step."""
+    """What a run sees and leaves, and what passes come to that a process only makes to keep
+    step.
+    """
     updates: list[list[float]] = []
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "the model has collapsed", RuntimeWarning)  # it has learnt nothing
+        # it has learnt nothing
+        warnings.filterwarnings("ignore", "the model has collapsed", RuntimeWarning)
         patch.setattr(Loop, "update", keeping(Loop.update, updates))
         model = llama()
         found = unlearn(model, FORGET, RETAIN, SETTINGS, progress=False)
@@ -88,7 +109,12 @@ def recorded() -> dict[str, Any]:
         "examples": found.examples.to_dict("list"),
         "epochs": found.epochs.drop(columns="status").to_dict("list"),
         "updates": updates,
-        "model": float(torch.cat([one.detach().flatten() for one in model.parameters()]).double().square().sum()),
+        "model": float(
+            torch.cat([one.detach().flatten() for one in model.parameters()])
+            .double()
+            .square()
+            .sum()
+        ),
         **spoiled(),
     }
 
@@ -105,7 +131,9 @@ def keeping(function: Any, into: list[list[float]]) -> Any:
 
 
 def spoiled() -> dict[str, Any]:
-    """An update and an evaluation whose losses are infinite, and whose gradients are nan, for rows of others."""
+    """An update and an evaluation whose losses are infinite, and whose gradients are nan, for
+    rows of others.
+    """
     with looping(llama(), SETTINGS.optimization) as loop:
         order = sorted(range(24), key=lambda row: -len(FORGET[row].tokens))
         state = loop.accelerator
@@ -122,7 +150,9 @@ def spoiled() -> dict[str, Any]:
         # Fewer examples than processes: one of them has nothing of its own.
         single = [order[0]]
         last = loop.update(2, 0.0, [Term(FORGET, single, losses, 1.0)])
-        other = loop.evaluate([FORGET[row] for row in single], lambda model, batch, _: cross_entropy(model, batch))
+        other = loop.evaluate(
+            [FORGET[row] for row in single], lambda model, batch, _: cross_entropy(model, batch)
+        )
     return {"padded": padded, "logp": logp.tolist(), "single": [*first, *last, *other.tolist()]}
 
 
@@ -181,7 +211,9 @@ def test_two_processes_with_uneven_shares_record_what_one_does(
 
 
 @pytest.mark.slow
-def test_updates_of_two_processes_with_uneven_shares_are_those_of_one(two: dict[str, Any], one: dict[str, Any]) -> None:
+def test_updates_of_two_processes_with_uneven_shares_are_those_of_one(
+    two: dict[str, Any], one: dict[str, Any]
+) -> None:
     np.testing.assert_allclose(two["updates"], one["updates"], rtol=1e-4)
     assert two["model"] == pytest.approx(one["model"], rel=1e-5)
 
@@ -195,13 +227,17 @@ def test_a_pass_that_keeps_step_adds_nothing_even_where_it_is_not_finite(
         np.testing.assert_allclose(found, want, rtol=1e-5)
 
 
-def test_a_pass_that_counts_for_nothing_changes_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pass_that_counts_for_nothing_changes_no_gradient(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The same in one process, that is told to keep step."""
     found = []
     for extra in ([], [([1], False)]):
         with looping(llama(), SETTINGS.optimization) as loop:
             whole = loop._parts(FORGET, range(4))
-            monkeypatch.setattr(Loop, "_parts", lambda *_, extra=extra, whole=whole: [*whole, *extra])
+            monkeypatch.setattr(
+                Loop, "_parts", lambda *_, extra=extra, whole=whole: [*whole, *extra]
+            )
 
             def losses(model: torch.nn.Module, batch: Batch, rows: Sequence[int]) -> torch.Tensor:
                 factor = torch.nan if rows == [1] else 1.0
@@ -232,13 +268,21 @@ def test_a_single_process_makes_its_own_calls() -> None:
     assert in_one_voice(lambda: 3) == 3
 
 
-@pytest.mark.parametrize("command", [kind for kind in ACTIONS if kind not in SPREAD], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "command", [kind for kind in ACTIONS if kind not in SPREAD], ids=lambda kind: kind.__name__
+)
 def test_a_command_that_one_process_can_do_refuses_several(
-    command: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: type,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    needed = {"Weights": ["--scores", "s", "--reference", "r"], "Diagnose": ["--logs", "a", "--retrained-logs", "b"]}
+    needed = {
+        "Weights": ["--scores", "s", "--reference", "r"],
+        "Diagnose": ["--logs", "a", "--retrained-logs", "b"],
+    }
     assert cli([command.__name__.lower(), *needed.get(command.__name__, [])]) == 2
     assert re.fullmatch(r"error: processes = 2 is not allowed: 1: .*\n", capsys.readouterr().err)
     assert not list(tmp_path.iterdir())
@@ -252,12 +296,16 @@ def test_other_processes_speak_only_where_process_0_does_not(
     waited: list[float] = []
     monkeypatch.setattr(processes.time, "sleep", waited.append)
     assert place() == 1 and cli(["score"]) == 2
-    assert capsys.readouterr().err.startswith("process 1: error: processes = 2") and waited == [processes.GRACE]
+    assert capsys.readouterr().err.startswith("process 1: error: processes = 2") and waited == [
+        processes.GRACE
+    ]
     assert cli(["score", "--help"]) == 0 and capsys.readouterr() == ("", "") and len(waited) == 1
     assert cli(["score", "--modle", "x"]) == 2 and "process 1:" in capsys.readouterr().err
 
 
-def test_processes_that_accelerate_does_not_join_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_accelerate_does_not_join_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InvalidInput, match="processes = 2"):
         in_first(lambda: 5)
@@ -273,20 +321,46 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = splits(Authors(authors=10, questions=4))
     corpora.write(data["forget10"][:3] + data["retain90"][-4:], where / "forget.json")
     corpora.write(data["retain90"][:6], where / "retain.json")
-    sizes: dict[str, Any] = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16)
+    sizes: dict[str, Any] = dict(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16
+    )
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=512, **sizes)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=512, **sizes
+    )
     model = transformers.LlamaForCausalLM(config)
     # Better than guessing, or the runs would be reported as collapsed from the start.
     taught = encode_examples(tokenizer, PLAIN, (*data["forget10"], *data["retain90"][:6]))
     fine_tune(model, taught, Optimization(epochs=5, batch=4, learning_rate=1e-2), progress=False)
-    save(LanguageModel(model=model, tokenizer=tokenizer, template=PLAIN, name="small"), where / "model", {})
+    save(
+        LanguageModel(model=model, tokenizer=tokenizer, template=PLAIN, name="small"),
+        where / "model",
+        {},
+    )
     return where
 
 
 def arguments(folder: Path, out: Path, *more: str) -> list[str]:
-    data = ["--data", str(folder / "forget.json"), "--retain-data", str(folder / "retain.json"), "--device", "cpu"]
-    sizes = ["--epochs", "2", "--batch", "3", "--budget", "300", "--learning-rate", "1e-3", "--objective", "npo:0.2"]
+    data = [
+        "--data",
+        str(folder / "forget.json"),
+        "--retain-data",
+        str(folder / "retain.json"),
+        "--device",
+        "cpu",
+    ]
+    sizes = [
+        "--epochs",
+        "2",
+        "--batch",
+        "3",
+        "--budget",
+        "300",
+        "--learning-rate",
+        "1e-3",
+        "--objective",
+        "npo:0.2",
+    ]
     return ["unlearn", "--model", str(folder / "model"), *data, *sizes, "--out", str(out), *more]
 
 
@@ -299,7 +373,9 @@ def check_same_run(found: Path, want: Path) -> None:
     assert models[0].keys() == models[1].keys()
     for name, own in models[0].items():
         torch.testing.assert_close(own, models[1][name], rtol=1e-3, atol=1e-5)
-    assert sorted(file.name for file in found.iterdir()) == sorted(file.name for file in want.iterdir())
+    assert sorted(file.name for file in found.iterdir()) == sorted(
+        file.name for file in want.iterdir()
+    )
 
 
 def killed(*command: str) -> None:
@@ -317,7 +393,9 @@ def killed(*command: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_unlearn_from_the_command_line_as_one_does(folder: Path, tmp_path: Path) -> None:
+def test_two_processes_unlearn_from_the_command_line_as_one_does(
+    folder: Path, tmp_path: Path
+) -> None:
     assert cli(arguments(folder, tmp_path / "one")) == 0
     killed = call("killed", *arguments(folder, tmp_path / "two"))
     assert killed.returncode != 0 and "SIGKILL" in killed.stderr, killed.stderr
@@ -343,8 +421,13 @@ def in_shards(folder: str, out: str) -> None:
 
 def into(folder: Path, out: Path) -> None:
     forget, retain = (corpora.read(folder / name) for name in ("forget.json", "retain.json"))
-    language, every = load(folder / "model", device="cpu"), replace(SETTINGS.optimization, batch=3, budget=300)
-    unlearn_into(out, language, forget, retain, replace(SETTINGS, optimization=every), progress=False)
+    language, every = (
+        load(folder / "model", device="cpu"),
+        replace(SETTINGS.optimization, batch=3, budget=300),
+    )
+    unlearn_into(
+        out, language, forget, retain, replace(SETTINGS, optimization=every), progress=False
+    )
 
 
 @pytest.mark.slow
@@ -359,7 +442,9 @@ def test_a_model_in_shards_is_saved_whole(folder: Path, tmp_path: Path) -> None:
 def test_torchrun_of_another_command_is_one_line(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "scores.parquet"
     done = torchrun("-m", "llm", "score", "--model", str(folder / "model"), "--out", str(out))
-    assert done.stderr.count("error: processes = 2 is not allowed") == 1 and re.search(r"exitcode\s*: 2", done.stderr)
+    assert done.stderr.count("error: processes = 2 is not allowed") == 1 and re.search(
+        r"exitcode\s*: 2", done.stderr
+    )
     assert not out.exists()
     alone = torchrun("-m", "llm", *arguments(folder, tmp_path / "run"), cpu=False)
     if not torch.cuda.is_available():

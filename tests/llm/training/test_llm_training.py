@@ -1,4 +1,6 @@
-"""Training of language models: one plain loop over single examples, whatever the batch is cut into."""
+"""Training of language models: one plain loop over single examples, whatever the batch is cut
+into.
+"""
 
 from __future__ import annotations
 
@@ -26,30 +28,46 @@ VOCAB = 50
 
 
 def gpt2(*, dropout: float = 0.0, dtype: torch.dtype = torch.float64) -> Any:
-    """A model with biases, scales and one matrix for embedding and head, all of whose arithmetic is in its dtype."""
+    """A model with biases, scales and one matrix for embedding and head, all of whose arithmetic
+    is in its dtype.
+    """
     off: dict[str, Any] = dict(resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout)
     config = transformers.GPT2Config(
-        vocab_size=VOCAB, bos_token_id=1, eos_token_id=2, n_embd=16, n_layer=2, n_head=2, n_positions=32, **off
+        vocab_size=VOCAB,
+        bos_token_id=1,
+        eos_token_id=2,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        n_positions=32,
+        **off,
     )
     return roughened(transformers.GPT2LMHeadModel(config)).to(dtype)
 
 
 def llama() -> Any:
-    sizes: dict[str, Any] = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
-    return roughened(transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=VOCAB, **sizes)))
+    sizes: dict[str, Any] = dict(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
+    )
+    return roughened(
+        transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=VOCAB, **sizes))
+    )
 
 
 def roughened(model: Any) -> Any:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
-            start = parameter if parameter.ndim == 1 else torch.zeros(())  # scales start at 1, matrices at random
+            # scales start at 1, matrices at random
+            start = parameter if parameter.ndim == 1 else torch.zeros(())
             parameter.copy_(start + 0.2 * torch.randn(parameter.shape, generator=generator))
     return model
 
 
 def some(*sizes: tuple[int, int], seed: int = 0) -> list[Encoded]:
-    """Random tokens, as many as each first number says, the second's number of which are the prompt's."""
+    """Random tokens, as many as each first number says, the second's number of which are the
+    prompt's.
+    """
     generator = torch.Generator().manual_seed(seed)
     draw = (torch.randint(1, VOCAB, (length,), generator=generator).tolist() for length, _ in sizes)
     return [Encoded(tuple(tokens), prompt) for tokens, (_, prompt) in zip(draw, sizes, strict=True)]
@@ -62,11 +80,17 @@ FAST = Optimization(epochs=2, batch=3, learning_rate=0.01)
 def token_losses(model: Any, one: Encoded) -> Tensor:
     """-log pi of each response token, from a forward pass over this example alone."""
     laws = model(torch.tensor([one.tokens])).logits[0].log_softmax(-1)
-    return torch.stack([-laws[place - 1, one.tokens[place]] for place in range(one.prompt, len(one.tokens))])
+    return torch.stack(
+        [-laws[place - 1, one.tokens[place]] for place in range(one.prompt, len(one.tokens))]
+    )
 
 
-def by_hand(model: Any, optimization: Optimization, updates: Callable[[int], list[Callable[[], None]]]) -> None:
-    """AdamW as published (Loshchilov and Hutter 2019); `updates(epoch)` are backward passes, one per update."""
+def by_hand(
+    model: Any, optimization: Optimization, updates: Callable[[int], list[Callable[[], None]]]
+) -> None:
+    """AdamW as published (Loshchilov and Hutter 2019); `updates(epoch)` are backward passes, one
+    per update.
+    """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     first, second = ([torch.zeros_like(parameter) for parameter in parameters] for _ in range(2))
     per_epoch, step = None, 0
@@ -84,9 +108,13 @@ def by_hand(model: Any, optimization: Optimization, updates: Callable[[int], lis
             if optimization.clip is not None and norm > optimization.clip:
                 gradients = [gradient * optimization.clip / norm for gradient in gradients]
             rise = step / warmup if warmup else math.inf
-            rate = optimization.learning_rate * min(rise, (total - step + 1) / max(1, total - warmup), 1.0)
+            rate = optimization.learning_rate * min(
+                rise, (total - step + 1) / max(1, total - warmup), 1.0
+            )
             with torch.no_grad():
-                for parameter, gradient, m, v in zip(parameters, gradients, first, second, strict=True):
+                for parameter, gradient, m, v in zip(
+                    parameters, gradients, first, second, strict=True
+                ):
                     if parameter.ndim > 1:
                         parameter *= 1 - rate * optimization.weight_decay
                     m.copy_(0.9 * m + 0.1 * gradient)
@@ -113,13 +141,18 @@ def fine_tuned_by_hand(model: Any, encoded: list[Encoded], optimization: Optimiz
     by_hand(model, optimization, updates)
 
 
-def check_parameters(model: nn.Module, other: nn.Module, rtol: float = 1e-6, atol: float = 1e-7) -> None:
+def check_parameters(
+    model: nn.Module, other: nn.Module, rtol: float = 1e-6, atol: float = 1e-7
+) -> None:
     for one, two in zip(model.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(one, two, rtol=rtol, atol=atol)
 
 
 def same(model: nn.Module, other: nn.Module) -> bool:
-    return all(torch.equal(one, two) for one, two in zip(model.parameters(), other.parameters(), strict=True))
+    return all(
+        torch.equal(one, two)
+        for one, two in zip(model.parameters(), other.parameters(), strict=True)
+    )
 
 
 # --- the loop ---
@@ -163,11 +196,14 @@ def test_a_budget_bounds_the_tokens_of_a_forward_pass() -> None:
     model, seen = gpt2(), []
     model.register_forward_pre_hook(lambda _, args: seen.append(args[0].numel()))
     fine_tune(model, EXAMPLES, replace(FAST, budget=22))
-    assert max(seen) <= 22 and len(seen) > 1 + 2 * 3  # that which tries the model out, and the updates
+    # that which tries the model out, and the updates
+    assert max(seen) <= 22 and len(seen) > 1 + 2 * 3
 
 
 def test_the_loss_is_the_mean_over_response_tokens() -> None:
-    want = -score_encoded(gpt2(), EXAMPLES).logp.sum() / sum(len(one.tokens) - one.prompt for one in EXAMPLES)
+    want = -score_encoded(gpt2(), EXAMPLES).logp.sum() / sum(
+        len(one.tokens) - one.prompt for one in EXAMPLES
+    )
     table = fine_tune(gpt2(), EXAMPLES, replace(FAST, learning_rate=1e-12))
     assert table["loss"].tolist() == pytest.approx([float(want)] * 2, rel=1e-8)
 
@@ -180,8 +216,14 @@ def test_after_each_epoch_the_model_of_that_moment_is_shown_without_dropout() ->
         seen.append((epoch, model.training, next(model.parameters()).detach().clone()))
 
     fine_tune(model, EXAMPLES, replace(FAST, epochs=3), progress=False, after=look)
-    assert [(epoch, training) for epoch, training, _ in seen] == [(1, False), (2, False), (3, False)]
-    assert torch.equal(seen[-1][2], next(model.parameters())) and not torch.equal(seen[0][2], seen[1][2])
+    assert [(epoch, training) for epoch, training, _ in seen] == [
+        (1, False),
+        (2, False),
+        (3, False),
+    ]
+    assert torch.equal(seen[-1][2], next(model.parameters())) and not torch.equal(
+        seen[0][2], seen[1][2]
+    )
     untouched = llama()
     fine_tune(untouched, EXAMPLES, replace(FAST, epochs=3), progress=False)
     assert same(model, untouched)
@@ -224,11 +266,16 @@ def test_every_setting_changes_the_result(change: dict[str, Any]) -> None:
 
 def test_bfloat16_is_about_right() -> None:
     model, other = llama(), llama()
-    tables = [fine_tune(model, EXAMPLES, FAST), fine_tune(other, EXAMPLES, replace(FAST, precision="bfloat16"))]
+    tables = [
+        fine_tune(model, EXAMPLES, FAST),
+        fine_tune(other, EXAMPLES, replace(FAST, precision="bfloat16")),
+    ]
     assert tables[1]["loss"].tolist() == pytest.approx(tables[0]["loss"].tolist(), rel=0.02)
     assert next(other.parameters()).dtype == torch.float32
     narrow = llama().to(torch.bfloat16)
-    assert fine_tune(narrow, EXAMPLES, FAST)["loss"].tolist() == pytest.approx(tables[0]["loss"].tolist(), rel=0.05)
+    assert fine_tune(narrow, EXAMPLES, FAST)["loss"].tolist() == pytest.approx(
+        tables[0]["loss"].tolist(), rel=0.05
+    )
     assert next(narrow.parameters()).dtype == torch.bfloat16
 
 
@@ -264,7 +311,9 @@ def test_dropout_follows_from_the_seed_and_leaves_the_global_generator_alone() -
 
 def test_no_two_updates_share_their_dropout() -> None:
     with looping(gpt2(dropout=0.2), FAST) as loop:
-        term = Term(EXAMPLES, range(7), lambda own, batch, rows: response_logprobs(own, batch).logp, 1 / 7)
+        term = Term(
+            EXAMPLES, range(7), lambda own, batch, rows: response_logprobs(own, batch).logp, 1 / 7
+        )
         found = [loop.update(step, 0.0, [term]).terms for step in (1, 2, 1)]
     assert found[0] == found[2] != found[1]
 
@@ -287,7 +336,9 @@ def test_an_epoch_takes_every_example_once(count: int, batch: int, seed: int, ep
 
 
 @given(st.integers(1, 12), st.integers(1, 40), st.integers(1, 9), st.integers(0, 9))
-def test_pairing_takes_every_example_about_equally_often(count: int, total: int, batch: int, seed: int) -> None:
+def test_pairing_takes_every_example_about_equally_often(
+    count: int, total: int, batch: int, seed: int
+) -> None:
     found = shuffled(count, batch, seed, 1, label="retain", total=total)
     rows = [row for rows in found for row in rows]
     times = [rows.count(row) for row in range(count)]
@@ -365,11 +416,18 @@ def test_the_gradient_norm_is_that_before_clipping() -> None:
     found = []
     for clip in (None, 1e-3):
         with looping(gpt2(), replace(FAST, clip=clip)) as loop:
-            term = Term(EXAMPLES, range(7), lambda own, batch, rows: response_logprobs(own, batch).logp, 1 / 7)
+            term = Term(
+                EXAMPLES,
+                range(7),
+                lambda own, batch, rows: response_logprobs(own, batch).logp,
+                1 / 7,
+            )
             found.append(loop.update(1, 0.1, [term]))
     twin = gpt2()
     (torch.stack([-token_losses(twin, one).sum() for one in EXAMPLES]).sum() / 7).backward()
-    want = torch.stack([parameter.grad.square().sum() for parameter in twin.parameters()]).sum().sqrt()
+    want = (
+        torch.stack([parameter.grad.square().sum() for parameter in twin.parameters()]).sum().sqrt()
+    )
     assert [update.gradient_norm for update in found] == pytest.approx([float(want)] * 2)
 
 

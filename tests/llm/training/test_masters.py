@@ -1,4 +1,6 @@
-"""Parameters of 16 bits: updates smaller than their spacing add up, and what is recorded is what would be saved."""
+"""Parameters of 16 bits: updates smaller than their spacing add up, and what is recorded is what
+would be saved.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +29,22 @@ from llm.unlearning.retaining import kl
 from llm.unlearning.unlearn import Unlearning, unlearn
 from markov.errors import InvalidInput
 from tests.llm.training.test_llm_training import EXAMPLES, FAST, same
-from tests.llm.unlearning.test_unlearning import ADAPTED, FORGET, NPO, RETAIN, interrupted_at, llama, with_
+from tests.llm.unlearning.test_unlearning import (
+    ADAPTED,
+    FORGET,
+    NPO,
+    RETAIN,
+    interrupted_at,
+    llama,
+    with_,
+)
 
-# As small beside a parameter as the paper's is beside a large model's: 1e-5 where parameters are about 0.02.
+# As small beside a parameter as the paper's is beside a large model's: 1e-5 where parameters are
+# about 0.02.
 SLOW = Optimization(epochs=3, batch=2, learning_rate=1e-4, warmup_epochs=0, weight_decay=0.0)
-NARROW = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+NARROW = pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"]
+)
 
 
 def narrow(dtype: torch.dtype = torch.bfloat16) -> Any:
@@ -59,8 +72,12 @@ def spacing(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 @NARROW
 @pytest.mark.parametrize("shape", [(100_003,), (64, 4096), (4096, 64), (3, 5, 7)], ids=str)
-def test_rounding_goes_to_a_neighbour_and_keeps_the_mean(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    start = (0.02 * torch.randn(shape, generator=torch.Generator().manual_seed(0))).to(dtype).float()
+def test_rounding_goes_to_a_neighbour_and_keeps_the_mean(
+    dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    start = (
+        (0.02 * torch.randn(shape, generator=torch.Generator().manual_seed(0))).to(dtype).float()
+    )
     assert torch.equal(rounded(start, dtype).float(), start)
     step = spacing(start, dtype)
     full = start.abs() > 1e-4  # of float16 numbers those with all digits
@@ -76,13 +93,21 @@ def test_rounding_goes_to_a_neighbour_and_keeps_the_mean(dtype: torch.dtype, sha
 
 @NARROW
 def test_rounding_leaves_what_is_no_number_and_what_is_too_large(dtype: torch.dtype) -> None:
-    values = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0, -0.0, torch.finfo(dtype).max, 3e38])
-    torch.testing.assert_close(rounded(values, dtype)[:6], values[:6].to(dtype), rtol=0, atol=0, equal_nan=True)
+    values = torch.tensor(
+        [torch.nan, torch.inf, -torch.inf, 0.0, -0.0, torch.finfo(dtype).max, 3e38]
+    )
+    torch.testing.assert_close(
+        rounded(values, dtype)[:6], values[:6].to(dtype), rtol=0, atol=0, equal_nan=True
+    )
     assert rounded(torch.zeros(0, 3), dtype).shape == (0, 3)
-    assert torch.equal(rounded(values[3:6].reshape(3, 1).T, dtype), values[3:6].reshape(1, 3).to(dtype))
+    assert torch.equal(
+        rounded(values[3:6].reshape(3, 1).T, dtype), values[3:6].reshape(1, 3).to(dtype)
+    )
 
 
-def test_rounding_is_the_same_however_many_are_rounded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rounding_is_the_same_however_many_are_rounded_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     values = torch.randn(1000, generator=torch.Generator().manual_seed(0))
     want = rounded(values, torch.bfloat16)
     monkeypatch.setattr(masters, "CHUNK", 7)
@@ -94,12 +119,16 @@ def test_rounding_is_the_same_however_many_are_rounded_at_once(monkeypatch: pyte
 
 @NARROW
 def test_updates_below_the_spacing_of_a_parameter_add_up(dtype: torch.dtype) -> None:
-    """The same fall as in float32 from the same weights, where updating the parameters themselves loses most of it."""
+    """The same fall as in float32 from the same weights, where updating the parameters
+    themselves loses most of it.
+    """
     start = narrow(dtype)
     wide, model = copy.deepcopy(start).float(), copy.deepcopy(start)
     falls = []
     for one in (wide, model):
-        found = unlearn(one, FORGET, RETAIN, slowly(epochs=10), progress=False).epochs["forget_loss"]
+        found = unlearn(one, FORGET, RETAIN, slowly(epochs=10), progress=False).epochs[
+            "forget_loss"
+        ]
         falls.append(found.iloc[0] - found.iloc[-1])
     assert falls[1] == pytest.approx(falls[0], rel=0.2) and falls[0] > 0
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
@@ -114,7 +143,9 @@ def test_updates_of_narrow_parameters_themselves_are_lost() -> None:
 
 
 def test_a_training_ends_at_its_masters_rounded_once() -> None:
-    """A run of many small steps is one of float32 from the same weights, up to half a spacing and autocast."""
+    """A run of many small steps is one of float32 from the same weights, up to half a spacing
+    and autocast.
+    """
     start = narrow()
     wide, model = copy.deepcopy(start).float(), copy.deepcopy(start)
     fine_tune(wide, EXAMPLES, replace(SLOW, precision="bfloat16"), progress=False)
@@ -124,20 +155,27 @@ def test_a_training_ends_at_its_masters_rounded_once() -> None:
 
 
 def test_adamw_on_narrow_parameters_is_refused_unless_asked_for_by_name() -> None:
-    with pytest.raises(InvalidInput, match="narrow_updates = False") as caught, looping(narrow(), FAST):
+    with (
+        pytest.raises(InvalidInput, match="narrow_updates = False") as caught,
+        looping(narrow(), FAST),
+    ):
         pass
     assert "lost" in str(caught.value)
     with looping(narrow(), replace(FAST, narrow_updates=True)) as loop:
         assert loop.masters == Masters()
     with pytest.raises(InvalidInput, match=r"narrow_updates = True.*float16"):
-        fine_tune(narrow(torch.float16), EXAMPLES, replace(FAST, narrow_updates=True), progress=False)
+        fine_tune(
+            narrow(torch.float16), EXAMPLES, replace(FAST, narrow_updates=True), progress=False
+        )
     with widened(llama()) as own:
         assert own == Masters()
 
 
 @NARROW
 def test_products_of_a_training_are_those_of_its_dtype(dtype: torch.dtype) -> None:
-    """bfloat16 under autocast, float16 in float32: its gradients would vanish without a scaled loss."""
+    """bfloat16 under autocast, float16 in float32: its gradients would vanish without a scaled
+    loss.
+    """
     seen = []
     model = narrow(dtype)
     model.model.layers[0].mlp.up_proj.register_forward_hook(
@@ -158,7 +196,9 @@ def test_gradients_that_float16_cannot_hold_are_kept() -> None:
 
     for model in (start, copy.deepcopy(start).float()):
         with widened(model) as own, looping(model, replace(FAST, clip=None), own) as loop:
-            norms.append(loop.update(1, 0.01, [Term(EXAMPLES, [0, 1], losses, 1e-15)]).gradient_norm)
+            norms.append(
+                loop.update(1, 0.01, [Term(EXAMPLES, [0, 1], losses, 1e-15)]).gradient_norm
+            )
     assert 0 < norms[0] == pytest.approx(norms[1], rel=1e-5)
     assert norms[0] < torch.finfo(torch.float16).smallest_normal
 
@@ -169,7 +209,9 @@ def test_gradients_that_float16_cannot_hold_are_kept() -> None:
 @ADAPTED
 @NARROW
 @pytest.mark.parametrize("lora", [None, Lora(rank=2)], ids=["whole", "adapters"])
-def test_what_is_recorded_is_of_the_model_that_would_be_saved(dtype: torch.dtype, lora: Lora | None) -> None:
+def test_what_is_recorded_is_of_the_model_that_would_be_saved(
+    dtype: torch.dtype, lora: Lora | None
+) -> None:
     kept: dict[int, Any] = {}
 
     def look(epoch: int, model: nn.Module) -> dict[str, float]:
@@ -214,8 +256,16 @@ def test_a_look_at_the_model_leaves_its_masters_and_its_ties_alone() -> None:
 def test_after_each_epoch_a_narrow_model_is_shown_narrow() -> None:
     seen = []
     model = narrow()
-    fine_tune(model, EXAMPLES, FAST, progress=False, after=lambda _: seen.append(next(model.parameters()).clone()))
-    assert {one.dtype for one in seen} == {torch.bfloat16} and torch.equal(seen[-1], next(model.parameters()))
+    fine_tune(
+        model,
+        EXAMPLES,
+        FAST,
+        progress=False,
+        after=lambda _: seen.append(next(model.parameters()).clone()),
+    )
+    assert {one.dtype for one in seen} == {torch.bfloat16} and torch.equal(
+        seen[-1], next(model.parameters())
+    )
 
 
 def test_the_divergence_from_what_a_narrow_model_was_starts_at_0() -> None:
@@ -230,7 +280,9 @@ def test_the_divergence_from_what_a_narrow_model_was_starts_at_0() -> None:
 
 @NARROW
 @pytest.mark.parametrize("call", [1, 2])
-def test_a_narrow_run_killed_and_started_again_is_the_run_itself(dtype: torch.dtype, call: int, tmp_path: Path) -> None:
+def test_a_narrow_run_killed_and_started_again_is_the_run_itself(
+    dtype: torch.dtype, call: int, tmp_path: Path
+) -> None:
     want_model, model = narrow(dtype), narrow(dtype)
     settings = with_(epochs=3, retain_term="cross_entropy", learning_rate=1e-3)
     want = unlearn(want_model, FORGET, RETAIN, settings, progress=False)
@@ -243,7 +295,9 @@ def test_a_narrow_run_killed_and_started_again_is_the_run_itself(dtype: torch.dt
     assert same(model, want_model)
 
 
-def test_a_narrow_run_that_breaks_off_leaves_a_narrow_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_narrow_run_that_breaks_off_leaves_a_narrow_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = narrow()
     monkeypatch.setattr(epochs.Run, "table", interrupted_at(2, epochs.Run.table))
     with pytest.raises(KeyboardInterrupt):

@@ -1,4 +1,6 @@
-"""A run that diverges is a result: it ends with a status, and everything that reads runs reads it."""
+"""A run that diverges is a result: it ends with a status, and everything that reads runs reads
+it.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ DIVERGES = pytest.mark.filterwarnings(
 
 
 def given(folder: Path, tmp_path: Path, **changes: str) -> list[str]:
-    more = [word for name, value in changes.items() for word in (f"--{name.replace('_', '-')}", value)]
+    more = [
+        word for name, value in changes.items() for word in (f"--{name.replace('_', '-')}", value)
+    ]
     return arguments(folder, tmp_path / "run", "--retrained", str(folder / "model"), *more)
 
 
@@ -101,7 +105,9 @@ def test_a_run_that_diverges_is_a_result(
 
 
 @DIVERGES
-def test_a_run_of_weights_that_overflow_has_no_answers_afterwards(folder: Path, tmp_path: Path) -> None:
+def test_a_run_of_weights_that_overflow_has_no_answers_afterwards(
+    folder: Path, tmp_path: Path
+) -> None:
     assert cli(given(folder, tmp_path, learning_rate="1e300")) == 0
     run = read_run(tmp_path / "run")
     assert run.epochs["status"].iloc[-1] == "nan" and set(run.logs) == {"original", "retrained"}
@@ -127,7 +133,9 @@ def test_a_model_that_is_not_finite_is_bad_input(
 
 
 @DIVERGES
-def test_a_sweep_shows_a_run_that_diverged(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_shows_a_run_that_diverged(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its model cannot be evaluated: the other runs have their numbers, and this one its status."""
     keep = sweep_module.evaluate_into
 
@@ -148,7 +156,9 @@ def test_a_sweep_shows_a_run_that_diverged(task: Task, tmp_path: Path, monkeypat
     pd.testing.assert_frame_equal(again, table)
     assert bool(summary(table).loc[bad.word].drop("n", level=1).isna().all())
     chosen = best(table).set_index("model").loc[bad.word]  # shown, as what it is
-    assert not bool(chosen["within"]) and bool(chosen[["ks_statistic", "model_utility"]].isna().all())
+    assert not bool(chosen["within"]) and bool(
+        chosen[["ks_statistic", "model_utility"]].isna().all()
+    )
     assert set(epochs(tmp_path, [good, bad], table)["status"]) >= {"nan"}
     other = tmp_path / "other"
     with pytest.raises(InvalidInput, match="logp"):  # one that did not diverge is not excused

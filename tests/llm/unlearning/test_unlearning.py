@@ -1,4 +1,6 @@
-"""Unlearning of language models: the law in a plain loop; resumed, adapted, diverged or spread out alike."""
+"""Unlearning of language models: the law in a plain loop; resumed, adapted, diverged or spread
+out alike.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,14 @@ from markov.objectives import (
 )
 from tests.llm.training import test_llm_training as training
 from tests.llm.training.test_llm_processes import torchrun
-from tests.llm.training.test_llm_training import VOCAB, by_hand, check_parameters, same, some, token_losses
+from tests.llm.training.test_llm_training import (
+    VOCAB,
+    by_hand,
+    check_parameters,
+    same,
+    some,
+    token_losses,
+)
 
 FORGET = some((12, 3), (20, 10), (7, 6), (15, 1), (9, 4), seed=1)
 RETAIN = some((14, 3), (6, 5), (11, 2), seed=2)
@@ -109,7 +118,9 @@ def plain_loss(objective: Objective, logp: Tensor, length: int, ref: float) -> T
 def plain_retain(model: Any, original: Any, one: Encoded, term: str) -> Tensor:
     if term == "cross_entropy":
         return token_losses(model, one).mean()
-    laws, truth = (own(torch.tensor([one.tokens])).logits[0].log_softmax(-1) for own in (model, original))
+    laws, truth = (
+        own(torch.tensor([one.tokens])).logits[0].log_softmax(-1) for own in (model, original)
+    )
     places = range(one.prompt - 1, len(one.tokens) - 1)
     return torch.stack([(truth[t].exp() * (truth[t] - laws[t])).sum() for t in places]).mean()
 
@@ -150,7 +161,9 @@ def first_gradients() -> Iterator[list[Tensor]]:
 
     def hook(optimizer: Any, *_: object) -> None:
         if not found:
-            found.extend(one.grad.clone() for group in optimizer.param_groups for one in group["params"])
+            found.extend(
+                one.grad.clone() for group in optimizer.param_groups for one in group["params"]
+            )
 
     handle = register_optimizer_step_pre_hook(hook)
     try:
@@ -179,7 +192,9 @@ def test_unlearning_is_a_plain_loop_over_single_examples(name: str, term: Any) -
 
 
 @pytest.mark.parametrize("beta", [0.05, 0.5, 5.0])
-def test_at_the_reference_npo_has_the_gradient_of_gradient_ascent_whatever_beta(beta: float) -> None:
+def test_at_the_reference_npo_has_the_gradient_of_gradient_ascent_whatever_beta(
+    beta: float,
+) -> None:
     with first_gradients() as found:
         run(gpt2(), with_(objective=npo(beta), clip=None))
     with first_gradients() as want:
@@ -207,10 +222,14 @@ def test_prompts_of_what_is_retained_are_not_trained_on() -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("ln_f.bias" in name)
     with first_gradients() as found:
-        unlearn(model, FORGET, retain, with_(retain_term="cross_entropy", retain_weight=1e9, clip=None))
+        unlearn(
+            model, FORGET, retain, with_(retain_term="cross_entropy", retain_weight=1e9, clip=None)
+        )
     twin = gpt2()
     token_losses(twin, retain[0]).sum().backward()
-    torch.testing.assert_close(found[0] / 1e9, twin.transformer.ln_f.bias.grad, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        found[0] / 1e9, twin.transformer.ln_f.bias.grad, rtol=1e-5, atol=1e-6
+    )
 
 
 # --- what does not matter, and what does ---
@@ -220,13 +239,18 @@ def test_prompts_of_what_is_retained_are_not_trained_on() -> None:
 @pytest.mark.parametrize("budget", [1, 35])
 def test_the_budget_matters_by_rounding_only(term: Any, budget: int) -> None:
     models = [gpt2(), gpt2()]
-    found = [run(model, with_(retain_term=term, budget=own)) for model, own in zip(models, (budget, 4000), strict=True)]
+    found = [
+        run(model, with_(retain_term=term, budget=own))
+        for model, own in zip(models, (budget, 4000), strict=True)
+    ]
     check_parameters(*models)
     for name in Unlearned._fields:
         pd.testing.assert_frame_equal(getattr(found[0], name), getattr(found[1], name), rtol=1e-7)
 
 
-def test_a_divergence_of_few_positions_at_a_time_is_that_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_divergence_of_few_positions_at_a_time_is_that_of_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     want, found = gpt2(), gpt2()
     run(want, with_(retain_term="kl"))
     monkeypatch.setattr(retaining, "POSITIONS", 3)
@@ -257,8 +281,14 @@ CHANGES: list[dict[str, Any]] = [
     {"retain_term": "kl"},
     {"retain_weight": 0.5},
     {"lora": Lora(rank=2)},
-    *({name: value} for name, value in dict(epochs=3, batch=3, learning_rate=0.02, weight_decay=0.5).items()),
-    *({name: value} for name, value in dict(warmup_epochs=0.0, clip=None, seed=1, precision="bfloat16").items()),
+    *(
+        {name: value}
+        for name, value in dict(epochs=3, batch=3, learning_rate=0.02, weight_decay=0.5).items()
+    ),
+    *(
+        {name: value}
+        for name, value in dict(warmup_epochs=0.0, clip=None, seed=1, precision="bfloat16").items()
+    ),
 ]
 
 
@@ -319,7 +349,9 @@ def test_tables_hold_what_they_say() -> None:
     assert set(found.epochs["status"]) == {"ok"} and (found.epochs["gradient_norm"][1:] > 0).all()
     for _, row in found.epochs.iterrows():
         own = found.examples[found.examples["epoch"] == row["epoch"]]
-        seq = SequenceLogProbs(*(torch.tensor(own[name].to_numpy()) for name in ("logp", "length", "ref")))
+        seq = SequenceLogProbs(
+            *(torch.tensor(own[name].to_numpy()) for name in ("logp", "length", "ref"))
+        )
         assert row["forget_loss"] == pytest.approx(float(npo(0.5).loss(seq).mean()))
 
 
@@ -361,7 +393,10 @@ def test_what_is_not_finite_is_recorded_and_ends_the_run() -> None:
 def test_what_is_not_finite_after_an_epoch_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.warns(RuntimeWarning, match=r"ends in epoch 1, at update 1"):
         found = run(gpt2(dtype=torch.float32), with_(learning_rate=1e30, weight_decay=0.0, batch=5))
-    assert found.epochs["status"].tolist() == ["ok", "nan"] and found.epochs["forget_loss"].isna().tolist()[1]
+    assert (
+        found.epochs["status"].tolist() == ["ok", "nan"]
+        and found.epochs["forget_loss"].isna().tolist()[1]
+    )
     assert set(found.examples["epoch"]) == {0}
     keep, calls = epochs.cross_entropy, [0]
 
@@ -388,7 +423,9 @@ def test_a_model_that_is_not_finite_is_refused(name: str, value: float, tmp_path
         fine_tune(model, FORGET, FAST)
 
 
-def test_a_model_whose_losses_are_not_finite_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_whose_losses_are_not_finite_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(epochs, "cross_entropy", lambda *_: torch.full((3,), math.inf))
         with pytest.raises(InvalidInput, match=r"model.*finite.*before the first update"):
@@ -434,7 +471,10 @@ def test_a_collapse_is_recorded_once_and_training_goes_on() -> None:
 @ADAPTED
 def test_adapters_alone_are_trained_and_end_up_in_the_weights() -> None:
     model, start = llama(), llama()
-    names, flags = [name for name, _ in model.named_parameters()], [p.requires_grad for p in model.parameters()]
+    names, flags = (
+        [name for name, _ in model.named_parameters()],
+        [p.requires_grad for p in model.parameters()],
+    )
     found = run(model, with_(lora=Lora(rank=2), retain_term="kl"))
     assert [name for name, _ in model.named_parameters()] == names
     assert [parameter.requires_grad for parameter in model.parameters()] == flags
@@ -450,7 +490,13 @@ def test_adapters_alone_are_trained_and_end_up_in_the_weights() -> None:
 
 @ADAPTED
 @pytest.mark.parametrize(
-    "lora", [Lora(rank=3), Lora(rank=2, alpha=4), Lora(rank=2, dropout=0.4), Lora(rank=2, target_modules=("v_proj",))]
+    "lora",
+    [
+        Lora(rank=3),
+        Lora(rank=2, alpha=4),
+        Lora(rank=2, dropout=0.4),
+        Lora(rank=2, target_modules=("v_proj",)),
+    ],
 )
 def test_every_setting_of_adapters_changes_the_result(lora: Lora) -> None:
     model, other = llama(), llama()
@@ -470,7 +516,9 @@ def test_adapters_follow_from_the_seed() -> None:
 
 @ADAPTED
 def test_the_original_of_adapters_is_that_of_a_copy() -> None:
-    """The divergence from a model without its adapters is that from a copy made before there were any."""
+    """The divergence from a model without its adapters is that from a copy made before there
+    were any.
+    """
     found = []
     for lora in (Lora(rank=2), None):
         model = llama()
@@ -496,20 +544,26 @@ def test_checkpointing_changes_nothing(lora: Lora | None) -> None:
 
 
 @ADAPTED
-def test_adapters_of_a_run_that_breaks_off_leave_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adapters_of_a_run_that_breaks_off_leave_the_model_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model, start = llama(), llama()
     monkeypatch.setattr(epochs.Run, "table", interrupted_at(2, epochs.Run.table))
     with pytest.raises(KeyboardInterrupt):
         run(model, with_(lora=Lora(rank=2)))
     assert same(model, start)
-    assert [name for name, _ in model.named_parameters()] == [name for name, _ in start.named_parameters()]
+    assert [name for name, _ in model.named_parameters()] == [
+        name for name, _ in start.named_parameters()
+    ]
 
 
 # --- killed and resumed ---
 
 
 def interrupted_at(call: int, function: Any) -> Any:
-    """The function, but for its call of that number, which is as if the user had stopped the run."""
+    """The function, but for its call of that number, which is as if the user had stopped the
+    run.
+    """
     calls = [0]
 
     def wrapped(*args: Any, **keywords: Any) -> Any:
@@ -530,7 +584,16 @@ RESUMED = [
 @ADAPTED
 @pytest.mark.parametrize("settings", RESUMED, ids=["whole", "adapters"])
 @pytest.mark.parametrize(
-    ("place", "call"), [("update", 2), ("update", 4), ("update", 8), ("save", 1), ("save", 2), ("save", 3), ("none", 0)]
+    ("place", "call"),
+    [
+        ("update", 2),
+        ("update", 4),
+        ("update", 8),
+        ("save", 1),
+        ("save", 2),
+        ("save", 3),
+        ("none", 0),
+    ],
 )
 def test_a_run_killed_anywhere_and_started_again_is_the_run_itself(
     settings: Unlearning, place: str, call: int, tmp_path: Path
@@ -654,7 +717,9 @@ def several(folder: Path, *, shards: bool = False) -> None:
             patch.setattr("llm.unlearning.unlearn.save_state", killing(unlearning.save_state))
             with pytest.raises(KeyboardInterrupt):
                 run(model, settings, state=folder / name)
-        found[name] = run(copy.deepcopy(start[settings.lora is not None]), settings, state=folder / name)
+        found[name] = run(
+            copy.deepcopy(start[settings.lora is not None]), settings, state=folder / name
+        )
     if place() == 0:
         (folder / "processes").write_text(str(joined().num_processes))
         for name, tables in found.items():
@@ -681,7 +746,9 @@ def as_shards() -> None:
 
     state = Accelerator().state
     PartialState._shared_state["distributed_type"] = state.distributed_type = DistributedType.FSDP
-    state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
+    state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap"
+    )
 
 
 SPREAD = {
@@ -698,7 +765,10 @@ SPREAD = {
 def test_two_processes_give_the_tables_of_one(shards: bool, tmp_path: Path) -> None:
     order = sorted(FORGET, key=lambda one: -len(one.tokens))
     assert [len(batches(order[rank::2], 30)) for rank in (0, 1)] == [2, 1]
-    code = f"from tests.llm.unlearning.test_unlearning import *; several(Path({str(tmp_path)!r}), shards={shards})"
+    code = (
+        f"from tests.llm.unlearning.test_unlearning import *; several(Path({str(tmp_path)!r}), "
+        f"shards={shards})"
+    )
     done = torchrun("--no-python", sys.executable, "-c", code)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "processes").read_text() == "2"

@@ -1,4 +1,6 @@
-"""What a cached result depends on: everything that is computed for it, and nothing that is only said or drawn."""
+"""What a cached result depends on: everything that is computed for it, and nothing that is only
+said or drawn.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def lazily() -> int:
 
 @pytest.fixture
 def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package: one imports inner.two, which imports three; lazy is imported in a function, never when it runs."""
+    """A package: one imports inner.two, which imports three; lazy is imported in a function,
+    never when it runs.
+    """
     folder = tmp_path / "made_up"
     (folder / "inner").mkdir(parents=True)
     texts = {
@@ -56,11 +60,16 @@ def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_imports_are_followed_however_indirect_and_in_functions_but_not_for_types_alone(made_up: Path) -> None:
+def test_imports_are_followed_however_indirect_and_in_functions_but_not_for_types_alone(
+    made_up: Path,
+) -> None:
     found = closure.digests("made_up.one")
     assert set(found) == {"made_up.one", "made_up.inner.two", "made_up.three", "made_up.lazy"}
     assert closure.digests("made_up.three") == found  # a circle
-    assert set(closure.digests("made_up.one", without=["made_up.inner.two"])) == {"made_up.one", "made_up.lazy"}
+    assert set(closure.digests("made_up.one", without=["made_up.inner.two"])) == {
+        "made_up.one",
+        "made_up.lazy",
+    }
 
 
 def keys_around(path: Path, old: str, new: str) -> tuple[str, str]:
@@ -83,7 +92,9 @@ def keys_around(path: Path, old: str, new: str) -> tuple[str, str]:
         ("lazy", "4", "5"),
     ],
 )
-def test_what_is_computed_changes_the_key_two_imports_away_too(made_up: Path, module: str, old: str, new: str) -> None:
+def test_what_is_computed_changes_the_key_two_imports_away_too(
+    made_up: Path, module: str, old: str, new: str
+) -> None:
     before, after = keys_around(made_up / f"{module}.py", old, new)
     assert after != before
 
@@ -103,7 +114,9 @@ def test_what_is_computed_changes_the_key_two_imports_away_too(made_up: Path, mo
         ("__init__", "1", "2"),
     ],
 )
-def test_what_is_said_or_not_reached_leaves_the_key(made_up: Path, module: str, old: str, new: str) -> None:
+def test_what_is_said_or_not_reached_leaves_the_key(
+    made_up: Path, module: str, old: str, new: str
+) -> None:
     before, after = keys_around(made_up / f"{module}.py", old, new)
     assert after == before
 
@@ -111,32 +124,52 @@ def test_what_is_said_or_not_reached_leaves_the_key(made_up: Path, module: str, 
 def test_a_package_is_all_of_its_modules(made_up: Path) -> None:
     names = {
         "made_up",
-        *(f"made_up.{name}" for name in ("one", "inner", "inner.two", "three", "lazy", "never", "apart")),
+        *(
+            f"made_up.{name}"
+            for name in ("one", "inner", "inner.two", "three", "lazy", "never", "apart")
+        ),
     }
     assert set(closure.digests("made_up")) == names
-    assert set(closure.digests("made_up.inner")) == names - {"made_up", "made_up.never", "made_up.apart"}
+    assert set(closure.digests("made_up.inner")) == names - {
+        "made_up",
+        "made_up.never",
+        "made_up.apart",
+    }
 
 
 def test_the_key_is_the_same_in_every_process(made_up: Path) -> None:
-    code = "from markov.files.storage import code_version; print(code_version('made_up.one', 'figures.language.best'))"
+    code = (
+        "from markov.files.storage import code_version; print(code_version('made_up.one', "
+        "'figures.language.best'))"
+    )
     seen = {storage.code_version("made_up.one", "figures.language.best")}
     for seed in ("0", "1"):
         environment = {"PYTHONHASHSEED": seed, "PYTHONPATH": f"{ROOT}:{made_up.parent}"}
-        seen.add(subprocess.check_output([sys.executable, "-c", code], env=environment, text=True).strip())
+        seen.add(
+            subprocess.check_output(
+                [sys.executable, "-c", code], env=environment, text=True
+            ).strip()
+        )
     assert len(seen) == 1
 
 
 def test_every_figure_depends_on_what_it_computes_with_and_on_no_colour(tmp_path: Path) -> None:
-    """In a copy of the project: a constant, a docstring, a colour, each for the table of every figure."""
+    """In a copy of the project: a constant, a docstring, a colour, each for the table of every
+    figure.
+    """
     for package in PACKAGES:
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
     code = "import sys; from markov.files import storage; (*modules, apart) = sys.argv[1:]\n"
     code += "print(*(storage.fingerprint(0, name, without=apart.split()) for name in modules))"
     modules = [entry.module for entry in CATALOGUE]
 
     def keys() -> dict[str, str]:
         command = [sys.executable, "-c", code, *modules, " ".join(DRAWING)]
-        printed = subprocess.check_output(command, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, text=True)
+        printed = subprocess.check_output(
+            command, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, text=True
+        )
         return dict(zip(modules, printed.split(), strict=True))
 
     def after(file: str, old: str, new: str) -> set[str]:
@@ -156,12 +189,20 @@ def test_every_figure_depends_on_what_it_computes_with_and_on_no_colour(tmp_path
         "figures/theory/rungs.py", "from __future__ import annotations", "import math"
     )
     changed = after("llm/scoring/logprobs.py", "from __future__ import annotations", "import math")
-    assert changed == {entry.module for entry in CATALOGUE if entry.name.startswith(("llm_", "muse_"))}
+    assert changed == {
+        entry.module for entry in CATALOGUE if entry.name.startswith(("llm_", "muse_"))
+    }
     changed = after("markov/training.py", "from __future__ import annotations", "import math")
-    assert {"figures.chains.tradeoff", "figures.theory.optimizer", "figures.chains.claims"} <= changed
+    assert {
+        "figures.chains.tradeoff",
+        "figures.theory.optimizer",
+        "figures.chains.claims",
+    } <= changed
 
 
-@pytest.mark.parametrize("name", ["markov.no_such_module", "no_such_package", "", "sys", "made.up.name"])
+@pytest.mark.parametrize(
+    "name", ["markov.no_such_module", "no_such_package", "", "sys", "made.up.name"]
+)
 def test_what_is_no_module_is_refused(name: str) -> None:
     with pytest.raises(InvalidInput, match="source"):
         closure.digests(name)

@@ -1,4 +1,6 @@
-"""A folder is written to only if it is new, empty or claimed by the same job, and nothing else is ever removed."""
+"""A folder is written to only if it is new, empty or claimed by the same job, and nothing else
+is ever removed.
+"""
 
 from __future__ import annotations
 
@@ -53,8 +55,12 @@ def test_a_new_or_an_empty_folder_may_be_claimed_and_the_same_job_goes_on(tmp_pa
         assert not folders.claimed(folder, "evaluate")
 
 
-@pytest.mark.parametrize("held", ["notes.txt", "model", ".hidden", "epochs.parquet", "model.broken"])
-def test_a_folder_that_holds_anything_else_is_refused_and_stays_as_it_is(tmp_path: Path, held: str) -> None:
+@pytest.mark.parametrize(
+    "held", ["notes.txt", "model", ".hidden", "epochs.parquet", "model.broken"]
+)
+def test_a_folder_that_holds_anything_else_is_refused_and_stays_as_it_is(
+    tmp_path: Path, held: str
+) -> None:
     (tmp_path / "out" / held).mkdir(parents=True)
     (tmp_path / "out" / held / "mine").write_text("mine")
     for refuse in (lambda: begin(tmp_path / "out"), lambda: folders.check_place(tmp_path / "out")):
@@ -65,7 +71,10 @@ def test_a_folder_that_holds_anything_else_is_refused_and_stays_as_it_is(tmp_pat
     assert (tmp_path / "out" / held / "mine").read_text() == "mine"
 
 
-texts, leaves = st.text(max_size=3), st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False)
+texts, leaves = (
+    st.text(max_size=3),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False),
+)
 plain = st.recursive(
     leaves | texts,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
@@ -82,7 +91,9 @@ def test_a_claim_holds_for_its_own_settings_and_no_others(
     begin(folder, made={"of": mine})
     (folder / "table.parquet").write_text("begun")
     begin(folder, made={"of": mine})
-    if json.dumps(storage.settings_of(mine), sort_keys=True) == json.dumps(storage.settings_of(theirs), sort_keys=True):
+    if json.dumps(storage.settings_of(mine), sort_keys=True) == json.dumps(
+        storage.settings_of(theirs), sort_keys=True
+    ):
         begin(folder, made={"of": theirs})
     elif storage.settings_of(mine) != storage.settings_of(theirs):
         with pytest.raises(InvalidInput, match="its of"):
@@ -106,8 +117,14 @@ def test_jobs_share_a_folder_if_they_write_different_names(tmp_path: Path) -> No
         begin(tmp_path / "out", "muse", {"of": "a"}, names=("table.parquet",))
 
 
-def test_of_a_claim_under_which_nothing_was_written_nothing_is_kept_once_its_process_has_ended(tmp_path: Path) -> None:
-    for process, refused in ((dead_process(), False), (leftovers.process(), False), ("00000000-1", True)):
+def test_of_a_claim_under_which_nothing_was_written_nothing_is_kept_once_its_process_has_ended(
+    tmp_path: Path,
+) -> None:
+    for process, refused in (
+        (dead_process(), False),
+        (leftovers.process(), False),
+        ("00000000-1", True),
+    ):
         folder = tmp_path / process
         begin(folder)
         known = json.loads((folder / CLAIM).read_text())
@@ -153,7 +170,9 @@ def test_a_claim_that_cannot_be_read_is_refused_but_set_aside_in_the_cache(
         ("authors:original", "authors:original", True),
     ],
 )
-def test_a_folder_that_is_read_is_not_written_to(tmp_path: Path, out: str, read: str, good: bool) -> None:
+def test_a_folder_that_is_read_is_not_written_to(
+    tmp_path: Path, out: str, read: str, good: bool
+) -> None:
     (tmp_path / "exp" / "model").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "exp")
     inputs = [None, read if ":" in read else tmp_path / read]
@@ -162,7 +181,9 @@ def test_a_folder_that_is_read_is_not_written_to(tmp_path: Path, out: str, read:
         return
     with pytest.raises(InvalidInput, match=r"out = .* apart from") as caught:
         folders.check_place(tmp_path / out, inputs=inputs)
-    assert "\n" not in str(caught.value) and list((tmp_path / "exp").rglob("*")) == [tmp_path / "exp" / "model"]
+    assert "\n" not in str(caught.value) and list((tmp_path / "exp").rglob("*")) == [
+        tmp_path / "exp" / "model"
+    ]
 
 
 def test_a_table_replaces_a_table_and_no_other_file(tmp_path: Path) -> None:
@@ -210,7 +231,12 @@ def test_a_finished_job_removes_what_was_passing_and_nothing_else(tmp_path: Path
 def test_passing_names_go_when_their_process_has_ended_and_not_before(tmp_path: Path) -> None:
     gone, elsewhere = dead_process(), "0123abcd-7"
     old, young = (passing("run.parquet", elsewhere) + end for end in (".old", ".young"))
-    left = {passing("run.parquet", gone): False, passing("other", gone): True, old: False, young: True}
+    left = {
+        passing("run.parquet", gone): False,
+        passing("other", gone): True,
+        old: False,
+        young: True,
+    }
     left |= {leftovers.partial_name("run.parquet") + ".parquet": True}
     left |= {".partial-mine": True, ".partial-0123456789abcdef": True, "run.parquet": True}
     for name in left:
@@ -234,7 +260,9 @@ def test_clearing_never_follows_a_link(tmp_path: Path) -> None:
     half.mkdir()
     (half / "link").symlink_to(mine)
     leftovers.clear(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["mine"] and (mine / "file").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"] and (
+        mine / "file"
+    ).read_text() == "mine"
 
 
 def test_writing_clears_what_killed_processes_left_of_the_same_file(tmp_path: Path) -> None:

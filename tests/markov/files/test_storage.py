@@ -1,4 +1,6 @@
-"""Results are written whole or not at all, say how they were made, and are rebuilt when anything in that changes."""
+"""Results are written whole or not at all, say how they were made, and are rebuilt when anything
+in that changes.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ class Plan:
     extra: dict[str, object] = dataclasses.field(default_factory=dict)
 
 
-FRAME = pd.DataFrame({"step": [0, 1, 2], "weight": [1.0, np.nan, 0.5], "component": ["retain", "forget1", "forget2"]})
+FRAME = pd.DataFrame(
+    {"step": [0, 1, 2], "weight": [1.0, np.nan, 0.5], "component": ["retain", "forget1", "forget2"]}
+)
 SOURCE = {"made": "by hand", "seeds": [0, 1]}
 
 
@@ -52,7 +56,9 @@ def assert_only(folder: Path, *names: str) -> None:
 
 
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt, SystemExit, GeneratorExit])
-def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, failure: type[BaseException]):
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, failure: type[BaseException]
+):
     target = tmp_path / "run.parquet"
     target.write_text("old")
     with pytest.raises(failure), storage.atomic_path(target) as partial:
@@ -85,7 +91,9 @@ def test_a_block_that_writes_nothing_is_an_error(tmp_path: Path):
         lambda path: storage.save_parameters(path, {"w": torch.ones(2)}, SOURCE),
     ],
 )
-def test_files_have_the_permissions_that_the_umask_asks_for(tmp_path: Path, write: Callable[[Path], None]):
+def test_files_have_the_permissions_that_the_umask_asks_for(
+    tmp_path: Path, write: Callable[[Path], None]
+):
     before = os.umask(0o027)
     try:
         write(tmp_path / "result")
@@ -105,7 +113,10 @@ def test_a_link_keeps_pointing_at_the_file_that_was_written(tmp_path: Path):
 def test_what_is_no_regular_file_is_never_replaced(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe")
     for target in (tmp_path / "pipe", tmp_path):
-        with pytest.raises(InvalidInput, match="a file that can be written"), storage.atomic_path(target):
+        with (
+            pytest.raises(InvalidInput, match="a file that can be written"),
+            storage.atomic_path(target),
+        ):
             raise AssertionError("the block must not be entered")
 
 
@@ -133,7 +144,10 @@ def test_places_that_cannot_be_written_are_named_before_any_work(tmp_path: Path)
 
 @pytest.mark.parametrize("folder", [False, True])
 def test_trying_a_place_leaves_nothing_behind(tmp_path: Path, folder: bool):
-    assert storage.check_writable(tmp_path / "a" / "b" / "out", "out", folder=folder) == tmp_path / "a" / "b" / "out"
+    assert (
+        storage.check_writable(tmp_path / "a" / "b" / "out", "out", folder=folder)
+        == tmp_path / "a" / "b" / "out"
+    )
     assert_only(tmp_path)
     (tmp_path / "kept").write_text("kept")
     storage.check_writable(tmp_path / "kept", "out")
@@ -155,7 +169,10 @@ def test_a_folder_that_another_process_takes_away_during_the_trial_is_tried_agai
     monkeypatch.setattr(os, "open", racing)
     for lost in (0, 1, 2):
         asked.clear()
-        assert storage.check_writable(tmp_path / "a" / "out", "out", folder=True) == tmp_path / "a" / "out"
+        assert (
+            storage.check_writable(tmp_path / "a" / "out", "out", folder=True)
+            == tmp_path / "a" / "out"
+        )
         assert len(asked) == lost + 1
         assert_only(tmp_path)
     asked.clear()
@@ -164,7 +181,9 @@ def test_a_folder_that_another_process_takes_away_during_the_trial_is_tried_agai
         storage.check_writable(tmp_path / "a" / "out", "out", folder=True)
 
 
-def test_the_cache_lies_where_the_user_says_else_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_the_cache_lies_where_the_user_says_else_in_the_users_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     monkeypatch.setenv("SIMNPO_LAB_CACHE", str(tmp_path / "mine"))
     assert storage.cache_dir() == tmp_path / "mine"
     assert_only(tmp_path / "mine")
@@ -198,12 +217,18 @@ def test_a_table_and_its_provenance_come_back(tmp_path: Path):
 
 def test_equal_frames_give_equal_bytes_however_they_were_put_together(tmp_path: Path):
     # Long enough for several pages in the file, whose borders would follow those of the pieces.
-    long = pd.DataFrame({"name": [f"an example with a long and unrepeated name, {i}" for i in range(60_000)]})
-    pieces = pd.concat([long.iloc[start : start + 113] for start in range(0, len(long), 113)], ignore_index=True)
+    long = pd.DataFrame(
+        {"name": [f"an example with a long and unrepeated name, {i}" for i in range(60_000)]}
+    )
+    pieces = pd.concat(
+        [long.iloc[start : start + 113] for start in range(0, len(long), 113)], ignore_index=True
+    )
     storage.write_table(long, tmp_path / "0", SOURCE)
     storage.write_table(pieces, tmp_path / "1", dict(reversed(SOURCE.items())))
     storage.write_table(storage.read_table(tmp_path / "0"), tmp_path / "2", SOURCE)
-    storage.write_table(FRAME.set_index("step").reset_index()[list(FRAME)].iloc[:2], tmp_path / "3", SOURCE)
+    storage.write_table(
+        FRAME.set_index("step").reset_index()[list(FRAME)].iloc[:2], tmp_path / "3", SOURCE
+    )
     storage.write_table(FRAME.iloc[:2].copy(), tmp_path / "4", SOURCE)
     content = [(tmp_path / str(i)).read_bytes() for i in range(5)]
     assert content[0] == content[1] == content[2] != content[3] == content[4]
@@ -213,19 +238,32 @@ def test_equal_frames_give_equal_bytes_however_they_were_put_together(tmp_path: 
 
 def test_parameters_and_their_metadata_come_back_and_equal_ones_give_equal_bytes(tmp_path: Path):
     members = torch.arange(6.0, dtype=torch.float64).reshape(2, 3)
-    own = {"a": members[0].requires_grad_(), "b": members[1], "turned": members.T, "tied": members[1]}
+    own = {
+        "a": members[0].requires_grad_(),
+        "b": members[1],
+        "turned": members.T,
+        "tied": members[1],
+    }
     for name in ("0.safetensors", "1.safetensors"):
         storage.save_parameters(tmp_path / name, own, SOURCE)
     loaded = storage.load_parameters(tmp_path / "0.safetensors")
     assert own.keys() == loaded.keys()
-    assert all(torch.equal(own[name], loaded[name]) and loaded[name].dtype == torch.float64 for name in own)
+    assert all(
+        torch.equal(own[name], loaded[name]) and loaded[name].dtype == torch.float64 for name in own
+    )
     assert storage.read_provenance(tmp_path / "0.safetensors") == SOURCE
     assert (tmp_path / "0.safetensors").read_bytes() == (tmp_path / "1.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("read", [storage.read_table, storage.read_provenance, storage.load_parameters])
-@pytest.mark.parametrize("name", ["missing", "text", "folder", "missing.safetensors", "text.safetensors"])
-def test_a_file_that_is_missing_or_of_another_kind_is_named(tmp_path: Path, name: str, read: Callable[[Path], object]):
+@pytest.mark.parametrize(
+    "read", [storage.read_table, storage.read_provenance, storage.load_parameters]
+)
+@pytest.mark.parametrize(
+    "name", ["missing", "text", "folder", "missing.safetensors", "text.safetensors"]
+)
+def test_a_file_that_is_missing_or_of_another_kind_is_named(
+    tmp_path: Path, name: str, read: Callable[[Path], object]
+):
     (tmp_path / "folder").mkdir()
     for text in ("text", "text.safetensors"):
         (tmp_path / text).write_text("neither parquet nor safetensors")
@@ -260,7 +298,10 @@ CHANGES = {
 
 
 def test_the_fingerprint_changes_with_every_setting():
-    plans = [Plan(), *(Plan(**{name: value}) for name, values in CHANGES.items() for value in values)]
+    plans = [
+        Plan(),
+        *(Plan(**{name: value}) for name, values in CHANGES.items() for value in values),
+    ]
     assert CHANGES.keys() == {field.name for field in dataclasses.fields(Plan)}
     assert len({storage.fingerprint(plan) for plan in plans}) == len(plans)
     assert all(len(storage.fingerprint(plan)) >= 16 for plan in plans)
@@ -295,10 +336,17 @@ def test_what_has_no_plain_form_is_refused(value: object):
 
 def test_the_fingerprint_does_not_depend_on_the_process():
     value = {"beta": (0.1, None), "names": {"retain": True, "forget1": False}}
-    code = f"from markov.files import storage; print(storage.fingerprint({value!r}, 'markov.errors'))"
+    code = (
+        f"from markov.files import storage; print(storage.fingerprint({value!r}, 'markov.errors'))"
+    )
     root = Path(__file__).parents[3]
-    environments = [{**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(root)} for seed in ("0", "1")]
-    printed = [subprocess.check_output([sys.executable, "-c", code], env=each, text=True) for each in environments]
+    environments = [
+        {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(root)} for seed in ("0", "1")
+    ]
+    printed = [
+        subprocess.check_output([sys.executable, "-c", code], env=each, text=True)
+        for each in environments
+    ]
     assert {line.strip() for line in printed} == {storage.fingerprint(value, "markov.errors")}
 
 
@@ -310,13 +358,20 @@ def test_the_code_version_changes_with_every_module_and_only_with_those_asked_fo
     for name in ("inner/one.py", "inner/__init__.py", "two.py", "__init__.py"):
         (package.parent / name).write_text("VALUE = 1\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    sources = [("made_up",), ("made_up.inner",), ("made_up.inner.one",), ("made_up.two",), ("made_up.two", "made_up")]
+    sources = [
+        ("made_up",),
+        ("made_up.inner",),
+        ("made_up.inner.one",),
+        ("made_up.two",),
+        ("made_up.two", "made_up"),
+    ]
 
     def versions() -> list[str]:
         return [storage.fingerprint(Plan(), *names) for names in sources]
 
     before = versions()
-    assert len(set(before)) == len(sources) - 1 and before[-1] == before[0]  # what is asked for twice is there once
+    # what is asked for twice is there once
+    assert len(set(before)) == len(sources) - 1 and before[-1] == before[0]
     (package / "one.py").write_text("VALUE = 2\n")
     changed = [old != new for old, new in zip(before, versions(), strict=True)]
     assert changed == [True, True, True, False, True]
@@ -328,7 +383,9 @@ def test_the_code_version_changes_with_every_module_and_only_with_those_asked_fo
     assert storage.code_version("made_up", "markov") == storage.code_version("markov", "made_up")
 
 
-@pytest.mark.parametrize("name", ["markov.no_such_module", "no_such_package", "", "sys", "made.up.name"])
+@pytest.mark.parametrize(
+    "name", ["markov.no_such_module", "no_such_package", "", "sys", "made.up.name"]
+)
 def test_unknown_sources_are_refused(name: str):
     with pytest.raises(InvalidInput, match="source"):
         storage.code_version(name)
@@ -340,14 +397,22 @@ def test_the_provenance_says_how_to_make_the_result_again():
     assert made["seeds"] == [0, 1]
     assert made["fingerprint"] == storage.fingerprint(Plan(), "markov.errors")
     assert (made["torch"], made["numpy"]) == (torch.__version__, np.__version__)
-    assert made == json.loads(json.dumps(made)) == storage.provenance(Plan(), "markov.errors", seeds=(0, 1))
+    assert (
+        made
+        == json.loads(json.dumps(made))
+        == storage.provenance(Plan(), "markov.errors", seeds=(0, 1))
+    )
     assert storage.provenance(Plan())["code"] == storage.code_version("markov")
 
 
-def test_the_commit_is_that_of_the_projects_own_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_commit_is_that_of_the_projects_own_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     def git(*arguments: str) -> str:
         identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "core.hooksPath=/dev/null"]
-        return subprocess.check_output(["git", *identity, *arguments], cwd=tmp_path, text=True).strip()
+        return subprocess.check_output(
+            ["git", *identity, *arguments], cwd=tmp_path, text=True
+        ).strip()
 
     for folder in (tmp_path / "markov" / "files", tmp_path / "site-packages" / "markov" / "files"):
         folder.mkdir(parents=True)
@@ -357,7 +422,9 @@ def test_the_commit_is_that_of_the_projects_own_checkout(tmp_path: Path, monkeyp
     assert storage.git_commit() is None
     git("commit", "-q", "--allow-empty", "-m", "first")
     assert storage.git_commit() == git("rev-parse", "HEAD")
-    monkeypatch.setattr(storage, "__file__", str(tmp_path / "site-packages" / "markov" / "files" / "storage.py"))
+    monkeypatch.setattr(
+        storage, "__file__", str(tmp_path / "site-packages" / "markov" / "files" / "storage.py")
+    )
     assert storage.git_commit() is None
     monkeypatch.setenv("PATH", "")
     assert storage.git_commit() is None
