@@ -9,6 +9,7 @@ from .diagnostics import crossings as crossings
 from .experiments import Experiment as Experiment
 from .experiments import Pretraining as Pretraining
 from .experiments import grid as grid
+from .explanation import explain as explain
 from .models import Tabular as Tabular
 from .models import Transformer as Transformer
 from .objectives import CORNERS as CORNERS

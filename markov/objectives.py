@@ -163,7 +163,7 @@ def check_logprobs(seq: SequenceLogProbs) -> SequenceLogProbs:
     for name, values in seq._asdict().items():
         proper = isinstance(values, Tensor) and values.is_floating_point()
         require(proper, name, getattr(values, "dtype", values), "a tensor of floating dtype")
-    _check_shapes(seq)
+    check_shapes(seq)
     for name, values in seq._asdict().items():
         _require_all(values.isfinite(), name, values, "finite numbers")
     check_nonempty(seq.length)
@@ -199,7 +199,7 @@ def _tensor(field: str, value: object, like: Tensor | None) -> Tensor:
     )
 
 
-def _check_shapes(seq: SequenceLogProbs) -> None:
+def check_shapes(seq: SequenceLogProbs) -> None:
     """Raise `InvalidInput` unless all fields that are tensors have one shape: else they would
     broadcast silently.
     """
@@ -248,7 +248,7 @@ class Objective(NamedTuple):
         overflow.
         """
         self._check(seq)
-        beta, zero = _away_from_zero(self.beta, seq.logp)
+        beta, zero = away_from_zero(self.beta, seq.logp)
         # Not softplus: torch's turns linear at z = 20 and would lose the last digits of the weight.
         curved = -(2 / beta) * logsigmoid(-self._replace(beta=beta).logit(seq))
         return torch.where(zero, self._limit(seq), curved)
@@ -262,7 +262,7 @@ class Objective(NamedTuple):
         Proposition 1).
         """
         self._check(seq)
-        beta, zero = _away_from_zero(self.beta, seq.logp)
+        beta, zero = away_from_zero(self.beta, seq.logp)
         gamma = _like(self.gamma, seq.logp)
         shift = beta * self.score(seq)
         small = shift.abs() < 1
@@ -275,7 +275,7 @@ class Objective(NamedTuple):
 
     def _check(self, seq: SequenceLogProbs) -> None:
         """What can be known without a look into a tensor."""
-        _check_shapes(seq)
+        check_shapes(seq)
         for name, value in zip(self._fields, self, strict=True):
             check_plain(name, value, ALLOWED[name])
 
@@ -287,46 +287,6 @@ class Objective(NamedTuple):
         down.
         """
         return 2 * torch.sigmoid(self.logit(seq)) / seq.length**self.normalize
-
-    def explain(self, seq: SequenceLogProbs, index: int = 0) -> str:
-        """The law with the numbers of one example, the `index`-th; raises `InvalidInput` if
-        there is none.
-        """
-        count = seq.logp.numel()
-        require(-count <= index < count, "index", index, f"{-count} to {count - 1}")
-        _check_shapes(seq)
-        for name, value in validate(self)._asdict().items():
-            require(torch.as_tensor(value).numel() == 1, name, value, "one number, not a stack")
-        one = check_logprobs(SequenceLogProbs(*(x.detach().reshape(-1)[index] for x in seq)))
-        of_one = (f(one) for f in (self.score, self.logit, self.loss, self.weight))
-        shown = (f"{float(x):.6g}" for x in (*one, one.logp / one.length, *of_one, *self))
-        logp, length, ref, mean, u, z, loss, weight, beta, gamma, reference, normalize = shown
-        at_zero = bool(_away_from_zero(self.beta, one.logp)[1])
-        curved = f"(2 / beta) * softplus(logit) = (2 / {beta}) * softplus({z})"
-        how = (
-            f"2 * sigmoid(gamma) * score at beta = 0, = 2 * sigmoid({gamma}) * {u}"
-            if at_zero
-            else curved
-        )
-        table, place = (
-            (LIMITS, self.normalize) if at_zero else (CORNERS, (self.reference, self.normalize))
-        )
-        corner = next(
-            (name for name, numbers in table.items() if numbers == place), "none of the named ones"
-        )
-        over = f"{length}**{normalize}"
-        score = f"({logp} - {reference} * {ref}) / {over}"
-        lines = [
-            f"corner:    {corner} (reference = {reference}, normalize = {normalize}, margin gamma "
-            f"= {gamma})",
-            f"per token: logp / length = {logp} / {length} = {mean} nats",
-            f"score:     (logp - reference * ref) / length**normalize = {score} = {u}",
-            f"logit:     beta * score + gamma = {beta} * {u} + {gamma} = {z}",
-            f"loss:      {how} = {loss}",
-            f"weight:    2 * sigmoid(logit) / length**normalize = 2 * sigmoid({z}) / {over} = "
-            f"{weight}",
-        ]
-        return "\n".join(lines)
 
 
 def npo(beta: Number) -> Objective:
@@ -436,7 +396,7 @@ def _like(value: Number, like: Tensor) -> Tensor:
     return value.to(like) if isinstance(value, Tensor) else like.new_tensor(value)
 
 
-def _away_from_zero(beta: Number, like: Tensor) -> tuple[Tensor, Tensor]:
+def away_from_zero(beta: Number, like: Tensor) -> tuple[Tensor, Tensor]:
     """beta with 1 wherever it counts as 0, and where that is: then not even an unused branch
     divides by 0.
     """

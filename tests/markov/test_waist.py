@@ -30,6 +30,7 @@ from markov.conventions import from_released_tofu
 from markov.diagnostics import _with_shares
 from markov.errors import InvalidInput, is_number, is_whole, require_number, require_whole
 from markov.experiments import Experiment, Pretraining
+from markov.explanation import explain
 from markov.files import storage
 from markov.logistic import LogisticWorld, Unlearning
 from markov.models import Tabular, Transformer
@@ -477,7 +478,7 @@ def test_entry_points_look_at_the_numbers_that_they_are_given(field: str, bad: f
     table = pd.DataFrame({name: values.numpy() for name, values in spoiled._asdict().items()})
     calls: list[Callable[[], Any]] = [
         lambda: weights_table(spoiled, {"npo": npo(0.1)}),
-        lambda: npo(0.1).explain(spoiled, 1),
+        lambda: explain(npo(0.1), spoiled, 1),
         lambda: weights_of(table, npo(0.1)),
     ]
     for call in calls:
@@ -488,9 +489,9 @@ def test_entry_points_look_at_the_numbers_that_they_are_given(field: str, bad: f
 
 def test_an_explanation_does_not_mix_responses_of_unequal_shapes() -> None:
     with pytest.raises(InvalidInput, match="length"):
-        npo(0.1).explain(SequenceLogProbs(-torch.ones(4), torch.ones(2, 2), -torch.ones(4)))
+        explain(npo(0.1), SequenceLogProbs(-torch.ones(4), torch.ones(2, 2), -torch.ones(4)))
     with pytest.raises(InvalidInput, match="beta"):
-        Objective(-1.0).explain(seq([-1.0], [2.0], [-1.0]))
+        explain(Objective(-1.0), seq([-1.0], [2.0], [-1.0]))
 
 
 def test_sliders_take_responses_only() -> None:
