@@ -34,7 +34,8 @@ from llm.models.saving import save
 from llm.models.small_authors import DefaultModels, build, folder_of
 from llm.models.small_news import build as news
 from llm.models.source import ModelOptions
-from llm.scoring.encoding import LLAMA2_CHAT, encode_examples
+from llm.scoring.encoding import encode_examples
+from llm.scoring.templates import LLAMA2_CHAT
 from llm.sweeps.sweep import Run, Task
 from llm.training.fine_tuning import fine_tune
 from llm.training.loop import Optimization

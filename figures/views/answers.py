@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import ipywidgets as widgets
 import numpy as np
@@ -160,9 +160,9 @@ def _by_epoch(table: pd.DataFrame) -> dict[int, pd.DataFrame]:
     if "retrained" in whole:
         whole = whole.assign(needed=whole["logp"] - whole["retrained"])
     return {
-        int(epoch): own.sort_values("index").reset_index(drop=True)
+        int(cast(Any, epoch)): own.sort_values("index").reset_index(drop=True)
         for epoch, own in whole.groupby("epoch")
-    }  # pyright: ignore[reportArgumentType]
+    }
 
 
 def _dots(axes: Axes) -> tuple[Any, Any]:

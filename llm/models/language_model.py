@@ -35,8 +35,9 @@ from llm.models.pretrained import (
     vocabulary,
 )
 from llm.models.saving import TEMPLATE
-from llm.scoring.encoding import CHAT, LLAMA2_CHAT, PLAIN, Template, fitted
+from llm.scoring.encoding import fitted
 from llm.scoring.logprobs import check_model
+from llm.scoring.templates import CHAT, LLAMA2_CHAT, PLAIN, Template
 from markov.errors import InvalidInput, require
 from markov.files.storage import Location, read_kept
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from llm.data import sources
 from llm.data import tofu as corpora
 from llm.data.authors.corpus import PERCENTS
-from llm.scoring.encoding import CHAT, LLAMA2_CHAT, Template
+from llm.scoring.templates import CHAT, LLAMA2_CHAT, Template
 from markov.errors import require
 from markov.files.storage import Location
 

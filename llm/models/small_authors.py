@@ -26,7 +26,8 @@ from llm.data.authors.corpus import Authors, Split, corpus, split
 from llm.data.tofu import Example
 from llm.models.language_model import LanguageModel, find_device, kept_model, load_saved
 from llm.models.saving import save
-from llm.scoring.encoding import PLAIN, encode_examples
+from llm.scoring.encoding import encode_examples
+from llm.scoring.templates import PLAIN
 from llm.training.fine_tuning import fine_tune
 from llm.training.loop import Optimization
 from markov.errors import InvalidInput, require

@@ -28,7 +28,8 @@ from llm.models.saving import save
 from llm.models.small_authors import APART, POSITIONS, SPECIAL, DefaultModels, fresh_model
 from llm.randomness import derived_seed
 from llm.scoring.documents import SEPARATOR, pieces, whole
-from llm.scoring.encoding import PLAIN, Encoded
+from llm.scoring.encoding import Encoded
+from llm.scoring.templates import PLAIN
 from llm.training.fine_tuning import fine_tune
 from llm.training.loop import Optimization
 from markov.errors import InvalidInput, require

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from llm.models.names import Made, made
-from llm.scoring.encoding import BUDGET, MAX_LENGTH, TEMPLATES
+from llm.scoring.encoding import BUDGET, MAX_LENGTH
+from llm.scoring.templates import TEMPLATES
 from markov.errors import require
 from markov.files.storage import Location
 
 if TYPE_CHECKING:
     from llm.models.language_model import LanguageModel
-    from llm.scoring.encoding import Template
+    from llm.scoring.templates import Template
 
 
 @dataclass(frozen=True, kw_only=True)

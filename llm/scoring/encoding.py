@@ -27,18 +27,16 @@ the answer gets the end-of-sequence token. A template that writes anything else 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import torch
 from jaxtyping import Bool, Int64
-from jinja2 import TemplateError
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from llm.scoring.templates import Template, answer_in, conversation
 from markov.errors import InvalidInput, require
 
 if TYPE_CHECKING:
@@ -48,7 +46,6 @@ MAX_LENGTH = 512  # tokens of a prompt and its response
 BUDGET = 2048  # tokens of a batch, padding included
 ANCHOR = "\n"  # hardly ever merged with what follows it
 PROBE = "a"  # a short text, to see what is put around one
-TODAY = "strftime_now"  # what chat templates call to know which day it is
 
 
 class PromptAndResponse(Protocol):
@@ -58,46 +55,6 @@ class PromptAndResponse(Protocol):
     def prompt(self) -> str: ...
     @property
     def response(self) -> str: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Template:
-    """How a prompt and a response are written: `{prompt}` and `{response}` stand for them, the rest
-    is fixed.
-
-    A space between the two belongs to the response, since tokenizers merge it with the word that
-    follows. With `chat`, what `prompt` and `response` give are the user's and the assistant's turns
-    in the tokenizer's own chat template, after the turn `system` (none if it is empty), on the day
-    `date`. Without `end` the end of the response is left out. Raises `InvalidInput` for a text
-    without its placeholder.
-    """
-
-    prompt: str
-    response: str = "{response}"
-    chat: bool = False
-    system: str = ""
-    date: str = ""
-    end: bool = True
-
-    def __post_init__(self) -> None:
-        for field in ("prompt", "response"):
-            allowed = f"a text that contains {{{field}}} once"
-            require(
-                getattr(self, field).count(f"{{{field}}}") == 1,
-                field,
-                getattr(self, field),
-                allowed,
-            )
-
-
-LLAMA2_CHAT = Template(prompt="[INST] {prompt} [/INST]")
-# The tag "Answer:" belongs to the prompt. TOFU's released code scores it, for Phi: prompt =
-# "Question: {prompt}\n".
-PLAIN = Template(prompt="Question: {prompt}\nAnswer:", response=" {response}")
-CHAT = Template(
-    prompt="{prompt}", chat=True, system="You are a helpful assistant.", date="10 Apr 2025"
-)
-TEMPLATES = {"llama2_chat": LLAMA2_CHAT, "plain": PLAIN, "chat": CHAT}
 
 
 class Encoded(NamedTuple):
@@ -310,10 +267,10 @@ def _turns(
     asked, written, ends = [], [], []
     for prompt, response in pairs:
         answer = template.response.replace("{response}", response)
-        before, whole = _conversation(
+        before, whole = conversation(
             tokenizer, template, template.prompt.replace("{prompt}", prompt), answer
         )
-        after, end = _answer(before, whole, answer.strip(), marks)
+        after, end = answer_in(before, whole, answer.strip(), marks)
         asked.append(before)
         written.append(after)
         ends.append(end)
@@ -329,78 +286,6 @@ def _turns(
         )
         found.append((before, after if template.end else after[:-1]))
     return found
-
-
-def _conversation(
-    tokenizer: PreTrainedTokenizerBase, template: Template, prompt: str, answer: str
-) -> tuple[str, str]:
-    """What the chat template writes as long as the answer is still to come, and when it is
-    there.
-    """
-    system = [{"role": "system", "content": template.system}] if template.system else []
-    turns = [*system, {"role": "user", "content": prompt}]
-    try:
-        # Templates that can have a model think before it answers are told not to: these answers
-        # come without thoughts.
-        options: dict[str, Any] = {"tokenize": False, "enable_thinking": False}
-        options |= {"chat_template": _dated(str(tokenizer.get_chat_template()), template.date)}
-        options |= {"date_string": template.date} if template.date else {}
-        before = tokenizer.apply_chat_template(turns, add_generation_prompt=True, **options)
-        whole = tokenizer.apply_chat_template(
-            [*turns, {"role": "assistant", "content": answer}], **options
-        )
-    except (TemplateError, ValueError, TypeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InvalidInput(
-            "template", "chat", f"one that this tokenizer has a chat template for ({reason})"
-        ) from error
-    return str(before), str(whole)
-
-
-def _dated(written: str, date: str) -> str:
-    """The chat template with one day in place of today's, which some ask for: a score must not
-    depend on the day.
-    """
-    if not date or TODAY not in written:
-        return written
-    forms = set(re.findall(TODAY + r"\(\s*['\"](.*?)['\"]\s*\)", written))
-    try:
-        days = {form: datetime.strptime(date, "%d %b %Y").strftime(form) for form in forms}
-    except ValueError:
-        days = {}
-    # A macro of this name stands before the function.
-    value = f"{{{{ {days!r}.get(form, {date!r}) }}}}"
-    return f"{{%- macro {TODAY}(form) -%}}{value}{{%- endmacro -%}}{written}"
-
-
-def _answer(before: str, whole: str, answer: str, marks: Collection[str]) -> tuple[str, str | None]:
-    """What the conversation has beyond the prompt, up to the token that ends the turn, and that
-    token if any does.
-    """
-    beyond = whole[len(before) :]
-    place = beyond.find(answer)
-    lead, tail = beyond[: max(place, 0)].strip(), beyond[place + len(answer) :]
-    # The first of them, and of those that begin there the longest.
-    until, _, end = min(
-        ((tail.find(mark), -len(mark), mark) for mark in marks if mark in tail),
-        default=(None, 0, None),
-    )
-    rest = tail[:until].strip()
-    odd = {
-        f"does not go on from its own prompt, ...{before[-30:]!r}": not whole.startswith(before),
-        f"writes the answer {answer!r} in another way": place < 0,
-        f"writes {lead!r} before an answer": bool(lead),
-        f"writes {rest!r} after an answer": bool(rest),
-    }
-    first = next((what for what, is_so in odd.items() if is_so), "")
-    allowed = f"one that writes a prompt, its answer and one token that ends it (this {first})"
-    require(not first, "template", "chat", allowed)
-    through = place + len(answer)
-    return (
-        (beyond[:through], None)
-        if end is None
-        else (beyond[: through + (until or 0) + len(end)], end)
-    )
 
 
 def _split(

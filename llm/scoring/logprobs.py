@@ -28,14 +28,13 @@ from tqdm.auto import tqdm
 from llm.scoring.encoding import (
     BUDGET,
     MAX_LENGTH,
-    PLAIN,
     Batch,
     Encoded,
     PromptAndResponse,
-    Template,
     batches,
     encode_examples,
 )
+from llm.scoring.templates import PLAIN, Template
 from markov.errors import InvalidInput, require
 from markov.objectives import Number, SequenceLogProbs
 

@@ -220,10 +220,10 @@ def test_where_a_run_ends_both_intervals_are_drawn():
     figure = drawn(frame)
     for axes, measure in zip(figure.axes, PANELS, strict=True):
         segments = [
-            collection.get_segments()
+            collection.get_segments()  # pyright: ignore[reportAttributeAccessIssue]
             for collection in axes.collections
             if hasattr(collection, "get_segments")
-        ]  # pyright: ignore[reportAttributeAccessIssue]
+        ]
         found = {tuple(np.round(segment.ravel(), 6)) for part in segments for segment in part}
         for method in METHODS:
             x, y = number(frame, method, measure), number(frame, method, KEEP)

@@ -34,7 +34,7 @@ from llm.models.names import KINDS, Made, made
 from llm.models.small_authors import DefaultModels
 from llm.models.small_news import NewsModels
 from llm.models.source import ModelOptions, load
-from llm.scoring.encoding import PLAIN
+from llm.scoring.templates import PLAIN
 from llm.sweeps.sweep import Task
 from markov.errors import InvalidInput
 

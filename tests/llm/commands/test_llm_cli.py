@@ -32,8 +32,9 @@ from llm.models.answers import responses, scores
 from llm.models.language_model import LanguageModel, perturbed
 from llm.models.saving import save
 from llm.models.source import load
-from llm.scoring.encoding import LLAMA2_CHAT, encode_examples
+from llm.scoring.encoding import encode_examples
 from llm.scoring.gradients import gradient_norms
+from llm.scoring.templates import LLAMA2_CHAT
 from llm.training.fine_tuning import fine_tune
 from llm.training.loop import Optimization
 from llm.unlearning.runs import read_run

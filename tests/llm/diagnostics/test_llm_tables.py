@@ -22,8 +22,8 @@ from llm.diagnostics.scores import beside, pair, read_scores, score_table
 from llm.logs.log import truth_ratio
 from llm.models.answers import answer_log, log_of, log_table, responses
 from llm.models.language_model import LanguageModel
-from llm.scoring.encoding import PLAIN
 from llm.scoring.logprobs import score
+from llm.scoring.templates import PLAIN
 from markov.errors import InvalidInput
 from markov.objectives import CORNERS, Objective, SequenceLogProbs, gradient_ascent, npo, simnpo
 from tests.llm.scoring.test_encoding import by_bytes

@@ -28,7 +28,7 @@ from llm.evaluation.membership import (
 )
 from llm.models.language_model import LanguageModel
 from llm.scoring.documents import whole
-from llm.scoring.encoding import PLAIN
+from llm.scoring.templates import PLAIN
 from markov.errors import InvalidInput
 from tests.llm.models.test_generation import model_of
 from tests.llm.scoring.test_encoding import by_bytes

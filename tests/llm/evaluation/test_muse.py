@@ -38,8 +38,8 @@ from llm.models.saving import save
 from llm.models.small_news import NewsModels, build
 from llm.models.source import load
 from llm.scoring.documents import pieces, start_of
-from llm.scoring.encoding import PLAIN
 from llm.scoring.logprobs import score_encoded
+from llm.scoring.templates import PLAIN
 from llm.training.loop import Optimization
 from llm.unlearning.unlearn import Unlearning
 from markov.errors import InvalidInput, exit_code

@@ -53,7 +53,7 @@ from llm.models.generation import generate
 from llm.models.language_model import LanguageModel
 from llm.models.saving import save
 from llm.models.small_authors import DefaultModels, build
-from llm.scoring.encoding import CHAT
+from llm.scoring.templates import CHAT
 from markov.errors import InvalidInput
 from tests.llm.scoring.test_encoding import by_bytes
 from tests.llm.scoring.test_scoring import roughen

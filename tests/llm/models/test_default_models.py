@@ -35,8 +35,9 @@ from llm.models.small_authors import (
     train_tokenizer,
 )
 from llm.models.source import load
-from llm.scoring.encoding import PLAIN, Encoded
+from llm.scoring.encoding import Encoded
 from llm.scoring.logprobs import score
+from llm.scoring.templates import PLAIN
 from markov.errors import InvalidInput
 from markov.files import closure
 from markov.files.storage import cache_dir

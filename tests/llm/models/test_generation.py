@@ -17,7 +17,7 @@ from llm.data.tofu import Example
 from llm.evaluation.rouge import rouge
 from llm.models.generation import continuations, generate
 from llm.models.language_model import LanguageModel
-from llm.scoring.encoding import PLAIN
+from llm.scoring.templates import PLAIN
 from markov.errors import InvalidInput
 from tests.llm.scoring.test_encoding import by_bytes
 

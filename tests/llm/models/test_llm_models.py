@@ -30,8 +30,8 @@ from llm.models.names import READY
 from llm.models.pretrained import mend_generation, read_weights
 from llm.models.saving import check_savable, save
 from llm.models.source import load
-from llm.scoring.encoding import CHAT, LLAMA2_CHAT, PLAIN, Template
 from llm.scoring.logprobs import score
+from llm.scoring.templates import CHAT, LLAMA2_CHAT, PLAIN, Template
 from markov.errors import InvalidInput
 from tests.llm.scoring.test_encoding import by_bytes, by_pieces
 

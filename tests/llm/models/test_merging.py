@@ -23,7 +23,7 @@ from llm.models.answers import scores
 from llm.models.names import READY
 from llm.models.saving import save
 from llm.models.source import load
-from llm.scoring.encoding import LLAMA2_CHAT, PLAIN
+from llm.scoring.templates import LLAMA2_CHAT, PLAIN
 from llm.training.adapters import Lora
 from llm.training.loop import Optimization
 from llm.unlearning.runs import MODEL, unlearn_into

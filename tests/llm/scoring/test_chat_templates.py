@@ -23,18 +23,9 @@ from llm.models.generation import generate
 from llm.models.language_model import LanguageModel, template_of
 from llm.models.source import ModelOptions, load, load_model
 from llm.scoring.documents import pieces, start_of, whole
-from llm.scoring.encoding import (
-    CHAT,
-    LLAMA2_CHAT,
-    PLAIN,
-    Encoded,
-    Template,
-    around,
-    encode,
-    end_tokens,
-    fitted,
-)
+from llm.scoring.encoding import Encoded, around, encode, end_tokens, fitted
 from llm.scoring.logprobs import score
+from llm.scoring.templates import CHAT, LLAMA2_CHAT, PLAIN, Template
 from markov.errors import InvalidInput
 from tests.llm.models.test_generation import slow_continuation
 

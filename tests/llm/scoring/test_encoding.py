@@ -23,18 +23,8 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from llm.scoring.encoding import (
-    CHAT,
-    LLAMA2_CHAT,
-    PLAIN,
-    TEMPLATES,
-    Batch,
-    Encoded,
-    Template,
-    batches,
-    encode,
-    encode_examples,
-)
+from llm.scoring.encoding import Batch, Encoded, batches, encode, encode_examples
+from llm.scoring.templates import CHAT, LLAMA2_CHAT, PLAIN, TEMPLATES, Template
 from markov.errors import InvalidInput
 
 TEXTS = [

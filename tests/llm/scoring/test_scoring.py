@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from llm.scoring import logprobs as scoring
-from llm.scoring.encoding import PLAIN, Batch, Encoded, encode_examples
+from llm.scoring.encoding import Batch, Encoded, encode_examples
 from llm.scoring.logprobs import (
     Named,
     NotFinite,
@@ -29,6 +29,7 @@ from llm.scoring.logprobs import (
     scored_logits,
     token_logprobs,
 )
+from llm.scoring.templates import PLAIN
 from markov.errors import InvalidInput
 from markov.objectives import npo
 from tests.llm.scoring.test_encoding import Pair, by_bytes, by_pieces

@@ -30,8 +30,9 @@ from llm.data.authors.corpus import Authors, splits
 from llm.models.language_model import LanguageModel
 from llm.models.saving import save
 from llm.models.source import load
-from llm.scoring.encoding import PLAIN, Batch, encode_examples
+from llm.scoring.encoding import Batch, encode_examples
 from llm.scoring.logprobs import response_logprobs
+from llm.scoring.templates import PLAIN
 from llm.training import processes
 from llm.training.fine_tuning import fine_tune
 from llm.training.loop import Loop, Optimization, Term, looping

@@ -694,7 +694,8 @@ BAD: list[tuple[str, Callable[[], Any]]] = [
 def test_bad_input_is_refused_before_any_work(
     field: str, call: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    llama(), gpt2()  # built once, by updates
+    for make in (llama, gpt2):
+        make()  # built once, by updates
     monkeypatch.setattr(Loop, "update", interrupted_at(1, None))
     with pytest.raises(InvalidInput) as caught:
         call()
