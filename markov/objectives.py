@@ -290,30 +290,22 @@ class Objective(NamedTuple):
 
 
 def npo(beta: Number) -> Objective:
-    """NPO, z = beta * (logp - ref): weight 1 at the reference, whatever the length (Zhang et al.
-    2024).
-    """
+    """NPO, z = beta * (logp - ref): weight 1 at the reference (Zhang et al. 2024)."""
     return validate(Objective(beta, 0.0, *CORNERS["npo"]))
 
 
 def length_normalized_npo(beta: Number, gamma: Number = 0.0) -> Objective:
-    """NPO per token, z = beta * (logp - ref) / length + gamma: the length corrected, the
-    reference kept.
-    """
+    """NPO per token, z = beta * (logp - ref) / length + gamma: only the length is corrected."""
     return validate(Objective(beta, gamma, *CORNERS["length_normalized_npo"]))
 
 
 def reference_free_npo(beta: Number, gamma: Number = 0.0) -> Objective:
-    """NPO without its reference, z = beta * logp + gamma: the reference dropped, the length
-    kept.
-    """
+    """NPO without its reference, z = beta * logp + gamma: the length stays."""
     return validate(Objective(beta, gamma, *CORNERS["reference_free_npo"]))
 
 
 def simnpo(beta: Number, gamma: Number = 0.0) -> Objective:
-    """SimNPO, z = beta * logp / length + gamma, gamma outside beta as published (Fan et al.
-    2025, Eq. 4).
-    """
+    """SimNPO, z = beta * logp / length + gamma, as published (Fan et al. 2025, Eq. 4)."""
     return validate(Objective(beta, gamma, *CORNERS["simnpo"]))
 
 
