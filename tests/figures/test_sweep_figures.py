@@ -30,6 +30,8 @@ from markov.experiments import Experiment, Pretraining
 from markov.models import Transformer
 from markov.sweeps import LENGTHS
 
+# The runs that all of them look at take a minute.
+pytestmark = pytest.mark.slow
 MODULES = (time_to_forget, dynamics, divergence, effective_push, memorisation, optimizer)
 
 
