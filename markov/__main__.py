@@ -30,7 +30,7 @@ Method = Literal[
     "gradient_ascent",
     "length_weighted_gradient_ascent",
 ]
-# A corner that the paper does not use takes the beta of the one that shares its normalisation.
+# A corner that the paper does not use takes the beta of the paper's method that has its normalize.
 SHARES_BETA = {name: "simnpo" if normalize else "npo" for name, (_, normalize) in CORNERS.items()}
 
 
@@ -84,8 +84,9 @@ class Common:
 
 @dataclass(frozen=True, kw_only=True)
 class Unlearn(Common):
-    """Pretrain (or take from the cache) the original and the retrained model, unlearn once, and
-    write the whole path.
+    """Pretrain the original and the retrained model, unlearn once, and write the whole path.
+
+    Models that are in the cache are taken from it.
 
     Example, the paper's Figure 5: python -m markov unlearn --case length --objective simnpo --beta
     4 --seed 1
@@ -145,7 +146,7 @@ class Grid(Common):
 
 
 def points(command: Grid) -> list[Unlearn]:
-    """The single runs of a grid."""
+    """Return the single runs of a grid; raise `InvalidInput` for an axis without values."""
     common = {field.name: getattr(command, field.name) for field in fields(Common)}
     axes = {
         field.name: getattr(command, field.name)
@@ -162,7 +163,10 @@ def points(command: Grid) -> list[Unlearn]:
 
 
 def experiment(command: Unlearn) -> Experiment:
-    """The experiment that a command describes; raises `InvalidInput` for what it cannot be."""
+    """Return the experiment that a command describes.
+
+    Raises `InvalidInput` for settings that are not allowed.
+    """
     require_whole(command.record_every, "record_every", 1)
     require(
         command.jobs == -1 or command.jobs >= 1,
@@ -220,8 +224,11 @@ def _objective(command: Unlearn) -> Objective:
 
 
 def summary(table: pd.DataFrame) -> str:
-    """Per run: distances at the start and the end, and where each forget component reaches its
-    goal.
+    """Return a text that says, for each run, its distances and when each forget component is done.
+
+    Done is the step at which a component reaches the retrained model's distance.
+
+    The distances are those at the first and the last recorded step.
     """
     lines = []
     found = crossings(table)
@@ -252,7 +259,7 @@ def summary(table: pd.DataFrame) -> str:
 
 
 def main(command: Unlearn | Grid) -> None:
-    """Check everything, run, write the table, print the summary.
+    """Check every setting, run the experiments, write the table and print the summary.
 
     Ensembles that were finished when a command was stopped are not run again by the next one like
     it.

@@ -1,14 +1,13 @@
-"""Banks of sequences, for models that are transition tables: what such a model sees of a sequence
-is its counts.
+"""Banks of sequences, for models that are transition tables and see only a sequence's counts.
 
-A table gives log pi(y | x) = sum_ij N_ij log p_ij, N_ij the number of scored transitions i -> j.
-Sequences of equal counts are one row of a bank, with the sum of their probabilities. A bank lists
-every sequence where that is possible (`enumerated`), draws some (`sampled`), or holds a given
-forget set (`from_sequences`).
+A table gives log pi(y | x) = sum_ij N_ij log p_ij, where N_ij is the number of scored transitions i
+-> j. Sequences of equal counts are therefore one row of a bank, which holds the sum of their
+probabilities. A bank lists every sequence where that is possible (`enumerated`), draws some of them
+(`sampled`), or holds a given forget set (`from_sequences`).
 
 A sampled bank is a forget set of its own: it stands for the chains with an error that falls as one
-over the root of its size. `centered` removes the part of it that lies in the mean counts, which
-leaves an error in proportion to beta.
+over the root of its size. `centered` removes the part of that error that lies in the mean counts;
+what is left of it is proportional to beta.
 """
 
 from __future__ import annotations
@@ -34,10 +33,11 @@ Tables = Float[np.ndarray, "times states states"]
 
 
 class Bank(NamedTuple):
-    """Patterns of transitions, with the probability (sum 1) that unlearning draws each.
+    """Patterns of transitions, each with the probability that unlearning draws it (sum 1).
 
-    `counts[s, i, j]` are the scored transitions i -> j of pattern s, `length` is their sum |y|, the
-    same within a component; `component` is the position in the mixture.
+    `counts[s, i, j]` is the number of scored transitions i -> j in pattern s. `length` is the sum
+    |y| of these counts, the same for all patterns of a component. `component` is the position in
+    the mixture.
     """
 
     counts: Float[np.ndarray, "rows states states"]
@@ -48,12 +48,12 @@ class Bank(NamedTuple):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ExpectedLoss:
-    """E[loss of a forget sequence] + retain_weight x mean cross-entropy of a retain token, as
-    functions of a table.
+    """The expected unlearning loss of a mixture, as functions of a transition table.
 
+    The loss is E[loss of a forget sequence] + retain_weight x mean cross-entropy of a retain token.
     `reference` holds the logits of the reference model; `retain` is the law of a retain transition
-    (`transition_law`). Raises `InvalidInput` for an objective that is not four numbers, or shapes
-    or values that do not fit.
+    (`transition_law`). Raises `InvalidInput` for an objective that is not four numbers, and for
+    shapes or values that do not fit.
     """
 
     objective: Objective
@@ -81,13 +81,14 @@ class ExpectedLoss:
         require(proper, "retain_weight", self.retain_weight, allowed)
 
     def logp(self, tables: Tables) -> Float[np.ndarray, "*times rows"]:
-        """log pi of every pattern of the bank under each table (nats)."""
+        """Return log pi of every pattern of the bank under each table (nats)."""
         logs = log_softmax(tables, axis=-1)
         return logs.reshape(*logs.shape[:-2], -1) @ self._flat.T
 
     def sequences(self, tables: Tables) -> SequenceLogProbs:
-        """What the law needs to know of every pattern under each table, as float64 tensors of
-        shape (*times, rows).
+        """Return what the law needs to know of every pattern under each table.
+
+        The fields are float64 tensors of shape (*times, rows).
         """
         logp = torch.from_numpy(self.logp(tables))
         return SequenceLogProbs(
@@ -95,16 +96,19 @@ class ExpectedLoss:
         )
 
     def weight(self, tables: Tables) -> Float[np.ndarray, "*times rows"]:
-        """d loss / d logp of every pattern, by the shipped law."""
+        """Return d loss / d logp of every pattern, computed by the shipped law."""
         return self.objective.weight(self.sequences(tables)).numpy()
 
     def value(self, tables: Tables) -> Float[np.ndarray, "*times"]:
-        """The loss itself (nats)."""
+        """Return the loss under each table (nats)."""
         forget = self.objective.loss(self.sequences(tables)).numpy() @ self.bank.share
         return forget - (self._kept * log_softmax(tables, axis=-1)).sum((-1, -2))
 
     def gradient(self, table: Table) -> Table:
-        """d loss / d table = sum_s share_s w_s (N_s - R_s p) - retain_weight (C - c p)."""
+        """Return d loss / d table = sum_s share_s w_s (N_s - R_s p) - retain_weight (C - c p).
+
+        The symbols are those of `markov.flow`.
+        """
         push = ((self.bank.share * self.weight(table)) @ self._flat).reshape(
             table.shape
         ) - self._kept
@@ -128,20 +132,22 @@ class ExpectedLoss:
 
 
 def enumerated(mixture: Mixture, *, limit: int = 100_000) -> Bank:
-    """Every pattern of every component with its exact probability, the first state included.
+    """Return the bank of every pattern of every component with its exact probability.
 
-    Grown token by token, with equal counts that end in one state merged on the way. Raises
-    `InvalidInput` where a component has more than `limit` such patterns.
+    The first state is drawn too. Patterns are grown token by token, and those with equal counts
+    that end in one state are merged on the way. Raises `InvalidInput` where a component has more
+    than `limit` such patterns.
     """
     parts = [_patterns(*each, limit) for each in zip(mixture.chains, mixture.lengths, strict=True)]
     return _join(parts, mixture.weights)
 
 
 def sampled(mixture: Mixture, count: int, seed: int) -> Bank:
-    """`count` sequences of each component, drawn from a seed.
+    """Return the bank of `count` sequences of each component, drawn from a seed.
 
-    A component's draws depend on the seed, its position, its chain and its length only. Raises
-    `InvalidInput` for a count below 1 or a seed that is no non-negative integer.
+    What is drawn of a component depends on the seed, its position, its chain and its length only.
+    Raises `InvalidInput` for a count below 1 and for a seed that is not a whole number of at least
+    0.
     """
     require_whole(seed, "seed")
     generators = (generator(seed, f"bank {index}") for index in range(len(mixture.chains)))
@@ -153,11 +159,11 @@ def sampled(mixture: Mixture, count: int, seed: int) -> Bank:
 def from_sequences(
     sequences: Sequence[Int64[Tensor, "count time"]], weights: Sequence[float], states: int
 ) -> Bank:
-    """The bank of a given forget set: component c, of share `weights[c]`, is drawn evenly from
-    `sequences[c]`.
+    """Return the bank of a given forget set, in which component c has the share `weights[c]`.
 
-    Raises `InvalidInput` for a component without sequences or scored tokens, or tokens that are no
-    states.
+    Within a component every sequence of `sequences[c]` is drawn equally often. Raises
+    `InvalidInput` for a component without sequences or without scored tokens, and for tokens that
+    are no states.
     """
     parts = []
     for tokens in sequences:
@@ -183,12 +189,11 @@ def from_sequences(
 
 
 def centered(bank: Bank, mixture: Mixture) -> Bank:
-    """The bank with each component's counts shifted so that their mean is the exact expectation
-    under the mixture.
+    """Return the bank with each component's mean counts shifted to their exact expectation.
 
-    log pi is linear in the counts, so a shifted bank is a loss of the same form, and its gradient
-    is exact but for the covariance of weights and counts. A pattern is then a sequence no longer:
-    counts need be neither whole nor positive.
+    The expectation is that under the mixture. log pi is linear in the counts, so a shifted bank is
+    a loss of the same form, and its gradient is exact but for the covariance of weights and counts.
+    A pattern is then no longer a sequence: its counts need be neither whole nor positive.
     """
     check_mixture(bank, mixture, "mixture")
     return bank._replace(
@@ -197,9 +202,7 @@ def centered(bank: Bank, mixture: Mixture) -> Bank:
 
 
 def check_mixture(bank: Bank, mixture: Mixture, field: str) -> None:
-    """Raise `InvalidInput` unless the bank has the mixture's components: their lengths, in
-    order.
-    """
+    """Raise `InvalidInput` unless the lengths of bank and mixture are the same, in order."""
     found, allowed = (
         (shares(bank) @ bank.length).tolist(),
         [length - 1 for length in mixture.lengths],
@@ -211,19 +214,20 @@ def check_mixture(bank: Bank, mixture: Mixture, field: str) -> None:
 
 
 def shares(bank: Bank) -> Float[np.ndarray, "components rows"]:
-    """Probability of each pattern within each component."""
+    """Return the probability of each pattern within each component."""
     inside = (bank.component == np.arange(bank.component.max() + 1)[:, None]) * bank.share
     return inside / inside.sum(1, keepdims=True)
 
 
 def mean_counts(bank: Bank) -> Float[np.ndarray, "components states states"]:
-    """Mean transition counts of a sequence of each component of a bank."""
+    """Return the mean transition counts of a sequence of each component of a bank."""
     return np.tensordot(shares(bank), bank.counts, 1)
 
 
 def expected_counts(mixture: Mixture) -> Float[np.ndarray, "components states states"]:
-    """Exact E N_ij of a sequence of each component: sum_t P(x_t = i) transition_ij over its |y|
-    contexts.
+    """Return the exact E N_ij of a sequence of each component of a mixture.
+
+    It is sum_t P(x_t = i) transition_ij over the |y| contexts of a sequence.
     """
     visits = [
         chain.marginals(length - 1).sum(0)
@@ -238,21 +242,21 @@ def expected_counts(mixture: Mixture) -> Float[np.ndarray, "components states st
 
 
 def transition_law(mixture: Mixture) -> Table:
-    """Probability that a scored token of the mixture is a transition i -> j: long components
-    hold more tokens.
+    """Return the probability that a scored token of the mixture is a transition i -> j.
+
+    Components of long sequences hold more tokens and count accordingly.
     """
     law = np.tensordot(mixture.weights, expected_counts(mixture), 1)
     return law / law.sum()
 
 
 def best_table(mixture: Mixture) -> Table:
-    """The logits, log P(j | i), of the table with the least expected cross-entropy per token on the
-    mixture.
+    """Return the logits log P(j | i) of the best table for a mixture.
 
-    It averages the chains' rows by how often each visits them: a table cannot know which chain a
-    prefix came from, as a transformer can. A state that is never visited gets the uniform row.
-    Raises `InvalidInput` where a transition from a visited state never happens: the best logit
-    would be -inf.
+    It has the least expected cross-entropy per token. It averages the chains' rows by how often
+    each chain visits them: unlike a transformer, a table cannot know which chain a prefix came
+    from. A state that is never visited gets the uniform row. Raises `InvalidInput` where a
+    transition from a visited state never happens, as the best logit would be -inf.
     """
     law = transition_law(mixture)
     visits = law.sum(1, keepdims=True)
@@ -268,7 +272,7 @@ def best_table(mixture: Mixture) -> Table:
 
 
 def _patterns(chain: MarkovChain, length: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
-    """Patterns of one chain and their probabilities."""
+    """Return the patterns of one chain and their probabilities."""
     states, transition = chain.states, chain.transition.numpy()
     last, prob = np.arange(states), chain.initial.numpy()
     counts = np.zeros((states, states**2), dtype=np.int32)
@@ -289,8 +293,8 @@ def _patterns(chain: MarkovChain, length: int, limit: int) -> tuple[np.ndarray, 
 
 
 def _merge(keys: np.ndarray, prob: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Equal rows become one, and their probabilities add up."""
-    # Compared as bytes: several times faster than column by column.
+    """Merge equal rows into one and add up their probabilities."""
+    # Rows are compared as bytes: several times faster than column by column.
     keys = np.ascontiguousarray(keys)
     whole = keys.view(np.dtype((np.void, keys.itemsize * keys.shape[1]))).ravel()
     _, first, place = np.unique(whole, return_index=True, return_inverse=True)

@@ -1,5 +1,6 @@
-"""Sequences and the batches that an ensemble draws from them: each run its own, in an order of
-its own.
+"""Sequences, and the batches that the runs of an ensemble draw, each from its own sequences.
+
+Each run draws its batches in an order of its own.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ PART = 32  # sequences per forward and backward pass in pretraining
 
 
 class Corpus(NamedTuple):
-    """Sequences padded with 0 to one length, the tokens to score (never the first), and a label
-    per sequence.
+    """Sequences padded with 0 to one length, with a mask of scored tokens and a label for each.
+
+    The first token of a sequence is never scored.
     """
 
     tokens: Int64[Tensor, "count time"]
@@ -31,8 +33,9 @@ class Corpus(NamedTuple):
 
     @classmethod
     def join(cls, parts: Sequence[Int64[Tensor, "count length"]]) -> Corpus:
-        """One corpus out of components of possibly different lengths; `component` is the
-        position in `parts`.
+        """Return one corpus of all components, whose lengths may differ.
+
+        `component` is the position in `parts`.
         """
         time = max(part.shape[-1] for part in parts)
         tokens = torch.cat([functional.pad(part, (0, time - part.shape[-1])) for part in parts])
@@ -49,13 +52,14 @@ class Batches(NamedTuple):
     component: Int64[Tensor, "runs rows"]
 
     def of(self, runs: slice | list[int], rows: slice) -> Batches:
-        """Some rows of some runs."""
+        """Return the chosen rows of the chosen runs."""
         return Batches(*(field[:, rows][runs] for field in self))
 
 
 def derived_seed(seed: int, purpose: str) -> int:
-    """A seed of its own for each purpose (start, order of batches, ...), so that streams never
-    overlap.
+    """Return a seed of its own for each purpose, so that random streams never overlap.
+
+    A purpose is, for example, the start of a model or the order of its batches.
     """
     return int(
         np.random.SeedSequence([seed, *purpose.encode()]).generate_state(1, np.uint64)[0] >> 1
@@ -63,13 +67,15 @@ def derived_seed(seed: int, purpose: str) -> int:
 
 
 def common_count(model: Model, corpora: Sequence[Corpus], field: str) -> int:
-    """Number of sequences, the same in every corpus of an ensemble; all tokens are states of the
+    """Return the number of sequences, which is the same in every corpus of an ensemble.
+
+    Raises `InvalidInput` for corpora of different shapes and for tokens that are no states of the
     model.
     """
     shapes = sorted({tuple(corpus.tokens.shape) for corpus in corpora})
     require(len(shapes) == 1, field, shapes, "one common shape")
-    # The tables of an ensemble lie behind one another: a token out of range would read another
-    # run's.
+    # The tables of an ensemble lie one behind the other: a token out of range would read a row of
+    # another run.
     lowest, highest = (
         min(int(c.tokens.min()) for c in corpora),
         max(int(c.tokens.max()) for c in corpora),
@@ -84,12 +90,12 @@ def common_count(model: Model, corpora: Sequence[Corpus], field: str) -> int:
 
 
 def generator(seed: int, purpose: str) -> torch.Generator:
-    """A generator of its own for each seed and purpose."""
+    """Return a generator of its own for each seed and purpose."""
     return torch.Generator().manual_seed(derived_seed(seed, purpose))
 
 
 def take(corpora: Sequence[Corpus], rows: Int64[Tensor, "runs rows"]) -> Batches:
-    """The sequences at `rows` of each run's own corpus."""
+    """Return the sequences at `rows` of each run's own corpus."""
     taken = [
         [field[own.to(field.device)] for field in corpus]
         for corpus, own in zip(corpora, rows, strict=True)
@@ -98,7 +104,7 @@ def take(corpora: Sequence[Corpus], rows: Int64[Tensor, "runs rows"]) -> Batches
 
 
 def draw(corpora: Sequence[Corpus], generators: Sequence[torch.Generator], rows: int) -> Batches:
-    """As many rows as asked for, epoch after epoch, each epoch in a new order."""
+    """Draw `rows` rows for each run, epoch after epoch, each epoch in a new order."""
     count = len(corpora[0].tokens)
     epochs = max(1, -(-rows // count))
     orders = [
@@ -109,7 +115,10 @@ def draw(corpora: Sequence[Corpus], generators: Sequence[torch.Generator], rows:
 
 
 def longest_first(batches: Batches, size: int) -> Batches:
-    """The same batches of `size` rows, each in order of length; equal lengths keep their order."""
+    """Return the same batches of `size` rows, each sorted by length with the longest first.
+
+    Rows of equal length keep their order.
+    """
     length = batches.mask.sum(-1)
     runs, rows = length.shape
     order = length.view(runs, rows // size, size).argsort(dim=2, descending=True, stable=True)
@@ -121,8 +130,9 @@ def longest_first(batches: Batches, size: int) -> Batches:
 
 
 def cuts(lengths: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """Where rows of descending length are cut, as (first row, its length): where they have
-    become half as long.
+    """Return where rows of descending length are cut: wherever they have become half as long.
+
+    Each cut is (first row of the piece, length of that row).
     """
     found: list[tuple[int, int]] = []
     for row, length in enumerate(lengths):
@@ -132,9 +142,9 @@ def cuts(lengths: Sequence[int]) -> tuple[tuple[int, int], ...]:
 
 
 def alike(patterns: Iterable[Hashable]) -> list[list[int]]:
-    """The runs of an ensemble grouped by the pattern in which each cuts its own rows.
+    """Group the runs of an ensemble by the pattern in which each cuts its own rows.
 
-    Only runs of one pattern can be computed side by side, each padded as it is alone.
+    Only runs of one pattern can be computed side by side, each padded as it would be alone.
     """
     groups: dict[Hashable, list[int]] = {}
     for run, pattern in enumerate(patterns):
@@ -143,7 +153,10 @@ def alike(patterns: Iterable[Hashable]) -> list[list[int]]:
 
 
 def pieces(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
-    """Tokens and masks of rows sorted by length, in pieces as `cuts` has it: less padding."""
+    """Yield tokens and masks of rows sorted by length, in the pieces that `cuts` gives.
+
+    They need less padding than the whole.
+    """
     tokens, mask = batches.tokens, batches.mask
     found = cuts(mask.sum(-1).amax(0).tolist())
     for (first, time), (last, _) in itertools.pairwise([*found, (mask.shape[1], 0)]):
@@ -151,8 +164,9 @@ def pieces(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def parts(batches: Batches) -> Iterator[Batches]:
-    """A batch in parts that fit the cache, sorted by length, each as long as its longest
-    sequence: less padding.
+    """Yield a batch in parts that fit the processor's cache.
+
+    The rows are sorted by length, and each part is as long as its longest sequence: less padding.
     """
     tokens, mask, component = longest_first(batches, batches.mask.shape[1])
     for rows in torch.arange(mask.shape[1]).split(PART):
@@ -161,6 +175,6 @@ def parts(batches: Batches) -> Iterator[Batches]:
 
 
 def part_lengths(batches: Batches) -> list[tuple[int, ...]]:
-    """How long the `parts` of each run's own rows are."""
+    """Return the lengths of the `parts` of each run's own rows."""
     lengths = batches.mask.sum(-1).sort(dim=1, descending=True)[0]
     return [tuple(own) for own in lengths[:, ::PART].tolist()]

@@ -1,5 +1,6 @@
-"""The paper's Markov study as values: its chains, its two cases, their data, and a perfect
-original model's score.
+"""The paper's Markov study as values: its chains, its two cases and their data.
+
+`bayes_floor` gives the score of a perfect original model.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ class PaperChains(NamedTuple):
 
 
 def paper_chain(members: Sequence[int], states: int, leakage: float) -> MarkovChain:
-    """The chain that lives on the set S = `members` and leaks out of it with probability `leakage`.
+    """Return the chain on the set S = `members` that leaks out of it with probability `leakage`.
 
     initial = the row of each state of S = (1 - leakage)/|S| on S, leakage/(states - |S|) elsewhere;
-    the row of a state outside S is uniform, 1/states. Source: paper, section 5 and appendix H.
+    the row of a state outside S is uniform, 1/states. Raises `InvalidInput` for members that are
+    not distinct states or are all of them, and for a leakage outside (0, 1). Source: paper, section
+    5 and appendix H.
     """
     require_whole(states, "states", 2)
     for member in members:
@@ -51,8 +54,9 @@ def paper_chain(members: Sequence[int], states: int, leakage: float) -> MarkovCh
 
 
 def paper_chains(leakage: float = 0.2, states: int = 10, set_size: int = 3) -> PaperChains:
-    """The chains on {0..k-1}, {k..2k-1} and {2k..3k-1}, k = `set_size`; the remaining states are
-    nobody's.
+    """Return the chains on {0..k-1}, {k..2k-1} and {2k..3k-1} with k = `set_size`.
+
+    The remaining states belong to no chain.
     """
     require_whole(states, "states", 2)
     require_whole(set_size, "set_size", 1)
@@ -65,8 +69,7 @@ def paper_chains(leakage: float = 0.2, states: int = 10, set_size: int = 3) -> P
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One setting of the Markov study: the chains, how much of each is drawn, and what pretraining
-    sees.
+    """One setting of the Markov study: the chains, the amounts drawn, and what pretraining sees.
 
     Lengths count tokens, so |y| = length - 1. Raises `InvalidInput` for a leakage outside (0, 1),
     sets that do not fit in the states, a length below 2, or an empty training or test set. Source:
@@ -89,14 +92,14 @@ class Case:
     def __post_init__(self) -> None:
         require(isinstance(self.name, str), "name", self.name, "a text")
         require_all_whole(self, states=2, set_size=1)
-        self.chains()  # the chains know what leakage, states and set_size may be
+        self.chains()  # the chains check leakage, states and set_size
         share = self.test_fraction
         require_number(
             share, "test_fraction", lambda number: 0 < number < 1, "strictly between 0 and 1"
         )
         for component in COMPONENTS:
-            # A sequence needs a context and a next state; a component needs sequences to train on
-            # and to test on.
+            # A sequence needs a context and a next state; a component needs sequences for training
+            # and for the test.
             require_all_whole(self, **{f"{component}_length": 2, f"{component}_count": 2})
             count, tested = self.counts[component], self._test_count(component)
             allowed = f"sequences to train and to test on: of these {tested} would be for the test"
@@ -111,18 +114,18 @@ class Case:
 
     @property
     def lengths(self) -> dict[str, int]:
-        """Tokens in a sequence of each component."""
+        """The number of tokens in a sequence of each component."""
         lengths = (self.retain_length, self.forget1_length, self.forget2_length)
         return dict(zip(COMPONENTS, lengths, strict=True))
 
     @property
     def counts(self) -> dict[str, int]:
-        """Sequences of each component, training and test together."""
+        """The number of sequences of each component, training and test together."""
         counts = (self.retain_count, self.forget1_count, self.forget2_count)
         return dict(zip(COMPONENTS, counts, strict=True))
 
     def chains(self) -> PaperChains:
-        """The chain of each component, in the order of `COMPONENTS`."""
+        """Return the chain of each component, in the order of `COMPONENTS`."""
         return paper_chains(leakage=self.leakage, states=self.states, set_size=self.set_size)
 
     @property
@@ -132,18 +135,20 @@ class Case:
 
     @property
     def shape(self) -> tuple[object, ...]:
-        """What the members of an ensemble share."""
+        """What all members of an ensemble share."""
         return (*self.lengths.values(), *self.counts.values(), self.test_fraction, self.states)
 
     def original(self) -> Case:
-        """The case as its pretrained model depends on it: nothing is said of components that it
-        never sees.
+        """Return the case with only those settings that its pretrained model depends on.
+
+        Nothing is said of components that pretraining never sees.
         """
         return self._of(self.pretrain_components)
 
     def retrained(self) -> Case:
-        """The same for retain data only; cases that share their retain settings share a
-        retrained model.
+        """Return the same for a model that sees retain data only.
+
+        Cases with the same retain settings share one retrained model.
         """
         return self._of(("retain",))
 
@@ -156,16 +161,17 @@ class Case:
         return replace(self, name="", pretrain_components=components, **neutral)
 
     def pretraining_data(self, data: Data) -> list[Int64[Tensor, "count length"]]:
-        """The training sequences of the components that pretraining sees."""
+        """Return the training sequences of the components that pretraining sees."""
         return [data.train[component] for component in self.pretrain_components]
 
     def forget_data(self, data: Data) -> list[Int64[Tensor, "count length"]]:
-        """The training sequences of both forget components."""
+        """Return the training sequences of both forget components."""
         return [data.train[component] for component in COMPONENTS[1:]]
 
     def mixture(self) -> Mixture:
-        """The law of the pretraining data: the components it sees, weighted by their counts of
-        sequences.
+        """Return the law of the pretraining data.
+
+        It mixes the components that pretraining sees, weighted by their counts of sequences.
         """
         chains, seen = self.chains(), self.pretrain_components
         total = sum(self.counts[component] for component in seen)
@@ -176,11 +182,10 @@ class Case:
         )
 
     def sample(self, seed: int) -> Data:
-        """Draw every component and split it: the first sequences train, the last `test_fraction`
-        test.
+        """Draw every component and split it: the last `test_fraction` of it tests, the rest trains.
 
-        A component's tokens depend on the seed and on its own chain, length and count: two cases
-        with the same retain settings share their retain data, hence one retrained model.
+        A component's tokens depend on the seed and on its own chain, length and count. So two cases
+        with the same retain settings share their retain data, and hence one retrained model.
         """
         require_whole(seed, "seed")
         train, test = {}, {}
@@ -207,13 +212,12 @@ CASES = {case.name: case for case in (LENGTH, MEMORISATION)}
 
 
 def bayes_floor(case: Case, data: Data) -> dict[str, float]:
-    """`kl_to_truth` of a perfect pretrained model on the test sequences, by component (nats per
-    token).
+    """Return `kl_to_truth` of a perfect pretrained model by component (nats per token).
 
-    Mean over test tokens of KL(true row || Bayes law of the next state under the pretraining
-    mixture), above 0 because a prefix does not tell for sure which chain it comes from. A component
-    that pretraining never saw is predicted by those it saw. Raises `InvalidInput` for a test
-    sequence longer than all of those.
+    It is the mean over test tokens of KL(true row || Bayes law of the next state under the
+    pretraining mixture). It lies above 0 because a prefix does not tell for sure which chain it
+    comes from. A component that pretraining never saw is predicted by those that it saw. Raises
+    `InvalidInput` for a test sequence longer than all of those.
     """
     mixture, floor = case.mixture(), {}
     longest = max(mixture.lengths)
@@ -227,7 +231,7 @@ def bayes_floor(case: Case, data: Data) -> dict[str, float]:
 
 
 def component_generator(seed: int, component: int) -> torch.Generator:
-    """The stream of a component's sequences: its own for every seed."""
-    # A spawn key, not a sum or a list of words: no two (seed, component) pairs share a stream.
+    """Return the generator of a component's sequences, a stream of its own for every seed."""
+    # A spawn key, not a sum or a list of words: so no two (seed, component) pairs share a stream.
     state = np.random.SeedSequence(seed, spawn_key=(component,)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))

@@ -1,5 +1,4 @@
-"""Markov chains and their mixtures: exact laws beside samples, so that a model can be scored on the
-truth.
+"""Markov chains and their mixtures, with exact laws beside samples: a model is scored on the truth.
 
 Tokens are states 0 ... states-1. A law is a float64 vector, or a matrix row, that sums to 1. Units:
 nats.
@@ -20,15 +19,16 @@ Tokens = Int64[Tensor, "*batch time"]
 
 
 def row_entropy(law: Float[Tensor, "*batch states"]) -> Float[Tensor, "*batch"]:
-    """Entropy of each row, -sum_j p_j ln p_j, with 0 ln 0 = 0 (nats)."""
+    """Return the entropy of each row, -sum_j p_j ln p_j with 0 ln 0 = 0 (nats)."""
     return -torch.xlogy(law, law).sum(-1)
 
 
 def row_kl(
     p: Float[Tensor, "*batch states"], q: Float[Tensor, "*batch states"]
 ) -> Float[Tensor, "*batch"]:
-    """KL(p || q) of each row, sum_j p_j ln(p_j / q_j) (nats); inf where q misses a state that p
-    visits.
+    """Return KL(p || q) of each row, sum_j p_j ln(p_j / q_j) (nats).
+
+    It is inf where q gives probability 0 to a state that p visits.
     """
     return (torch.xlogy(p, p) - torch.xlogy(p, q)).sum(-1)
 
@@ -38,7 +38,7 @@ class MarkovChain:
     """A chain of order one: p(x) = initial[x_0] prod_t transition[x_t, x_t+1].
 
     Raises `InvalidInput` unless both are float64 on at least two states and every row is a law (to
-    1e-8), and in its methods for tokens that are no states. Source: paper, section 5 and appendix
+    1e-8). Its methods raise it for tokens that are no states. Source: paper, section 5 and appendix
     H.
     """
 
@@ -62,29 +62,35 @@ class MarkovChain:
 
     @property
     def states(self) -> int:
-        """Number of states."""
+        """The number of states."""
         return self.transition.shape[0]
 
     def sample(
         self, count: int, length: int, generator: torch.Generator
     ) -> Int64[Tensor, "count length"]:
-        """Draw `count` independent sequences of `length` states; a state of probability 0 is
-        never drawn.
+        """Draw `count` independent sequences of `length` states.
+
+        A state of probability 0 is never drawn.
         """
         return self._walk(_uniforms(count, length, generator, self.initial))
 
     def log_prob(self, tokens: Tokens) -> Float[Tensor, "*batch"]:
-        """Total ln p(x), the initial term included (nats); -inf for an impossible sequence."""
+        """Return ln p(x), first state included (nats); -inf for an impossible sequence."""
         return self._prefix_log_probs(tokens)[..., -1]
 
     def conditional_log_prob(self, tokens: Tokens) -> Float[Tensor, "*batch"]:
-        """ln p(x_1 ... | x_0) (nats): what a model scores; x_0 is context, so |y| = time - 1."""
+        """Return ln p(x_1 ... | x_0) (nats), which is what a model scores.
+
+        The first state x_0 is context, so |y| = time - 1.
+        """
         _require_tokens(tokens, self.states)
         return self.transition.log()[tokens[..., :-1], tokens[..., 1:]].sum(-1)
 
     def stationary(self) -> Float[Tensor, " states"]:
-        """The law pi with pi T = pi; `InvalidInput` where several exist (more than one closed
-        class).
+        """Return the law pi with pi T = pi.
+
+        Raises `InvalidInput` where several exist, that is, where there is more than one closed
+        class.
         """
         # pi T = pi and pi 1 = 1 give pi (I - T + J) = 1, J all ones: invertible exactly when pi is
         # unique.
@@ -99,13 +105,14 @@ class MarkovChain:
         return torch.linalg.solve(system.T, torch.ones_like(self.initial)).clamp(min=0)
 
     def entropy_rate(self) -> Float[Tensor, ""]:
-        """Entropy per token under the stationary law, sum_i pi_i H(transition[i]) (nats per
-        token).
+        """Return the entropy per token under the stationary law (nats per token).
+
+        It is sum_i pi_i H(transition[i]).
         """
         return self.stationary() @ row_entropy(self.transition)
 
     def marginals(self, length: int) -> Float[Tensor, "length states"]:
-        """Exact law of each state: row t is initial T^t, the law of x_t."""
+        """Return the exact law of each state: row t is initial T^t, the law of x_t."""
         require_whole(length, "length", 1)
         laws = [self.initial]
         for _ in range(length - 1):
@@ -115,13 +122,12 @@ class MarkovChain:
     def expected_row_kl(
         self, model: Float[Tensor, "states states"], length: int
     ) -> Float[Tensor, ""]:
-        """Mean over the length - 1 contexts x_t of E KL(transition[x_t] || model[x_t]) (nats per
-        token).
+        """Return the mean over the length - 1 contexts x_t of E KL(transition[x_t] || model[x_t]).
 
-        With another chain's transition as `model`: the `kl_to_truth` of an ideal model that knows
-        only that chain, where a retrained model should land (paper, Figure 5). Raises
-        `InvalidInput` for a model of another shape, or with rows that are no laws (to 1e-5, so that
-        a float32 softmax is accepted).
+        The unit is nats per token. With another chain's transition as `model` it is the
+        `kl_to_truth` of an ideal model that knows only that chain, where a retrained model should
+        land (paper, Figure 5). Raises `InvalidInput` for a model of another shape, or with rows
+        that are no laws (to 1e-5, so that a float32 softmax is accepted).
         """
         shape = tuple(model.shape) if isinstance(model, Tensor) else model
         require(
@@ -134,16 +140,17 @@ class MarkovChain:
         return self._context_mean(row_kl(self.transition, model), length)
 
     def expected_row_entropy(self, length: int) -> Float[Tensor, ""]:
-        """Mean over the same contexts of E H(transition[x_t]) (nats per token): the least
-        cross-entropy.
+        """Return the mean over the same contexts of E H(transition[x_t]) (nats per token).
+
+        No model has a lower cross-entropy.
         """
         return self._context_mean(row_entropy(self.transition), length)
 
     def _context_mean(self, value: Float[Tensor, " states"], length: int) -> Float[Tensor, ""]:
         require_whole(length, "length", 2)  # a context and a next state
         visits = self.marginals(length - 1).mean(0)
-        # A state never visited counts for nothing, even where its divergence is infinite (0 inf is
-        # nan).
+        # A state that is never visited counts for nothing, even where its divergence is infinite (0
+        # times inf would be nan).
         return visits[visits > 0] @ value[visits > 0]
 
     def _walk(self, uniforms: Float[Tensor, "count length"]) -> Int64[Tensor, "count length"]:
@@ -160,9 +167,7 @@ class MarkovChain:
 
 
 class MixtureSample(NamedTuple):
-    """Sequences padded with 0, the number of tokens in each, and the component that each comes
-    from.
-    """
+    """Sequences padded with 0, with the number of tokens and the component of each."""
 
     tokens: Int64[Tensor, "count time"]
     length: Int64[Tensor, " count"]
@@ -171,8 +176,7 @@ class MixtureSample(NamedTuple):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Mixture:
-    """The pretraining law: component c is drawn by `weights`, then `lengths[c]` states by
-    `chains[c]`.
+    """The pretraining law: draw component c by `weights`, then `lengths[c]` states by `chains[c]`.
 
     Raises `InvalidInput` unless each component has a positive weight (sum 1), a length (>= 2) and a
     chain, all on the same states. Source: paper, section 5.
@@ -214,12 +218,12 @@ class Mixture:
         return MixtureSample(tokens, tokens.new_tensor(self.lengths)[component], component)
 
     def log_prob(self, tokens: Tokens, length: Int64[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-        """ln sum_c weights[c] [lengths[c] = length] p_c(tokens[:length]) (nats); later tokens are
-        padding.
+        """Return ln sum_c weights[c] [lengths[c] = length] p_c(tokens[:length]) (nats).
 
-        The length is part of what is sampled: a component of another length has probability 0, and
-        the sum over sequences of all lengths is 1. Raises `InvalidInput` unless there is one length
-        for each sequence, of at least 1 and of no more tokens than are given.
+        Later tokens are padding. The length is part of what is sampled: a component of another
+        length has probability 0, and the sum over sequences of all lengths is 1. Raises
+        `InvalidInput` unless there is one length for each sequence, of at least 1 and of no more
+        tokens than are given.
         """
         _require_tokens(tokens, self.chains[0].states)
         each = (
@@ -244,23 +248,22 @@ class Mixture:
         return joint.masked_fill(other, -torch.inf).logsumexp(-1)
 
     def posterior(self, tokens: Tokens) -> Float[Tensor, "*batch time components"]:
-        """p(c | x_0 ... x_t, a next state exists) at each t, proportional to weights[c] p_c(x_0 ...
-        x_t).
+        """Return p(c | x_0 ... x_t, a next state exists) at each t.
 
-        Only the prefix is known, as to a causal model, not the final length; but a component whose
-        sequences have ended (t + 1 >= lengths[c]) has no next state and is left out. Undefined
-        (nan) where none is left: at the last position of the longest, or after a prefix impossible
-        under all that remain.
+        It is proportional to weights[c] p_c(x_0 ... x_t). Like a causal model it knows the prefix
+        and not the final length; but a component whose sequences have ended (t + 1 >= lengths[c])
+        has no next state and is left out. It is undefined (nan) where no component is left: at the
+        last position of the longest, or after a prefix that is impossible under all that remain.
         """
         following = torch.arange(1, tokens.shape[-1] + 1, device=tokens.device)
         ended = following[:, None] >= following.new_tensor(self.lengths)
         return self._joint(tokens).masked_fill(ended, -torch.inf).softmax(-1)
 
     def predictive(self, tokens: Tokens) -> Float[Tensor, "*batch time states"]:
-        """Bayes law of state t + 1 given tokens[..., : t + 1], sum_c posterior[t, c]
-        transition_c[x_t].
+        """Return the Bayes law of state t + 1 given tokens[..., : t + 1].
 
-        No causal model can do better on this mixture; nan where `posterior` is.
+        It is sum_c posterior[t, c] transition_c[x_t]. No causal model can do better on this
+        mixture. It is nan where `posterior` is.
         """
         posterior = self.posterior(tokens)
         rows = torch.stack([chain.transition[tokens] for chain in self.chains], dim=-2)
@@ -280,8 +283,9 @@ def _uniforms(count: int, length: int, generator: torch.Generator, like: Tensor)
 def _draw(
     law: Float[Tensor, "*count states"], uniforms: Float[Tensor, " count"]
 ) -> Int64[Tensor, " count"]:
-    # Rounding may leave the total below a uniform, so the first state to reach the total takes all
-    # the rest: its probability is positive, as trailing states of probability 0 come after it.
+    # Rounding may leave the total below a uniform number, so the first state to reach the total
+    # takes all the rest. Its probability is positive, as trailing states of probability 0 come
+    # after it.
     edges = law.cumsum(-1)
     edges = torch.where(edges >= edges[..., -1:], torch.inf, edges)
     return (uniforms[:, None] >= edges).sum(-1)

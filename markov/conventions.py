@@ -1,27 +1,30 @@
-"""What other codes' numbers mean here: margins, coefficients and beta, there and back.
+"""What the numbers of other codes mean here: margins, coefficients and beta, in both directions.
 
 The published loss is E_forget[(2/beta) softplus(z)] + lambda * E_retain[-log pi_theta], and one
-letter does not mean one thing. `gamma` is, in the paper, the margin, added to beta * logp / length;
-in the released TOFU code the margin *inside* beta, so that gamma_paper = beta * gamma_code; in
-open-unlearning the coefficient of the forget loss, with the margin called `delta` (again inside
-beta); in the SimPO code a ratio, gamma / beta. And lambda multiplies the retain loss where the
-forget loss has coefficient 1: of two coefficients only the ratio compares, lambda = retain /
-forget. Under AdamW, whose steps do not change with the scale of the loss (up to its epsilon), the
-ratio is also all that matters; plain SGD would need its learning rate multiplied by the forget
-coefficient.
+letter means several things. `gamma` is
+- in the paper the margin, added to beta * logp / length;
+- in the released TOFU code the margin *inside* beta, so that gamma_paper = beta * gamma_code;
+- in open-unlearning the coefficient of the forget loss, with the margin called `delta` (again
+  inside beta);
+- in the SimPO code a ratio, gamma / beta.
+
+lambda multiplies the retain loss where the forget loss has coefficient 1. Of two coefficients only
+the ratio can be compared: lambda = retain / forget. Under AdamW, whose steps do not change with the
+scale of the loss (up to its epsilon), the ratio is also all that matters; plain SGD would need its
+learning rate multiplied by the forget coefficient.
 
 Example: the released TOFU configuration for Forget05 has beta 2.5, gamma 0, npo_coeff 0.1375 and
-grad_diff_coeff 1. Its 0.1375 stands on the *forget* loss, hence
+grad_diff_coeff 1. Its 0.1375 multiplies the *forget* loss, hence
 
-    from_released_tofu(beta=2.5, gamma=0.0, npo_coeff=0.1375, grad_diff_coeff=1.0).retain_weight  is
-                                                                                                  7.27,
+    from_released_tofu(beta=2.5, gamma=0.0, npo_coeff=0.1375, grad_diff_coeff=1.0).retain_weight
 
-where the paper puts 0.1375 on the retain loss, from_paper(beta=2.5, gamma=0.0,
-retain_weight=0.1375), 53 times less. Likewise for Forget10: npo_coeff 0.125 is lambda = 8.0.
+is 7.27. The paper puts 0.1375 on the retain loss, from_paper(beta=2.5, gamma=0.0,
+retain_weight=0.1375), which is 53 times less. Likewise for Forget10: npo_coeff 0.125 is lambda =
+8.0.
 
-Nor does lambda multiply one thing: the retain loss here is a mean over tokens, as in the released
-code, while the paper prints a sum, E_retain[-log pi_theta]; and the released code's gradient ascent
-is a mean over tokens too, where the law's is a sum. `from_summed_retain` and `from_mean_forget`
+What lambda multiplies differs, too: the retain loss here is a mean over tokens, as in the released
+code, while the paper prints a sum, E_retain[-log pi_theta]. The released code's gradient ascent is
+a mean over tokens as well, where the law's is a sum. `from_summed_retain` and `from_mean_forget`
 convert. (What each code averages over is said in `llm.unlearning.retaining`.)
 
 Every function raises `InvalidInput` naming the number that has no counterpart, such as a beta or a
@@ -44,15 +47,16 @@ class Setting(NamedTuple):
 
 
 def from_paper(beta: float, gamma: float, retain_weight: float) -> Setting:
-    """SimNPO as published: logit beta * logp / length + gamma, lambda = retain_weight."""
+    """Convert SimNPO as published: logit beta * logp / length + gamma, lambda = retain_weight."""
     return Setting(simnpo(beta, gamma), _coefficient("retain_weight", retain_weight))
 
 
 def from_released_tofu(
     beta: float, gamma: float, npo_coeff: float, grad_diff_coeff: float
 ) -> Setting:
-    """SimNPO of the released TOFU code: logit beta * (logp / length + gamma), npo_coeff on the
-    forget.
+    """Convert SimNPO of the released TOFU code: logit beta * (logp / length + gamma).
+
+    There npo_coeff multiplies the forget loss and grad_diff_coeff the retain loss.
     """
     objective = simnpo(_positive("beta", beta), beta * _finite("gamma", gamma))
     retain = _coefficient("grad_diff_coeff", grad_diff_coeff)
@@ -60,32 +64,36 @@ def from_released_tofu(
 
 
 def to_released_tofu(setting: Setting) -> dict[str, float]:
-    """The keys of the released TOFU configuration that give this SimNPO setting, npo_coeff being
-    1.
+    """Return the released TOFU configuration of a SimNPO setting, with npo_coeff = 1.
+
+    The result maps the names of the keys to their values.
     """
     beta, margin, retain = _simnpo_numbers(setting)
     return {"beta": beta, "gamma": margin, "npo_coeff": 1.0, "grad_diff_coeff": retain}
 
 
 def from_open_unlearning_simnpo(beta: float, delta: float, gamma: float, alpha: float) -> Setting:
-    """SimNPO of open-unlearning: logit beta * (logp / length + delta), gamma on forget, alpha on
-    retain.
+    """Convert SimNPO of open-unlearning: logit beta * (logp / length + delta).
+
+    There gamma multiplies the forget loss and alpha the retain loss.
     """
     objective = simnpo(_positive("beta", beta), beta * _finite("delta", delta))
     return Setting(objective, _coefficient("alpha", alpha) / _positive("gamma", gamma))
 
 
 def to_open_unlearning_simnpo(setting: Setting) -> dict[str, float]:
-    """The `method_args` of open-unlearning's SimNPO that give this setting, with forget
-    coefficient 1.
+    """Return the `method_args` of open-unlearning's SimNPO that give this setting.
+
+    The forget coefficient is 1.
     """
     beta, margin, retain = _simnpo_numbers(setting)
     return {"beta": beta, "delta": margin, "gamma": 1.0, "alpha": retain}
 
 
 def from_open_unlearning_npo(beta: float, gamma: float, alpha: float) -> Setting:
-    """NPO of open-unlearning: logit beta * (logp - ref), gamma on the forget, alpha on the
-    retain loss.
+    """Convert NPO of open-unlearning: logit beta * (logp - ref).
+
+    There gamma multiplies the forget loss and alpha the retain loss.
     """
     return Setting(
         npo(_positive("beta", beta)), _coefficient("alpha", alpha) / _positive("gamma", gamma)
@@ -93,47 +101,50 @@ def from_open_unlearning_npo(beta: float, gamma: float, alpha: float) -> Setting
 
 
 def from_simpo_ratio(beta: float, gamma_beta_ratio: float) -> Setting:
-    """SimPO's margin ratio, gamma = beta * gamma_beta_ratio, on the rejected response alone, no
-    retain term.
+    """Convert SimPO's margin ratio: gamma = beta * gamma_beta_ratio, without a retain term.
 
-    SimPO's loss is softplus(z), without the factor 2/beta: the learning rate there absorbs it.
+    The law is that of the rejected response alone. SimPO's loss is softplus(z), without the factor
+    2/beta: the learning rate there absorbs it.
     """
     ratio = _finite("gamma_beta_ratio", gamma_beta_ratio)
     return Setting(simnpo(_positive("beta", beta), beta * ratio), 0.0)
 
 
 def from_trl_cpo(beta: float, simpo_gamma: float, cpo_alpha: float = 0.0) -> Setting:
-    """TRL's CPO trainer with loss_type "simpo": gamma = simpo_gamma, lambda = cpo_alpha * 2 / beta.
+    """Convert the settings of TRL's CPO trainer with loss_type "simpo".
 
-    It is SimPO's loss on the rejected response alone, softplus(z) without 2/beta, beside cpo_alpha
-    times the likelihood loss: relative to ours the retain term gains the missing factor.
+    gamma = simpo_gamma and lambda = cpo_alpha * 2 / beta. Its loss on the rejected response alone
+    is SimPO's, softplus(z) without 2/beta, beside cpo_alpha times the likelihood loss. Relative to
+    the loss here, the retain term gains the missing factor.
     """
     retain = _coefficient("cpo_alpha", cpo_alpha) * 2 / _positive("beta", beta)
     return Setting(simnpo(beta, _finite("simpo_gamma", simpo_gamma)), retain)
 
 
 def from_summed_retain(retain_weight: float, length: float) -> float:
-    """lambda for a retain loss per token, from that of a summed one as the paper prints it: lambda
-    * length.
+    """Convert lambda of a summed retain loss to that of a mean over tokens.
 
-    `length` is |y| of the retain responses, all of which are taken to be of one length.
+    The paper prints the sum. The result is lambda * length, where `length` is |y| of the retain
+    responses, all taken to be equally long.
     """
     return _coefficient("retain_weight", retain_weight) * _positive("length", length)
 
 
 def from_mean_forget(retain_weight: float, length: float) -> float:
-    """lambda beside summed log-probabilities, from that beside their mean over tokens, as in the
-    released GradDiff.
+    """Convert lambda beside a forget loss that is a mean over tokens to lambda beside a sum.
 
-    It is lambda * length, with the mean |y| of an update's forget responses, and what is minimised
-    is then length times as large as a whole: of AdamW's steps the same ones, unless gradients are
-    clipped.
+    The released GradDiff has such a mean. The result is lambda * length, with the mean |y| of an
+    update's forget responses. The whole loss is then length times as large, for which AdamW takes
+    the same steps unless gradients are clipped.
     """
     return _coefficient("retain_weight", retain_weight) * _positive("length", length)
 
 
 def _simnpo_numbers(setting: Setting) -> tuple[float, float, float]:
-    """beta, the margin inside beta, and the retain weight, of a setting those codes can express."""
+    """Return beta, the margin inside beta, and the retain weight of a setting.
+
+    Raises `InvalidInput` for a setting that those codes cannot express.
+    """
     objective = setting.objective
     alone = all(getattr(value, "ndim", 0) == 0 for value in objective)
     require(

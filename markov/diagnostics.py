@@ -1,5 +1,6 @@
-"""Tables of what a run did: distances, weights, and how the effort is allocated; the column
-names, stated once.
+"""Tables of what a run did: distances, weights, and how its effort is allocated.
+
+The names of their columns are stated here, once.
 """
 
 from __future__ import annotations
@@ -61,8 +62,9 @@ SETTINGS = ["case", "method", "beta", "gamma", "architecture", "optimizer", "pre
 def weights(
     objective: Objective, trajectory: Trajectory, run: int
 ) -> Float[Tensor, "recorded examples"]:
-    """d loss / d logp of every recorded example of a run under any objective; step 0 is the
-    reference.
+    """Return d loss / d logp of every recorded example of a run under any objective.
+
+    The reference is the model at step 0.
     """
     logp = trajectory.logp[run]
     seq = SequenceLogProbs(logp, trajectory.length.expand_as(logp), logp[:1].expand_as(logp))
@@ -75,10 +77,10 @@ def table(
     retrained: Sequence[Sequence[float]],
     ideal: Sequence[Sequence[float]],
 ) -> pd.DataFrame:
-    """One row per run x step x component with the columns of `COLUMNS`; `run` counts the ensemble's
-    members.
+    """Return a table of one row per run x step x component, with the columns of `COLUMNS`.
 
-    `retrained` and `ideal` give, per run and component, the distances that mark the goal.
+    `run` counts the members of the ensemble. `retrained` and `ideal` give, per run and component,
+    the distances that mark the goal.
     """
     frames = []
     for index, experiment in enumerate(experiments):
@@ -119,7 +121,7 @@ def table(
 
 
 def settings_columns(experiment: Experiment) -> dict[str, object]:
-    """The settings of an experiment as columns."""
+    """Return the settings of an experiment as columns."""
     return {
         "case": experiment.case.name,
         "method": method_name(experiment.objective),
@@ -133,13 +135,12 @@ def settings_columns(experiment: Experiment) -> dict[str, object]:
 
 
 def crossings(table: pd.DataFrame) -> pd.DataFrame:
-    """Per run and forget component: step and retain distance at which it first reaches the
-    retrained model's distance.
+    """Return where each forget component of each run first reaches the retrained model's distance.
 
-    Between two recorded steps all distances are taken as linear. `other_gap` is the other forget
-    component's distance minus its own goal at that moment: positive is over-forgetting. A run that
-    never gets there has nan, and `reached` False; one that starts there has step 0. Raises
-    `InvalidInput` for a table of a sweep.
+    A row holds the step and the retain distance at that moment. Between two recorded steps all
+    distances are taken as linear. `other_gap` is the other forget component's distance minus its
+    own goal at that moment: positive is over-forgetting. A run that never gets there has nan, and
+    `reached` False; one that starts there has step 0. Raises `InvalidInput` for a table of a sweep.
     """
     names = sorted(set(table["component"]))
     require(
@@ -178,11 +179,11 @@ def crossings(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def steps_to_forget(table: pd.DataFrame, fall: float) -> pd.DataFrame:
-    """Per run and forget component: the step at which `logp_per_token` has fallen by `fall` nats
-    since step 0.
+    """Return the step at which `logp_per_token` has fallen by `fall` nats since step 0.
 
-    Between two recorded steps it is taken as linear; `step` is inf for a component that never gets
-    there. Raises `InvalidInput` unless `fall` is positive.
+    There is one row per run and forget component. Between two recorded steps the curve is taken as
+    linear; `step` is inf for a component that never gets there. Raises `InvalidInput` unless `fall`
+    is positive.
     """
     require(fall > 0, "fall", fall, "a positive number of nats")
     forget = table[table["component"] != "retain"].sort_values(["run", "step"], kind="stable")
@@ -206,18 +207,18 @@ def steps_to_forget(table: pd.DataFrame, fall: float) -> pd.DataFrame:
 
 
 def read_at(values: np.ndarray, at: float) -> float:
-    """A sampled curve at a fractional position; nan at nan."""
+    """Return a sampled curve at a fractional position; nan at nan."""
     return float(np.interp(at, np.arange(len(values)), values)) if np.isfinite(at) else float("nan")
 
 
 def first_crossing(values: np.ndarray, goal: float) -> float:
-    """Position, fractional, at which a sampled curve first reaches a goal from below; nan if it
-    never does.
+    """Return the fractional position at which a sampled curve first reaches a goal from below.
 
-    A value that lies below the goal by rounding only has reached it.
+    It is nan if the curve never reaches it. A value that lies below the goal by rounding only has
+    reached it.
     """
-    # The numbers come from runs in float32; of a model that starts at its goal both may round
-    # apart.
+    # The numbers come from runs in float32: where a model starts at its goal, rounding may part the
+    # two.
     above = np.flatnonzero(reaches(values, goal, SINGLE_MARGIN))
     if len(above) == 0:
         return float("nan")
@@ -229,7 +230,7 @@ def first_crossing(values: np.ndarray, goal: float) -> float:
 
 
 def _with_shares(frame: pd.DataFrame) -> pd.DataFrame:
-    """Shares among the forget components, whose sequences are drawn in proportion to their counts.
+    """Add the shares among the forget components, whose sequences are drawn by their counts.
 
     Where the amount of one of them is nan, as in a run that diverged, so are the shares of all.
     """
@@ -237,7 +238,7 @@ def _with_shares(frame: pd.DataFrame) -> pd.DataFrame:
     keys = [frame.loc[forget, "run"], frame.loc[forget, "step"]]
     for column, name in (("weight", "weight_share"), ("gradient_norm", "gradient_share")):
         amount = (frame[column] * frame["count"])[forget]
-        # A sum of pandas leaves nan out, and the rest would share everything.
+        # pandas leaves nan out of a sum, and the other components would share everything.
         unknown = amount.isna().groupby(keys).transform("any")
         frame[name] = (
             (amount / amount.groupby(keys).transform("sum")).mask(unknown).reindex(frame.index)
@@ -246,7 +247,7 @@ def _with_shares(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def architecture_name(model: object) -> str:
-    """'paper' or 'released' for the two that have a name, else the settings of the model."""
+    """Return 'paper' or 'released' for a model that is one of them, else its settings as text."""
     if isinstance(model, Transformer):
         for name, candidate in ARCHITECTURES.items():
             if replace(candidate, states=model.states, context=model.context) == model:

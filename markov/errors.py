@@ -12,17 +12,14 @@ FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows knows n
 
 
 class InvalidInput(ValueError):
-    """A setting or a file that cannot be used: the field, its value, and what is allowed
-    instead.
-    """
+    """A setting or file that cannot be used: its field, its value, and what is allowed instead."""
 
     def __init__(self, field: str, value: object, allowed: str) -> None:
         self.field, self.value, self.allowed = field, value, allowed
         super().__init__(f"{field} = {value!r} is not allowed: {allowed}")
 
     def __reduce__(self) -> tuple[type[InvalidInput], tuple[str, object, str]]:
-        # An exception raised in a worker process is rebuilt from its arguments, not from its
-        # message.
+        # In another process an exception is rebuilt from its arguments, not from its message.
         return (type(self), (self.field, self.value, self.allowed))
 
 
@@ -33,8 +30,9 @@ def require(condition: bool, field: str, value: object, allowed: str) -> None:
 
 
 def is_number(value: object) -> bool:
-    """Whether the value is one finite real number; True and False are none, though Python adds
-    them up as 1 and 0.
+    """Return whether the value is one finite real number.
+
+    True and False are none, though Python adds them up as 1 and 0.
     """
     try:
         return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
@@ -43,9 +41,7 @@ def is_number(value: object) -> bool:
 
 
 def require_number(value: object, field: str, holds: Callable[[float], bool], allowed: str) -> None:
-    """Raise `InvalidInput(field, value, allowed)` unless the value is one finite number of which
-    `holds` is true.
-    """
+    """Raise `InvalidInput(field, value, allowed)` unless `holds` is true of one finite number."""
     require(
         isinstance(value, Real) and is_number(value) and bool(holds(float(value))),
         field,
@@ -55,7 +51,7 @@ def require_number(value: object, field: str, holds: Callable[[float], bool], al
 
 
 def is_whole(value: object, least: int = 0, most: int | None = None) -> bool:
-    """Whether the value is a whole number from `least` to `most`, the latter if given.
+    """Return whether the value is a whole number from `least` to `most`, if there is a `most`.
 
     Integers of numpy count, since they come out of arrays of settings. True, False, 3.0 and "3" do
     not.
@@ -66,7 +62,7 @@ def is_whole(value: object, least: int = 0, most: int | None = None) -> bool:
 
 
 def require_whole(value: object, field: str, least: int = 0, most: int | None = None) -> None:
-    """Raise `InvalidInput(field, value, ...)` unless `is_whole`."""
+    """Raise `InvalidInput` unless `is_whole` is true of the value."""
     allowed = (
         f"a whole number of at least {least}"
         if most is None
@@ -76,8 +72,7 @@ def require_whole(value: object, field: str, least: int = 0, most: int | None = 
 
 
 def require_all_whole(settings: object, **least: int) -> None:
-    """`require_whole` for several fields of a frozen dataclass, which then holds them as Python's
-    own integers.
+    """Apply `require_whole` to fields of a frozen dataclass and make them Python's own integers.
 
     So a numpy integer among the settings names the same file as the integer that it equals.
     """
@@ -88,10 +83,10 @@ def require_all_whole(settings: object, **least: int) -> None:
 
 
 def exit_code(command: Callable[[], None]) -> int:
-    """Run a command; 0, or one line on standard error and 2 for input that cannot be used or a disk
-    that is full.
+    """Run a command and return its exit code: 0 if it succeeds, 130 if it is interrupted.
 
-    An interruption gives 130.
+    For input that cannot be used and for a full disk it prints one line on standard error and
+    returns 2.
     """
     try:
         command()

@@ -33,9 +33,7 @@ def _require_one_of(field: str, value: object, names: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Pretraining:
-    """How the original and the retrained model are trained; the defaults are the paper's
-    (appendix H).
-    """
+    """How the original and the retrained model are trained; the paper's defaults (appendix H)."""
 
     epochs: int = 5
     batch: int = 128
@@ -50,12 +48,12 @@ class Pretraining:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """One unlearning run: a case, a model and its pretraining, an objective, and how it is
-    minimised and observed.
+    """One unlearning run as a value.
 
-    `seed` orders the batches; `pretraining.seed` draws the data and the start. `recorded` are the
-    steps at which the run is evaluated (default: all), on the first `test_examples` test sequences
-    of each component (default: all).
+    It has a case, a model and its pretraining, an objective, and how that is minimised and
+    observed. `seed` orders the batches; `pretraining.seed` draws the data and the start. `recorded`
+    are the steps at which the run is evaluated (default: all), on the first `test_examples` test
+    sequences of each component (default: all).
     """
 
     case: Case | Sweep = LENGTH
@@ -124,7 +122,7 @@ class Experiment:
             self.model.states,
             f"case.states = {self.case.states}",
         )
-        # What is not unlearned may still have been seen: both models have to take it in.
+        # Components that are not unlearned may still have been seen: both models must take them in.
         longest = max(*self.case.lengths.values(), *self.case.original().lengths.values()) - 1
         if isinstance(self.model, Transformer):
             require(
@@ -136,7 +134,7 @@ class Experiment:
 
 
 def grid(base: Experiment, **axes: Sequence[Any]) -> list[Experiment]:
-    """Every combination of the given values on top of `base`; the last axis runs fastest.
+    """Return every combination of the given values on top of `base`; the last axis runs fastest.
 
     Raises `InvalidInput` for a name that is no field of `Experiment`, or an axis without values.
     """

@@ -18,7 +18,7 @@ from markov.objectives import (
 
 
 def explain(objective: Objective, seq: SequenceLogProbs, index: int = 0) -> str:
-    """Write out the law with the numbers of one example, the `index`-th, a line per step.
+    """Write out the law with the numbers of the `index`-th example, one line per step.
 
     Raises `InvalidInput` where there is no such example, and for a stack of objectives.
     """

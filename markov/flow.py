@@ -1,26 +1,27 @@
-"""Rung 2, the tabular chain: exact gradient flow of a softmax table on the expected unlearning loss
-of a mixture.
+"""Rung 2, the tabular chain: exact gradient flow of a softmax table.
 
-With p_ij = softmax(table_i)_j and N the transition counts of a sequence, log pi = sum_ij N_ij log
-p_ij and
+The flow is on the expected unlearning loss of a mixture. With p_ij = softmax(table_i)_j and N the
+transition counts of a sequence, log pi = sum_ij N_ij log p_ij and
 
     d table/dt = -sum_s share_s w_s (N_s - R_s p) + retain_weight (C - c p),
 
-w the weight of the shipped law, C the law of a retain transition, R and c the row sums of N and C:
-two products with the counts, however long the sequences are. Time is learning rate x steps.
-Assumed: plain gradient descent, in the limit of small steps and full batches, and a model without
-memory: chains that visit a state share its row, as they need not in a transformer.
+where w is the weight of the shipped law, C the law of a retain transition, and R and c are the row
+sums of N and C. This takes two products with the counts, however long the sequences are. Time is
+learning rate x steps. Assumed: plain gradient descent, in the limit of small steps and full
+batches, and a model without memory: chains that visit a state share its row, as they need not in a
+transformer.
 
 Where the scalar law of `markov.theory` stops being valid:
 
-- One transition, |y| times, the other logits of its row equal, is as close as it gets: with S
-  states, d theta/dt = -|y| w S/(S - 1) (1 - e^theta)^2: a factor that knows neither objective nor
-  length, and late a mere change of clock.
+- The closest case is one transition, taken |y| times, whose row has otherwise equal logits. With S
+  states, d theta/dt = -|y| w S/(S - 1) (1 - e^theta)^2: the scalar law times a factor that knows
+  neither objective nor length, and is late a mere change of clock.
 - Memorised random sequences obey it late only. Where the table is their law, grad log pi = N - R p
-  sums |y| martingale differences: its mean is 0 and its root mean square grows as sqrt(|y|), as |y|
-  only once they are forgotten. While all weights are equal (at beta = 0, or at the start with the
-  reference) nothing moves but a deviation from that law. It grows along an eigenvector of diag p_i
-  - p_i p_i^T, of eigenvalue e, as exp(rate t), by Fisher's identity with
+  sums |y| martingale differences: its mean is 0, and its root mean square grows as sqrt(|y|). It
+  grows as |y| only once they are forgotten. While all weights are equal (at beta = 0, or at the
+  start with the reference) nothing moves but a deviation from that law. Such a deviation grows
+  along an eigenvector of diag p_i - p_i p_i^T, of eigenvalue e, as exp(rate t), by Fisher's
+  identity with
 
       rate = share E[R_i] e |y|^-n (1 - beta |y|^-n / 2),    n = normalize, reference = 1,
                                                              gamma = 0.
@@ -31,8 +32,7 @@ Where the scalar law of `markov.theory` stops being valid:
   weights without the reference, the accidents of a finite forget set. An exactly symmetric mixture,
   enumerated or centered, stays symmetric until rounding has grown to order one, after about
   36/rate: later times are not to be trusted.
-- Components that share rows have no pace of their own, which moves the exponents of time in
-  length.
+- Components that share rows have no pace of their own, which moves the exponents of time in length.
 """
 
 from __future__ import annotations
@@ -64,15 +64,16 @@ from markov.errors import require
 from markov.numerics import reaches
 from markov.objectives import method_name
 
-OWN_COLUMNS: dict[str, str] = {  # the others of a frame are those of markov.diagnostics.COLUMNS
+OWN_COLUMNS: dict[str, str] = {  # its other columns are those of markov.diagnostics.COLUMNS
     "time": "learning rate x steps of gradient descent, in the limit of small steps",
     "push": "mean over the sequences of weight x |grad logp|",
 }
 
 
 class SolverFailure(ArithmeticError):
-    """An equation that could not be solved to the end: the time reached, the extreme logits
-    there, and the reason.
+    """An equation that could not be solved to the end.
+
+    It holds the time reached, the lowest and highest logit there, and the reason.
     """
 
     def __init__(self, time: float, low: float, high: float, reason: str) -> None:
@@ -82,16 +83,16 @@ class SolverFailure(ArithmeticError):
         )
 
     def __reduce__(self) -> tuple[type[SolverFailure], tuple[float, float, float, str]]:
-        # Rebuilt from its arguments in another process, not from its message.
+        # In another process it is rebuilt from its arguments, not from its message.
         return (type(self), (self.time, self.low, self.high, self.reason))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Flow:
-    """A solved path: `tables` are its logits at `times`, `path` gives them at any time up to the
-    last.
+    """A solved path of the gradient flow.
 
-    `loss.logp(tables)` and `loss.weight(tables)` follow every pattern of the bank; `evaluations`
+    `tables` are its logits at `times`, and `path` gives them at any time up to the last.
+    `loss.logp( tables)` and `loss.weight(tables)` follow every pattern of the bank; `evaluations`
     counts the gradients.
     """
 
@@ -102,13 +103,14 @@ class Flow:
     evaluations: int
 
     def at(self, times: Float[np.ndarray, " times"]) -> Tables:
-        """Logits at given times; raises `InvalidInput` for a time outside the span that was
-        solved.
+        """Return the logits at given times.
+
+        Raises `InvalidInput` for a time outside the span that was solved.
         """
         times, (first, last) = np.asarray(times, dtype=float), (self.path.t_min, self.path.t_max)
         inside = (times >= first) & reaches(-times, -last)
         require(bool(inside.all()), "times", times, f"from {first:g} to {last:g}")
-        # the last time, come by in another way, may round beyond it
+        # the last time, computed in another way, may round to just beyond the span
         times = np.minimum(times, last)
         return np.moveaxis(self.path(times.ravel()), -1, 0).reshape(
             *times.shape, *self.loss.reference.shape
@@ -122,13 +124,12 @@ def gradient_flow(
     tolerance: float = 1e-10,
     evaluations: int = 100_000,
 ) -> Flow:
-    """Follow d table/dt = -gradient from the reference at time 0, by an explicit method of order 8
-    (DOP853).
+    """Follow d table/dt = -gradient from the reference at time 0 and return the path.
 
-    `times` are those to record; `tolerance` bounds the error of a step, absolute and relative, in
-    logits. Raises `SolverFailure` where the step size vanishes, logits leave the floating-point
-    range, or more than `evaluations` gradients would be needed (no path is cut short), and
-    `InvalidInput` for times that do not ascend from 0.
+    The method is explicit and of order 8 (DOP853). `times` are those to record; `tolerance` bounds
+    the error of a step, absolute and relative, in logits. Raises `SolverFailure` where the step
+    size vanishes, logits leave the floating-point range, or more than `evaluations` gradients would
+    be needed (no path is cut short), and `InvalidInput` for times that do not ascend from 0.
     """
     times = np.asarray(times, dtype=float)
     proper = (
@@ -168,12 +169,12 @@ def gradient_flow(
 
 
 def logp_per_token(bank: Bank, tables: Tables) -> Float[np.ndarray, "times components"]:
-    """Mean logp / |y| of each component of the bank under each table (nats)."""
+    """Return the mean logp / |y| of each component of the bank under each table (nats)."""
     return np.einsum("tij,cij->tc", log_softmax(tables, axis=-1), _per_token(bank))
 
 
 def push(flow: Flow) -> Float[np.ndarray, "times rows"]:
-    """Effective push of every pattern, weight x |N - R p|: the norm of its own gradient."""
+    """Return the effective push of every pattern: weight x |N - R p|, its own gradient's norm."""
     counts = flow.loss.bank.counts
     visits = counts.sum(-1, keepdims=True)
     norms = [
@@ -184,8 +185,9 @@ def push(flow: Flow) -> Float[np.ndarray, "times rows"]:
 
 
 def gradient_norm(flow: Flow) -> Float[np.ndarray, "times components"]:
-    """Norm of the gradient of each component's mean loss: what is left of the pushes where they
-    cancel.
+    """Return the norm of the gradient of each component's mean loss.
+
+    It is what is left of the pushes of single patterns after they partly cancel.
     """
     weight, laws, bank = (
         flow.loss.weight(flow.tables),
@@ -197,8 +199,11 @@ def gradient_norm(flow: Flow) -> Float[np.ndarray, "times components"]:
 
 
 def kl_to_truth(tables: Tables, mixture: Mixture) -> Float[np.ndarray, "times components"]:
-    """Exact mean over a component's scored tokens of KL(true row || softmax(table)) (nats), as
-    `expected_row_kl`.
+    """Return the exact mean over a component's scored tokens of KL(true row || softmax(table)).
+
+    The unit is nats.
+
+    It is the distance of `MarkovChain.expected_row_kl`.
     """
     return _mean_kl(
         np.stack([chain.transition.numpy() for chain in mixture.chains]), tables, mixture
@@ -208,18 +213,19 @@ def kl_to_truth(tables: Tables, mixture: Mixture) -> Float[np.ndarray, "times co
 def kl_to_table(
     tables: Tables, origin: Table, mixture: Mixture
 ) -> Float[np.ndarray, "times components"]:
-    """The same for KL(softmax(origin) || softmax(table)): from the reference, say, or from the
-    retrained table.
+    """Return the same mean of KL(softmax(origin) || softmax(table)) (nats).
+
+    `origin` is for example the reference or the retrained table.
     """
     return _mean_kl(softmax(origin, axis=-1)[None], tables, mixture)
 
 
 def time_to_forget(flow: Flow, fall: float) -> Float[np.ndarray, " components"]:
-    """First time at which the per-token logp of each component has fallen by `fall` nats; inf where
-    it has not.
+    """Return the first time at which each component's logp per token has fallen by `fall` nats.
 
-    Bracketed on the solver's own steps, each cut into four, and found by Brent's method on the
-    dense output. Raises `InvalidInput` for a fall that is not positive.
+    It is inf where it has not fallen so far. The time is bracketed on the solver's own steps, each
+    cut into four, and found by Brent's method on the dense output. Raises `InvalidInput` for a fall
+    that is not positive.
     """
     require(fall > 0, "fall", fall, "a positive number")
     counts, steps = _per_token(flow.loss.bank), flow.path.ts
@@ -236,7 +242,8 @@ def time_to_forget(flow: Flow, fall: float) -> Float[np.ndarray, " components"]:
     for component in np.flatnonzero(beyond.any(0)).tolist():
         last = int(beyond[:, component].argmax())
         before, after = grid[last - 1], grid[last]
-        # One time by itself may round otherwise than in the whole grid, and so lie across the goal.
+        # A single time may round otherwise than it does in the whole grid, and so lie beyond the
+        # goal.
         at_end = [
             time
             for time, sign in ((before, -1), (after, 1))
@@ -248,13 +255,13 @@ def time_to_forget(flow: Flow, fall: float) -> Float[np.ndarray, " components"]:
 
 
 def frame(flow: Flow, forget: Mixture, retain: Mixture) -> pd.DataFrame:
-    """One row per recorded time x component, named as in `markov.diagnostics`: retain, then
-    forget1, ... of the bank.
+    """Return one row per recorded time x component, with columns named as in `markov.diagnostics`.
 
-    Distances and the retain data's logp are exact expectations, what is said of forget sequences is
-    a mean over the bank; what needs weights is nan on retain. `retrained` is the best table of the
-    retain data. Raises `InvalidInput` for a forget mixture that is not the bank's, or more than one
-    retain component.
+    The components are retain, then forget1, ... of the bank. Distances and the retain data's logp
+    are exact expectations; values of forget sequences are means over the bank; values that need
+    weights are nan on retain. `retrained` is the distance of the best table of the retain data.
+    Raises `InvalidInput` for a forget mixture that is not the bank's, or more than one retain
+    component.
     """
     require(len(retain.chains) == 1, "retain", retain.lengths, "one component")
     check_mixture(flow.loss.bank, forget, "forget")
@@ -318,7 +325,7 @@ def _share(amounts: Float[np.ndarray, "times components"]) -> Float[np.ndarray, 
 def _mean_kl(
     laws: Tables, tables: Tables, mixture: Mixture
 ) -> Float[np.ndarray, "times components"]:
-    # By the logs of the model, which stay finite where its probabilities underflow.
+    # From the logs of the model, which stay finite where its probabilities underflow.
     kl = xlogy(laws, laws).sum(-1) - np.einsum("cij,tij->tci", laws, log_softmax(tables, axis=-1))
     visits = expected_counts(mixture).sum(-1)
     return (kl * visits).sum(-1) / visits.sum(-1)

@@ -1,5 +1,4 @@
-"""The NPO paper's synthetic study: logistic labels, random features, gradient descent (Zhang et al.
-2024, section 4).
+"""The NPO paper's synthetic study: logistic labels, random features, gradient descent.
 
     inputs     x ~ N(mu, I_d)
     labels     P(y = 1 | x) = sigmoid((x - mu)'theta + shift)
@@ -8,13 +7,13 @@
 with mu = alpha 1_d, theta = 1_d/sqrt(d) and shift = 1 on forget data, and the opposite of all three
 on retain data. A response is one label, so |y| = 1, `normalize` changes nothing, and of the four
 corners two remain: NPO and its reference-free form, here called SimNPO. grad logp = (y - pi_w(1 |
-x)) phi(x), and the KL divergence between two models at one input is a sum of two terms: nothing is
+x)) phi(x), and the KL divergence between two models at one input is a sum of two terms. Nothing is
 approximated but the expectation over inputs, for which the distances take a test sample of the same
-law.
+law. Source: Zhang et al. 2024, section 4.
 
 The paper's Theorem 2 (GA diverges linearly, NPO logarithmically) is about nearly orthogonal phi(x),
-at most as many as they have entries. Here 200 share 128 entries, none of them negative, so that all
-point the same way.
+of which there are at most as many as they have entries. Here 200 vectors share 128 entries, none of
+them negative, so that all point the same way.
 """
 
 from __future__ import annotations
@@ -63,17 +62,18 @@ COLUMNS: dict[str, str] = {
         "than rounding"
     ),
 }
-# Runs that go side by side, always as many: how a product is summed depends on its number of rows.
-# Places without a run are filled with a copy. A product of four rows takes no longer than one of
-# one.
+# So many runs always go side by side, because how a product is summed depends on its number of
+# rows. Places without a run are filled with a copy. A product of four rows takes no longer than one
+# of one row.
 SIDE = 4
 POSITIVE = "a finite number > 0"
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogisticWorld:
-    """One instance: its law, its sample, and the training of its models; equal seeds share the
-    noise at any alpha.
+    """One instance: its law, its sample, and the training of its models.
+
+    Equal seeds share the noise at any alpha.
     """
 
     alpha: float = 1.0
@@ -98,10 +98,10 @@ class LogisticWorld:
 
 @dataclass(frozen=True, kw_only=True)
 class Unlearning:
-    """Full-batch gradient descent on forget_weight * forget loss + retain_weight * retain loss,
-    from the reference.
+    """Full-batch gradient descent from the reference on a weighted sum of two losses.
 
-    Both losses are means over their data; `recorded` are the steps to look at, in order.
+    The sum is forget_weight * forget loss + retain_weight * retain loss. Both losses are means over
+    their data; `recorded` are the steps to look at, in order.
     """
 
     objective: Objective
@@ -124,7 +124,7 @@ class Unlearning:
 
 
 class Sample(NamedTuple):
-    """Inputs, what the model sees of them, and their labels, 0 or 1."""
+    """Inputs, the features that the model sees of them, and their labels, 0 or 1."""
 
     inputs: Float[Tensor, "count dimension"]
     features: Float[Tensor, "count width"]
@@ -141,16 +141,14 @@ class Data(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Parameters of the model trained on everything, and of the one that never saw the forget
-    data.
-    """
+    """Parameters of two models: one trained on everything, one that never saw the forget data."""
 
     reference: Float[Tensor, " width"]
     retrained: Float[Tensor, " width"]
 
 
 def draw(world: LogisticWorld) -> Data:
-    """The samples of an instance, each from a stream of random numbers of its own."""
+    """Draw the samples of an instance, each from a stream of random numbers of its own."""
     size, root, double = (world.width, world.dimension), world.dimension**0.5, torch.float64
     weights = (
         torch.randn(size, generator=generator(world.seed, "logistic weights"), dtype=double) / root
@@ -169,8 +167,9 @@ def draw(world: LogisticWorld) -> Data:
 
 
 def pretrain(world: LogisticWorld, *samples: Sample) -> Float[Tensor, " width"]:
-    """Gradient descent from zero on the mean of -logp over all the samples: w += rate * mean((y
-    - pi_w) phi).
+    """Return the parameters after gradient descent from zero on the mean of -logp over all samples.
+
+    A step is w += rate * mean((y - pi_w) phi).
     """
     # In numpy, whose products of a matrix and a vector are three times as fast.
     half = torch.cat([sample.features for sample in samples]).numpy() / 2
@@ -184,18 +183,19 @@ def pretrain(world: LogisticWorld, *samples: Sample) -> Float[Tensor, " width"]:
 
 
 def train_pair(world: LogisticWorld, data: Data) -> Pair:
-    """The reference (all data) and the retrained model (retain data only) of an instance."""
+    """Train the reference (all data) and the retrained model (retain data only) of an instance."""
     return Pair(pretrain(world, data.forget, data.retain), pretrain(world, data.retain))
 
 
 def descend(
     data: Data, start: Tensor, runs: Sequence[Unlearning]
 ) -> Float[Tensor, "recorded runs width"]:
-    """Parameters at the recorded steps, the same for all `runs`, which go side by side from one
-    start.
+    """Return the parameters of all runs at the recorded steps.
 
-    Slope: forget_weight mean(weight (y - pi_w) phi) - retain_weight mean((y - pi_w) phi), weight as
-    the law has it.
+    The runs go side by side from one start, and all record the same steps.
+
+    Slope: forget_weight mean(weight (y - pi_w) phi) - retain_weight mean((y - pi_w) phi), with the
+    weight of the law. Raises `InvalidInput` unless all runs record the same steps.
     """
     require(
         len({run.recorded for run in runs}) == 1,
@@ -241,8 +241,9 @@ def _descend(
 
 
 def _whole_vectors(sample: Sample) -> Sample:
-    """The sample with inputs of which the model sees nothing, 0, behind it: they move no
-    parameter (see `VECTOR`).
+    """Return the sample with zero features appended until it fills whole vectors (see `VECTOR`).
+
+    Inputs of which the model sees nothing, 0, move no parameter.
     """
     spare = -len(sample.label) % VECTOR
     inputs, features = (pad(field, (0, 0, 0, spare)) for field in sample[:2])
@@ -252,15 +253,17 @@ def _whole_vectors(sample: Sample) -> Sample:
 def bernoulli_kl(
     logit: Float[Tensor, "*batch"], other: Float[Tensor, "*batch"]
 ) -> Float[Tensor, "*batch"]:
-    """KL(sigmoid(logit) || sigmoid(other)) in nats: p (a - b) + softplus(b) - softplus(a), at
-    any size of a and b.
+    """Return KL(sigmoid(logit) || sigmoid(other)) in nats.
+
+    It is p (a - b) + softplus(b) - softplus(a), accurate at any size of a and b.
     """
     return logit.sigmoid() * (logit - other) - logsigmoid(-other) + logsigmoid(-logit)
 
 
 def measure(data: Data, pair: Pair, runs: Sequence[Unlearning], path: Tensor) -> dict[str, Tensor]:
-    """What `COLUMNS` lists from `forget_distance` on, each of shape (recorded, runs), for a path
-    of `descend`.
+    """Measure a path of `descend`: return what `COLUMNS` lists from `forget_distance` on.
+
+    Each value has the shape (recorded, runs).
     """
 
     def distance(sample: Sample, model: Tensor) -> Tensor:
@@ -287,10 +290,10 @@ def measure(data: Data, pair: Pair, runs: Sequence[Unlearning], path: Tensor) ->
 def run(
     worlds: Sequence[LogisticWorld], runs: Sequence[Unlearning], *, n_jobs: int = 1
 ) -> pd.DataFrame:
-    """Every run in every instance: one row per instance x run x recorded step, with the columns of
-    `COLUMNS`.
+    """Do every run in every instance and return one row per instance x run x recorded step.
 
-    `n_jobs` (-1: one per core) spreads instances over processes and changes the time, never a row.
+    The columns are those of `COLUMNS`. `n_jobs` (-1: one per core) spreads instances over processes
+    and changes the time, never a row. Raises `InvalidInput` if there is no instance or no run.
     """
     require(len(worlds) > 0, "worlds", worlds, "at least one")
     require(len(runs) > 0, "runs", runs, "at least one")
@@ -306,7 +309,7 @@ def _instance(world: LogisticWorld, runs: Sequence[Unlearning], first: int) -> p
         data = draw(world)
         pair, groups, frames = train_pair(world, data), {}, []
         for index, one in enumerate(runs, first):
-            # Runs that are looked at alike go side by side; those without a retain term need no
+            # Runs that record the same steps go side by side; those without a retain term need no
             # retain data.
             groups.setdefault((one.recorded, one.retain_weight > 0), {})[index] = one
         for (recorded, _), group in groups.items():
@@ -327,6 +330,6 @@ def _logp(
 
 
 def _stacked(runs: Sequence[Unlearning]) -> Objective:
-    """One objective whose fields broadcast against (runs, examples)."""
+    """Return one objective whose fields broadcast against (runs, examples)."""
     fields = stack([run.objective for run in runs], dtype=torch.float64)
     return Objective(*(torch.as_tensor(field)[:, None] for field in fields))

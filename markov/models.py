@@ -1,10 +1,10 @@
 """Models of a token sequence: `tokens -> logits`, nothing else.
 
-A model is a frozen description of a shape; its parameters live outside it, as a mapping from names
-to tensors whose leading axis runs over an ensemble of runs. Solo is an ensemble of one, so there is
-a single code path, and no batching transform: members are multiplied by hand with batched matrix
-products. A run's numbers do not depend on its company, to the last bit: how many runs lie beside
-it, which, and in what order.
+A model is a frozen description of a shape. Its parameters live outside it, as a mapping from names
+to tensors whose leading axis runs over an ensemble of runs. A single run is an ensemble of one, so
+there is one code path and no batching transform: members are multiplied by hand with batched matrix
+products. A run's numbers do not depend on its company, to the last bit: not on how many runs lie
+beside it, which, or in what order.
 """
 
 from __future__ import annotations
@@ -26,21 +26,19 @@ Parameters = Mapping[str, Tensor]
 
 
 class Model(Protocol):
-    """What training needs of a model: fresh parameters from a seed, and logits from parameters
-    and tokens.
-    """
+    """What training needs of a model: fresh parameters from a seed, and logits of tokens."""
 
     @property
     def states(self) -> int:
-        """Number of states, the largest token plus one."""
+        """The number of states, the largest token plus one."""
         ...
 
     def init(self, seed: int) -> dict[str, Tensor]:
-        """Parameters of one run, without the leading axis."""
+        """Return the parameters of one run, without the leading axis."""
         ...
 
     def logits(self, parameters: Parameters, tokens: Tensor) -> Tensor:
-        """Next-token logits of every run of an ensemble."""
+        """Return the next-token logits of every run of an ensemble."""
         ...
 
 
@@ -59,20 +57,19 @@ class Tabular:
         require_all_whole(self, states=2)
 
     def init(self, seed: int) -> dict[str, Tensor]:
-        """A table of zeros, the uniform chain, whatever the seed."""
+        """Return a table of zeros, the uniform chain, whatever the seed."""
         return {"table": torch.zeros(self.states, self.states)}
 
     def logits(
         self, parameters: Parameters, tokens: Int64[Tensor, "runs batch time"]
     ) -> Float[Tensor, "runs batch time states"]:
-        """The row of the table that belongs to each token."""
+        """Return the row of the table that belongs to each token."""
         return _lookup(parameters["table"], tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Transformer:
-    """A small decoder-only transformer; the defaults are the model the paper describes (appendix
-    H).
+    """A small decoder-only transformer; the defaults are those of the paper's model (appendix H).
 
     Linear weights and biases start uniform in +-1/sqrt(fan_in). `released()` is the model that the
     paper's code trains.
@@ -111,11 +108,10 @@ class Transformer:
 
     @classmethod
     def released(cls, *, states: int = 10, context: int = 19) -> Transformer:
-        """The model that the paper's code trains: one head, no output projection, post-norm, unit
-        token embeddings.
+        """Return the model that the paper's code trains.
 
-        Its number of parameters is that of the released code; that its MLP uses ReLU is an
-        assumption.
+        It has one head, no output projection, post-norm and unit token embeddings. Its number of
+        parameters is that of the released code; that its MLP uses ReLU is an assumption.
         """
         return cls(
             states=states,
@@ -129,7 +125,7 @@ class Transformer:
         )
 
     def init(self, seed: int) -> dict[str, Tensor]:
-        """Fresh parameters of one run, drawn in a fixed order from a generator of their own."""
+        """Return fresh parameters of one run, drawn in a fixed order from their own generator."""
         generator = torch.Generator().manual_seed(seed)
         width, parameters = self.width, dict[str, Tensor]()
 
@@ -171,7 +167,7 @@ class Transformer:
     def logits(
         self, parameters: Parameters, tokens: Int64[Tensor, "runs batch time"]
     ) -> Float[Tensor, "runs batch time states"]:
-        """Causal next-token logits; position t sees tokens 0..t.
+        """Return causal next-token logits; position t sees tokens 0..t.
 
         Raises `InvalidInput` where the sequences are longer than `context`.
         """
@@ -211,7 +207,7 @@ class Transformer:
 def _lookup(
     table: Float[Tensor, "runs rows width"], tokens: Int64[Tensor, "runs batch time"]
 ) -> Tensor:
-    """Rows of each run's own table, as one flat embedding look-up over all runs."""
+    """Return rows of each run's own table, by one flat embedding look-up over all runs."""
     runs, rows, _ = table.shape
     offset = (rows * torch.arange(runs, device=tokens.device)).view(-1, 1, 1)
     return functional.embedding(tokens + offset, table.flatten(0, 1))
@@ -226,8 +222,9 @@ def _linear(parameters: Parameters, name: str, x: Float[Tensor, "runs rows input
 def _elementwise(
     function: Callable[[Tensor], Tensor], x: Float[Tensor, "runs rows width"]
 ) -> Tensor:
-    """The function of every element, to the bit as of each run alone (see
-    `markov.numerics.VECTOR`).
+    """Apply a function to every element, to the last bit as for each run alone.
+
+    See `markov.numerics.VECTOR`.
     """
     if len(x) == 1 or x[0].numel() % VECTOR == 0:
         return function(x)
@@ -235,7 +232,7 @@ def _elementwise(
 
 
 def _layer_norm(parameters: Parameters, name: str, x: Float[Tensor, "runs rows width"]) -> Tensor:
-    # Run by run: the rule that fuses scaling with normalising takes one weight for all it is given.
+    # Run by run: the call that fuses scaling with normalising takes one weight for all it is given.
     each = zip(x, parameters[f"{name}.weight"], parameters[f"{name}.bias"], strict=True)
     normed = [
         functional.layer_norm(own, own.shape[-1:], weight, bias) for own, weight, bias in each

@@ -1,5 +1,4 @@
-"""What rounding may not decide: comparisons by a margin, and what keeps a sum the same in any
-company.
+"""Rounding must decide nothing: comparisons by a margin, and sums that are the same in any company.
 
 Two processors, or two libraries, add the same numbers in another order: the last digits differ.
 """
@@ -21,29 +20,27 @@ Values = TypeVar("Values", float, np.ndarray, Tensor)
 MARGIN = 1e-9
 SINGLE_MARGIN = 1e-5
 # Elements: the widest vector that torch computes with at a time holds 32. What is left of an array
-# behind its last whole vector is computed one by one, by code that may round otherwise; a number's
-# last digit would depend on how many runs lie beside its own. Where every run fills whole vectors
-# nothing is left.
+# behind its last whole vector is computed one by one, by code that may round otherwise. So a
+# number's last digit would depend on how many runs lie beside its own. Where every run fills whole
+# vectors nothing is left.
 VECTOR = 64
 
 
 def exceeds(value: Values, other: Values, margin: float = MARGIN) -> Any:
-    """Whether a value is larger than another by more than rounding: value - other > margin
-    |other|.
-    """
+    """Return whether value - other > margin |other|: larger by more than rounding."""
     return value - other > margin * abs(other)
 
 
 def reaches(value: Values, goal: float, margin: float = MARGIN) -> Any:
-    """Whether a value is at a goal or above it, but for rounding: value >= goal - margin |goal|."""
+    """Return whether value >= goal - margin |goal|: at the goal or above it, but for rounding."""
     return value >= goal - margin * abs(goal)
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch compute on one thread: several divide a long sum, each number of them elsewhere.
+    """Let torch compute on one thread, because several divide a long sum.
 
-    Small matrices lose time on several threads, too.
+    Each number of threads divides it elsewhere. Small matrices lose time on several threads, too.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)

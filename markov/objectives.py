@@ -10,18 +10,18 @@ scored tokens,
 
     reference, normalize = 1, 0   NPO               (Zhang et al. 2024; gamma = 0)
     reference, normalize = 0, 1   SimNPO            (Fan et al. 2025, Eq. 4; gamma outside beta, as
-                                  published)
+                                                    published)
     beta -> 0                     gradient ascent   (weight 1/length**normalize, times 2 *
-                                  sigmoid(gamma))
+                                                    sigmoid(gamma))
 
 `beta = 0` is that limit itself, not an approximation of it. The law needs length >= 1: see
 `check_nonempty`.
 
 What is checked where: every method of the law refuses responses of unequal shapes and plain numbers
-outside the family, which costs no look at a tensor, so that symbols and `torch.func.vmap` pass.
-What tensors hold is looked at once, where numbers enter: by `SequenceLogProbs.of` and
-`check_logprobs` for responses, by `validate` and `stack` for objectives. Within a training nothing
-looks at values: there a number that is not finite is a divergence, which the run reports.
+outside the family. That needs no look into a tensor, so that symbols and `torch.func.vmap` pass.
+The contents of tensors are checked once, where numbers enter: by `SequenceLogProbs.of` and
+`check_logprobs` for responses, by `validate` and `stack` for objectives. Within a training no
+values are checked: there a number that is not finite is a divergence, which the run reports.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ from markov.errors import InvalidInput, require, require_number
 Number = float | Tensor
 Values = Number | Sequence[Any] | np.ndarray
 
-# (reference, normalize) of the 2x2, and normalize alone at beta = 0, where the reference is a mere
-# constant.
+# (reference, normalize) of the 2x2 corners, and normalize alone at beta = 0, where the reference
+# only adds a constant.
 CORNERS = {
     "npo": (1.0, 0.0),
     "length_normalized_npo": (1.0, 1.0),
@@ -64,12 +64,11 @@ ROUNDING = 1e-4
 
 
 class SequenceLogProbs(NamedTuple):
-    """What the law needs to know of each response: three finite tensors of one shape and floating
-    dtype.
+    """What the law needs to know of each response: three finite tensors of one shape and dtype.
 
-    `logp` and `ref` are total log-probabilities (nats); `length` counts the scored tokens. The bare
-    constructor takes them as they are, as training and `torch.func.vmap` need it; `of` takes
-    numbers from anywhere else, and checks them.
+    The dtype is a floating one. `logp` and `ref` are total log-probabilities (nats); `length`
+    counts the scored tokens. The bare constructor checks nothing, as training and `torch.func.vmap`
+    need it; `of` takes numbers from anywhere else, and checks them.
     """
 
     logp: Float[Tensor, "*batch"]
@@ -78,12 +77,11 @@ class SequenceLogProbs(NamedTuple):
 
     @classmethod
     def of(cls, logp: Values, length: Values, ref: Values = 0.0) -> SequenceLogProbs:
-        """Make responses of numbers, lists, arrays or tensors, and check them as `check_logprobs`
-        does.
+        """Make responses of numbers, lists, arrays or tensors and check them by `check_logprobs`.
 
-        A single number of `length` or `ref` stands for all responses. Everything has the dtype and
-        device of `logp`, which is float64 unless it is a floating tensor. Raises `InvalidInput` for
-        anything that is not so.
+        A single number of `length` or `ref` stands for all responses. All fields get the dtype and
+        device of `logp`, which becomes float64 unless it is a floating tensor. Raises
+        `InvalidInput` for anything that is not so.
         """
         first = _tensor("logp", logp, None)
         others = (_tensor(name, value, first) for name, value in (("length", length), ("ref", ref)))
@@ -101,16 +99,16 @@ class SequenceLogProbs(NamedTuple):
         ref: Number,
         check: bool = True,
     ) -> SequenceLogProbs:
-        """Score responses: logp = sum over the mask of (logits[t, targets[t]] -
-        logsumexp(logits[t])).
+        """Score responses from the logits of a model.
 
-        `logits[..., t, :]` predicts `targets[..., t]` (already shifted); `mask` is True on scored
-        tokens and serves padding and prompts alike. What lies outside it, be it nan or a label of
-        -100, changes nothing and gets zero gradient. `ref` (nats) broadcasts to `*batch`: write 0.0
-        where there is no reference. Sums are float32 or wider. Raises `InvalidInput` for shapes or
-        dtypes that do not fit and, while `check` is on, for an empty response or a scored target
-        outside the vocabulary. Those two look at values, which `torch.func.vmap` refuses for a
-        mapped mask: check once outside, then `check=False`.
+        logp = sum over the mask of (logits[t, targets[t]] - logsumexp(logits[t])). `logits[..., t,
+        :]` predicts `targets[..., t]` (already shifted); `mask` is True on scored tokens and serves
+        padding and prompts alike. What lies outside it, be it nan or a label of -100, changes
+        nothing and gets zero gradient. `ref` (nats) broadcasts to `*batch`: write 0.0 where there
+        is no reference. Sums are float32 or wider. Raises `InvalidInput` for shapes or dtypes that
+        do not fit and, while `check` is on, for an empty response or a scored target outside the
+        vocabulary. These two checks look at values, which `torch.func.vmap` refuses for a mapped
+        mask: check once outside, then pass `check=False`.
         """
         shape, vocab = tuple(logits.shape[:-1]), logits.shape[-1]
         require(logits.is_floating_point(), "logits", logits.dtype, "a floating dtype")
@@ -144,8 +142,9 @@ class SequenceLogProbs(NamedTuple):
 
 
 def check_nonempty(length: Tensor, *, field: str = "length") -> None:
-    """Raise `InvalidInput` if any response has no scored token: per-token quantities would be
-    0/0 there.
+    """Raise `InvalidInput` if any response has no scored token.
+
+    Its values per token would be 0/0.
     """
     if empty := (length == 0).nonzero().tolist():
         allowed = f"at least 1 per example ({len(empty)} of {length.numel()} have none)"
@@ -153,12 +152,11 @@ def check_nonempty(length: Tensor, *, field: str = "length") -> None:
 
 
 def check_logprobs(seq: SequenceLogProbs) -> SequenceLogProbs:
-    """Return the responses if they can be any; else raise `InvalidInput` naming the field and the
-    first bad value.
+    """Return the responses if they are possible ones, else raise `InvalidInput`.
 
-    That is: three floating tensors of one shape; `logp` and `ref` finite and not above 0, but for
-    rounding; `length` a whole number of at least 1. It looks at values: `torch.func.vmap` refuses
-    that for mapped tensors.
+    Possible are three floating tensors of one shape, with `logp` and `ref` finite and not above 0,
+    but for rounding, and with `length` a whole number of at least 1. The error names the field and
+    the first bad value. This looks at values, which `torch.func.vmap` refuses for mapped tensors.
     """
     for name, values in seq._asdict().items():
         proper = isinstance(values, Tensor) and values.is_floating_point()
@@ -176,15 +174,16 @@ def check_logprobs(seq: SequenceLogProbs) -> SequenceLogProbs:
 
 
 def _require_all(holds: Tensor, field: str, values: Tensor, allowed: str) -> None:
-    """Raise `InvalidInput` with the first value of which `holds` is false, and where it stands."""
+    """Raise `InvalidInput` with the first value of which `holds` is false, and its index."""
     if places := (~holds).nonzero().tolist():
         where = f"{len(places)} of {values.numel()} are not, the first at index {tuple(places[0])}"
         raise InvalidInput(field, float(values[tuple(places[0])]), f"{allowed} ({where})")
 
 
 def _tensor(field: str, value: object, like: Tensor | None) -> Tensor:
-    """Numbers as a tensor of the dtype and device of another one; raises `InvalidInput` for what
-    are none.
+    """Return numbers as a tensor of the dtype and device of another one, if one is given.
+
+    Raises `InvalidInput` for a value that is not made of numbers.
     """
     try:
         numbers = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
@@ -200,8 +199,9 @@ def _tensor(field: str, value: object, like: Tensor | None) -> Tensor:
 
 
 def check_shapes(seq: SequenceLogProbs) -> None:
-    """Raise `InvalidInput` unless all fields that are tensors have one shape: else they would
-    broadcast silently.
+    """Raise `InvalidInput` unless all fields that are tensors have one shape.
+
+    Other shapes would broadcast silently.
     """
     shapes = [(name, tuple(x.shape)) for name, x in seq._asdict().items() if isinstance(x, Tensor)]
     for name, shape in shapes[1:]:
@@ -210,8 +210,7 @@ def check_shapes(seq: SequenceLogProbs) -> None:
 
 
 class Objective(NamedTuple):
-    """One member of the family, or many: four numbers, or four tensors that broadcast against
-    `*batch`.
+    """One member of the family, or many: four numbers, or tensors that broadcast against `*batch`.
 
     `beta` >= 0 is the inverse temperature and `gamma` the reward margin, both as published;
     `reference` and `normalize`, in [0, 1], say how much of the reference and of the length enters.
@@ -224,28 +223,28 @@ class Objective(NamedTuple):
     normalize: Number = 0.0
 
     def score(self, seq: SequenceLogProbs) -> Float[Tensor, "*batch"]:
-        """u = (logp - reference * ref) / length**normalize, in nats (nats per token where normalize
-        = 1).
+        """Return u = (logp - reference * ref) / length**normalize, in nats.
 
-        This and all that follows from it raise `InvalidInput` for tensors of unequal shapes and for
-        plain numbers that no objective of the family has.
+        It is in nats per token where normalize = 1. This method and all that use it raise
+        `InvalidInput` for tensors of unequal shapes and for plain numbers that no objective of the
+        family has.
         """
         self._check(seq)
         return (seq.logp - self.reference * seq.ref) / seq.length**self.normalize
 
     def logit(self, seq: SequenceLogProbs) -> Float[Tensor, "*batch"]:
-        """z = beta * score + gamma; plain arithmetic, so that symbols pass through as well as
-        tensors.
+        """Return z = beta * score + gamma.
+
+        This is plain arithmetic, so that symbols pass through it as well as tensors.
         """
         return self.beta * self.score(seq) + self.gamma
 
     def loss(self, seq: SequenceLogProbs) -> Float[Tensor, "*batch"]:
-        """(2/beta) softplus(z) per example (Fan et al. 2025, Eq. 4); at beta = 0, that of
-        `centered_loss`.
+        """Return (2/beta) softplus(z) per example (Fan et al. 2025, Eq. 4).
 
-        It grows as (2/beta) softplus(gamma) when beta -> 0: to follow the limit, compare centred
-        losses. A beta below the smallest normal number of the dtype counts as 0, since 2/beta would
-        overflow.
+        At beta = 0 it is that of `centered_loss`. When beta -> 0 the loss grows as (2/beta)
+        softplus(gamma): to follow the limit, compare centred losses. A beta below the smallest
+        normal number of the dtype counts as 0, since 2/beta would overflow.
         """
         self._check(seq)
         beta, zero = away_from_zero(self.beta, seq.logp)
@@ -254,12 +253,11 @@ class Objective(NamedTuple):
         return torch.where(zero, self._limit(seq), curved)
 
     def centered_loss(self, seq: SequenceLogProbs) -> Float[Tensor, "*batch"]:
-        """(2/beta) (softplus(z) - softplus(gamma)) per example, free of cancellation; gradient as
-        of `loss`.
+        """Return (2/beta) (softplus(z) - softplus(gamma)) per example.
 
-        Zero at score = 0, and continuous at beta = 0, where it is 2 sigmoid(gamma) * score: for
-        gamma = 0 the loss of gradient ascent, up to the reference's constant (Zhang et al. 2024,
-        Proposition 1).
+        It is free of cancellation. Its gradient is that of `loss`. It is zero at score = 0, and
+        continuous at beta = 0, where it is 2 sigmoid(gamma) * score: for gamma = 0 the loss of
+        gradient ascent, up to the reference's constant (Zhang et al. 2024, Proposition 1).
         """
         self._check(seq)
         beta, zero = away_from_zero(self.beta, seq.logp)
@@ -274,7 +272,7 @@ class Objective(NamedTuple):
         return torch.where(zero, self._limit(seq), (2 / beta) * torch.where(small, near, far))
 
     def _check(self, seq: SequenceLogProbs) -> None:
-        """What can be known without a look into a tensor."""
+        """Check all that can be known without looking into a tensor."""
         check_shapes(seq)
         for name, value in zip(self._fields, self, strict=True):
             check_plain(name, value, ALLOWED[name])
@@ -283,42 +281,45 @@ class Objective(NamedTuple):
         return 2 * _like(self.gamma, seq.logp).sigmoid() * self.score(seq)
 
     def weight(self, seq: SequenceLogProbs) -> Float[Tensor, "*batch"]:
-        """d loss / d logp = 2 sigmoid(z) / length**normalize: how hard each example is pushed
-        down.
+        """Return d loss / d logp = 2 sigmoid(z) / length**normalize.
+
+        It says how hard each example is pushed down.
         """
         return 2 * torch.sigmoid(self.logit(seq)) / seq.length**self.normalize
 
 
 def npo(beta: Number) -> Objective:
-    """NPO, z = beta * (logp - ref): weight 1 at the reference (Zhang et al. 2024)."""
+    """Return NPO, z = beta * (logp - ref): weight 1 at the reference (Zhang et al. 2024)."""
     return validate(Objective(beta, 0.0, *CORNERS["npo"]))
 
 
 def length_normalized_npo(beta: Number, gamma: Number = 0.0) -> Objective:
-    """NPO per token, z = beta * (logp - ref) / length + gamma: only the length is corrected."""
+    """Return NPO per token, z = beta * (logp - ref) / length + gamma: it corrects length only."""
     return validate(Objective(beta, gamma, *CORNERS["length_normalized_npo"]))
 
 
 def reference_free_npo(beta: Number, gamma: Number = 0.0) -> Objective:
-    """NPO without its reference, z = beta * logp + gamma: the length stays."""
+    """Return NPO without its reference, z = beta * logp + gamma: the length is not corrected."""
     return validate(Objective(beta, gamma, *CORNERS["reference_free_npo"]))
 
 
 def simnpo(beta: Number, gamma: Number = 0.0) -> Objective:
-    """SimNPO, z = beta * logp / length + gamma, as published (Fan et al. 2025, Eq. 4)."""
+    """Return SimNPO, z = beta * logp / length + gamma, as published (Fan et al. 2025, Eq. 4)."""
     return validate(Objective(beta, gamma, *CORNERS["simnpo"]))
 
 
 def gradient_ascent(normalize: Number = 0.0) -> Objective:
-    """GA, loss = logp / length**normalize: weight 1, or 1/length in its length-weighted form,
-    normalize 1.
+    """Return gradient ascent (GA), loss = logp / length**normalize.
+
+    Its weight is 1, or 1/length in the length-weighted form with normalize = 1.
     """
     return validate(Objective(0.0, normalize=normalize))
 
 
 def method_name(objective: Objective) -> str:
-    """The name of the corner that an objective stands on; any objective with beta = 0 is
-    gradient ascent.
+    """Return the name of the corner that an objective stands on, or "between".
+
+    Any objective with beta = 0 is gradient ascent, length-weighted where normalize = 1.
     """
     if objective.beta == 0:
         return "length_weighted_gradient_ascent" if objective.normalize == 1 else "gradient_ascent"
@@ -349,8 +350,9 @@ def validate(objective: Objective) -> Objective:
 
 
 def check_plain(field: str, value: object, bounds: tuple[float, float, str]) -> None:
-    """Raise `InvalidInput` for a number out of bounds, None or a text; of tensors and symbols
-    nothing is asked.
+    """Raise `InvalidInput` for a number out of bounds, for None and for a text.
+
+    Tensors and symbols are not looked at.
     """
     low, high, allowed = bounds
     if value is None or isinstance(value, Real | str):
@@ -363,11 +365,10 @@ def stack(
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
 ) -> Objective:
-    """One objective of tensors of shape (runs,), to be mapped by `torch.func.vmap` beside
-    `SequenceLogProbs`.
+    """Return one objective whose fields are tensors of shape (runs,).
 
-    `dtype` should be that of logp. Raises `InvalidInput` for no member, or one not valid or itself
-    stacked.
+    `torch.func.vmap` can map it beside `SequenceLogProbs`. `dtype` should be that of logp. Raises
+    `InvalidInput` if there is no member, or one that is not valid or itself stacked.
     """
     require(len(objectives) > 0, "objectives", objectives, "at least one")
     dtype, rows = dtype or torch.get_default_dtype(), []
@@ -384,13 +385,14 @@ def stack(
 
 
 def _like(value: Number, like: Tensor) -> Tensor:
-    """The value as a tensor of the dtype and device of another."""
+    """Return the value as a tensor of the dtype and device of another."""
     return value.to(like) if isinstance(value, Tensor) else like.new_tensor(value)
 
 
 def away_from_zero(beta: Number, like: Tensor) -> tuple[Tensor, Tensor]:
-    """beta with 1 wherever it counts as 0, and where that is: then not even an unused branch
-    divides by 0.
+    """Return beta with 1 wherever it counts as 0, and a mask of where that is.
+
+    So not even an unused branch divides by 0.
     """
     beta = _like(beta, like)
     zero = beta < torch.finfo(beta.dtype).tiny

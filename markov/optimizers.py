@@ -1,5 +1,6 @@
-"""Update rules for an ensemble: every tensor carries the runs on its leading axis, and every run
-has its own step size.
+"""Update rules for an ensemble, in which every run has its own step size.
+
+Every tensor carries the runs on its leading axis.
 
 The optimiser is part of a setting. torch's AdamW adds eps to the bias-corrected root, sqrt(v / (1 -
 b2^t)) + eps. The AdamW that transformers shipped before its version 5 adds eps before the
@@ -28,7 +29,7 @@ class Optimizer(Protocol):
     """A rule that changes parameters in place from their gradients."""
 
     def init(self, parameters: Mapping[str, Tensor]) -> State:
-        """The state before the first step."""
+        """Return the state before the first step."""
         ...
 
     def step(
@@ -45,12 +46,13 @@ class Optimizer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Sgd:
-    """Plain gradient descent: the only rule here under which the size of a weight reaches the
-    parameters.
+    """Plain gradient descent.
+
+    It is the only rule here under which the size of a weight reaches the parameters.
     """
 
     def init(self, parameters: Mapping[str, Tensor]) -> State:
-        """No state."""
+        """Return an empty state."""
         return {name: () for name in parameters}
 
     @torch.no_grad()
@@ -62,15 +64,14 @@ class Sgd:
         learning_rate: Float[Tensor, " runs"],
         count: int,
     ) -> None:
-        """theta <- theta - lr g."""
+        """Take the step theta <- theta - lr g."""
         for name, parameter in parameters.items():
             parameter.addcmul_(gradients[name], _per_run(learning_rate, parameter), value=-1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW:
-    """Adam without weight decay (the paper's is 0), with eps added after or before the bias
-    correction.
+    """Adam without weight decay (the paper's is 0), with eps after or before the bias correction.
 
         m <- b1 m + (1 - b1) g,  v <- b2 v + (1 - b2) g^2
         theta <- theta - lr sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + e)
@@ -85,8 +86,8 @@ class AdamW:
     beta2: float = 0.999
 
     def __post_init__(self) -> None:
-        # With eps = 0 a parameter without gradient, an unseen token's embedding say, would become
-        # 0/0.
+        # With eps = 0 a parameter without gradient, such as the embedding of an unseen token, would
+        # become 0/0.
         require_number(self.eps, "eps", lambda number: number > 0, "a positive number")
         require(
             isinstance(self.correct_eps, bool), "correct_eps", self.correct_eps, "True or False"
@@ -97,7 +98,7 @@ class AdamW:
             )
 
     def init(self, parameters: Mapping[str, Tensor]) -> State:
-        """First and second moments of zero."""
+        """Return first and second moments of zero."""
         return {
             name: (torch.zeros_like(value), torch.zeros_like(value))
             for name, value in parameters.items()
@@ -112,7 +113,7 @@ class AdamW:
         learning_rate: Float[Tensor, " runs"],
         count: int,
     ) -> None:
-        """One update by the formula of the class."""
+        """Take one step by the formula of the class."""
         root = math.sqrt(1 - self.beta2**count)
         eps = self.eps * root if self.correct_eps else self.eps
         scale = root / (1 - self.beta1**count)

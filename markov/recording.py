@@ -1,5 +1,6 @@
-"""What is recorded of a run while it unlearns: log-probabilities of fixed examples, distances
-and gradient norms.
+"""What is recorded of a run while it unlearns, on fixed examples.
+
+Recorded are log-probabilities, distances and gradient norms.
 """
 
 from __future__ import annotations
@@ -15,18 +16,17 @@ from markov.models import Model, Parameters
 from markov.numerics import VECTOR
 from markov.objectives import Number, Objective, SequenceLogProbs
 
-# sequences per forward pass without gradients: the activations of a layer stay in the processor's
-# cache
+# Sequences per forward pass without gradients: few enough that a layer's activations stay in the
+# processor's cache.
 CHUNK = 64
 
 
 class Probe(NamedTuple):
-    """Fixed test sequences of one component with the laws that the model is compared with at every
-    position.
+    """Fixed test sequences of one component, with the laws that the model is compared with.
 
-    `truth` are the rows of the component's chain, `retrained` and `reference` the logs of the laws
-    of the retrained and of the reference model; `forgotten` says whether unlearning pushes on the
-    component, so that its gradient is worth measuring.
+    There is a law at every position: `truth` are the rows of the component's chain, `retrained` and
+    `reference` the logs of the laws of the retrained and of the reference model. `forgotten` says
+    whether unlearning pushes on the component, so that its gradient is worth measuring.
     """
 
     tokens: Int64[Tensor, "count time"]
@@ -50,9 +50,9 @@ class Trajectory(NamedTuple):
     """What an ensemble leaves behind; step 0 is the reference model (nats).
 
     `kl_to_truth` is the mean over test tokens of KL(true row || model), `kl_to_retrained` that of
-    KL(retrained model || model), `kl_to_reference` that of KL(reference model || model),
-    `gradient_norm` the norm of the gradient of a component's mean loss; `batch_weight` are the
-    weights that the steps themselves used, longest sequences first.
+    KL(retrained model || model), `kl_to_reference` that of KL(reference model || model), and
+    `gradient_norm` the norm of the gradient of a component's mean loss. `batch_weight` are the
+    weights that the steps themselves used, with the longest sequences first.
     """
 
     step: Int64[Tensor, " recorded"]
@@ -71,7 +71,10 @@ class Trajectory(NamedTuple):
 def log_laws(
     model: Model, parameters: Parameters, tokens: Int64[Tensor, "count time"], run: int = 0
 ) -> Float[Tensor, "count time-1 states"]:
-    """Log of one run's next-state law after every prefix but the whole sequence (nats)."""
+    """Return the logs of one run's next-state laws (nats).
+
+    There is one after every prefix but the whole sequence.
+    """
     one = {name: value[run : run + 1] for name, value in parameters.items()}
     parts = tokens[None, :, :-1].split(CHUNK, dim=1)
     return torch.cat([model.logits(one, part)[0].log_softmax(-1) for part in parts])
@@ -80,13 +83,14 @@ def log_laws(
 def mean_kl(
     truth: Float[Tensor, "*tokens states"], model: Float[Tensor, "*tokens states"]
 ) -> Float[Tensor, ""]:
-    """Mean over tokens of KL(truth || model) (nats); both laws are given by their logs."""
+    """Return the mean over tokens of KL(truth || model) (nats), from the logs of both laws."""
     return (truth.exp() * (truth - model)).sum(-1).mean()
 
 
 def kl_to_truth(probe: Probe, laws: Float[Tensor, "count time-1 states"]) -> Float[Tensor, ""]:
-    """Mean over the probe's tokens of KL(true row || law) (nats), the distance of the paper's
-    Figure 5.
+    """Return the mean over the probe's tokens of KL(true row || law) (nats).
+
+    It is the distance of the paper's Figure 5.
     """
     return mean_kl(probe.truth.to(laws).log()[probe.tokens[:, :-1]], laws)
 
@@ -134,11 +138,11 @@ def gradient_norms(
     examples: int,
     reference: Float[Tensor, "runs examples"],
 ) -> Float[Tensor, "runs components"]:
-    """|grad of the mean loss| over the first `examples` probe sequences of each forgotten
-    component, nan for others.
+    """Return |grad of the mean loss| of each forgotten component, nan for others.
 
-    A mean over few examples keeps some of their noise, as the batch of a training step does:
-    compare components at one number of examples only.
+    The mean is over the first `examples` probe sequences. A mean over few examples keeps some of
+    their noise, as the batch of a training step does: compare components at one number of examples
+    only.
     """
     norms, first = [], 0
     for index, probe in enumerate(probes[0]):
@@ -159,11 +163,10 @@ def gradient_norms(
 def example_gradient_norms(
     model: Model, parameters: Parameters, tokens: Int64[Tensor, "count time"], run: int = 0
 ) -> Float[Tensor, " count"]:
-    """|grad log pi(y|x)| of every sequence by itself over all parameters of one run; the first
-    token is context.
+    """Return |grad log pi(y|x)| of each single sequence over all parameters of one run.
 
-    Every sequence is given a run of its own, so that the ensemble's leading axis yields per-example
-    gradients.
+    The first token is context. Every sequence is given a run of its own, so that the ensemble's
+    leading axis yields per-example gradients.
     """
     norms = []
     for part in tokens.split(CHUNK):
@@ -182,10 +185,11 @@ def example_gradient_norms(
 def loss_and_weight(
     objective: Objective, seq: SequenceLogProbs
 ) -> tuple[Float[Tensor, "runs batch"], Float[Tensor, "runs batch"]]:
-    """Loss of every response and its d loss / d logp, to the last bit as of each run alone.
+    """Return the loss of every response and its d loss / d logp.
 
-    The fields of `seq` have shape (runs, batch). The last response is repeated until every run
-    fills whole vectors (see `markov.numerics.VECTOR`), and the repetitions are dropped.
+    Both are to the last bit what each run has alone. The fields of `seq` have shape (runs, batch).
+    The last response is repeated until every run fills whole vectors (see
+    `markov.numerics.VECTOR`), and the repetitions are dropped.
     """
     count = seq.logp.shape[-1]
     spare = (*seq.logp.shape[:-1], -count % VECTOR)
@@ -203,21 +207,22 @@ def score(
     mask: Tensor,
     ref: Float[Tensor, "runs batch"] | float = 0.0,
 ) -> SequenceLogProbs:
-    """Log-probability of the masked tokens given their prefixes, summed over each sequence, with
-    gradients.
+    """Return each sequence's summed log-probability of the masked tokens given their prefixes.
+
+    Gradients flow through it.
     """
     logits = model.logits(parameters, tokens[..., :-1])
     return SequenceLogProbs.from_logits(logits, tokens[..., 1:], mask, ref=ref, check=False)
 
 
 def _like(value: Number, like: Tensor) -> Tensor:
-    """A number, or one for each run, written out for every response."""
+    """Return a number, or one for each run, repeated for every response."""
     return torch.as_tensor(value, dtype=like.dtype, device=like.device).expand_as(like).contiguous()
 
 
 def _norm(gradients: Sequence[Float[Tensor, "runs ..."]]) -> Float[Tensor, " runs"]:
-    """The norm of each run's gradient, all tensors together."""
-    # Side by side for each run: how a sum along the first axis is taken depends on the number of
-    # runs.
+    """Return the norm of each run's gradient over all tensors together."""
+    # One column per tensor, summed along the last axis: how a sum along the first axis is taken
+    # depends on the number of runs.
     squares = [gradient.flatten(1).square().sum(-1) for gradient in gradients]
     return torch.stack(squares, dim=-1).sum(-1).sqrt()

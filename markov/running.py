@@ -1,9 +1,8 @@
 """Run experiments: pretrain what is missing, unlearn in ensembles, return one table.
 
-Values that differ (objective, beta, seed, step size, leakage) go inside one ensemble; shapes that
+Values that differ (objective, beta, seed, step size, leakage) go inside one ensemble. Shapes that
 differ (states, lengths, width, number of steps) go to different ensembles, which joblib spreads
-over processes. Where there is a cluster, `joblib.parallel_config` chooses another backend (dask,
-ray).
+over processes. On a cluster, `joblib.parallel_config` chooses another backend (dask, ray).
 """
 
 from __future__ import annotations
@@ -40,14 +39,15 @@ Work = TypeVar("Work")
 Result = TypeVar("Result")
 # What a trained model depends on: how its data are made and read, and how it is trained.
 TRAINED = ("markov.batching", "markov.cases", "markov.sweeps", "markov.training")
-# runs per ensemble at most: more gain little; how many there are, and which, changes no row
+# Runs per ensemble at most: more gain little. How many there are, and which, changes no row.
 MEMBERS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelJob:
-    """What a trained model depends on, and no more; `case` says nothing of components that the
-    model never sees.
+    """What a trained model depends on, and no more.
+
+    `case` says nothing of components that the model never sees.
     """
 
     case: Case | Sweep
@@ -57,8 +57,10 @@ class ModelJob:
 
 
 def model_jobs(experiment: Experiment) -> tuple[ModelJob, ModelJob]:
-    """The original model (all that pretraining sees) and the retrained one (retain data only) of
-    an experiment.
+    """Return the jobs of an experiment's original and retrained model.
+
+    The original model is trained on all that pretraining sees, the retrained one on retain data
+    only.
     """
 
     def job(case: Case | Sweep) -> ModelJob:
@@ -80,13 +82,13 @@ def run(
     cache: Path | None = None,
     parts: Path | None = None,
 ) -> pd.DataFrame:
-    """Run all experiments; one row per run x step x component, in the order given (see
-    `diagnostics.COLUMNS`).
+    """Run all experiments and return one row per run x step x component, in the order given.
 
-    Models are trained where `cache` (default: the user's cache folder) lacks them. `n_jobs` (-1:
-    one per core) changes the time, never a row. In the folder `parts`, if one is given, the table
-    of each ensemble is kept once it is there, and found by the next call with the same experiments:
-    see `parts_of`.
+    The columns are those of `diagnostics.COLUMNS`. Models are trained where `cache` (default: the
+    user's cache folder) lacks them. `n_jobs` (-1: one per core) changes the time, never a row. With
+    a folder `parts`, the table of each ensemble is kept there once it is made, and found by the
+    next call with the same experiments: see `parts_of`. Raises `InvalidInput` if there is no
+    experiment.
     """
     experiments = list(experiments)
     require(len(experiments) > 0, "experiments", experiments, "at least one")
@@ -98,7 +100,7 @@ def run(
         for job in wanted
         if storage.read_kept(model_path(folder, job), storage.load_parameters) is None
     ]
-    # the longest first, so that none is left over
+    # The longest jobs go first, so that none is left over at the end.
     missing.sort(key=lambda job: -len(job.case.seen))
     # With one process the bar follows single steps; workers cannot draw on it, so there it counts
     # models and ensembles.
@@ -129,8 +131,9 @@ def run(
 
 
 def parts_of(experiments: Sequence[Experiment]) -> Path:
-    """The folder of the cache for parts of the table of these experiments; whoever has written
-    it discards that.
+    """Return the cache folder for the parts of these experiments' table.
+
+    Whoever has written the whole table discards the folder.
     """
     return storage.unfinished(list(experiments), __name__)
 
@@ -141,10 +144,10 @@ def trajectory(
     cache: Path | None = None,
     on_step: Callable[[int, Parameters], None] | None = None,
 ) -> Trajectory:
-    """Run experiments of one shape as one ensemble, here and now; `on_step` as in
-    `training.unlearn`.
+    """Run experiments of one shape as one ensemble, in this process, and return its trajectory.
 
-    Raises `InvalidInput` where they differ in more than values.
+    `on_step` is as in `training.unlearn`. Raises `InvalidInput` where the experiments differ in
+    more than values.
     """
     with one_thread():
         return _unlearn(
@@ -155,19 +158,23 @@ def trajectory(
 
 
 def models_folder(cache: Path | None = None) -> Path:
-    """Where trained models are kept."""
+    """Return the folder where trained models are kept."""
     return storage.cache_dir() / "models" if cache is None else cache
 
 
 def model_path(folder: Path, job: ModelJob) -> Path:
-    """The file of a trained model: named by all its settings and by the code behind its data and
-    its training.
+    """Return the file of a trained model.
+
+    Its name depends on all settings of the model and on the code behind its data and its training.
     """
     return folder / f"{storage.fingerprint(job, *TRAINED)}.safetensors"
 
 
 def load_model(folder: Path, job: ModelJob) -> dict[str, torch.Tensor]:
-    """The parameters of a model, trained now where they are not cached, or the file is damaged."""
+    """Return the parameters of a model.
+
+    It is trained now if it is not in the cache or its file is damaged.
+    """
     path = model_path(folder, job)
     found = storage.read_kept(path, storage.load_parameters)
     if found is None:
@@ -216,8 +223,9 @@ def _kept_table(
     work: Callable[[Sequence[Experiment]], pd.DataFrame],
     experiments: Sequence[Experiment],
 ) -> pd.DataFrame:
-    """The table of an ensemble, from `parts` or made now and kept there; the same to the last
-    bit in both cases.
+    """Return the table of an ensemble, from `parts` or made now and kept there.
+
+    It is the same to the last bit in both cases.
     """
     path = parts / f"{storage.fingerprint(list(experiments))}.parquet"
     if storage.read_kept(path, storage.read_table) is None:
@@ -274,7 +282,7 @@ def _member(folder: Path, experiment: Experiment) -> Run:
 
 
 def _shape(experiment: Experiment) -> tuple[Any, ...]:
-    """What the members of an ensemble must share: all but the values that they may differ in."""
+    """Return what the members of an ensemble must share: all but the values that may differ."""
     free = {"case", "objective", "pretraining", "seed", "learning_rate", "retain_weight"}
     return experiment.case.shape + tuple(
         value for name, value in vars(experiment).items() if name not in free

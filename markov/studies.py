@@ -1,5 +1,4 @@
-"""What an experiment is run on, as far as running needs to know: chains, data, and what each kind
-of model sees of it.
+"""What running needs of a study: its chains, its data, and what each kind of model sees of them.
 
 `markov.cases.Case` is the paper's study, `markov.sweeps.Sweep` a mixture of many components.
 """
@@ -16,8 +15,9 @@ from markov.chains import MarkovChain
 
 
 class Data(NamedTuple):
-    """Sequences of each component by its name; those of one component have one length: no
-    padding.
+    """Sequences of each component by its name.
+
+    Those of one component have one length, so that they need no padding.
     """
 
     train: dict[str, Int64[Tensor, "count length"]]
@@ -25,11 +25,11 @@ class Data(NamedTuple):
 
 
 class Study(Protocol):
-    """What running needs of the chains and data of an experiment; its components begin with
-    "retain".
+    """What running needs of the chains and data of an experiment.
 
-    `lengths` count tokens, so |y| = length - 1; `counts` are in proportion to how often unlearning
-    draws a component; studies of one `shape` can be run in one ensemble.
+    The first component is "retain". `lengths` count tokens, so |y| = length - 1; `counts` are in
+    proportion to how often unlearning draws a component; studies of one `shape` can be run in one
+    ensemble.
     """
 
     @property
@@ -46,39 +46,39 @@ class Study(Protocol):
     def shape(self) -> tuple[object, ...]: ...
 
     def chains(self) -> Sequence[MarkovChain]:
-        """The chain of each component."""
+        """Return the chain of each component."""
         ...
 
     def sample(self, seed: int) -> Data:
-        """Sequences of each component."""
+        """Return sequences of each component."""
         ...
 
     def pretraining_data(self, data: Data) -> list[Int64[Tensor, "count length"]]:
-        """The sequences that pretraining sees."""
+        """Return the sequences that pretraining sees."""
         ...
 
     def forget_data(self, data: Data) -> list[Int64[Tensor, "count length"]]:
-        """The sequences that unlearning pushes on."""
+        """Return the sequences that unlearning pushes on."""
         ...
 
     def original(self) -> Study:
-        """This study without what its pretrained model does not depend on: equal values share a
-        model.
+        """Return this study with only those settings that its pretrained model depends on.
+
+        Studies for which this is equal share a model.
         """
         ...
 
     def retrained(self) -> Study:
-        """The same where pretraining sees the retain data only."""
+        """Return the same where pretraining sees the retain data only."""
         ...
 
 
 def ideal_forget_quality(case: Study) -> dict[str, float]:
-    """`kl_to_truth` of a model that knows the retain chain and nothing else, by component (nats per
-    token).
+    """Return `kl_to_truth` of a model that knows only the retain chain, by component.
 
-    The closed form sum_t E KL(true row || retain row) / (length - 1); 0 on retain. The retrained
-    model of the paper's Figure 5 should land on it, and a forget quality past it is
-    over-forgetting.
+    The unit is nats per token. The closed form is sum_t E KL(true row || retain row) / (length -
+    1); it is 0 on retain. The retrained model of the paper's Figure 5 should land on it, and a
+    forget quality past it is over-forgetting.
     """
     chains = case.chains()
     return {

@@ -1,5 +1,4 @@
-"""Forget mixtures of many components that differ in one thing only: response length, or
-memorisation.
+"""Forget mixtures of many components that differ in one thing: response length, or memorisation.
 
 Each component lives on a set of states of its own, all sets of one size, so that by symmetry
 nothing but the swept quantity tells two components apart. Lengths are compared at equal
@@ -24,13 +23,12 @@ from markov.studies import Data
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Components forget1, forget2, ... with `scored[i]` scored tokens and a share `shares[i]` seen
-    by pretraining.
+    """Components forget1, forget2, ... with `scored[i]` scored tokens in a sequence.
 
-    Of each component pretraining sees `shares[i]` of `tokens` scored training tokens, and
-    unlearning pushes on `forget_count` training sequences, of the component named `alone` only
-    where one is named. Raises `InvalidInput` for numbers that do not fit together. Chains as in the
-    paper's appendix H, with less leakage.
+    Pretraining sees the share `shares[i]` of the `tokens` scored training tokens of component i,
+    and unlearning pushes on `forget_count` training sequences of each component, or only of the
+    component `alone` where one is named. The chains are those of the paper's appendix H, with less
+    leakage. Raises `InvalidInput` for numbers that do not fit together.
     """
 
     name: str
@@ -89,7 +87,7 @@ class Sweep:
             self.retain_tokens,
             "at least retain_scored",
         )
-        self.chains()  # the chains know what leakage may be
+        self.chains()  # the chains check the leakage
 
     @property
     def _forget(self) -> Mapping[str, int]:
@@ -97,14 +95,15 @@ class Sweep:
 
     @property
     def states(self) -> int:
-        """A set for each component and the retain data, and one state that is nobody's."""
+        """The number of states.
+
+        There is a set for each component and the retain data, and one state that is nobody's.
+        """
         return self.set_size * (len(self.scored) + 1) + 1
 
     @property
     def lengths(self) -> dict[str, int]:
-        """Tokens in a sequence of the retain data and of each component that unlearning pushes
-        on.
-        """
+        """The tokens in a sequence of the retain data and of each component that is unlearned."""
         chosen = {
             name: scored + 1 for name, scored in self._forget.items() if self.alone in (None, name)
         }
@@ -112,12 +111,12 @@ class Sweep:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Sequences of each component in unlearning."""
+        """The number of sequences of each component in unlearning."""
         return dict.fromkeys(self.lengths, self.forget_count)
 
     @property
     def seen(self) -> tuple[str, ...]:
-        """The components that pretraining sees anything of."""
+        """The components of which pretraining sees anything."""
         return (
             "retain",
             *(name for name, count in zip(self._forget, self._shown(), strict=True) if count > 0),
@@ -125,7 +124,7 @@ class Sweep:
 
     @property
     def shape(self) -> tuple[object, ...]:
-        """What the members of an ensemble share."""
+        """What all members of an ensemble share."""
         return (
             *self.lengths.values(),
             self.retain_tokens,
@@ -135,13 +134,14 @@ class Sweep:
         )
 
     def chains(self) -> tuple[MarkovChain, ...]:
-        """The chain of each component of `lengths`."""
+        """Return the chain of each component of `lengths`."""
         places = {"retain": 0, **{name: place for place, name in enumerate(self._forget, start=1)}}
         return tuple(self._chain(places[name]) for name in self.lengths)
 
     def mixture(self) -> Mixture:
-        """The law of the pretraining data: the components it sees, weighted by their counts of
-        sequences.
+        """Return the law of the pretraining data.
+
+        It mixes the components that pretraining sees, weighted by their counts of sequences.
         """
         counts = [self.retain_tokens // self.retain_scored, *self._shown()]
         lengths = [self.retain_scored + 1, *(scored + 1 for scored in self.scored)]
@@ -153,8 +153,10 @@ class Sweep:
         )
 
     def sample(self, seed: int) -> Data:
-        """Draw every component; its tokens depend on the seed, its chain, its length and its own
-        count only.
+        """Draw every component.
+
+        Its tokens depend on the seed, its chain, its length and its own count only. Raises
+        `InvalidInput` for a seed that is not a whole number of at least 0.
         """
         require_whole(seed, "seed")
         train, test = {}, {}
@@ -169,7 +171,7 @@ class Sweep:
         return Data(train, test)
 
     def pretraining_data(self, data: Data) -> list[Int64[Tensor, "count length"]]:
-        """The retain sequences, and of each component the share that pretraining sees."""
+        """Return the retain sequences, and of each component the share that pretraining sees."""
         shown = zip(self._forget, self._shown(), strict=True)
         return [
             data.train["retain"],
@@ -177,16 +179,17 @@ class Sweep:
         ]
 
     def forget_data(self, data: Data) -> list[Int64[Tensor, "count length"]]:
-        """As many training sequences of each component that unlearning pushes on."""
+        """Return `forget_count` training sequences of each component that unlearning pushes on."""
         return [data.train[name][: self.forget_count] for name in self.lengths if name != "retain"]
 
     def original(self) -> Sweep:
-        """The sweep as its pretrained model depends on it."""
+        """Return the sweep with only those settings that its pretrained model depends on."""
         return replace(self, name="", alone=None, forget_count=1)
 
     def retrained(self) -> Sweep:
-        """The same where pretraining sees the retain data only: sweeps of as many components
-        share it.
+        """Return the same where pretraining sees the retain data only.
+
+        Sweeps with the same number of components share it.
         """
         nothing = len(self.scored)
         return replace(self.original(), scored=(1,) * nothing, shares=(0.0,) * nothing, tokens=1)

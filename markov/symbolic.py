@@ -1,5 +1,6 @@
-"""The theory of the shipped law, proved: symbols go through `Objective.logit` itself, so code and
-proof cannot drift.
+"""The theory of the shipped law, proved: symbols go through `Objective.logit` itself.
+
+So code and proof cannot drift apart.
 
 Each function returns a `Theorem`, an equality that sympy proves when asked whether it `holds`, and
 that shows itself as LaTeX in a notebook. Symbols: log pi(y|x) and log pi_ref(y|x) in nats, |y| > 0,
@@ -19,7 +20,7 @@ LENGTH, BETA = sp.symbols(r"|y| \beta", positive=True)
 
 
 class Theorem(NamedTuple):
-    """`left = right`, what it means in one sentence, and where it is stated."""
+    """The equality `left = right`, what it means in one sentence, and where it is stated."""
 
     left: sp.Expr
     right: sp.Expr
@@ -32,7 +33,7 @@ class Theorem(NamedTuple):
         return is_zero(self.left - self.right)
 
     def latex(self) -> str:
-        """The equality in LaTeX."""
+        """Return the equality in LaTeX."""
         return f"{sp.latex(self.left)} = {sp.latex(self.right)}"
 
     def _repr_latex_(self) -> str:
@@ -40,8 +41,9 @@ class Theorem(NamedTuple):
 
 
 def is_zero(expression: sp.Expr) -> bool:
-    """Whether an expression vanishes identically: rewritten in u = e^z it is rational, and
-    cancellation decides.
+    """Return whether an expression vanishes identically.
+
+    Rewritten in u = e^z it is rational, and cancellation decides.
     """
     together = sp.powsimp(
         sp.expand(sp.together(sp.expand_log(sp.powdenest(expression, force=True), force=True)))
@@ -50,39 +52,40 @@ def is_zero(expression: sp.Expr) -> bool:
 
 
 def corner(name: str, gamma: Any = 0) -> Objective:
-    """A corner of the family with symbols for its numbers; `gamma` = 0 unless given."""
+    """Return a corner of the family with symbols for its numbers; `gamma` is 0 unless given."""
     reference, normalize = (sp.Integer(int(number)) for number in CORNERS[name])
     return Objective(*_untyped(BETA, gamma, reference, normalize))
 
 
 def logit(objective: Objective, logp: Any = LOGP, ref: Any = REF) -> Any:
-    """z, by the shipped code."""
+    """Return z, computed by the shipped code."""
     return sp.sympify(objective.logit(SequenceLogProbs(*_untyped(logp, LENGTH, ref))))
 
 
 def loss(objective: Objective) -> Any:
-    """(2 / beta) log(1 + e^z)."""
+    """Return (2 / beta) log(1 + e^z)."""
     beta: Any = sp.sympify(objective.beta)
     return 2 / beta * sp.log(1 + sp.exp(logit(objective)))
 
 
 def centered_loss(objective: Objective) -> Any:
-    """(2 / beta) (log(1 + e^z) - log(1 + e^gamma)): the loss less its value at score 0, a
-    constant of the model.
+    """Return (2 / beta) (log(1 + e^z) - log(1 + e^gamma)).
+
+    It is the loss less its value at score 0, which is a constant of the model.
     """
     beta: Any = sp.sympify(objective.beta)
     return loss(objective) - 2 / beta * sp.log(1 + sp.exp(sp.sympify(objective.gamma)))
 
 
 def weight(objective: Objective, logp: Any = LOGP, ref: Any = REF) -> Any:
-    """2 sigmoid(z) / |y|^normalize."""
+    """Return 2 sigmoid(z) / |y|^normalize."""
     return (
         2 / (1 + sp.exp(-logit(objective, logp, ref))) / LENGTH ** sp.sympify(objective.normalize)
     )
 
 
 def weight_is_slope(name: str) -> Theorem:
-    """The weight is the slope of the loss, at a corner with any margin."""
+    """State that the weight is the slope of the loss, at a corner with any margin."""
     objective = corner(name, GAMMA)
     slope = sp.diff(loss(objective), LOGP)
     return Theorem(
@@ -91,8 +94,9 @@ def weight_is_slope(name: str) -> Theorem:
 
 
 def weight_grows(name: str) -> Theorem:
-    """d weight / d logp = beta w (2 - w |y|^n) / (2 |y|^n) > 0 since 0 < w < 2 / |y|^n: less
-    likely, less pushed.
+    """State that the weight grows with logp: the less likely a response, the less it is pushed.
+
+    d weight / d logp = beta w (2 - w |y|^n) / (2 |y|^n) > 0, since 0 < w < 2 / |y|^n.
     """
     objective = corner(name, GAMMA)
     scale, own = LENGTH ** sp.sympify(objective.normalize), weight(objective)
@@ -105,7 +109,7 @@ def weight_grows(name: str) -> Theorem:
 
 
 def npo_published() -> Theorem:
-    """NPO's weight as printed: 2 pi^beta / (pi^beta + pi_ref^beta)."""
+    """State NPO's weight as printed: 2 pi^beta / (pi^beta + pi_ref^beta)."""
     pi, ref = sp.exp(BETA * LOGP), sp.exp(BETA * REF)
     return Theorem(
         weight(corner("npo")),
@@ -116,8 +120,9 @@ def npo_published() -> Theorem:
 
 
 def simnpo_published() -> Theorem:
-    """SimNPO's weight as printed, with its margin: 2 pi^(beta/|y|) e^gamma / (1 + pi^(beta/|y|)
-    e^gamma) / |y|.
+    """State SimNPO's weight as printed, with its margin.
+
+    It is 2 pi^(beta/|y|) e^gamma / (1 + pi^(beta/|y|) e^gamma) / |y|.
     """
     pi = sp.exp(BETA * LOGP / LENGTH + GAMMA)
     printed = 2 * pi / (1 + pi) / LENGTH
@@ -130,7 +135,10 @@ def simnpo_published() -> Theorem:
 
 
 def npo_starts_as_gradient_ascent() -> Theorem:
-    """At pi = pi_ref NPO's weight is 1, whatever the example, its length and beta: failure (b)."""
+    """State that at pi = pi_ref NPO's weight is 1 for every example: failure (b).
+
+    This holds at every length and beta.
+    """
     start = weight(corner("npo"), logp=REF)
     return Theorem(
         start, sp.Integer(1), "NPO starts out as gradient ascent", "Fan et al. 2025, section 4 (L2)"
@@ -138,7 +146,7 @@ def npo_starts_as_gradient_ascent() -> Theorem:
 
 
 def simnpo_starts_weighted() -> Theorem:
-    """At pi = pi_ref SimNPO's weight already depends on likelihood and length."""
+    """State that at pi = pi_ref SimNPO's weight already depends on likelihood and length."""
     start = weight(corner("simnpo"), logp=REF)
     expected = 2 / (1 + sp.exp(-BETA * REF / LENGTH)) / LENGTH
     return Theorem(
@@ -150,10 +158,10 @@ def simnpo_starts_weighted() -> Theorem:
 
 
 def small_beta_loss(name: str) -> Theorem:
-    """beta -> 0 of the centred loss: 2 sigmoid(gamma) (logp - reference ref) / |y|^normalize; GA at
-    gamma = 0.
+    """State the limit of the centred loss as beta -> 0.
 
-    For NPO this is Proposition 1 of the NPO paper: loss - (2/beta) log 2 -> logp - ref.
+    It is 2 sigmoid(gamma) (logp - reference ref) / |y|^normalize, which is GA at gamma = 0. For NPO
+    this is Proposition 1 of the NPO paper: loss - (2/beta) log 2 -> logp - ref.
     """
     objective = corner(name, GAMMA)
     score = (LOGP - objective.reference * REF) / LENGTH ** sp.sympify(objective.normalize)
@@ -173,7 +181,10 @@ def small_beta_loss(name: str) -> Theorem:
 
 
 def small_beta_weight(name: str) -> Theorem:
-    """beta -> 0 of the weight: 2 sigmoid(gamma) / |y|^normalize, so 1 or 1/|y| at gamma = 0."""
+    """State the limit of the weight as beta -> 0: 2 sigmoid(gamma) / |y|^normalize.
+
+    At gamma = 0 it is 1 or 1/|y|.
+    """
     objective = corner(name, GAMMA)
     limit = sp.limit(weight(objective), BETA, 0)
     expected = 2 / (1 + sp.exp(-GAMMA)) / LENGTH ** sp.sympify(objective.normalize)
@@ -186,11 +197,11 @@ def small_beta_weight(name: str) -> Theorem:
 
 
 def simnpo_bound() -> Theorem:
-    """The supremum of SimNPO's weight over probabilities, reached at pi = 1 since the weight grows
-    with logp.
+    """State the supremum of SimNPO's weight over all probabilities.
 
-    It is 2 sigmoid(gamma) / |y|: at gamma = 0 the bound is 1 / |y|, and the printed 2 / |y| is
-    loose by a factor of 2; that one is approached only as gamma -> infinity.
+    It is reached at pi = 1, since the weight grows with logp, and is 2 sigmoid(gamma) / |y|. At
+    gamma = 0 the bound is 1 / |y|, and the printed 2 / |y| is loose by a factor of 2; that one is
+    approached only as gamma -> infinity.
     """
     top = weight(corner("simnpo", GAMMA), logp=sp.Integer(0))
     meaning = (
@@ -203,8 +214,9 @@ def simnpo_bound() -> Theorem:
 
 
 def bound(name: str) -> Theorem:
-    """The weight never reaches its limit as z grows, 2 / |y|^n: printed as 2 for NPO, 2 / |y|
-    for SimNPO.
+    """State the limit of the weight as z grows, 2 / |y|^n, which the weight never reaches.
+
+    It is printed as 2 for NPO and 2 / |y| for SimNPO.
     """
     objective = corner(name, GAMMA)
     scale = LENGTH ** sp.sympify(objective.normalize)
@@ -223,12 +235,11 @@ def bound(name: str) -> Theorem:
 
 
 def tight_bound(name: str) -> Theorem:
-    """What the weight is at most while pi <= pi_ref (with a reference) or pi <= 1 (without): 2
-    sigmoid(gamma) / |y|^n.
+    """State the bound of the weight while pi <= pi_ref (with a reference) or pi <= 1 (without).
 
-    The weight grows with logp (`weight_grows`), so its largest value is at the end. At gamma = 0
-    that is 1 / |y|^n, half of the printed bound: for SimNPO always, for NPO as long as nothing is
-    likelier than it was.
+    It is 2 sigmoid(gamma) / |y|^n. The weight grows with logp (`weight_grows`), so its largest
+    value is at the end. At gamma = 0 that is 1 / |y|^n, half of the printed bound: for SimNPO
+    always, for NPO as long as nothing is likelier than it was.
     """
     objective = corner(name, GAMMA)
     end = REF * sp.sympify(objective.reference)
@@ -243,7 +254,10 @@ def tight_bound(name: str) -> Theorem:
 
 
 def released_margin() -> Theorem:
-    """The released code multiplies the margin by beta: its gamma is ours divided by beta."""
+    """State that the released code multiplies the margin by beta.
+
+    Its gamma is the published one divided by beta.
+    """
     code = sp.Symbol(r"\gamma_{\mathrm{code}}", real=True)
     released = 2 / BETA * sp.log(1 + sp.exp(BETA * (LOGP / LENGTH + code)))
     ours = loss(corner("simnpo", BETA * code))
@@ -256,5 +270,5 @@ def released_margin() -> Theorem:
 
 
 def _untyped(*values: Any) -> tuple[Any, ...]:
-    """Symbols where the law is annotated with numbers: its arithmetic does not mind."""
+    """Return symbols where the law is annotated with numbers, as its arithmetic takes both."""
     return values

@@ -1,19 +1,18 @@
-"""Rung 1, the scalar law: one response whose per-token log-probability theta is itself the
-parameter.
+"""Rung 1, the scalar law: one response whose log-probability per token, theta, is the parameter.
 
 With logp = |y| theta, gradient flow on the loss of any `Objective` is d theta/dt = -|y| weight. In
 terms of the logit z, linear in theta with slope a = beta |y|^(1 - normalize), that is
 
     dz/dt = -k sigmoid(z),    k = 2 beta |y|^(2 - 2 normalize),
 
-and e^-z - z = e^-z0 - z0 + k t: solved by Wright's omega function, omega(s) + log omega(s) = s, as
-z = -log omega(s). So every corner of the family has a closed form; at beta = 0 theta falls
+and e^-z - z = e^-z0 - z0 + k t. This is solved by Wright's omega function, omega(s) + log omega(s)
+= s, as z = -log omega(s). So every corner of the family has a closed form; at beta = 0 theta falls
 linearly. The paper's appendix G keeps only e^z of the sigmoid, which gives theta = -log(1 + 2 beta
 |y|^2 t) / (beta |y|) for NPO.
 
-Assumed: tokens share one parameter, and only this response is trained. What a network adds,
-interference between responses and a gradient of logp that does not grow as |y|, is what the other
-rungs measure. All functions broadcast.
+Assumed: tokens share one parameter, and only this response is trained. A network adds interference
+between responses and a gradient of logp that does not grow as |y|: the other rungs measure these.
+All functions broadcast.
 """
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ class Divergence(NamedTuple):
 
 
 def theta(objective: Objective, length: Any, time: Any, start: Any = -1.0) -> Array:
-    """Per-token log-probability at a time of gradient flow (nats); the reference is the start.
+    """Return the log-probability per token at a time of gradient flow (nats).
 
-    theta(t) = theta_0 + (z(t) - z_0) / a, and theta_0 - 2 sigmoid(gamma) |y|^(1 - normalize) t at
-    beta = 0. Raises `InvalidInput` for an objective or a start that cannot be, a length below 1 or
-    a negative time.
+    The reference is the start. theta(t) = theta_0 + (z(t) - z_0) / a, and theta_0 - 2
+    sigmoid(gamma) |y|^(1 - normalize) t at beta = 0. Raises `InvalidInput` for an objective or a
+    start that is not allowed, a length below 1 or a negative time.
     """
     beta, gamma, _, normalize = (np.asarray(field, dtype=float) for field in validate(objective))
     length, time, start = (np.asarray(value, dtype=float) for value in (length, time, start))
@@ -59,11 +58,11 @@ def theta(objective: Objective, length: Any, time: Any, start: Any = -1.0) -> Ar
 
 
 def time_to_forget(objective: Objective, length: Any, fall: Any, start: Any = -1.0) -> Array:
-    """Time of gradient flow until the per-token log-probability has fallen by `fall` nats.
+    """Return the time of gradient flow in which the log-probability per token falls by `fall` nats.
 
-    t = (e^-z1 - e^-z0 + a fall) / k with z1 = z0 - a fall; fall / (2 sigmoid(gamma) |y|^(1 -
-    normalize)) at beta = 0; inf beyond floating-point range. Raises `InvalidInput` for a length
-    below 1 or a negative fall.
+    t = (e^-z1 - e^-z0 + a fall) / k with z1 = z0 - a fall, and fall / (2 sigmoid(gamma) |y|^(1 -
+    normalize)) at beta = 0. It is inf beyond floating-point range. Raises `InvalidInput` for a
+    length below 1 or a negative fall.
     """
     beta, gamma, _, normalize = (np.asarray(field, dtype=float) for field in validate(objective))
     length, fall, start = (np.asarray(value, dtype=float) for value in (length, fall, start))
@@ -71,18 +70,19 @@ def time_to_forget(objective: Objective, length: Any, fall: Any, start: Any = -1
     scale, known = length ** (1 - normalize), np.where(beta > 0, beta, 1.0)
     first, drop = _logit(objective, length, start), known * scale * fall
     with np.errstate(over="ignore", invalid="ignore"):
-        # expm1, because e^-z1 - e^-z0 cancels for a small fall; 0 * inf is a fall of nothing.
+        # expm1, because e^-z1 - e^-z0 cancels for a small fall; where, because 0 * inf would be nan
+        # for a fall of nothing.
         gained = np.where(drop > 0, np.exp(-first) * np.expm1(drop), 0.0)
         curved = (gained + drop) / (2 * known * scale**2)
     return np.where(beta > 0, curved, fall / (2 * special.expit(gamma) * scale))
 
 
 def divergence(objective: Objective, length: Any) -> Divergence:
-    """Late-time fall of theta: linear at beta = 0 (GA), else logarithmic with constant 1 / (beta
-    |y|^(1 - normalize)).
+    """Return the fall of theta at late times: linear at beta = 0 (GA), else logarithmic.
 
-    From omega(s) ~ s: z ~ -log(k t) whatever the start. The NPO paper's Theorem 2 proves the two
-    rates for a logistic model with nearly orthogonal features; here the constants are exact.
+    The constant of the logarithm is 1 / (beta |y|^(1 - normalize)): from omega(s) ~ s follows z ~
+    -log(k t) whatever the start. The NPO paper's Theorem 2 proves the two rates for a logistic
+    model with nearly orthogonal features; here the constants are exact.
     """
     beta, gamma, _, normalize = (np.asarray(field, dtype=float) for field in validate(objective))
     scale = np.asarray(length, dtype=float) ** (1 - normalize)
@@ -93,7 +93,7 @@ def divergence(objective: Objective, length: Any) -> Divergence:
 
 
 def _logit(objective: Objective, length: Array, start: Array) -> Array:
-    """z at the start, where logp = ref = |y| theta_0."""
+    """Return z at the start, where logp = ref = |y| theta_0."""
     beta, gamma, reference, normalize = (np.asarray(field, dtype=float) for field in objective)
     return beta * (1 - reference) * start * length ** (1 - normalize) + gamma
 

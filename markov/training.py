@@ -1,14 +1,13 @@
-"""Pretraining and unlearning of an ensemble: many runs at once, one leading axis, no run knowing
-its company.
+"""Pretraining and unlearning of an ensemble: many runs at once, along one leading axis.
 
 Every run has its own data, start, objective, step size and generators; the ensemble only shares the
-shapes. On one thread a run's numbers are the same to the last bit in every company: products of
-matrices are batched, elementwise functions fill whole vectors (`markov.numerics.VECTOR`), and only
-runs whose batches are cut alike are computed side by side. (Several threads may divide a long sum,
-at a place that depends on the size of the ensemble.)
+shapes, and no run knows its company. On one thread a run's numbers are the same to the last bit in
+every company: products of matrices are batched, elementwise functions fill whole vectors
+(`markov.numerics.VECTOR`), and only runs whose batches are cut alike are computed side by side.
+(Several threads may divide a long sum, at a place that depends on the size of the ensemble.)
 
-What is recorded is the sufficient statistic, log-probabilities and distances, so that weights under
-any objective, rates and profiles are functions of a `Trajectory` and need no new run.
+What is recorded is the sufficient statistic, log-probabilities and distances. So weights under any
+objective, rates and profiles are functions of a `Trajectory` and need no new run.
 """
 
 from __future__ import annotations
@@ -71,11 +70,11 @@ def pretrain(
     dtype: torch.dtype = torch.float32,
     on_step: Callable[[int, Parameters], None] | None = None,
 ) -> dict[str, Tensor]:
-    """Minimise the mean cross-entropy over scored tokens, one corpus and one seed per run; stacked
-    parameters.
+    """Minimise the mean cross-entropy over scored tokens and return the runs' stacked parameters.
 
-    A seed gives the same start to every corpus. `on_step(step, parameters)` is called after every
-    step. Raises `InvalidInput` for corpora of different shapes.
+    Each run has one corpus and one seed. A seed gives the same start to every corpus.
+    `on_step(step, parameters)` is called after every step. Raises `InvalidInput` for corpora of
+    different shapes.
     """
     count = common_count(model, corpora, "corpora")
     parameters = _trainable(
@@ -115,13 +114,13 @@ def unlearn(
     gradient_examples: int = 0,
     on_step: Callable[[int, Parameters], None] | None = None,
 ) -> Trajectory:
-    """Minimise E[objective loss] + retain_weight E[retain loss] from each run's own start (paper,
-    section 2).
+    """Minimise E[objective loss] + retain_weight E[retain loss] from each run's own start.
 
     Batches come from each run's own shuffled forget (and retain) training sequences. Step 0 and the
     steps in `recorded` are recorded; `gradient_examples` is the number of probe sequences behind a
-    gradient norm. `on_step(step, parameters)` is called before every step and at the end; what it
-    raises ends the run. Raises `InvalidInput` for runs whose data differ in shape.
+    gradient norm. `on_step(step, parameters)` is called before every step and at the end; an
+    exception that it raises ends the run. Raises `InvalidInput` for runs whose data differ in
+    shape. Source: paper, section 2.
     """
     require_whole(steps, "steps", 1)
     require_whole(batch, "batch", 1)
@@ -145,7 +144,8 @@ def unlearn(
     retain = draw(
         [run.retain for run in runs], [generator(run.seed, "retain") for run in runs], steps * batch
     )
-    # The reference is frozen: scored once, and not at all where no run of the ensemble looks at it.
+    # The reference is frozen: it is scored once, and not at all where no run of the ensemble uses
+    # it.
     ref = like.new_zeros(forget.component.shape)
     if any(run.objective.reference != 0 for run in runs):
         ref = _score_all(model, parameters, forget)
@@ -224,10 +224,10 @@ def _gradients(
     groups: Sequence[list[int]],
     losses: Callable[[Parameters, Runs], Iterable[Tensor]],
 ) -> dict[str, Tensor]:
-    """Gradient of the sum of losses of every run, found for one group of runs after the other.
+    """Return the gradient of every run's sum of losses.
 
-    `losses(parameters of the group, its runs)` are scalars; each is freed of its graph before the
-    next is computed.
+    It is found for one group of runs after the other. `losses(parameters of the group, its runs)`
+    are scalars; each is freed of its graph before the next is computed.
     """
 
     def found(own: Parameters, chosen: Runs) -> dict[str, Tensor]:
@@ -257,7 +257,7 @@ def _score_all(
 def _cross_entropy(
     model: Model, parameters: Parameters, start: Parameters, now: Batches
 ) -> Float[Tensor, "runs rows time"]:
-    """-log pi(token | prefix) at every position."""
+    """Return -log pi(token | prefix) at every position."""
     laws = model.logits(parameters, now.tokens[..., :-1]).log_softmax(-1)
     return -laws.gather(-1, now.tokens[..., 1:, None]).squeeze(-1)
 
@@ -265,7 +265,7 @@ def _cross_entropy(
 def _kl_to_start(
     model: Model, parameters: Parameters, start: Parameters, now: Batches
 ) -> Float[Tensor, "runs rows time"]:
-    """KL(start || model) at every position."""
+    """Return KL(start || model) at every position."""
     with torch.no_grad():
         truth = model.logits(start, now.tokens[..., :-1]).log_softmax(-1)
     laws = model.logits(parameters, now.tokens[..., :-1]).log_softmax(-1)
@@ -278,5 +278,5 @@ def _token_mean(
     return (values * mask).sum((-1, -2)) / mask.sum((-1, -2))
 
 
-# One reduction, the mean over tokens, for both: so that retain_weight means the same.
+# One reduction for both, the mean over tokens, so that retain_weight means the same.
 RETAIN_LOSSES = {"cross_entropy": _cross_entropy, "kl": _kl_to_start}
