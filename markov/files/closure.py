@@ -1,9 +1,8 @@
-"""Which code a result depends on: the modules that its own module imports, however indirectly, as
-Python reads them.
+"""Which code a result depends on: the modules that its own module imports, however indirectly.
 
-The modules of this project are followed, those of libraries are not. What is compared of each
-module is what its text means: a changed constant two imports away makes another result, a changed
-comment, docstring or line break does not.
+Imports are found as Python reads them. The modules of this project are followed, those of libraries
+are not. Modules are compared by what their text means: a changed constant two imports away makes
+another result, a changed comment, docstring or line break does not.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ from types import CodeType
 
 from markov.errors import InvalidInput
 
-# The packages whose modules are followed when they are imported, with those that are asked for.
+# The packages whose modules are followed when they are imported, beside those that are asked for.
 PROJECT = ("markov", "llm", "figures")
-# What reads, writes and refuses, and changes no number, is not followed.
+# These read, write and refuse, and change no number: they are not followed.
 APART = (
     "markov.errors",
     *(f"markov.files.{name}" for name in ("closure", "folders", "leftovers", "storage")),
 )
-# What of compiled code decides what it does.
+# The parts of compiled code that decide what it does.
 CODE = (
     "co_code",
     "co_exceptiontable",
@@ -42,7 +41,7 @@ BLOCKS = ("body", "orelse", "handlers", "finalbody", "cases")  # where statement
 
 
 def digests(*sources: str, without: Collection[str] = ()) -> dict[str, str]:
-    """The digest of every module that `sources` depend on, themselves included, by name.
+    """Return the digest of every module that `sources` depend on, by name, themselves included.
 
     A source is a module ("markov.training") or a package ("markov": every module in it). Imports of
     `APART` and of what `without` names are not followed: the latter change what is drawn, say, but
@@ -51,7 +50,7 @@ def digests(*sources: str, without: Collection[str] = ()) -> dict[str, str]:
     found: dict[str, str] = {}
     waiting = [name for source in sources for name in _modules(source)]
     followed = {*PROJECT, *(name.split(".")[0] for name in waiting)}
-    # Looked for once per call and not once per process, in which code may be edited.
+    # Looked up once per call and not once per process, in which code may be edited.
     root, file_of = cache(_root), cache(lambda name: _file(name, root(name.split(".")[0])))
     while waiting:
         name = waiting.pop()
@@ -70,7 +69,7 @@ def digests(*sources: str, without: Collection[str] = ()) -> dict[str, str]:
 
 
 def _modules(source: str) -> list[str]:
-    """The modules that a source names."""
+    """Return the modules that a source names."""
     file = _file(source, _root(source.split(".")[0]))
     if file is None:
         raise InvalidInput("source", source, "the name of a module or package written in Python")
@@ -83,7 +82,7 @@ def _modules(source: str) -> list[str]:
 
 
 def _root(top: str) -> Path | None:
-    """The file of a package or module at the top, which is not imported for it."""
+    """Return the file of a package or module at the top, without importing it."""
     try:
         spec = importlib.util.find_spec(top) if top.isidentifier() else None
     except (ImportError, ValueError):
@@ -93,7 +92,7 @@ def _root(top: str) -> Path | None:
 
 
 def _file(name: str, root: Path | None) -> Path | None:
-    """The file of a module or, of a package, its `__init__.py`."""
+    """Return the file of a module or, for a package, its `__init__.py`."""
     _, *rest = name.split(".")
     if root is None or not rest:
         return root
@@ -112,7 +111,7 @@ def _parsed(text: str, package: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _plain(value: object) -> object:
-    """Compiled code without where its lines are."""
+    """Return compiled code without the line numbers."""
     if isinstance(value, CodeType):
         parts = (getattr(value, name) for name in CODE)
         return (*parts, *(_plain(one) for one in value.co_consts))
@@ -121,7 +120,7 @@ def _plain(value: object) -> object:
 
 
 def _imported(statements: Iterable[ast.AST], package: str) -> Iterator[str]:
-    """Every word that is imported when the code runs, at the top or in functions."""
+    """Yield every word that is imported when the code runs, at the top or in functions."""
     for node in statements:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

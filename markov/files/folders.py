@@ -2,9 +2,10 @@
 
 A claim is a file in the folder, `.simnpo-lab.json`. It says which job with which settings the
 folder belongs to, and which names that job writes. A folder is written to only if it is new, if it
-is empty, or if it carries the claim of the same job with the same settings, which then goes on, or
-is read where it was finished. Two jobs may share a folder if they write different names, as a run
-and the evaluation of its model do. Nothing that a claim does not name is ever removed.
+is empty, or if it carries the claim of the same job with the same settings. Then the job goes on,
+or its result is read where it was finished. Two jobs may share a folder if they write different
+names, as a run and the evaluation of its model do. Nothing that a claim does not name is ever
+removed.
 """
 
 from __future__ import annotations
@@ -29,13 +30,12 @@ def check_place(
     inputs: Iterable[Location | None] = (),
     finished: str | None = None,
 ) -> Path:
-    """Returns the folder `out` if a command may write there, as far as that is known before any
-    work.
+    """Return the folder `out` if a command may write there, as far as can be known before any work.
 
     `inputs` are what the command reads: paths, or words that name none. A folder with a file
-    `finished` may be read, if nothing else. Raises `InvalidInput` for a folder that cannot be
-    written, that holds something without a claim, or that is an input, lies within one or has one
-    within it.
+    `finished` is accepted without a claim, to be read. Raises `InvalidInput` for a folder that
+    cannot be written, that holds something without a claim, or that is an input, lies within one or
+    has one within it.
     """
     place = storage.check_writable(out, field, folder=True)
     own = place.resolve()
@@ -48,8 +48,7 @@ def check_place(
 
 
 def check_table(out: Location, field: str = "out", inputs: Iterable[Location | None] = ()) -> Path:
-    """Returns the path `out` if a table may be written there: a new one, or in place of one of
-    ours.
+    """Return the path `out` if a table may be written there: a new one, or in place of our own.
 
     Raises `InvalidInput` for a path that cannot be written, that is or lies within an input, and
     for a file that no command of this project wrote.
@@ -77,14 +76,13 @@ def claim(
     passing: Sequence[str] = (),
     field: str = "out",
 ) -> None:
-    """Claim a folder for a job that writes `names` there, or go on under an earlier claim of the
-    same.
+    """Claim a folder for a job that writes `names` there, or go on under an earlier claim.
 
-    Of the names those that are `passing` are for the time of the job (see `tidy`); an earlier claim
-    decides which. What killed processes left under passing names is cleared. Raises `InvalidInput`
-    for a folder that holds something without a claim, the claim of other settings, or one of the
-    names without a claim to it. Of a claim by a process that has ended without writing anything
-    else, nothing has to be kept.
+    The earlier claim must be of the same job and settings. Names that are `passing` are kept for
+    the time of the job only (see `tidy`); an earlier claim decides which these are. What killed
+    processes left under passing names is cleared. Raises `InvalidInput` for a folder that holds
+    something without a claim, the claim of other settings, or one of the names without a claim to
+    it. A claim by a process that has ended without writing anything else is replaced.
     """
     place, rendered = Path(folder), storage.settings_of(settings)
     claims = _claims(place, field)
@@ -117,11 +115,11 @@ def claim(
 
 @contextmanager
 def given_back(folder: Location, job: str) -> Iterator[None]:
-    """Give a claim that is made meanwhile back if the job is refused before it has written
-    anything.
+    """Give back a claim that is made meanwhile if the job is refused.
 
-    So what is refused, such as a model that cannot be scored, leaves the folder to another. An
-    earlier claim stays, and so does a folder that was there before.
+    That is, if an error refuses it before it has written anything.
+    So a job that is refused, such as for a model that cannot be scored, leaves the folder to
+    another. An earlier claim stays, and so does a folder that was there before.
     """
     place = Path(folder)
     fresh = [one for one in (place, *place.parents) if not one.exists()]
@@ -150,13 +148,14 @@ def _give_back(place: Path, job: str) -> None:
 
 
 def claimed(folder: Location, job: str) -> bool:
-    """Returns whether a folder carries the claim of a job, whatever its settings."""
+    """Return whether a folder carries the claim of a job, whatever its settings."""
     return job in _claims(Path(folder), "out")
 
 
 def tidy(folder: Location, job: str) -> None:
-    """Remove what a finished job wrote for its own time only, as its claim says; without one,
-    nothing.
+    """Remove what a finished job wrote for its own time only, as its claim says.
+
+    Without a claim nothing is removed.
     """
     place = Path(folder)
     own = _claims(place, "out").get(job, {})
@@ -171,7 +170,7 @@ def _existing(inputs: Iterable[Location | None]) -> list[Path]:
     for source in inputs:
         try:
             path = None if source is None else Path(os.path.expanduser(source)).resolve(strict=True)
-        # a word of another kind, such as authors:original
+        # a word that names no path, such as authors:original
         except (OSError, ValueError, RuntimeError):
             path = None
         found += [path] if path else []
@@ -186,9 +185,7 @@ def _check_empty(place: Path, field: str) -> None:
 
 
 def _abandoned(place: Path, claims: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether claims are all that a folder holds, and whoever made them has ended, or is this
-    process.
-    """
+    """Return whether a folder holds claims only, whose makers have ended or are this process."""
     only = [name for name in _listed(place) if not leftovers.is_partial(name)] == [CLAIM]
     return only and not any(
         leftovers.alive_elsewhere(own.get("process")) for own in claims.values()
@@ -203,7 +200,7 @@ def _listed(place: Path) -> list[str]:
 
 
 def _claims(place: Path, field: str) -> dict[str, dict[str, Any]]:
-    """The claims on a folder by job; raises `InvalidInput` for a file that is none.
+    """Return the claims on a folder by job; raise `InvalidInput` for a file that is no claim.
 
     In the cache, where nobody else writes, a folder with such a file is set aside.
     """
@@ -224,7 +221,7 @@ def _claims(place: Path, field: str) -> dict[str, dict[str, Any]]:
 
 
 def _difference(there: Any, wanted: Any, name: str = "") -> str:
-    """Where two settings differ first, in words; nothing where they are the same."""
+    """Return in words where two settings differ first; an empty text where they are the same."""
     if isinstance(there, Mapping) and isinstance(wanted, Mapping):
         for key in sorted({*there, *wanted}):
             inner = f"{name}.{key}" if name else str(key)

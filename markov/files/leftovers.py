@@ -1,8 +1,8 @@
-"""Names of what is being written, and what to do with what is left of it.
+"""Names for results that are being written, and the clearing of what is left of them.
 
 A result is written under a passing name and renamed when it is whole. A process that is killed
-leaves the passing name behind. The name says which result it was to become, on which machine and
-in which process, so that the next run of the same job knows it again:
+leaves the passing name behind. The name says which result it was to become, on which machine and in
+which process, so that the next run of the same job knows it again:
 
     .partial-RESULT-MACHINE-PROCESS-RANDOM[.suffix]
 """
@@ -24,24 +24,24 @@ PARTIAL = re.compile(
     r"\.partial-(?P<result>[0-9a-f]{8})-(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{8}(\..*)?"
 )
 BROKEN = ".broken"
-# Seconds without a change after which what a process of another machine was writing is given up.
-# Every write here touches its file, or its folder, many times in a day.
+# Seconds without a change after which a file that a process of another machine was writing is given
+# up. Every write here touches its file, or its folder, many times in a day.
 GIVEN_UP = 24 * 3600.0
 
 
 def partial_name(result: str) -> str:
-    """Returns a new passing name for what will be called `result`."""
+    """Return a new passing name for what will be called `result`."""
     parts = (_digest(result), process(), secrets.token_hex(4))
     return f".partial-{'-'.join(parts)}"
 
 
 def is_partial(name: str) -> bool:
-    """Returns whether a name is a passing one, of whatever process."""
+    """Return whether a name is a passing one, of whatever process."""
     return PARTIAL.fullmatch(name) is not None
 
 
 def machine() -> str:
-    """Returns a digest that two processes share if each can see whether the other is alive.
+    """Return a digest that two processes share if each can see whether the other is alive.
 
     On Linux it is that of the boot and of the process namespace: containers have their own numbers.
     """
@@ -53,12 +53,12 @@ def machine() -> str:
 
 
 def process() -> str:
-    """Returns what names this process, and its machine."""
+    """Return what names this process, and its machine."""
     return f"{machine()}-{os.getpid()}"
 
 
 def alive_elsewhere(named: object) -> bool:
-    """Returns whether another process, named as `process` does, may be at work now."""
+    """Return whether another process, named as `process` does, may be at work now."""
     where, _, number = str(named).partition("-")
     if named == process() or not number.isdecimal():
         return False
@@ -86,10 +86,10 @@ def clear(folder: Path, result: str | None = None) -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove a file or folder of this project's own making, at once for whoever looks.
+    """Remove a file or folder of this project's own making, in one step for whoever looks.
 
-    It is given a passing name first: a kill in the middle leaves what the next run clears, and
-    never half a folder under the name of a whole one. Of a link only the link goes.
+    It is first renamed to a passing name. So a kill in the middle leaves what the next run clears,
+    and never half a folder under the name of a whole one. Of a link only the link is removed.
     """
     gone = path.with_name(partial_name(path.name))
     with suppress(FileNotFoundError):  # it was never there, or another process was faster
@@ -126,7 +126,7 @@ def _alive(path: Path, where: str, number: int) -> bool:
 
 
 def _running(where: str, number: int) -> bool | None:
-    """Whether a process runs; None if that cannot be told from here."""
+    """Return whether a process runs; None if that cannot be told from here."""
     # On Windows the same call would end the process that it asks about.
     if where != machine() or sys.platform == "win32":
         return None
@@ -140,7 +140,10 @@ def _running(where: str, number: int) -> bool | None:
 
 
 def _changed(path: Path) -> float:
-    """When a file, or anything in a folder, was last written to; now if that cannot be told."""
+    """Return when a file, or anything in a folder, was last written to.
+
+    It is the time now if that cannot be told.
+    """
     try:
         times = [path.lstat().st_mtime]
         if path.is_dir() and not path.is_symlink():

@@ -2,7 +2,7 @@
 
 Tables are parquet files and parameters safetensors files; both hold their provenance. Equal
 contents give equal bytes. A `fingerprint` of settings and code names a cached result: a changed
-setting, or what the code behind it does, asks for a new one.
+setting, or a change in what the code behind it does, asks for a new one.
 """
 
 from __future__ import annotations
@@ -37,8 +37,10 @@ VERSIONED = ("torch", "numpy", "pandas", "pyarrow")
 
 
 def cache_dir() -> Path:
-    """The folder of recomputable results, made on demand: $SIMNPO_LAB_CACHE, or one in the
-    user's own cache folder.
+    """Return the folder of recomputable results, made where it is missing.
+
+    It is $SIMNPO_LAB_CACHE, or one in the user's own cache folder. Raises `InvalidInput` if it
+    cannot be written.
     """
     chosen = os.environ.get("SIMNPO_LAB_CACHE")
     try:
@@ -62,8 +64,9 @@ def _user_cache() -> Path:
 
 
 def check_writable(path: Location, field: str, *, folder: bool = False) -> Path:
-    """The path, if a file (or `folder`) can be written there; tried out before any work, and
-    nothing is left behind.
+    """Return the path if a file (or `folder`) can be written there, else raise `InvalidInput`.
+
+    Writing is tried out before any work, and nothing is left behind.
     """
     path = Path(path)
     try:
@@ -91,34 +94,33 @@ def _try_creating(probe: Path, trials: int = 3) -> None:
             made.append(folder)
         os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         probe.unlink()
-    # another process has just removed a folder that it had made for its own trial
+    # Another process has just removed a folder that it had made for its own trial.
     except FileNotFoundError:
         if trials == 1:
             raise
         _try_creating(probe, trials - 1)
     finally:
         for folder in reversed(made):
-            # another process may have begun to use a folder that was made here
+            # Another process may have begun to use a folder that was made here.
             with suppress(OSError):
                 folder.rmdir()
 
 
 @contextmanager
 def atomic_path(path: Location) -> Iterator[Path]:
-    """A temporary path beside `path`, put in its place when the block ends and removed when
-    anything is raised.
+    """Yield a temporary path beside `path`, which takes its place when the block ends.
 
-    What killed processes left of the same file is cleared.
+    It is removed when anything is raised. What killed processes left of the same file is cleared.
     """
-    # so that a link keeps pointing at its target, and is not replaced
+    # So that a link keeps pointing at its target, and is not replaced.
     target = Path(os.path.realpath(path))
     require(
         not target.exists() or target.is_file(), "path", str(path), "a file that can be written"
     )
     target.parent.mkdir(parents=True, exist_ok=True)
     leftovers.clear(target.parent, target.name)
-    # Only a name: whoever writes creates the file, as the user's umask has it. Some writers go by
-    # the suffix.
+    # Only a name: whoever writes creates the file, with the rights of the user's umask. Some
+    # writers go by the suffix.
     partial = target.with_name(leftovers.partial_name(target.name) + target.suffix)
     try:
         yield partial
@@ -128,8 +130,10 @@ def atomic_path(path: Location) -> Iterator[Path]:
 
 
 def settings_of(value: object) -> Any:
-    """`value` in the vocabulary of JSON; dataclasses and named tuples keep their name under
-    "class", never a field.
+    """Return `value` in the vocabulary of JSON.
+
+    Dataclasses and named tuples keep their name under "class", which no field can be called. Raises
+    `InvalidInput` for values of other kinds.
     """
     if value is None or isinstance(value, str | bool | int):
         return value
@@ -174,17 +178,18 @@ def _digest(rendered: object) -> str:
 
 
 def code_version(*sources: str, without: Collection[str] = ()) -> str:
-    """A digest of the code that modules ("markov.training") and packages ("markov": every module in
-    it) depend on.
+    """Return a digest of the code that modules and packages depend on.
 
-    That is what they import, however indirectly: see `markov.files.closure`.
+    That is what they import, however indirectly: see `markov.files.closure`. A source is a module
+    ("markov.training") or a package ("markov": every module in it).
     """
     return _digest(closure.digests(*sources, without=without))
 
 
 def fingerprint(value: object, *sources: str, without: Collection[str] = ()) -> str:
-    """The name of a result: it changes with every setting and with the code behind `sources`,
-    and with nothing else.
+    """Return the name of a result.
+
+    It changes with every setting and with the code behind `sources`, and with nothing else.
     """
     return _digest([settings_of(value), code_version(*sources, without=without)])
 
@@ -195,8 +200,9 @@ def provenance(
     without: Collection[str] = (),
     seeds: Iterable[int] | None = None,
 ) -> dict[str, Any]:
-    """How a result came about: settings, seeds, and the versions of the code in `sources` and of
-    what it stands on.
+    """Return how a result came about: its settings, its seeds and the versions behind it.
+
+    The versions are those of the code in `sources` and of what it stands on.
     """
     sources = sources or ("markov",)
     return {
@@ -215,7 +221,10 @@ def provenance(
 
 
 def git_commit() -> str | None:
-    """The commit checked out around this package, or None outside the project's own checkout."""
+    """Return the commit checked out around this package.
+
+    It is None outside the project's own checkout.
+    """
     folder = Path(__file__).parents[1]
     command = ["git", "-C", str(folder), "rev-parse", "HEAD", "--show-prefix"]
     try:
@@ -224,8 +233,8 @@ def git_commit() -> str | None:
         ).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
         return None
-    # Installed into an environment inside some other checkout, the package would see that one's
-    # commit.
+    # A package that is installed into an environment inside some other checkout would see the
+    # commit of that one.
     return answer[0] if answer[1:] == [f"{folder.name}/"] else None
 
 
@@ -250,7 +259,7 @@ def write_table(frame: DataFrame, path: Location, provenance: Mapping[str, Any])
 
 
 def read_table(path: Location) -> DataFrame:
-    """The frame that `write_table` wrote, its provenance under `attrs["provenance"]`.
+    """Return the frame that `write_table` wrote, with its provenance under `attrs["provenance"]`.
 
     Raises `InvalidInput` for a file that is missing, damaged or not written by `write_table`.
     """
@@ -270,8 +279,9 @@ def read_table(path: Location) -> DataFrame:
 
 
 def read_provenance(path: Location) -> dict[str, Any]:
-    """The provenance inside a table or, by its suffix, a safetensors file, without reading the
-    rest.
+    """Return the provenance inside a table or, by its suffix, a safetensors file.
+
+    The rest of the file is not read.
     """
     import pyarrow
     import pyarrow.parquet
@@ -291,16 +301,16 @@ def read_provenance(path: Location) -> dict[str, Any]:
         TypeError,
         RecursionError,
     ):
-        # no metadata at all reads as None
+        # a file without any metadata reads as None
         raise InvalidInput(
             "file", os.fspath(path), "an existing file that carries its provenance"
         ) from None
 
 
 def read_kept(path: Path, read: Callable[[Path], Kept]) -> Kept | None:
-    """What `read` makes of a cached file or folder, or None where it has to be made now.
+    """Return what `read` makes of a cached file or folder, or None where it has to be made now.
 
-    One that `read` refuses is set aside, so that it never stops a second command.
+    What `read` refuses is set aside, so that it never stops a second command.
     """
     if not path.exists():
         return None
@@ -312,10 +322,10 @@ def read_kept(path: Path, read: Callable[[Path], Kept]) -> Kept | None:
 
 
 def unfinished(key: object, *sources: str) -> Path:
-    """The folder of the cache for finished parts of a result that is not whole yet, named by what
-    it depends on.
+    """Return the cache folder for the finished parts of a result that is not whole yet.
 
-    Whoever has written the result discards it (`leftovers.discard`).
+    It is named by what the result depends on. Whoever has written the result discards it
+    (`leftovers.discard`).
     """
     folder = cache_dir() / "unfinished"
     leftovers.clear(folder)
@@ -339,7 +349,7 @@ def save_parameters(
 
 
 def load_parameters(path: Location) -> dict[str, Tensor]:
-    """The tensors of a safetensors file."""
+    """Return the tensors of a safetensors file; raise `InvalidInput` for any other file."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
