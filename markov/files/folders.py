@@ -117,9 +117,9 @@ def claim(
 def given_back(folder: Location, job: str) -> Iterator[None]:
     """Give back a claim that is made meanwhile if the job is refused.
 
-    That is, if an error refuses it before it has written anything.
-    So a job that is refused, such as for a model that cannot be scored, leaves the folder to
-    another. An earlier claim stays, and so does a folder that was there before.
+    That is, if it is refused before it has written anything. So such a job, for example one for a
+    model that cannot be scored, leaves the folder to another. An earlier claim stays, and so does a
+    folder that was there before.
     """
     place = Path(folder)
     fresh = [one for one in (place, *place.parents) if not one.exists()]
