@@ -1,3 +1,4 @@
-"""The paper's figures and this project's own, one module each: `data(...)` computes a frame,
-`plot(frame)` draws it.
+"""The paper's figures and this project's own, one module each.
+
+In each module `data(...)` computes a frame and `plot(frame)` draws it.
 """

@@ -100,7 +100,7 @@ locuslab/tofu, those of Llama-2-7B in it.
 
 
 def main(arguments: Arguments) -> None:
-    """Draw what was asked for."""
+    """Draw the figures that were asked for."""
     names = chosen(arguments)
     scale = quick() if arguments.quick else Scale()
     if arguments.seeds is not None:
@@ -140,9 +140,9 @@ def main(arguments: Arguments) -> None:
 def check_out(arguments: Arguments, names: Sequence[str]) -> None:
     """Check, before any work, that what the figures replace are figures.
 
-    Runs, models and tables of many kinds may lie in the output folder. Raises `InvalidInput` for
-    one that cannot be written, or that is, or lies in, what is read, and for a table NAME.parquet
-    that this program did not write.
+    Runs, models and tables of many kinds may lie in the output folder. Raises `InvalidInput` for an
+    output folder that cannot be written, or that is, or lies in, what is read, and for a table
+    NAME.parquet that this program did not write.
     """
     storage.check_writable(arguments.out, "out", folder=True)
     inputs = (*arguments.runs, arguments.model, arguments.retrained, *(arguments.logs or ()))
@@ -151,8 +151,9 @@ def check_out(arguments: Arguments, names: Sequence[str]) -> None:
 
 
 def chosen(arguments: Arguments) -> tuple[str, ...]:
-    """The figures that the arguments ask for, each once; raises `InvalidInput` for one that
-    there is not.
+    """Return the figures that the arguments ask for, each once.
+
+    Raises `InvalidInput` for a name that no figure has.
     """
     for name in arguments.names:
         require(name in ALL, "figure", name, f"one of {', '.join(ALL)}")
@@ -180,7 +181,7 @@ def draw(name: str, context: Context, arguments: Arguments) -> None:
 
 
 def own_model(arguments: Arguments) -> OwnModel | None:
-    """The language model that the arguments name, if they name one."""
+    """Return the language model that the arguments name, or None."""
     names = ("model", "retrained", "data", "retain_data", "learning_rate")
     if arguments.model is None:
         for field in fields(arguments):
@@ -217,22 +218,20 @@ def write(
     folder: Path,
     small: Path | None = None,
 ) -> None:
-    """Write a figure's frame and both pictures, and a small picture where a path for one is
-    given.
-    """
+    """Write a figure's frame and both pictures, and a small picture if a path for one is given."""
     storage.write_table(
         frame, folder / f"{name}.parquet", storage.provenance(scale, seeds=range(scale.pretrained))
     )
     pictures: list[tuple[Path, int | None]] = [
         (folder / f"{name}.{suffix}", None) for suffix in ("pdf", "png")
     ]
-    frame.attrs = {}  # pandas would copy what they hold with every part of the frame that is drawn
+    frame.attrs = {}  # pandas would copy the attributes with every part of the frame that is drawn
     with style.look():
         figure = module.plot(frame)
         for path, dpi in pictures if small is None else [*pictures, (small, 80)]:
             with storage.atomic_path(path) as partial:
                 style.save(figure, partial, dpi)
-            # One layout serves all of them, and half of the time goes into finding it.
+            # One layout serves all pictures, and finding it takes half of the time.
             figure.set_layout_engine("none")
 
 

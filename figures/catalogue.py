@@ -1,5 +1,6 @@
-"""The list of all figures: what each is called, the module that draws it, what it shows, and how
-long it takes.
+"""The list of all figures: what each is called, which module draws it, and what it shows.
+
+It also says how long each takes.
 """
 
 from __future__ import annotations
@@ -10,12 +11,11 @@ from typing import NamedTuple
 
 from markov.errors import require
 
-OTHERWISE = 10.0  # seconds of a figure that shares what others have computed
+OTHERWISE = 10.0  # seconds of a figure that uses what others have computed
 
 
 class Entry(NamedTuple):
-    """A figure: its name on the command line, its module, the panel of the paper it answers to, and
-    what it shows.
+    """A figure: its name on the command line, its module, the paper's panel, and what it shows.
 
     `seconds` are those at full scale on two cores, all figures drawn in this order from an empty
     cache: the first of several that share models and runs pays for them. A `heavy` one trains many
@@ -176,17 +176,19 @@ GALLERY = tuple(entry.name for entry in CATALOGUE if entry.gallery)
 
 
 def module_of(name: str) -> ModuleType:
-    """The module of a figure, imported now: those of language models take seconds.
+    """Import the module of a figure now, and return it.
 
-    Raises `InvalidInput` for a name that no figure has.
+    The modules of language models take seconds. Raises `InvalidInput` for a name that no figure
+    has.
     """
     require(name in BY_NAME, "figure", name, f"one of {', '.join(ALL)}")
     return importlib.import_module(BY_NAME[name].module)
 
 
 def described(*, heavy: bool) -> str:
-    """One group of figures, a line each: the name, what it shows, and in brackets the panel of
-    the paper.
+    """Return one group of figures as text, with a line for each.
+
+    A line has the name, what the figure shows, and in brackets the panel of the paper.
     """
     entries = [one for one in CATALOGUE if one.heavy is heavy]
     panels = {one.name: f" (paper: {one.panel})" if one.panel else "" for one in entries}

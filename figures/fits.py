@@ -1,5 +1,4 @@
-"""Fitted exponents and rates with their intervals: the numbers that captions quote and tests
-assert.
+"""Fitted exponents and rates with intervals: the numbers that captions quote and tests assert.
 
 A power law y = c x^p is a straight line in logarithms, fitted by least squares. Growth in time is
 fitted by two models,
@@ -52,8 +51,9 @@ class PowerLaw(NamedTuple):
 
 
 class OverRuns(NamedTuple):
-    """Mean exponent over the `exponent.count` of `runs` that could be fitted, and the `missing`
-    of all `points`.
+    """The mean exponent over those runs that could be fitted.
+
+    Of `runs`, `exponent.count` could be fitted; of all `points`, `missing` had no logarithm.
     """
 
     exponent: Estimate
@@ -63,12 +63,11 @@ class OverRuns(NamedTuple):
 
 
 class Growth(NamedTuple):
-    """Both models of growth: rates with intervals, residual standard deviations, and the exponent d
-    log y / d log t.
+    """Both models of growth: rates with intervals, residuals, and the exponent d log y / d log t.
 
-    `linear` is in units of y per time, `logarithmic` in units of y per e-fold of time, nan where
-    the curve does not bend down at all; `onset` is tau. `p_linear` is the p-value of the F test of
-    the straight line within the other.
+    Residuals are standard deviations. `linear` is in units of y per time, `logarithmic` in units of
+    y per e-fold of time, nan where the curve does not bend down at all; `onset` is tau. `p_linear`
+    is the p-value of the F test of the straight line within the other model.
     """
 
     linear: Estimate
@@ -81,20 +80,20 @@ class Growth(NamedTuple):
 
     @property
     def better(self) -> str:
-        """The model with the smaller residual; linear unless the third parameter earns its keep
-        (F test at 5%).
+        """The model with the smaller residual.
+
+        It is linear unless the third parameter improves the fit significantly (F test at 5%).
         """
         return "logarithmic" if self.p_linear < 1 - LEVEL else "linear"
 
 
 def straight_line(x: ArrayLike, y: ArrayLike) -> Line:
-    """Least squares of y on x with Student's intervals; nan where there are fewer than three points
-    or only one x.
+    """Fit y on x by least squares, with Student's intervals.
 
-    Errors are taken from the residuals themselves: by way of 1 - r^2, as in
-    `scipy.stats.linregress`, an exact fit loses half its digits, and a slope of exactly 0, SimNPO's
-    exponent in the length, gets no interval at all. Raises `InvalidInput` for shapes that do not
-    fit and for what is not finite.
+    They are nan where there are fewer than three points or only one x. Errors are taken from the
+    residuals themselves: by way of 1 - r^2, as in `scipy.stats.linregress`, an exact fit loses half
+    its digits, and a slope of exactly 0, SimNPO's exponent in the length, gets no interval at all.
+    Raises `InvalidInput` for shapes that do not fit and for what is not finite.
     """
     known, other = _same_length("x", x, "y", y)
     _require_all(np.isfinite(known), "x", known, "finite")
@@ -113,11 +112,11 @@ def straight_line(x: ArrayLike, y: ArrayLike) -> Line:
 
 
 def power_law(x: ArrayLike, y: ArrayLike) -> PowerLaw:
-    """Least squares of log y on log x, with Student's interval of n - 2 degrees of freedom.
+    """Fit log y on log x by least squares, with Student's interval of n - 2 degrees of freedom.
 
-    Points where y is 0, nan or inf, as for a goal that was never reached, are left out and counted;
-    fewer than three of the others, or all at one x, give nan. Raises `InvalidInput` for an x that
-    is not positive, or a negative y.
+    Points where y is 0, nan or inf, as for a goal that was never reached, are left out and counted.
+    If fewer than three others are left, or all are at one x, the fit is nan. Raises `InvalidInput`
+    for an x that is not positive, or a negative y.
     """
     known_x, known_y = _same_length("x", x, "y", y)
     _require_all(np.isfinite(known_x) & (known_x > 0), "x", known_x, "a positive number")
@@ -129,12 +128,12 @@ def power_law(x: ArrayLike, y: ArrayLike) -> PowerLaw:
 
 
 def exponent_over_runs(frame: pd.DataFrame, x: str, y: str, run: str = "run") -> OverRuns:
-    """One `power_law` of column y on column x per run, then the mean exponent with its interval
-    over runs.
+    """Fit a `power_law` of column y on column x for each run, and average the exponents over runs.
 
-    Runs are the replicates, points within a run are not. Points never reached are not spread
-    evenly: they lie where y would be large, so an exponent with many of them missing is one of the
-    easy part. Raises `InvalidInput` for a column that is not there.
+    The interval of the mean is over runs: they are the replicates, points within a run are not.
+    Points never reached are not spread evenly: they lie where y would be large. So an exponent with
+    many of them missing is one of the easy part. Raises `InvalidInput` for a column that is not
+    there.
     """
     for field, column in (("x", x), ("y", y), ("run", run)):
         require(
@@ -154,15 +153,14 @@ def exponent_over_runs(frame: pd.DataFrame, x: str, y: str, run: str = "run") ->
 
 
 def growth(t: ArrayLike, y: ArrayLike) -> Growth:
-    """Compare y = a t + b with y = a log(1 + t/tau) + b by least squares, over the points where y
-    is finite.
+    """Compare y = a t + b with y = a log(1 + t/tau) + b by least squares, where y is finite.
 
     tau is sought between a thousandth of the first positive time and a thousand times the last; at
     the upper end the curve counts as straight. A curve that bends up is fitted by neither: its
     logarithm is nan, its exponent above 1. The exponent is that of `power_law` over the times above
-    0, nan where some y there is not positive: 1 if linear, and ever lower the longer a logarithm is
-    followed. Raises `InvalidInput` for a negative time, and for fewer than four different times
-    with a finite y.
+    0, and nan where some y there is not positive. It is 1 if growth is linear, and ever lower the
+    longer a logarithm is followed. Raises `InvalidInput` for a negative time, and for fewer than
+    four different times with a finite y.
     """
     times, values = _same_length("t", t, "y", y)
     _require_all(np.isfinite(times) & (times >= 0), "t", times, "a finite time of at least 0")
@@ -196,7 +194,7 @@ def _estimate(value: float, error: float, free: int, count: int) -> Estimate:
 
 
 def _residuals(column: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Slope of y on a column next to a constant, and the sum of the squared residuals."""
+    """Return the slope of y on a column next to a constant, and the sum of squared residuals."""
     centred, rest = column - column.mean(), y - y.mean()
     slope = float(centred @ rest / (centred @ centred))
     rest = rest - slope * centred
@@ -204,8 +202,9 @@ def _residuals(column: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 
 def _onset(t: np.ndarray, y: np.ndarray) -> tuple[float, bool]:
-    """The best tau, on a grid and then refined around its best point; False where that is the
-    upper end.
+    """Return the best tau, and False where it is the upper end of the range.
+
+    It is found on a grid and then refined around the best point.
     """
 
     def cost(log_tau: float) -> float:
@@ -213,7 +212,7 @@ def _onset(t: np.ndarray, y: np.ndarray) -> tuple[float, bool]:
 
     grid = np.linspace(np.log(t[t > 0].min() / 1000), np.log(t.max() * 1000), 100)
     costs = np.array([cost(point) for point in grid])
-    # Of fits that are equally good but for rounding, as to a curve that does not move, the
+    # Of fits that are equally good but for rounding, as to a curve that does not move, take the
     # straightest.
     best = int(np.flatnonzero(costs <= max(costs.min(), _rounding(y)))[-1])
     if best == len(grid) - 1:
@@ -224,11 +223,11 @@ def _onset(t: np.ndarray, y: np.ndarray) -> tuple[float, bool]:
 
 
 def _logarithmic(t: np.ndarray, y: np.ndarray, onset: float) -> Estimate:
-    """The factor of the logarithm with an interval that knows that tau was fitted as well.
+    """Return the factor of the logarithm with an interval that accounts for the fit of tau as well.
 
-    Its variance is that of a linear fit on log(1 + t/tau), 1 and the slope of y in tau, which those
-    two and 1 / (1 + t/tau) span: s^2 over the squares of what the first column has that the others
-    have not.
+    Its variance is that of a linear fit on three columns: log(1 + t/tau), 1 and the slope of y in
+    tau. They span the same as log(1 + t/tau), 1 and 1 / (1 + t/tau). The variance is s^2 over the
+    squares of what the first column has that the others have not.
     """
     column, count = np.log1p(t / onset), len(t)
     value, squares = _residuals(column, y)
@@ -237,7 +236,10 @@ def _logarithmic(t: np.ndarray, y: np.ndarray, onset: float) -> Estimate:
 
 
 def _f_test(straight: float, curved: float, free: int, y: np.ndarray) -> float:
-    """p-value of the straight line; residuals within rounding of the values count as none."""
+    """Return the p-value of the straight line.
+
+    Residuals within rounding of the values count as none.
+    """
     rounding = _rounding(y)
     if straight <= rounding:
         return 1.0
@@ -246,12 +248,12 @@ def _f_test(straight: float, curved: float, free: int, y: np.ndarray) -> float:
 
 
 def _rounding(y: np.ndarray) -> float:
-    """Squared residuals that are within rounding of the values count as none."""
+    """Return the squared residuals that are within rounding of the values, which count as none."""
     return len(y) * (16 * np.finfo(float).eps * float(np.abs(y).max())) ** 2
 
 
 def _distinct(x: np.ndarray) -> bool:
-    """Whether the values differ by more than rounding."""
+    """Return whether the values differ by more than rounding."""
     return bool(np.ptp(x) > MARGIN * np.abs(x).max())
 
 

@@ -1,10 +1,9 @@
-"""One line for a whole call of `python -m figures`: which figure is being drawn, and about how long
-it all takes.
+"""One line for a call of `python -m figures`: which figure is drawn, and how long it all takes.
 
-How long a figure took is kept in the cache folder, by its name and settings, once for a drawing
-that computed anything and once for one that found everything in the cache. What has not been drawn
-yet is expected to take what it took on two cores. Bars of the work itself appear beneath the line;
-where nobody watches, there are plain lines instead.
+How long a figure took is kept in the cache folder, by its name and settings: once for a drawing
+that computed anything and once for one that found everything in the cache. A figure that has not
+been drawn yet is expected to take what it took on two cores. Bars of the work itself appear beneath
+the line; where nobody watches, there are plain lines instead.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ from figures.catalogue import BY_NAME
 from markov.errors import InvalidInput, require
 from markov.files import storage
 
-AGAIN = 3.0  # seconds of drawing a table that is there
-QUICK = 0.07  # what the quick scale takes of it
+AGAIN = 3.0  # seconds to draw a table that is there
+QUICK = 0.07  # share of a figure's seconds that the quick scale takes
 JOURNAL = "seconds.json"
 Journal = dict[str, dict[str, Any]]
 COMPUTED, REDRAWN = "computed", "redrawn"
@@ -41,7 +40,7 @@ class Expected(NamedTuple):
 
 
 def expected(names: Sequence[str], context: Context, **more: Any) -> dict[str, Expected]:
-    """What to expect of each figure; `more` are settings that the context does not hold."""
+    """Return what to expect of each figure; `more` are settings that the context does not hold."""
     journal, code, found = _read(), _code(), {}
     for name in names:
         known = journal.get(_key(name, context, more), {})
@@ -54,8 +53,9 @@ def expected(names: Sequence[str], context: Context, **more: Any) -> dict[str, E
 
 @contextmanager
 def timed(name: str, context: Context, **more: Any) -> Iterator[None]:
-    """Keep for the next time how long a drawing took, if it is finished, and that its tables are
-    there.
+    """Keep for the next time how long a drawing took, and that its tables are there.
+
+    Nothing is kept of a drawing that is not finished.
     """
     before, began = _tables(), time.perf_counter()
     yield
@@ -84,13 +84,16 @@ def _code() -> str:
 
 
 def _tables() -> list[tuple[str, int]]:
-    """Changes whenever anything is put into a folder of the cache."""
+    """Return a value that changes whenever anything is put into a folder of the cache."""
     with os.scandir(storage.cache_dir()) as entries:
         return sorted((entry.name, entry.stat().st_mtime_ns) for entry in entries if entry.is_dir())
 
 
 def _read() -> Journal:
-    """What is known of earlier drawings; a file that this program did not write is set aside."""
+    """Return what is known of earlier drawings.
+
+    A file that this program did not write is set aside.
+    """
     return storage.read_kept(storage.cache_dir() / JOURNAL, _parsed) or {}
 
 
@@ -112,7 +115,7 @@ def _parsed(path: Path) -> Journal:
 
 
 def duration(seconds: float) -> str:
-    """A number of seconds as one would say it."""
+    """Return a number of seconds as one would say it."""
     if seconds < 90:
         return f"about {max(5, 5 * round(seconds / 5))} s"
     return f"about {seconds / 60:.0f} min"
@@ -127,7 +130,7 @@ class Display:
         self.bar: tqdm | None = None
 
     def start(self, name: str) -> None:
-        """A figure is about to be drawn."""
+        """Note that a figure is about to be drawn."""
         self.current, self.began = list(self.figures).index(name), self.clock()
         self.refresh()
 
@@ -139,14 +142,15 @@ class Display:
             self.bar.write(text, file=sys.stdout)
 
     def left(self) -> float:
-        """Seconds until all is drawn; a figure that takes longer than expected is expected to
-        end at once.
+        """Return the seconds until all is drawn.
+
+        A figure that takes longer than expected is expected to end at once.
         """
         rest = [one.seconds for one in self.figures.values()][self.current :]
         return sum(rest) - min(self.clock() - self.began, rest[0])
 
     def line(self) -> str:
-        """What is said of now."""
+        """Return the line that describes the present state."""
         name, count = list(self.figures)[self.current], len(self.figures)
         note = ", from the cache" if all(one.cached for one in self.figures.values()) else ""
         return f"figure {self.current + 1} of {count}: {name}, {duration(self.left())} left{note}"
@@ -166,10 +170,10 @@ def display(
     clock: Callable[[], float] = time.monotonic,
     beat: float = 1.0,
 ) -> Iterator[Display]:
-    """The display of a call, kept up to date every `beat` seconds while it lasts.
+    """Show the state of a call, kept up to date every `beat` seconds while it lasts.
 
-    Where `file` (default: standard error) is not a terminal it is one line, printed at once, of
-    what to expect.
+    Where `file` (default: standard error) is not a terminal, one line with what to expect is
+    printed at once instead.
     """
     shown, over = Display(figures, clock), threading.Event()
     stream: TextIO = sys.stderr if file is None else file

@@ -1,5 +1,6 @@
-"""How much is run for the figures: at full scale the paper's settings, at quick scale a small
-stand-in.
+"""How much is run for the figures.
+
+At full scale these are the paper's settings, at quick scale a small stand-in.
 """
 
 from __future__ import annotations
@@ -17,9 +18,7 @@ from markov.sweeps import LENGTHS
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """Number of pretrained models and of batch orders for each, and how closely each run is
-    observed.
-    """
+    """How many pretrained models and batch orders for each, and how closely runs are observed."""
 
     pretrained: int = 3
     orders: int = 3
@@ -49,14 +48,14 @@ class Scale:
         )
 
     def cases(self) -> dict[str, Case]:
-        """The two cases, with a tenth of the data at quick scale."""
+        """Return the two cases, with a tenth of the data at quick scale."""
         if not self.quick:
             return dict(CASES)
         counts = {"retain_count": 1000, "forget1_count": 500, "forget2_count": 500}
         return {name: replace(case, **counts) for name, case in CASES.items()}
 
     def experiment(self) -> Experiment:
-        """The experiment that all grids of the figures start from."""
+        """Return the experiment that all grids of the figures start from."""
         base = Experiment(
             model=ARCHITECTURES[self.architecture],
             recorded=self.recorded,
@@ -74,7 +73,7 @@ class Scale:
         )
 
     def sweep(self) -> Experiment:
-        """The experiment that the sweeps over length and memorisation start from."""
+        """Return the experiment that the sweeps over length and memorisation start from."""
         width, depth = (32, 1) if self.quick else (128, 4) if self.whole else (64, 2)
         few = (
             {"tokens": 4000, "retain_tokens": 8000, "forget_count": 50, "test_count": 16}
@@ -96,15 +95,16 @@ class Scale:
         )
 
     def pretrainings(self) -> list[Pretraining]:
-        """One pretraining per pretrained model."""
+        """Return one pretraining per pretrained model."""
         return [
             replace(self.experiment().pretraining, seed=seed) for seed in range(self.pretrained)
         ]
 
 
 def quick() -> Scale:
-    """Two small pretrained models and two orders: a minute for everything, right in kind but not
-    in numbers.
+    """Return the quick scale: two small pretrained models and two orders.
+
+    It takes a minute for everything and is right in kind but not in numbers.
     """
     return Scale(
         pretrained=2,

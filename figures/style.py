@@ -1,5 +1,6 @@
-"""One look for all figures: a colour per method everywhere, readable in print and by
-colour-blind readers.
+"""One look for all figures, readable in print and by colour-blind readers.
+
+Every method has one colour everywhere.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ SETTINGS: dict[Any, Any] = {
 
 @contextmanager
 def look() -> Iterator[None]:
-    """The settings of matplotlib that every figure is drawn and saved with."""
+    """Apply the settings of matplotlib that every figure is drawn and saved with."""
     with matplotlib.rc_context(SETTINGS):
         yield
 
@@ -73,7 +74,7 @@ def look() -> Iterator[None]:
 def grid_figure(
     rows: int, columns: int, width: float, height: float, **options: Any
 ) -> tuple[Figure, list[list[Axes]]]:
-    """A figure with a grid of panels, made without a window system."""
+    """Return a figure with a grid of panels, made without a window system."""
     figure = Figure(figsize=(width, height), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, **options)
     return figure, [list(row) for row in panels]
