@@ -1,5 +1,6 @@
-"""How fast unlearning leaves the original model behind (the paper's Figure A4): GA, and the corners
-of the family.
+"""How fast unlearning leaves the original model behind (the paper's Figure A4).
+
+Shown are GA and the corners of the family.
 
 KL(original model || model) on the forget data, mean over its tokens and over components of 2 to 80
 scored tokens, against time, whose unit is that of the scalar law at 20 tokens. Left: the scalar
@@ -39,12 +40,12 @@ PANELS = {
     "tabular": "transition table: exact flow",
     "transformer": "transformer: SGD",
 }
-# the exponent is fitted from a tenth of the last time on, and from 1 nat on
+# The exponent is fitted from a tenth of the last time on, and from 1 nat on.
 DECADE, GONE = 10.0, 1.0
 
 
 def data(context: Context) -> pd.DataFrame:
-    """Divergence by rung, corner, pretrained model and time."""
+    """Return the divergence by rung, corner, pretrained model and time."""
     case, objectives = sweep_case(context), [gradient_ascent(), *middle()]
     trained = pd.concat(
         [runs(context, [gradient_ascent()]), length_runs(context)], ignore_index=True
@@ -88,7 +89,7 @@ def _rows(rung: str, objective: Objective, span: np.ndarray, gone: np.ndarray) -
 
 
 def _transformer(frame: pd.DataFrame, objectives: Sequence[Objective]) -> pd.DataFrame:
-    """Mean over components and batch orders; a step is PACE units of time."""
+    """Return means over components and batch orders; a step is PACE units of time."""
     betas = {method_name(objective): objective.beta for objective in objectives}
     own = frame[
         (frame["beta"] == frame["method"].map(betas))
@@ -101,8 +102,9 @@ def _transformer(frame: pd.DataFrame, objectives: Sequence[Objective]) -> pd.Dat
 
 
 def exponents(frame: pd.DataFrame) -> pd.DataFrame:
-    """Growth exponent over the last decade of time, per rung and corner, with an interval over
-    pretrained models.
+    """Return the growth exponent over the last decade of time, per rung and corner.
+
+    Its interval is over pretrained models.
     """
     rows = []
     for (rung, method), own in frame.groupby(["rung", "method"], sort=False):

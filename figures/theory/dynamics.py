@@ -1,5 +1,6 @@
-"""How forgetting goes on: per-token log-probability lost, and gradient weight, against time, by
-response length.
+"""How forgetting goes on: log-probability lost per token, and gradient weight, against time.
+
+Curves are told apart by response length.
 
 One column per corner of the family at the middle of its grid of beta; responses of 2, 20 and 80
 scored tokens. Dotted: the scalar law; dashed: the exact flow of a transition table; solid: a small
@@ -40,8 +41,9 @@ LINES = {"scalar": ":", "tabular": "--", "transformer": "-"}
 
 
 def data(context: Context) -> pd.DataFrame:
-    """Fall and weight by rung, corner, length and relative time; on the transformer also by
-    pretrained model.
+    """Return fall and weight by rung, corner, length and relative time.
+
+    On the transformer they are also by pretrained model.
     """
     case = sweep_case(context)
     rungs = [
@@ -85,7 +87,7 @@ def _rows(
     fall: np.ndarray,
     weight: np.ndarray,
 ) -> pd.DataFrame:
-    """From arrays of shape (times, lengths)."""
+    """Return rows from arrays of shape (times, lengths)."""
     known = {
         "rung": rung,
         "method": method_name(objective),
@@ -97,7 +99,10 @@ def _rows(
 
 
 def _transformer(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean over batch orders, at the recorded steps in units of the mean time at MIDDLE tokens."""
+    """Return means over batch orders at the recorded steps.
+
+    The unit of time is the mean time at MIDDLE tokens.
+    """
     betas = {method_name(objective): objective.beta for objective in middle()}
     frame = frame[(frame["beta"] == frame["method"].map(betas)) & (frame["component"] != "retain")]
     found = times(frame)
@@ -133,8 +138,8 @@ def plot(frame: pd.DataFrame) -> Figure:
     for row, label in zip(panels, ROWS.values(), strict=True):
         row[0].set_ylabel(label)
     panels[0][0].set(xscale="log", xlim=(SPAN[0], SPAN[-1]), ylim=(-0.05, 6))
-    # A cube root shows the slow start as well as the late fall, and where the table first goes the
-    # wrong way.
+    # A cube root shows the slow start as well as the late fall, and also where the table first goes
+    # the wrong way.
     panels[0][0].set_yscale("function", functions=(lambda y: np.cbrt(y), lambda y: y**3))
     panels[0][0].set_yticks([0, 0.1, 0.5, 1, 2, 4])
     panels[1][0].set(yscale="log", ylim=(1e-3, 2.5))

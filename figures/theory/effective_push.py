@@ -1,5 +1,6 @@
-"""Does 1/|y| undo the growth of the gradient with length? Effective push, weight x |grad log
-pi(y|x)|, against length.
+"""Does 1/|y| undo the growth of the gradient with length?
+
+Drawn is the effective push, weight x |grad log pi(y|x)|, against length.
 
 One column per corner of the family at the middle of its grid of beta; upper row: before unlearning,
 lower row: after 30 steps of SGD, or the time in which the transition table has gone as far. Line:
@@ -47,8 +48,9 @@ RUNGS = {"tabular": ("D", "table"), "transformer": ("o", "transformer")}
 
 
 def data(context: Context) -> pd.DataFrame:
-    """Geometric mean of the push over examples, by rung, stage, corner, pretrained model and
-    length.
+    """Return the geometric mean of the push over examples.
+
+    It is given by rung, stage, corner, pretrained model and length.
     """
     case, experiments = sweep_case(context), _experiments(context)
 
@@ -116,8 +118,9 @@ def _tabular(case: Sweep, objective: Objective, seed: int) -> pd.DataFrame:
 
 
 def _transformer(experiment: Experiment) -> pd.DataFrame:
-    """Weights and gradient norms of the same test sequences before the first step and after the
-    last.
+    """Return weights and gradient norms before the first step and after the last.
+
+    They are those of the same test sequences.
     """
     base, case, objective, rows = experiment, experiment.case, experiment.objective, []
     test = case.sample(base.pretraining.seed).test
@@ -176,8 +179,9 @@ def _rows(
 
 
 def exponents(frame: pd.DataFrame) -> pd.DataFrame:
-    """Fitted exponent of push against length per rung, stage and corner, with an interval over
-    pretrained models.
+    """Return the fitted exponent of push against length per rung, stage and corner.
+
+    Its interval is over pretrained models.
     """
     rows = []
     for (rung, stage, method), own in frame.groupby(["rung", "stage", "method"], sort=False):

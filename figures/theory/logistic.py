@@ -1,5 +1,6 @@
-"""The NPO paper's synthetic study, with SimNPO and a control added: how far each run is from the
-retrained model.
+"""The NPO paper's synthetic study, with SimNPO and a control added.
+
+It shows how far each run is from the retrained model.
 
 Upper row: forget and retain inputs lie apart (alpha = 1); lower row: they follow one law, only
 their labels differ (alpha = 0), so that both distances are the same but for sampling. Left to
@@ -43,8 +44,8 @@ from markov.errors import require
 from markov.logistic import LogisticWorld, Unlearning, run
 from markov.objectives import gradient_ascent, npo, simnpo
 
-# Of the paper's Table 1, by alpha: step size of GA, step size of NPO, beta of NPO; with or without
-# a retain term.
+# From the paper's Table 1, by alpha: step size of GA, step size of NPO, beta of NPO. They are the
+# same with and without a retain term.
 PUBLISHED = {1.0: (5e-4, 5e-3, 1.0), 0.0: (1e-4, 5e-2, 10.0)}
 STEPS, HORIZON = 2000, 10_000  # the paper's steps; rates need a longer look
 GOAL = 0.1  # nats of forget distance at which costs are compared
@@ -79,11 +80,11 @@ COMPARED = {
 
 
 def published(alpha: float, *, steps: int = STEPS, horizon: int = STEPS) -> list[Unlearning]:
-    """GA, NPO and SimNPO at the paper's Table 1, without a retain term up to `horizon` and with one
-    for `steps`.
+    """Return the runs of GA, NPO and SimNPO at the paper's Table 1, and a control.
 
-    SimNPO takes NPO's beta and step size, and gamma = 0. The last run is the control, the retain
-    loss alone at NPO's step size. Raises `InvalidInput` for an alpha that is not in the table.
+    Without a retain term they go up to `horizon`, with one for `steps`. SimNPO takes NPO's beta and
+    step size, and gamma = 0. The last run is the control, the retain loss alone at NPO's step size.
+    Raises `InvalidInput` for an alpha that is not in the table.
     """
     require(alpha in PUBLISHED, "alpha", alpha, f"one of {sorted(PUBLISHED)}")
     slow, fast, beta = PUBLISHED[alpha]
@@ -104,7 +105,7 @@ def published(alpha: float, *, steps: int = STEPS, horizon: int = STEPS) -> list
 
 
 def data(context: Context) -> pd.DataFrame:
-    """`markov.logistic.COLUMNS` along every run, and the numbers of `summary` for each."""
+    """Return `markov.logistic.COLUMNS` along every run, and the numbers of `summary` for each."""
     small = context.scale.quick
     instances, training, steps, horizon = (
         (3, 1000, 1000, 3000) if small else (5, 20_000, STEPS, HORIZON)
@@ -135,12 +136,11 @@ def data(context: Context) -> pd.DataFrame:
 
 
 def summary(frame: pd.DataFrame, steps: int = STEPS) -> pd.DataFrame:
-    """Per run the `cost` (see `cost`), and for runs of more than `steps` the `growth` of
-    `logit_distance` after them.
+    """Return per run the `cost` and, for runs of more than `steps`, the `growth` after them.
 
-    Growth is linear or logarithmic, whichever fits better, but a power where the logarithm fits
-    only with an onset that has hardly passed by then; `rate` is the slope per step or per e-fold of
-    steps, or the exponent.
+    The cost is that of `cost`, the growth that of `logit_distance`. Growth is linear or
+    logarithmic, whichever fits better, but a power where the logarithm fits only with an onset that
+    has hardly passed by then; `rate` is the slope per step or per e-fold of steps, or the exponent.
     """
     rows = []
     for index, own in frame.groupby("run"):
@@ -169,10 +169,10 @@ def summary(frame: pd.DataFrame, steps: int = STEPS) -> pd.DataFrame:
 
 
 def cost(own: pd.DataFrame, goal: float = GOAL) -> float:
-    """Retain distance of a run where its forget distance first falls below the goal, interpolated
-    in logarithms.
+    """Return the retain distance of a run where its forget distance first falls below the goal.
 
-    nan where it starts below the goal, or never gets there.
+    It is interpolated in logarithms. It is nan where the run starts below the goal, or never gets
+    there.
     """
     forget, retain = (np.log(own[name].to_numpy()) for name in LABELS)
     below = np.flatnonzero(forget < np.log(goal))
@@ -184,8 +184,9 @@ def cost(own: pd.DataFrame, goal: float = GOAL) -> float:
 
 
 def factor(last: pd.DataFrame, column: str, one: Curve, other: Curve) -> Estimate:
-    """Geometric mean over instances of a column's ratio between two curves; `last` has one row
-    per run.
+    """Return the geometric mean over instances of a column's ratio between two curves.
+
+    `last` has one row per run.
     """
     wide = last.pivot(index="seed", columns=CURVE, values=column)
     return ratio_interval(np.log((wide[one] / wide[other]).to_numpy()))

@@ -1,5 +1,6 @@
-"""What memorisation does: six components of one length, of which pretraining saw a share from none
-to all.
+"""What memorisation does, for six components of one length.
+
+Pretraining saw a share of them from none to all.
 
 One column per update rule, one line per corner of the family at the middle of its grid of beta,
 mean and 95% interval over pretrained models. Upper row: the weight before unlearning, relative to
@@ -34,8 +35,9 @@ ROWS = {
 
 
 def data(context: Context) -> pd.DataFrame:
-    """Per run and component: its weight at the start, and where it is when the fully memorised
-    one reaches its goal.
+    """Return per run and component its weight at the start and its place at the goal.
+
+    The goal is that of the fully memorised component: what counts is the moment when it gets there.
     """
     return pd.concat(
         [at_goal(share_runs(context, optimizer)) for optimizer in OPTIMIZERS], ignore_index=True
@@ -43,8 +45,10 @@ def data(context: Context) -> pd.DataFrame:
 
 
 def at_goal(frame: pd.DataFrame) -> pd.DataFrame:
-    """Every forget component when the last one, seen whole, reaches the retrained model's
-    distance (nan: never).
+    """Return every forget component at the moment when the last one reaches its goal.
+
+    The last one was seen whole, and the goal is the retrained model's distance. Values are nan
+    where that never happens.
     """
     names = list(dict.fromkeys(frame.loc[frame["component"] != "retain", "component"]))
     shares, rows = dict(zip(names, SHARES.shares, strict=True)), []
@@ -72,8 +76,9 @@ def at_goal(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def slopes(frame: pd.DataFrame) -> pd.DataFrame:
-    """Slope of the gap against the share, per update rule and corner, with an interval over
-    pretrained models.
+    """Return the slope of the gap against the share, per update rule and corner.
+
+    Its interval is over pretrained models.
     """
     rows = []
     for (optimizer, method), own in frame.groupby(["optimizer", "method"], sort=False):

@@ -1,5 +1,6 @@
-"""What reaches the parameters: size of an update against the mean gradient weight of its batch, by
-update rule.
+"""What reaches the parameters: size of an update against its batch's mean gradient weight.
+
+Columns are update rules.
 
 Upper row: NPO, SimNPO and the corners between while they forget six lengths, one point per step
 (mean over pretrained models), both axes relative to the first step; e is the elasticity d log
@@ -36,13 +37,14 @@ from markov.sweeps import SHARES
 from markov.theory import time_to_forget as scalar_time
 
 STEPS = 60
-FACTOR = MIDDLE  # how many times smaller every weight of the second of the pair is
+FACTOR = MIDDLE  # how many times smaller every weight of the pair's second member is
 PAIR = (corner("npo", 0.05), corner("length_normalized_npo", 0.05 * FACTOR))
 
 
 def data(context: Context) -> pd.DataFrame:
-    """Size of the update and mean weight of the batch, by study, update rule, corner, pretrained
-    model and step.
+    """Return the size of the update and the mean weight of the batch.
+
+    They are given by study, update rule, corner, pretrained model and step.
     """
     ensembles = [one for optimizer in OPTIMIZERS for one in _ensembles(context, optimizer)]
 
@@ -60,7 +62,7 @@ def _ensembles(context: Context, optimizer: str) -> list[list[Experiment]]:
     )
     found = []
     for study, objectives in ((case, middle()), (same, PAIR)):
-        # One step size for the pair: what differs between its two members is the factor alone.
+        # One step size for the pair: so its two members differ in the factor alone.
         paces = [
             PACE["together"] * float(scalar_time(one, MIDDLE, FALL, start(case)))
             for one in objectives
@@ -83,8 +85,9 @@ def _ensembles(context: Context, optimizer: str) -> list[list[Experiment]]:
 
 
 def updates(experiments: Sequence[Experiment]) -> pd.DataFrame:
-    """|parameters after a step - before| over all parameters, and the mean weight of the step's
-    batch, per run.
+    """Return |parameters after a step - before| over all parameters, and the step's mean weight.
+
+    The mean is over the batch of the step. There is a row per run and step.
     """
     before: dict[str, torch.Tensor] = {}
     sizes: list[np.ndarray] = []
@@ -117,8 +120,9 @@ def updates(experiments: Sequence[Experiment]) -> pd.DataFrame:
 
 
 def elasticities(frame: pd.DataFrame) -> pd.DataFrame:
-    """Slope of log update on log weight along a path, per update rule and corner, with an
-    interval over models.
+    """Return the slope of log update on log weight along a path, per update rule and corner.
+
+    Its interval is over models.
     """
     rows = []
     for (optimizer, method), own in frame[frame["study"] != "one length"].groupby(
@@ -135,8 +139,9 @@ def elasticities(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def ratios(frame: pd.DataFrame) -> pd.DataFrame:
-    """Update of the pair's second member over that of the first, per update rule, pretrained
-    model and step.
+    """Return the update of the pair's second member over that of the first.
+
+    There is one per update rule, pretrained model and step.
     """
     keys = ["optimizer", "pretrain_seed", "step"]
     wide = frame[frame["study"] == "one length"].pivot(

@@ -1,5 +1,6 @@
-"""Time to forget on every rung of the theory, in one table: the scalar law, the tabular flow, the
-transformer.
+"""Time to forget on every rung of the theory, in one table.
+
+The rungs are the scalar law, the tabular flow and the transformer.
 
 Each rung has its own unit of time, so times are compared relative to their geometric mean over
 lengths. The scalar law knows one response whose tokens share one parameter. The tabular flow
@@ -43,7 +44,7 @@ HORIZON = 30_000.0  # in units of the scalar law's time at MIDDLE tokens, alone
 
 
 def forget_mixture(case: Sweep) -> Mixture:
-    """The law that unlearning draws from: every component as often as any other."""
+    """Return the law that unlearning draws from: every component as often as any other."""
     lengths = tuple(case.lengths.values())[1:]
     return Mixture(
         weights=(1 / len(lengths),) * len(lengths), chains=case.chains()[1:], lengths=lengths
@@ -51,8 +52,9 @@ def forget_mixture(case: Sweep) -> Mixture:
 
 
 def tabular_flow(case: Sweep, objective: Objective, seed: int, horizon: float = HORIZON) -> Flow:
-    """Exact flow from the best table of the pretraining data on the training sequences that
-    unlearning draws from.
+    """Return the exact flow from the best table of the pretraining data.
+
+    It forgets the training sequences that unlearning draws from.
     """
     forget = forget_mixture(case)
     bank = from_sequences(case.forget_data(case.sample(seed)), forget.weights, case.states)
@@ -62,8 +64,9 @@ def tabular_flow(case: Sweep, objective: Objective, seed: int, horizon: float = 
 
 
 def tabular_times(context: Context, objectives: Sequence[Objective]) -> pd.DataFrame:
-    """Time to forget each length under the tabular flow, a forget set per seed: together, and
-    alone at middle betas.
+    """Return the time to forget each length under the tabular flow, with one forget set per seed.
+
+    Lengths are forgotten together, and alone at middle betas.
     """
     case = sweep_case(context)
     alone = [replace(case, alone=name) for name in case.lengths if name != "retain"]
@@ -92,7 +95,7 @@ def tabular_times(context: Context, objectives: Sequence[Objective]) -> pd.DataF
 
 
 def scalar_times(case: Sweep, objectives: Sequence[Objective]) -> pd.DataFrame:
-    """Time to forget each length under the scalar law, exactly."""
+    """Return the exact time to forget each length under the scalar law."""
     lengths = np.array(list(case.lengths.values())[1:]) - 1
     frames = [
         pd.DataFrame(
@@ -110,8 +113,9 @@ def scalar_times(case: Sweep, objectives: Sequence[Objective]) -> pd.DataFrame:
 
 
 def all_times(context: Context) -> pd.DataFrame:
-    """Times to forget by rung, optimiser, corner, beta, run and length, and relative to their
-    mean over lengths.
+    """Return the times to forget by rung, optimiser, corner, beta, run and length.
+
+    They are given also relative to their mean over lengths.
     """
     objectives = [corner(method, beta) for method, betas in BETAS.items() for beta in betas]
     curve = [

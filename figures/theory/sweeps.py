@@ -35,25 +35,26 @@ BETAS = {
 
 
 def sweep_case(context: Context) -> Sweep:
-    """The sweep over lengths at the scale of the context."""
+    """Return the sweep over lengths at the scale of the context."""
     case = context.scale.sweep().case
     assert isinstance(case, Sweep)
     return case
 
 
 def corner(method: str, beta: float) -> Objective:
-    """A corner of the family at a beta, without margin."""
+    """Return a corner of the family at a beta, without margin."""
     return Objective(beta, 0.0, *CORNERS[method])
 
 
 def middle() -> list[Objective]:
-    """The four corners, each at the middle of its grid."""
+    """Return the four corners, each at the middle of its grid."""
     return [corner(method, betas[1]) for method, betas in BETAS.items()]
 
 
 def start(case: Sweep) -> float:
-    """Per-token log-probability of a forget component's responses under its own chain, exactly
-    (nats).
+    """Return the exact log-probability per token of a forget component's responses (nats).
+
+    It is that under the component's own chain.
     """
     return -float(case.chains()[-1].expected_row_entropy(MIDDLE + 1))
 
@@ -68,8 +69,9 @@ def runs(
     orders: int | None = None,
     steps: int | None = None,
 ) -> pd.DataFrame:
-    """The table of a sweep (default: over lengths), all components together or each forgotten
-    `alone`.
+    """Return the table of a sweep (default: over lengths).
+
+    All components are forgotten together, or each `alone`.
     """
     scale, base = context.scale, context.scale.sweep()
     whole = sweep_case(context) if case is None else case
@@ -101,29 +103,29 @@ def runs(
 
 
 def length_runs(context: Context) -> pd.DataFrame:
-    """Forgetting six lengths together under SGD, every corner at every beta of its grid."""
+    """Forget six lengths together under SGD, every corner at every beta of its grid."""
     return runs(
         context, [corner(method, beta) for method, betas in BETAS.items() for beta in betas]
     )
 
 
 def alone_runs(context: Context, optimizer: str = "sgd") -> pd.DataFrame:
-    """Forgetting one length at a time, every corner at the middle of its grid: what lengths do
-    without interference.
+    """Forget one length at a time, every corner at the middle of its grid.
+
+    This shows what lengths do without interference.
     """
     return runs(context, middle(), optimizer=optimizer, alone=True, orders=1)
 
 
 def adam_runs(context: Context, optimizer: str) -> pd.DataFrame:
-    """Forgetting six lengths together under an AdamW rule, every corner at the middle of its
-    grid.
-    """
+    """Forget six lengths together under an AdamW rule, every corner at the middle of its grid."""
     return runs(context, middle(), optimizer=optimizer)
 
 
 def share_runs(context: Context, optimizer: str = "sgd") -> pd.DataFrame:
-    """Forgetting six components of graded memorisation together, every corner at the middle of
-    its grid.
+    """Forget six components of graded memorisation together.
+
+    Every corner is at the middle of its grid.
     """
     graded = replace(
         sweep_case(context), name=SHARES.name, scored=SHARES.scored, shares=SHARES.shares
@@ -134,7 +136,7 @@ def share_runs(context: Context, optimizer: str = "sgd") -> pd.DataFrame:
 
 
 def times(frame: pd.DataFrame, fall: float = FALL) -> pd.DataFrame:
-    """Steps to forget, by setting, run and length."""
+    """Return the steps to forget, by setting, run and length."""
     modes = frame.groupby("run")["mode"].first()
     found = steps_to_forget(frame, fall)
     found["mode"] = found["run"].map(modes)
@@ -142,7 +144,8 @@ def times(frame: pd.DataFrame, fall: float = FALL) -> pd.DataFrame:
 
 
 def over_models(values: pd.Series, models: pd.Series) -> Estimate:
-    """Mean and interval over pretrained models, the replicates; batch orders of one model are
-    averaged first.
+    """Return the mean and interval over pretrained models, which are the replicates.
+
+    Batch orders of one model are averaged first.
     """
     return mean_interval(values.groupby(models).mean().to_numpy(dtype=float))

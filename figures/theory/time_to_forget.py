@@ -1,5 +1,7 @@
-"""What length does: time to bring a response's per-token log-probability down by 0.5 nats, against
-its length.
+"""What length does to the time that forgetting takes.
+
+Drawn is the time to bring a response's per-token log-probability down by 0.5 nats, against its
+length.
 
 Upper row, one panel per corner of the family at the middle of its grid of beta, gradient flow or
 SGD: the scalar law (line), the exact flow of a transition table (diamonds) and a small transformer
@@ -52,13 +54,14 @@ LOOK = {
 
 
 def data(context: Context) -> pd.DataFrame:
-    """Times to forget by rung, mode, optimiser, corner, beta, run and length."""
+    """Return the times to forget by rung, mode, optimiser, corner, beta, run and length."""
     return all_times(context)
 
 
 def exponents(frame: pd.DataFrame) -> pd.DataFrame:
-    """Fitted exponent of every setting: one fit per run, interval over pretrained models, and
-    the times not reached.
+    """Return the fitted exponent of every setting, and how many times were not reached.
+
+    There is one fit per run, and the interval is over pretrained models.
     """
     rows = []
     for key, own in frame.groupby(["rung", "mode", "optimizer", "method", "beta"], sort=False):
@@ -138,7 +141,7 @@ def _times(axes: Axes, own: pd.DataFrame, numbers: Mapping[Any, Estimate], color
 
 
 def _mean(one: pd.DataFrame) -> Estimate:
-    """Geometric mean over pretrained models of the times that were reached."""
+    """Return the geometric mean over pretrained models of the times that were reached."""
     reached = logs(one["relative"].where(np.isfinite(one["relative"])))
     return ratio(mean_interval(reached.groupby(one["pretrain_seed"]).mean().to_numpy(dtype=float)))
 

@@ -1,5 +1,6 @@
-"""Who is pushed how hard: the gradient weight of the shipped law against length, and against what
-has been forgotten.
+"""Who is pushed how hard: the gradient weight of the shipped law.
+
+It is drawn against length, and against what has been forgotten.
 
 Nothing is simulated. Every response has -1 nat per token under the reference and under the model at
 the start, and all fall by the same d nats per token; gamma = 0. One column per corner of the
@@ -62,12 +63,11 @@ NOTES = {
 
 
 def data(context: Context) -> pd.DataFrame:
-    """Weights on a grid of lengths for the upper rows and of falls for the lower; no scale changes
-    them.
+    """Return weights on a grid of lengths for the upper rows and of falls for the lower row.
 
-    Columns: `corner` (the column of the figure), `method`, `beta`, `gamma`, `view` ("length" or
-    "fall"), `length`, `fall` (nats per token since the start), `logp` and `ref` (nats), `weight`,
-    `bound` (what no weight can exceed).
+    No scale changes them. Columns: `corner` (the column of the figure), `method`, `beta`, `gamma`,
+    `view` ("length" or "fall"), `length`, `fall` (nats per token since the start), `logp` and `ref`
+    (nats), `weight`, `bound` (what no weight can exceed).
     """
     lengths = torch.logspace(0, 2, 61, dtype=torch.float64)
     falls = torch.linspace(0, 1.5, 61, dtype=torch.float64)
@@ -182,7 +182,7 @@ def _against_fall(axes: Axes, frame: pd.DataFrame) -> None:
 
 
 def _shade(color: str, place: float) -> tuple[float, float, float]:
-    """From a light tint (0) over the colour itself (1/2) to a dark shade (1)."""
+    """Return a shade from a light tint (0) over the colour itself (1/2) to a dark shade (1)."""
     toward = 1.0 if place < 0.5 else 0.0
     mix = abs(2 * place - 1) * (0.6 if place < 0.5 else 0.4)
     red, green, blue = (part + mix * (toward - part) for part in to_rgb(color))
