@@ -27,7 +27,7 @@ ROWS = {
 
 
 def data(context: Context) -> pd.DataFrame:
-    """Shares of the second forget component and the spread of the weights, per run and step."""
+    """Return the second forget component's shares and the spread of weights, per run and step."""
     frame = corner_runs(context)
     keys = ["run", "case", "method", "beta", "pretrain_seed", "seed", "step"]
     forget = frame[frame["component"] != "retain"]

@@ -1,5 +1,6 @@
-"""Which of the two causes is it: the reference, or the length? The paper changes both at once; here
-they are apart.
+"""Which of the two causes is it: the reference, or the length?
+
+The paper changes both at once; here they are apart.
 
 Left: retain distance at which a corner of the family brings a forget component to the retrained
 model's forget quality, each corner at the best beta of its grid (chosen on other batch orders;
@@ -33,15 +34,17 @@ SHIFTS = {-0.15: "forget1", 0.15: "forget2"}
 
 
 def data(context: Context) -> pd.DataFrame:
-    """Per run, corner and forget component: the step and the retain distance of its first
-    crossing.
+    """Return the step and the retain distance of the first crossing.
+
+    There is one per run, corner and forget component.
     """
     return crossings(corner_runs(context))
 
 
 def effects(frame: pd.DataFrame) -> pd.DataFrame:
-    """Main effect of each factor on log cost: mean over the two corners with it minus mean over
-    the two without.
+    """Return the main effect of each factor on log cost.
+
+    It is the mean over the two corners with the factor minus the mean over the two without.
     """
     index = ["case", "component", "pretrain_seed", "seed"]
     logs = frame.assign(log=np.log(frame["retain_distance"])).pivot(
@@ -101,7 +104,7 @@ def plot(frame: pd.DataFrame) -> Figure:
 def _estimate(
     axes: Axes, x: float, own: pd.DataFrame, column: str, color: str, marker: str
 ) -> None:
-    """A mean with its interval, the runs as dots, and how many never reached their goal."""
+    """Draw a mean with its interval, the runs as dots, and how many never reached their goal."""
     values = own[column].to_numpy(dtype=float)
     found = ratio_interval(np.log(values)) if column == "retain_distance" else mean_interval(values)
     axes.plot(x + np.linspace(-0.07, 0.07, len(values)), values, ".", color=color, ms=3, alpha=0.5)

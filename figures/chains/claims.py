@@ -1,5 +1,6 @@
-"""The paper's claims about its Figure 5, each as a number with a 95% interval over runs and a
-verdict.
+"""The paper's claims about its Figure 5, each as a number with a verdict.
+
+The number has a 95% interval over runs.
 
 Not tuned to agree: every run is listed in the table of `tradeoff`. A claim *holds* where the whole
 interval lies beyond its threshold, holds *weakly* where the interval excludes no effect but not the
@@ -24,8 +25,9 @@ from markov.diagnostics import crossings
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A statement about runs: a number per run that is 0 without the effect and claimed to
-    exceed `threshold`.
+    """A statement about runs: a number per run that is claimed to exceed `threshold`.
+
+    Without the effect the number is 0.
     """
 
     name: str
@@ -92,12 +94,12 @@ def _unevenness(wide: pd.DataFrame, method: str) -> pd.Series:
 
 
 def data(context: Context) -> pd.DataFrame:
-    """One row per claim and optimiser, for the architecture of the context."""
+    """Return one row per claim and optimiser, for the architecture of the context."""
     return assess(paper_runs(context)).assign(architecture=context.scale.architecture)
 
 
 def both_architectures(context: Context) -> pd.DataFrame:
-    """The rows of `data` for the paper's architecture and for that of its released code."""
+    """Return the rows of `data` for the paper's architecture and for that of its released code."""
     contexts = [
         replace(context, scale=replace(context.scale, architecture=name))
         for name in ("paper", "released")
@@ -140,7 +142,10 @@ def _verdict(claim: Claim, estimate: Estimate) -> str:
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    """The table as Markdown: one row per claim, one column per architecture and optimiser."""
+    """Return the table as Markdown.
+
+    It has one row per claim and one column per architecture and optimiser.
+    """
     settings = (
         frame[["architecture", "optimizer"]].drop_duplicates().itertuples(index=False, name=None)
     )

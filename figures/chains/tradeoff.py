@@ -25,7 +25,7 @@ LIMITS = {"kl_to_truth": (0.4, 1.25), "kl_to_retrained": (0.4, 0.9)}
 
 
 def data(context: Context) -> pd.DataFrame:
-    """Both distances along the path of every run."""
+    """Return both distances along the path of every run."""
     return paper_runs(context)
 
 
