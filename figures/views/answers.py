@@ -1,8 +1,7 @@
-"""A view of a language model's answers: what each of them weighs under any objective, and what it
-still has to fall.
+"""A view of a language model's answers: what each weighs, and what it still has to fall.
 
-A table of scores is enough, whichever model it is of: the weights are the shipped objective's at
-recorded log-probabilities.
+The weights are those of any objective. A table of scores is enough, whichever model it is of: the
+shipped objective is taken at recorded log-probabilities.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ ORDERS = {
     "longest first": "length",
     "as in the file": "index",
 }
-LINES = 7  # of the table of answers that are shown at a time
+LINES = 7  # rows of the table of answers that are shown at a time
 RELATIVE = (0.01, 30.0)
 
 
@@ -51,8 +50,9 @@ class AnswersView(View):
             self.rows.value = self.page(**self.values)
 
     def printed(self, bundle: Any) -> Any:
-        """As a widget, as a picture and, for pages without a kernel, as the picture above the
-        page.
+        """Return the view as a widget and as a picture.
+
+        For pages without a kernel it is the picture above the page of answers.
         """
         shown, known = super().printed(bundle)
         width = round(SHOWN * self.picture.figure.get_figwidth())
@@ -61,7 +61,7 @@ class AnswersView(View):
 
 
 def weights_of(table: pd.DataFrame, objective: Objective) -> Float[np.ndarray, " examples"]:
-    """d loss / d logp of each row, from the columns `logp`, `length` and `ref`."""
+    """Return d loss / d logp of each row, from the columns `logp`, `length` and `ref`."""
     numbers = (torch.tensor(table[name].to_numpy(dtype=float)) for name in SequenceLogProbs._fields)
     return objective.weight(SequenceLogProbs.of(*numbers)).numpy()
 
@@ -77,14 +77,14 @@ def answers_view(
     epoch: int = 0,
     order: str = "heaviest first",
 ) -> AnswersView:
-    """Weight against what an answer still has to fall, and against its length; one answer is
-    ringed, several are read.
+    """View weight against what an answer still has to fall, and against its length.
 
-    `table` has the columns `index`, `length`, `ref` and, where known, `logp` (else the model is its
-    reference), `retrained` (nats) and `epoch`, as in the tables of `llm.diagnostics.weights` and of
-    runs. Drawn is the weight relative to the mean of all, at the edge of the picture where it lies
-    beyond; "still needed" is logp - retrained, which at the start is the needed movement. Raises
-    `InvalidInput` for a table without these columns and for examples that are not all of it.
+    One answer is ringed, several are read. `table` has the columns `index`, `length`, `ref` and,
+    where known, `logp` (else the model is its reference), `retrained` (nats) and `epoch`, as in the
+    tables of `llm.diagnostics.weights` and of runs. Drawn is the weight relative to the mean of
+    all, at the edge of the picture where it lies beyond; "still needed" is logp - retrained, which
+    at the start is the needed movement. Raises `InvalidInput` for a table without these columns and
+    for examples that are not all of it.
     """
     frames, texts = _by_epoch(table), {one.index: one for one in examples}
     first = next(iter(frames.values()))
@@ -149,8 +149,9 @@ def answers_view(
 
 
 def _by_epoch(table: pd.DataFrame) -> dict[int, pd.DataFrame]:
-    """A frame per epoch, its examples in one order, with `logp` and, where it can be told,
-    `needed` from there.
+    """Return a frame per epoch, with its examples in one order.
+
+    It has `logp` and, where it can be told, what is `needed` from there.
     """
     for name in ("index", "length", "ref"):
         require(name in table, "table", list(table.columns), f"a column `{name}`")
@@ -195,14 +196,14 @@ def _axes(panels: Sequence[Axes], frames: Mapping[int, pd.DataFrame]) -> None:
 
 
 def _color(objective: Objective) -> str:
-    """That of the corner, mixed in between."""
+    """Return the colour of the corner, mixed in between."""
     own = {place: style.COLORS[name] for name, place in CORNERS.items()}
     sides = [mixed(own[0, power], own[1, power], float(objective.reference)) for power in (0, 1)]
     return mixed(sides[0], sides[1], float(objective.normalize))
 
 
 def _page(own: pd.DataFrame, texts: Mapping[int, Example], example: int, by: str) -> str:
-    """The answers around one of them, in an order."""
+    """Return the answers around one of them, in an order, as a page."""
     columns = {"weight": "{:.3g}", "length": "{:.0f}", "needed": "{:.1f}"}
     names = [name for name in columns if name in own]
     by = by if by in own else "weight"

@@ -1,5 +1,6 @@
-"""A view of the data: the chains of the Markov study, what they produce, and what a prefix tells
-about its origin.
+"""A view of the data: the chains of the Markov study and what they produce.
+
+It also shows what a prefix tells about its origin.
 """
 
 from __future__ import annotations
@@ -23,12 +24,11 @@ NAMES = ("retain", "forget 1", "forget 2")
 def chains_view(
     *, case: str = "length", component: str = "forget1", leakage: float = 0.2, draw: int = 0
 ) -> View:
-    """One chain of a case: its transitions, sequences drawn from it, and the Bayes law of the chain
-    given a prefix.
+    """View one chain of a case: its transitions and sequences drawn from it.
 
-    The law of the last panel is that of `Mixture.posterior` along the first sequence shown: which
-    chain a causal model of the whole mixture can believe it reads. Raises `InvalidInput` for a
-    leakage outside (0, 1).
+    The last panel shows the Bayes law of the chain given a prefix: that of `Mixture.posterior`
+    along the first sequence shown, which chain a causal model of the whole mixture can believe it
+    reads. Raises `InvalidInput` for a leakage outside (0, 1).
     """
     given = replace(CASES[case], leakage=leakage, pretrain_components=COMPONENTS)
     states, longest = given.states, max(given.lengths.values())
@@ -100,7 +100,7 @@ def chains_view(
 
 
 def _palette(states: int) -> Colormap:
-    """Shades of one colour for each set of three states, grey for the state that is nobody's."""
+    """Return shades of one colour for each set of three states, grey for nobody's state."""
     shades = [
         colormaps[name](place)
         for name in ("Greys", "RdPu", "Blues")

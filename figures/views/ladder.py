@@ -23,10 +23,10 @@ MARKERS = ("", "D", "o", "s", "^", "v")
 
 
 def rung(name: str, method: str, lengths: ArrayLike, times: ArrayLike) -> pd.DataFrame:
-    """Times to forget on one rung under one method, one row per response length; inf where it was
-    not reached.
+    """Return the times to forget on one rung under one method, one row per response length.
 
-    Raises `InvalidInput` for a method without a name, or as many times as lengths.
+    A time that was not reached is inf. Raises `InvalidInput` for a method without a name, or unless
+    there are as many times as lengths.
     """
     require(method in style.LABELS, "method", method, f"one of {sorted(style.LABELS)}")
     length, time = np.asarray(lengths, dtype=float), np.asarray(times, dtype=float)
@@ -40,8 +40,9 @@ def rung(name: str, method: str, lengths: ArrayLike, times: ArrayLike) -> pd.Dat
 
 
 def exponents(rungs: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """The exponent p of time ~ |y|^p with its 95% interval, one row per rung, one column per
-    method and bound.
+    """Return the exponent p of time ~ |y|^p with its 95% interval.
+
+    There is one row per rung, and one column per method and bound.
     """
     rows: dict[str, dict[str, float]] = {}
     for own in rungs:
@@ -52,10 +53,9 @@ def exponents(rungs: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def ladder_figure(rungs: Sequence[pd.DataFrame]) -> Figure:
-    """Draw times against length, one panel per method, one marker per rung; a rung without a marker
-    is a line.
+    """Draw times against length, one panel per method and one marker per rung.
 
-    Raises `InvalidInput` for no rungs.
+    A rung without a marker is a line. Raises `InvalidInput` if there are no rungs.
     """
     require(len(rungs) > 0, "rungs", rungs, "at least one")
     frame = pd.concat(rungs, ignore_index=True)

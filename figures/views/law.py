@@ -1,8 +1,8 @@
-"""Views of the law itself: sliders for its numbers, its four corners side by side, and the scalar
-law of time.
+"""Views of the law itself: sliders for its numbers, its four corners, and the scalar law of time.
 
-Nothing is simulated: every picture is the shipped objective or its closed form, on lengths and
-falls of which all responses have the same log-probability per token, as in the figure `weights`.
+The corners are drawn side by side. Nothing is simulated: every picture is the shipped objective or
+its closed form, on lengths and falls of which all responses have the same log-probability per
+token, as in the figure `weights`.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ SHORT = {
 
 
 def sequences(lengths: Any, start: Any, fall: Any) -> SequenceLogProbs:
-    """Responses with `start` nats per token under the reference and `start` - `fall` now; all
-    three broadcast.
+    """Return responses with `start` nats per token under the reference and `start` - `fall` now.
+
+    All three arguments broadcast.
     """
     length, first, fallen = np.broadcast_arrays(
         *(np.asarray(value, dtype=float) for value in (lengths, start, fall))
@@ -78,11 +79,11 @@ def law_view(
     fall: float = 0.5,
     controls: Mapping[str, Any] | None = None,
 ) -> View:
-    """The place in the square of methods, and the gradient weight there against length and against
-    what has fallen.
+    """View the place in the square of methods and the gradient weight there.
 
-    `start` is the log-probability per token under the reference, `fall` what has been lost of it
-    since (nats). With `controls`, those of another view, the two move together.
+    The weight is drawn against length and against what has fallen. `start` is the log-probability
+    per token under the reference, `fall` what has been lost of it since (nats). With `controls`,
+    those of another view, the two move together.
     """
     values = {"beta": beta, "gamma": gamma, "reference": reference, "normalize": normalize}
     values |= {"length": length, "start": start, "fall": fall}
@@ -134,10 +135,11 @@ def corners_view(
     start: float = -1.0,
     fall: float = 0.0,
 ) -> View:
-    """The four corners side by side while responses of typed lengths fall, under the scalar law.
+    """View the four corners side by side while responses of typed lengths fall.
 
-    The moment shown is when 20 tokens have fallen by `fall` nats each; `summed` is the beta of the
-    two corners that sum over tokens, `per_token` that of the two that average.
+    They fall under the scalar law. The moment shown is when 20 tokens have fallen by `fall` nats
+    each; `summed` is the beta of the two corners that sum over tokens, `per_token` that of the two
+    that average.
     """
     controls = {
         name: slider("beta", value)
@@ -196,11 +198,10 @@ def pace_view(
     fall: float = 0.5,
     controls: Mapping[str, Any] | None = None,
 ) -> View:
-    """The scalar law of time: how responses of 4, 20 and 80 tokens fall, and the time to fall
-    against length.
+    """View the scalar law of time: how responses of 4, 20 and 80 tokens fall.
 
-    Times are in units of the time in which 20 tokens fall by `fall` nats each. `controls` as in
-    `law_view`.
+    The time to fall is drawn against length. Times are in units of the time in which 20 tokens fall
+    by `fall` nats each. `controls` are as in `law_view`.
     """
     values = {
         "beta": beta,
@@ -251,7 +252,7 @@ def pace_view(
         curve.set_data(GRID, time_to_forget(objective, GRID, max(fall, 1e-6), start) / unit)
         curve.set_color(color)
         ends = np.log(time_to_forget(objective, np.array([19.0, 21.0]), max(fall, 1e-6), start))
-        # no minus before a zero
+        # so that no minus stands before a zero
         exponent = round(float((ends[1] - ends[0]) / np.log(21 / 19)), 2) + 0.0
         said.set_text(f"around |y| = 20:   time ~ |y|^{exponent:z.2f}")
 
@@ -296,7 +297,7 @@ def _curves(axes: Axes, label: str) -> tuple[Any, Any, Any]:
 
 
 def _color(objective: Objective) -> str:
-    """Between the colours of the corners as the objective lies between them."""
+    """Return a colour between those of the corners as the objective lies between them."""
     rows = {}
     for name, (reference, normalize) in CORNERS.items():
         rows.setdefault(normalize, {})[reference] = style.COLORS[name]

@@ -1,5 +1,6 @@
-"""Evaluation logs in notebooks: what a test of so many examples can say, and logs that are
-always at hand.
+"""Evaluation logs in notebooks, and logs that are always at hand.
+
+They show what a test of so many examples can say.
 """
 
 from __future__ import annotations
@@ -40,12 +41,11 @@ def quality_view(
     variant: str = "geometric",
     draw: int = 0,
 ) -> View:
-    """Forget quality of so many examples, drawn without replacement: distributions of truth ratios,
-    and their test.
+    """View the forget quality of so many examples, drawn without replacement.
 
-    Left, the share of examples below a ratio, of which D is the largest distance; right, the
-    p-value against the number of examples, in several draws (grey) and in this one. Raises
-    `InvalidInput` as `forget_quality` does.
+    Left, the distributions of truth ratios: the share of examples below a ratio, of which D is the
+    largest distance. Right, their test: the p-value against the number of examples, in several
+    draws (grey) and in this one. Raises `InvalidInput` as `forget_quality` does.
     """
     other, count = align(log, retrained), len(log.index)
     sizes = [size for size in SIZES if size < count] + [count]
@@ -104,8 +104,9 @@ def subsampled(
     draws: int = DRAWS,
     variant: str = "geometric",
 ) -> pd.DataFrame:
-    """Forget quality of examples drawn without replacement: `examples`, `draw`, `p_value`,
-    `log10_p`, `statistic`.
+    """Return the forget quality of examples drawn without replacement.
+
+    Columns: `examples`, `draw`, `p_value`, `log10_p`, `statistic`.
     """
     other, rows = align(log, retrained), []
     for size in sizes:
@@ -121,11 +122,11 @@ def _drawn(count: int, examples: int, draw: int) -> np.ndarray:
 
 
 def tofu_logs(context: Context, kind: str = "original") -> TofuLogs:
-    """Llama-2-7B's public evaluation logs where SIMNPO_LAB_TOFU is set, else the same files made by
-    the default model.
+    """Return Llama-2-7B's public evaluation logs, or those that the default model makes.
 
-    `kind` is original or retrained. Raises `InvalidInput` for another, and for a folder without
-    such logs.
+    The public ones are taken where SIMNPO_LAB_TOFU is set; else the same files are made by the
+    default model. `kind` is original or retrained. Raises `InvalidInput` for another, and for a
+    folder without such logs.
     """
     require(kind in ("original", "retrained"), "kind", kind, "original or retrained")
     found = llm_sources.real_logs()
@@ -149,9 +150,7 @@ def tofu_logs(context: Context, kind: str = "original") -> TofuLogs:
 
 
 class Files(NamedTuple):
-    """What a template starts from: two models' folders, and what is to be forgotten and retained
-    as files.
-    """
+    """What a template starts from: two models' folders, and files of what to forget and retain."""
 
     checkpoint: Path
     retrained: Path
@@ -160,8 +159,9 @@ class Files(NamedTuple):
 
 
 def example_files() -> Files:
-    """The quick default model, made now if it is not in the cache, with its data written there
-    as TOFU's JSON.
+    """Return the folders of the quick default model, made now if it is not in the cache.
+
+    Its data are written there as TOFU's JSON.
     """
     models = study(quick()).models
     for kind in ("original", "retrained"):

@@ -1,6 +1,4 @@
-"""A run of unlearning to look at step by step: what is recorded, and the player that scrubs
-through it.
-"""
+"""A run of unlearning to look at step by step: what is recorded, and the player for it."""
 
 from __future__ import annotations
 
@@ -37,12 +35,11 @@ FORGET = ("forget1", "forget2")
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Recording:
-    """One run: `table` as of `markov.running.run`, and `laws`, the model's transition matrix at
-    every recorded step.
+    """One run: `table` as of `markov.running.run`, and `laws`, the model's matrix at every step.
 
-    That matrix is the mean of the model's next-state laws over the test tokens of each state.
-    `before` and `goal` are the best a table could know of the pretraining data and of the retain
-    data alone.
+    The matrix is the model's transition matrix: the mean of its next-state laws over the test
+    tokens of each state, at every recorded step. `before` and `goal` are the best that a table
+    could know of the pretraining data and of the retain data alone.
     """
 
     experiment: Experiment
@@ -65,10 +62,9 @@ class Recording:
 
 
 def small(case: str = "length") -> Experiment:
-    """A run that takes a second: a tenth of a case's data, a small transformer, 40 steps; fewer
-    records where `quick`.
+    """Return a run that takes a second: a tenth of a case's data, a small transformer, 40 steps.
 
-    Raises `InvalidInput` for a case that does not exist.
+    It records fewer steps where `quick`. Raises `InvalidInput` for a case that does not exist.
     """
     require(case in CASES, "case", case, f"one of {sorted(CASES)}")
     scale = Scale(quick=True)
@@ -87,11 +83,10 @@ def small(case: str = "length") -> Experiment:
 
 
 def record(experiment: Experiment, *, on_step: OnStep | None = None) -> Recording:
-    """Run one experiment, here and now, and keep what the player shows; `on_step` as in
-    `markov.training.unlearn`.
+    """Run one experiment in this process and keep what the player shows.
 
-    Models that the cache lacks are pretrained first. Raises `InvalidInput` for anything but a
-    `Case`.
+    `on_step` is as in `markov.training.unlearn`. Models that the cache lacks are pretrained first.
+    Raises `InvalidInput` for anything but a `Case`.
     """
     case, folder = experiment.case, models_folder()
     if not isinstance(case, Case):
@@ -132,8 +127,9 @@ def record(experiment: Experiment, *, on_step: OnStep | None = None) -> Recordin
 def transitions(
     model: Model, parameters: Parameters, probes: Sequence[torch.Tensor]
 ) -> Float[np.ndarray, "states states"]:
-    """Mean next-state law of a model after each state, over the contexts of the given sequences;
-    nan without any.
+    """Return the mean next-state law of a model after each state.
+
+    The mean is over the contexts of the given sequences, nan for a state without any.
     """
     laws = [log_laws(model, parameters, tokens).exp().flatten(0, 1) for tokens in probes]
     every, now = (
@@ -150,11 +146,11 @@ def transitions(
 
 
 def player(recordings: Sequence[Recording], *, moment: int = 0) -> View:
-    """Scrub through recorded runs of one case: heat maps beside the truth, weights, distances, the
-    trade-off plane.
+    """View recorded runs of one case with a control to scrub through them.
 
-    `moment` counts the recorded steps. Raises `InvalidInput` for no recording, or recordings of
-    different cases or steps.
+    It shows heat maps beside the truth, weights, distances and the trade-off plane. `moment` counts
+    the recorded steps. Raises `InvalidInput` for no recording, or recordings of different cases or
+    steps.
     """
     require(len(recordings) > 0, "recordings", recordings, "at least one")
     same = {(one.experiment.case, tuple(one.steps)) for one in recordings}
@@ -227,8 +223,9 @@ def _controls(recordings: Sequence[Recording], moment: int, last: int) -> dict[s
 
 
 def _plane(axes: Axes, recordings: Sequence[Recording]) -> list[Any]:
-    """Every run's path, forget quality against retain distance, and the points that will move on
-    it.
+    """Draw every run's path, forget quality against retain distance.
+
+    Return the points that will move on it.
     """
     for one in recordings:
         wide = one.table.pivot(index="step", columns="component", values="kl_to_truth")

@@ -1,10 +1,9 @@
-"""What the notebooks' views are made of: controls, a picture that follows them, and one line for
-what cannot be drawn.
+"""What the notebooks' views are made of: controls and a picture that follows them.
 
-A `Picture` is a figure of which some artists move. The rest is drawn once and kept; a moved slider
-restores it, moves the artists and encodes the result, a matter of milliseconds, so that no window
-system and no extension is needed: the picture is an image like any other, in a live notebook and on
-a printed page.
+A line of text names what cannot be drawn. A `Picture` is a figure of which some artists move. The
+rest is drawn once and kept; a moved slider restores it, moves the artists and encodes the result, a
+matter of milliseconds, so that no window system and no extension is needed: the picture is an image
+like any other, in a live notebook and on a printed page.
 """
 
 from __future__ import annotations
@@ -60,9 +59,7 @@ DESCRIPTIONS = {
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Picture:
-    """A figure, the artists of it that move, and the function of the controls' values that moves
-    them.
-    """
+    """A figure, its artists that move, and the function of the controls' values that moves them."""
 
     figure: Figure
     moving: Sequence[Artist]
@@ -70,9 +67,9 @@ class Picture:
 
 
 class View(widgets.VBox):
-    """Controls above a picture; `controls` by name, `image` holds the PNG, `message` what is wrong
-    with the values.
+    """Controls above a picture.
 
+    `controls` are by name, `image` holds the PNG, and `message` says what is wrong with the values.
     Controls may be those of another view, which then move both.
     """
 
@@ -107,12 +104,13 @@ class View(widgets.VBox):
 
     @property
     def values(self) -> dict[str, Any]:
-        """What the controls say, by name."""
+        """The values of the controls, by name."""
         return {name: control.value for name, control in self.controls.items()}
 
     def redraw(self, change: object = None) -> None:
-        """Draw the picture of the values; those that cannot be used leave it as it is and are
-        named in the message.
+        """Draw the picture of the values.
+
+        Values that cannot be used leave it as it is and are named in the message.
         """
         try:
             self.picture.update(**self.values)
@@ -126,11 +124,14 @@ class View(widgets.VBox):
         self.image.value = _png(np.asarray(self.canvas.buffer_rgba()))
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
-        """As a widget and, for pages without a kernel, as the picture that it shows now."""
+        """Return the view as a widget and as the picture that it shows now.
+
+        The picture is for pages without a kernel.
+        """
         return self.printed(super()._repr_mimebundle_(**options))
 
     def printed(self, bundle: Any) -> Any:
-        """What a widget shows itself as, and the picture beside it."""
+        """Return what a widget shows itself as, and the picture beside it."""
         data, *rest = bundle if isinstance(bundle, tuple) else (bundle,)
         shown = {**(data or {}), "image/png": base64.b64encode(self.image.value).decode()}
         width = round(SHOWN * self.picture.figure.get_figwidth())
@@ -145,7 +146,7 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def slider(name: str, value: float) -> Any:
-    """The control of a quantity named in `LIMITS`: logarithmic for beta, whole for length.
+    """Return the control of a quantity named in `LIMITS`: logarithmic for beta, whole for length.
 
     Raises `InvalidInput` for a value beyond its limits.
     """
@@ -156,7 +157,7 @@ def slider(name: str, value: float) -> Any:
     shared["style"] = {"description_width": "76px"}
     shared["layout"] = widgets.Layout(width="98%")
     if name == "beta":
-        # A browser moves every value to the nearest step: with a coarse one beta = 4 would become
+        # A browser moves every value to the nearest step: with a coarse step beta = 4 would become
         # 3.98.
         return widgets.FloatLogSlider(
             value, min=np.log10(low), max=np.log10(high), step=0.001, **shared
@@ -169,7 +170,7 @@ def slider(name: str, value: float) -> Any:
 
 
 def lengths_box(lengths: str) -> Any:
-    """A box to type response lengths into; what stands there is read by `read_lengths`."""
+    """Return a box to type response lengths into; `read_lengths` reads what stands there."""
     return widgets.Text(
         lengths,
         description="lengths |y|",
@@ -180,8 +181,9 @@ def lengths_box(lengths: str) -> Any:
 
 
 def read_lengths(text: str) -> np.ndarray:
-    """Lengths as typed, "4, 19, 80"; raises `InvalidInput` for what is no whole number from 1 to
-    1000.
+    """Return lengths as typed, "4, 19, 80".
+
+    Raises `InvalidInput` for what is no whole number from 1 to 1000.
     """
     allowed = "whole numbers from 1 to 1000, apart by commas"
     words = [word.strip() for word in text.split(",")]
@@ -191,15 +193,14 @@ def read_lengths(text: str) -> np.ndarray:
 
 
 def one_line(error: BaseException) -> str:
-    """An error as one line of HTML."""
+    """Return an error as one line of HTML."""
     return f'<span style="color:{WRONG}"><b>cannot be used:</b> {html.escape(str(error))}</span>'
 
 
 def friendly() -> None:
-    """From here on, input that cannot be used is answered in the notebook by one line, not by a
-    traceback.
+    """From here on, answer input that cannot be used by one line in the notebook.
 
-    The cell still counts as failed. Does nothing outside IPython.
+    There is no traceback. The cell still counts as failed. Does nothing outside IPython.
     """
     shell = get_ipython()
     if shell is not None:
@@ -214,10 +215,10 @@ def _answer(
 
 
 def quick() -> bool:
-    """Whether notebooks should make do with small runs: whether the variable SIMNPO_LAB_QUICK is
-    set to 1.
+    """Return whether notebooks should make do with small runs.
 
-    Raises `InvalidInput` for any other value than 0, 1 or nothing.
+    They should where the variable SIMNPO_LAB_QUICK is set to 1. Raises `InvalidInput` for any other
+    value than 0, 1 or nothing.
     """
     chosen = os.environ.get(QUICK, "")
     require(chosen in ("", "0", "1"), QUICK, chosen, "0 or 1")
@@ -225,7 +226,7 @@ def quick() -> bool:
 
 
 def still(figure: Figure) -> Any:
-    """A figure of `figures` as a picture in a notebook."""
+    """Return a figure of `figures` as a picture in a notebook."""
     with style.look():
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
@@ -234,14 +235,17 @@ def still(figure: Figure) -> Any:
 
 
 def plain_log_axis(axis: Any, ticks: Sequence[float]) -> None:
-    """A logarithmic axis with plain numbers at the given ticks and none elsewhere."""
+    """Give a logarithmic axis plain numbers at the given ticks and none elsewhere."""
     axis.set_major_locator(FixedLocator(list(ticks)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter("{x:g}")
 
 
 def heat(axes: Axes, states: int, title: str) -> Any:
-    """An empty heat map of a transition matrix, rows from, columns to, probabilities 0 to 0.5."""
+    """Draw an empty heat map of a transition matrix, with probabilities from 0 to 0.5.
+
+    Rows are states from, columns states to.
+    """
     image = axes.imshow(
         np.zeros((states, states)), vmin=0, vmax=0.5, cmap="viridis", interpolation="nearest"
     )
@@ -251,13 +255,13 @@ def heat(axes: Axes, states: int, title: str) -> Any:
 
 
 def mixed(first: str, second: str, share: float) -> str:
-    """A colour between two: `share` of the second."""
+    """Return a colour between two: `share` of the second."""
     parts = zip(to_rgb(first), to_rgb(second), strict=True)
     red, green, blue = ((1 - share) * a + share * b for a, b in parts)
     return to_hex((red, green, blue))
 
 
 def room_for_a_line(figure: Figure) -> Any:
-    """Lay a figure out with room above its panels, and the text that stands there, still empty."""
+    """Lay a figure out with room above its panels, and return the text there, still empty."""
     figure.set_layout_engine(ConstrainedLayoutEngine(rect=(0, 0, 1, 0.91), wspace=0.04))
     return figure.text(0.5, 0.955, "", ha="center", va="center", fontsize=10)
