@@ -1,8 +1,8 @@
-"""Exercises with checked answers: `check("npo_first_weight", 1.0)` says whether it is right and, if
-not, where to look.
+"""Exercises with checked answers: `check("npo_first_weight", 1.0)` says whether it is right.
 
-Numbers are computed from the shipped law when they are asked for, and accepted within 2%; of
-several choices one letter is right, and each of the others has a hint of its own.
+If it is not, it says where to look. Numbers are computed from the shipped law when they are asked
+for, and accepted within 2%; of several choices one letter is right, and each of the others has a
+hint of its own.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ TOLERANCE = 0.02  # relative
 
 @dataclass(frozen=True, kw_only=True)
 class Exercise:
-    """What is right, a number or a letter, why, and what to tell whoever gets it wrong (by
-    letter, or in general).
+    """What is right, a number or a letter, why, and what to tell whoever gets it wrong.
+
+    A hint is for a letter, or in general.
     """
 
     answer: Callable[[], float | str]
@@ -54,16 +55,16 @@ class Verdict:
 
 
 def check(name: str, answer: object = ...) -> Verdict:
-    """Check the answer to an exercise, a number or a letter; `...` stands for one that is still to
-    come.
+    """Check the answer to an exercise, a number or a letter.
 
-    Raises `InvalidInput` for an exercise that does not exist, or an answer of the wrong kind.
+    `...` stands for an answer that is still to come. Raises `InvalidInput` for an exercise that
+    does not exist, or an answer of the wrong kind.
     """
     return verdict(name, answer, EXERCISES)
 
 
 def verdict(name: str, answer: object, known: Mapping[str, Exercise]) -> Verdict:
-    """The same for the exercises of any table."""
+    """Check an answer in the same way for the exercises of any table."""
     require(name in known, "exercise", name, f"one of {sorted(known)}")
     if answer is ...:
         return Verdict(
@@ -103,14 +104,15 @@ def _weight(objective: Objective, length: float, start: float, fall: float) -> f
 
 
 def _ratio(objective: Objective) -> float:
-    """How much more a response of 4 tokens weighs than one of 80, once both have fallen by 0.5
-    nats per token.
+    """Return how much more a response of 4 tokens weighs than one of 80.
+
+    Both have fallen by 0.5 nats per token.
     """
     return _weight(objective, 4, -1.0, 0.5) / _weight(objective, 80, -1.0, 0.5)
 
 
 def _rate(objective: Objective) -> float:
-    """Exponent of the time to fall by 0.001 nats in the length, around 20 tokens."""
+    """Return the exponent of the time to fall by 0.001 nats in the length, around 20 tokens."""
     short, long = (float(time_to_forget(objective, length, 1e-3)) for length in (19, 21))
     return math.log(long / short) / math.log(21 / 19)
 

@@ -1,6 +1,4 @@
-"""Exercises of the notebooks on language models, checked as those of `figures.lessons.chains`
-are.
-"""
+"""Exercises of the notebooks on language models, checked as in `figures.lessons.chains`."""
 
 from __future__ import annotations
 
@@ -18,7 +16,10 @@ def check(name: str, answer: object = ...) -> Verdict:
 
 
 def _ratio(variant: str) -> float:
-    """Truth ratio of a paraphrase that costs 1 nat per token beside wrong answers of 2 and 3."""
+    """Return the truth ratio of a paraphrase that costs 1 nat per token.
+
+    The wrong answers beside it cost 2 and 3.
+    """
     right, wrong = (Answers(np.array(values), None, None) for values in ([1.0], [[2.0, 3.0]]))
     return float(truth_ratio(EvaluationLog("", "", np.arange(1), right, right, wrong), variant)[0])
 
