@@ -1,5 +1,6 @@
-"""Draw the paper's figures and this project's own: `python -m figures [NAME ...]`, and `--all`
-for the heavy ones.
+"""Draw the paper's figures and this project's own: `python -m figures [NAME ...]`.
+
+`--all` draws the heavy ones too.
 """
 
 from __future__ import annotations

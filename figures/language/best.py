@@ -1,5 +1,6 @@
-"""The four corners at their best settings: every run of a grid over beta and the retain weight, not
-only the best.
+"""The four corners at their best settings: every run of a grid, not only the best.
+
+The grid is over beta and the retain weight.
 
 Small dots: the runs, six for each corner. Large marks: the best of each by one rule, the smallest
 statistic D among the runs that keep 95% of the original's utility (dotted), with 95% intervals over
@@ -30,14 +31,13 @@ from llm.logs.summaries import TOLERANCE, best
 from llm.unlearning.methods import METHODS
 from markov.objectives import CORNERS
 
-# beta and retain weight, where log-probabilities are summed, and where they are averaged over
-# tokens.
+# (beta, retain weight) where log-probabilities are summed, and where they are averaged over tokens.
 SUMMED = ((0.02, 0.05, 0.1), (1.0, 4.0))
 PER_TOKEN = ((0.5, 1.0, 2.5), (0.125, 0.5))
 
 
 def words_of() -> tuple[str, ...]:
-    """Every corner at every beta and retain weight of its grid."""
+    """Return every corner at every beta and retain weight of its grid."""
     found = []
     for name, (_, normalize) in CORNERS.items():
         grid = itertools.product(*(PER_TOKEN if normalize else SUMMED))
@@ -46,11 +46,10 @@ def words_of() -> tuple[str, ...]:
 
 
 def data(context: Context) -> pd.DataFrame:
-    """All measures of every run, as `llm.sweeps.sweep.sweep` has them, with `source`, `method`, and
-    whether it is the `best`.
+    """Return all measures of every run, as `llm.sweeps.sweep.sweep` has them.
 
-    That is by `llm.sweeps.sweep.best`: the smallest D among the runs of a corner that keep 95% of
-    the original's utility.
+    `source` and `method` are added, and whether a run is the `best` by `llm.sweeps.sweep.best`:
+    that with the smallest D among the runs of a corner that keep 95% of the original's utility.
     """
     frame = swept(context, words_of())
     chosen = best(frame)

@@ -36,8 +36,9 @@ PANELS = {
 
 
 def words_of(chosen: Study) -> tuple[str, ...]:
-    """SimNPO at every beta and gamma, at the study's retain weight; with gamma = 0 and its beta
-    it is in the table.
+    """Return SimNPO at every beta and gamma, at the study's retain weight.
+
+    With gamma = 0 and the study's beta it is in the table.
     """
     weight = f"@{chosen.retain_weight_per_token:g}"
     grid = itertools.product(BETAS, GAMMAS)
@@ -47,7 +48,7 @@ def words_of(chosen: Study) -> tuple[str, ...]:
 
 
 def data(context: Context) -> pd.DataFrame:
-    """All measures of SimNPO on the grid, and of original and retrained, with `source`."""
+    """Return all measures of SimNPO on the grid, and of original and retrained, with `source`."""
     return swept(context, words_of(study(context.scale))).assign(source=source_of(context))
 
 
@@ -66,8 +67,9 @@ def plot(frame: pd.DataFrame) -> Figure:
 
 
 def _heat(axes: Axes, grid: pd.DataFrame, measure: str, colors: str, before: float) -> None:
-    """A field of numbers, beta upwards and gamma to the right; p-values have the colours of
-    their logarithms.
+    """Draw a field of numbers, beta upwards and gamma to the right.
+
+    p-values have the colours of their logarithms.
     """
     values = grid.to_numpy(dtype=float)
     shown, low, high = values, 0.0, max(before, values.max())

@@ -41,8 +41,8 @@ from markov.objectives import Objective, method_name
 CURVES = {"weight": "total", "push": "per_token"}  # by effort: the need that it answers to
 NEED = {"total": "needed movement", "per_token": "needed movement per token"}
 EFFORT = {"weight": "weight", "push": "weight × |y|"}
-# Corners that differ in the reference alone nearly coincide at the start: those with it are drawn
-# broad, and below.
+# Corners that differ in the reference alone nearly coincide at the start: those with the reference
+# are drawn broad, and below.
 BROAD = ("npo", "length_normalized_npo")
 OTHER = "#CC79A7"  # of objectives between the corners
 SMALL: dict[str, Any] = {
@@ -54,8 +54,9 @@ SMALL: dict[str, Any] = {
 
 
 def data(context: Context) -> pd.DataFrame:
-    """The frame of the default model or the user's own run, and of logs: the user's, or the
-    public ones if at hand.
+    """Return the frame of the default model or the user's own run, and that of logs.
+
+    The logs are the user's, or the public ones if at hand.
     """
     logs, chosen = llm_sources.chosen(context), llm_sources.objectives()
     of_logs = [frame_of_logs(logs)] if logs else []
@@ -68,8 +69,9 @@ def data(context: Context) -> pd.DataFrame:
 def frame_of_logs(
     logs: Iterable[Logs], objectives: Mapping[str, Objective] | None = None
 ) -> pd.DataFrame:
-    """The frame of any logs, a row of panels for each; the objectives are the paper's for
-    forget10 if not given.
+    """Return the frame of any logs, with a row of panels for each.
+
+    If `objectives` are not given they are the paper's for forget10.
     """
     chosen = llm_sources.objectives() if objectives is None else objectives
     found = llm_sources.read_all(logs)
@@ -87,10 +89,10 @@ def frame_of_table(
     resamples: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """The rows of one source, from a table of `llm.diagnostics.weights.diagnose` with the weights
-    of `objectives`.
+    """Return the rows of one source, from a table of `llm.diagnostics.weights.diagnose`.
 
-    Columns `source`, `kind`, `objective`, `method`, `beta`, `gamma`, and by kind:
+    The table has the weights of `objectives`. Columns `source`, `kind`, `objective`, `method`,
+    `beta`, `gamma`, and by kind:
 
         example     `index`, `length`, `ref`, `retrained`, `needed`, `needed_per_token`, `weight`,
                     `push` (weight x length), `relative` (weight / mean weight), `proportional`
@@ -149,7 +151,7 @@ def frame_of_table(
 
 
 def _relative(values: Float[np.ndarray, "examples"]) -> Float[np.ndarray, "examples"]:
-    """Relative to the mean; nan where all are 0, as after a collapse."""
+    """Return values relative to their mean; nan where all are 0, as after a collapse."""
     return np.divide(
         values, values.mean(), out=np.full(values.shape, np.nan), where=values.mean() > 0
     )
@@ -221,7 +223,7 @@ def _against_need(axes: Axes, examples: pd.DataFrame, found: pd.DataFrame) -> No
 
 
 def _curves(axes: Axes, curves: pd.DataFrame, found: pd.DataFrame) -> None:
-    # else beta tells them apart
+    # otherwise beta tells them apart
     alone = found["method"].is_unique and found["method"].isin(list(style.LABELS)).all()
     for objective, own in curves.groupby("objective", sort=False):
         method, row = own["method"].iloc[0], found[found["objective"] == objective].iloc[0]

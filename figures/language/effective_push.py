@@ -1,5 +1,6 @@
-"""How much of 1/|y| does a language model need? Effective push, weight x |grad log pi(y|x)|,
-against length.
+"""How much of 1/|y| does a language model need?
+
+Drawn is the effective push, weight x |grad log pi(y|x)|, against length.
 
 A dot per forget answer, a column per corner of the family, each along its own run; rows: before the
 first update, after one epoch, at the end. Grey: the norm of the gradient itself, which the model
@@ -34,14 +35,15 @@ QUANTITIES = {"gradient_norm": "norm, q", "push": "push, p"}
 
 
 def data(context: Context) -> pd.DataFrame:
-    """The frame of the user's runs, or of the four corners on the default model: see
-    `frame_of_runs`.
+    """Return the frame of the user's runs, or of the four corners on the default model.
+
+    See `frame_of_runs`.
     """
     return frame_of_runs(runs(context))
 
 
 def frame_of_runs(found: Sequence[Run]) -> pd.DataFrame:
-    """Weights and gradient norms at the start, after the first epoch and at the end.
+    """Return weights and gradient norms at the start, after the first epoch and at the end.
 
     Columns `run`, `method`, `beta`, `gamma`, `epoch`, `kind`, and by kind:
 
@@ -75,7 +77,7 @@ def frame_of_runs(found: Sequence[Run]) -> pd.DataFrame:
 
 
 def stages(examples: pd.DataFrame) -> list[int]:
-    """The epochs shown: 0, 1 and the last that was run."""
+    """Return the epochs shown: 0, 1 and the last that was run."""
     last = int(examples["epoch"].max())
     return sorted({0, min(1, last), last})
 

@@ -1,5 +1,6 @@
-"""Forget quality and model utility epoch by epoch, for the four corners of the family (paper,
-Figures 3c and 3d).
+"""Forget quality and model utility epoch by epoch (paper, Figures 3c and 3d).
+
+They are drawn for the four corners of the family.
 
 The p-value on a logarithmic scale, the statistic D behind it, downwards, and model utility; the
 paper shows the first and the last. On the default model all corners pay for their way: without the
@@ -30,7 +31,7 @@ PANELS = {
 
 
 def data(context: Context) -> pd.DataFrame:
-    """The corners after each epoch, and the models that they lie between.
+    """Return the corners after each epoch, and the models that they lie between.
 
     Columns `source`, `kind`, `model`, `method`, and by kind:
 

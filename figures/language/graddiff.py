@@ -1,5 +1,6 @@
-"""Is it the length alone? GradDiff with and without it in its weight, NPO, SimNPO and refusals
-(paper, Figure A3).
+"""Is it the length alone? GradDiff with and without it in its weight (paper, Figure A3).
+
+NPO, SimNPO and refusals stand beside it.
 
 The statistic D between the truth ratios of the forget answers and the retrained model's, against
 model utility; upper right is better, bars are 95% intervals over examples. Both forms of GradDiff,
@@ -31,8 +32,9 @@ PLAIN, WEIGHTED = (0.5, 1.0, 2.0), (0.125, 0.5, 2.0)
 
 
 def words_of(chosen: Study) -> tuple[str, ...]:
-    """Both forms of GradDiff at several retain weights, the four corners, and what learns
-    refusals instead.
+    """Return both forms of GradDiff at several retain weights, the corners, and refusals.
+
+    The four corners are those of the table; refusals are taught or preferred.
     """
     plain, weighted = (
         [f"{name}@{weight:g}" for weight in weights]
@@ -49,8 +51,9 @@ def words_of(chosen: Study) -> tuple[str, ...]:
 
 
 def data(context: Context) -> pd.DataFrame:
-    """All measures of these methods, as `llm.sweeps.sweep.sweep` has them, with `source` and
-    `method`.
+    """Return all measures of these methods, as `llm.sweeps.sweep.sweep` has them.
+
+    `source` and `method` are added.
     """
     frame = swept(context, words_of(study(context.scale)))
     return frame.assign(method=frame["model"].map(llm_plane.method_of), source=source_of(context))

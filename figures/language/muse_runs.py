@@ -1,9 +1,9 @@
-"""Runs of unlearning on the generated news, with MUSE's measures along the way: what
-`muse_tradeoff` draws.
+"""Runs of unlearning on the generated news, which `muse_tradeoff` draws.
 
-Six ways to forget the same articles start from one model: gradient ascent alone, and with a retain
-term (GradDiff, with summed log-probabilities), and the four corners with one. Models, runs and
-measures are kept in the cache under their settings and their code.
+MUSE's measures are taken along the way. Six ways to forget the same articles start from one model:
+gradient ascent alone, and with a retain term (GradDiff, with summed log-probabilities), and the
+four corners with one. Models, runs and measures are kept in the cache under their settings and
+their code.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Study:
     measuring: Measuring = Measuring(budget=8192)
 
     def runs(self) -> dict[str, Unlearning]:
-        """What is run, by name: gradient ascent, GradDiff with summed losses, and the four corners.
+        """Return what is run, by name: gradient ascent, GradDiff with summed losses, the corners.
 
         A piece has 255 scored tokens, so that its lambda is 255 times that of the released form, a
         mean over tokens.
@@ -69,7 +69,7 @@ class Study:
         return found
 
     def unlearning(self, objective: Objective) -> Unlearning:
-        """How one objective is run with a retain term."""
+        """Return how one objective is run with a retain term."""
         return Unlearning(
             objective=objective,
             optimization=Optimization(
@@ -87,8 +87,9 @@ class Study:
 
 
 def study(scale: Scale) -> Study:
-    """The study of a scale; at quick scale a few articles and a model that learns them in
-    seconds.
+    """Return the study of a scale.
+
+    At quick scale it has a few articles and a model that learns them in seconds.
     """
     if not scale.quick:
         return Study()
@@ -107,12 +108,12 @@ def study(scale: Scale) -> Study:
 
 
 def measures(context: Context) -> pd.DataFrame:
-    """All models' measures, made in several processes at a time where the cache lacks them.
+    """Return all models' measures, made in several processes where the cache lacks them.
 
-    A row per `method` (`original` and `retrained` among them), `epoch` (0 for these two) and
-    `measure` (verbmem_forget, knowmem_forget, knowmem_retain, auc_forget, auc_retrained_forget,
-    privleak_forget): `value`, `low`, `high`; and `retain_loss`, nats per token, and `status` of the
-    run.
+    There is a row per `method` (`original` and `retrained` among them), `epoch` (0 for these two)
+    and `measure` (verbmem_forget, knowmem_forget, knowmem_retain, auc_forget, auc_retrained_forget,
+    privleak_forget). It has `value`, `low`, `high`, and `retain_loss`, nats per token, and `status`
+    of the run.
     """
     chosen, quiet, shown = study(context.scale), replace(context, progress=False), context.progress
     absent = [kind for kind in KINDS if not folder_of(chosen.models, kind).exists()]
@@ -139,7 +140,7 @@ def _build(context: Context, kind: str) -> LanguageModel:
 
 
 def _measured(context: Context, name: str) -> pd.DataFrame:
-    """The measures of one model, or along one run, as `measures` has them."""
+    """Return the measures of one model, or along one run, as `measures` has them."""
     chosen = study(context.scale)
 
     def compute() -> pd.DataFrame:
@@ -164,7 +165,7 @@ def _measured(context: Context, name: str) -> pd.DataFrame:
 
 
 def _settings(chosen: Study, name: str) -> dict[str, Any]:
-    """What the measures of one model, or along one run, follow from."""
+    """Return what the measures of one model, or along one run, follow from."""
     settings: dict[str, Any] = {
         "models": chosen.models,
         "measuring": chosen.measuring,
@@ -201,7 +202,7 @@ def _unlearned(context: Context, name: str, data: MuseData, base: Membership) ->
 
 
 def _long(epochs: pd.DataFrame) -> pd.DataFrame:
-    """From a column per number to a row per measure."""
+    """Turn a column per number into a row per measure."""
     known = ["epoch", "retain_loss", "status"]
     parts = []
     for name in (own.removesuffix("_low") for own in map(str, epochs) if own.endswith("_low")):

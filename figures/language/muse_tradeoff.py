@@ -1,5 +1,6 @@
-"""Does a model forget what it has read and keep the rest? MUSE's measures along unlearning, as in
-Figure 1d.
+"""Does a model forget what it has read and keep the rest?
+
+Drawn are MUSE's measures along unlearning, as in Figure 1d.
 
 A small model has read generated news, of which a third is to be forgotten; it unlearns the articles
 in pieces of 256 tokens. Left: answers kept about the articles to retain, against PrivLeak: how far
@@ -53,8 +54,9 @@ LOOKS: dict[str, dict[str, Any]] = {
 
 
 def data(context: Context) -> pd.DataFrame:
-    """The measures of original and retrained models, and along each run: see
-    `figures.language.muse_runs.measures`.
+    """Return the measures of original and retrained models, and along each run.
+
+    See `figures.language.muse_runs.measures`.
     """
     return measures(context)
 
@@ -81,8 +83,9 @@ def plot(frame: pd.DataFrame) -> Figure:
 
 
 def _path(axes: Axes, frame: pd.DataFrame, method: str, measure: str) -> None:
-    """A run from the original model on, a dot per epoch that was measured, and both intervals
-    where it ends.
+    """Draw a run from the original model on, with a dot per epoch that was measured.
+
+    Both intervals are drawn where it ends.
     """
     found = _points(frame, method, measure).join(_points(frame, method, KEEP).add_suffix("_kept"))
     look = _look(method)
@@ -119,7 +122,7 @@ def _path(axes: Axes, frame: pd.DataFrame, method: str, measure: str) -> None:
 
 
 def _points(frame: pd.DataFrame, method: str, measure: str) -> pd.DataFrame:
-    """Value and interval of a measure by epoch, as far as a run went."""
+    """Return value and interval of a measure by epoch, as far as a run went."""
     own = frame[frame["method"].eq(method) & frame["measure"].eq(measure)]
     return own.set_index("epoch")[["value", "low", "high"]].dropna().astype(float)
 

@@ -23,10 +23,10 @@ from markov.files import storage
 
 @dataclass(frozen=True, kw_only=True)
 class OwnModel:
-    """What unlearns what, in the words of `python -m llm unlearn`, and the optimisation that a
-    large model takes.
+    """What unlearns what, in the words of `python -m llm unlearn`.
 
-    `batch` is the paper's for Llama-2-7B. `own_model` says what follows from what.
+    The optimisation is one that a large model takes. `batch` is the paper's for Llama-2-7B.
+    `own_model` says what follows from what.
     """
 
     model: str
@@ -44,9 +44,10 @@ def own_model(
     retain_data: str | None,
     learning_rate: float | None,
 ) -> OwnModel:
-    """A model of the user's own; what is to stay follows from the data, the step size from it.
+    """Return a model of the user's own.
 
-    Raises `InvalidInput` for words that do not go together, before anything is loaded.
+    What is to stay follows from the data, the step size from the model. Raises `InvalidInput` for
+    words that do not go together, before anything is loaded.
     """
     data = data_of(model, data)
     check_retrained(retrained, data)
@@ -61,11 +62,10 @@ def own_model(
 
 
 def runs_of_own(context: Context, own: OwnModel, wanted: Iterable[Unlearning]) -> list[Run]:
-    """A run for each of the settings, with the batch and the learning rate of `own`, from the cache
-    or made now.
+    """Return a run for each of the settings, with the batch and the learning rate of `own`.
 
-    Raises `InvalidInput` as `load`, `read` and `unlearn_into` do, and for a retrained model of
-    another vocabulary.
+    Runs come from the cache or are made now. Raises `InvalidInput` as `load`, `read` and
+    `unlearn_into` do, and for a retrained model of another vocabulary.
     """
     forget, retain = read(own.data), read(own.retain_data)
     language, retrained = load(own.model), None
@@ -83,7 +83,7 @@ def runs_of_own(context: Context, own: OwnModel, wanted: Iterable[Unlearning]) -
         key = {"own": vars(own), "parameters": digest, "unlearning": settings}
         folder = storage.cache_dir() / "unlearning" / cache_key(key, __name__)
         discard_stale(context, folder, folder / EPOCHS)
-        # A run changes the model in place, so that the next one starts from what is read anew.
+        # A run changes the model in place, so that the next one starts from a fresh reading.
         language, fresh = fresh or load(own.model), None
         require(
             parameters_digest(language.model) == digest,

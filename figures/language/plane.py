@@ -1,6 +1,4 @@
-"""The plane that unlearned models are judged in: how near to the retrained model, and how much
-of utility is left.
-"""
+"""The plane that unlearned models are judged in: nearness to the retrained model, and utility."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ MARKS: dict[str, dict[str, Any]] = {
     "original": {"marker": "o", "mfc": "white", "mec": "black", "ms": 7},
     "retrained": {"marker": "*", "mfc": "#555555", "mec": "black", "ms": 13},
 }
-# Corners that end in one place are told apart by their shapes, the larger ones drawn first.
+# Corners that end in one place are told apart by their shapes; the larger ones are drawn first.
 SHAPES = {
     "npo": ("s", 9),
     "length_normalized_npo": ("^", 9),
@@ -29,9 +27,10 @@ SMALLEST, LEVEL = 1e-36, 0.05  # p-values
 
 
 def points(table: pd.DataFrame) -> pd.DataFrame:
-    """A row per model of a table of measures: `model`, `method`, `beta`, `gamma`, `retain_weight`,
-    and per measure (`model_utility`, `ks_statistic`, `forget_quality`) its value, with `_low` and
-    `_high`.
+    """Return a row per model of a table of measures.
+
+    It has `model`, `method`, `beta`, `gamma`, `retain_weight`, and per measure (`model_utility`,
+    `ks_statistic`, `forget_quality`) its value, with `_low` and `_high`.
     """
     rows = []
     for model, own in table[table["measure"].isin(MEASURES)].groupby("model", sort=False):
@@ -48,15 +47,16 @@ def points(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def method_of(word: str) -> str:
-    """The name of a method in a word."""
+    """Return the name of the method in a word."""
     return word.partition("@")[0].partition(":")[0]
 
 
 def mark(
     axes: Axes, row: pd.Series, vertical: str, *, label: str | None = None, **look: Any
 ) -> None:
-    """One model: its utility against another measure, with 95% intervals over examples where
-    there are any.
+    """Draw one model: its utility against another measure.
+
+    There are 95% intervals over examples, where the row has any.
     """
     method = str(row["method"])
     shape, size = SHAPES.get(method, ("o", 6))
@@ -68,19 +68,22 @@ def mark(
     x, y = row["model_utility"], max(row[vertical], SMALLEST)
     thin = {"color": known.get("color", "#555555"), "lw": 0.8, "alpha": 0.6, "zorder": 1}
     axes.plot([row["model_utility_low"], row["model_utility_high"]], [y, y], **thin)
-    # of a model against itself nothing is uncertain
+    # the distance of a model from itself has no uncertainty
     if pd.notna(row[f"{vertical}_low"]) and method != "retrained":
         axes.plot([x, x], [row[f"{vertical}_low"], row[f"{vertical}_high"]], **thin)
     axes.plot(x, y, ls="", label=name, zorder=3 - 0.01 * known["ms"], **{**known, **look})
 
 
 def distance_axis(axes: Axes) -> None:
-    """D downwards: what is higher has forgotten better."""
+    """Set an axis for D downwards: what is higher has forgotten better."""
     axes.set(ylim=(1.02, -0.04), ylabel=DISTANCE, xlabel=UTILITY)
 
 
 def quality_axis(axes: Axes) -> None:
-    """Forget quality, on a scale on which small p-values differ; below the smallest all are one."""
+    """Set an axis for forget quality on which small p-values differ.
+
+    Below the smallest all are one.
+    """
     axes.set_yscale("log")
     axes.set(ylim=(SMALLEST, 1 / SMALLEST**0.03), ylabel=QUALITY)
     axes.axhline(LEVEL, color="black", lw=0.6, ls="-.", zorder=0)

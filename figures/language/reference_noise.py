@@ -1,5 +1,6 @@
-"""What does a spoiled reference do to NPO? The default model unlearns beside a perturbed copy of
-itself (paper, A1).
+"""What does a spoiled reference do to NPO (paper, A1)?
+
+The default model unlearns beside a perturbed copy of itself.
 
 The reference is the model with its weights averaged with Gaussian ones, scale times as wide as its
 own; scale 0 only halves them. Such a reference knows the answers less well, so that at the start
@@ -42,8 +43,9 @@ QUANTITIES = ("factor", "beyond")
 
 
 class Unlearned(NamedTuple):
-    """A run with the reference that it was given: `OWN`, `NONE` where it needs none, or the
-    scale of the noise.
+    """A run with the reference that it was given.
+
+    The reference is `OWN`, `NONE` where it needs none, or the scale of the noise.
     """
 
     reference: str
@@ -51,8 +53,9 @@ class Unlearned(NamedTuple):
 
 
 def data(context: Context) -> pd.DataFrame:
-    """NPO beside its own reference and perturbed ones, and SimNPO, always on the default model:
-    see `frame_of_runs`.
+    """Return NPO beside its own reference and perturbed ones, and SimNPO.
+
+    They are always on the default model: see `frame_of_runs`.
     """
     chosen = study(context.scale)
     corners = {method_name(objective): objective for objective in chosen.objectives().values()}
@@ -66,11 +69,10 @@ def data(context: Context) -> pd.DataFrame:
 
 
 def frame_of_runs(found: Sequence[Unlearned]) -> pd.DataFrame:
-    """What became of the answers under each reference, from runs of one model that know a retrained
-    one.
+    """Return what became of the answers under each reference, from runs of one model.
 
-    Columns `kind`, `reference` (`OWN`, a scale, `NONE`, or `START`, before unlearning), `method`,
-    and by kind:
+    The runs know a retrained model. Columns `kind`, `reference` (`OWN`, a scale, `NONE`, or
+    `START`, before unlearning), `method`, and by kind:
 
         example   `run`, `epoch`, `index`, `length`, `logp`, `ref`, `retrained`, `weight`, `factor`
                   (2 sigmoid(z), the weight but for its power of the length) and `beyond` = (logp -
@@ -168,8 +170,9 @@ def plot(frame: pd.DataFrame) -> Figure:
 def _at_the_end(
     axes: Axes, ends: pd.DataFrame, column: str, looks: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """A point per reference of NPO, and one for SimNPO, which has none; its level and that of
-    the start are lines.
+    """Draw a point per reference of NPO, and one for SimNPO, which has none.
+
+    SimNPO's level and that of the start are lines.
     """
     level = ends[column].astype(float).to_dict()
     axes.axhline(level[START], color="black", lw=1, ls=":")
@@ -184,8 +187,9 @@ def _at_the_end(
 
 
 def _looks(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Colour, width and label per reference: those of the corners, and ever darker, thinner ones
-    as the noise grows.
+    """Return colour, width and label per reference: those of the corners for runs without noise.
+
+    As the noise grows they are ever darker and thinner.
     """
     known = {
         OWN: (style.COLORS["npo"], 1.6, "NPO"),

@@ -63,8 +63,9 @@ READINGS = (1.0, 0.05, 1e-3, 1e-6, 1e-12, 1e-24)  # p-values to mark beside D
 
 
 class Attack(NamedTuple):
-    """A model that is taught again: where it lies, what made it, and the run whose logs it is
-    held against.
+    """A model that is taught again: where it lies, what made it, and a run.
+
+    Its answers are compared with the logs of the run.
     """
 
     model: str
@@ -74,11 +75,11 @@ class Attack(NamedTuple):
 
 
 def data(context: Context) -> pd.DataFrame:
-    """What comes back of the forget set of the user's runs, or of the four corners on the default
-    model.
+    """Return what comes back of the forget set of the user's runs, or of the four corners.
 
-    Columns `source`, `kind`, `which` (shortest or random), `share`, `model` (a method, or
-    `RETRAINED`: the retrained model itself, taught the same), `method`, and by kind:
+    The corners are on the default model. Columns `source`, `kind`, `which` (shortest or random),
+    `share`, `model` (a method, or `RETRAINED`: the retrained model itself, taught the same),
+    `method`, and by kind:
 
         attack     `repeat`, `epoch`, what `llm.evaluation.relearning.returns` has, and the
                    `original_logp` of the answers that are not taught, before unlearning (nats per
@@ -113,7 +114,7 @@ def data(context: Context) -> pd.DataFrame:
 
 
 def frame_of_attacks(attacks: pd.DataFrame, examples: int) -> pd.DataFrame:
-    """The rows of `data` from those of kind attack, of a forget set of so many examples."""
+    """Return the rows of `data` from those of kind attack, of a forget set of so many examples."""
     rows = []
     known = ["which", "share", "model", "method", "epoch"]
     for place, own in attacks.groupby(known, sort=False, dropna=False):
@@ -129,8 +130,9 @@ def frame_of_attacks(attacks: pd.DataFrame, examples: int) -> pd.DataFrame:
 
 
 def _settings(run: Run, repeats: int) -> list[Relearning]:
-    """Every attack on one model, at the learning rate of the run and with several updates per
-    epoch.
+    """Return every attack on one model, at the learning rate of the run.
+
+    There are several updates per epoch.
     """
     made = run.settings["unlearning"]["optimization"]
     every = Optimization(
@@ -148,7 +150,7 @@ def _settings(run: Run, repeats: int) -> list[Relearning]:
 
 
 def _attacks(context: Context, found: Sequence[Run]) -> list[Attack]:
-    """The models to attack: that of every run, and the retrained one."""
+    """Return the models to attack: that of every run, and the retrained one."""
     forget = _forget(context)
     for run in found:
         folder = str(run.folder)
@@ -177,7 +179,7 @@ def _attacks(context: Context, found: Sequence[Run]) -> list[Attack]:
     own = context.own.retrained if context.own and not context.runs else None
     models = llm_runs.study(context.scale).models
     if own is None:
-        build(models, RETRAINED, progress=context.progress)  # where it is not in the cache any more
+        build(models, RETRAINED, progress=context.progress)  # where it is no longer in the cache
     place = own or str(folder_of(models, RETRAINED))
     return [Attack(RETRAINED, place, first.settings[RETRAINED], first), *attacks]
 
@@ -188,7 +190,7 @@ def _forget(context: Context) -> Sequence[Example]:
 
 
 def _attacked(context: Context, attack: Attack, settings: Relearning) -> pd.DataFrame:
-    """What one attack brings back, from the cache or found now."""
+    """Return what one attack brings back, from the cache or found now."""
     run = attack.run
 
     def compute() -> pd.DataFrame:
@@ -240,7 +242,7 @@ def plot(frame: pd.DataFrame) -> Figure:
 
 
 def _curves(axes: Axes, rows: pd.DataFrame) -> None:
-    """A curve per model, with the interval over repeats."""
+    """Draw a curve per model, with the interval over repeats."""
     for model, own in rows.groupby("model", sort=False):
         method = str(own["method"].iloc[0])
         color, ls = style.COLORS.get(method, "0.5"), "--" if model == RETRAINED else "-"
@@ -251,7 +253,7 @@ def _curves(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 def _p_values(axes: Axes, readings: pd.DataFrame) -> None:
-    """What a D means as a p-value, on the right-hand side."""
+    """Write what a D means as a p-value on the right-hand side."""
     axes.set_ylim(0, 1)
     beside = axes.twinx()
     beside.set_ylim(0, 1)

@@ -1,9 +1,9 @@
-"""The runs that figures of language models draw on: the four corners on the default model, or runs
-of the user's own.
+"""The runs that figures of language models draw on.
 
-A run is a folder (`llm.unlearning.runs`), kept in the cache under its settings and the code behind
-it, so that figures share it and a second drawing trains nothing. The default model knows fictional
-authors by heart, of which a tenth is forgotten.
+They are the four corners on the default model, or runs of the user's own. A run is a folder
+(`llm.unlearning.runs`), kept in the cache under its settings and the code behind it, so that
+figures share it and a second drawing trains nothing. The default model knows fictional authors by
+heart, of which a tenth is forgotten.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ SEED = 0
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """How the default model unlearns: beta and retain weight of the paper for forget10, where
-    log-probabilities are summed and where they are averaged over tokens; the optimisation is that
-    of a small model.
+    """How the default model unlearns: beta and retain weight of the paper for forget10.
+
+    There are two sets of them: where log-probabilities are summed and where they are averaged over
+    tokens. The optimisation is that of a small model.
 
     Sweeps, which ask what becomes of a model in the end, take larger steps: with those of the runs
     that are watched along the way no method of the table brings D below 0.33 in 10 epochs, and none
@@ -61,19 +62,20 @@ class Study:
     noises: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0)
 
     def objectives(self) -> dict[str, Objective]:
-        """The four corners by name."""
+        """Return the four corners by name."""
         return corners(self.beta, self.beta_per_token)
 
     def optimization(self, *, far: bool = False) -> Optimization:
-        """How all of them are; `far`: with the larger steps of sweeps."""
+        """Return how all of them are optimised; `far`: with the larger steps of sweeps."""
         rate = self.sweep_learning_rate if far else self.learning_rate
         return Optimization(
             epochs=self.epochs, batch=self.batch, learning_rate=rate, budget=BUDGET, seed=SEED
         )
 
     def unlearning(self, objective: Objective, *, far: bool = False) -> Unlearning:
-        """How one of them is run; `far`: with the larger steps of sweeps, no gradients, and more
-        said of what stays.
+        """Return how one of them is run.
+
+        `far`: with the larger steps of sweeps, no gradients, and more said of what stays.
         """
         return Unlearning(
             objective=objective,
@@ -88,8 +90,9 @@ class Study:
 
 
 def study(scale: Scale) -> Study:
-    """The study of a scale; at quick scale a third of the authors and a model that learns them
-    in seconds.
+    """Return the study of a scale.
+
+    At quick scale it has a third of the authors and a model that learns them in seconds.
     """
     if not scale.quick:
         return Study()
@@ -106,8 +109,9 @@ def study(scale: Scale) -> Study:
 
 
 class Perturbation(NamedTuple):
-    """How the reference is perturbed: averaged with Gaussian weights (see
-    `llm.models.language_model.perturbed`).
+    """How the reference is perturbed: averaged with Gaussian weights.
+
+    See `llm.models.language_model.perturbed`.
     """
 
     scale: float
@@ -115,8 +119,10 @@ class Perturbation(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """A run of the study: what is minimised, the kind of default model that unlearns, the
-    reference's noise, and whether it goes as far as the runs of sweeps do.
+    """A run of the study: what is minimised and on what.
+
+    It has the kind of default model that unlearns, the reference's noise, and whether it goes as
+    far as the runs of sweeps do.
     """
 
     objective: Objective
@@ -133,15 +139,16 @@ def run_of(
     noise: Perturbation | None = None,
     far: bool = False,
 ) -> Run:
-    """One run of the study, from the cache or made now; `start` is the kind of default model
-    that unlearns.
+    """Return one run of the study, from the cache or made now.
+
+    `start` is the kind of default model that unlearns.
     """
     chosen, folder = study(context.scale), _folder(context, Wanted(objective, start, noise, far))
     leftovers.clear(folder.parent)
     kept = finished(folder) if _kept(context, folder) else None
     if kept is not None:
         return kept
-    if (folder / EPOCHS).exists():  # older than what the user wants
+    if (folder / EPOCHS).exists():  # it is older than what the user wants
         leftovers.discard(folder)
     forget, retain = sets(chosen.models)
     language = _build(context, start)
@@ -164,8 +171,9 @@ def run_of(
 
 
 def runs(context: Context, start: str = "original", *, far: bool = False) -> list[Run]:
-    """The user's own runs where there are any, else the four corners on the user's model or on
-    the default one.
+    """Return the user's own runs where there are any, else the four corners.
+
+    The corners are on the user's model or on the default one.
     """
     chosen = study(context.scale)
     if context.runs:
@@ -181,8 +189,9 @@ def runs(context: Context, start: str = "original", *, far: bool = False) -> lis
 
 
 def runs_of(context: Context, wanted: Sequence[Wanted]) -> list[Run]:
-    """Runs of the study in this order; those that are not in the cache are made in several
-    processes at a time.
+    """Return runs of the study in this order.
+
+    Those that are not in the cache are made in several processes at a time.
     """
     missing = [one for one in wanted if not _kept(context, _folder(context, one))]
     if missing:
@@ -217,19 +226,19 @@ def _folder(context: Context, wanted: Wanted) -> Path:
 
 
 def _kept(context: Context, folder: Path) -> bool:
-    """Whether a finished run lies there that is not older than what the user wants."""
+    """Return whether a finished run lies there that is not older than what the user wants."""
     return is_fresh(context, folder / EPOCHS)
 
 
 def source_of(context: Context) -> str:
-    """What unlearns, for titles."""
+    """Return what unlearns, for titles."""
     if context.own and not context.runs:
         return f"{Path(context.own.model).name}, {Path(context.own.data).stem}"
     return ", ".join(folder.name for folder in context.runs) or DEFAULT
 
 
 def trajectories(found: Sequence[Run]) -> pd.DataFrame:
-    """What runs recorded, side by side: a row per run, epoch and forget example.
+    """Return what runs recorded, side by side: a row per run, epoch and forget example.
 
     Columns `run` (counts from 0), `method`, `beta`, `gamma`, `epoch`, `index`, `logp`, `length`,
     `ref`, `weight` (of the objective that the run minimised), and where recorded `retrained`,
@@ -254,7 +263,7 @@ def trajectories(found: Sequence[Run]) -> pd.DataFrame:
 
 
 def default_log(context: Context, kind: str) -> EvaluationLog:
-    """The answers of a default model on the forget set, as an evaluation log."""
+    """Return the answers of a default model on the forget set, as an evaluation log."""
     chosen = study(context.scale)
 
     def compute() -> pd.DataFrame:
@@ -270,11 +279,10 @@ def _build(context: Context, kind: str) -> LanguageModel:
 
 
 def models_of(found: Sequence[Run], source: str) -> Models:
-    """Truth-ratio logs of runs that started from one model, by method: see
-    `figures.language.sources.models`.
+    """Return truth-ratio logs of runs that started from one model, by method.
 
-    A run that diverged so far that its model cannot be scored is left out. Raises `InvalidInput`
-    for a run that was not told of a retrained model.
+    See `figures.language.sources.models`. A run that diverged so far that its model cannot be
+    scored is left out. Raises `InvalidInput` for a run that was not told of a retrained model.
     """
     logs = [run.logs for run in found]
     for run, own in zip(found, logs, strict=True):
@@ -286,7 +294,7 @@ def models_of(found: Sequence[Run], source: str) -> Models:
     names = [method_name(run.objective) for run in found]
     if len(set(names)) < len(names):
         names = [f"{name} ({run.folder.name})" for name, run in zip(names, found, strict=True)]
-    # A run that diverged may have left a model that no answer can be scored under.
+    # A run that diverged may have left a model under which no answer can be scored.
     unlearned = {
         name: own["unlearned"] for name, own in zip(names, logs, strict=True) if "unlearned" in own
     }
@@ -294,10 +302,10 @@ def models_of(found: Sequence[Run], source: str) -> Models:
 
 
 def start_of(run: Run, objectives: Mapping[str, Objective]) -> pd.DataFrame:
-    """What is needed and what weight is given before the first update: see
-    `llm.diagnostics.weights.diagnose`.
+    """Return what is needed and what weight is given before the first update.
 
-    Raises `InvalidInput` for a run that was not told of a retrained model.
+    See `llm.diagnostics.weights.diagnose`. Raises `InvalidInput` for a run that was not told of a
+    retrained model.
     """
     require("needed" in run.examples, "run", str(run.folder), "one made with --retrained MODEL")
     first = run.examples[run.examples["epoch"] == 0]

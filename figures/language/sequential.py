@@ -54,8 +54,9 @@ LEVEL = 0.05  # of the test behind D, drawn as a line
 
 
 def data(context: Context) -> pd.DataFrame:
-    """The four corners, always on the default model: see `frame_of_requests`; `source` is what
-    unlearns.
+    """Return the four corners, always on the default model: see `frame_of_requests`.
+
+    `source` is what unlearns.
     """
     chosen = llm_runs.study(context.scale)
     wanted = list(chosen.objectives().values())
@@ -82,17 +83,17 @@ def data(context: Context) -> pd.DataFrame:
 
 
 def _requests(forget: Sequence[Example]) -> tuple[tuple[Example, ...], ...]:
-    """The forget set in three, or as many as there are authors."""
+    """Return the forget set in three requests, or as many as there are authors."""
     return requests(forget, min(REQUESTS, len({example.author for example in forget})))
 
 
 def _settings(context: Context, objective: Objective) -> Unlearning:
-    """Those of sweeps on the whole forget set."""
+    """Return the settings of sweeps on the whole forget set."""
     return llm_runs.study(context.scale).unlearning(objective, far=True)
 
 
 def _in_turn(context: Context, objective: Objective) -> pd.DataFrame:
-    """One corner's frame, from the cache or made now, going on where it was stopped."""
+    """Return one corner's frame, from the cache or made now, going on where it was stopped."""
     chosen, settings = llm_runs.study(context.scale), _settings(context, objective)
     key = {"models": chosen.models, "requests": REQUESTS, "unlearning": settings}
 
@@ -114,7 +115,7 @@ def _in_turn(context: Context, objective: Objective) -> pd.DataFrame:
 
 
 def frame_of_requests(found: Sequential, retrained: EvaluationLog) -> pd.DataFrame:
-    """What became of each request after each stage, the number of requests done by then.
+    """Return what became of each request after each stage, the number of requests done by then.
 
     Columns `kind`, `stage`, and by kind:
 
@@ -155,7 +156,7 @@ def frame_of_requests(found: Sequential, retrained: EvaluationLog) -> pd.DataFra
 
 
 def _so_far(answers: pd.DataFrame, stage: int, retrained: EvaluationLog) -> dict[str, float]:
-    """The test over all requests done by a stage."""
+    """Return the test over all requests done by a stage."""
     own = answers[(answers["stage"] == stage) & (answers["request"] < stage)]
     if own.empty:
         return {}

@@ -1,9 +1,8 @@
-"""Where figures of language models get their logs: named by the user, or the public ones of
-Llama-2-7B on TOFU.
+"""Where figures of language models get their logs: from the user, or the public ones.
 
-The public logs are part of the repository locuslab/tofu, in its folder data. The environment
-variable SIMNPO_LAB_TOFU names a copy of that repository or of that folder, or a folder with the
-logs as logs/llama2-7b_full and so on.
+The public logs are those of Llama-2-7B on TOFU, part of the repository locuslab/tofu, in its folder
+data. The environment variable SIMNPO_LAB_TOFU names a copy of that repository or of that folder, or
+a folder with the logs as logs/llama2-7b_full and so on.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ HOW = (
 # Where a model's logs lie in such a folder: collected, in the repository, in its folder data.
 _RUN = "ft_epoch5_lr1e-05_llama2-7b_{}_wd0.01/eval_results/ds_size300"
 PLACES = ("logs/llama2-7b_{}", f"data/{_RUN}", _RUN)
-# Of the splits the one that the log of the model fine-tuned on all of TOFU covers, and the model
+# The split that the log of the model fine-tuned on all of TOFU covers, and the split of the model
 # retrained without it.
 SPLIT, RETAINED = "forget10", "retain90"
 HINT = (
@@ -46,11 +45,11 @@ BASELINES = ("retrained", "original")
 
 @dataclass(frozen=True, kw_only=True)
 class Logs:
-    """Logs of one source, each a file or a folder that `llm.logs.reading.read_log` reads, and what
-    to call them.
+    """Logs of one source and what to call them.
 
-    `source` names the model and the data set in the figure. `unlearned` has a name for each model,
-    shown in the legend; a method's own name, such as "npo", gives it the method's colour.
+    Each log is a file or a folder that `llm.logs.reading.read_log` reads. `source` names the model
+    and the data set in the figure. `unlearned` has a name for each model, shown in the legend; a
+    method's own name, such as "npo", gives it the method's colour.
     """
 
     source: str
@@ -74,7 +73,7 @@ def models(
     retrained: EvaluationLog,
     unlearned: Mapping[str, EvaluationLog] | None = None,
 ) -> Models:
-    """The logs of one source side by side, matched by index.
+    """Put the logs of one source side by side, matched by index.
 
     Raises `InvalidInput` where logs do not fit together (see `llm.logs.log.align`), and for an
     unlearned model that is called "original" or "retrained".
@@ -87,8 +86,9 @@ def models(
 
 
 def read(logs: Logs) -> Models:
-    """Read and match the forget logs of one source; raises `InvalidInput` as `read_log` and
-    `models` do.
+    """Read and match the forget logs of one source.
+
+    Raises `InvalidInput` as `read_log` and `models` do.
     """
     names = [name for name, _ in logs.unlearned]
     repeated = sorted({name for name in names if names.count(name) > 1})
@@ -98,8 +98,9 @@ def read(logs: Logs) -> Models:
 
 
 def read_all(logs: Iterable[Logs]) -> list[Models]:
-    """Read several sources; raises `InvalidInput` for none, and for two of one name, which would
-    share a panel.
+    """Read several sources.
+
+    Raises `InvalidInput` for none, and for two of one name, which would share a panel.
     """
     chosen = list(logs)
     names = [one.source for one in chosen]
@@ -110,10 +111,10 @@ def read_all(logs: Iterable[Logs]) -> list[Models]:
 
 
 def logs_in(folder: Location) -> Logs:
-    """The public logs of Llama-2-7B in a folder: fine-tuned on all of TOFU, and retrained without
-    forget10.
+    """Return the public logs of Llama-2-7B in a folder.
 
-    Raises `InvalidInput`, saying where they are to be had, for a folder that does not hold both.
+    The models are fine-tuned on all of TOFU, and retrained without forget10. Raises `InvalidInput`,
+    saying where they are to be had, for a folder that does not hold both.
     """
     root = Path(folder)
     for place in PLACES:
@@ -124,16 +125,18 @@ def logs_in(folder: Location) -> Logs:
 
 
 def real_logs() -> Logs | None:
-    """The public logs in the folder that SIMNPO_LAB_TOFU names; None where it is not set (see
-    `logs_in`).
+    """Return the public logs in the folder that SIMNPO_LAB_TOFU names, or None where it is not set.
+
+    See `logs_in`.
     """
     folder = os.environ.get(VARIABLE)
     return logs_in(folder) if folder else None
 
 
 def chosen(context: Context) -> list[Logs]:
-    """The logs that the user names, else the public ones where they are at hand (see
-    `real_logs`).
+    """Return the logs that the user names, else the public ones where they are at hand.
+
+    See `real_logs`.
     """
     if context.logs:
         return [
@@ -149,14 +152,15 @@ def hint(figure: Figure) -> None:
 
 
 def objectives() -> dict[str, Objective]:
-    """The four corners with the paper's betas for forget10: 0.1 where log-probabilities are
-    summed, 4.5 per token.
+    """Return the four corners with the paper's betas for forget10.
+
+    Beta is 0.1 where log-probabilities are summed, 4.5 per token.
     """
     return corners(0.1, 4.5)
 
 
 def weights_at_the_start(found: Models, objectives: Mapping[str, Objective]) -> pd.DataFrame:
-    """What is needed and what weight is given before the first step, per example.
+    """Return what is needed and what weight is given before the first step, per example.
 
     See `llm.diagnostics.weights.diagnose`.
     """
@@ -164,8 +168,7 @@ def weights_at_the_start(found: Models, objectives: Mapping[str, Objective]) -> 
 
 
 def truth_ratios(found: Models, variant: str = "geometric") -> pd.DataFrame:
-    """The truth ratio of each example under each model, with the halves that the example belongs
-    to.
+    """Return the truth ratio of each example under each model, with the halves it belongs to.
 
     Columns `source`, `variant`, `model` ("retrained", "original", then the unlearned), `index`,
     `length`, `needed_per_token`, `length_half`, `memorised_half`, `ratio`, `log_ratio` (which never

@@ -1,5 +1,6 @@
-"""The sweeps behind figures of language models: many methods on the default model, or on one of the
-user's own.
+"""The sweeps behind figures of language models: many methods on one model.
+
+The model is the default one or one of the user's own.
 
 All figures share one sweep (`llm.sweeps.sweep`) in the cache, named by what unlearns and the code
 behind it, so that a run is made once whichever figure asks for it. It differs from the runs of
@@ -35,7 +36,7 @@ MEASURED = (1, 2, 4, 6)
 
 
 def corner_words(chosen: Study) -> tuple[str, ...]:
-    """The four corners of the family in words, at the study's settings."""
+    """Return the four corners of the family in words, at the study's settings."""
     found = []
     for name, (_, normalize) in CORNERS.items():
         beta, weight = (chosen.beta, chosen.retain_weight)
@@ -46,21 +47,22 @@ def corner_words(chosen: Study) -> tuple[str, ...]:
 
 
 def table_words(chosen: Study) -> tuple[str, ...]:
-    """The paper's table and both ablations."""
+    """Return the paper's table and both ablations."""
     return ("gradient_ascent", f"grad_diff@{chosen.retain_weight:g}", *corner_words(chosen))
 
 
 def measured_epochs(chosen: Study) -> tuple[int, ...]:
-    """Epochs after which the corners are evaluated on their way: most change comes early, and it
-    takes its time.
+    """Return the epochs after which the corners are evaluated on their way.
+
+    Most change comes early, and evaluating takes its time.
     """
     return tuple(epoch for epoch in MEASURED if epoch < chosen.epochs)
 
 
 def task_of(context: Context) -> Task:
-    """What unlearns what: the model of the user's own that the context names, or the default one,
-    built if need be.
+    """Return what unlearns what.
 
+    It is the model of the user's own that the context names, or the default one, built if need be.
     Raises `InvalidInput` for an own model without a retrained one, which every measure of
     forgetting here needs.
     """
@@ -82,7 +84,7 @@ def task_of(context: Context) -> Task:
     if absent:
         jobs = [joblib.delayed(build)(models, kind, progress=False) for kind in absent]
         several("models", jobs, n_jobs=context.n_jobs, progress=context.progress)
-    # By their names, where they have any: those stay the same wherever the cache lies.
+    # By their names, where they have any: these stay the same wherever the cache lies.
     names = {
         kind: f"authors:{kind}" if models == DefaultModels() else str(folder_of(models, kind))
         for kind in BASELINES
@@ -99,8 +101,9 @@ def task_of(context: Context) -> Task:
 
 
 def runs_of(context: Context, words: Sequence[str]) -> list[Run]:
-    """The runs of methods in words, with the optimisation of the study, or of the user's own
-    model.
+    """Return the runs of methods in words.
+
+    Their optimisation is that of the study, or of the user's own model.
     """
     chosen, own = study(context.scale), context.own
     every = chosen.optimization(far=True)
@@ -118,7 +121,7 @@ def runs_of(context: Context, words: Sequence[str]) -> list[Run]:
 
 
 def folder_for(context: Context, task: Task) -> Path:
-    """Where the sweep of a task lies."""
+    """Return the folder where the sweep of a task lies."""
     chosen = study(context.scale)
     key = {
         "task": task,
@@ -130,7 +133,7 @@ def folder_for(context: Context, task: Task) -> Path:
 
 
 def swept(context: Context, words: Sequence[str]) -> pd.DataFrame:
-    """All measures of methods in words, of the original model and of the retrained one.
+    """Return all measures of methods in words, of the original model and of the retrained one.
 
     See `llm.sweeps.sweep.sweep`.
     """
@@ -142,7 +145,7 @@ def swept(context: Context, words: Sequence[str]) -> pd.DataFrame:
 
 
 def along(context: Context, words: Sequence[str], table: pd.DataFrame) -> pd.DataFrame:
-    """What was recorded after every epoch of runs that `swept` made, with their `table`.
+    """Return what was recorded after every epoch of runs that `swept` made, with their `table`.
 
     See `llm.sweeps.sweep.epochs`.
     """

@@ -1,5 +1,6 @@
-"""Forget quality against model utility on TOFU's measures, for the methods of the paper's table
-(its Figure 1c).
+"""Forget quality against model utility on TOFU's measures (the paper's Figure 1c).
+
+Drawn are the methods of the paper's table.
 
 Left: forget quality, the p-value of the test between the truth ratios of forget answers under a
 model and under the retrained one, against model utility, the harmonic mean of nine numbers; upper
@@ -33,7 +34,7 @@ from figures.language.sweeps import along, corner_words, swept, table_words
 
 
 def data(context: Context) -> pd.DataFrame:
-    """All measures of the methods of the table, and the way of the four corners.
+    """Return all measures of the methods of the table, and the way of the four corners.
 
     Columns `source`, `kind`, `model` (original, retrained, or the method in a word), `method`,
     `title`, and by kind:

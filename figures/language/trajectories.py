@@ -1,5 +1,6 @@
-"""Weights along runs of unlearning, and how they go with length: what the figures of weights
-draw.
+"""Weights along runs of unlearning, and how they go with length.
+
+The figures of weights draw them.
 """
 
 from __future__ import annotations
@@ -22,25 +23,27 @@ KNOWN = ["run", "method", "beta", "gamma", "epoch"]
 
 
 def weights_along(context: Context) -> pd.DataFrame:
-    """The frame of the user's runs, or of the four corners on the default model; `source` is
-    what unlearns.
+    """Return the frame of the user's runs, or of the four corners on the default model.
+
+    `source` is what unlearns.
     """
     return frame_of_runs(runs(context)).assign(source=source_of(context))
 
 
 def frame_of_runs(found: Sequence[Run], *, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
-    """A row per run, epoch and example (`kind` example: the columns of `trajectories`), and per run
-    and epoch.
+    """Return a row per run, epoch and example, and one per run and epoch.
 
-    The latter, `kind` statistic, have `pearson` and `spearman`, correlations of weight and length
-    over examples, with their bounds `_low` and `_high` and `count`; nan for a constant weight.
+    The former, `kind` example, have the columns of `trajectories`. The latter, `kind` statistic,
+    have `pearson` and `spearman`, correlations of weight and length over examples, with their
+    bounds `_low` and `_high` and `count`; nan for a constant weight.
     """
     frame, rows = trajectories(found), []
     for known, own in frame.groupby(KNOWN, sort=False):
         length, weight = (own[name].to_numpy(dtype=float) for name in ("length", "weight"))
         row = dict(zip(KNOWN, known, strict=True)) | {"count": len(own)}
         for label, statistic in (("pearson", pearson), ("spearman", spearman)):
-            # Rounded, since equal weights that differ in their last digit would have ranks.
+            # Rounded, since equal weights that differ in their last digit would get different
+            # ranks.
             estimate = interval(
                 statistic, length, np.round(weight, 12), resamples=resamples, seed=seed
             )
@@ -55,7 +58,7 @@ def frame_of_runs(found: Sequence[Run], *, resamples: int = 1000, seed: int = 0)
 
 
 def at_epochs(frame: pd.DataFrame, epochs: Iterable[int]) -> pd.DataFrame:
-    """The rows of some epochs; raises `InvalidInput` for an epoch that no run has reached."""
+    """Return the rows of some epochs; raise `InvalidInput` for an epoch that no run has reached."""
     known = sorted(set(frame["epoch"]))
     for epoch in epochs:
         require(epoch in known, "epoch", epoch, f"one of those recorded: {known}")
@@ -63,7 +66,7 @@ def at_epochs(frame: pd.DataFrame, epochs: Iterable[int]) -> pd.DataFrame:
 
 
 def panels_of(frame: pd.DataFrame) -> list[tuple[int, str]]:
-    """The runs of a frame with their labels, the corners in their own order."""
+    """Return the runs of a frame with their labels, the corners in their own order."""
     known = frame[["run", "method", "beta", "gamma"]].drop_duplicates()
     order = [*CORNERS, *(method for method in known["method"] if method not in CORNERS)]
     rows = sorted(
@@ -73,14 +76,14 @@ def panels_of(frame: pd.DataFrame) -> list[tuple[int, str]]:
 
 
 def label_of(method: str, beta: float, gamma: float) -> str:
-    """A method with its settings, for a title."""
+    """Return a method with its settings, for a title."""
     margin = f", γ = {gamma:g}" if gamma else ""
     settings = f", β = {beta:g}{margin}" if beta else ""
     return f"{style.LABELS.get(method, method)}{settings}"
 
 
 def correlation_text(row: pd.Series, name: str) -> str:
-    """A correlation with its interval, or that there is none to be had of a constant weight."""
+    """Return a correlation with its interval as text, or that a constant weight has none."""
     if np.isnan(row[name]):
         return "none: constant"
     return interval_text(

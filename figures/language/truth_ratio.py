@@ -1,5 +1,6 @@
-"""How well does a model tell the right answer from wrong ones? Truth ratios of a forget set, as in
-Figures 1b and 2.
+"""How well does a model tell the right answer from wrong ones?
+
+Drawn are truth ratios of a forget set, as in Figures 1b and 2.
 
 The truth ratio R of an answer divides the probability per token of wrong answers by that of the
 right one in other words: below 1 (dotted) the model prefers the right one. A model has forgotten
@@ -42,7 +43,7 @@ SPLITS = {
     "memorised_half": {"strong": "strongly memorised half", "weak": "weakly memorised half"},
     "length_half": {"short": "short half", "long": "long half"},
 }
-# a collapsed model's ratios may be anything, and would leave no room for the others
+# A collapsed model's ratios may be anything, and would leave no room for the others.
 POINTS, REACH = 301, 100.0
 MEANINGS = {
     "geometric": "wrong over right answer, per token",
@@ -54,11 +55,10 @@ OTHERS = ("#CC79A7", "#56B4E9", "#F0E442", "#7F3C8D")  # for models that are cal
 
 
 def data(context: Context) -> pd.DataFrame:
-    """The frame of the default model or the user's own runs, and of logs: the user's, or the public
-    ones if at hand.
+    """Return the frame of the default model or the user's own runs, and that of logs.
 
-    The default model unlearns twice: having memorised all forget examples, and having memorised
-    half of them.
+    The logs are the user's, or the public ones if at hand. The default model unlearns twice: having
+    memorised all forget examples, and having memorised half of them.
     """
     logs, starts = (
         llm_sources.chosen(context),
@@ -75,8 +75,9 @@ def data(context: Context) -> pd.DataFrame:
 
 
 def frame_of_logs(logs: Iterable[Logs], variant: str = "geometric") -> pd.DataFrame:
-    """The frame of any logs, two rows of panels for each source; `variant` is one of
-    `llm.logs.log.TRUTH_RATIOS`.
+    """Return the frame of any logs, with two rows of panels for each source.
+
+    `variant` is one of `llm.logs.log.TRUTH_RATIOS`.
     """
     return pd.concat(
         [frame_of_models(one, variant) for one in llm_sources.read_all(logs)], ignore_index=True
@@ -84,7 +85,7 @@ def frame_of_logs(logs: Iterable[Logs], variant: str = "geometric") -> pd.DataFr
 
 
 def frame_of_models(found: Models, variant: str = "geometric") -> pd.DataFrame:
-    """The rows of one source.
+    """Return the rows of one source.
 
     Columns `source`, `variant`, `kind`, `model`, and by kind:
 
@@ -129,8 +130,9 @@ def frame_of_models(found: Models, variant: str = "geometric") -> pd.DataFrame:
 
 
 def _grid(examples: pd.DataFrame) -> Float[np.ndarray, "points"]:
-    """Log ratios on the axis: all there are, but none more than a factor of `REACH` beyond
-    retrained and original.
+    """Return the log ratios of the axis.
+
+    It covers all there are, but none more than a factor of `REACH` beyond retrained and original.
     """
     known = examples[(examples["ratio"] > 0) & np.isfinite(examples["ratio"])]
     logs, baseline = (
@@ -148,7 +150,7 @@ def _grid(examples: pd.DataFrame) -> Float[np.ndarray, "points"]:
 def _inside(
     ratios: Float[np.ndarray, "examples"], grid: Float[np.ndarray, "points"]
 ) -> Float[np.ndarray, "inside"]:
-    """The logarithms that lie on the axis."""
+    """Return the logarithms of ratios that lie on the axis."""
     with np.errstate(divide="ignore"):
         logs = np.log(ratios)
     return logs[(logs >= grid[0]) & (logs <= grid[-1])]
@@ -157,10 +159,9 @@ def _inside(
 def _density(
     ratios: Float[np.ndarray, "examples"], grid: Float[np.ndarray, "points"]
 ) -> Float[np.ndarray, "points"]:
-    """Gaussian kernel estimate (Scott's width) of the log ratios on the axis, whose share is its
-    mass.
+    """Return the Gaussian kernel estimate (Scott's width) of the log ratios on the axis.
 
-    nan where fewer than two of them differ.
+    Their share is its mass. It is nan where fewer than two of them differ.
     """
     logs = _inside(ratios, grid)
     if len(logs) < 2 or np.ptp(logs) == 0:
@@ -196,8 +197,9 @@ def plot(frame: pd.DataFrame) -> Figure:
 
 
 def _share(rows: list[list[Axes]], label: str, top: float) -> None:
-    """One scale for the four panels of a source, with labels at the outside; above the curves is
-    the legend.
+    """Give the four panels of a source one scale, with labels at the outside.
+
+    Above the curves is the legend.
     """
     for row in rows:
         row[0].set_ylabel("density, per unit of log R")

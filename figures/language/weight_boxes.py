@@ -1,5 +1,6 @@
-"""How the weights spread as a language model unlearns (paper, Figure 3b), for the four corners of
-the family.
+"""How the weights spread as a language model unlearns (paper, Figure 3b).
+
+They are drawn for the four corners of the family.
 
 A box per epoch over the forget answers: quartiles, whiskers to 1.5 times the box, points beyond.
 Upper row: the weight itself. Lower row: the share of the total weight that goes to the tenth of the
@@ -23,15 +24,17 @@ COLUMNS = ["run", "method", "beta", "gamma", "epoch", "index", "length", "weight
 
 
 def data(context: Context) -> pd.DataFrame:
-    """Weights of all answers at all epochs, and `top_share`, that of the heaviest tenth, one
-    number per epoch.
+    """Return the weights of all answers at all epochs, and `top_share` for every epoch.
+
+    That is the share of the heaviest tenth of the answers.
     """
     return with_top_share(trajectories(runs(context))[COLUMNS])
 
 
 def with_top_share(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with the share of the total weight of an epoch that the heaviest tenth of its
-    answers gets.
+    """Return the frame with `top_share`.
+
+    It is the share of the total weight of an epoch that the heaviest tenth of its answers gets.
     """
 
     def share(weight: pd.Series) -> float:

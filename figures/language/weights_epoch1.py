@@ -20,8 +20,9 @@ EPOCH = 1
 
 
 def data(context: Context) -> pd.DataFrame:
-    """Weights before and after the first epoch, and correlations with length: see
-    `llm_trajectories.frame_of_runs`.
+    """Return the weights before and after the first epoch, and correlations with length.
+
+    See `figures.language.trajectories.frame_of_runs`.
     """
     return at_epochs(weights_along(context), [0, EPOCH])
 
@@ -51,7 +52,7 @@ def _panel(axes: Axes, own: pd.DataFrame, statistics: pd.DataFrame) -> None:
     ):
         part = own[own["epoch"] == epoch]
         axes.plot(part["length"], part["weight"], "o", mew=0, **look)
-    for _, found in statistics.iterrows():  # none of a run that ended before
+    for _, found in statistics.iterrows():  # there is none for a run that ended before
         text = (
             f"Pearson {correlation_text(found, 'pearson')}\nSpearman "
             f"{correlation_text(found, 'spearman')}"

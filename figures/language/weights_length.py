@@ -1,5 +1,6 @@
-"""Weight against length as a language model unlearns (paper, Figure 4), for the four corners of the
-family.
+"""Weight against length as a language model unlearns (paper, Figure 4).
+
+It is drawn for the four corners of the family.
 
 Upper row as in the paper: NPO's weight, and 10 times SimNPO's, after some epochs, each along its
 own run; r is its Pearson correlation with length. Lower row, the two corners between: the reference
@@ -29,8 +30,9 @@ NORMALIZED = {
 
 
 def data(context: Context) -> pd.DataFrame:
-    """Weights after the epochs of the paper, or as many of them as were run and the last, with
-    correlations.
+    """Return the weights after those epochs of the paper that were run, and after the last one.
+
+    Correlations with length are in the frame too.
     """
     frame = weights_along(context)
     last = int(frame["epoch"].max())
