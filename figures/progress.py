@@ -1,4 +1,4 @@
-"""One line for a call of `python -m figures`: which figure is drawn, and how long it all takes.
+"""One line for a call of `python -m figures`: which figure is drawn, and about how long all takes.
 
 How long a figure took is kept in the cache folder, by its name and settings: once for a drawing
 that computed anything and once for one that found everything in the cache. A figure that has not

@@ -1,6 +1,6 @@
 """What reaches the parameters: size of an update against its batch's mean gradient weight.
 
-Columns are update rules.
+This is shown by update rule.
 
 Upper row: NPO, SimNPO and the corners between while they forget six lengths, one point per step
 (mean over pretrained models), both axes relative to the first step; e is the elasticity d log

@@ -1,4 +1,4 @@
-"""A run of unlearning to look at step by step: what is recorded, and the player for it."""
+"""A run of unlearning, step by step: what is recorded, and the player that scrubs through it."""
 
 from __future__ import annotations
 
