@@ -208,9 +208,16 @@ def test_the_verdicts_of_the_readme_are_those_of_the_claims() -> None:
         values = [numbers(one)[0] for one in claims[name]]
         assert all(unit in one for one in claims[name]) and cell.startswith("**agrees**")
         assert f"{min(values):.2f} to {max(values):.2f}" in cell
-    for words in ("long chain", "more evenly"):
+    for words, name in (("long chain", "A2"), ("more evenly", "A3")):
         (cell,) = (cell for says, cell in verdicts.items() if words in says)
         assert cell.startswith("**does not hold**")
+        bounds = [numbers(one)[1:3] for one in claims[name]]
+        none, opposite = (
+            sum(low < 1 < high for low, high in bounds),
+            [b for b in bounds if b[1] < 1],
+        )
+        counted = {3: "of four intervals three include", 4: "all intervals include"}[none]
+        assert f"{counted} no effect" in cell and len(opposite) == ("one says" in cell) == 4 - none
 
 
 def test_the_law_is_told_as_it_is_coded() -> None:
