@@ -1,65 +1,144 @@
-"""The README says only what is true: its tour runs, its commands and files exist."""
+"""What the README, the guide for contributors and the chapter of findings say is true: the tour
+runs, commands, figures, files and links exist, and numbers that are quickly recomputed are so.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from figures.catalogue import ALL
+from figures.cache import Context
+from figures.catalogue import ALL, BY_NAME, FIGURES
+from figures.language import sources
+from figures.scale import Scale
+from figures.theory.optimizer import FACTOR
+from figures.theory.sweeps import BETAS, FALL, corner, start, sweep_case
 from llm.__main__ import parse
 from llm.commands.diagnose import Diagnose
+from llm.commands.evaluate import read_tofu_logs
 from llm.commands.options import objective
+from llm.commands.relearn import Relearn
 from llm.commands.score import Score
 from llm.commands.unlearn import Unlearn
 from llm.commands.weights import Weights
+from llm.diagnostics.allocation import bias, spearman
+from llm.diagnostics.weights import diagnose
+from llm.logs.measures import exact_log10_p, measures, model_utility
+from llm.logs.summaries import TOLERANCE
+from llm.models.small_authors import DefaultModels, fresh_model, sets
 from markov.__main__ import Grid, experiment, points
 from markov.experiments import Experiment
-from markov.objectives import Objective
+from markov.objectives import CORNERS, Objective
+from markov.theory import time_to_forget
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "README.md").read_text("utf-8")
+PAGES = {
+    name: (ROOT / name).read_text("utf-8")
+    for name in ("README.md", "CONTRIBUTING.md", "notebooks/findings.md", "notebooks/README.md")
+}
+README, CONTRIBUTING, FINDINGS = list(PAGES.values())[:3]
+TOLD = README + FINDINGS
+LINKS = [
+    pytest.param(name, target, id=f"{name} to {target}")
+    for name, text in PAGES.items()
+    for target in sorted(set(re.findall(r"\]\(([^)#\s]+)\)", text)))
+    if "://" not in target
+]
+# A number in prose, with a hyphen or a typographic minus.
+NUMBER = r"[-−]?\d+(?:\.\d+)?(?:e-?\d+)?"
+REAL = os.environ.get(sources.VARIABLE)
+
+
+def number(text: str) -> float:
+    return float(text.replace("−", "-"))
+
+
+def numbers(text: str) -> list[float]:
+    return [number(found) for found in re.findall(rf"(?<![\w.]){NUMBER}", text)]
+
+
+def told(pattern: str, text: str = FINDINGS) -> list[float]:
+    """The numbers in the groups of a pattern that occurs once; each space in it matches a line's
+    end, and each # a number.
+    """
+    wanted = pattern.replace(" ", r"\s+").replace("#", f"({NUMBER})")
+    (found,) = re.finditer(wanted, text)
+    return [number(group) for group in found.groups()]
+
+
+def rows(text: str, heading: str) -> list[list[str]]:
+    """The cells of the first table below a heading, without its own first two lines."""
+    below = text.split(f"# {heading}\n")[1]
+    (table, *_) = re.findall(r"(?:^\|.*\n)+", below, re.MULTILINE)
+    return [[cell.strip() for cell in line[1:-1].split(" |")] for line in table.splitlines()[2:]]
+
+
+# --- the README runs ---
 
 
 def test_the_tour_runs_and_shows_what_the_text_says(capsys: pytest.CaptureFixture[str]) -> None:
-    (tour,) = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+    (tour,) = re.findall(r"^```python\n(.*?)```", README, flags=re.DOTALL | re.MULTILINE)
     lines = [
         line for line in tour.splitlines() if line and not line.startswith(("from ", "import "))
     ]
     assert len(lines) <= 10
     names: dict[str, pd.DataFrame] = {}
     exec(compile(tour, "README.md", "exec"), names)
-    start = names["table"].query("step == 0 and method == 'npo'")
-    assert (start["weight"] == 1).all() and (start["weight_std"] == 0).all()
+    table = names["table"]
+    first = table.query("step == 0 and method == 'npo'")
+    assert (first["weight"] == 1).all() and (first["weight_std"] == 0).all()
+    assert not table.duplicated(["run", "step", "component"]).any()
     assert "retain_distance" in capsys.readouterr().out
 
 
-def test_every_path_of_the_layout_exists() -> None:
-    layout = TEXT.split("## Layout")[1].split("```")[1]
-    named = re.findall(r"([a-z_]+/(?:[a-z_]+/)?(?:[a-z_]+\.py)?)", layout)
-    assert len(named) > 10
-    for name in named:
-        assert (ROOT / name).exists(), name
-    for line in layout.splitlines():
-        # The second column names modules of the package of the first.
-        for module in re.findall(r"  ([a-z]+\.py)", line):
-            assert (ROOT / line.split("/")[0] / module).exists(), line
+def test_the_readme_and_the_guide_fit_on_screens() -> None:
+    assert len(README.splitlines()) <= 125
+    assert len(CONTRIBUTING.splitlines()) <= 65
 
 
-def test_every_picture_exists() -> None:
-    pictures = re.findall(r"!\[.*?\]\((.*?)\)", TEXT)
-    assert len(pictures) >= 1
-    assert all((ROOT / picture).is_file() for picture in pictures)
+# --- files, commands, figures ---
+
+
+@pytest.mark.parametrize(("page", "target"), LINKS)
+def test_every_link_and_picture_leads_somewhere(page: str, target: str) -> None:
+    assert (ROOT / page).parent.joinpath(target).exists()
+
+
+def test_the_readme_shows_one_picture_and_leads_to_the_book_and_the_guide() -> None:
+    assert len(re.findall(r"!\[.*?\]\((.*?)\)", README)) == 1
+    targets = {link.values[1] for link in LINKS if link.values[0] == "README.md"}
+    book = {f"notebooks/{name}.md" for name in ("index", "findings", "glossary")}
+    assert book | {"CONTRIBUTING.md"} <= targets
+
+
+def test_every_file_and_name_of_the_guide_exists() -> None:
+    files = set(re.findall(r"`([\w./]+/[\w.]*)`", CONTRIBUTING))
+    assert len(files) > 25
+    assert [name for name in sorted(files) if not (ROOT / name).exists()] == []
+    named = re.findall(r"`([A-Z_]+)` (?:of|in)\s+`([\w/]+\.py)`", CONTRIBUTING)
+    assert len(named) >= 7
+    for name, file in named:
+        assert re.search(rf"^{name}\b", (ROOT / file).read_text("utf-8"), re.MULTILINE), name
 
 
 def test_every_make_target_exists() -> None:
-    targets = set(re.findall(r"(?:`|^)make ([a-z]+)", TEXT, flags=re.MULTILINE))
+    text = "".join(PAGES.values())
+    targets = set(re.findall(r"(?:`|^)make ([a-z]+(?:-[a-z]+)*)", text, flags=re.MULTILINE))
     makefile = (ROOT / "Makefile").read_text("utf-8")
-    assert {"figures", "test"} <= targets
+    assert {"figures", "figures-all", "test", "book", "lab", "claims"} <= targets
     assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets)
+
+
+def test_the_guide_names_every_step_of_the_acceptance_script() -> None:
+    steps = re.findall(r"^make ([\w-]+)$", (ROOT / ".ci" / "run").read_text("utf-8"), re.MULTILINE)
+    assert len(steps) >= 5
+    assert [step for step in steps if f"`make {step}`" not in CONTRIBUTING] == []
 
 
 def test_the_shell_commands_parse() -> None:
@@ -68,7 +147,7 @@ def test_the_shell_commands_parse() -> None:
     from markov.__main__ import Unlearn as UnlearnChains
 
     kinds = {"unlearn": UnlearnChains, "grid": Grid}
-    commands = re.findall(r"^python -m markov (\w+) (.*)$", TEXT, flags=re.MULTILINE)
+    commands = re.findall(r"^ *python -m markov (\w+) (.*)$", TOLD, flags=re.MULTILINE)
     assert {name for name, _ in commands} == set(kinds)
     for name, rest in commands:
         command = tyro.cli(kinds[name], args=shlex.split(rest))
@@ -77,7 +156,8 @@ def test_the_shell_commands_parse() -> None:
 
 
 def test_the_commands_of_the_language_models_parse() -> None:
-    commands = re.findall(r"^python -m llm (\w+ .*)$", TEXT, flags=re.MULTILINE)
+    commands = re.findall(r"^ *python -m llm (\w+.*)$", TOLD, flags=re.MULTILINE)
+    commands += re.findall(r"`python -m llm (\w+[^`]*)`", TOLD)
     asked = [parse(shlex.split(command)) for command in commands]
     assert {Score, Weights, Unlearn, Diagnose} <= {type(one) for one in asked}
     words = [word for one in asked for word in getattr(one, "objectives", ())]
@@ -86,12 +166,200 @@ def test_the_commands_of_the_language_models_parse() -> None:
 
 
 def test_every_figure_that_is_named_exists() -> None:
-    drawn = re.findall(r"make figures ARGS=\"([^\"]*)\"`", TEXT)
-    names = [
+    drawn = re.findall(r"make figures ARGS=\"([^\"]*)\"`", TOLD)
+    names = {
         word
         for arguments in drawn
         for word in shlex.split(arguments)
         if re.fullmatch(r"[a-z_]+[a-z_0-9]*", word)
+    }
+    assert {"tradeoff", "llm_bias", "memorisation"} <= names
+    names |= set(re.findall(r"[Ff]igure\s+`(\w+)`", FINDINGS))
+    assert names <= set(ALL)
+
+
+def test_every_picture_of_the_findings_is_of_a_figure_that_is_named_below_it() -> None:
+    pictures = re.findall(r"!\[[^]]*\]\(\S*/(\w+)\.png\)\n\n\*Figure `(\w+)`", FINDINGS)
+    assert len(pictures) == FINDINGS.count("![") >= 5
+    assert all(picture == name and BY_NAME[name].gallery for picture, name in pictures)
+
+
+# --- numbers ---
+
+
+def test_the_readme_has_no_number_of_results_that_the_findings_lack() -> None:
+    cells = " ".join(cell for row in rows(README, AGREES) for cell in row)
+    assert len(numbers(cells)) > 10
+    assert sorted(set(numbers(cells)) - set(numbers(FINDINGS))) == []
+
+
+AGREES = "What agrees with the paper, and what does not"
+
+
+def test_the_verdicts_of_the_readme_are_those_of_the_claims() -> None:
+    claims = {
+        row[0][:2]: row[1:] for row in rows(FINDINGS, "The paper's Figure 5, with its uncertainty")
+    }
+    held = {name: {"does not" not in cell for cell in cells} for name, cells in claims.items()}
+    assert held == {"A1": {True}, "A2": {False}, "A3": {False}, "B1": {True}, "B2": {True}}
+    verdicts = {row[0]: row[1] for row in rows(README, AGREES)}
+    for words, name, unit in (("several times", "A1", "×"), ("over-forgets", "B1", "")):
+        (cell,) = (cell for says, cell in verdicts.items() if words in says)
+        values = [numbers(one)[0] for one in claims[name]]
+        assert all(unit in one for one in claims[name]) and cell.startswith("**agrees**")
+        assert f"{min(values):.2f} to {max(values):.2f}" in cell
+    for words, name in (("long chain", "A2"), ("more evenly", "A3")):
+        (cell,) = (cell for says, cell in verdicts.items() if words in says)
+        assert cell.startswith("**does not hold**")
+        bounds = [numbers(one)[1:3] for one in claims[name]]
+        none, opposite = (
+            sum(low < 1 < high for low, high in bounds),
+            [b for b in bounds if b[1] < 1],
+        )
+        counted = {3: "of four intervals three include", 4: "all intervals include"}[none]
+        assert f"{counted} no effect" in cell and len(opposite) == ("one says" in cell) == 4 - none
+
+
+def test_the_law_is_told_as_it_is_coded() -> None:
+    table = {row[0]: row[1:] for row in rows(FINDINGS, "The law")}
+    names = {"NPO": "npo", "length-normalised NPO": "length_normalized_npo"}
+    names |= {"reference-free NPO": "reference_free_npo", "SimNPO": "simnpo"}
+    for reference in (0, 1):
+        for normalize, cell in enumerate(table[f"`reference = {reference}`"]):
+            name = names[cell.split(" (")[0].strip("* ")]
+            assert CORNERS[name] == (reference, normalize)
+    assert told("(?<!Sim)NPO has `reference = #, normalize = #`", README) == [*CORNERS["npo"]]
+    assert told("SimNPO has `reference = #, normalize = #`", README) == [*CORNERS["simnpo"]]
+
+
+def test_the_runs_that_are_counted_are_those_that_are_made() -> None:
+    words = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 9: "nine"}
+    scale = Scale()
+    runs, models = words[scale.pretrained * scale.orders], words[scale.pretrained]
+    for text in (README, FINDINGS):
+        assert re.search(rf"{runs}\s+runs\s+over\s+{models}\s+pretrained\s+models", text)
+    assert f"intervals over {words[scale.sweep_pretrained]} pretrained models" in FINDINGS
+    case = sweep_case(Context(scale=scale))
+    assert f"{words[len(case.lengths) - 1]} lengths at once" in FINDINGS
+    attack = {field: Relearn.__dataclass_fields__[field].default for field in ("repeats", "share")}
+    assert f"{words[attack['repeats']]} attacks" in FINDINGS
+    assert attack["share"] == 1 / 5 and "A fifth of the forget set" in FINDINGS
+    assert told("that keep #% of the original's utility") == [100 * (1 - TOLERANCE)]
+
+
+def test_the_figures_are_expected_to_take_what_the_readme_says() -> None:
+    (minutes,) = told("The figures take about # minutes on two cores the first time", README)
+    assert minutes == round(sum(BY_NAME[name].seconds for name in FIGURES) / 60)
+
+
+def test_the_exponents_of_the_scalar_law_are_as_told() -> None:
+    case = sweep_case(Context(scale=Scale()))
+    lengths = np.array([length - 1 for length in case.lengths.values()][1:])
+
+    def exponent(method: str) -> float:
+        law = corner(method, BETAS[method][1])
+        times = time_to_forget(law, lengths, FALL, start(case))
+        return float(np.polyfit(np.log(lengths), np.log(times), 1)[0])
+
+    beta, slope = told(r"Under NPO \(β = #\) the scalar law says that time goes as \|y\|\^#")
+    assert beta == BETAS["npo"][1] and slope == round(exponent("npo"), 2)
+    (slope,) = told("Under SimNPO the scalar law says #")
+    assert slope == pytest.approx(exponent("simnpo"), abs=1e-9)
+    assert told("of a response down by # nats") == [FALL]
+
+
+def test_the_exponent_of_npo_leaves_minus_one_and_turns_positive_where_it_is_told() -> None:
+    first, far, turn = (
+        *told("A weight of 1 would give the exponent #"),
+        *told(r"only while β\|y\| times the fall is far below #; at # its exponent turns positive"),
+    )
+
+    def slope(moved: float) -> float:
+        """The exponent at |y| = 100, with beta |y| fall = moved."""
+        law, around = corner("npo", moved / (100 * FALL)), np.array([99.99, 100.01])
+        return float(
+            np.diff(np.log(time_to_forget(law, around, FALL)))[0] / np.log(around[1] / around[0])
+        )
+
+    assert far == turn
+    assert slope(1e-4) == pytest.approx(first, abs=1e-3)
+    assert slope(turn / 4) > first + 0.05
+    assert slope(turn) == pytest.approx(0, abs=1e-6)
+    assert slope(0.99 * turn) < 0 < slope(1.01 * turn)
+
+
+def test_a_factor_on_all_weights_is_that_of_the_pair_that_is_compared() -> None:
+    top, bottom, update = told("A factor of #/# makes the first update # times as large under SGD")
+    assert (top, bottom) == (1, FACTOR) and update == top / bottom
+
+
+def test_the_default_model_is_as_large_as_told() -> None:
+    settings = DefaultModels()
+    forget, retain = (len(part) for part in sets(settings))
+    assert told("has read # fictional authors") == [settings.authors.authors]
+    assert told("knows # answers by heart") == [forget + retain]
+    assert 10 * forget == forget + retain and "the tenth that is to be forgotten" in FINDINGS
+    assert told("statistic D behind it too: # answers beside #") == [forget, forget]
+    size = sum(one.numel() for one in fresh_model(settings).parameters())
+    assert told("with # million parameters") == [round(size / 1e6, 1)]
+
+
+def p_values(statistic: float, count: int) -> set[float]:
+    """The p-values, to one digit, of every D that rounds to a statistic; samples of `count`."""
+    steps = (step for step in range(1, count + 1) if abs(step / count - statistic) <= 0.005 + 1e-9)
+    return {float(f"{10 ** exact_log10_p(count, step):.0e}") for step in steps}
+
+
+def test_p_values_are_those_of_their_statistics() -> None:
+    (count, _) = told("statistic D behind it too: # answers beside #")
+    table = [(row[3], row[4]) for row in rows(FINDINGS, "The paper's table")]
+    table += [(row[2], row[1]) for row in rows(FINDINGS, "Each corner at its best settings")]
+    known = [(number(p), numbers(statistic)[0]) for p, statistic in table if p]
+    compared = [(p, statistic) for p, statistic in known if statistic > 0]
+    assert len(compared) == 11 and len(known) == 12
+    for p, statistic in compared:
+        assert p in p_values(statistic, int(count)), (p, statistic)
+    assert [p for p, statistic in known if statistic == 0] == [1]
+    assert 1e-4 not in p_values(0.25, 120)
+
+
+@pytest.mark.skipif(
+    REAL is None, reason=f"{sources.VARIABLE} names no folder with Llama-2-7B's logs"
+)
+def test_what_is_told_of_llama_2_7b_is_what_its_logs_say() -> None:
+    # Told of the retain90 of the paper's repository; a clone of TOFU's has another one.
+    folder = Path(str(REAL)) / "logs"
+    names = ("full", "retain90", "retain90_locuslab")
+    if not all((folder / f"llama2-7b_{name}").is_dir() for name in names):
+        pytest.skip("the logs of all three models are not there")
+    full, retrained, other = (read_tofu_logs(folder / f"llama2-7b_{name}") for name in names)
+    geometric, arithmetic = rows(FINDINGS, "Llama-2-7B, from its logs alone")
+    found = measures(full, retrained.of("forget")).set_index("measure")
+    utility = [float(found[column]["model_utility"]) for column in ("value", "low", "high")]
+    assert numbers(geometric[1]) == [round(value, 3) for value in utility]
+    assert numbers(geometric[2]) == [round(model_utility(retrained), 3)]
+    p, statistic = found["value"][["forget_quality", "ks_statistic"]]
+    count = len(full.of("forget").index)
+    assert numbers(geometric[3]) == [float(f"{p:.0e}"), round(statistic, 2), count, count]
+    for logs, cell in ((full, arithmetic[1]), (retrained, arithmetic[2])):
+        assert numbers(cell) == [round(model_utility(logs, "arithmetic"), 3)]
+
+    p, statistic = measures(full, other.of("forget")).set_index("measure")["value"][
+        ["forget_quality", "ks_statistic"]
     ]
-    assert "tradeoff" in names and "llm_bias" in names
-    assert set(names) <= set(ALL)
+    assert told("Beside that one the utility is #, and D = # with a forget quality of #") == [
+        round(model_utility(other), 3),
+        round(statistic, 2),
+        float(f"{p:.0e}"),
+    ]
+    areas = told("on Llama-2-7B: the area is # beside SimNPO's #")
+    assert areas == told("The areas above stay # and #")
+    (order,) = told("goes with length: the rank correlation is #")
+    (stays,) = told("and the rank correlation is #")
+    for logs, said in ((retrained, order), (other, stays)):
+        table = diagnose(full.of("forget"), logs.of("forget"), sources.objectives())
+        pushed = bias(table, resamples=100).query("effort == 'push' and need == 'per_token'")
+        area = pushed.set_index("objective")["area"]
+        assert [round(area[name], 2) for name in ("npo_b0.1", "simnpo_b4.5")] == areas
+        assert round(float(spearman(*table[["length", "needed"]].to_numpy().T)), 2) == said
+    assert told(r"turns the order round \(#\)") == [-order]
