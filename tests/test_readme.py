@@ -12,10 +12,10 @@ import pytest
 from figures.catalogue import ALL
 from llm.__main__ import parse
 from llm.commands.diagnose import Diagnose
-from llm.commands.options import objective
 from llm.commands.score import Score
 from llm.commands.unlearn import Unlearn
 from llm.commands.weights import Weights
+from llm.unlearning.methods import objective
 from markov.__main__ import Grid, experiment, points
 from markov.experiments import Experiment
 from markov.objectives import Objective
