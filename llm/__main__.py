@@ -38,9 +38,10 @@ from llm.commands.evaluate import Evaluate, evaluate
 from llm.commands.muse import Muse, muse
 from llm.commands.relearn import Relearn, relearn
 from llm.commands.score import Score, score
-from llm.commands.sweep import Sweep, sweep
+from llm.commands.sweep import sweep
 from llm.commands.unlearn import Unlearn, unlearn
 from llm.commands.weights import Weights, weights
+from llm.jobs.sweeping import Sweep
 from llm.training.processes import in_one_voice, started
 from markov.errors import exit_code, require
 

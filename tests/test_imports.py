@@ -27,6 +27,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("unlearning",),
         ("evaluation",),
         ("sweeps",),
+        ("jobs",),
         ("commands",),
         ("__main__",),
     ),

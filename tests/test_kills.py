@@ -25,10 +25,10 @@ from figures import cache as tables
 from figures.scale import Scale
 from figures.theory import optimizer
 from llm.__main__ import cli
-from llm.commands import sweep as sweep_command
 from llm.data import tofu as corpora
 from llm.data.authors.corpus import Authors, splits
 from llm.data.splits import TofuSets
+from llm.jobs import sweeping
 from llm.models.language_model import LanguageModel
 from llm.models.saving import save
 from llm.models.small_authors import DefaultModels, build, folder_of
@@ -223,8 +223,8 @@ def swept(given: Path) -> int:
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("llm.sweeps.sweep.tofu_sets", lambda *_, **__: few)
-        patch.setattr(sweep_command, "runs_of", lambda _: runs)
-        patch.setattr(sweep_command, "task_of", lambda _: task)
+        patch.setattr(sweeping, "runs_of", lambda _: runs)
+        patch.setattr(sweeping, "task_of", lambda _: task)
         return cli(["sweep", "--jobs", "1", "--out", "found"])
 
 

@@ -21,17 +21,17 @@ from figures.theory.optimizer import FACTOR
 from figures.theory.sweeps import BETAS, FALL, corner, start, sweep_case
 from llm.__main__ import parse
 from llm.commands.diagnose import Diagnose
-from llm.commands.evaluate import read_tofu_logs
-from llm.commands.options import objective
 from llm.commands.relearn import Relearn
 from llm.commands.score import Score
 from llm.commands.unlearn import Unlearn
 from llm.commands.weights import Weights
 from llm.diagnostics.allocation import bias, spearman
 from llm.diagnostics.weights import diagnose
+from llm.jobs.evaluating import read_tofu_logs
 from llm.logs.measures import exact_log10_p, measures, model_utility
 from llm.logs.summaries import TOLERANCE
 from llm.models.small_authors import DefaultModels, fresh_model, sets
+from llm.unlearning.methods import objective
 from markov.__main__ import Grid, experiment, points
 from markov.experiments import Experiment
 from markov.objectives import CORNERS, Objective

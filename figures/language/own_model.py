@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from figures.cache import Context, cache_key, discard_stale
-from llm.commands.options import chosen_rate
 from llm.data.sources import read
 from llm.data.splits import retain_of
+from llm.jobs.values import rate_of
 from llm.models.answers import answer_log
 from llm.models.language_model import LanguageModel, check_same_vocabulary
 from llm.models.names import check_retrained, data_of
@@ -51,7 +51,7 @@ def own_model(
     """
     data = data_of(model, data)
     check_retrained(retrained, data)
-    rate = chosen_rate(learning_rate, model, small=2e-4)
+    rate = rate_of(learning_rate, model, small=2e-4)
     return OwnModel(
         model=model,
         retrained=retrained,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,15 +12,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from llm.commands.options import left_out, plain_warnings, write
-from llm.logs.log import EvaluationLog, log_truth_ratio, shared
-from llm.logs.measures import ForgetQuality, TofuLogs, forget_quality, measures
+from llm.commands.options import plain_warnings, write
+from llm.jobs.evaluating import as_json, read_tofu_logs, report, with_shared
+from llm.jobs.settings import left_out
+from llm.logs.log import EvaluationLog, log_truth_ratio
+from llm.logs.measures import TofuLogs, measures
 from llm.logs.questions import Asked, places, shared_places
 from llm.logs.reading import AGGREGATED, OPEN_UNLEARNING, TASKS, read_log
 from llm.logs.writing import SUMMARY
 from llm.models.names import check_retrained, data_of
 from llm.models.source import ModelOptions, load_model
-from markov.errors import InvalidInput, require
+from markov.errors import require
 from markov.files import folders, storage
 
 if TYPE_CHECKING:
@@ -103,35 +104,8 @@ def _of_logs(command: Evaluate, path: Path) -> tuple[pd.DataFrame, TofuLogs, Eva
         logs = read_tofu_logs(path)
         retrained = None if command.retrained_logs is None else read_log(command.retrained_logs)
         if command.shared and retrained is not None:
-            logs, retrained = _shared(logs, retrained)
+            logs, retrained = with_shared(logs, retrained)
         return _measured(command, logs, retrained), logs, retrained
-
-
-def _shared(logs: TofuLogs, retrained: EvaluationLog) -> tuple[TofuLogs, EvaluationLog]:
-    mine, theirs = shared(logs.of("forget"), retrained)
-    return logs._replace(forget=mine), theirs
-
-
-def read_tofu_logs(path: Path) -> TofuLogs:
-    """The logs of all tasks that a folder, or a file of all tasks, holds; of a single task's file,
-    that one.
-
-    Raises `InvalidInput` as `read_log` does, for what holds none.
-    """
-    found, errors = {}, []
-    for task in TofuLogs._fields:
-        try:
-            found[task] = read_log(path, task)
-        except InvalidInput as error:
-            # Not there, or another task's: anything else is a log that cannot be read.
-            if error.field not in ("logs", "task") and not (
-                error.field == "log" and isinstance(error.value, list)
-            ):
-                raise
-            errors.append(error)
-    if not found:
-        raise errors[0]
-    return TofuLogs(**found)
 
 
 def _measured(command: Evaluate, logs: TofuLogs, retrained: EvaluationLog | None) -> pd.DataFrame:
@@ -201,7 +175,7 @@ def _evaluated(
     if kept is not None:
         logs, frame = kept
         if command.shared and retrained is not None:
-            logs, retrained = _shared(logs, retrained)
+            logs, retrained = with_shared(logs, retrained)
         if command.legacy:
             write_legacy(logs, command.out)
         return frame, logs, retrained
@@ -210,7 +184,7 @@ def _evaluated(
             language, sets, max_new_tokens=command.max_new_tokens, words=command.words, **options
         )
         if command.shared and retrained is not None:
-            logs, retrained = _shared(logs, retrained)
+            logs, retrained = with_shared(logs, retrained)
         frame = _measured(command, logs, retrained)
     whole = frame[
         frame["task"].eq("all") | frame["measure"].isin(["forget_quality", "ks_statistic"])
@@ -240,75 +214,3 @@ def _finished(path: Path) -> tuple[TofuLogs, pd.DataFrame]:
     return TofuLogs(*(read_log(path, task) for task in TofuLogs._fields)), storage.read_table(
         path.parent / TABLE
     )
-
-
-def as_json(
-    frame: pd.DataFrame, logs: TofuLogs, retrained: EvaluationLog | None, variant: str
-) -> dict[str, Any]:
-    """What was measured, as plain values; what could not be is None."""
-    values: dict[str, Any] = dict.fromkeys(("model_utility", "forget_quality", "ks_statistic"))
-    components: dict[str, Any] = {}
-    intervals: dict[str, Any] = {}
-    for row in frame.to_dict("records"):
-        name = row["measure"] if row["measure"] in values else f"{row['task']}_{row['measure']}"
-        (values if name in values else components)[name] = row["value"]
-        if not pd.isna(row["low"]):
-            intervals[name] = [row["low"], row["high"]]
-    counts = {task: len(log.index) for task, log in logs._asdict().items() if log is not None}
-    test = None
-    if retrained is not None and logs.forget is not None:
-        found = _test(logs.forget, retrained, variant)
-        test = {
-            "log10_p": found.log10_p,
-            "method": found.method,
-            "retrained_examples": found.retrained_examples,
-        }
-    return values | {
-        "variant": variant,
-        "examples": counts,
-        "components": components,
-        "intervals": intervals,
-        "ks_test": test,
-    }
-
-
-def _test(log: EvaluationLog, retrained: EvaluationLog, variant: str) -> ForgetQuality:
-    """The test behind forget quality, without the warnings that were given when the measures
-    were taken.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return forget_quality(log, retrained, variant=variant)
-
-
-def report(
-    frame: pd.DataFrame, logs: TofuLogs, retrained: EvaluationLog | None, variant: str
-) -> str:
-    """What was measured, to read."""
-    lines = [f"truth ratio: {variant}; in brackets 95% intervals over examples"]
-    for row in frame.to_dict("records"):
-        value = (
-            f"{row['value']:.4g}" if row["measure"] == "forget_quality" else f"{row['value']:.3f}"
-        )
-        if row["measure"] == "forget_quality" and row["value"] == 0 and retrained is not None:
-            # Too small for a float, but not nothing.
-            value = f"1e{_test(logs.of('forget'), retrained, variant).log10_p:.0f}"
-        held = "" if pd.isna(row["low"]) else f"  ({row['low']:.3f} to {row['high']:.3f})"
-        lines.append(
-            f"{row['measure']:<15}{row['task']:<13}{value:>10}{held:<20}{row['examples']:>5} "
-            "examples"
-        )
-    if "model_utility" not in set(frame["measure"]):
-        missing = [task for task, log in logs._asdict().items() if log is None and task != "forget"]
-        why = (
-            f"no logs of {', '.join(missing)}"
-            if missing
-            else "no generations or no wrong answers in some logs"
-        )
-        lines.append(f"no model_utility: {why}")
-    if retrained is None:
-        lines.append(
-            "no forget_quality: name the retrained model's log of the same forget questions, "
-            "--retrained-logs"
-        )
-    return "\n".join(lines)

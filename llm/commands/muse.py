@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from llm.commands.options import chosen_rate, left_out, plain_warnings, write
-from llm.models.names import check, is_small, made
+from llm.commands.options import plain_warnings, write
+from llm.jobs.muse import PIECES, RATE, of_news, scores_of_texts, settings_of
+from llm.jobs.settings import left_out
+from llm.jobs.values import rate_of
+from llm.models.names import check, is_small
 from llm.models.source import ModelOptions, load_model
 from llm.unlearning.methods import described as in_words
-from llm.unlearning.methods import method, objective, retaining
 from markov.errors import require
 from markov.files import folders, storage
 
@@ -24,29 +26,11 @@ if TYPE_CHECKING:
     from llm.models.language_model import LanguageModel
     from llm.unlearning.unlearn import Unlearning
 
-WEIGHT = 0.1  # lambda where nothing says it
 # options of --unlearn
 UNLEARN = ("retain_term", "retain_weight", "epochs", "batch", "learning_rate", "piece")
-# tokens of a piece of the generated news, and of MUSE's own texts
-PIECES = {True: 256, False: 2048}
 TABLE, ITEMS, EPOCHS, MODEL = "measures.parquet", "items.parquet", "epochs.parquet", "model"
 STATE = "state"
 JOB, NAMES = "muse", (TABLE, ITEMS, EPOCHS, MODEL, STATE)
-UNITS = {
-    "verbmem": "% ROUGE-L F1",
-    "knowmem": "% ROUGE-L F1",
-    "privleak": "%",
-    "auc": "",
-    "auc_retrained": "",
-}
-ORIENTATION = (
-    "AUC: share of pairs in which the held-out text looks better known; 0: forget texts "
-    "known by heart"
-)
-DIRECTION = (
-    "PrivLeak: change of the AUC from the retrained model's; 0 is ideal, below too little "
-    "forgotten, above too much"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +91,7 @@ class Muse(ModelOptions):
 def muse(command: Muse) -> None:
     """Measure, after unlearning if that is asked for, and print what was found."""
     from llm.data.muse import read_muse
-    from llm.evaluation.muse import Measuring
+    from llm.evaluation.muse import Measuring, as_json, report
     from llm.models.language_model import check_same_vocabulary
     from llm.training.checkpointing import parameters_digest
 
@@ -133,7 +117,7 @@ def muse(command: Muse) -> None:
         folders.claim(command.out, JOB, described, names=NAMES, passing=(STATE,))
         found = storage.read_kept(command.out / TABLE, lambda path: _read(path.parent))
         if found is None:
-            retrained = None if other is None else _scores(other, data, measuring)
+            retrained = None if other is None else scores_of_texts(other, data, measuring)
             del other
             if settings is not None:
                 _unlearn(command, language, data, settings, described)
@@ -211,33 +195,21 @@ def _measure(
         return evaluate_muse(language, data, retrained=retrained, settings=measuring)
 
 
-def _scores(language: LanguageModel, data: MuseData, measuring: Measuring) -> Membership:
-    """All that is needed of the retrained model."""
-    from llm.evaluation.membership import membership
-
-    options: dict[str, Any] = dict(
-        k=measuring.k, max_length=measuring.max_length, budget=measuring.budget
-    )
-    return membership(language, data.privleak_forget, data.privleak_holdout, **options)
-
-
 def unlearning(command: Muse) -> Unlearning:
-    """The settings of the unlearning that a command describes; raises `InvalidInput` for what
-    they cannot be.
-    """
-    from llm.training.loop import Optimization
+    """Return the settings of the unlearning that a command describes.
 
-    every = Optimization(
-        epochs=command.epochs,
-        batch=command.batch,
-        learning_rate=chosen_rate(command.learning_rate, command.model, small=5e-4),
-        warmup_epochs=min(1.0, command.epochs / 2),
-        budget=command.budget,
+    Raises `InvalidInput` for what they cannot be.
+    """
+    return settings_of(
+        command.unlearn or "",
+        command.retain_term,
+        command.retain_weight,
+        command.epochs,
+        command.batch,
+        rate_of(command.learning_rate, command.model, small=RATE),
+        command.budget,
+        field="objective",
     )
-    word = command.unlearn or ""
-    objective(word, field="objective")  # no pairs: there are no refusals to a text
-    term, weight = retaining(word, command.retain_term, command.retain_weight, otherwise=WEIGHT)
-    return method(word, field="objective").unlearning(every, retain_term=term, retain_weight=weight)
 
 
 def resolved(command: Muse) -> Muse:
@@ -255,67 +227,9 @@ def resolved(command: Muse) -> Muse:
     )
     data = command.data or "news"
     words = {
-        name: _of_news(word, data, name)
+        name: of_news(word, data, name)
         for name in ("model", "retrained")
         if (word := getattr(command, name))
     }
-    rate = chosen_rate(command.learning_rate, command.model, small=5e-4)
+    rate = rate_of(command.learning_rate, command.model, small=RATE)
     return replace(command, **words, data=data, learning_rate=rate)
-
-
-def _of_news(word: str, data: str, field: str) -> str:
-    """The word of a model with the seed of the news that are asked about, where it names a small
-    one without any.
-    """
-    from llm.data.muse import GENERATED, HUB, generated
-
-    check(word, field)
-    own, news = made(word, field), generated(data)
-    if own is None:
-        return word
-    allowed = f"a model that has read {data}"
-    require(own.corpus == GENERATED and data not in HUB, field, word, allowed)
-    if news is None:
-        return word
-    wanted = own._replace(seed=news.seed)
-    require(word.count(":") == 1 or own == wanted, field, word, f"{allowed}, {wanted.word}")
-    return wanted.word
-
-
-def as_json(found: Measured) -> dict[str, Any]:
-    """What was measured, as plain values: MEASURE_SPLIT, with intervals and numbers of items
-    under the same names.
-    """
-    rows = {_name(row): row for row in found.table.to_dict("records")}
-    return {name: row["value"] for name, row in rows.items()} | {
-        "intervals": {name: [row["low"], row["high"]] for name, row in rows.items()},
-        "items": {name: int(row["items"]) for name, row in rows.items()},
-        "empty": {name: int(row["empty"]) for name, row in rows.items()},
-        "orientation": ORIENTATION,
-    }
-
-
-def _name(row: dict[Any, Any]) -> str:
-    with_split = row["measure"] in ("verbmem", "knowmem")
-    return f"{row['measure']}_{row['split']}" if with_split else str(row["measure"])
-
-
-def report(found: Measured) -> str:
-    """What was measured, to read."""
-    lines = ["in brackets 95% intervals over items"]
-    for row in found.table.to_dict("records"):
-        held = f"({row['low']:.3f} to {row['high']:.3f})"
-        empty = f", {row['empty']} answered by nothing" if row["empty"] else ""
-        name, unit = row["measure"], UNITS[row["measure"]]
-        lines.append(
-            f"{name:<15}{row['split']:<8}{row['value']:>9.3f} {held:<22}{unit:<14}{row['items']} "
-            f"items{empty}"
-        )
-    lines.append(ORIENTATION)
-    privleak = "privleak" in set(found.table["measure"])
-    lines.append(
-        DIRECTION
-        if privleak
-        else "no PrivLeak: name the model that never read the forget texts, --retrained"
-    )
-    return "\n".join(lines)

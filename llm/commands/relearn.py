@@ -4,22 +4,17 @@ rest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-import pandas as pd
-
-from llm.commands.options import chosen_rate, write
+from llm.commands.options import write
+from llm.jobs.relearning import RATE, attacked, attacks, unfinished
+from llm.jobs.values import rate_of
 from llm.models.names import check_retrained, data_of
 from llm.models.source import ModelOptions, load_model
 from markov.errors import require
-from markov.files import folders, leftovers, storage
-
-if TYPE_CHECKING:
-    from llm.data.tofu import Example
-    from llm.models.language_model import LanguageModel
+from markov.files import folders, leftovers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,32 +53,22 @@ class Relearn(ModelOptions):
 def relearn(command: Relearn) -> None:
     """Attack, and print what came back."""
     from llm.data.sources import read
-    from llm.evaluation.relearning import Relearning, returns
-    from llm.evaluation.relearning import relearn as attack
     from llm.models.answers import answer_log
     from llm.models.language_model import check_same_vocabulary
-    from llm.training.loop import Optimization
 
-    require(command.repeats >= 1, "repeats", command.repeats, "a whole number of at least 1")
-    require(len(command.which) > 0, "which", command.which, "shortest, random or both")
-    rate, data = (
-        chosen_rate(command.learning_rate, command.model, small=2e-4),
-        data_of(command.model, command.data),
-    )
+    rate = rate_of(command.learning_rate, command.model, small=RATE)
+    data = data_of(command.model, command.data)
     command = replace(command, learning_rate=rate, data=data)
     check_retrained(command.retrained, data)
-    optimization = Optimization(
-        epochs=command.epochs,
-        batch=command.batch,
-        learning_rate=rate,
-        warmup_epochs=0,
-        budget=command.budget,
+    wanted = attacks(
+        command.which,
+        command.share,
+        command.repeats,
+        command.epochs,
+        command.batch,
+        rate,
+        command.budget,
     )
-    wanted = [
-        Relearning(which=which, share=command.share, seed=seed, optimization=optimization)
-        for which in dict.fromkeys(command.which)
-        for seed in range(command.repeats)
-    ]
     inputs = (command.model, command.data, command.retrained)
     for path in (command.out, _returns(command)) if command.retrained else (command.out,):
         folders.check_table(path, inputs=inputs)
@@ -97,55 +82,22 @@ def relearn(command: Relearn) -> None:
         check_same_vocabulary(language.tokenizer, other.tokenizer, "retrained")
         retrained = answer_log(other, forget, max_length=command.max_length, budget=command.budget)
         del other
-    tables, found, parts = [], [], _unfinished(command, language, forget)
-    for one in wanted:
-        known, path = (
-            {"which": one.which, "repeat": one.seed},
-            parts / f"{storage.fingerprint(one)}.parquet",
-        )
-        if storage.read_kept(path, storage.read_table) is None:
-            storage.write_table(
-                attack(language, forget, one, max_length=command.max_length), path, {}
-            )
-        frame = storage.read_table(path)
-        frame.attrs = {}
-        tables.append(frame.assign(**known))
-        if retrained is not None:
-            found.append(returns(tables[-1], retrained).assign(**known))
-    write(pd.concat(tables, ignore_index=True), command.out, command)
-    gold = pd.concat(tables)[lambda frame: frame["answer"] == "gold"]
-    each = gold.assign(per_token=gold["logp"] / gold["length"]).groupby(
-        ["which", "epoch", "relearned"]
-    )["per_token"]
+    parts = unfinished(language, forget, command.max_length)
+    found = attacked(language, forget, wanted, retrained, parts, command.max_length)
+    write(found.examples, command.out, command)
     print("mean of logp/length over repeats, nats per token; relearned: of the examples taught")
-    print(
-        each.mean()
-        .unstack()
-        .rename(columns={False: "others", True: "relearned"})
-        .to_string(float_format="{:.3f}".format)
-    )
-    if found:
+    print(found)
+    if found.returns is not None:
         path = _returns(command)
-        frame = pd.concat(found, ignore_index=True)
-        write(frame, path, command)
-        shown = frame.groupby(["which", "epoch"])[
+        write(found.returns, path, command)
+        shown = found.returns.groupby(["which", "epoch"])[
             ["forget_quality", "ks_statistic", "other_statistic", "other_returned"]
         ]
         print(shown.agg("median").to_string(float_format="{:.3g}".format))
-        print(f"{len(frame)} rows: {path}")
+        print(f"{len(found.returns)} rows: {path}")
     leftovers.discard(parts)
-    print(f"{sum(map(len, tables))} rows: {command.out}")
+    print(f"{len(found.examples)} rows: {command.out}")
 
 
 def _returns(command: Relearn) -> Path:
     return command.out.with_stem(f"{command.out.stem}_returns")
-
-
-def _unfinished(command: Relearn, language: LanguageModel, forget: Sequence[Example]) -> Path:
-    """Where finished attacks are kept until all are: named by what is attacked, with what, and
-    by the code.
-    """
-    from llm.training.checkpointing import parameters_digest
-
-    key = [parameters_digest(language.model), language.template, list(forget), command.max_length]
-    return storage.unfinished(key, __name__)

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llm.commands.options import left_out, write
+from llm.commands.options import write
+from llm.jobs.settings import left_out
 from llm.models.names import data_of
 from llm.models.source import ModelOptions, load_model
 from markov.files import folders
@@ -43,28 +44,22 @@ class Score(ModelOptions):
 def score(command: Score) -> None:
     """Score a data set."""
     from llm.data.sources import read
-    from llm.models.answers import responses, scores
-    from llm.models.language_model import perturbed
-    from llm.scoring.gradients import gradient_norms
-    from llm.scoring.logprobs import Named, check_finite
+    from llm.jobs.scoring import score as score_of
 
     command = replace(command, data=data_of(command.model, command.data))
     if command.noise is None:
         left_out(command, ["noise_seed"], "left out without --noise")
     folders.check_table(command.out, inputs=(command.model, command.data))
     examples = read(command.data or "", command.split)
-    language = load_model(command)
-    if command.noise is not None:
-        language = language._replace(
-            model=perturbed(language.model, scale=command.noise, seed=command.noise_seed)
-        )
-    frame = scores(language, examples, max_length=command.max_length, budget=command.budget)
-    if command.gradients:
-        encoded = responses(language, examples, max_length=command.max_length)
-        norms = gradient_norms(language.model, encoded).double()
-        named = Named([example.index for example in examples], language.name)
-        check_finite("gradient_norm", norms, language.model, range(len(norms)), named)
-        frame["gradient_norm"] = norms.numpy()
+    frame = score_of(
+        load_model(command),
+        examples,
+        gradients=command.gradients,
+        noise=command.noise,
+        noise_seed=command.noise_seed,
+        max_length=command.max_length,
+        budget=command.budget,
+    )
     write(frame, command.out, command)
     # Sums of numpy, unlike those of pandas, do not pass over a nan.
     length = frame["length"]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from llm.commands.options import DEFAULTS, chosen_rate, left_out, objectives, write
-from llm.diagnostics.scores import beside, read_scores
+from llm.commands.options import write
+from llm.jobs.settings import left_out
+from llm.jobs.unlearning import METHOD, RATE
+from llm.jobs.values import DEFAULTS, log_beside, objectives_of, rate_of
 from llm.models.names import check, check_retrained, data_of, made
 from llm.models.source import ModelOptions, load_model
 from llm.training.processes import in_first, joined, started
@@ -19,12 +21,7 @@ from markov.files import folders
 from markov.preferences import paired
 
 if TYPE_CHECKING:
-    from llm.data.tofu import Example
-    from llm.logs.log import EvaluationLog
-    from llm.models.language_model import LanguageModel
     from llm.unlearning.unlearn import Unlearning
-
-OBJECTIVE = "simnpo:4.5@0.125"  # the paper's for forget10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +115,7 @@ def unlearn(command: Unlearn) -> None:
     command = resolved(command)
     asked = command
     data, kept = command.data or "", command.retain_data or ""
-    chosen, settings = objectives(command.objectives), unlearning(command)
+    chosen, settings = objectives_of(command.objectives), unlearning(command)
     if not paired(settings.objective).prefer:
         left_out(command, ["refusals"], f"left out with {command.objective}, which teaches none")
     refusals = REFUSALS if command.refusals is None else read_refusals(command.refusals)
@@ -138,9 +135,14 @@ def unlearn(command: Unlearn) -> None:
     by = described(command.objective or "", settings)
     print(f"{command.model} unlearns {data} and keeps {kept}: {by}")
     language, measure = load_model(command), None
-    reference = other_log(command, language, forget, "reference")
+    options: dict[str, Any] = {
+        "max_length": command.max_length,
+        "load": partial(load_model, command),
+    }
+    reference = log_beside(command.reference, language, forget, "reference", **options)
     # With its wrong answers, where forget quality is wanted of them.
-    retrained = other_log(command, language, sets.forget if sets else forget, "retrained")
+    asked_of = sets.forget if sets else forget
+    retrained = log_beside(command.retrained, language, asked_of, "retrained", **options)
     if sets is not None:
         length, budget = command.max_length, command.budget
         measure = tofu_measure(sets, retrained, command.measured, max_length=length, budget=budget)
@@ -177,7 +179,7 @@ def resolved(command: Unlearn) -> Unlearn:
     if command.reference is not None and not Path(command.reference).is_file():
         check(command.reference, "reference")
     word = command.objective or (
-        OBJECTIVE if command.retain_weight is None else OBJECTIVE.partition("@")[0]
+        METHOD if command.retain_weight is None else METHOD.partition("@")[0]
     )
     method(word, field="objective")
     term, weight = retaining(word, command.retain_term, command.retain_weight)
@@ -188,7 +190,7 @@ def resolved(command: Unlearn) -> Unlearn:
         objective=word,
         retain_term=term,
         retain_weight=weight,
-        learning_rate=chosen_rate(command.learning_rate, command.model, small=2e-4),
+        learning_rate=rate_of(command.learning_rate, command.model, small=RATE),
     )
 
 
@@ -226,35 +228,10 @@ def unlearning(command: Unlearn) -> Unlearning:
         for field in fields(Optimization)
         if field.name in vars(command)
     }
-    return method(command.objective or OBJECTIVE, field="objective").unlearning(
+    return method(command.objective or METHOD, field="objective").unlearning(
         Optimization(**given),
         retain_term=command.retain_term,
         retain_weight=command.retain_weight,
         lora=None if command.lora_rank is None else Lora(rank=command.lora_rank),
         gradients=tuple(range(command.epochs + 1)) if command.gradients else (),
     )
-
-
-def other_log(
-    command: Unlearn, language: LanguageModel, examples: Sequence[Example], field: str
-) -> EvaluationLog | None:
-    """What the model, or the table of scores, that the command names in `field` makes of the
-    examples, in their order.
-
-    Of a table only the responses themselves are known. None where the command names nothing. Raises
-    `InvalidInput` for a model of another vocabulary, and for a table of other examples or other
-    tokens.
-    """
-    from llm.models.answers import answer_log, log_of, scores
-    from llm.models.language_model import check_same_vocabulary
-
-    word = getattr(command, field)
-    if word is None:
-        return None
-    if Path(word).is_file():
-        own = scores(language, examples, max_length=command.max_length)
-        found = own.assign(logp=beside(own, read_scores(word, field), field))
-        return log_of(found.assign(answer="gold"), word)
-    other = load_model(command, word)
-    check_same_vocabulary(language.tokenizer, other.tokenizer, field)
-    return answer_log(other, examples, max_length=command.max_length)

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from llm.commands.options import DEFAULTS, objectives, write
-from llm.diagnostics.scores import beside, pair, read_scores
-from llm.diagnostics.weights import PUSH, WEIGHT, weights_table, with_needed
+from llm.commands.options import write
+from llm.diagnostics.weights import PUSH, WEIGHT
+from llm.jobs.values import DEFAULTS, objectives_of
+from llm.jobs.weighing import STATISTICS
+from llm.jobs.weighing import weights as weigh
 from markov.files import folders
 
 
@@ -37,17 +39,14 @@ class Weights:
 
 def weights(command: Weights) -> None:
     """Weigh from tables of scores."""
-    chosen = objectives(command.objectives)
+    objectives_of(command.objectives)
     folders.check_table(command.out, inputs=(command.scores, command.reference, command.retrained))
-    scores, reference = (
-        read_scores(command.scores, "scores"),
-        read_scores(command.reference, "reference"),
+    frame = weigh(
+        command.scores,
+        command.reference,
+        retrained=command.retrained,
+        objectives=command.objectives,
     )
-    frame = weights_table(pair(scores, reference), chosen, scores["index"].to_numpy())
-    if command.retrained is not None:
-        frame = with_needed(
-            frame, beside(scores, read_scores(command.retrained, "retrained"), "retrained")
-        )
     write(frame, command.out, command)
     report(frame)
     print(f"{len(frame)} rows: {command.out}")
@@ -59,7 +58,7 @@ def report(frame: pd.DataFrame) -> None:
     """
     from llm.diagnostics.allocation import bias, length_correlation, spearman
 
-    statistics = ["spearman", "spearman_low", "spearman_high", "area", "misplaced", "unneeded"]
+    statistics = list(STATISTICS)
     if "length" not in frame:
         pushes = {
             name: WEIGHT + name.removeprefix(PUSH)

@@ -30,9 +30,6 @@ def read_scores(path: Location, field: str) -> pd.DataFrame:
     Raises `InvalidInput` for a file that is no table, for what `llm.schemas.Scores` does not allow,
     and for an index that comes twice.
     """
-    # Here, because building the schemas takes as long as answering --help.
-    from llm.schemas import Scores, check_table
-
     try:
         frame = pd.read_parquet(path)
     except (OSError, ValueError) as error:
@@ -40,7 +37,18 @@ def read_scores(path: Location, field: str) -> pd.DataFrame:
         raise InvalidInput(
             field, os.fspath(path), f"a parquet table of scores ({reason})"
         ) from None
-    frame = check_table(Scores, frame, field, os.fspath(path))
+    return check_scores(frame, field, os.fspath(path))
+
+
+def check_scores(frame: pd.DataFrame, field: str, file: str | None = None) -> pd.DataFrame:
+    """Return the columns of a table of scores, in their order; `file` is where it lies.
+
+    Raises `InvalidInput` as `read_scores` does, naming `field`.
+    """
+    # Here, because building the schemas takes as long as answering --help.
+    from llm.schemas import Scores, check_table
+
+    frame = check_table(Scores, frame, field, file or "the table")
     again = frame["index"].duplicated()
     if again.any():
         row = int(np.argmax(again))

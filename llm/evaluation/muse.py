@@ -79,6 +79,23 @@ class Measuring:
         )
 
 
+UNITS = {
+    "verbmem": "% ROUGE-L F1",
+    "knowmem": "% ROUGE-L F1",
+    "privleak": "%",
+    "auc": "",
+    "auc_retrained": "",
+}
+ORIENTATION = (
+    "AUC: share of pairs in which the held-out text looks better known; 0: forget texts "
+    "known by heart"
+)
+DIRECTION = (
+    "PrivLeak: change of the AUC from the retrained model's; 0 is ideal, below too little "
+    "forgotten, above too much"
+)
+
+
 class Measured(NamedTuple):
     """What was measured of a model.
 
@@ -93,6 +110,9 @@ class Measured(NamedTuple):
     items: pd.DataFrame
     table: pd.DataFrame
     membership: Membership
+
+    def __repr__(self) -> str:
+        return report(self)
 
     def of(self, measure: str, split: str) -> Interval:
         """One row of the table; raises `InvalidInput` for a measure that was not taken."""
@@ -313,3 +333,42 @@ def unlearn_texts(
     return unlearn(
         language.model, forget, retain, settings, measure=measure, state=state, progress=progress
     )
+
+
+def as_json(found: Measured) -> dict[str, Any]:
+    """What was measured, as plain values: MEASURE_SPLIT, with intervals and numbers of items
+    under the same names.
+    """
+    rows = {_name(row): row for row in found.table.to_dict("records")}
+    return {name: row["value"] for name, row in rows.items()} | {
+        "intervals": {name: [row["low"], row["high"]] for name, row in rows.items()},
+        "items": {name: int(row["items"]) for name, row in rows.items()},
+        "empty": {name: int(row["empty"]) for name, row in rows.items()},
+        "orientation": ORIENTATION,
+    }
+
+
+def _name(row: dict[Any, Any]) -> str:
+    with_split = row["measure"] in ("verbmem", "knowmem")
+    return f"{row['measure']}_{row['split']}" if with_split else str(row["measure"])
+
+
+def report(found: Measured) -> str:
+    """What was measured, to read."""
+    lines = ["in brackets 95% intervals over items"]
+    for row in found.table.to_dict("records"):
+        held = f"({row['low']:.3f} to {row['high']:.3f})"
+        empty = f", {row['empty']} answered by nothing" if row["empty"] else ""
+        name, unit = row["measure"], UNITS[row["measure"]]
+        lines.append(
+            f"{name:<15}{row['split']:<8}{row['value']:>9.3f} {held:<22}{unit:<14}{row['items']} "
+            f"items{empty}"
+        )
+    lines.append(ORIENTATION)
+    privleak = "privleak" in set(found.table["measure"])
+    lines.append(
+        DIRECTION
+        if privleak
+        else "no PrivLeak: name the model that never read the forget texts, --retrained"
+    )
+    return "\n".join(lines)

@@ -23,30 +23,25 @@ that holds anything else none begins.
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import pandas as pd
-import torch
-from jaxtyping import Float, Int
-from torch import nn
 
 from llm.data.tofu import Example
-from llm.diagnostics.weights import with_needed
-from llm.logs.log import EvaluationLog, total_loss
-from llm.models.answers import answer_log, log_of, log_table, responses
-from llm.models.language_model import LanguageModel
+from llm.logs.log import EvaluationLog
+from llm.models.answers import answer_log, log_of
+from llm.models.language_model import LanguageModel, load_saved
 from llm.models.saving import check_savable, check_whole, save, saved_settings
-from llm.scoring.encoding import MAX_LENGTH, Encoded
-from llm.training.checkpointing import FILE, gathered, parameters_digest
+from llm.scoring.encoding import MAX_LENGTH
+from llm.training.checkpointing import FILE, gathered
 from llm.training.processes import in_first
 from llm.training.processes import place as rank
 from llm.unlearning.epoch import Measure
-from llm.unlearning.unlearn import Unlearning, unlearn
+from llm.unlearning.prepared import prepared, tables, trained
+from llm.unlearning.unlearn import Unlearning
 from markov.errors import InvalidInput, require
 from markov.files import folders, leftovers, storage
 from markov.files.storage import Location
@@ -54,23 +49,45 @@ from markov.objectives import Objective
 from markov.preferences import Forgetting, Preference
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
 EXAMPLES, ANSWERS, EPOCHS, WEIGHTS = (
     f"{name}.parquet" for name in ("examples", "answers", "epochs", "weights")
 )
 MODEL, STATE = "model", "state"
+SHOWN = ("epoch", "step", "forget_loss", "retain_loss", "status")
 JOB, NAMES = "unlearn", (EXAMPLES, ANSWERS, EPOCHS, WEIGHTS, MODEL, STATE)
 
 
 class Run(NamedTuple):
-    """A finished run: its tables, the settings it was made with, and its folder."""
+    """A finished run: its tables, the settings it was made with, and where its model is.
+
+    A run that was made in memory has no folder, and holds its model in `unlearned`.
+    """
 
     examples: pd.DataFrame
     answers: pd.DataFrame
     epochs: pd.DataFrame
     settings: Mapping[str, Any]
-    folder: Path
+    folder: Path | None = None
+    unlearned: LanguageModel | None = None
+
+    def __repr__(self) -> str:
+        shown = [name for name in SHOWN if name in self.epochs]
+        table = self.epochs[shown].to_string(index=False, float_format="{:.4g}".format)
+        where = "in memory" if self.folder is None else self.folder
+        return f"{table}\n{len(self.examples)} rows of examples; {where}"
+
+    @property
+    def model(self) -> LanguageModel:
+        """The model at the end, loaded from the folder where it is not in memory.
+
+        Raises `InvalidInput` where it is gone.
+        """
+        if self.unlearned is not None:
+            return self.unlearned
+        assert self.folder is not None
+        return load_saved(self.folder / MODEL)
 
     @property
     def forgetting(self) -> Forgetting:
@@ -96,8 +113,9 @@ class Run(NamedTuple):
         """Evaluation logs of the forget set by model: original and, where they are known,
         unlearned and retrained.
         """
+        where = self.folder or "a run"
         return {
-            str(model): log_of(own.drop(columns="model"), f"{model} model of {self.folder}")
+            str(model): log_of(own.drop(columns="model"), f"{model} model of {where}")
             for model, own in self.answers.groupby("model")
         }
 
@@ -130,31 +148,10 @@ def unlearn_into(
     """
     place = folder
     folder = in_first(lambda: storage.check_writable(place, "out", folder=True))
-    index = np.array([example.index for example in forget])
-    encoded, kept = (
-        responses(language, examples, max_length=max_length) for examples in (forget, retain)
+    asked = prepared(
+        language, forget, retain, settings, reference, retrained, preferred, measure, max_length
     )
-    better = None if preferred is None else responses(language, preferred, max_length=max_length)
-    others = {
-        name: log
-        for name, log in (("reference", reference), ("retrained", retrained))
-        if log is not None
-    }
-    logps = {name: _logp_of(log, name, index, encoded) for name, log in others.items()}
-    described = {
-        "model": language.name,
-        "unlearning": settings,
-        "forget": storage.fingerprint([one.tokens for one in encoded]),
-        "retain": storage.fingerprint([one.tokens for one in kept]),
-        **(
-            {}
-            if better is None
-            else {"preferred": storage.fingerprint([one.tokens for one in better])}
-        ),
-        **({} if measure is None else {"measure": measure.name}),
-        **{name: storage.fingerprint(logp) for name, logp in logps.items()},
-        "parameters": parameters_digest(language.model),
-    }
+    described = asked.described
     known = storage.provenance(described, __name__, seeds=[settings.optimization.seed])
     if in_first(lambda: finished(folder) is not None):
         run = read_run(folder)
@@ -191,31 +188,14 @@ def unlearn_into(
     # another.
     with folders.given_back(folder, JOB) if rank() == 0 else nullcontext():
         in_first(begin)
-        logs = {"original": answers() if original is None else original, "retrained": retrained}
-        ref = torch.tensor(logps["reference"]) if reference is not None else None
-        found = unlearn(
-            language.model,
-            encoded,
-            kept,
-            settings,
-            preferred=better,
-            ref=ref,
-            index=index,
-            measure=None if measure is None else _of_model(measure, language),
-            state=state,
-            progress=progress,
-        )
-    examples = found.examples
-    if retrained is not None:
-        epochs = examples["epoch"].nunique()
-        examples = with_needed(examples, np.tile(logps["retrained"], epochs))
-    logs["unlearned"] = _if_finite(answers)
-    tables = [log_table(log).assign(model=model) for model, log in logs.items() if log is not None]
+        before = answers() if original is None else original
+        found = trained(asked, language, settings, state, progress)
+    examples, table = tables(asked, found, before, retrained, answers)
     parameters = gathered(language.model)
 
     def write() -> None:
         storage.write_table(examples, folder / EXAMPLES, known)
-        storage.write_table(pd.concat(tables, ignore_index=True), folder / ANSWERS, known)
+        storage.write_table(table, folder / ANSWERS, known)
         if not (folder / MODEL).exists():
             save(language, folder / MODEL, known, parameters)
         storage.write_table(found.epochs, folder / EPOCHS, known)
@@ -225,25 +205,37 @@ def unlearn_into(
     return read_run(folder)
 
 
-def _if_finite(answers: Callable[[], EvaluationLog]) -> EvaluationLog | None:
-    """The log of a model that has unlearned, or None, with a warning, where it cannot be scored
-    any more.
+def unlearn_in_memory(
+    language: LanguageModel,
+    forget: Sequence[Example],
+    retain: Sequence[Example],
+    settings: Unlearning,
+    *,
+    reference: EvaluationLog | None = None,
+    original: EvaluationLog | None = None,
+    retrained: EvaluationLog | None = None,
+    preferred: Sequence[Example] | None = None,
+    measure: Measure[LanguageModel] | None = None,
+    max_length: int = MAX_LENGTH,
+    progress: bool = True,
+) -> Run:
+    """Unlearn without a folder: as `unlearn_into`, but nothing is written, and nothing resumed.
+
+    The model is changed in place, and is that of the run.
     """
-    try:
-        found = answers()
-        kinds = (found.gold, found.paraphrased, found.perturbed)
-        reason = (
-            ""
-            if all(bool(np.isfinite(one.average).all()) for one in kinds if one is not None)
-            else "not finite"
-        )
-    except InvalidInput as error:  # what could be scored before the first update, and no longer can
-        found, reason = None, str(error)
-    if reason:
-        warnings.warn(
-            f"answers of the unlearned model are left out: {reason}", RuntimeWarning, stacklevel=3
-        )
-    return None if reason else found
+    asked = prepared(
+        language, forget, retain, settings, reference, retrained, preferred, measure, max_length
+    )
+
+    def answers() -> EvaluationLog:
+        return answer_log(language, forget, max_length=max_length, progress=progress)
+
+    before = answers() if original is None else original
+    found = trained(asked, language, settings, None, progress)
+    examples, table = tables(asked, found, before, retrained, answers)
+    return Run(
+        examples, table, found.epochs, storage.settings_of(asked.described), unlearned=language
+    )
 
 
 def finished(folder: Path) -> Run | None:
@@ -256,15 +248,6 @@ def finished(folder: Path) -> Run | None:
     if there and whole is None and (folder / EPOCHS).exists():
         leftovers.set_aside(folder / EPOCHS, "its model is made again")
     return storage.read_kept(folder / EPOCHS, lambda path: read_run(path.parent))
-
-
-def _of_model(measure: Measure[LanguageModel], language: LanguageModel) -> Measure[nn.Module]:
-    """The same measure, of the bare model."""
-
-    def call(epoch: int, model: nn.Module) -> Mapping[str, float]:
-        return measure.call(epoch, language._replace(model=cast("PreTrainedModel", model)))
-
-    return Measure(measure.name, call)
 
 
 def read_run(folder: Location) -> Run:
@@ -295,32 +278,3 @@ def read_run(folder: Location) -> Run:
         if len(frame) > 0:  # of a run that diverged at once there may be no examples
             check_table(schema, frame, f"run, {name}", os.fspath(path / name))
     return Run(examples, answers, epochs, epochs.attrs[storage.KEY]["settings"], path)
-
-
-def _logp_of(
-    log: EvaluationLog, field: str, index: Int[np.ndarray, "examples"], encoded: Sequence[Encoded]
-) -> Float[np.ndarray, "examples"]:
-    """log pi of each response (nats) in the order of `index`; raises `InvalidInput` for other
-    examples or tokens.
-    """
-    places = {int(one): place for place, one in enumerate(log.index)}
-    lacking = [int(one) for one in index if int(one) not in places]
-    require(
-        not lacking and len(log.index) == len(index),
-        field,
-        lacking[:1],
-        f"all forget examples in {log.file}",
-    )
-    order = [places[int(one)] for one in index]
-    loss, length = (
-        total_loss(log)[order],
-        np.array([len(one.tokens) - one.prompt for one in encoded]),
-    )
-    uneven = int((np.asarray(log.gold.length)[order] != length).sum())
-    require(
-        not uneven,
-        field,
-        log.file,
-        f"scores of the same tokens of each response ({uneven} have other lengths)",
-    )
-    return -loss

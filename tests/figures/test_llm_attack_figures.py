@@ -410,7 +410,7 @@ def test_requests_are_kept_go_on_where_they_were_and_are_made_anew_when_asked_fo
     pd.testing.assert_frame_equal(llm_sequential.data(context), requested, check_dtype=False)
     monkeypatch.undo()
     monkeypatch.setattr(llm_runs, "study", lambda scale: TINY)
-    monkeypatch.setattr("llm.unlearning.runs.unlearn", refuse)
+    monkeypatch.setattr("llm.unlearning.prepared.unlearn", refuse)
     for path in (storage.cache_dir() / "tables").glob("sequential-*"):
         path.unlink()
     again = llm_sequential.data(context)  # from the folders of the stages

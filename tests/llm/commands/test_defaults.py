@@ -20,14 +20,14 @@ from llm.commands import unlearn as unlearn_command
 from llm.commands.muse import Muse
 from llm.commands.muse import resolved as resolved_muse
 from llm.commands.muse import unlearning as unlearning_texts
-from llm.commands.sweep import Sweep, runs_of, task_of
-from llm.commands.sweep import resolved as resolved_sweep
 from llm.commands.unlearn import Unlearn, resolved, unlearning
 from llm.data import tofu as corpora
 from llm.data.authors.corpus import PERCENTS, Authors, splits
 from llm.data.news.corpus import News
 from llm.data.sources import read
 from llm.data.splits import retain_word, tofu_sets
+from llm.jobs.sweeping import Sweep, runs_of, task_of
+from llm.jobs.sweeping import resolved as resolved_sweep
 from llm.models import names
 from llm.models.language_model import LanguageModel
 from llm.models.names import KINDS, Made, made

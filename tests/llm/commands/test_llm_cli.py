@@ -22,11 +22,11 @@ from figures.__main__ import cli as figures_cli
 from figures.language import runs as llm_runs
 from figures.scale import Scale
 from llm.__main__ import cli
-from llm.commands.options import DEFAULTS, objectives
 from llm.data import tofu as corpora
 from llm.data.authors.corpus import Authors, splits
 from llm.diagnostics.allocation import bias
 from llm.diagnostics.weights import COLUMNS
+from llm.jobs.values import DEFAULTS, objectives_of
 from llm.logs.log import total_loss
 from llm.models.answers import responses, scores
 from llm.models.language_model import LanguageModel, perturbed
@@ -47,7 +47,7 @@ from tests.llm.logs.test_logs import REAL, as_open_unlearning, needs_real_logs, 
 from tests.llm.scoring.test_encoding import by_bytes, by_pieces
 from tests.markov.test_cli import call
 
-WEIGHTS = [f"weight_{name}" for name in objectives(DEFAULTS)]
+WEIGHTS = [f"weight_{name}" for name in objectives_of(DEFAULTS)]
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +211,7 @@ def test_unlearn_leaves_a_run_with_everything(
     }.items():
         np.testing.assert_allclose(total_loss(run.logs[model]), -expected, rtol=1e-5)
         assert run.logs[model].perturbed is not None and run.logs[model].paraphrased is not None
-    expected = weights_by_epoch(run.examples, objectives(DEFAULTS))
+    expected = weights_by_epoch(run.examples, objectives_of(DEFAULTS))
     found = storage.read_table(tmp_path / "run" / "weights.parquet")
     pd.testing.assert_frame_equal(found, expected, check_flags=False)
 
@@ -226,7 +226,7 @@ def test_a_finished_run_is_read_and_a_run_of_other_settings_refused(
     def untrained(*_: object, **__: object) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("llm.unlearning.runs.unlearn", untrained)
+    monkeypatch.setattr("llm.unlearning.prepared.unlearn", untrained)
     assert cli(arguments) == 0
     capsys.readouterr()
     assert cli([*arguments, "--seed", "1"]) == 2
@@ -239,7 +239,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_tables(
 ) -> None:
     assert cli(arguments_of_unlearning(place, "whole")) == 0
     stopped = {
-        "llm.unlearning.runs.log_table": "after training",
+        "llm.unlearning.prepared.log_table": "after training",
         "llm.unlearning.runs.save": "before the model is written",
     }
     for place_of_stop in stopped:

@@ -13,17 +13,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm.commands.options import DEFAULTS, objective, objectives
 from llm.data import tofu as corpora
 from llm.data.authors.corpus import Authors, splits
 from llm.data.sources import read
 from llm.data.tofu import Example
 from llm.diagnostics.scores import beside, pair, read_scores, score_table
+from llm.jobs.values import DEFAULTS, objectives_of
 from llm.logs.log import truth_ratio
 from llm.models.answers import answer_log, log_of, log_table, responses
 from llm.models.language_model import LanguageModel
 from llm.scoring.logprobs import score
 from llm.scoring.templates import PLAIN
+from llm.unlearning.methods import objective
 from markov.errors import InvalidInput
 from markov.objectives import CORNERS, Objective, SequenceLogProbs, gradient_ascent, npo, simnpo
 from tests.llm.scoring.test_encoding import by_bytes
@@ -151,7 +152,7 @@ def test_a_word_is_an_objective(beta: float, gamma: float, corner: str) -> None:
 def test_the_limits_are_words_and_the_default_is_the_four_corners() -> None:
     assert objective("gradient_ascent") == gradient_ascent()
     assert objective("length_weighted_gradient_ascent") == gradient_ascent(1.0)
-    found = objectives(DEFAULTS)
+    found = objectives_of(DEFAULTS)
     assert {(one.reference, one.normalize) for one in found.values()} == set(CORNERS.values())
     assert found["npo_b0.1"] == npo(0.1) and found["simnpo_b2.5"] == simnpo(2.5)
 
@@ -167,7 +168,7 @@ def test_other_words_are_refused(word: str) -> None:
 def test_words_are_needed_and_each_once() -> None:
     for words in ([], ["npo:0.1", "npo:0.1"]):
         with pytest.raises(InvalidInput, match="objectives"):
-            objectives(words)
+            objectives_of(words)
 
 
 def some_scores(count: int = 6, seed: int = 0) -> pd.DataFrame:

@@ -24,13 +24,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from llm.__main__ import cli
-from llm.commands.evaluate import read_tofu_logs
 from llm.data import tofu as corpora
 from llm.data.authors.corpus import Authors
 from llm.data.splits import checked, retain_word, split_of, tofu_sets
 from llm.data.tofu import Example
 from llm.evaluation.rouge import rouge
 from llm.evaluation.tofu import empty_generations, evaluate, task_log
+from llm.jobs.evaluating import read_tofu_logs
 from llm.logs.log import Answers, EvaluationLog, take, truth_ratio
 from llm.logs.measures import (
     KINDS,

@@ -20,13 +20,12 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from llm.__main__ import cli, parse
-from llm.commands.options import objective
-from llm.commands.sweep import TABLE, Sweep, runs_of
 from llm.data import tofu as corpora
 from llm.data.authors.corpus import Authors, splits
 from llm.data.splits import TofuSets, tofu_sets
 from llm.evaluation.folders import COLUMNS, evaluate_into, tofu_measure
 from llm.evaluation.tofu import evaluate
+from llm.jobs.sweeping import TABLE, Sweep, runs_of
 from llm.logs.log import truth_ratio
 from llm.logs.measures import model_utility
 from llm.logs.summaries import best, over_seeds, summary
@@ -38,7 +37,7 @@ from llm.sweeps import sweep as sweep_module
 from llm.sweeps.sweep import Run, Task, baseline, epochs, sweep
 from llm.training.fine_tuning import fine_tune
 from llm.training.loop import Optimization
-from llm.unlearning.methods import METHODS, Method, method, method_of, methods
+from llm.unlearning.methods import METHODS, Method, method, method_of, methods, objective
 from llm.unlearning.runs import EPOCHS, MODEL, read_run, unlearn_into
 from llm.unlearning.task_vectors import negate_task_vector
 from llm.unlearning.unlearn import Unlearning
@@ -603,7 +602,7 @@ def test_the_default_sweep_is_the_table_of_the_paper_with_both_ablations() -> No
 def test_the_command_writes_tables_that_say_what_was_measured(
     task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import llm.commands.sweep as command_module
+    import llm.jobs.sweeping as command_module
 
     made = command_module.task_of
     monkeypatch.setattr(

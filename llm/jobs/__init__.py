@@ -1,0 +1,1 @@
+"""What `import llm` offers: each job of this project as one function, of words or of values."""

@@ -1,0 +1,225 @@
+"""Evaluate as TOFU does: a model, or the evaluation logs of one."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pandas as pd
+
+from llm.jobs.values import Other, Word, data_for, language_of, log_beside
+from llm.logs.log import EvaluationLog
+from llm.logs.log import shared as shared_by
+from llm.logs.measures import ForgetQuality, TofuLogs, forget_quality, measures
+from llm.logs.reading import read_log
+from llm.scoring.encoding import BUDGET, MAX_LENGTH
+from markov.errors import InvalidInput, require
+from markov.files.storage import Location
+
+if TYPE_CHECKING:
+    from llm.data.splits import TofuSets
+    from llm.models.language_model import LanguageModel
+
+NEW_TOKENS = 200  # of an answer, as open-unlearning has it for TOFU
+
+
+class Evaluation(NamedTuple):
+    """What was measured of a model: a table of measures, and the logs that they were taken from.
+
+    `measures` has the columns `measure`, `task`, `value`, `low` and `high`, a 95% interval over
+    examples, and `examples`; `variant` is the mean of the wrong answers in the truth ratio.
+    """
+
+    measures: pd.DataFrame
+    logs: TofuLogs
+    retrained: EvaluationLog | None
+    variant: str
+
+    def __repr__(self) -> str:
+        return report(*self)
+
+
+def evaluate(
+    model: LanguageModel | Location | None = None,
+    data: TofuSets | Location | None = None,
+    *,
+    retrained: Other | None = None,
+    logs: TofuLogs | Location | None = None,
+    retrained_logs: EvaluationLog | Location | None = None,
+    variant: str = "geometric",
+    shared: bool = False,
+    words: str = "latin",
+    max_new_tokens: int = NEW_TOKENS,
+    max_length: int = MAX_LENGTH,
+    budget: int = BUDGET,
+    progress: bool = True,
+) -> Evaluation:
+    """Return TOFU's measures of a model, or of the `logs` of one, with 95% intervals.
+
+    The measures are probability, ROUGE-L recall and truth ratio of four sets, model utility, and,
+    where the retrained model or its log is given, forget quality. `data` is the word of a forget
+    split, from which the four sets follow, or the sets themselves; it is left out with `logs`, a
+    file or folder in any of TOFU's three layouts. With `shared` questions that only one of the two
+    models was asked are left out.
+
+    Raises `InvalidInput` for words that name nothing, for both a model and logs, and for logs that
+    cannot be read or do not fit together.
+    """
+    require((model is None) != (logs is None), "logs", logs, "either a model or logs")
+    allowed = "left out with retrained_logs"
+    require(retrained is None or retrained_logs is None, "retrained", retrained, allowed)
+    if logs is not None:
+        require(data is None, "data", data, "left out with logs, which say what was asked")
+        found = read_tofu_logs(logs) if isinstance(logs, Word) else logs
+        other = retrained if isinstance(retrained, EvaluationLog) else None
+        require(retrained is other, "retrained", retrained, "a log: no model is loaded beside logs")
+    else:
+        assert model is not None
+        found, other = _of_model(
+            model,
+            data,
+            retrained,
+            words=words,
+            max_new_tokens=max_new_tokens,
+            max_length=max_length,
+            budget=budget,
+            progress=progress,
+        )
+    if retrained_logs is not None:
+        other = read_log(retrained_logs) if isinstance(retrained_logs, Word) else retrained_logs
+    if shared and other is not None:
+        found, other = with_shared(found, other)
+    return Evaluation(measures(found, other, variant=variant), found, other, variant)
+
+
+def _of_model(
+    model: LanguageModel | Location,
+    data: TofuSets | Location | None,
+    retrained: Other | None,
+    *,
+    words: str,
+    max_new_tokens: int,
+    max_length: int,
+    budget: int,
+    progress: bool,
+) -> tuple[TofuLogs, EvaluationLog | None]:
+    """Return the logs of a model, and that of the retrained one."""
+    from llm.data.splits import tofu_sets
+    from llm.evaluation.tofu import evaluate as evaluate_model
+    from llm.models.names import check_retrained
+
+    if data is None or isinstance(data, Word):
+        word = data_for(model, data)
+        assert isinstance(word, str)
+        if isinstance(retrained, Word):
+            check_retrained(str(retrained), word)
+        sets = tofu_sets(word)
+    else:
+        sets = data
+    options: dict[str, Any] = {"max_length": max_length, "budget": budget, "progress": progress}
+    language = language_of(model)
+    other = log_beside(
+        retrained, language, sets.forget, "retrained", max_length=max_length, budget=budget
+    )
+    found = evaluate_model(language, sets, words=words, max_new_tokens=max_new_tokens, **options)
+    return found, other
+
+
+def with_shared(logs: TofuLogs, retrained: EvaluationLog) -> tuple[TofuLogs, EvaluationLog]:
+    """Return the logs of both models without the questions that only one of them was asked."""
+    mine, theirs = shared_by(logs.of("forget"), retrained)
+    return logs._replace(forget=mine), theirs
+
+
+def read_tofu_logs(path: Location) -> TofuLogs:
+    """The logs of all tasks that a folder, or a file of all tasks, holds; of a single task's file,
+    that one.
+
+    Raises `InvalidInput` as `read_log` does, for what holds none.
+    """
+    found, errors = {}, []
+    for task in TofuLogs._fields:
+        try:
+            found[task] = read_log(path, task)
+        except InvalidInput as error:
+            # Not there, or another task's: anything else is a log that cannot be read.
+            if error.field not in ("logs", "task") and not (
+                error.field == "log" and isinstance(error.value, list)
+            ):
+                raise
+            errors.append(error)
+    if not found:
+        raise errors[0]
+    return TofuLogs(**found)
+
+
+def as_json(
+    frame: pd.DataFrame, logs: TofuLogs, retrained: EvaluationLog | None, variant: str
+) -> dict[str, Any]:
+    """What was measured, as plain values; what could not be is None."""
+    values: dict[str, Any] = dict.fromkeys(("model_utility", "forget_quality", "ks_statistic"))
+    components: dict[str, Any] = {}
+    intervals: dict[str, Any] = {}
+    for row in frame.to_dict("records"):
+        name = row["measure"] if row["measure"] in values else f"{row['task']}_{row['measure']}"
+        (values if name in values else components)[name] = row["value"]
+        if not pd.isna(row["low"]):
+            intervals[name] = [row["low"], row["high"]]
+    counts = {task: len(log.index) for task, log in logs._asdict().items() if log is not None}
+    test = None
+    if retrained is not None and logs.forget is not None:
+        found = _test(logs.forget, retrained, variant)
+        test = {
+            "log10_p": found.log10_p,
+            "method": found.method,
+            "retrained_examples": found.retrained_examples,
+        }
+    return values | {
+        "variant": variant,
+        "examples": counts,
+        "components": components,
+        "intervals": intervals,
+        "ks_test": test,
+    }
+
+
+def _test(log: EvaluationLog, retrained: EvaluationLog, variant: str) -> ForgetQuality:
+    """The test behind forget quality, without the warnings that were given when the measures
+    were taken.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return forget_quality(log, retrained, variant=variant)
+
+
+def report(
+    frame: pd.DataFrame, logs: TofuLogs, retrained: EvaluationLog | None, variant: str
+) -> str:
+    """What was measured, to read."""
+    lines = [f"truth ratio: {variant}; in brackets 95% intervals over examples"]
+    for row in frame.to_dict("records"):
+        value = (
+            f"{row['value']:.4g}" if row["measure"] == "forget_quality" else f"{row['value']:.3f}"
+        )
+        if row["measure"] == "forget_quality" and row["value"] == 0 and retrained is not None:
+            # Too small for a float, but not nothing.
+            value = f"1e{_test(logs.of('forget'), retrained, variant).log10_p:.0f}"
+        held = "" if pd.isna(row["low"]) else f"  ({row['low']:.3f} to {row['high']:.3f})"
+        lines.append(
+            f"{row['measure']:<15}{row['task']:<13}{value:>10}{held:<20}{row['examples']:>5} "
+            "examples"
+        )
+    if "model_utility" not in set(frame["measure"]):
+        missing = [task for task, log in logs._asdict().items() if log is None and task != "forget"]
+        why = (
+            f"no logs of {', '.join(missing)}"
+            if missing
+            else "no generations or no wrong answers in some logs"
+        )
+        lines.append(f"no model_utility: {why}")
+    if retrained is None:
+        lines.append(
+            "no forget_quality: name the retrained model's log of the same forget questions, "
+            "--retrained-logs"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,154 @@
+"""Attack an unlearned model: teach it a share of what it forgot, and watch the rest come back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import pandas as pd
+
+from llm.jobs.values import Other, Word, data_for, examples_of, language_of, log_beside, rate_of
+from llm.scoring.encoding import BUDGET, MAX_LENGTH
+from markov.errors import require, require_whole
+from markov.files import leftovers, storage
+from markov.files.storage import Location
+
+if TYPE_CHECKING:
+    from llm.data.tofu import Example
+    from llm.evaluation.relearning import Relearning
+    from llm.logs.log import EvaluationLog
+    from llm.models.language_model import LanguageModel
+
+RATE = 2e-4  # largest step size for small models
+
+
+class Relearned(NamedTuple):
+    """What came back under relearning attacks.
+
+    `examples` has a row per attack, epoch, forget example and answer (see
+    `llm.evaluation.relearning.relearn`), and `returns`, None without a retrained model, a row per
+    attack and epoch (see `llm.evaluation.relearning.returns`); both name the attack by `which` and
+    `repeat`.
+    """
+
+    examples: pd.DataFrame
+    returns: pd.DataFrame | None
+
+    @property
+    def means(self) -> pd.DataFrame:
+        """Mean of logp/length over repeats (nats per token), of the examples taught and of others.
+
+        Equal to the table that `python -m llm relearn` prints.
+        """
+        gold = self.examples[self.examples["answer"] == "gold"]
+        each = gold.assign(per_token=gold["logp"] / gold["length"]).groupby(
+            ["which", "epoch", "relearned"]
+        )["per_token"]
+        return each.mean().unstack().rename(columns={False: "others", True: "relearned"})
+
+    def __repr__(self) -> str:
+        return self.means.to_string(float_format="{:.3f}".format)
+
+
+def relearn(
+    model: LanguageModel | Location,
+    data: Sequence[Example] | Location | None = None,
+    *,
+    retrained: Other | None = None,
+    which: Sequence[Literal["shortest", "random"]] = ("shortest", "random"),
+    share: float = 0.2,
+    repeats: int = 5,
+    epochs: int = 3,
+    batch: int = 32,
+    learning_rate: float | None = None,
+    max_length: int = MAX_LENGTH,
+    budget: int = BUDGET,
+) -> Relearned:
+    """Return what comes back of the forgotten `data` when a `share` of it is taught again.
+
+    Each attack fine-tunes a copy on the shortest responses, or on some at random, and scores all of
+    the data after every epoch; the model stays as it was. With the retrained model, or its log,
+    forget quality is taken as well. Finished attacks are kept until all are, so that a call that
+    was stopped goes on where it was. The step size follows from the size of the model if it is not
+    given: 2e-4 for small ones, 1e-5 for others.
+
+    Raises `InvalidInput` for words that name nothing and for numbers that cannot be.
+    """
+    from llm.models.names import check_retrained
+
+    source = data_for(model, data)
+    if isinstance(retrained, Word) and isinstance(source, str):
+        check_retrained(str(retrained), source)
+    rate = rate_of(learning_rate, model, small=RATE)
+    wanted = attacks(which, share, repeats, epochs, batch, rate, budget)
+    forget, language = examples_of(source), language_of(model)
+    log = log_beside(retrained, language, forget, "retrained", max_length=max_length, budget=budget)
+    parts = unfinished(language, forget, max_length)
+    found = attacked(language, forget, wanted, log, parts, max_length)
+    leftovers.discard(parts)
+    return found
+
+
+def attacks(
+    which: Sequence[Literal["shortest", "random"]],
+    share: float,
+    repeats: int,
+    epochs: int,
+    batch: int,
+    rate: float,
+    budget: int,
+) -> list[Relearning]:
+    """Return the settings of all attacks; raises `InvalidInput` for numbers that cannot be."""
+    from llm.evaluation.relearning import Relearning
+    from llm.training.loop import Optimization
+
+    require_whole(repeats, "repeats", 1)
+    require(len(which) > 0, "which", which, "shortest, random or both")
+    optimization = Optimization(
+        epochs=epochs, batch=batch, learning_rate=rate, warmup_epochs=0, budget=budget
+    )
+    return [
+        Relearning(which=one, share=share, seed=seed, optimization=optimization)
+        for one in dict.fromkeys(which)
+        for seed in range(repeats)
+    ]
+
+
+def attacked(
+    language: LanguageModel,
+    forget: Sequence[Example],
+    wanted: Sequence[Relearning],
+    retrained: EvaluationLog | None,
+    parts: Path,
+    max_length: int = MAX_LENGTH,
+) -> Relearned:
+    """Return what came back under each attack; finished ones are kept in the folder `parts`."""
+    from llm.evaluation.relearning import relearn as attack
+    from llm.evaluation.relearning import returns
+
+    tables, found = [], []
+    for one in wanted:
+        path = parts / f"{storage.fingerprint(one)}.parquet"
+        if storage.read_kept(path, storage.read_table) is None:
+            frame = attack(language, forget, one, max_length=max_length)
+            storage.write_table(frame, path, {})
+        frame = storage.read_table(path)
+        frame.attrs = {}
+        tables.append(frame.assign(which=one.which, repeat=one.seed))
+        if retrained is not None:
+            frame = returns(tables[-1], retrained)
+            found.append(frame.assign(which=one.which, repeat=one.seed))
+    back = pd.concat(found, ignore_index=True) if found else None
+    return Relearned(pd.concat(tables, ignore_index=True), back)
+
+
+def unfinished(language: LanguageModel, forget: Sequence[Example], max_length: int) -> Path:
+    """Return where finished attacks are kept until all are.
+
+    The folder is named by what is attacked, with what, and by the code.
+    """
+    from llm.training.checkpointing import parameters_digest
+
+    key = [parameters_digest(language.model), language.template, list(forget), max_length]
+    return storage.unfinished(key, __name__)

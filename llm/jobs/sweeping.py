@@ -1,0 +1,308 @@
+"""Sweep: unlearn by many methods, evaluate each, and put them into one table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import pandas as pd
+
+from llm.jobs.settings import left_out, provenance_of
+from llm.models.names import check, check_retrained, data_of, is_small, made, retrained_of
+from llm.models.source import ModelOptions
+from llm.scoring.encoding import BUDGET
+from llm.unlearning.methods import METHODS, Method, methods, parsed
+from markov.errors import InvalidInput, require
+from markov.files import folders, storage
+from markov.files.storage import Location
+
+if TYPE_CHECKING:
+    from llm.sweeps.sweep import Run, Task
+
+# The paper's table, and both ablations between NPO and SimNPO, at the paper's settings for
+# forget10.
+TABLE = (
+    "gradient_ascent",
+    "grad_diff@1",
+    "npo:0.1@1",
+    "reference_free_npo:0.1@1",
+    "length_normalized_npo:4.5@0.125",
+    "simnpo:4.5@0.125",
+)
+# Step size, batch, and tokens of a forward pass: for a small model few, lest short answers be
+# padded to long ones.
+LARGE = {"learning_rate": 1e-5, "batch": 32, "budget": BUDGET}
+SMALL = {"learning_rate": 6e-4, "batch": 16, "budget": 384}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep(ModelOptions):
+    """Unlearn by many methods, evaluate each as TOFU does, and put them into one table in the
+    paper's layout.
+
+    Without arguments: the paper's table on the model made here. A method is
+    NAME[:BETA[:GAMMA]][@RETAIN_WEIGHT]; what its word leaves open takes every value of --beta,
+    --gamma and --retain-weight in turn, so that --methods simnpo --beta 2.5 4.5 --gamma 0 1
+    --retain-weight 0.125 is a grid of four. Names: gradient_ascent, weighted_grad_diff, npo,
+    simnpo, length_normalized_npo, reference_free_npo, idk, dpo, simpo; grad_diff, as in the
+    released code a mean over tokens, mean_gradient_ascent without its retain term, and
+    summed_grad_diff, where log-probabilities are summed; and ga_kl, npo_kl, simnpo_kl with a KL
+    retain term.
+
+    Writes to OUT a folder per run, sweep.parquet (all measures with intervals), summary.parquet,
+    summary.md and summary.tex (a row per run), best.parquet (the best settings of each method by
+    the rule that is printed). A sweep that was stopped goes on where it was. Example: python -m llm
+    sweep --model tofu-llama2-7b --retrained MODEL --data tofu:forget05 --out out/llama
+    """
+
+    retrained: str | None = None
+    """The model retrained without the forget data, which all are compared with (default, for a
+    model made here and authors:forgetNN: the one that read all but these)."""
+    data: str | None = None
+    """What is to be forgotten: authors:forgetNN[:SEED], tofu:forgetNN or FOLDER/forgetNN; what is
+    to stay follows from it (default: for small models authors:forget10)."""
+    methods: tuple[str, ...] = TABLE
+    """What to run, in words."""
+    beta: tuple[float, ...] = ()
+    """For methods whose word gives no beta."""
+    gamma: tuple[float, ...] = (0.0,)
+    """For methods whose word gives no gamma and that take one: the margin, outside beta."""
+    retain_weight: tuple[float, ...] = (1.0,)
+    """For methods whose word gives no lambda and that have a retain term."""
+    task_vectors: tuple[float, ...] = ()
+    """Scales of task vectors to take away (Ilharco et al. 2023), fine-tuned on the forget data
+    at the same rate.
+    """
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of the order of examples; with several the table has their means, and intervals over
+    them.
+    """
+    epochs: int = 10
+    """Passes over the forget data."""
+    learning_rate: float | None = None
+    """Largest step size of AdamW (default: 6e-4 for small models, such as those made here, 1e-5
+    for others).
+    """
+    batch: int | None = None
+    """Forget examples per update, and as many retain examples (default: 16 for small models, 32
+    for others).
+    """
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: products in that precision (autocast)."""
+    gradient_checkpointing: bool = False
+    """Save memory by computing activations twice."""
+    refusals: Path | None = None
+    """A file of refusals, one per line, for idk, dpo and simpo (default: a hundred that come
+    with this package).
+    """
+    variant: Literal["geometric", "arithmetic"] = "geometric"
+    """Mean of the wrong answers' probabilities in the truth ratio: the released code's or the
+    TOFU paper's.
+    """
+    max_new_tokens: int = 200
+    """Tokens of an answer that a model writes."""
+    tolerance: float = 0.05
+    """Share of the original's model utility that the best settings of a method may lose."""
+    save_models: bool = False
+    """Keep the unlearned models, not only what was measured of them."""
+    jobs: int = -1
+    """Runs at a time; -1 is one per core. On a GPU it is always one."""
+    out: Path = Path("out/sweep")
+    """Folder to write, or to go on in."""
+
+
+class Swept(NamedTuple):
+    """What a sweep measured.
+
+    `measures` has a row per model and measure (see `llm.sweeps.sweep.sweep`); `summary` a row per
+    model, in the paper's layout, averaged over seeds; `best` the settings of each method with the
+    smallest D among those that keep enough of the original's utility.
+    """
+
+    measures: pd.DataFrame
+    summary: pd.DataFrame
+    best: pd.DataFrame
+
+    def __repr__(self) -> str:
+        from llm.logs.summaries import markdown
+
+        return markdown(self.summary)
+
+
+def sweep(
+    methods: Sequence[str] = TABLE,
+    *,
+    out: Location,
+    model: Location = "authors:original",
+    retrained: Location | None = None,
+    data: Location | None = None,
+    beta: Sequence[float] = (),
+    gamma: Sequence[float] = (0.0,),
+    retain_weight: Sequence[float] = (1.0,),
+    seeds: Sequence[int] = (0,),
+    epochs: int = 10,
+    learning_rate: float | None = None,
+    jobs: int = -1,
+    **options: Any,
+) -> Swept:
+    """Return what TOFU measures of a model after each of many methods, beside the retrained model.
+
+    Methods are words such as simnpo:4.5@0.125; what a word leaves open takes every value of `beta`,
+    `gamma` and `retain_weight` in turn. Each run has a folder in `out`, which holds the tables of
+    `python -m llm sweep` as well; a sweep that was stopped goes on where it was. Models are words
+    here, since each run loads its own. `options` are further fields of `Sweep`.
+
+    Raises `InvalidInput` for words and numbers that cannot be, and for a folder of another sweep.
+    """
+    asked = Sweep(
+        methods=tuple(methods),
+        out=Path(out),
+        model=str(model),
+        retrained=None if retrained is None else str(retrained),
+        data=None if data is None else str(data),
+        beta=tuple(beta),
+        gamma=tuple(gamma),
+        retain_weight=tuple(retain_weight),
+        seeds=tuple(seeds),
+        epochs=epochs,
+        learning_rate=learning_rate,
+        jobs=jobs,
+        **options,
+    )
+    return swept(checked(asked))
+
+
+def checked(asked: Sweep) -> Sweep:
+    """Return the same sweep with nothing left open; raises `InvalidInput` for what cannot be."""
+    require(
+        asked.jobs == -1 or asked.jobs >= 1,
+        "jobs",
+        asked.jobs,
+        "-1 or a whole number of at least 1",
+    )
+    require(0 <= asked.tolerance < 1, "tolerance", asked.tolerance, "a share >= 0, below 1")
+    found = resolved(asked)
+    inputs = (found.model, found.retrained, found.data, found.refusals)
+    folders.check_place(found.out, inputs=inputs)
+    return found
+
+
+def swept(asked: Sweep) -> Swept:
+    """Make the runs that are not there, write their tables, and return these."""
+    from llm.logs.summaries import best, latex, markdown, over_seeds, summary
+    from llm.sweeps.sweep import sweep as make
+
+    found = make(asked.out, task_of(asked), runs_of(asked), n_jobs=asked.jobs)
+    table = summary(over_seeds(found))
+    chosen = best(found, asked.tolerance)
+    path = asked.out / "summary.parquet"
+    known = provenance_of(asked)
+    storage.write_table(chosen, asked.out / "best.parquet", known)
+    flat = table.set_axis([" ".join(filter(None, pair)) for pair in table.columns], axis=1)
+    storage.write_table(flat, path, known)
+    for suffix, text in ((".md", markdown(table)), (".tex", latex(table))):
+        with storage.atomic_path(path.with_suffix(suffix)) as partial:
+            partial.write_text(text, "utf-8")
+    # Last, so that beside it all the others lie.
+    storage.write_table(found, asked.out / "sweep.parquet", known)
+    return Swept(found, table, chosen)
+
+
+def _check_all_used(command: Sweep, found: Sequence[Method]) -> None:
+    """Raise `InvalidInput` for numbers of a grid, or refusals, that none of the methods takes."""
+    asked = [
+        (METHODS[name], numbers, weight) for name, numbers, weight in map(parsed, command.methods)
+    ]
+    opened = {axis for form, numbers, _ in asked for axis in form.takes[len(numbers) :]}
+    opened |= {
+        "retain_weight"
+        for form, _, weight in asked
+        if weight is None and form.retain_term != "none"
+    }
+    taken = opened | ({"refusals"} if any(one.prefers for one in found) else set())
+    unused = {"beta", "gamma", "retain_weight", "refusals"} - taken
+    left_out(command, unused, "left out, since no method of --methods leaves it open")
+
+
+def resolved(command: Sweep) -> Sweep:
+    """The same command with data and a retrained model; raises `InvalidInput` for words that do
+    not go together.
+    """
+    from llm.data.splits import split_of
+
+    check(command.model)
+    if command.retrained is None and made(command.model) is None:
+        raise InvalidInput(
+            "retrained",
+            None,
+            "the model retrained without the forget data: all are compared with it",
+        )
+    data = data_of(command.model, command.data)
+    split_of(data)
+    retrained = command.retrained or retrained_of(data)
+    if retrained is None:
+        raise InvalidInput(
+            "retrained", None, f"named: of {data} none is known that was retrained without them"
+        )
+    check_retrained(retrained, data)
+    return replace(command, data=data, retrained=retrained)
+
+
+def task_of(command: Sweep) -> Task:
+    """What unlearns what, of a command that leaves nothing open; raises `InvalidInput` for data
+    that are not there.
+    """
+    from llm.data.refusals import REFUSALS, read_refusals
+    from llm.sweeps.sweep import Task
+
+    command = resolved(command)
+    assert command.data is not None and command.retrained is not None
+    return Task(
+        options=ModelOptions(
+            **{name: getattr(command, name) for name in ModelOptions.__dataclass_fields__}
+        ),
+        retrained=command.retrained,
+        data=command.data,
+        refusals=REFUSALS if command.refusals is None else read_refusals(command.refusals),
+        max_new_tokens=command.max_new_tokens,
+        variant=command.variant,
+        save_models=command.save_models,
+    )
+
+
+def runs_of(command: Sweep) -> list[Run]:
+    """The runs that a command asks for; raises `InvalidInput` for words and numbers that cannot
+    be.
+    """
+    from llm.sweeps.sweep import Run
+    from llm.training.loop import Optimization
+
+    require(len(command.seeds) > 0, "seeds", command.seeds, "at least one")
+    given = SMALL if is_small(command.model) else LARGE
+    asked = {
+        name: getattr(command, name)
+        for name in ("learning_rate", "batch")
+        if getattr(command, name) is not None
+    }
+    asked |= {"budget": command.budget} if command.budget != BUDGET else {}
+    every = [
+        Optimization(
+            epochs=command.epochs,
+            precision=command.precision,
+            gradient_checkpointing=command.gradient_checkpointing,
+            seed=seed,
+            **{**given, **asked},  # pyright: ignore[reportArgumentType]
+        )
+        for seed in command.seeds
+    ]
+    grid = {"beta": command.beta, "gamma": command.gamma, "retain_weight": command.retain_weight}
+    words = methods(command.methods, **grid) if command.methods else []
+    _check_all_used(command, words)
+    runs = [Run(method=one, optimization=optimization) for one in words for optimization in every]
+    return runs + [
+        Run(method=None, scale=one, optimization=own)
+        for one in command.task_vectors
+        for own in every
+    ]

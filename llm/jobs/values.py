@@ -1,0 +1,149 @@
+"""Words and values: a model, data or an objective may be given as either.
+
+A word is a text or a path, such as authors:original, tofu:forget10 or npo:0.1; a value is what
+the word stands for, and is taken as it is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import pandas as pd
+
+from llm.data.sources import read
+from llm.diagnostics.scores import beside, check_scores, read_scores
+from llm.diagnostics.weights import named
+from llm.logs.log import EvaluationLog
+from llm.models.names import SMALL, check, check_has_read, data_of, is_small
+from llm.models.source import load
+from llm.scoring.encoding import BUDGET, MAX_LENGTH
+from llm.unlearning.methods import objective
+from markov.errors import require
+from markov.files.storage import Location
+from markov.objectives import Objective
+
+if TYPE_CHECKING:
+    from llm.data.tofu import Example
+    from llm.models.language_model import LanguageModel
+
+Word = str | os.PathLike  # what is a word, not a value
+# Another model of the same examples: itself, its log, its scores, or a word for any of them.
+Other: TypeAlias = "LanguageModel | EvaluationLog | pd.DataFrame | Location"
+# The paper's betas for TOFU's forget05: a sum of log-probabilities asks for a smaller one than a
+# mean over tokens.
+DEFAULTS = ("npo:0.1", "reference_free_npo:0.1", "length_normalized_npo:2.5", "simnpo:2.5")
+
+
+def word_of(model: LanguageModel | Location) -> str:
+    """Return the word that a model was loaded by."""
+    return os.fspath(model) if isinstance(model, Word) else model.name
+
+
+def language_of(model: LanguageModel | Location, field: str = "model") -> LanguageModel:
+    """Return the model itself, loaded if it is a word.
+
+    Raises `InvalidInput` for a word that names no model.
+    """
+    if not isinstance(model, Word):
+        return model
+    check(model, field)
+    return load(model)
+
+
+def data_for(
+    model: LanguageModel | Location, data: Sequence[Example] | Location | None
+) -> Sequence[Example] | str:
+    """Return the data as given, or the word of those that go with a model where none are given.
+
+    Raises `InvalidInput` as `llm.models.names.data_of` does.
+    """
+    if data is None:
+        return data_of(word_of(model), None)
+    if not isinstance(data, Word):
+        return data
+    if isinstance(model, Word):
+        return data_of(word_of(model), os.fspath(data))
+    check_has_read(word_of(model), data)
+    return os.fspath(data)
+
+
+def examples_of(data: Sequence[Example] | Location) -> tuple[Example, ...]:
+    """Return the examples themselves, read if they are a word."""
+    return read(data) if isinstance(data, Word) else tuple(data)
+
+
+def objectives_of(
+    objectives: Mapping[str, Objective] | Iterable[str | Objective],
+) -> dict[str, Objective]:
+    """Return objectives by name, parsed where they are words.
+
+    Raises `InvalidInput` for no objective, for a word that names none, and for one that comes
+    twice.
+    """
+    if isinstance(objectives, Mapping):
+        found: dict[str, Objective] = {str(name): one for name, one in objectives.items()}
+    else:
+        found = named(objective(one) if isinstance(one, str) else one for one in objectives)
+    require(len(found) > 0, "objectives", list(found), "at least one")
+    return found
+
+
+def scores_of(scores: pd.DataFrame | Location, field: str) -> pd.DataFrame:
+    """Return a table of scores, read if it is a path.
+
+    Raises `InvalidInput` as `llm.diagnostics.scores.read_scores` does.
+    """
+    if isinstance(scores, Word):
+        return read_scores(scores, field)
+    return check_scores(scores, field)
+
+
+def rate_of(
+    given: float | None, model: LanguageModel | Location, *, small: float, large: float = 1e-5
+) -> float:
+    """Return the step size that was given, or else the one that models of such a size take.
+
+    A model is small if a word says so (`llm.models.names.is_small`), or its parameters.
+    """
+    if given is not None:
+        return given
+    if isinstance(model, Word):
+        return small if is_small(model) else large
+    size = sum(one.numel() * one.element_size() for one in model.model.parameters())
+    return small if size < SMALL else large
+
+
+def log_beside(
+    other: Other | None,
+    language: LanguageModel,
+    examples: Sequence[Example],
+    field: str,
+    *,
+    max_length: int = MAX_LENGTH,
+    budget: int = BUDGET,
+    load: Callable[[str], LanguageModel] = load,
+) -> EvaluationLog | None:
+    """Return what another model makes of the examples, in their order; None for no model.
+
+    The other one may be a model, a word for one, its log, or a table of its scores, of which only
+    the responses themselves are known. Raises `InvalidInput` for a model of another vocabulary, and
+    for a table of other examples or other tokens.
+    """
+    from llm.models.answers import answer_log, log_of, scores
+    from llm.models.language_model import check_same_vocabulary
+
+    if other is None or isinstance(other, EvaluationLog):
+        return other
+    if isinstance(other, pd.DataFrame) or (isinstance(other, Word) and Path(other).is_file()):
+        own = scores(language, examples, max_length=max_length, budget=budget)
+        found = own.assign(logp=beside(own, scores_of(other, field), field))
+        file = "a table of scores" if isinstance(other, pd.DataFrame) else os.fspath(other)
+        return log_of(found.assign(answer="gold"), file)
+    if isinstance(other, Word):
+        check(other, field)
+        other = load(os.fspath(other))
+    check_same_vocabulary(language.tokenizer, other.tokenizer, field)
+    return answer_log(other, examples, max_length=max_length, budget=budget)
