@@ -69,13 +69,13 @@ class Run(NamedTuple):
     answers: pd.DataFrame
     epochs: pd.DataFrame
     settings: Mapping[str, Any]
-    folder: Path | None = None
+    place: Path | None = None
     unlearned: LanguageModel | None = None
 
     def __repr__(self) -> str:
         shown = [name for name in SHOWN if name in self.epochs]
         table = self.epochs[shown].to_string(index=False, float_format="{:.4g}".format)
-        where = "in memory" if self.folder is None else self.folder
+        where = self.place or "in memory"
         return f"{table}\n{len(self.examples)} rows of examples; {where}"
 
     @property
@@ -86,8 +86,14 @@ class Run(NamedTuple):
         """
         if self.unlearned is not None:
             return self.unlearned
-        assert self.folder is not None
         return load_saved(self.folder / MODEL)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run; raises `InvalidInput` for one that was made in memory."""
+        if self.place is None:
+            raise InvalidInput("run", "in memory", "one in a folder: give `out` to keep it there")
+        return self.place
 
     @property
     def forgetting(self) -> Forgetting:
@@ -113,7 +119,7 @@ class Run(NamedTuple):
         """Evaluation logs of the forget set by model: original and, where they are known,
         unlearned and retrained.
         """
-        where = self.folder or "a run"
+        where = self.place or "a run"
         return {
             str(model): log_of(own.drop(columns="model"), f"{model} model of {where}")
             for model, own in self.answers.groupby("model")
