@@ -13,7 +13,8 @@ from typing import Any
 
 from docutils import nodes
 from docutils.utils import new_document
-from latex2mathml.converter import convert
+from docutils.utils.math.latex2mathml import tex2mathml
+from myst_nb.sphinx_ import NbMetadataCollector
 from myst_parser.parsers.sphinx_ import MystParser
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
@@ -32,6 +33,8 @@ html_title = project
 html_theme = "furo"
 html_show_copyright = False
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 exclude_patterns = ["README.md", "**/.ipynb_checkpoints"]
 if not (ROOT / "CONTRIBUTING.md").is_file():
     exclude_patterns.append("contributing.md")  # until there is one to show
@@ -51,10 +54,8 @@ KEPT = fingerprint(CHOICES, "markov", "llm", "figures")
 nb_execution_cache_path = str(cache_dir() / "book" / KEPT)
 # A widget is nothing on a page without a kernel, so its picture is shown in its place.
 nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]
-nb_ipywidgets_js = {}
 
 autodoc_member_order = "bysource"
-autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 90
@@ -119,9 +120,14 @@ def as_markdown(app: Sphinx, what: str, name: str, of: Any, options: Any, lines:
 
 def formula(translator: Any, node: nodes.Element) -> None:
     """Write a formula as MathML, which browsers typeset without a network."""
-    display = "block" if isinstance(node, nodes.math_block) else "inline"
-    translator.body.append(convert(node.astext(), display=display))
+    block = isinstance(node, nodes.math_block)
+    translator.body.append(tex2mathml(node.astext(), as_block=block))
     raise nodes.SkipNode
+
+
+def without_scripts(app: Sphinx, doctree: nodes.document) -> None:
+    """Leave out the states of widgets, which are large, and the scripts that would show them."""
+    NbMetadataCollector.get_js_files(app.env, app.env.docname).clear()
 
 
 def exact(app: Sphinx, doctree: nodes.document) -> None:
@@ -141,3 +147,4 @@ def setup(app: Sphinx) -> None:
     app.add_html_math_renderer("mathml", (formula, None), (formula, None))
     app.connect("autodoc-process-docstring", as_markdown)
     app.connect("doctree-read", exact)
+    app.connect("doctree-read", without_scripts)

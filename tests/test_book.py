@@ -135,7 +135,6 @@ def test_every_link_leads_somewhere_and_every_name_in_prose_is_one(book: Path):
 def test_no_page_needs_a_network(book: Path):
     texts = [*pages(book).values(), *(path.read_text("utf-8") for path in book.rglob("*.css"))]
     assert [address for text in texts for address in fetched(text)] == []
-    assert not [text for text in texts if re.search("mathjax|require.min.js", text, re.I)]
 
 
 @pytest.mark.slow
@@ -144,7 +143,6 @@ def test_formulas_of_docstrings_keep_their_lines(book: Path):
     literal = [re.sub(r"<[^>]+>", "", block) for block in re.findall(r"<pre>.*?</pre>", text, re.S)]
     formula = "logit    z = beta * u + gamma\nloss       = (2 / beta) * softplus(z)"
     assert any(formula in html.unescape(block) for block in literal)
-    assert "<em>" not in re.sub(r'<em class="[^"]*">', "", text)  # no star of a formula read as one
 
 
 def test_a_page_shows_formulas_and_the_picture_of_a_view_without_a_kernel(tmp_path: Path):
