@@ -34,7 +34,7 @@ html_theme = "furo"
 html_show_copyright = False
 html_copy_source = False
 html_static_path = ["_static"]
-html_css_files = ["tables.css"]
+html_css_files = ["book.css"]
 exclude_patterns = ["README.md", "**/.ipynb_checkpoints"]
 if not (ROOT / "CONTRIBUTING.md").is_file():
     exclude_patterns.append("contributing.md")  # until there is one to show
@@ -121,7 +121,10 @@ def as_markdown(app: Sphinx, what: str, name: str, of: Any, options: Any, lines:
 def formula(translator: Any, node: nodes.Element) -> None:
     """Write a formula as MathML, which browsers typeset without a network."""
     block = isinstance(node, nodes.math_block)
-    translator.body.append(tex2mathml(node.astext(), as_block=block))
+    written = tex2mathml(node.astext(), as_block=block)
+    # Browsers leave no room between a function and what it is of, as in log x.
+    apply = "<mo>&ApplyFunction;</mo>"
+    translator.body.append(written.replace(apply, f'{apply}<mspace width="0.17em"/>'))
     raise nodes.SkipNode
 
 

@@ -25,10 +25,11 @@ for needed in ("myst_nb", "furo", "sphinx_codeautolink", "sphinx_copybutton"):
     )
 
 
-def built(sources: Path, out: Path, *options: str) -> Path:
+def built(sources: Path, out: Path) -> Path:
     """The folder of pages, without running a notebook; any warning of Sphinx fails."""
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html"]
-    command += ["-c", str(SOURCES), "-D", "nb_execution_mode=off", *options]
+    command += ["-c", str(SOURCES), "-D", "nb_execution_mode=off"]
+    command += ["-D", "toc_object_entries=0"]  # a quarter less time; the contents of a page only
     done = subprocess.run(
         [*command, "-d", str(out.parent / "doctrees"), str(sources), str(out)],
         cwd=ROOT,
