@@ -122,9 +122,11 @@ def formula(translator: Any, node: nodes.Element) -> None:
     """Write a formula as MathML, which browsers typeset without a network."""
     block = isinstance(node, nodes.math_block)
     written = tex2mathml(node.astext(), as_block=block)
-    # Browsers leave no room between a function and what it is of, as in log x.
+    # Browsers leave no room between a function and what it is of, as in log x, and too much around
+    # the bars of |y|.
     apply = "<mo>&ApplyFunction;</mo>"
-    translator.body.append(written.replace(apply, f'{apply}<mspace width="0.17em"/>'))
+    written = written.replace(apply, f'{apply}<mspace width="0.17em"/>')
+    translator.body.append(written.replace("<mo>|</mo>", '<mo lspace="0" rspace="0">|</mo>'))
     raise nodes.SkipNode
 
 
