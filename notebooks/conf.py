@@ -126,7 +126,8 @@ def formula(translator: Any, node: nodes.Element) -> None:
     # the bars of |y|.
     apply = "<mo>&ApplyFunction;</mo>"
     written = written.replace(apply, f'{apply}<mspace width="0.17em"/>')
-    translator.body.append(written.replace("<mo>|</mo>", '<mo lspace="0" rspace="0">|</mo>'))
+    bar = '<mo stretchy="false">|</mo>'
+    translator.body.append(written.replace(bar, bar.replace("mo ", 'mo lspace="0" rspace="0" ', 1)))
     raise nodes.SkipNode
 
 

@@ -178,6 +178,7 @@ def test_a_page_shows_formulas_and_the_picture_of_a_view_without_a_kernel(tmp_pa
     assert "model_id" not in text and "VBoxModel" not in text
     assert "<mi>β</mi>" in text and "<mi>σ</mi>" in text and "<mfrac>" in text
     assert text.count("<math") == 3 and text.count('display="block"') == 2
+    assert text.count('lspace="0"') == 2  # the bars of |y|
     assert "\\frac" not in text and "$HOME" in text and fetched(text) == []
 
 
