@@ -14,7 +14,7 @@ INSTALL := $(RUN) pip install -qq --disable-pip-version-check -c constraints.txt
 ELSEWHERE ?= MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OPENBLAS_CORETYPE=Nehalem
 
 # Tests of words, files and refusals, in which nothing is computed that another processor could round otherwise.
-WORDS := architecture authors chat_templates cli corpora damage defaults encoding folders kills llm_cli llm_models \
+WORDS := architecture authors book chat_templates cli corpora damage defaults encoding folders kills llm_cli llm_models \
 	merging muse_data news notebooks packaging readme records restarts schemas storage waist
 
 # pyright would otherwise ask the registry for a newer release of itself at every run.
@@ -44,8 +44,8 @@ lab: $(VENV)/.llm $(VENV)/.notebooks  ## open the notebooks
 notebooks: $(VENV)/.llm $(VENV)/.notebooks  ## run every notebook and its solutions, with small models
 	SIMNPO_LAB_EXECUTE=1 $(RUN) pytest -q tests/test_notebooks.py -n $(JOBS) --maxprocesses 8 --dist worksteal $(ARGS)
 
-book: $(VENV)/.llm $(VENV)/.notebooks  ## the executed notebooks as pages to read, into out/book/
-	$(RUN) figures.lessons.book $(ARGS)
+book: $(VENV)/.llm $(VENV)/.notebooks  ## the executed notebooks and the reference as a site, into out/book/
+	$(RUN) sphinx -W --keep-going -q -b html -d build/book $(ARGS) notebooks out/book
 
 browser: $(VENV)/.llm $(VENV)/.notebooks $(VENV)/.browser  ## move sliders in a browser: needs Chromium and its driver
 	SIMNPO_LAB_BROWSER=1 $(RUN) pytest -q -rs tests/test_browser.py $(ARGS)

@@ -1,1 +1,1 @@
-"""Exercises that check themselves, and the book of notebooks."""
+"""Exercises that check themselves."""
