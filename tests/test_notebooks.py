@@ -17,8 +17,11 @@ from markov.objectives import CORNERS
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+RECIPES = sorted((FOLDER / "recipes").glob("*.ipynb"))
 PATHS = [FOLDER / folder / f"{name}.ipynb" for folder in ("", "solutions") for name in NOTEBOOKS]
+PATHS += RECIPES
 EXECUTE = "SIMNPO_LAB_EXECUTE"
+LINES = 15  # of a cell
 SECONDS = 60  # of one notebook in quick mode
 
 every_notebook = pytest.mark.parametrize(
@@ -133,7 +136,7 @@ def test_cells_are_short_and_define_nothing(path: Path):
     sources = cells(path, "code")
     assert len(sources) >= 3
     for source in sources:
-        assert len(source.splitlines()) <= 10, source
+        assert len(source.splitlines()) <= LINES, source
         assert definitions(source) == [], source
         assert restated(source) == [], source
         assert not re.search(r"^[%!]", source, re.M), source
@@ -266,6 +269,25 @@ def test_numbers_are_found_in_prose_and_in_code():
     assert literals("a = [4, -1.0]; b = 'of 20, 80'; f'{a} 7'") == {4, 1, 20, 80, 7}
 
 
+def put_small_models(notebook: Any) -> None:
+    """Put models that are trained in seconds into the place of those that take minutes."""
+    from figures.views.logs import example_files
+
+    model, retrained, forget, _ = map(str, example_files())
+    names = {"authors:original": model, "authors:retrained": retrained, "authors:forget10": forget}
+    for cell in notebook.cells:
+        for name, small in names.items():
+            cell.source = cell.source.replace(f'"{name}"', repr(small))
+
+
+def test_a_recipe_goes_from_one_import_to_its_pictures_in_six_cells() -> None:
+    assert RECIPES
+    for path in RECIPES:
+        code = "\n".join(cells(path, "code"))
+        assert len(read(path)["cells"]) == 6
+        assert re.findall(r"^(?:import|from) .*$", code, re.M) == ["import llm"]
+
+
 @pytest.mark.skipif(
     os.environ.get(EXECUTE) != "1", reason="`make notebooks` executes them all, which takes minutes"
 )
@@ -276,10 +298,12 @@ def test_it_runs_from_top_to_bottom(path: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setenv("SIMNPO_LAB_QUICK", "1")
     notebook = nbformat.read(path, as_version=4)
+    if path in RECIPES:
+        put_small_models(notebook)
     folder = {"metadata": {"path": str(path.parent)}}
     NotebookClient(notebook, timeout=5 * SECONDS, kernel_name="python3", resources=folder).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert not [output for output in outputs if output["output_type"] == "error"]
     assert not [output for output in outputs if "cannot be used" in json.dumps(output)]
-    if path.parent == FOLDER:
+    if path.parent == FOLDER or path in RECIPES:
         assert any("image/png" in output.get("data", {}) for output in outputs)
