@@ -18,7 +18,7 @@ Rule = Callable[[Graph], list[str]]
 # other.
 LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "llm": (
-        ("randomness", "schemas"),
+        ("randomness", "intervals", "schemas"),
         ("data", "logs"),
         ("diagnostics",),
         ("scoring",),

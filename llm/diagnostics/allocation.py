@@ -10,13 +10,12 @@ Works on the tables of `llm.diagnostics.weights`. Two efforts are compared with 
                                          length
 
 Weight answers to `needed` where gradients of logp are equally large for all responses, push to
-`needed_per_token` where all tokens share what is trained (the scalar law). Intervals are
-percentiles of a bootstrap over examples, with the same resamples for every objective.
+`needed_per_token` where all tokens share what is trained (the scalar law). Intervals
+(`llm.intervals`) have the same resamples for every objective.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +24,7 @@ from jaxtyping import Float
 from scipy import stats
 
 from llm.diagnostics.weights import WEIGHT
+from llm.intervals import Estimate, bootstrap
 from markov.errors import require
 
 Array = Float[np.ndarray, "*resamples examples"]
@@ -38,14 +38,6 @@ class Curve(NamedTuple):
 
     needed: Float[np.ndarray, "*resamples points"]
     effort: Float[np.ndarray, "*resamples points"]
-
-
-class Interval(NamedTuple):
-    """An estimate and the bounds of its interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 def pearson(x: Array, y: Array) -> Values:
@@ -102,33 +94,6 @@ def _shares(values: Array) -> Array:
     return np.where(whole > 0, values / np.where(whole > 0, whole, 1.0), np.nan)
 
 
-def interval(
-    statistic: Callable[[Array, Array], Values],
-    x: Float[np.ndarray, "examples"],
-    y: Float[np.ndarray, "examples"],
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Interval:
-    """A statistic of pairs with its percentile interval over examples drawn with replacement.
-
-    Resamples in which it is undefined are left out; all three numbers are nan where the pairs
-    themselves leave it so. Raises `InvalidInput` for fewer than 3 pairs or 100 resamples, or a
-    level outside (0, 1).
-    """
-    require(len(x) == len(y) >= 3, "examples", (len(x), len(y)), "at least 3 pairs")
-    require(resamples >= 100, "resamples", resamples, "at least 100")
-    require(0 < level < 1, "level", level, "a number between 0 and 1")
-    value = float(statistic(x, y))
-    if not np.isfinite(value):
-        return Interval(np.nan, np.nan, np.nan)
-    drawn = np.random.default_rng(seed).integers(len(x), size=(resamples, len(x)))
-    found = statistic(x[drawn], y[drawn])
-    low, high = np.quantile(found[np.isfinite(found)], [(1 - level) / 2, (1 + level) / 2])
-    return Interval(value, float(low), float(high))
-
-
 def length_correlation(
     table: pd.DataFrame, *, resamples: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
@@ -146,7 +111,7 @@ def length_correlation(
         found = {"objective": name, "count": len(table)}
         for label, statistic in (("pearson", pearson), ("spearman", spearman)):
             found |= _columns(
-                label, interval(statistic, length, weight, resamples=resamples, seed=seed)
+                label, bootstrap(statistic, length, weight, resamples=resamples, seed=seed)
             )
         rows.append(found)
     return pd.DataFrame(rows)
@@ -182,7 +147,7 @@ def bias(table: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> pd.Dat
                 found = {"objective": name, "effort": effort, "need": need, "count": len(table)}
                 for label, statistic in STATISTICS.items():
                     found |= _columns(
-                        label, interval(statistic, needed, spent, resamples=resamples, seed=seed)
+                        label, bootstrap(statistic, needed, spent, resamples=resamples, seed=seed)
                     )
                 rows.append({**found, "unneeded": float(_shares(spent)[needed <= 0].sum())})
     return pd.DataFrame(rows)
@@ -236,7 +201,7 @@ def _comparable(effort: Array) -> Array:
     return np.round(effort / max(float(effort.max()), np.finfo(float).tiny), 12)
 
 
-def _columns(label: str, found: Interval) -> dict[str, float]:
+def _columns(label: str, found: Estimate) -> dict[str, float]:
     return {label: found.value, f"{label}_low": found.low, f"{label}_high": found.high}
 
 
