@@ -14,7 +14,7 @@ import pandas as pd
 from llm.commands.options import chosen_rate, write
 from llm.models.names import check_retrained, data_of
 from llm.models.source import ModelOptions, load_model
-from markov.errors import require
+from markov.errors import require, require_whole
 from markov.files import folders, leftovers, storage
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def relearn(command: Relearn) -> None:
     from llm.models.language_model import check_same_vocabulary
     from llm.training.loop import Optimization
 
-    require(command.repeats >= 1, "repeats", command.repeats, "a whole number of at least 1")
+    require_whole(command.repeats, "repeats", 1)
     require(len(command.which) > 0, "which", command.which, "shortest, random or both")
     rate, data = (
         chosen_rate(command.learning_rate, command.model, small=2e-4),

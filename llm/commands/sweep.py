@@ -12,7 +12,7 @@ from llm.models.names import check, check_retrained, data_of, is_small, made, re
 from llm.models.source import ModelOptions
 from llm.scoring.encoding import BUDGET
 from llm.unlearning.methods import METHODS, Method, methods, parsed
-from markov.errors import InvalidInput, require
+from markov.errors import InvalidInput, require, require_jobs
 from markov.files import folders, storage
 
 if TYPE_CHECKING:
@@ -115,12 +115,7 @@ def sweep(command: Sweep) -> None:
     from llm.logs.summaries import best, latex, markdown, over_seeds, summary
     from llm.sweeps.sweep import sweep as swept
 
-    require(
-        command.jobs == -1 or command.jobs >= 1,
-        "jobs",
-        command.jobs,
-        "-1 or a whole number of at least 1",
-    )
+    require_jobs(command.jobs)
     require(0 <= command.tolerance < 1, "tolerance", command.tolerance, "a share >= 0, below 1")
     command = resolved(command)
     inputs = (command.model, command.retrained, command.data, command.refusals)

@@ -36,7 +36,7 @@ from scipy import special, stats
 
 from llm.intervals import percentile_interval, resample
 from llm.logs.log import EvaluationLog, align, log_truth_ratio
-from markov.errors import InvalidInput, require
+from markov.errors import InvalidInput, require, require_whole
 
 # both of wrong / right; the other orientations have no utility
 VARIANTS = ("geometric", "arithmetic")
@@ -200,7 +200,7 @@ def exact_log10_p(count: int, steps: int) -> float:
     These are whole numbers, of which only the logarithms are rounded. Raises `InvalidInput` unless
     1 <= steps <= count.
     """
-    require(1 <= steps <= count, "steps", steps, f"from 1 to {count}, the examples of each sample")
+    require_whole(steps, "steps", 1, count)
     terms = (math.comb(2 * count, count - turn * steps) for turn in range(1, count // steps + 1))
     orders = 2 * sum(term if place % 2 == 0 else -term for place, term in enumerate(terms))
     return math.log10(orders) - math.log10(math.comb(2 * count, count))
