@@ -20,12 +20,13 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy import stats
 
 from llm.diagnostics.weights import WEIGHT
 from llm.intervals import Estimate, bootstrap
 from markov.errors import require
+from markov.numerics import MARGIN, exceeds
 
 Array = Float[np.ndarray, "*resamples examples"]
 Values = Float[np.ndarray, "*resamples"]
@@ -41,8 +42,8 @@ class Curve(NamedTuple):
 
 
 def pearson(x: Array, y: Array) -> Values:
-    """Correlation along the last axis; nan where one of the two is constant."""
-    varies = (np.ptp(x, axis=-1) > 0) & (np.ptp(y, axis=-1) > 0)
+    """Correlation along the last axis; nan where one of the two is constant, but for rounding."""
+    varies = _varies(x) & _varies(y)
     x, y = (values - values.mean(-1, keepdims=True) for values in (x, y))
     scale = np.sqrt((x**2).sum(-1) * (y**2).sum(-1))
     return np.where(varies, (x * y).sum(-1) / np.where(varies, scale, 1.0), np.nan)
@@ -50,9 +51,15 @@ def pearson(x: Array, y: Array) -> Values:
 
 def spearman(x: Array, y: Array) -> Values:
     """Correlation of the ranks along the last axis, equals sharing their mean rank; nan where
-    one is constant.
+    one is constant, but for rounding.
     """
-    return pearson(stats.rankdata(x, axis=-1), stats.rankdata(y, axis=-1))
+    # Asked of the values: what differs in the last digit alone has ranks that vary.
+    ranks = pearson(stats.rankdata(x, axis=-1), stats.rankdata(y, axis=-1))
+    return np.where(_varies(x) & _varies(y), ranks, np.nan)
+
+
+def _varies(values: Array) -> Bool[np.ndarray, "*resamples"]:
+    return exceeds(values.max(-1), values.min(-1))
 
 
 def allocation_curve(needed: Array, effort: Array) -> Curve:
@@ -124,15 +131,12 @@ def bias(table: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> pd.Dat
     Columns `objective`, `effort`, `need`, `count`; `spearman` of effort and need, nan for a
     constant effort, and the `area` of the allocation curve and the `misplaced` share, each with its
     `_low` and `_high`; and `unneeded`, the share of effort spent on examples that need nothing.
-    Raises `InvalidInput` for a table without weights or needs, of fewer than 3 examples, with
-    numbers that are not finite, or in which nothing is needed.
+    Such an example is one whose `needed` is negative, or 0 but for rounding (at most
+    `markov.numerics.MARGIN` of `ref`). Raises `InvalidInput` for a table without weights or needs,
+    of fewer than 3 examples, with numbers that are not finite, or in which nothing is needed.
     """
-    require("needed" in table, "table", list(table.columns), "a column `needed`: see `with_needed`")
-    needs = {
-        "total": _finite("needed", table["needed"]),
-        "per_token": _finite("needed", table["needed_per_token"]),
-    }
-    positive = int((table["needed"] > 0).sum())
+    needs = _needs(table)
+    positive = int((needs["total"] > 0).sum())
     require(
         positive > 0,
         "needed",
@@ -159,7 +163,7 @@ def allocation(table: pd.DataFrame, effort: str = "weight", need: str = "total")
     """
     require(effort in ("weight", "push"), "effort", effort, "weight or push")
     require(need in ("total", "per_token"), "need", need, "total or per_token")
-    needed = _finite("needed", table["needed" if need == "total" else "needed_per_token"])
+    needed = _needs(table)[need]
     scale = _finite("length", table["length"]) if effort == "push" else 1.0
     curves = {
         name: allocation_curve(needed, weight * scale) for name, weight in _weights(table).items()
@@ -171,6 +175,23 @@ def allocation(table: pd.DataFrame, effort: str = "weight", need: str = "total")
         for name, curve in curves.items()
     )
     return pd.concat(frames, ignore_index=True)
+
+
+def _needs(table: pd.DataFrame) -> dict[str, Float[np.ndarray, "examples"]]:
+    """What each example needs, `total` and `per_token` (nats); 0 where ref and retrained are equal
+    but for rounding.
+
+    Equal sums that were added in another order differ in their last digits: whether such an example
+    needs something, and its rank among others, would follow from the processor.
+    """
+    lacking = [name for name in ("ref", "needed") if name not in table]
+    require(not lacking, "table", list(table.columns), "columns `ref`, `needed`: see `with_needed`")
+    found = {"total": "needed", "per_token": "needed_per_token"}
+    needed, ref = (_finite(name, table[name]) for name in ("needed", "ref"))
+    differs = np.abs(needed) > MARGIN * np.abs(ref)
+    return {
+        need: np.where(differs, _finite(name, table[name]), 0.0) for need, name in found.items()
+    }
 
 
 def _weights(table: pd.DataFrame) -> dict[str, Float[np.ndarray, "examples"]]:

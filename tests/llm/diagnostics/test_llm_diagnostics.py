@@ -334,6 +334,38 @@ def test_a_constant_has_no_correlation_and_no_interval_even_if_constant_only_up_
     assert all(np.isnan(even[name]) for name in even.keys() - {"objective", "count"})
 
 
+def test_what_differs_by_rounding_alone_does_not_vary():
+    x, rng = np.arange(20.0), np.random.default_rng(0)
+    noisy = 0.3 + 1e-14 * rng.normal(size=20)
+    assert np.ptp(noisy) > 0
+    for statistic in (pearson, spearman):
+        assert np.isnan(statistic(x, noisy)) and np.isnan(statistic(noisy, x))
+        assert np.isfinite(statistic(x, 0.3 + 1e-6 * x)) and np.isfinite(statistic(x, -1e-30 * x))
+        found = bootstrap(statistic, x, noisy)
+        assert np.isnan(found[:3]).all()
+
+
+def test_a_need_that_is_rounding_is_none_and_nothing_else_changes_with_it():
+    rng, seq = np.random.default_rng(1), some_sequences()
+    table = weights_table(seq, SOME)
+    ref, last = table["ref"].to_numpy(), np.arange(len(table)) >= 15
+    noise = ref * 1e-14 * np.where(np.arange(len(table)) % 2, 1.0, -1.0)
+    fall = rng.uniform(1, 9, len(table))
+    equal, rounded = (with_needed(table, ref - np.where(last, off, fall)) for off in (0.0, noise))
+    assert 0 < (rounded["needed"][15:] > 0).sum() < 5
+    pd.testing.assert_frame_equal(
+        bias(rounded, resamples=100), bias(equal, resamples=100), check_exact=True
+    )
+    pd.testing.assert_frame_equal(allocation(rounded), allocation(equal), check_exact=True)
+    even = pick(bias(rounded, resamples=100), objective="npo_b0.1", effort="weight", need="total")
+    weight = table["weight_npo_b0.1"].to_numpy()
+    assert even["unneeded"] == pytest.approx(weight[15:].sum() / weight.sum())
+    with pytest.raises(InvalidInput, match=r"0 of 20 positive"):
+        bias(with_needed(table, ref + np.abs(noise)))
+    with pytest.raises(InvalidInput, match=r"0 of 20 positive"):
+        bias(with_needed(table, ref - np.abs(noise)))
+
+
 def test_a_bootstrap_interval_covers_as_often_as_it_says_and_narrows_as_the_root_of_the_count():
     correlation, runs = 0.6, 300
     truth, widths = 6 / np.pi * np.arcsin(correlation / 2), []
