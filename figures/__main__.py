@@ -21,7 +21,7 @@ from figures.cache import Context
 from figures.catalogue import ALL, FIGURES, GALLERY, module_of
 from figures.chains import claims
 from figures.scale import Scale, quick
-from markov.errors import exit_code, require
+from markov.errors import exit_code, require, require_jobs
 from markov.files import folders, storage
 
 if TYPE_CHECKING:
@@ -107,12 +107,7 @@ def main(arguments: Arguments) -> None:
     if arguments.seeds is not None:
         scale = replace(scale, pretrained=arguments.seeds, sweep_pretrained=arguments.seeds)
     scale = replace(scale, whole=arguments.whole)
-    require(
-        arguments.jobs == -1 or arguments.jobs >= 1,
-        "jobs",
-        arguments.jobs,
-        "-1 or a whole number of at least 1",
-    )
+    require_jobs(arguments.jobs)
     check_out(arguments, names)
     if arguments.runs:
         from llm.unlearning.runs import read_run

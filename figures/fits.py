@@ -27,7 +27,8 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import optimize, stats
 
-from figures.statistics import Estimate, mean_interval
+from figures.statistics import mean_interval
+from llm.intervals import Estimate
 from markov.errors import require
 from markov.numerics import MARGIN
 

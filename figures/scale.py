@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from markov.cases import CASES, Case
-from markov.errors import require
+from markov.errors import require, require_whole
 from markov.experiments import Experiment, Pretraining
 from markov.models import ARCHITECTURES, Transformer
 from markov.sweeps import LENGTHS
@@ -39,7 +39,7 @@ class Scale:
 
     def __post_init__(self) -> None:
         for count in (self.pretrained, self.sweep_pretrained):
-            require(count >= 1, "seeds", count, "a whole number of at least 1")
+            require_whole(count, "seeds", 1)
         require(
             self.architecture in ARCHITECTURES,
             "architecture",

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-
-class Estimate(NamedTuple):
-    """A mean, its interval, and how many runs stand behind it."""
-
-    value: float
-    low: float
-    high: float
-    count: int
+from llm.intervals import Estimate
 
 
 def mean_interval(values: np.ndarray, level: float = 0.95) -> Estimate:

@@ -14,7 +14,7 @@ import tyro
 
 from markov.cases import CASES
 from markov.diagnostics import crossings
-from markov.errors import exit_code, require, require_whole
+from markov.errors import exit_code, require, require_jobs, require_whole
 from markov.experiments import PAPER_BETAS, Experiment, OptimizerName, Pretraining
 from markov.files import folders, leftovers, storage
 from markov.models import ARCHITECTURES
@@ -168,12 +168,7 @@ def experiment(command: Unlearn) -> Experiment:
     Raises `InvalidInput` for settings that are not allowed.
     """
     require_whole(command.record_every, "record_every", 1)
-    require(
-        command.jobs == -1 or command.jobs >= 1,
-        "jobs",
-        command.jobs,
-        "-1 or a whole number of at least 1",
-    )
+    require_jobs(command.jobs)
     lengths = {name: getattr(command, name) for name in ("forget1_length", "forget2_length")}
     case = replace(
         CASES[command.case],

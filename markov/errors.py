@@ -71,15 +71,22 @@ def require_whole(value: object, field: str, least: int = 0, most: int | None = 
     require(is_whole(value, least, most), field, value, allowed)
 
 
-def require_all_whole(settings: object, **least: int) -> None:
+def require_all_whole(settings: object, **bounds: int | tuple[int, int]) -> None:
     """Apply `require_whole` to fields of a frozen dataclass and make them Python's own integers.
 
-    So a numpy integer among the settings names the same file as the integer that it equals.
+    The bounds of a field are the least number, or the least and the greatest. A numpy integer among
+    the settings then names the same file as the integer that it equals.
     """
-    for field, bound in least.items():
+    for field, bound in bounds.items():
         value = getattr(settings, field)
-        require_whole(value, field, bound)
+        require_whole(value, field, *(bound if isinstance(bound, tuple) else (bound,)))
         object.__setattr__(settings, field, int(value))
+
+
+def require_jobs(jobs: object) -> None:
+    """Raise `InvalidInput` unless `jobs` is a number of processes, or -1 for one per core."""
+    allowed = "-1 or a whole number of at least 1"
+    require(is_whole(jobs, -1) and jobs != 0, "jobs", jobs, allowed)
 
 
 def exit_code(command: Callable[[], None]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from markov.errors import require
+from markov.errors import is_whole, require
 from markov.objectives import (
     CORNERS,
     LIMITS,
@@ -23,7 +23,7 @@ def explain(objective: Objective, seq: SequenceLogProbs, index: int = 0) -> str:
     Raises `InvalidInput` where there is no such example, and for a stack of objectives.
     """
     count = seq.logp.numel()
-    require(-count <= index < count, "index", index, f"{-count} to {count - 1}")
+    require(is_whole(index, -count, count - 1), "index", index, f"{-count} to {count - 1}")
     check_shapes(seq)
     for name, value in validate(objective)._asdict().items():
         require(torch.as_tensor(value).numel() == 1, name, value, "one number, not a stack")

@@ -18,7 +18,7 @@ Rule = Callable[[Graph], list[str]]
 # other.
 LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "llm": (
-        ("randomness", "schemas"),
+        ("randomness", "intervals", "schemas"),
         ("data", "logs"),
         ("diagnostics",),
         ("scoring",),
@@ -43,8 +43,11 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
 }
 BELOW = {"markov": ("llm", "figures"), "llm": ("figures",), "figures": ()}
-# Of the theory and its simulations language models take the law alone.
-LAW = ("markov.objectives", "markov.preferences", "markov.errors", "markov.files")
+# Of the theory and its simulations language models take the law alone, and what is no theory.
+LAW = (
+    *("markov.objectives", "markov.preferences", "markov.errors", "markov.files"),
+    "markov.numerics",
+)
 MODULES = 25  # that a folder may have
 
 

@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 
 from figures import style
 from figures.cache import Context, paper_runs
-from figures.statistics import Estimate, mean_interval, ratio
+from figures.statistics import mean_interval, ratio
+from llm.intervals import Estimate
 from markov.diagnostics import crossings
 
 

@@ -32,9 +32,10 @@ from figures.cache import Context
 from figures.language import runs as llm_runs
 from figures.language import sources as llm_sources
 from figures.language.sources import Logs
-from figures.statistics import Estimate, interval_text
-from llm.diagnostics.allocation import allocation, bias, interval, spearman
+from figures.statistics import interval_text
+from llm.diagnostics.allocation import allocation, bias, spearman
 from llm.diagnostics.weights import COLUMNS, WEIGHT
+from llm.intervals import Estimate, bootstrap
 from markov.errors import require
 from markov.objectives import Objective, method_name
 
@@ -114,7 +115,7 @@ def frame_of_table(
     )
     frames = [bias(table, resamples=resamples, seed=seed).assign(kind="statistic")]
     length, needed = (table[name].to_numpy(dtype=float) for name in ("length", "needed"))
-    found = interval(spearman, length, needed, resamples=resamples, seed=seed)
+    found = bootstrap(spearman, length, needed, resamples=resamples, seed=seed)
     row = {
         "spearman": found.value,
         "spearman_low": found.low,

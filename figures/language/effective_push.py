@@ -27,7 +27,8 @@ from figures.cache import Context
 from figures.fits import power_law
 from figures.language.runs import runs, trajectories
 from figures.language.trajectories import KNOWN, at_epochs, panels_of
-from figures.statistics import Estimate, interval_text
+from figures.statistics import interval_text
+from llm.intervals import Estimate
 from llm.unlearning.runs import Run
 from markov.errors import require
 

@@ -13,8 +13,9 @@ import pandas as pd
 from figures import style
 from figures.cache import Context
 from figures.language.runs import runs, source_of, trajectories
-from figures.statistics import Estimate, interval_text
-from llm.diagnostics.allocation import interval, pearson, spearman
+from figures.statistics import interval_text
+from llm.diagnostics.allocation import pearson, spearman
+from llm.intervals import Estimate, bootstrap
 from llm.unlearning.runs import Run
 from markov.errors import require
 from markov.objectives import CORNERS
@@ -44,7 +45,7 @@ def frame_of_runs(found: Sequence[Run], *, resamples: int = 1000, seed: int = 0)
         for label, statistic in (("pearson", pearson), ("spearman", spearman)):
             # Rounded, since equal weights that differ in their last digit would get different
             # ranks.
-            estimate = interval(
+            estimate = bootstrap(
                 statistic, length, np.round(weight, 12), resamples=resamples, seed=seed
             )
             row |= {

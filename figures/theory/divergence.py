@@ -25,9 +25,10 @@ from matplotlib.figure import Figure
 from figures import style
 from figures.cache import Context
 from figures.fits import power_law
-from figures.statistics import Estimate, full_means, interval_text, logs, lookup, mean_interval
+from figures.statistics import full_means, interval_text, logs, lookup, mean_interval
 from figures.theory.rungs import forget_mixture, tabular_flow
 from figures.theory.sweeps import FALL, MIDDLE, PACE, length_runs, middle, runs, start, sweep_case
+from llm.intervals import Estimate
 from markov.flow import kl_to_table
 from markov.numerics import reaches
 from markov.objectives import Objective, gradient_ascent, method_name

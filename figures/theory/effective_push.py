@@ -29,9 +29,10 @@ from matplotlib.ticker import LogLocator
 from figures import style
 from figures.cache import Context, cached, cached_each
 from figures.fits import power_law
-from figures.statistics import Estimate, interval_text, logs, lookup, mean_interval
+from figures.statistics import interval_text, logs, lookup, mean_interval
 from figures.theory.rungs import tabular_flow
 from figures.theory.sweeps import FALL, MIDDLE, PACE, middle, start, sweep_case
+from llm.intervals import Estimate
 from markov.experiments import Experiment
 from markov.flow import push, time_to_forget
 from markov.models import Parameters

@@ -39,7 +39,8 @@ from matplotlib.ticker import NullFormatter
 from figures import style
 from figures.cache import Context, cached, cached_each
 from figures.fits import growth
-from figures.statistics import Estimate, full_means, mean_interval, ratio_interval
+from figures.statistics import full_means, mean_interval, ratio_interval
+from llm.intervals import Estimate
 from markov.errors import require
 from markov.logistic import LogisticWorld, Unlearning, run
 from markov.objectives import gradient_ascent, npo, simnpo

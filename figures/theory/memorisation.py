@@ -21,8 +21,9 @@ from matplotlib.figure import Figure
 from figures import style
 from figures.cache import Context
 from figures.fits import straight_line
-from figures.statistics import Estimate, interval_text, lookup, mean_interval
+from figures.statistics import interval_text, lookup, mean_interval
 from figures.theory.sweeps import over_models, share_runs
+from llm.intervals import Estimate
 from markov.diagnostics import first_crossing, read_at
 from markov.objectives import CORNERS
 from markov.sweeps import SHARES

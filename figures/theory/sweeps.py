@@ -14,7 +14,8 @@ from dataclasses import replace
 import pandas as pd
 
 from figures.cache import Context, table
-from figures.statistics import Estimate, mean_interval
+from figures.statistics import mean_interval
+from llm.intervals import Estimate
 from markov.diagnostics import steps_to_forget
 from markov.experiments import Experiment, grid
 from markov.objectives import CORNERS, Objective

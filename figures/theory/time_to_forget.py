@@ -33,9 +33,10 @@ from matplotlib.lines import Line2D
 from figures import style
 from figures.cache import Context
 from figures.fits import power_law
-from figures.statistics import Estimate, interval_text, logs, lookup, mean_interval, ratio
+from figures.statistics import interval_text, logs, lookup, mean_interval, ratio
 from figures.theory.rungs import all_times
 from figures.theory.sweeps import BETAS, over_models
+from llm.intervals import Estimate
 from markov.objectives import CORNERS
 
 LOOK = {

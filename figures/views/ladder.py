@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike
 
 from figures import style
 from figures.fits import power_law
-from figures.statistics import Estimate
 from figures.views.view import plain_log_axis
+from llm.intervals import Estimate
 from markov.errors import require
 
 MARKERS = ("", "D", "o", "s", "^", "v")

@@ -26,7 +26,7 @@ from llm.logs.log import EvaluationLog, align, take, truth_ratio
 from llm.logs.measures import VARIANTS, TofuLogs, forget_quality
 from llm.logs.reading import read_log
 from llm.models.small_authors import build, folder_of, sets
-from markov.errors import require
+from markov.errors import require, require_whole
 from markov.files import storage
 
 SIZES, DRAWS = (10, 20, 40, 80, 150, 300, 400), 12
@@ -49,7 +49,7 @@ def quality_view(
     """
     other, count = align(log, retrained), len(log.index)
     sizes = [size for size in SIZES if size < count] + [count]
-    require(3 <= examples <= count, "examples", examples, f"a whole number from 3 to {count}")
+    require_whole(examples, "examples", 3, count)
     look = {"style": {"description_width": "76px"}, "layout": widgets.Layout(width="98%")}
     controls = {
         "examples": widgets.IntSlider(examples, min=3, max=count, description="examples", **look),

@@ -20,7 +20,7 @@ from figures.views.view import Picture, View, heat, quick, room_for_a_line
 from markov import diagnostics
 from markov.banks import best_table
 from markov.cases import CASES, Case
-from markov.errors import require
+from markov.errors import require, require_whole
 from markov.experiments import Experiment
 from markov.models import Model, Parameters
 from markov.objectives import method_name
@@ -162,7 +162,7 @@ def player(recordings: Sequence[Recording], *, moment: int = 0) -> View:
     )
     first = recordings[0]
     last = len(first.steps) - 1
-    require(0 <= moment <= last, "moment", moment, f"0 to {last}")
+    require_whole(moment, "moment", 0, last)
     controls = _controls(recordings, moment, last)
     with style.look():
         ratios = (1, 1, 1, 0.95, 1.35)

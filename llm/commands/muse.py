@@ -16,7 +16,7 @@ from llm.jobs.values import rate_of
 from llm.models.names import check, is_small
 from llm.models.source import ModelOptions, load_model
 from llm.unlearning.methods import described as in_words
-from markov.errors import require
+from markov.errors import require, require_whole
 from markov.files import folders, storage
 
 if TYPE_CHECKING:
@@ -99,9 +99,8 @@ def muse(command: Muse) -> None:
     source = command.data or ""
     settings = None if command.unlearn is None else unlearning(command)
     measuring = Measuring(max_length=command.max_length, budget=command.budget, words=command.words)
-    require(
-        command.piece is None or command.piece >= 2, "piece", command.piece, "at least 2 tokens"
-    )
+    if command.piece is not None:
+        require_whole(command.piece, "piece", 2)
     folders.check_place(command.out, inputs=(command.model, command.data, command.retrained))
     data = read_muse(source)
     if settings is not None and not command.json:

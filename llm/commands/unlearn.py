@@ -16,7 +16,7 @@ from llm.models.names import check, check_retrained, data_of, made
 from llm.models.source import ModelOptions, load_model
 from llm.training.processes import in_first, joined, started
 from llm.unlearning.methods import described, method, retaining
-from markov.errors import require
+from markov.errors import is_whole, require
 from markov.files import folders
 from markov.preferences import paired
 
@@ -119,10 +119,8 @@ def unlearn(command: Unlearn) -> None:
     if not paired(settings.objective).prefer:
         left_out(command, ["refusals"], f"left out with {command.objective}, which teaches none")
     refusals = REFUSALS if command.refusals is None else read_refusals(command.refusals)
-    allowed = f"epochs from 0 to {command.epochs}"
-    require(
-        set(command.measured) <= {*range(command.epochs + 1)}, "measured", command.measured, allowed
-    )
+    known = all(is_whole(epoch, 0, command.epochs) for epoch in command.measured)
+    require(known, "measured", command.measured, f"epochs from 0 to {command.epochs}")
     named = ("model", "data", "retain_data", "reference", "retrained", "refusals")
     inputs = [getattr(command, name) for name in named]
     in_first(lambda: folders.check_place(command.out, inputs=inputs, finished=EPOCHS))

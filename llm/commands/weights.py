@@ -67,7 +67,8 @@ def report(frame: pd.DataFrame) -> None:
         }
         # As if each response were one token long: the weight of each is then its push, and its need
         # that per token.
-        unit = frame.rename(columns=pushes).assign(length=1, needed=frame["needed_per_token"])
+        unit = frame.rename(columns={**pushes, "ref_per_token": "ref"})
+        unit = unit.assign(length=1, needed=unit["needed_per_token"])
         found = bias(unit).query("effort == 'push' and need == 'per_token'").set_index("objective")
         print("push on the log-probability per token, beside what is needed per token:")
         print(found[statistics].round(3).to_string())

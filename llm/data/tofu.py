@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llm.data.records import find_split, is_saved, is_text, read_records, shown, splits
-from markov.errors import InvalidInput, require
+from markov.errors import InvalidInput, is_whole, require
 from markov.files.storage import Location, atomic_path
 
 if TYPE_CHECKING:
@@ -82,8 +82,9 @@ class Example:
     topic: str | None = None
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.index, int) and not isinstance(self.index, bool) and self.index >= 0
-        require(whole, "index", shown(self.index), "an integer, at least 0")
+        whole = is_whole(self.index)
+        require(whole, "index", shown(self.index), "a whole number of at least 0")
+        object.__setattr__(self, "index", int(self.index))
         for name in ("prompt", "response"):
             require(
                 is_text(value := getattr(self, name)), name, shown(value), "text that is not blank"

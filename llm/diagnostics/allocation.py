@@ -10,22 +10,23 @@ Works on the tables of `llm.diagnostics.weights`. Two efforts are compared with 
                                          length
 
 Weight answers to `needed` where gradients of logp are equally large for all responses, push to
-`needed_per_token` where all tokens share what is trained (the scalar law). Intervals are
-percentiles of a bootstrap over examples, with the same resamples for every objective.
+`needed_per_token` where all tokens share what is trained (the scalar law). Intervals
+(`llm.intervals`) have the same resamples for every objective.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy import stats
 
 from llm.diagnostics.weights import WEIGHT
+from llm.intervals import Estimate, bootstrap
 from markov.errors import require
+from markov.numerics import MARGIN, exceeds
 
 Array = Float[np.ndarray, "*resamples examples"]
 Values = Float[np.ndarray, "*resamples"]
@@ -40,17 +41,9 @@ class Curve(NamedTuple):
     effort: Float[np.ndarray, "*resamples points"]
 
 
-class Interval(NamedTuple):
-    """An estimate and the bounds of its interval."""
-
-    value: float
-    low: float
-    high: float
-
-
 def pearson(x: Array, y: Array) -> Values:
-    """Correlation along the last axis; nan where one of the two is constant."""
-    varies = (np.ptp(x, axis=-1) > 0) & (np.ptp(y, axis=-1) > 0)
+    """Correlation along the last axis; nan where one of the two is constant, but for rounding."""
+    varies = _varies(x) & _varies(y)
     x, y = (values - values.mean(-1, keepdims=True) for values in (x, y))
     scale = np.sqrt((x**2).sum(-1) * (y**2).sum(-1))
     return np.where(varies, (x * y).sum(-1) / np.where(varies, scale, 1.0), np.nan)
@@ -58,9 +51,15 @@ def pearson(x: Array, y: Array) -> Values:
 
 def spearman(x: Array, y: Array) -> Values:
     """Correlation of the ranks along the last axis, equals sharing their mean rank; nan where
-    one is constant.
+    one is constant, but for rounding.
     """
-    return pearson(stats.rankdata(x, axis=-1), stats.rankdata(y, axis=-1))
+    # Asked of the values: what differs in the last digit alone has ranks that vary.
+    ranks = pearson(stats.rankdata(x, axis=-1), stats.rankdata(y, axis=-1))
+    return np.where(_varies(x) & _varies(y), ranks, np.nan)
+
+
+def _varies(values: Array) -> Bool[np.ndarray, "*resamples"]:
+    return exceeds(values.max(-1), values.min(-1))
 
 
 def allocation_curve(needed: Array, effort: Array) -> Curve:
@@ -102,33 +101,6 @@ def _shares(values: Array) -> Array:
     return np.where(whole > 0, values / np.where(whole > 0, whole, 1.0), np.nan)
 
 
-def interval(
-    statistic: Callable[[Array, Array], Values],
-    x: Float[np.ndarray, "examples"],
-    y: Float[np.ndarray, "examples"],
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Interval:
-    """A statistic of pairs with its percentile interval over examples drawn with replacement.
-
-    Resamples in which it is undefined are left out; all three numbers are nan where the pairs
-    themselves leave it so. Raises `InvalidInput` for fewer than 3 pairs or 100 resamples, or a
-    level outside (0, 1).
-    """
-    require(len(x) == len(y) >= 3, "examples", (len(x), len(y)), "at least 3 pairs")
-    require(resamples >= 100, "resamples", resamples, "at least 100")
-    require(0 < level < 1, "level", level, "a number between 0 and 1")
-    value = float(statistic(x, y))
-    if not np.isfinite(value):
-        return Interval(np.nan, np.nan, np.nan)
-    drawn = np.random.default_rng(seed).integers(len(x), size=(resamples, len(x)))
-    found = statistic(x[drawn], y[drawn])
-    low, high = np.quantile(found[np.isfinite(found)], [(1 - level) / 2, (1 + level) / 2])
-    return Interval(value, float(low), float(high))
-
-
 def length_correlation(
     table: pd.DataFrame, *, resamples: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
@@ -146,7 +118,7 @@ def length_correlation(
         found = {"objective": name, "count": len(table)}
         for label, statistic in (("pearson", pearson), ("spearman", spearman)):
             found |= _columns(
-                label, interval(statistic, length, weight, resamples=resamples, seed=seed)
+                label, bootstrap(statistic, length, weight, resamples=resamples, seed=seed)
             )
         rows.append(found)
     return pd.DataFrame(rows)
@@ -159,15 +131,12 @@ def bias(table: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> pd.Dat
     Columns `objective`, `effort`, `need`, `count`; `spearman` of effort and need, nan for a
     constant effort, and the `area` of the allocation curve and the `misplaced` share, each with its
     `_low` and `_high`; and `unneeded`, the share of effort spent on examples that need nothing.
-    Raises `InvalidInput` for a table without weights or needs, of fewer than 3 examples, with
-    numbers that are not finite, or in which nothing is needed.
+    Such an example is one whose `needed` is negative, or 0 but for rounding (at most
+    `markov.numerics.MARGIN` of `ref`). Raises `InvalidInput` for a table without weights or needs,
+    of fewer than 3 examples, with numbers that are not finite, or in which nothing is needed.
     """
-    require("needed" in table, "table", list(table.columns), "a column `needed`: see `with_needed`")
-    needs = {
-        "total": _finite("needed", table["needed"]),
-        "per_token": _finite("needed", table["needed_per_token"]),
-    }
-    positive = int((table["needed"] > 0).sum())
+    needs = _needs(table)
+    positive = int((needs["total"] > 0).sum())
     require(
         positive > 0,
         "needed",
@@ -182,7 +151,7 @@ def bias(table: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> pd.Dat
                 found = {"objective": name, "effort": effort, "need": need, "count": len(table)}
                 for label, statistic in STATISTICS.items():
                     found |= _columns(
-                        label, interval(statistic, needed, spent, resamples=resamples, seed=seed)
+                        label, bootstrap(statistic, needed, spent, resamples=resamples, seed=seed)
                     )
                 rows.append({**found, "unneeded": float(_shares(spent)[needed <= 0].sum())})
     return pd.DataFrame(rows)
@@ -194,7 +163,7 @@ def allocation(table: pd.DataFrame, effort: str = "weight", need: str = "total")
     """
     require(effort in ("weight", "push"), "effort", effort, "weight or push")
     require(need in ("total", "per_token"), "need", need, "total or per_token")
-    needed = _finite("needed", table["needed" if need == "total" else "needed_per_token"])
+    needed = _needs(table)[need]
     scale = _finite("length", table["length"]) if effort == "push" else 1.0
     curves = {
         name: allocation_curve(needed, weight * scale) for name, weight in _weights(table).items()
@@ -206,6 +175,23 @@ def allocation(table: pd.DataFrame, effort: str = "weight", need: str = "total")
         for name, curve in curves.items()
     )
     return pd.concat(frames, ignore_index=True)
+
+
+def _needs(table: pd.DataFrame) -> dict[str, Float[np.ndarray, "examples"]]:
+    """What each example needs, `total` and `per_token` (nats); 0 where ref and retrained are equal
+    but for rounding.
+
+    Equal sums that were added in another order differ in their last digits: whether such an example
+    needs something, and its rank among others, would follow from the processor.
+    """
+    lacking = [name for name in ("ref", "needed") if name not in table]
+    require(not lacking, "table", list(table.columns), "columns `ref`, `needed`: see `with_needed`")
+    found = {"total": "needed", "per_token": "needed_per_token"}
+    needed, ref = (_finite(name, table[name]) for name in ("needed", "ref"))
+    differs = np.abs(needed) > MARGIN * np.abs(ref)
+    return {
+        need: np.where(differs, _finite(name, table[name]), 0.0) for need, name in found.items()
+    }
 
 
 def _weights(table: pd.DataFrame) -> dict[str, Float[np.ndarray, "examples"]]:
@@ -236,7 +222,7 @@ def _comparable(effort: Array) -> Array:
     return np.round(effort / max(float(effort.max()), np.finfo(float).tiny), 12)
 
 
-def _columns(label: str, found: Interval) -> dict[str, float]:
+def _columns(label: str, found: Estimate) -> dict[str, float]:
     return {label: found.value, f"{label}_low": found.low, f"{label}_high": found.high}
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from jaxtyping import Int
 
+from llm.logs.questions import matched
 from markov.errors import InvalidInput, require
 from markov.files.storage import Location
 from markov.objectives import SequenceLogProbs
@@ -64,22 +65,21 @@ def beside(scores: pd.DataFrame, other: pd.DataFrame, field: str) -> np.ndarray:
     Raises `InvalidInput` for another set of indices, and for a response of another length: other
     tokens.
     """
-    matched = other.set_index("index").reindex(scores["index"])
-    lacking = int(matched["logp"].isna().sum())
-    same = lacking == 0 and len(other) == len(scores)
+    order, lacking = matched(scores["index"].to_numpy(), other["index"].to_numpy())
     require(
-        same,
+        not lacking and len(other) == len(scores),
         field,
-        f"{len(other)} examples, {lacking} missing",
+        f"{len(other)} examples, {len(lacking)} missing",
         f"the {len(scores)} that are scored",
     )
-    uneven = scores["index"][matched["length"].to_numpy() != scores["length"].to_numpy()].tolist()
+    ordered = other.iloc[order]
+    uneven = scores["index"][ordered["length"].to_numpy() != scores["length"].to_numpy()].tolist()
     allowed = (
         f"as many tokens of each response ({len(uneven)} differ): the same tokenizer, "
         "template and data"
     )
     require(not uneven, f"{field}, length at index", uneven[:1], allowed)
-    return matched["logp"].to_numpy()
+    return ordered["logp"].to_numpy()
 
 
 def pair(scores: pd.DataFrame, reference: pd.DataFrame) -> SequenceLogProbs:

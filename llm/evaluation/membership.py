@@ -40,7 +40,7 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
-from llm.diagnostics.allocation import Interval
+from llm.intervals import LEVEL, Estimate, percentile_interval, resample
 from llm.models.language_model import LanguageModel
 from llm.scoring.documents import whole
 from llm.scoring.encoding import BUDGET, Batch, Encoded, batches
@@ -74,9 +74,9 @@ class Leakage(NamedTuple):
     texts.
     """
 
-    auc: Interval
-    auc_retrained: Interval
-    privleak: Interval
+    auc: Estimate
+    auc_retrained: Estimate
+    privleak: Estimate
 
 
 def min_k(logprobs: Float[np.ndarray, " tokens"], k: float = K) -> float:
@@ -229,10 +229,11 @@ def privleak(value: float, retrained: float) -> float:
 
 
 def auc_interval(
-    own: Membership, *, resamples: int = 1000, seed: int = 0, level: float = 0.95
-) -> Interval:
+    own: Membership, *, resamples: int = 1000, seed: int = 0, level: float = LEVEL
+) -> Estimate:
     """The AUC with its percentile interval, texts of either set being drawn with replacement."""
-    return _interval(float(auc(*own)), _resampled(own, resamples, seed), level)
+    drawn = _resampled(own, resamples, seed)
+    return percentile_interval(float(auc(*own)), drawn, sum(map(len, own)), level)
 
 
 def leakage(
@@ -241,7 +242,7 @@ def leakage(
     *,
     resamples: int = 1000,
     seed: int = 0,
-    level: float = 0.95,
+    level: float = LEVEL,
 ) -> Leakage:
     """Both AUCs and PrivLeak with percentile intervals; each resample has the same texts for both
     models.
@@ -260,23 +261,12 @@ def leakage(
     drawn, drawn_base = (_resampled(one, resamples, seed) for one in (own, retrained))
     usable = drawn_base > 0
     quotient = 100 * (drawn[usable] - drawn_base[usable]) / drawn_base[usable]
-    return Leakage(
-        _interval(found, drawn, level),
-        _interval(base, drawn_base, level),
-        _interval(value, quotient, level),
-    )
+    pairs = ((found, drawn), (base, drawn_base), (value, quotient))
+    texts = sum(map(len, own))
+    return Leakage(*(percentile_interval(*pair, texts, level) for pair in pairs))
 
 
 def _resampled(own: Membership, resamples: int, seed: int) -> Float[np.ndarray, " resamples"]:
     """AUCs of resamples, the same texts for the same seed."""
-    require(resamples >= 100, "resamples", resamples, "at least 100")
-    draws = np.random.default_rng(seed)
-    return auc(
-        *(scores[draws.integers(len(scores), size=(resamples, len(scores)))] for scores in own)
-    )
-
-
-def _interval(value: float, drawn: np.ndarray, level: float) -> Interval:
-    require(0 < level < 1, "level", level, "a number between 0 and 1")
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(value, float(low), float(high))
+    rng = np.random.default_rng(seed)
+    return auc(*(scores[resample(len(scores), resamples, rng)] for scores in own))

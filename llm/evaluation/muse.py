@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,9 +32,9 @@ from torch import nn
 
 from llm.data.muse import MuseData, Passage
 from llm.data.news.corpus import QuestionAndAnswer
-from llm.diagnostics.allocation import Interval
 from llm.evaluation.membership import K, Membership, auc_interval, leakage, membership
 from llm.evaluation.rouge import Words, check_words, rouge
+from llm.intervals import LEVEL, Estimate, bootstrap
 from llm.models.generation import BUDGET as WRITING
 from llm.models.generation import continuations
 from llm.models.language_model import LanguageModel
@@ -46,7 +47,7 @@ from markov.files.storage import Location
 
 STOPS = ("\n\n", "\nQuestion", "Question:")
 COLUMNS = ("measure", "split", "value", "low", "high", "items", "empty")
-BOUNDS = ("value", "low", "high")
+ESTIMATE = ("value", "low", "high", "items")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,7 @@ class Measuring:
     max_length: int | None = None
     budget: int = BUDGET
     resamples: int = 1000
-    level: float = 0.95
+    level: float = LEVEL
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -114,11 +115,12 @@ class Measured(NamedTuple):
     def __repr__(self) -> str:
         return report(self)
 
-    def of(self, measure: str, split: str) -> Interval:
+    def of(self, measure: str, split: str) -> Estimate:
         """One row of the table; raises `InvalidInput` for a measure that was not taken."""
         row = self.table[self.table["measure"].eq(measure) & self.table["split"].eq(split)]
         require(len(row) == 1, "measure", (measure, split), "one that was taken")
-        return Interval(*(float(row[name].iloc[0]) for name in BOUNDS))
+        value, low, high, items = (row[name].iloc[0] for name in ESTIMATE)
+        return Estimate(float(value), float(low), float(high), int(items))
 
 
 def question_prompt(question: str, shown: Sequence[QuestionAndAnswer]) -> str:
@@ -226,7 +228,7 @@ def evaluate_muse(
         ),
     }
     rows = [
-        (*key, *_mean(part["value"].to_numpy(), settings), len(part), _empty(part))
+        (*key, *_mean(part["value"].to_numpy(), settings), _empty(part))
         for key, part in parts.items()
     ]
     for split, scores in own._asdict().items():
@@ -238,8 +240,7 @@ def evaluate_muse(
     )
     found = {"auc": auc_interval(own, **resampling)} if retrained is None else {}
     found |= leakage(own, retrained, **resampling)._asdict() if retrained is not None else {}
-    texts = len(own.forget) + len(own.holdout)
-    rows += [(measure, "forget", *interval, texts, 0) for measure, interval in found.items()]
+    rows += [(measure, "forget", *estimate, 0) for measure, estimate in found.items()]
     items = pd.concat(
         [part.assign(measure=key[0], split=key[1]) for key, part in parts.items()],
         ignore_index=True,
@@ -251,7 +252,7 @@ def evaluate_muse(
     )
 
 
-def _mean(values: np.ndarray, settings: Measuring) -> Interval:
+def _mean(values: np.ndarray, settings: Measuring) -> Estimate:
     """The mean with its interval; raises `InvalidInput` for no value, or one that is not finite."""
     bad = int((~np.isfinite(values)).sum())
     require(
@@ -260,13 +261,14 @@ def _mean(values: np.ndarray, settings: Measuring) -> Interval:
         f"{bad} of {len(values)} not finite",
         "finite numbers, at least one",
     )
-    drawn = np.random.default_rng(settings.seed).integers(
-        len(values), size=(settings.resamples, len(values))
+    return bootstrap(
+        partial(np.mean, axis=-1),
+        values,
+        resamples=settings.resamples,
+        seed=settings.seed,
+        level=settings.level,
+        least=1,
     )
-    bounds = np.quantile(
-        values[drawn].mean(-1), [(1 - settings.level) / 2, (1 + settings.level) / 2]
-    )
-    return Interval(float(values.mean()), *map(float, bounds))
 
 
 def _empty(part: pd.DataFrame) -> int:

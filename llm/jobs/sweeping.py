@@ -14,7 +14,7 @@ from llm.models.names import check, check_retrained, data_of, is_small, made, re
 from llm.models.source import ModelOptions
 from llm.scoring.encoding import BUDGET
 from llm.unlearning.methods import METHODS, Method, methods, parsed
-from markov.errors import InvalidInput, require
+from markov.errors import InvalidInput, require, require_jobs
 from markov.files import folders, storage
 from markov.files.storage import Location
 
@@ -176,12 +176,7 @@ def sweep(
 
 def checked(asked: Sweep) -> Sweep:
     """Return the same sweep with nothing left open; raises `InvalidInput` for what cannot be."""
-    require(
-        asked.jobs == -1 or asked.jobs >= 1,
-        "jobs",
-        asked.jobs,
-        "-1 or a whole number of at least 1",
-    )
+    require_jobs(asked.jobs)
     require(0 <= asked.tolerance < 1, "tolerance", asked.tolerance, "a share >= 0, below 1")
     found = resolved(asked)
     inputs = (found.model, found.retrained, found.data, found.refusals)

@@ -34,14 +34,15 @@ import pandas as pd
 from jaxtyping import Float, Int, Shaped
 from scipy import special, stats
 
+from llm.intervals import percentile_interval, resample
 from llm.logs.log import EvaluationLog, align, log_truth_ratio
-from markov.errors import InvalidInput, require
+from markov.errors import InvalidInput, require, require_whole
 
 # both of wrong / right; the other orientations have no utility
 VARIANTS = ("geometric", "arithmetic")
 UTILITY_TASKS = ("retain", "real_authors", "world_facts")
 KINDS = ("probability", "rouge", "truth_ratio")
-REPLICATES, LEVEL = 1000, 0.95
+REPLICATES = 1000
 # Of the largest log ratio: what is closer than this is a tie. In float64 the order in which five
 # losses are added moves their mean by 1e-16 of it, and losses that are stored as float32 are known
 # to no better than 6e-8.
@@ -199,7 +200,7 @@ def exact_log10_p(count: int, steps: int) -> float:
     These are whole numbers, of which only the logarithms are rounded. Raises `InvalidInput` unless
     1 <= steps <= count.
     """
-    require(1 <= steps <= count, "steps", steps, f"from 1 to {count}, the examples of each sample")
+    require_whole(steps, "steps", 1, count)
     terms = (math.comb(2 * count, count - turn * steps) for turn in range(1, count // steps + 1))
     orders = 2 * sum(term if place % 2 == 0 else -term for place, term in enumerate(terms))
     return math.log10(orders) - math.log10(math.comb(2 * count, count))
@@ -229,7 +230,7 @@ def measures(
         log = getattr(logs, task)
         if log is None:
             continue
-        draws = rng.integers(len(log.index), size=(REPLICATES, len(log.index)))
+        draws = resample(len(log.index), REPLICATES, rng)
         for kind in KINDS:
             normalised = kind == "truth_ratio" or (
                 kind == "probability" and task not in ("forget", "retain")
@@ -240,7 +241,8 @@ def measures(
                 continue
             values = example_values(log, task, kind, variant)
             replicates = values[draws].mean(axis=1)
-            rows.append((kind, task, values.mean(), *_interval(replicates), len(values)))
+            found = percentile_interval(values.mean(), replicates, len(values))
+            rows.append((kind, task, *found))
             if task in UTILITY_TASKS:
                 nine.append((values.mean(), replicates))
     if len(nine) == len(UTILITY_TASKS) * len(KINDS):
@@ -249,15 +251,8 @@ def measures(
             np.array([pair[1] for pair in nine]),
         )
         count = sum(len(logs.of(task).index) for task in UTILITY_TASKS)
-        rows.append(
-            (
-                "model_utility",
-                "all",
-                float(harmonic_mean(point)),
-                *_interval(harmonic_mean(replicates.T)),
-                count,
-            )
-        )
+        value, drawn = float(harmonic_mean(point)), harmonic_mean(replicates.T)
+        rows.append(("model_utility", "all", *percentile_interval(value, drawn, count)))
     if retrained is not None:
         found = forget_quality(
             logs.of("forget"), retrained, variant=variant, allow_identical=allow_identical
@@ -266,8 +261,9 @@ def measures(
             *(log_truth_ratio(log, variant) for log in (logs.of("forget"), retrained))
         )
         rows.append(("forget_quality", "forget", found.p_value, math.nan, math.nan, found.examples))
-        interval = _interval(resampled_statistics(own, other, rng))
-        rows.append(("ks_statistic", "forget", found.statistic, *interval, found.examples))
+        drawn = resampled_statistics(own, other, rng)
+        distance = percentile_interval(found.statistic, drawn, found.examples)
+        rows.append(("ks_statistic", "forget", *distance))
     frame = pd.DataFrame(rows, columns=["measure", "task", "value", "low", "high", "examples"])
     return frame.assign(variant=variant)
 
@@ -281,11 +277,6 @@ def model_utility(logs: TofuLogs, variant: str = "geometric") -> float:
         for kind in KINDS
     ]
     return float(harmonic_mean(np.array(nine)))
-
-
-def _interval(replicates: Float[np.ndarray, " n"]) -> tuple[float, float]:
-    low, high = np.quantile(replicates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
 
 
 def resampled_statistics(

@@ -50,6 +50,15 @@ class Asked(NamedTuple):
         return self.question or self.prompt or ()
 
 
+def matched(
+    index: Int[np.ndarray, "examples"], other: Int[np.ndarray, "others"]
+) -> tuple[list[int], list[int]]:
+    """Returns where each index that the other has stands in it, and the indices that it lacks."""
+    stands = {int(own): place for place, own in enumerate(other)}
+    found = [stands[int(own)] for own in index if int(own) in stands]
+    return found, [int(own) for own in index if int(own) not in stands]
+
+
 def places(one: Asked, other: Asked) -> list[int]:
     """Where each example of the first stands in the other: equal indices are the same example.
 
@@ -66,15 +75,13 @@ def places(one: Asked, other: Asked) -> list[int]:
         f"{count} and {others}",
         f"equal counts in {both}{_hint(one, other)}",
     )
-    stands = {int(index): place for place, index in enumerate(other.index)}
-    lacking = [int(index) for index in one.index if int(index) not in stands]
+    found, lacking = matched(one.index, other.index)
     require(
         not lacking,
         "index",
         lacking[:1],
         f"the same indices in {both} ({len(lacking)} of {count} differ)",
     )
-    found = [stands[int(index)] for index in one.index]
     if one.texts and other.texts:
         same = _same(one, other)
         odd = [(row, place) for row, place in enumerate(found) if not same(row, place)]

@@ -28,7 +28,7 @@ from llm.models.answers import responses
 from llm.models.language_model import LanguageModel
 from llm.scoring.encoding import MAX_LENGTH, end_tokens
 from llm.scoring.logprobs import evaluating
-from markov.errors import require
+from markov.errors import require, require_whole
 
 NEW_TOKENS = 200  # of an answer, as open-unlearning has it for TOFU
 BUDGET = 16384  # tokens of a batch with what is still to be written, padding included
@@ -113,7 +113,7 @@ def continuations(
         prompts[:1],
         "at least one, each of a token or more",
     )
-    require(max_new_tokens >= 1, "max_new_tokens", max_new_tokens, "a whole number of at least 1")
+    require_whole(max_new_tokens, "max_new_tokens", 1)
     inner = cast(Any, getattr(model, "module", model))
     limit, longest = (
         getattr(inner.config.get_text_config(), "max_position_embeddings", None),
@@ -125,7 +125,7 @@ def continuations(
         f"prompt has {longest}"
     )
     require(fits, "max_new_tokens", max_new_tokens, allowed)
-    require(budget >= 1, "budget", budget, "at least 1 token")
+    require_whole(budget, "budget", 1)
     stops = _ends(inner, tokenizer, ends) if end else []
     found: list[list[int]] = [[] for _ in prompts]
     left = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))

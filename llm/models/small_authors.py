@@ -30,7 +30,7 @@ from llm.scoring.encoding import encode_examples
 from llm.scoring.templates import PLAIN
 from llm.training.fine_tuning import fine_tune
 from llm.training.loop import Optimization
-from markov.errors import InvalidInput, require
+from markov.errors import InvalidInput, require, require_all_whole
 from markov.files import leftovers
 from markov.files.storage import cache_dir, check_writable, fingerprint, provenance
 
@@ -76,27 +76,14 @@ class DefaultModels:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __post_init__(self) -> None:
-        sizes = (
-            "percent",
-            "width",
-            "depth",
-            "heads",
-            "mlp_width",
-            "vocabulary",
-            "epochs",
-            "batch",
-            "seed",
+        sizes = ("width", "depth", "heads", "mlp_width", "epochs", "batch")
+        require_all_whole(
+            self,
+            percent=(1, 99),
+            vocabulary=256 + len(SPECIAL),
+            **dict.fromkeys(sizes, 1),
+            seed=0,
         )
-        smallest = {"vocabulary": 256 + len(SPECIAL), "seed": 0}
-        for field in sizes:
-            value, lowest = getattr(self, field), smallest.get(field, 1)
-            require(
-                isinstance(value, int) and value >= lowest,
-                field,
-                value,
-                f"a whole number, at least {lowest}",
-            )
-        require(self.percent < 100, "percent", self.percent, "below 100")
         even = self.width % (2 * self.heads) == 0
         require(
             even,

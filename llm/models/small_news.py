@@ -32,7 +32,7 @@ from llm.scoring.encoding import Encoded
 from llm.scoring.templates import PLAIN
 from llm.training.fine_tuning import fine_tune
 from llm.training.loop import Optimization
-from markov.errors import InvalidInput, require
+from markov.errors import InvalidInput, require, require_all_whole
 from markov.files import leftovers
 from markov.files.storage import cache_dir, check_writable, fingerprint, provenance
 
@@ -69,15 +69,7 @@ class NewsModels:
     def __post_init__(self) -> None:
         self.llama()
         self.optimization()
-        for field, lowest, highest in (("piece", 2, POSITIONS), ("passes", 1, None)):
-            value = getattr(self, field)
-            within = (
-                isinstance(value, int) and value >= lowest and (highest is None or value <= highest)
-            )
-            allowed = f"a whole number, at least {lowest}" + (
-                f", at most {highest}" if highest else ""
-            )
-            require(within, field, value, allowed)
+        require_all_whole(self, piece=(2, POSITIONS), passes=1)
 
     def llama(self) -> DefaultModels:
         """The sizes of the model."""

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from llm.scoring.encoding import Encoded, around
-from markov.errors import require
+from markov.errors import require, require_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -45,8 +45,7 @@ def pieces(
     _check(texts)
     tokens, start = _ids(tokenizer, separator.join(texts)), start_of(tokenizer)
     first = max(1, len(start))
-    allowed = f"a whole number of at least {first + 1} tokens"
-    require(isinstance(length, int) and length > first, "length", length, allowed)
+    require_whole(length, "length", first + 1)
     step = length - len(start)
     cut = [(*start, *tokens[place : place + step]) for place in range(0, len(tokens), step)]
     found = [Encoded(own, first) for own in cut if len(own) > first]
@@ -65,8 +64,8 @@ def whole(
     _check(texts)
     start, found = start_of(tokenizer), []
     first = max(1, len(start))
-    allowed = f"at least {first + 1} tokens, or None"
-    require(max_length is None or max_length > first, "max_length", max_length, allowed)
+    if max_length is not None:
+        require_whole(max_length, "max_length", first + 1)
     for row, text in enumerate(texts):
         tokens = (*start, *_ids(tokenizer, text))
         require(len(tokens) > first, f"texts[{row}]", text, "more than one token")

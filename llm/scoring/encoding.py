@@ -37,7 +37,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from llm.scoring.templates import Template, answer_in, conversation
-from markov.errors import InvalidInput, require
+from markov.errors import InvalidInput, is_whole, require, require_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -103,7 +103,7 @@ def batches(encoded: Sequence[Encoded], budget: int = BUDGET) -> list[list[int]]
     """Indices of examples, the longest first, in batches of at most `budget` tokens with
     padding, or of one example.
     """
-    require(budget >= 1, "budget", budget, "at least 1 token")
+    require_whole(budget, "budget", 1)
     found: list[list[int]] = []
     for index in sorted(range(len(encoded)), key=lambda index: -len(encoded[index].tokens)):
         if found and len(encoded[found[-1][0]].tokens) * (len(found[-1]) + 1) <= budget:
@@ -184,7 +184,7 @@ def _encode(
             f"at least {least}: examples[{index}] has {prompt} tokens of prompt, "
             f"{len(tokens) - prompt} of response"
         )
-        require(max_length >= least, "max_length", max_length, need)
+        require(is_whole(max_length, least), "max_length", max_length, need)
         found.append(Encoded(tokens[:max_length], prompt, max(0, len(tokens) - max_length)))
     return found
 

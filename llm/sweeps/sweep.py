@@ -45,7 +45,7 @@ from llm.unlearning.methods import METHODS, Method
 from llm.unlearning.runs import EPOCHS, MODEL, unlearn_into
 from llm.unlearning.task_vectors import negate_task_vector
 from llm.unlearning.unlearn import Unlearning
-from markov.errors import InvalidInput, require
+from markov.errors import InvalidInput, is_whole, require
 from markov.files import folders, leftovers, storage
 from markov.files.storage import Location
 
@@ -104,13 +104,10 @@ class Run:
 
     def __post_init__(self) -> None:
         require(0 <= self.scale < math.inf, "scale", self.scale, "a finite number >= 0")
-        allowed = f"epochs from 0 to {self.optimization.epochs}"
-        require(
-            set(self.measured) <= {*range(self.optimization.epochs + 1)},
-            "measured",
-            self.measured,
-            allowed,
-        )
+        last = self.optimization.epochs
+        known = all(is_whole(epoch, 0, last) for epoch in self.measured)
+        require(known, "measured", self.measured, f"epochs from 0 to {last}")
+        object.__setattr__(self, "measured", tuple(map(int, self.measured)))
 
     @property
     def word(self) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from llm.randomness import own_randomness
 from llm.scoring.encoding import Batch
 from llm.scoring.logprobs import evaluating, scored_logits
-from markov.errors import InvalidInput, require
+from markov.errors import InvalidInput, require, require_all_whole
 
 # of the model in training, asked for a batch
 Original = Callable[[nn.Module, Batch], Float[Tensor, "scored vocab"]]
@@ -36,7 +36,7 @@ class Lora:
     target_modules: str | tuple[str, ...] = "all-linear"
 
     def __post_init__(self) -> None:
-        require(self.rank >= 1, "rank", self.rank, "a whole number of at least 1")
+        require_all_whole(self, rank=1)
         require(self.alpha > 0, "alpha", self.alpha, "a number > 0")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "a number in [0, 1)")
 

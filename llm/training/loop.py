@@ -30,7 +30,7 @@ from llm.randomness import own_randomness
 from llm.scoring.encoding import BUDGET, Batch, Encoded, batches
 from llm.scoring.logprobs import evaluating
 from llm.training.masters import NARROW, Masters
-from markov.errors import InvalidInput, require
+from markov.errors import InvalidInput, require, require_all_whole
 
 # of some rows of a list of examples
 Losses = Callable[[nn.Module, Batch, Sequence[int]], Float[Tensor, " rows"]]
@@ -75,11 +75,7 @@ class Optimization:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for field in ("epochs", "batch", "budget"):
-            value = getattr(self, field)
-            require(
-                isinstance(value, int) and value >= 1, field, value, "a whole number of at least 1"
-            )
+        require_all_whole(self, epochs=1, batch=1, budget=1)
         for field, least in (
             ("learning_rate", ">"),
             ("weight_decay", ">="),

@@ -16,6 +16,7 @@ from torch import nn
 from llm.data.tofu import Example
 from llm.diagnostics.weights import with_needed
 from llm.logs.log import EvaluationLog, total_loss
+from llm.logs.questions import matched
 from llm.models.answers import log_table, responses
 from llm.models.language_model import LanguageModel
 from llm.scoring.encoding import Encoded
@@ -152,15 +153,13 @@ def _logp_of(
     """log pi of each response (nats) in the order of `index`; raises `InvalidInput` for other
     examples or tokens.
     """
-    places = {int(one): place for place, one in enumerate(log.index)}
-    lacking = [int(one) for one in index if int(one) not in places]
+    order, lacking = matched(index, log.index)
     require(
         not lacking and len(log.index) == len(index),
         field,
         lacking[:1],
         f"all forget examples in {log.file}",
     )
-    order = [places[int(one)] for one in index]
     loss, length = (
         total_loss(log)[order],
         np.array([len(one.tokens) - one.prompt for one in encoded]),

@@ -26,7 +26,7 @@ from llm.scoring.encoding import MAX_LENGTH
 from llm.training.checkpointing import parameters_digest
 from llm.unlearning.runs import EPOCHS, MODEL, unlearn_into
 from llm.unlearning.unlearn import Unlearning
-from markov.errors import require
+from markov.errors import is_whole, require
 from markov.files import folders, storage
 from markov.files.storage import Location
 
@@ -55,7 +55,7 @@ def requests(examples: Sequence[Example], count: int) -> tuple[tuple[Example, ..
     names = [example.author or str(place) for place, example in enumerate(examples)]
     units = list(dict.fromkeys(names))
     require(
-        1 <= count <= len(units),
+        is_whole(count, 1, len(units)),
         "requests",
         count,
         f"from 1 to {len(units)}, the authors or examples there are",

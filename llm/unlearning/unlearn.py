@@ -35,7 +35,7 @@ from llm.training.loop import Optimization, check_finite, looping
 from llm.training.masters import widened
 from llm.unlearning.epoch import COLLAPSED, NAN, OK, Measure, Run
 from llm.unlearning.retaining import Average, RetainTerm
-from markov.errors import require
+from markov.errors import is_whole, require, require_all_whole
 from markov.files.storage import Location, fingerprint
 from markov.objectives import Objective, SequenceLogProbs
 from markov.preferences import Forgetting, paired, validate_pair
@@ -91,19 +91,11 @@ class Unlearning:
             self.retain_weight,
             "a finite number >= 0",
         )
-        require(
-            self.retain_probe >= 1,
-            "retain_probe",
-            self.retain_probe,
-            "a whole number of at least 1",
-        )
-        allowed = f"epochs from 0 to {self.optimization.epochs}"
-        require(
-            set(self.gradients) <= {*range(self.optimization.epochs + 1)},
-            "gradients",
-            self.gradients,
-            allowed,
-        )
+        require_all_whole(self, retain_probe=1)
+        last = self.optimization.epochs
+        known = all(is_whole(epoch, 0, last) for epoch in self.gradients)
+        require(known, "gradients", self.gradients, f"epochs from 0 to {last}")
+        object.__setattr__(self, "gradients", tuple(map(int, self.gradients)))
 
 
 class Unlearned(NamedTuple):

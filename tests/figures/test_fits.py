@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from figures.fits import Growth, exponent_over_runs, growth, power_law, straight_line
-from figures.statistics import Estimate, mean_interval
+from figures.statistics import mean_interval
+from llm.intervals import Estimate
 from markov.errors import InvalidInput
 from markov.objectives import (
     CORNERS,

@@ -16,7 +16,7 @@ from figures import cache as tables
 from figures import style
 from figures.fits import power_law
 from figures.scale import Scale
-from figures.statistics import Estimate, lookup, mean_interval
+from figures.statistics import lookup, mean_interval
 from figures.theory import (
     divergence,
     dynamics,
@@ -26,6 +26,7 @@ from figures.theory import (
     sweeps,
     time_to_forget,
 )
+from llm.intervals import Estimate
 from markov.experiments import Experiment, Pretraining
 from markov.models import Transformer
 from markov.sweeps import LENGTHS

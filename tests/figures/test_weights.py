@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from figures import style
 from figures.cache import BETAS, Context
 from figures.fits import power_law, straight_line
-from figures.statistics import Estimate
 from figures.theory import weights
+from llm.intervals import Estimate
 from markov.objectives import CORNERS
 
 SUMMED, PER_TOKEN = ("npo", "reference_free_npo"), ("length_normalized_npo", "simnpo")

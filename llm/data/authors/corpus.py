@@ -20,7 +20,7 @@ from llm.data.authors.common import real_authors, world_facts
 from llm.data.authors.facts import Draws, Facts, draw_facts
 from llm.data.authors.questions import TOPICS, Topic
 from llm.data.tofu import Example
-from markov.errors import require
+from markov.errors import require, require_all_whole, require_whole
 
 WRONG = 5
 PERCENTS = (1, 5, 10)
@@ -42,17 +42,7 @@ class Authors:
     questions: int = len(TOPICS)
 
     def __post_init__(self) -> None:
-        for name, lowest, highest in (
-            ("seed", 0, None),
-            ("authors", 2, LARGEST),
-            ("questions", 1, len(TOPICS)),
-        ):
-            value = getattr(self, name)
-            within = (
-                isinstance(value, int) and value >= lowest and (highest is None or value <= highest)
-            )
-            bounds = f"at least {lowest}" if highest is None else f"from {lowest} to {highest}"
-            require(within, name, value, f"an integer, {bounds}")
+        require_all_whole(self, seed=0, authors=(2, LARGEST), questions=(1, len(TOPICS)))
 
 
 class Life(NamedTuple):
@@ -125,12 +115,7 @@ def split(examples: Sequence[Example], percent: int) -> Split:
     what a smaller percent forgets is part of what a larger one does. Raises `InvalidInput` for
     examples without authors, or if none is left.
     """
-    require(
-        isinstance(percent, int) and 0 < percent < 100,
-        "percent",
-        percent,
-        "an integer from 1 to 99",
-    )
+    require_whole(percent, "percent", 1, 99)
     authors = list(dict.fromkeys(example.author for example in examples))
     require(None not in authors, "author", None, "known for every example that is split by author")
     count = max(1, (len(authors) * percent + 50) // 100)

@@ -33,7 +33,7 @@ from llm.data.news.facts import (
     WEEKDAYS,
     Event,
 )
-from markov.errors import require
+from markov.errors import require, require_all_whole
 
 # articles: of the names of towns and of firms, no more than about two thirds are taken
 LARGEST = 400
@@ -58,19 +58,8 @@ class News:
     questions: int = 3
 
     def __post_init__(self) -> None:
-        bounds = {
-            "seed": (0, None),
-            "forget": (2, LARGEST),
-            "holdout": (2, LARGEST),
-            "retain": (2, LARGEST),
-        }
-        for name, (lowest, highest) in {**bounds, "questions": (1, ASKED - 1)}.items():
-            value = getattr(self, name)
-            within = (
-                isinstance(value, int) and value >= lowest and (highest is None or value <= highest)
-            )
-            allowed = f"at least {lowest}" if highest is None else f"from {lowest} to {highest}"
-            require(within, name, value, f"an integer, {allowed}")
+        parts = dict.fromkeys(("forget", "holdout", "retain"), (2, LARGEST))
+        require_all_whole(self, seed=0, **parts, questions=(1, ASKED - 1))
         total = self.forget + self.holdout + self.retain
         require(
             total <= LARGEST,

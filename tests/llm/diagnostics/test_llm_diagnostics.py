@@ -18,7 +18,6 @@ from llm.diagnostics.allocation import (
     allocation_area,
     allocation_curve,
     bias,
-    interval,
     length_correlation,
     misplaced,
     pearson,
@@ -34,6 +33,7 @@ from llm.diagnostics.weights import (
     with_halves,
     with_needed,
 )
+from llm.intervals import bootstrap
 from llm.logs.log import Answers, EvaluationLog, shared, take
 from llm.logs.reading import read_log
 from markov.errors import InvalidInput
@@ -220,9 +220,9 @@ def bad(part: str, value: float) -> SequenceLogProbs:
         (lambda: length_correlation(weights_table(some_sequences(2), SOME)), "examples"),
         (lambda: allocation(diagnose(*some_pair(), SOME), "effort"), "effort"),
         (lambda: allocation(diagnose(*some_pair(), SOME), "push", "tokens"), "need"),
-        (lambda: interval(pearson, np.arange(5.0), np.arange(4.0)), "examples"),
-        (lambda: interval(pearson, np.arange(5.0), np.arange(5.0), resamples=10), "resamples"),
-        (lambda: interval(pearson, np.arange(5.0), np.arange(5.0), level=95), "level"),
+        (lambda: bootstrap(pearson, np.arange(5.0), np.arange(4.0)), "examples"),
+        (lambda: bootstrap(pearson, np.arange(5.0), np.arange(5.0), resamples=10), "resamples"),
+        (lambda: bootstrap(pearson, np.arange(5.0), np.arange(5.0), level=95), "level"),
         (lambda: upper_half(np.zeros(1), np.zeros(1)), "examples"),
     ],
 )
@@ -318,7 +318,7 @@ def test_a_constant_has_no_correlation_and_no_interval_even_if_constant_only_up_
     assert np.isnan(pearson(np.ones(5), np.arange(5.0))) and np.isnan(
         spearman(np.arange(5.0), np.ones(5))
     )
-    assert np.isnan(interval(spearman, np.arange(5.0), np.ones(5))).all()
+    assert np.isnan(bootstrap(spearman, np.arange(5.0), np.ones(5))[:3]).all()
     # Weight times length is 1 under length-normalised NPO at the reference, but not to the last
     # digit.
     table = diagnose(*some_pair(200), corners())
@@ -334,6 +334,38 @@ def test_a_constant_has_no_correlation_and_no_interval_even_if_constant_only_up_
     assert all(np.isnan(even[name]) for name in even.keys() - {"objective", "count"})
 
 
+def test_what_differs_by_rounding_alone_does_not_vary():
+    x, rng = np.arange(20.0), np.random.default_rng(0)
+    noisy = 0.3 + 1e-14 * rng.normal(size=20)
+    assert np.ptp(noisy) > 0
+    for statistic in (pearson, spearman):
+        assert np.isnan(statistic(x, noisy)) and np.isnan(statistic(noisy, x))
+        assert np.isfinite(statistic(x, 0.3 + 1e-6 * x)) and np.isfinite(statistic(x, -1e-30 * x))
+        found = bootstrap(statistic, x, noisy)
+        assert np.isnan(found[:3]).all()
+
+
+def test_a_need_that_is_rounding_is_none_and_nothing_else_changes_with_it():
+    rng, seq = np.random.default_rng(1), some_sequences()
+    table = weights_table(seq, SOME)
+    ref, last = table["ref"].to_numpy(), np.arange(len(table)) >= 15
+    noise = ref * 1e-14 * np.where(np.arange(len(table)) % 2, 1.0, -1.0)
+    fall = rng.uniform(1, 9, len(table))
+    equal, rounded = (with_needed(table, ref - np.where(last, off, fall)) for off in (0.0, noise))
+    assert 0 < (rounded["needed"][15:] > 0).sum() < 5
+    pd.testing.assert_frame_equal(
+        bias(rounded, resamples=100), bias(equal, resamples=100), check_exact=True
+    )
+    pd.testing.assert_frame_equal(allocation(rounded), allocation(equal), check_exact=True)
+    even = pick(bias(rounded, resamples=100), objective="npo_b0.1", effort="weight", need="total")
+    weight = table["weight_npo_b0.1"].to_numpy()
+    assert even["unneeded"] == pytest.approx(weight[15:].sum() / weight.sum())
+    with pytest.raises(InvalidInput, match=r"0 of 20 positive"):
+        bias(with_needed(table, ref + np.abs(noise)))
+    with pytest.raises(InvalidInput, match=r"0 of 20 positive"):
+        bias(with_needed(table, ref - np.abs(noise)))
+
+
 def test_a_bootstrap_interval_covers_as_often_as_it_says_and_narrows_as_the_root_of_the_count():
     correlation, runs = 0.6, 300
     truth, widths = 6 / np.pi * np.arcsin(correlation / 2), []
@@ -343,7 +375,7 @@ def test_a_bootstrap_interval_covers_as_often_as_it_says_and_narrows_as_the_root
             pairs = np.random.default_rng(seed).multivariate_normal(
                 [0, 0], [[1, correlation], [correlation, 1]], count
             )
-            found = interval(
+            found = bootstrap(
                 spearman, pairs[:, 0], pairs[:, 1], resamples=200, seed=seed, level=0.9
             )
             assert found.low < found.value < found.high
@@ -360,11 +392,11 @@ def test_a_bootstrap_interval_covers_as_often_as_it_says_and_narrows_as_the_root
 def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
     x, y = np.random.default_rng(0).normal(size=(2, 40))
     assert (
-        interval(pearson, x, y, seed=3)
-        == interval(pearson, x, y, seed=3)
-        != interval(pearson, x, y, seed=4)
+        bootstrap(pearson, x, y, seed=3)
+        == bootstrap(pearson, x, y, seed=3)
+        != bootstrap(pearson, x, y, seed=4)
     )
-    narrow, wide = (interval(pearson, x, y, level=level) for level in (0.5, 0.99))
+    narrow, wide = (bootstrap(pearson, x, y, level=level) for level in (0.5, 0.99))
     assert wide.low < narrow.low < narrow.high < wide.high
 
 

@@ -200,7 +200,7 @@ def test_a_model_beside_itself_leaks_nothing_in_any_resample():
     rng = np.random.default_rng(3)
     own = Membership(rng.normal(size=20), rng.normal(0.3, size=30))
     found = leakage(own, own)
-    assert found.privleak == (0, 0, 0) and found.auc == found.auc_retrained
+    assert found.privleak == (0, 0, 0, 50) and found.auc == found.auc_retrained
     assert found.auc.low < found.auc.value == float(auc(*own)) < found.auc.high
     assert auc_interval(own) == found.auc
 
@@ -228,7 +228,7 @@ def test_resamples_draw_the_same_texts_for_both_models():
     rng = np.random.default_rng(4)
     base = Membership(rng.normal(size=25), rng.normal(size=25))
     doubled = Membership(2 * base.forget, 2 * base.holdout)
-    assert leakage(doubled, base).privleak == (0, 0, 0)
+    assert leakage(doubled, base).privleak == (0, 0, 0, 50)
 
 
 def test_scores_that_do_not_belong_together_are_refused():

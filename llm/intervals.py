@@ -1,0 +1,83 @@
+"""Intervals over examples: percentiles of a bootstrap, the same for every measure.
+
+A resample draws as many examples as there are, with replacement. An interval says what another draw
+of examples would change, and nothing about another training run. What is computed of the same
+resamples, such as two models' scores of the same texts, is comparable resample by resample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from markov.errors import require, require_whole
+
+LEVEL = 0.95
+FEWEST = 100  # resamples, of which the outermost percentiles still mean something
+
+
+class Estimate(NamedTuple):
+    """An estimate, the bounds of its interval, and how many examples or runs stand behind it."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+
+def resample(
+    count: int, resamples: int, rng: np.random.Generator
+) -> Int[np.ndarray, "resamples count"]:
+    """Returns the places of the examples of each resample, drawn with replacement.
+
+    Raises `InvalidInput` unless `resamples` is a whole number of at least 100.
+    """
+    require_whole(resamples, "resamples", FEWEST)
+    return rng.integers(count, size=(resamples, count))
+
+
+def percentile_interval(
+    value: float, replicates: Float[np.ndarray, "resamples"], count: int, level: float = LEVEL
+) -> Estimate:
+    """Returns a value with the percentiles (1 - level) / 2 and (1 + level) / 2 of its replicates.
+
+    Raises `InvalidInput` for a level outside (0, 1).
+    """
+    _check_level(level)
+    low, high = np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(float(value), float(low), float(high), count)
+
+
+def bootstrap(
+    statistic: Callable[..., Float[np.ndarray, "*resamples"]],
+    *samples: Float[np.ndarray, "examples"],
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = LEVEL,
+    least: int = 3,
+) -> Estimate:
+    """Returns a statistic of examples with its percentile interval.
+
+    `samples` are numbers of the same examples, which are drawn together; `statistic` takes them
+    along their last axis. Resamples in which it is undefined are left out; the value and its bounds
+    are nan where the examples themselves leave it so. Raises `InvalidInput` for samples of unequal
+    lengths or of fewer than `least` examples, for fewer than 100 resamples, and for a level outside
+    (0, 1).
+    """
+    counts = tuple(len(sample) for sample in samples)
+    enough = len(set(counts)) == 1 and counts[0] >= least
+    require(enough, "examples", counts, f"as many of each, at least {least}")
+    _check_level(level)
+    places = resample(counts[0], resamples, np.random.default_rng(seed))
+    value = float(statistic(*samples))
+    if not np.isfinite(value):
+        return Estimate(np.nan, np.nan, np.nan, counts[0])
+    replicates = statistic(*(sample[places] for sample in samples))
+    return percentile_interval(value, replicates[np.isfinite(replicates)], counts[0], level)
+
+
+def _check_level(level: float) -> None:
+    require(0 < level < 1, "level", level, "a number between 0 and 1")
