@@ -33,6 +33,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "figures": (
         ("style", "statistics", "fits", "scale"),
         ("cache",),
+        ("experiments",),
         ("chains", "theory", "language"),
         ("views",),
         ("lessons",),
