@@ -115,6 +115,7 @@ def unlearn_into(
     preferred: Sequence[Example] | None = None,
     measure: Measure[LanguageModel] | None = None,
     max_length: int = MAX_LENGTH,
+    parameters: str | None = None,
     progress: bool = True,
 ) -> Run:
     """Unlearn in a folder, go on with what an earlier call left there, or read what it finished.
@@ -122,7 +123,8 @@ def unlearn_into(
     Logs say what other models make of the forget examples: a `reference` other than the model
     itself, one `retrained` without them, and the `original`, which is scored now if not given.
     `preferred` are the same examples with the response that is preferred to theirs; `measure` is
-    called after every epoch (see `llm.unlearning.unlearn.unlearn`). Raises `InvalidInput` as
+    called after every epoch, and `parameters` the digest of the model as it is now, where it is
+    known (see `llm.unlearning.unlearn.unlearn`). Raises `InvalidInput` as
     `unlearn` does, for logs of other examples or tokens, and for a folder that cannot be written,
     holds a run of other settings, data, models or measures, or anything else that is no run; before
     any work also for a model that cannot be saved. A table that is damaged is set aside, and the
@@ -141,6 +143,7 @@ def unlearn_into(
         if log is not None
     }
     logps = {name: _logp_of(log, name, index, encoded) for name, log in others.items()}
+    own = parameters or parameters_digest(language.model)
     described = {
         "model": language.name,
         "unlearning": settings,
@@ -153,7 +156,7 @@ def unlearn_into(
         ),
         **({} if measure is None else {"measure": measure.name}),
         **{name: storage.fingerprint(logp) for name, logp in logps.items()},
-        "parameters": parameters_digest(language.model),
+        "parameters": own,
     }
     known = storage.provenance(described, __name__, seeds=[settings.optimization.seed])
     if in_first(lambda: finished(folder) is not None):
@@ -203,6 +206,7 @@ def unlearn_into(
             index=index,
             measure=None if measure is None else _of_model(measure, language),
             state=state,
+            parameters=own,
             progress=progress,
         )
     examples = found.examples
@@ -211,13 +215,13 @@ def unlearn_into(
         examples = with_needed(examples, np.tile(logps["retrained"], epochs))
     logs["unlearned"] = _if_finite(answers)
     tables = [log_table(log).assign(model=model) for model, log in logs.items() if log is not None]
-    parameters = gathered(language.model)
+    whole = gathered(language.model)
 
     def write() -> None:
         storage.write_table(examples, folder / EXAMPLES, known)
         storage.write_table(pd.concat(tables, ignore_index=True), folder / ANSWERS, known)
         if not (folder / MODEL).exists():
-            save(language, folder / MODEL, known, parameters)
+            save(language, folder / MODEL, known, whole)
         storage.write_table(found.epochs, folder / EPOCHS, known)
         folders.tidy(folder, JOB)
 

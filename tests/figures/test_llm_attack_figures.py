@@ -40,9 +40,10 @@ from llm.logs.log import Answers, EvaluationLog, truth_ratio
 from llm.models.answers import answer_log, log_table
 from llm.models.small_authors import BUDGET, DefaultModels, build, sets
 from llm.models.source import load
+from llm.training.checkpointing import parameters_digest
 from llm.training.loop import Optimization
-from llm.unlearning.runs import MODEL, unlearn_into
-from llm.unlearning.sequential import Sequential
+from llm.unlearning.runs import MODEL, read_run, unlearn_into
+from llm.unlearning.sequential import STAGE, Sequential
 from markov.errors import InvalidInput
 from markov.files import storage
 from markov.objectives import npo
@@ -401,6 +402,16 @@ def test_three_requests_under_every_corner_with_what_each_stage_left(
             np.testing.assert_allclose(found, values.mean(axis=1), rtol=1e-5)
     ends = rows[rows["stage"] == 3].groupby("method")["logp"].mean()
     assert ends.nunique() == 4
+
+
+def test_every_stage_says_which_parameters_it_began_with(requested: pd.DataFrame) -> None:
+    folders = sorted((storage.cache_dir() / "unlearning").glob(f"*/{STAGE.format(1)}"))
+    assert len(folders) == len(METHODS)
+    for place in (folder.parent for folder in folders):
+        runs = [read_run(place / STAGE.format(stage)) for stage in (1, 2, 3)]
+        began = [run.settings["parameters"] for run in runs]
+        ended = [parameters_digest(load(run.folder / MODEL).model) for run in runs]
+        assert began[1:] == ended[:-1] and len({*began, *ended}) == 4
 
 
 def test_requests_are_kept_go_on_where_they_were_and_are_made_anew_when_asked_for(

@@ -51,9 +51,10 @@ from llm.data.authors.corpus import Authors
 from llm.diagnostics.weights import corners
 from llm.logs.log import Answers, EvaluationLog, truth_ratio
 from llm.models.answers import log_table, scores
-from llm.models.language_model import perturbed
+from llm.models.language_model import load_saved, perturbed
 from llm.models.small_authors import DefaultModels, build, folder_of, memorised, sets
-from llm.unlearning.runs import EPOCHS, Run
+from llm.training.checkpointing import parameters_digest
+from llm.unlearning.runs import EPOCHS, MODEL, Run
 from markov.errors import InvalidInput
 from markov.files import storage
 from markov.objectives import (
@@ -436,6 +437,29 @@ def test_what_the_users_own_model_went_through_is_kept_and_made_again_on_request
     assert made(0.0) == first
     later = made(first / 1e9 + 0.001)
     assert later > first and made(later / 1e9 - 0.001) == later
+
+
+def test_the_parameters_of_a_model_of_the_users_own_are_read_once_each_time_it_is_loaded(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(TINY.models, "original", progress=False)
+    digest, own = parameters_digest, str(folder_of(TINY.models, "original"))
+    read: list[str] = []
+
+    def counted(model: Any) -> str:
+        read.append(digest(model))
+        return read[-1]
+
+    for module in ("figures.language.own_model", "llm.unlearning.runs", "llm.unlearning.unlearn"):
+        monkeypatch.setattr(f"{module}.parameters_digest", counted)
+    data = {"data": "authors:forget01", "retain_data": "authors:retain99"}
+    chosen = OwnModel(model=own, retrained=None, **data, learning_rate=2e-3, batch=7)
+    wanted = [replace(TINY.unlearning(one), gradients=()) for one in (npo(0.1), simnpo(4.5))]
+    made = runs_of_own(context, chosen, wanted)
+    start = digest(load_saved(own, device="cpu").model)
+    assert read == [start, start]
+    assert [run.settings["parameters"] for run in made] == [start, start]
+    assert all(digest(load_saved(run.folder / MODEL).model) != start for run in made)
 
 
 def test_only_epochs_that_were_run_can_be_shown():
