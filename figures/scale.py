@@ -15,6 +15,16 @@ from markov.experiments import Experiment, Pretraining
 from markov.models import ARCHITECTURES, Transformer
 from markov.sweeps import LENGTHS
 
+# The grid of beta for each corner: the summed log-ratio asks for a smaller beta than the mean over
+# tokens.
+SUMMED, PER_TOKEN = (0.05, 0.2, 0.5, 1.0), (1.0, 2.5, 4.0, 8.0)
+BETAS = {
+    "npo": SUMMED,
+    "reference_free_npo": SUMMED,
+    "length_normalized_npo": PER_TOKEN,
+    "simnpo": PER_TOKEN,
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,7 @@ from markov.training import Run, pretrain, unlearn
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
+OnStep = Callable[[int, Parameters], None]
 # What a trained model depends on: how its data are made and read, and how it is trained.
 TRAINED = ("markov.batching", "markov.cases", "markov.sweeps", "markov.training")
 # Runs per ensemble at most: more gain little. How many there are, and which, changes no row.
@@ -105,7 +106,7 @@ def run(
     # With one process the bar follows single steps; workers cannot draw on it, so there it counts
     # models and ensembles.
     alone = progress and n_jobs == 1
-    _parallel(partial(_pretrain, folder, alone), missing, n_jobs, progress, "pretraining")
+    _parallel(partial(_pretrain_with_bar, folder, alone), missing, n_jobs, progress, "pretraining")
     ensembles: dict[Any, list[int]] = {}
     for index, experiment in enumerate(experiments):
         ensembles.setdefault(_shape(experiment), []).append(index)
@@ -142,7 +143,7 @@ def trajectory(
     experiments: Sequence[Experiment],
     *,
     cache: Path | None = None,
-    on_step: Callable[[int, Parameters], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> Trajectory:
     """Run experiments of one shape as one ensemble, in this process, and return its trajectory.
 
@@ -170,24 +171,50 @@ def model_path(folder: Path, job: ModelJob) -> Path:
     return folder / f"{storage.fingerprint(job, *TRAINED)}.safetensors"
 
 
-def load_model(folder: Path, job: ModelJob) -> dict[str, torch.Tensor]:
+def load_model(
+    folder: Path,
+    job: ModelJob,
+    on_step: Callable[[int, int, Parameters], None] | None = None,
+) -> dict[str, torch.Tensor]:
     """Return the parameters of a model.
 
-    It is trained now if it is not in the cache or its file is damaged.
+    It is trained now if it is not in the cache or its file is damaged. `on_step(step, steps,
+    parameters)` is called after every one of the `steps` of training; what it raises ends the
+    training, of which nothing is kept.
     """
     path = model_path(folder, job)
     found = storage.read_kept(path, storage.load_parameters)
     if found is None:
-        _pretrain(folder, False, job)
+
+        def watched(steps: int) -> AbstractContextManager[OnStep]:
+            def tick(step: int, parameters: Parameters) -> None:
+                if on_step is not None:
+                    on_step(step, steps, parameters)
+
+            return nullcontext(tick)
+
+        _pretrain(folder, job, watched)
         found = storage.load_parameters(path)
     return found
 
 
-def _pretrain(folder: Path, progress: bool, job: ModelJob) -> None:
+def _pretrain_with_bar(folder: Path, progress: bool, job: ModelJob) -> None:
+    label = " + ".join(job.case.seen)
+    _pretrain(folder, job, lambda steps: _steps_bar(steps, label, progress))
+
+
+def _pretrain(
+    folder: Path,
+    job: ModelJob,
+    watched: Callable[[int], AbstractContextManager[OnStep]],
+) -> None:
+    """Train a model and keep it; `watched` is told the number of steps and gives what is called
+    after each.
+    """
     settings, data = job.pretraining, job.case.sample(job.pretraining.seed)
     corpus = Corpus.join(job.case.pretraining_data(data))
     steps = settings.epochs * math.ceil(len(corpus.tokens) / settings.batch)
-    with one_thread(), _steps_bar(steps, " + ".join(job.case.seen), progress) as tick:
+    with one_thread(), watched(steps) as tick:
         parameters = pretrain(
             job.model,
             [corpus],
@@ -238,7 +265,7 @@ def _kept_table(
 def _unlearn(
     experiments: Sequence[Experiment],
     members: Sequence[Run],
-    on_step: Callable[[int, Parameters], None] | None,
+    on_step: OnStep | None,
 ) -> Trajectory:
     shapes = {_shape(experiment) for experiment in experiments}
     require(
@@ -304,9 +331,7 @@ def _parallel(
 
 
 @contextmanager
-def _steps_bar(
-    steps: int, label: str, progress: bool
-) -> Iterator[Callable[[int, Parameters], None]]:
+def _steps_bar(steps: int, label: str, progress: bool) -> Iterator[OnStep]:
     with tqdm(total=steps, desc=label, leave=False, disable=None if progress else True) as bar:
 
         def tick(step: int, parameters: Parameters) -> None:

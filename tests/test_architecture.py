@@ -40,17 +40,19 @@ def within(name: str, ancestors: tuple[str, ...]) -> bool:
     return any(name == ancestor or name.startswith(f"{ancestor}.") for ancestor in ancestors)
 
 
-def imported(module: str, tree: ast.AST) -> Iterator[str]:
-    """Every module that may be imported, at the top or in a function; `from a import b` may mean
-    a.b.
+def imported(module: str, tree: ast.AST, *, for_types: bool = True) -> Iterator[str]:
+    """Every word that is imported, at the top or in functions: `from a import b` means a.b, a
+    module or a name in one. Imports for types alone are left out unless they are asked for.
     """
-    for node in ast.walk(tree):
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not for_types:
+            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = ".".join(module.split(".")[: -node.level]) if node.level else ""
             source = ".".join(part for part in (base, node.module) if part)
-            yield from (source, *(f"{source}.{alias.name}" for alias in node.names))
+            yield from (f"{source}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Call) and called(node).split(".")[-1] in (
             "import_module",
             "__import__",
@@ -60,6 +62,7 @@ def imported(module: str, tree: ast.AST) -> Iterator[str]:
                 for arg in node.args
                 if isinstance(arg, ast.Constant) and isinstance(arg.value, str)
             )
+        yield from imported(module, node, for_types=for_types)
 
 
 def called(node: ast.Call) -> str:

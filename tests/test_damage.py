@@ -17,6 +17,7 @@ import torch
 
 from figures import cache as tables
 from figures.__main__ import cli as figures_cli
+from figures.experiments import table as table_of
 from figures.scale import Scale
 from llm.__main__ import cli
 from llm.data.authors.corpus import Authors
@@ -119,12 +120,12 @@ def test_damaged_tables_and_models_of_chains_are_made_again(
 ) -> None:
     context = tables.Context(scale=Scale(), n_jobs=1, progress=False)
     wanted = [experiment(point) for point in points(GRID)]
-    first = tables.table(context, wanted)
+    first = table_of(context, wanted)
     (table,), model = (own / "tables").iterdir(), min((own / "models").iterdir())
     before = table.read_bytes(), model.read_bytes()
     for path in (table, model):
         harm(path)
-    pd.testing.assert_frame_equal(tables.table(context, wanted), first)
+    pd.testing.assert_frame_equal(table_of(context, wanted), first)
     assert (table.read_bytes(), model.read_bytes()) == before
     the_line(capsys, table.name, model.name)
     harm(model)

@@ -6,11 +6,11 @@ Imports for types alone run nothing and are left out.
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 
-from tests.test_architecture import DRAWING, PACKAGES, ROOT
+from tests.test_architecture import DRAWING, PACKAGES, ROOT, imported
 
 Graph = Mapping[str, frozenset[str]]
 Rule = Callable[[Graph], list[str]]
@@ -34,6 +34,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "figures": (
         ("style", "statistics", "fits", "scale"),
         ("cache",),
+        ("experiments",),
         ("chains", "theory", "language"),
         ("views",),
         ("lessons",),
@@ -51,24 +52,14 @@ LAW = (
 MODULES = 25  # that a folder may have
 
 
-def imports(tree: ast.AST) -> Iterator[str]:
-    """Every word that is imported when the code runs, at the top or in functions."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            continue
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        yield from imports(node)
-
-
 def graph_of(texts: Mapping[str, str]) -> Graph:
     """Which of these modules each imports, and which libraries, by their first name."""
     found = {}
     for module, text in texts.items():
-        words = set(imports(ast.parse(text)))
+        tree = ast.parse(text)
+        froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        assert all(node.level == 0 for node in froms), "imports are absolute"
+        words = set(imported(module, tree, for_types=False))
         known = {
             next((one for one in (word, word.rpartition(".")[0]) if one in texts), word)
             for word in words

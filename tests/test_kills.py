@@ -22,6 +22,7 @@ import torch
 import transformers
 
 from figures import cache as tables
+from figures.experiments import table
 from figures.scale import Scale
 from figures.theory import optimizer
 from llm.__main__ import cli
@@ -251,7 +252,7 @@ def small_context() -> tables.Context:
 def drawn() -> int:
     """A table of runs that several figures share: ten experiments in two ensembles."""
     rates = tuple(n * 1e-4 for n in range(1, 10))
-    tables.table(
+    table(
         small_context(), [experiment(point) for point in points(replace(GRID, learning_rate=rates))]
     )
     return 0

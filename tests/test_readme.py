@@ -30,7 +30,8 @@ from llm.diagnostics.weights import diagnose
 from llm.jobs.evaluating import read_tofu_logs
 from llm.logs.measures import exact_log10_p, measures, model_utility
 from llm.logs.summaries import TOLERANCE
-from llm.models.small_authors import DefaultModels, fresh_model, sets
+from llm.models.small import fresh_model
+from llm.models.small_authors import DefaultModels, sets
 from llm.unlearning.methods import objective
 from markov.__main__ import Grid, experiment, points
 from markov.experiments import Experiment

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from figures import cache as tables
+from figures.experiments import table
 from figures.scale import Scale
 from llm.__main__ import cli
 from llm.data import tofu as corpora
@@ -113,7 +114,7 @@ def test_a_table_of_figures_that_was_stopped_runs_what_is_left(
 
     def drawn() -> int:
         try:
-            tables.table(context, wanted)
+            table(context, wanted)
         except KeyboardInterrupt:
             return 130
         return 0

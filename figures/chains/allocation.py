@@ -15,7 +15,8 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from figures import style
-from figures.cache import Context, corner_runs
+from figures.cache import Context
+from figures.chains.runs import corner_runs
 from figures.statistics import full_means
 from markov.objectives import CORNERS
 

@@ -20,7 +20,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from figures import style
-from figures.cache import Context, corner_runs
+from figures.cache import Context
+from figures.chains.runs import corner_runs
 from figures.statistics import mean_interval, ratio_interval
 from markov.diagnostics import crossings
 from markov.objectives import CORNERS

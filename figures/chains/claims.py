@@ -18,7 +18,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from figures import style
-from figures.cache import Context, paper_runs
+from figures.cache import Context
+from figures.chains.runs import paper_runs
 from figures.statistics import mean_interval, ratio
 from llm.intervals import Estimate
 from markov.diagnostics import crossings

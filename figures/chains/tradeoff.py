@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from figures import style
-from figures.cache import OPTIMIZERS, Context, paper_runs
+from figures.cache import Context
+from figures.chains.runs import OPTIMIZERS, paper_runs
 from figures.statistics import full_means
 from markov.experiments import PAPER_BETAS
 

@@ -10,7 +10,7 @@ from llm.data.sources import read
 from llm.data.splits import retain_of
 from llm.jobs.values import rate_of
 from llm.models.answers import answer_log
-from llm.models.language_model import LanguageModel, check_same_vocabulary
+from llm.models.language_model import check_same_vocabulary
 from llm.models.names import check_retrained, data_of
 from llm.models.source import load
 from llm.scoring.encoding import BUDGET
@@ -74,8 +74,7 @@ def runs_of_own(context: Context, own: OwnModel, wanted: Iterable[Unlearning]) -
         check_same_vocabulary(language.tokenizer, other.tokenizer, "retrained")
         retrained = answer_log(other, forget, progress=context.progress)
     digest, found = parameters_digest(language.model), []
-    fresh: LanguageModel | None = language
-    for one in wanted:
+    for number, one in enumerate(wanted):
         every = replace(
             one.optimization, learning_rate=own.learning_rate, batch=own.batch, budget=BUDGET
         )
@@ -83,14 +82,10 @@ def runs_of_own(context: Context, own: OwnModel, wanted: Iterable[Unlearning]) -
         key = {"own": vars(own), "parameters": digest, "unlearning": settings}
         folder = storage.cache_dir() / "unlearning" / cache_key(key, __name__)
         discard_stale(context, folder, folder / EPOCHS)
-        # A run changes the model in place, so that the next one starts from a fresh reading.
-        language, fresh = fresh or load(own.model), None
-        require(
-            parameters_digest(language.model) == digest,
-            "model",
-            own.model,
-            "one that stays as it is meanwhile",
-        )
+        if number > 0:  # the run before changed the model in place
+            language = load(own.model)
+            same = parameters_digest(language.model) == digest
+            require(same, "model", own.model, "one that stays as it is meanwhile")
         found.append(
             unlearn_into(
                 folder,
@@ -99,6 +94,7 @@ def runs_of_own(context: Context, own: OwnModel, wanted: Iterable[Unlearning]) -
                 retain,
                 settings,
                 retrained=retrained,
+                parameters=digest,
                 progress=context.progress,
             )
         )

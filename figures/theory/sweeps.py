@@ -13,7 +13,8 @@ from dataclasses import replace
 
 import pandas as pd
 
-from figures.cache import Context, table
+from figures.cache import Context
+from figures.experiments import table
 from figures.statistics import mean_interval
 from llm.intervals import Estimate
 from markov.diagnostics import steps_to_forget

@@ -28,7 +28,8 @@ from matplotlib.ticker import NullLocator
 from torch import Tensor
 
 from figures import style
-from figures.cache import BETAS, Context
+from figures.cache import Context
+from figures.scale import BETAS
 from markov.objectives import CORNERS, LIMITS, Objective, SequenceLogProbs, method_name
 
 START = -1.0  # nats per token, under the model and under the reference

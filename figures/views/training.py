@@ -4,10 +4,10 @@ matrix in view.
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ipywidgets as widgets
@@ -17,17 +17,12 @@ import torch
 from figures import style
 from figures.views.player import Recording, record, transitions
 from figures.views.view import Picture, View, heat, one_line
-from markov.batching import Corpus
 from markov.errors import InvalidInput
 from markov.experiments import Experiment
-from markov.files import storage
 from markov.models import Parameters
-from markov.optimizers import OPTIMIZERS
-from markov.running import ModelJob, model_jobs, model_path, models_folder
-from markov.training import pretrain
+from markov.running import load_model, model_jobs, models_folder
 
 PAUSE = 0.15  # seconds between pictures at least, so that looking does not slow the training down
-Tick = Callable[[str, int, int, Parameters], None]
 
 
 class Cancelled(Exception):
@@ -91,7 +86,7 @@ class Training(widgets.VBox):
                 ("pretraining", "the model to compare with"),
                 strict=True,
             ):
-                _pretrain(job, label, self._tick)
+                load_model(models_folder(), job, partial(self._tick, label))
             steps = self.experiment.steps
             self.recording = record(
                 self.experiment,
@@ -116,28 +111,6 @@ class Training(widgets.VBox):
         self.message.value = f"{phase}: step {done} of {total}"
         self._show(transitions(self.experiment.model, parameters, self._probes))
         self._drawn = time.monotonic()
-
-
-def _pretrain(job: ModelJob, label: str, tick: Tick) -> None:
-    """Train a model that the cache lacks, and keep it there."""
-    path, settings = model_path(models_folder(), job), job.pretraining
-    if path.exists():
-        return
-    corpus = Corpus.join(job.case.pretraining_data(job.case.sample(settings.seed)))
-    total = settings.epochs * math.ceil(len(corpus.tokens) / settings.batch)
-    found = pretrain(
-        job.model,
-        [corpus],
-        [settings.seed],
-        epochs=settings.epochs,
-        batch=settings.batch,
-        learning_rate=settings.learning_rate,
-        optimizer=OPTIMIZERS[settings.optimizer],
-        dtype=getattr(torch, job.precision),
-        on_step=lambda step, parameters: tick(label, step, total, parameters),
-    )
-    own = {name: value[0].contiguous() for name, value in found.items()}
-    storage.save_parameters(path, own, storage.provenance(job))
 
 
 def _matrix(experiment: Experiment) -> tuple[View, Callable[[np.ndarray], None]]:

@@ -148,7 +148,8 @@ def _of_model(command: Evaluate) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog 
     options: dict[str, Any] = {"max_length": command.max_length, "budget": command.budget}
     language = load_model(command)
     asked = {name: value for name, value in vars(command).items() if name not in NOT_ASKED}
-    asked |= {"parameters": parameters_digest(language.model), "sets": storage.fingerprint(sets)}
+    parameters = parameters_digest(language.model)
+    asked |= {"parameters": parameters, "sets": storage.fingerprint(sets)}
     asked |= {} if retrained is None else {"retrained_logs": storage.fingerprint(retrained)}
     if command.retrained is not None:
         other = load_model(command, command.retrained)
@@ -158,11 +159,15 @@ def _of_model(command: Evaluate) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog 
         del other
     with folders.given_back(command.out, "evaluate"):
         folders.claim(command.out, "evaluate", asked, names=NAMES)
-        return _evaluated(command, language, sets, retrained)
+        return _evaluated(command, language, parameters, sets, retrained)
 
 
 def _evaluated(
-    command: Evaluate, language: LanguageModel, sets: TofuSets, retrained: EvaluationLog | None
+    command: Evaluate,
+    language: LanguageModel,
+    parameters: str,
+    sets: TofuSets,
+    retrained: EvaluationLog | None,
 ) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog | None]:
     """What the model did, read where it was written, else written now."""
     from llm.evaluation.folders import manifest
@@ -194,7 +199,7 @@ def _evaluated(
         name: str(value) if isinstance(value, Path) else value
         for name, value in vars(command).items()
     }
-    about = manifest(described, language, command.max_new_tokens)
+    about = manifest(described, language, command.max_new_tokens, parameters)
     if command.legacy:
         write_legacy(logs, command.out)
     write(frame, command.out / TABLE, command)

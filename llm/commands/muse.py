@@ -178,7 +178,14 @@ def _unlearn(
     # one that was cut short is set aside
     storage.read_kept(command.out / STATE / FILE, storage.read_provenance)
     length = command.piece or PIECES[generated(command.data or "") is not None]
-    run = unlearn_texts(language, data, settings, length=length, state=command.out / STATE)
+    run = unlearn_texts(
+        language,
+        data,
+        settings,
+        length=length,
+        state=command.out / STATE,
+        parameters=described["parameters"],
+    )
     if kept is None:
         save(language, place, storage.provenance(described, "markov.objectives", "llm"))
     write(run.epochs, command.out / EPOCHS, command)

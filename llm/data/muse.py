@@ -15,7 +15,6 @@ Unlearning may use `retain1` only; of `retain2` it is seen what becomes of the r
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -23,9 +22,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llm.data.news.corpus import Article, News, QuestionAndAnswer, edition
-from llm.data.records import find_split, is_text, read_records, shown
+from llm.data.records import find_split, from_hub, is_text, read_records, shown, write_records
 from markov.errors import InvalidInput, require
-from markov.files.storage import Location, atomic_path, check_writable
+from markov.files.storage import Location, check_writable
 
 HUB = {"muse:News": "muse-bench/MUSE-News", "muse:Books": "muse-bench/MUSE-Books"}
 GENERATED = "news"
@@ -167,9 +166,8 @@ def write_muse(data: MuseData, folder: Location) -> None:
     place = check_writable(folder, "folder", folder=True)
     for name, (config, split, keys) in FILES.items():
         rows = ((value,) if isinstance(value, str) else value for value in getattr(data, name))
-        lines = [json.dumps(dict(zip(keys, row, strict=True))) + "\n" for row in rows]
-        with atomic_path(place / config / f"{split}.json") as partial:
-            partial.write_bytes("".join(lines).encode())
+        records = (dict(zip(keys, row, strict=True)) for row in rows)
+        write_records(records, place / config / f"{split}.json")
 
 
 def _parsed(source: str, fetch: Any) -> MuseData:
@@ -194,20 +192,8 @@ def _item(record: object, where: str, keys: tuple[str, ...]) -> Any:
 
 
 def _from_hub(source: str, config: str, split: str, optional: bool) -> tuple[str, Iterable[object]]:
-    try:
-        from datasets import load_dataset
-
-        return f"{source}, {config}/{split}", load_dataset(HUB[source], config, split=split)
-    except ImportError:
-        raise InvalidInput(
-            "source", source, "read with the package `datasets`: pip install simnpo-lab[llm]"
-        ) from None
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        instead = f"give a folder of files CONFIG/SPLIT.json, or {GENERATED}, which is generated"
-        raise InvalidInput(
-            "source", source, f"a data set that can be fetched ({reason}); offline, {instead}"
-        ) from None
+    instead = f"give a folder of files CONFIG/SPLIT.json, or {GENERATED}, which is generated"
+    return f"{source}, {config}/{split}", from_hub(source, HUB[source], config, split, instead)
 
 
 def _from_folder(source: str, config: str, split: str, optional: bool) -> tuple[str, list[Any]]:

@@ -18,12 +18,13 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from markov.errors import InvalidInput, require
+from markov.files.storage import Location, atomic_path
 
 INDEX = "index"
 SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".tsv")
@@ -38,6 +39,7 @@ MARKS = {
 }
 ARCHIVES = (b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"\x28\xb5\x2f\xfd")
 DESCRIPTIONS = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
+INSTALL = "read with the package `datasets`: pip install simnpo-lab[llm]"
 HALVES = re.compile("[\ud800-\udfff]")
 BLANKS = re.compile(r"[ \t\r\n]*")
 
@@ -84,6 +86,11 @@ def is_saved(folder: Path) -> bool:
     return all((folder / name).is_file() for name in ("dataset_info.json", "state.json"))
 
 
+def saved_split(folder: Path) -> str | None:
+    """Returns the name of the split that a saved data set is of, if it says so."""
+    return json.loads((folder / "state.json").read_text("utf-8")).get("_split")
+
+
 def read_records(path: Path, allowed: str = "a file that can be read") -> list[Any]:
     """The records of a file, or of a folder that holds a single saved data set, in their order.
 
@@ -110,6 +117,31 @@ def read_records(path: Path, allowed: str = "a file that can be read") -> list[A
     return _from_json(text, str(path))
 
 
+def from_hub(source: str, hub: str, config: str | None, split: str, instead: str) -> Iterable[Any]:
+    """Returns the records of a split of a data set on the hub, in their order.
+
+    Raises `InvalidInput` for a `source`, the word that the user gave, that cannot be fetched, and
+    says what can be done `instead` where there is no connection.
+    """
+    try:
+        from datasets import load_dataset
+
+        return load_dataset(hub, config, split=split)
+    except ImportError:
+        raise InvalidInput("source", source, INSTALL) from None
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        allowed = f"a data set that can be fetched ({reason}); offline, {instead}"
+        raise InvalidInput("source", source, allowed) from None
+
+
+def write_records(records: Iterable[Mapping[str, Any]], path: Location) -> None:
+    """Writes records as JSON, one per line, so that `read_records` gives them back."""
+    lines = [json.dumps(record) + "\n" for record in records]
+    with atomic_path(path) as partial:
+        partial.write_bytes("".join(lines).encode())
+
+
 def _decoded(data: bytes) -> str:
     for mark, encoding in MARKS.items():
         if data.startswith(mark):
@@ -134,8 +166,7 @@ def _from_folder(folder: Path, allowed: str) -> list[Any]:
 
         return list(Dataset.load_from_disk(str(folder)).with_format(None))
     except ImportError:
-        install = "read with the package `datasets`: pip install simnpo-lab[llm]"
-        raise InvalidInput("source", str(folder), install) from None
+        raise InvalidInput("source", str(folder), INSTALL) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = shown((str(error) or type(error).__name__).splitlines()[0])
         raise InvalidInput("source", str(folder), f"{allowed} ({reason})") from None

@@ -11,7 +11,6 @@ and three wrong answers each.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,9 +19,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llm.data.records import find_split, is_saved, is_text, read_records, shown, splits
+from llm.data.records import (
+    find_split,
+    from_hub,
+    is_saved,
+    is_text,
+    read_records,
+    saved_split,
+    shown,
+    splits,
+    write_records,
+)
 from markov.errors import InvalidInput, is_whole, require
-from markov.files.storage import Location, atomic_path
+from markov.files.storage import Location
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -134,8 +143,12 @@ def read(source: Location, split: str | None = None) -> tuple[Example, ...]:
 def _place_of_split(folder: Path, split: str | None) -> Path:
     """The file or folder of a split; the folder itself where it holds a single data set."""
     if is_saved(folder):
-        own = json.loads((folder / "state.json").read_text("utf-8")).get("_split")
-        require(split in (None, own), "split", split, f"left out: {folder} is a single data set")
+        require(
+            split in (None, saved_split(folder)),
+            "split",
+            split,
+            f"left out: {folder} is a single data set",
+        )
         return folder
     known = ", ".join(splits(folder))
     allowed = f"one of {known}, as found in {folder}, where FOLDER/SPLIT can be given as well"
@@ -149,23 +162,11 @@ def _place_of_split(folder: Path, split: str | None) -> Path:
 def _from_hub(split: str | None) -> tuple[Example, ...]:
     require(split in TOFU_ROWS, "split", split, f"one of {', '.join(TOFU_ROWS)}")
     spec = f"{PREFIX}:{split}"
-    try:
-        from datasets import load_dataset
-
-        rows = load_dataset(HUB, split, split="train")
-    except ImportError:
-        raise InvalidInput(
-            "source", spec, "read with the package `datasets`: pip install simnpo-lab[llm]"
-        ) from None
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        instead = (
-            f"the folder data of github.com/locuslab/tofu has {split}.json, and its path can "
-            "be given instead"
-        )
-        raise InvalidInput(
-            "source", spec, f"a data set that can be fetched ({reason}); offline, {instead}"
-        ) from None
+    instead = (
+        f"the folder data of github.com/locuslab/tofu has {split}.json, and its path can "
+        "be given instead"
+    )
+    rows = from_hub(spec, HUB, split, "train", instead)
     return parse(rows, spec)
 
 
@@ -228,13 +229,12 @@ def write(examples: Sequence[Example], path: Location) -> None:
     name.
     """
     numbered = any(example.index != row for row, example in enumerate(examples))
-    lines = []
+    records = []
     for example in examples:
         record = {key: getattr(example, name) for name, key in FIELDS.items()}
         kept = {key: value for key, value in record.items() if value is not None and value != ()}
-        lines.append(json.dumps({"index": example.index, **kept} if numbered else kept) + "\n")
-    with atomic_path(path) as partial:
-        partial.write_bytes("".join(lines).encode())
+        records.append({"index": example.index, **kept} if numbered else kept)
+    write_records(records, path)
 
 
 def response_words(examples: Sequence[Example]) -> np.ndarray:

@@ -30,13 +30,16 @@ COLUMNS = ("forget_quality", "ks_statistic", "model_utility")  # of `tofu_measur
 
 
 def manifest(
-    settings: Mapping[str, Any], language: LanguageModel, max_new_tokens: int
+    settings: Mapping[str, Any],
+    language: LanguageModel,
+    max_new_tokens: int,
+    parameters: str | None = None,
 ) -> dict[str, Any]:
-    """What an evaluation was made with."""
+    """Returns what an evaluation was made with; `parameters` is the model's digest, if known."""
     return {
         **storage.provenance(settings, __name__),
         "model": language.name,
-        "parameters": parameters_digest(language.model),
+        "parameters": parameters or parameters_digest(language.model),
         "template": asdict(language.template),
         "generation": {"decoding": "greedy", "max_new_tokens": max_new_tokens},
     }

@@ -320,20 +320,29 @@ def unlearn_texts(
     length: int,
     measure: Measure[nn.Module] | None = None,
     state: Location | None = None,
+    parameters: str | None = None,
     progress: bool = True,
 ) -> Unlearned:
     """Unlearn `raw_forget` in pieces of `length` tokens, holding on to those of `raw_retain1`, as
     `unlearn` does.
 
-    The model is changed in place; with the folder `state` a run that was killed goes on. Raises
-    `InvalidInput` as `pieces` and `unlearn` do.
+    The model is changed in place; with the folder `state` a run that was killed goes on, and
+    `parameters` is the digest of the model as it is now, where it is known. Raises `InvalidInput`
+    as `pieces` and `unlearn` do.
     """
     forget, retain = (
         pieces(language.tokenizer, texts, length=length)
         for texts in (data.raw_forget, data.raw_retain1)
     )
     return unlearn(
-        language.model, forget, retain, settings, measure=measure, state=state, progress=progress
+        language.model,
+        forget,
+        retain,
+        settings,
+        measure=measure,
+        state=state,
+        parameters=parameters,
+        progress=progress,
     )
 
 

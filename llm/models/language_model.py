@@ -92,8 +92,7 @@ def load_saved(
     tokenizer without end-of-sequence token or with more tokens than the model, and an unknown dtype
     or device.
     """
-    require(dtype in DTYPES, "dtype", dtype, f"one of {', '.join(DTYPES)}")
-    place, name = find_device(device), os.path.expanduser(source)
+    kind, place, name = find_dtype(dtype), find_device(device), os.path.expanduser(source)
     local, ready = Path(name).is_dir(), _ready(name)
     if local:
         require(revision is None, "revision", revision, f"left out, since {name} is a folder")
@@ -117,9 +116,9 @@ def load_saved(
     template = template or next(filter(None, (_template(*pair) for pair in known)), None)
     written = fitting(words, template or template_of(words), system)
     if adapter is None:
-        model = read_weights(base, config, DTYPES[dtype], own)
+        model = read_weights(base, config, kind, own)
     else:
-        model = _merged(adapter, config, DTYPES[dtype], own)
+        model = _merged(adapter, config, kind, own)
     mend_generation(model, name)
     model = model.to(device=place)  # pyright: ignore[reportCallIssue]
     check_model(model)
@@ -289,6 +288,14 @@ def kept_model(folder: Path, device: str = "auto") -> LanguageModel | None:
     if folder.is_dir() and not any(folder.iterdir()):  # of a trial whether it can be written
         return None
     return read_kept(folder, lambda place: load_saved(place, device=device))
+
+
+def find_dtype(dtype: str) -> torch.dtype | None:
+    """Returns the dtype of a name in `DTYPES`, None for that of the file; raises `InvalidInput`
+    for another name.
+    """
+    require(dtype in DTYPES, "dtype", dtype, f"one of {', '.join(DTYPES)}")
+    return DTYPES[dtype]
 
 
 def find_device(device: str) -> torch.device:

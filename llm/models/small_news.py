@@ -1,40 +1,33 @@
-"""The models for the generated news that need no download: small Llamas trained from scratch, in
-two kinds.
+"""Small models of the generated news (`llm.models.small`), in two kinds.
 
 original     has read the articles to forget and those to retain
 retrained    has read those to retain only: what unlearning should arrive at
 
 No such model learns from articles alone how to answer, as large ones do that have read much else.
 So each has also read the questions about the articles that it has read, with their answers, several
-at a time, in the very form in which KnowMem asks them. Of the hold-out none has read anything. Both
-start from the same random weights and cut texts into the same tokens; for every pass texts are
-joined in another order, so that what comes before an article or a question never tells which one it
-is, and the pieces of all passes are then shuffled.
+at a time, in the very form in which KnowMem asks them. Of the hold-out none has read anything. For
+every pass texts are joined in another order, so that what comes before an article or a question
+never tells which one it is, and the pieces of all passes are then shuffled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 
 from llm.data.muse import SHOTS, MuseData, news_data
 from llm.data.news.corpus import News, QuestionAndAnswer
-from llm.models.language_model import LanguageModel, find_device, kept_model, load_saved
-from llm.models.saving import save
-from llm.models.small_authors import APART, POSITIONS, SPECIAL, DefaultModels, fresh_model
+from llm.models import small
+from llm.models.language_model import LanguageModel
 from llm.randomness import derived_seed
 from llm.scoring.documents import SEPARATOR, pieces, whole
 from llm.scoring.encoding import Encoded
-from llm.scoring.templates import PLAIN
-from llm.training.fine_tuning import fine_tune
 from llm.training.loop import Optimization
-from markov.errors import InvalidInput, require, require_all_whole
-from markov.files import leftovers
-from markov.files.storage import cache_dir, check_writable, fingerprint, provenance
+from markov.errors import require, require_all_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -45,8 +38,8 @@ WARMUP = 0.05  # of all updates
 
 
 @dataclass(frozen=True, kw_only=True)
-class NewsModels:
-    """Which news the models read, and how the models are made: see `DefaultModels` for the sizes.
+class NewsModels(small.Small):
+    """Which news the models read, and how the models are made.
 
     Articles are read in pieces of `piece` tokens, all of them in each of the `passes`. The default
     has 0.8 million parameters. Raises `InvalidInput` for sizes that no model can have.
@@ -62,92 +55,16 @@ class NewsModels:
     passes: int = 26
     batch: int = 2
     learning_rate: float = 2e-3
-    weight_decay: float = 0.01
-    seed: int = 0
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __post_init__(self) -> None:
-        self.llama()
-        self.optimization()
-        require_all_whole(self, piece=(2, POSITIONS), passes=1)
-
-    def llama(self) -> DefaultModels:
-        """The sizes of the model."""
-        return DefaultModels(
-            width=self.width,
-            depth=self.depth,
-            heads=self.heads,
-            mlp_width=self.mlp_width,
-            vocabulary=self.vocabulary,
-            seed=self.seed,
-        )
+        super().__post_init__()
+        require_all_whole(self, piece=(2, small.POSITIONS), passes=1)
 
     def optimization(self) -> Optimization:
         """How each kind is trained, all passes being one epoch; "auto" stands for float32 until
         a device is known.
         """
-        return Optimization(
-            epochs=1,
-            batch=self.batch,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            warmup_epochs=WARMUP,
-            budget=BUDGET,
-            precision="float32" if self.precision == "auto" else self.precision,
-            seed=self.seed,
-        )
-
-
-def resolved(settings: NewsModels, device: str = "auto") -> NewsModels:
-    """The settings with the precision that "auto" means on a device."""
-    if settings.precision != "auto":
-        return settings
-    return replace(
-        settings, precision="bfloat16" if find_device(device).type == "cuda" else "float32"
-    )
-
-
-def folder_of(settings: NewsModels, kind: str, device: str = "auto") -> Path:
-    """Where the cache keeps a model that a device trains."""
-    settings = resolved(settings, device)
-    return (
-        cache_dir()
-        / "language_models"
-        / fingerprint({"news_models": settings, "kind": kind}, __name__, without=APART)
-    )
-
-
-def build(
-    settings: NewsModels, kind: str, *, device: str = "auto", progress: bool = True
-) -> LanguageModel:
-    """The model of a kind: from the cache, or trained now and kept there, as
-    `llm.models.small_authors.build` does.
-
-    Raises `InvalidInput` for an unknown kind or device and, before training, for a cache that
-    cannot be written.
-    """
-    place, settings = find_device(device), resolved(settings, device)
-    require(kind in KINDS, "kind", kind, f"one of {', '.join(KINDS)}")
-    folder = folder_of(settings, kind)
-    found = kept_model(folder, device)
-    if found is None:
-        leftovers.clear(folder.parent)
-        check_writable(folder, "SIMNPO_LAB_CACHE", folder=True)
-        tokenizer = train_tokenizer(settings)
-        model = fresh_model(settings.llama()).to(device=place)  # pyright: ignore[reportCallIssue]
-        encoded = reading(settings, kind, tokenizer)
-        table = fine_tune(
-            model, encoded, settings.optimization(), progress=progress, label=f"train {kind}"
-        )
-        made = provenance(settings, __name__, without=APART, seeds=[settings.seed])
-        made |= {"kind": kind, "training": table.to_dict("records")}
-        try:
-            save(LanguageModel(model, tokenizer, PLAIN, kind), folder, made)
-        except InvalidInput:
-            if not folder.exists():
-                raise
-        found = load_saved(folder, device=device)
-    return found._replace(name=f"news:{kind}")
+        return self._optimization(epochs=1, warmup_epochs=WARMUP, budget=BUDGET)
 
 
 def read_by(data: MuseData, kind: str) -> tuple[tuple[str, ...], tuple[QuestionAndAnswer, ...]]:
@@ -181,32 +98,28 @@ def sheets(pairs: Sequence[QuestionAndAnswer], size: int = SHOTS + 1) -> list[st
 
 
 def train_tokenizer(settings: NewsModels) -> PreTrainedTokenizerFast:
-    """Byte-level BPE, trained on all texts of the corpus, the hold-out among them; puts its first
-    token before a text.
+    """Returns a tokenizer that is trained on all texts of the corpus, the hold-out among them, and
+    that puts its first token before a text.
 
     The blank after "Answer:" is a token by itself, so that a prompt that ends with it is cut as in
     a longer text.
     """
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    found = Tokenizer(models.BPE())
-    apart = pre_tokenizers.Split(Regex("(?<=Answer:) "), "isolated")
-    found.pre_tokenizer = pre_tokenizers.Sequence(
-        [apart, pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    found.decoder = decoders.ByteLevel()
-    start = SPECIAL["bos_token"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=settings.vocabulary,
-        special_tokens=list(SPECIAL.values()),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
     data = news_data(settings.news)
     texts, asked = read_by(data, "original")
-    found.train_from_iterator([*texts, *data.privleak_holdout, *sheets(asked)], trainer)
-    found.post_processor = processors.TemplateProcessing(
-        single=f"{start} $A", special_tokens=[(start, 0)]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=found, **SPECIAL)
+    all_texts = [*texts, *data.privleak_holdout, *sheets(asked)]
+    return small.train_tokenizer(all_texts, settings.vocabulary, apart="(?<=Answer:) ", begins=True)
+
+
+NEWS = small.Corpus("news", __name__, KINDS, train_tokenizer, reading)
+
+
+def folder_of(settings: NewsModels, kind: str, device: str = "auto") -> Path:
+    """Returns where the cache keeps a model that a device trains."""
+    return small.folder_of(NEWS, settings, kind, device)
+
+
+def build(
+    settings: NewsModels, kind: str, *, device: str = "auto", progress: bool = True
+) -> LanguageModel:
+    """Returns the model of a kind, as `llm.models.small.build` does."""
+    return small.build(NEWS, settings, kind, device=device, progress=progress)

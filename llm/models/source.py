@@ -66,7 +66,7 @@ def load(
     `llm.models.language_model.load_saved`. Raises `InvalidInput` as that does, and for a revision
     of a model made here.
     """
-    from llm.models.language_model import DTYPES, find_device, fitting, load_saved
+    from llm.models.language_model import find_dtype, fitting, load_saved
 
     own = made(os.path.expanduser(source))
     if own is None:
@@ -79,12 +79,11 @@ def load(
         return load_saved(
             source, dtype=dtype, device=device, trust_remote_code=trust_remote_code, **options
         )
-    require(dtype in DTYPES, "dtype", dtype, f"one of {', '.join(DTYPES)}")
-    find_device(device)
+    kind = find_dtype(dtype)  # before it is trained
     require(revision is None, "revision", revision, f"left out, since {source} is made here")
     builder, settings = _builder(own)
     built = builder.build(settings, own.kind, device=device)
-    model = built.model.to(dtype=DTYPES[dtype])
+    model = built.model.to(dtype=kind)
     written = fitting(built.tokenizer, template or built.template, system)
     return built._replace(model=model, template=written, name=own.word)
 

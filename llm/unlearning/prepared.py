@@ -20,7 +20,6 @@ from llm.logs.questions import matched
 from llm.models.answers import log_table, responses
 from llm.models.language_model import LanguageModel
 from llm.scoring.encoding import Encoded
-from llm.training.checkpointing import parameters_digest
 from llm.unlearning.epoch import Measure
 from llm.unlearning.unlearn import Unlearned, Unlearning, unlearn
 from markov.errors import InvalidInput, require
@@ -52,6 +51,7 @@ def prepared(
     preferred: Sequence[Example] | None,
     measure: Measure[LanguageModel] | None,
     max_length: int,
+    parameters: str,
 ) -> Prepared:
     """Return what a run unlearns; raises `InvalidInput` for logs of other examples or tokens."""
     index = np.array([example.index for example in forget])
@@ -73,7 +73,7 @@ def prepared(
     if measure is not None:
         described["measure"] = measure.name
     described |= {name: storage.fingerprint(logp) for name, logp in logps.items()}
-    described["parameters"] = parameters_digest(language.model)
+    described["parameters"] = parameters
     return Prepared(index, encoded, kept, better, logps, measure, described)
 
 
@@ -96,6 +96,7 @@ def trained(
         index=run.index,
         measure=None if measure is None else _of_model(measure, language),
         state=state,
+        parameters=run.described["parameters"],
         progress=progress,
     )
 

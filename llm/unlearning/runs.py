@@ -36,7 +36,7 @@ from llm.models.answers import answer_log, log_of
 from llm.models.language_model import LanguageModel, load_saved
 from llm.models.saving import check_savable, check_whole, save, saved_settings
 from llm.scoring.encoding import MAX_LENGTH
-from llm.training.checkpointing import FILE, gathered
+from llm.training.checkpointing import FILE, gathered, parameters_digest
 from llm.training.processes import in_first
 from llm.training.processes import place as rank
 from llm.unlearning.epoch import Measure
@@ -139,6 +139,7 @@ def unlearn_into(
     preferred: Sequence[Example] | None = None,
     measure: Measure[LanguageModel] | None = None,
     max_length: int = MAX_LENGTH,
+    parameters: str | None = None,
     progress: bool = True,
 ) -> Run:
     """Unlearn in a folder, go on with what an earlier call left there, or read what it finished.
@@ -146,7 +147,8 @@ def unlearn_into(
     Logs say what other models make of the forget examples: a `reference` other than the model
     itself, one `retrained` without them, and the `original`, which is scored now if not given.
     `preferred` are the same examples with the response that is preferred to theirs; `measure` is
-    called after every epoch (see `llm.unlearning.unlearn.unlearn`). Raises `InvalidInput` as
+    called after every epoch, and `parameters` the digest of the model as it is now, where it is
+    known (see `llm.unlearning.unlearn.unlearn`). Raises `InvalidInput` as
     `unlearn` does, for logs of other examples or tokens, and for a folder that cannot be written,
     holds a run of other settings, data, models or measures, or anything else that is no run; before
     any work also for a model that cannot be saved. A table that is damaged is set aside, and the
@@ -154,8 +156,18 @@ def unlearn_into(
     """
     place = folder
     folder = in_first(lambda: storage.check_writable(place, "out", folder=True))
+    own = parameters or parameters_digest(language.model)
     asked = prepared(
-        language, forget, retain, settings, reference, retrained, preferred, measure, max_length
+        language,
+        forget,
+        retain,
+        settings,
+        reference,
+        retrained,
+        preferred,
+        measure,
+        max_length,
+        own,
     )
     described = asked.described
     known = storage.provenance(described, __name__, seeds=[settings.optimization.seed])
@@ -197,13 +209,13 @@ def unlearn_into(
         before = answers() if original is None else original
         found = trained(asked, language, settings, state, progress)
     examples, table = tables(asked, found, before, retrained, answers)
-    parameters = gathered(language.model)
+    whole = gathered(language.model)
 
     def write() -> None:
         storage.write_table(examples, folder / EXAMPLES, known)
         storage.write_table(table, folder / ANSWERS, known)
         if not (folder / MODEL).exists():
-            save(language, folder / MODEL, known, parameters)
+            save(language, folder / MODEL, known, whole)
         storage.write_table(found.epochs, folder / EPOCHS, known)
         folders.tidy(folder, JOB)
 
@@ -229,8 +241,18 @@ def unlearn_in_memory(
 
     The model is changed in place, and is that of the run.
     """
+    own = parameters_digest(language.model)
     asked = prepared(
-        language, forget, retain, settings, reference, retrained, preferred, measure, max_length
+        language,
+        forget,
+        retain,
+        settings,
+        reference,
+        retrained,
+        preferred,
+        measure,
+        max_length,
+        own,
     )
 
     def answers() -> EvaluationLog:

@@ -95,9 +95,10 @@ def sequential(
         "at least one, each example in one of them",
     )
     language = start()
+    parameters: str | None = parameters_digest(language.model)
     described = {
         "model": language.name,
-        "parameters": parameters_digest(language.model),
+        "parameters": parameters,
         "unlearning": settings,
     }
     # there may be more requests than an earlier call had
@@ -109,8 +110,16 @@ def sequential(
         place = folder / STAGE.format(stage)
         done = (place / EPOCHS).exists()
         run = unlearn_into(
-            place, language, request, retain, settings, max_length=max_length, progress=progress
+            place,
+            language,
+            request,
+            retain,
+            settings,
+            max_length=max_length,
+            parameters=parameters,
+            progress=progress,
         )
+        parameters = None  # the next stage begins from other ones
         if done:  # the model was not touched
             language = load(place / MODEL, device=str(language.model.device))._replace(
                 name=language.name

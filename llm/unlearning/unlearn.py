@@ -133,6 +133,7 @@ def unlearn(
     index: Int[np.ndarray, "examples"] | None = None,
     measure: Measure[nn.Module] | None = None,
     state: Location | None = None,
+    parameters: str | None = None,
     progress: bool = True,
 ) -> Unlearned:
     """Unlearn the forget examples; the model is changed in place, adapters are added into its
@@ -147,7 +148,8 @@ def unlearn(
     (from 0 if not given). With `state`, a folder, a run that was killed goes on from its last whole
     epoch when it is started again with the same arguments and the same model as at first, and gives
     the same tables and weights. The folder is left to the caller: of a run that is finished it
-    gives the result without work.
+    gives the result without work. `parameters` is `parameters_digest` of the model as it is now,
+    where the caller has it; it is taken here if not, since a large model takes a while to read.
 
     Divergence is warned of, recorded in `status`, and ends the run at the first number that is not
     finite, before the update that it would spoil; not so a collapse. Raises `InvalidInput` as
@@ -169,7 +171,7 @@ def unlearn(
             ref,
             index,
             *others,
-            parameters_digest(model),
+            parameters or parameters_digest(model),
         )
         digest = fingerprint(given, __name__)
         found = find_state(state, digest)

@@ -20,9 +20,10 @@ from tqdm import tqdm
 
 from figures import __main__ as command
 from figures import cache as tables
-from figures import progress, style
+from figures import experiments, progress, style
 from figures.catalogue import ALL, BY_NAME, CATALOGUE, FIGURES, GALLERY, HEAVY
 from figures.chains import allocation, attribution, claims, tradeoff
+from figures.chains.runs import best_betas, paper_runs
 from figures.scale import Scale, quick
 from figures.statistics import mean_interval, ratio_interval
 from markov.cases import Case
@@ -86,13 +87,13 @@ def test_tradeoff_shows_both_methods_both_optimisers_and_all_runs(context: table
 def test_tables_are_read_from_the_cache_and_rebuilt_on_request(
     context: tables.Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = tables.paper_runs(context)
-    monkeypatch.setattr(tables, "run", lambda *arguments, **options: pytest.fail("ran again"))
-    pd.testing.assert_frame_equal(tables.paper_runs(context), first)
+    first = paper_runs(context)
+    monkeypatch.setattr(experiments, "run", lambda *arguments, **options: pytest.fail("ran again"))
+    pd.testing.assert_frame_equal(paper_runs(context), first)
     with pytest.raises(pytest.fail.Exception, match="ran again"):
-        tables.paper_runs(replace(context, since=time.time()))
+        paper_runs(replace(context, since=time.time()))
     with pytest.raises(pytest.fail.Exception, match="ran again"):
-        tables.paper_runs(replace(context, scale=Tiny(**{**vars(context.scale), "orders": 2})))
+        paper_runs(replace(context, scale=Tiny(**{**vars(context.scale), "orders": 2})))
 
 
 def test_each_method_has_one_colour_and_no_two_share_it() -> None:
@@ -152,7 +153,7 @@ def test_the_best_beta_reaches_the_goal_most_often_and_then_costs_least() -> Non
     }
     frame = pd.DataFrame(rows).assign(**settings, pretrain_seed=0, seed=0)
     frame["retrained"] = frame["component"].map({"retain": 0.0, "forget1": 0.4, "forget2": 0.4})
-    assert tables.best_betas(frame)["beta"].tolist() == [0.2]
+    assert best_betas(frame)["beta"].tolist() == [0.2]
 
 
 def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:

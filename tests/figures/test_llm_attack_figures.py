@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import matplotlib.colors
@@ -20,7 +19,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from scipy import stats
 
 from figures import style
@@ -29,42 +27,26 @@ from figures.language import relearning as llm_relearning
 from figures.language import runs as llm_runs
 from figures.language import sequential as llm_sequential
 from figures.language.relearning import QUANTITIES, RETRAINED, frame_of_attacks
-from figures.language.runs import Study, default_log, runs
+from figures.language.runs import default_log, runs
 from figures.language.sequential import frame_of_requests
 from figures.scale import quick
 from figures.statistics import mean_interval, smallest_distance
-from llm.data.authors.corpus import Authors
 from llm.diagnostics.weights import corners
 from llm.evaluation.relearning import Relearning, relearn, returns
 from llm.logs.log import Answers, EvaluationLog, truth_ratio
 from llm.models.answers import answer_log, log_table
-from llm.models.small_authors import BUDGET, DefaultModels, build, sets
+from llm.models.small_authors import BUDGET, build, sets
 from llm.models.source import load
+from llm.training.checkpointing import parameters_digest
 from llm.training.loop import Optimization
-from llm.unlearning.runs import MODEL, unlearn_into
-from llm.unlearning.sequential import Sequential
+from llm.unlearning.runs import MODEL, read_run, unlearn_into
+from llm.unlearning.sequential import STAGE, Sequential
 from markov.errors import InvalidInput
 from markov.files import storage
 from markov.objectives import npo
+from tests.figures.studies import drawn, in_place, tiny_study
 
-TINY = Study(
-    models=DefaultModels(
-        authors=Authors(authors=6, questions=5),
-        percent=50,
-        width=16,
-        depth=1,
-        heads=2,
-        mlp_width=16,
-        vocabulary=300,
-        epochs=3,
-        batch=32,
-        precision="float32",
-    ),
-    epochs=2,
-    batch=4,
-    learning_rate=1e-3,
-    sweep_learning_rate=3e-3,
-)
+TINY = tiny_study(questions=5, percent=50, learning_rate=1e-3, sweep_learning_rate=3e-3)
 METHODS = ["npo", "reference_free_npo", "length_normalized_npo", "simnpo"]
 FORGET = sets(TINY.models).forget
 
@@ -72,9 +54,7 @@ FORGET = sets(TINY.models).forget
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
     """The tiny study in place of the figures', with a cache of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SIMNPO_LAB_CACHE", str(tmp_path_factory.mktemp("attacks")))
-        patch.setattr(llm_runs, "study", lambda scale: TINY)
+    with in_place(TINY, tmp_path_factory.mktemp("attacks"), llm_runs):
         yield Context(scale=quick(), progress=False, n_jobs=1)
 
 
@@ -84,15 +64,6 @@ class Worked(Exception):
 
 def refuse(*_: object, **__: object) -> None:
     raise Worked
-
-
-def drawn(module: ModuleType, frame: pd.DataFrame) -> Figure:
-    before = frame.copy(deep=True)
-    with style.look():
-        figure = module.plot(frame)
-        figure.canvas.draw()
-    pd.testing.assert_frame_equal(frame, before)
-    return figure
 
 
 def curves(axes: Axes) -> dict[str, list[float]]:
@@ -401,6 +372,16 @@ def test_three_requests_under_every_corner_with_what_each_stage_left(
             np.testing.assert_allclose(found, values.mean(axis=1), rtol=1e-5)
     ends = rows[rows["stage"] == 3].groupby("method")["logp"].mean()
     assert ends.nunique() == 4
+
+
+def test_every_stage_says_which_parameters_it_began_with(requested: pd.DataFrame) -> None:
+    folders = sorted((storage.cache_dir() / "unlearning").glob(f"*/{STAGE.format(1)}"))
+    assert len(folders) == len(METHODS)
+    for place in (folder.parent for folder in folders):
+        runs = [read_run(place / STAGE.format(stage)) for stage in (1, 2, 3)]
+        began = [run.settings["parameters"] for run in runs]
+        ended = [parameters_digest(load(run.folder / MODEL).model) for run in runs]
+        assert began[1:] == ended[:-1] and len({*began, *ended}) == 4
 
 
 def test_requests_are_kept_go_on_where_they_were_and_are_made_anew_when_asked_for(

@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import matplotlib.colors
@@ -19,7 +18,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from scipy import stats
 
 from figures import style
@@ -37,7 +35,6 @@ from figures.language.own_model import OwnModel, runs_of_own
 from figures.language.reference_noise import NONE, OWN, START, Unlearned
 from figures.language.runs import (
     Perturbation,
-    Study,
     Wanted,
     default_log,
     run_of,
@@ -47,13 +44,13 @@ from figures.language.runs import (
 )
 from figures.language.trajectories import at_epochs, frame_of_runs, panels_of
 from figures.scale import quick
-from llm.data.authors.corpus import Authors
 from llm.diagnostics.weights import corners
 from llm.logs.log import Answers, EvaluationLog, truth_ratio
 from llm.models.answers import log_table, scores
-from llm.models.language_model import perturbed
-from llm.models.small_authors import DefaultModels, build, folder_of, memorised, sets
-from llm.unlearning.runs import EPOCHS, Run
+from llm.models.language_model import load_saved, perturbed
+from llm.models.small_authors import build, folder_of, memorised, sets
+from llm.training.checkpointing import parameters_digest
+from llm.unlearning.runs import EPOCHS, MODEL, Run
 from markov.errors import InvalidInput
 from markov.files import storage
 from markov.objectives import (
@@ -65,25 +62,9 @@ from markov.objectives import (
     reference_free_npo,
     simnpo,
 )
+from tests.figures.studies import drawn, in_place, tiny_study
 
-TINY = Study(
-    models=DefaultModels(
-        authors=Authors(authors=6, questions=4),
-        percent=34,
-        width=16,
-        depth=1,
-        heads=2,
-        mlp_width=16,
-        vocabulary=300,
-        epochs=3,
-        batch=32,
-        precision="float32",
-    ),
-    epochs=2,
-    batch=4,
-    learning_rate=3e-3,
-    noises=(0.0, 1.0),
-)
+TINY = tiny_study(questions=4, percent=34, learning_rate=3e-3, noises=(0.0, 1.0))
 STUDY = llm_runs.study  # before the tiny one takes its place
 CORNERS = corners(0.1, 4.5)
 FORGET = len(sets(TINY.models).forget)
@@ -94,10 +75,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
     """The tiny study in place of the figures', with a cache of its own; whoever asks first makes
     its runs.
     """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SIMNPO_LAB_CACHE", str(tmp_path_factory.mktemp("study")))
-        for module in (llm_runs, llm_reference_noise):
-            patch.setattr(module, "study", lambda scale: TINY)
+    with in_place(TINY, tmp_path_factory.mktemp("study"), llm_runs, llm_reference_noise):
         yield Context(progress=False, n_jobs=1)
 
 
@@ -179,16 +157,6 @@ def law(objective: Objective, rows: pd.DataFrame) -> np.ndarray:
     logp, length, ref = (rows[name].to_numpy(dtype=float) for name in SequenceLogProbs._fields)
     z = beta * (logp - reference * ref) / length**normalize + gamma
     return 2 / (1 + np.exp(-z)) / length**normalize
-
-
-def drawn(module: ModuleType, frame: pd.DataFrame) -> Figure:
-    """The figure of a frame, which is left as it was."""
-    before = frame.copy(deep=True)
-    with style.look():
-        figure = module.plot(frame)
-        figure.canvas.draw()
-    pd.testing.assert_frame_equal(frame, before)
-    return figure
 
 
 def legend(axes: Axes) -> list[str]:
@@ -436,6 +404,29 @@ def test_what_the_users_own_model_went_through_is_kept_and_made_again_on_request
     assert made(0.0) == first
     later = made(first / 1e9 + 0.001)
     assert later > first and made(later / 1e9 - 0.001) == later
+
+
+def test_the_parameters_of_a_model_of_the_users_own_are_read_once_each_time_it_is_loaded(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(TINY.models, "original", progress=False)
+    digest, own = parameters_digest, str(folder_of(TINY.models, "original"))
+    read: list[str] = []
+
+    def counted(model: Any) -> str:
+        read.append(digest(model))
+        return read[-1]
+
+    for module in ("figures.language.own_model", "llm.unlearning.runs", "llm.unlearning.unlearn"):
+        monkeypatch.setattr(f"{module}.parameters_digest", counted)
+    data = {"data": "authors:forget01", "retain_data": "authors:retain99"}
+    chosen = OwnModel(model=own, retrained=None, **data, learning_rate=2e-3, batch=7)
+    wanted = [replace(TINY.unlearning(one), gradients=()) for one in (npo(0.1), simnpo(4.5))]
+    made = runs_of_own(context, chosen, wanted)
+    start = digest(load_saved(own, device="cpu").model)
+    assert read == [start, start]
+    assert [run.settings["parameters"] for run in made] == [start, start]
+    assert all(digest(load_saved(run.folder / MODEL).model) != start for run in made)
 
 
 def test_only_epochs_that_were_run_can_be_shown():

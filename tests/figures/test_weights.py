@@ -10,8 +10,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from figures import style
-from figures.cache import BETAS, Context
+from figures.cache import Context
 from figures.fits import power_law, straight_line
+from figures.scale import BETAS
 from figures.theory import weights
 from llm.intervals import Estimate
 from markov.objectives import CORNERS

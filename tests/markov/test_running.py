@@ -159,6 +159,33 @@ def test_a_trajectory_can_be_watched_and_stopped() -> None:
     assert seen == [0, 1, 2]
 
 
+def test_a_pretraining_can_be_watched_and_stopped(tmp_path: Path) -> None:
+    job, seen = model_jobs(BASE)[0], []
+
+    def watch(step: int, steps: int, parameters: Parameters) -> None:
+        seen.append((step, steps, torch.get_num_threads()))
+        if len(seen) == 3:
+            raise StopIteration
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(StopIteration):
+            load_model(tmp_path, job, watch)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    steps = seen[0][1]
+    assert seen == [(step, steps, 1) for step in (1, 2, 3)] and not list(tmp_path.iterdir())
+    watched = load_model(tmp_path, job, lambda *now: seen.append(now[:2]))
+    assert seen[3:] == [(step, steps) for step in range(1, steps + 1)]
+    plain = load_model(tmp_path / "other", job)
+    assert plain.keys() == watched.keys()
+    assert all(torch.equal(plain[name], watched[name]) for name in plain)
+    again = load_model(tmp_path, job, watch)  # is read, and does not train
+    assert all(torch.equal(again[name], plain[name]) for name in plain)
+
+
 def test_experiments_of_several_shapes_are_no_ensemble() -> None:
     with pytest.raises(InvalidInput, match="shapes"):
         trajectory([BASE, replace(BASE, steps=4)])

@@ -21,14 +21,14 @@ from hypothesis import strategies as st
 from llm.data.authors.common import real_authors, world_facts
 from llm.data.authors.corpus import Authors
 from llm.data.tofu import Example
-from llm.models import small_authors as default_models
+from llm.models import small
 from llm.models.language_model import LanguageModel, check_same_vocabulary
+from llm.models.small import fresh_model
 from llm.models.small_authors import (
     KINDS,
     DefaultModels,
     build,
     folder_of,
-    fresh_model,
     memorised,
     read_by,
     sets,
@@ -177,7 +177,7 @@ def test_a_model_is_trained_on_what_its_kind_has_read(
         seen.append(encoded)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(default_models, "fine_tune", fine_tune)
+    monkeypatch.setattr(small, "fine_tune", fine_tune)
     with pytest.raises(KeyboardInterrupt):
         made(TINY, kind)
     words = train_tokenizer(TINY)
@@ -236,7 +236,7 @@ def test_every_setting_asks_for_another_model_and_gets_one(field: str) -> None:
 
 
 def test_the_code_that_weights_depend_on_is_part_of_the_name_and_no_measure_is() -> None:
-    found = set(closure.digests("llm.models.small_authors", without=default_models.APART))
+    found = set(closure.digests("llm.models.small_authors", without=small.APART))
     texts = {f"llm.data.authors.{name}" for name in ("corpus", "facts", "questions", "common")}
     training = {f"llm.training.{name}" for name in ("loop", "fine_tuning", "masters")}
     assert {*texts, *training, "llm.scoring.encoding", "llm.scoring.logprobs"} <= found
@@ -282,7 +282,7 @@ def test_the_truth_is_cut_into_as_many_tokens_as_wrong_answers_within_two_percen
 
 def test_a_model_is_trained_once(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = made(TINY)
-    monkeypatch.setattr(default_models, "fine_tune", no_training)
+    monkeypatch.setattr(small, "fine_tune", no_training)
     assert same(first, made(TINY)) and made(TINY).name == first.name
     with pytest.raises(AssertionError, match="trained"):
         made(replace(TINY, seed=5))
@@ -324,7 +324,7 @@ def test_an_interrupted_build_leaves_nothing_and_is_done_over(
 
     with monkeypatch.context() as patch:
         # In the middle of writing, weights are there and the tokenizer is not.
-        target = default_models if at == "fine_tune" else type(train_tokenizer(TINY))
+        target = small if at == "fine_tune" else type(train_tokenizer(TINY))
         patch.setattr(target, "fine_tune" if at == "fine_tune" else "save_pretrained", interrupt)
         with pytest.raises(KeyboardInterrupt):
             made(TINY)
@@ -336,7 +336,7 @@ def test_an_interrupted_build_leaves_nothing_and_is_done_over(
 def test_of_two_builds_at_once_the_first_is_kept(
     own: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train, inside = default_models.fine_tune, []
+    train, inside = small.fine_tune, []
 
     def fine_tune(*args: Any, **options: Any) -> Any:
         if not inside:
@@ -348,7 +348,7 @@ def test_of_two_builds_at_once_the_first_is_kept(
     def modified() -> int:
         return (folder_of(TINY, "retrained") / "model.safetensors").stat().st_mtime_ns
 
-    monkeypatch.setattr(default_models, "fine_tune", fine_tune)
+    monkeypatch.setattr(small, "fine_tune", fine_tune)
     last = made(TINY)
     assert same(last, inside[1]) and modified() == inside[2]
     assert [path.name for path in (own / "language_models").iterdir()] == [
@@ -359,7 +359,7 @@ def test_of_two_builds_at_once_the_first_is_kept(
 def test_a_cache_that_cannot_be_written_is_refused_before_training(
     own: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(default_models, "fine_tune", no_training)
+    monkeypatch.setattr(small, "fine_tune", no_training)
     own.mkdir()
     (own / "language_models").write_text("a file in the way")
     message = refused("SIMNPO_LAB_CACHE", lambda: made(TINY))

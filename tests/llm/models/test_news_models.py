@@ -15,7 +15,7 @@ import torch
 from llm.data.muse import SHOTS, news_data
 from llm.data.news.corpus import News, QuestionAndAnswer, edition
 from llm.evaluation.muse import question_prompt
-from llm.models import small_news as news_models
+from llm.models import small
 from llm.models.language_model import check_same_vocabulary
 from llm.models.small_news import (
     KINDS,
@@ -143,7 +143,7 @@ def test_a_model_is_trained_once_and_comes_from_the_cache_afterwards(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(news_models, "fine_tune", refuse)
+    monkeypatch.setattr(small, "fine_tune", refuse)
     again = build(TINY, "original", progress=False)
     for one, two in zip(made.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(one, two)
@@ -157,7 +157,7 @@ def test_both_kinds_start_from_the_same_weights_cut_texts_alike_and_end_up_diffe
     assert start_of(original.tokenizer) == (0,) == (original.tokenizer.bos_token_id,)
     weights = [next(one.model.parameters()) for one in (original, retrained)]
     assert not torch.equal(*weights)
-    starts = [news_models.fresh_model(TINY.llama()) for _ in range(2)]
+    starts = [small.fresh_model(TINY) for _ in range(2)]
     for one, two in zip(*(model.parameters() for model in starts), strict=True):
         assert torch.equal(one, two)
 

@@ -1,0 +1,67 @@
+"""Tables of runs on chains, of which several figures draw the same ones: each run is kept on its
+own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from figures.cache import Context, discard_stale, read_fresh
+from markov.experiments import Experiment
+from markov.files import leftovers, storage
+from markov.running import parts_of, run
+
+
+def table(context: Context, experiments: Sequence[Experiment]) -> pd.DataFrame:
+    """The table of `experiments`; only those are run of which the cache holds no table of these
+    settings and this code.
+
+    Figures share runs, so each is kept on its own.
+    """
+    code, folder = storage.code_version("markov.running"), storage.cache_dir() / "tables"
+    paths = {
+        one: folder / f"{storage.fingerprint([one, code])}.parquet"
+        for one in dict.fromkeys(experiments)
+    }
+    found = {one: read_fresh(context, path) for one, path in paths.items()}
+    parts = parts_of(list(found))
+    discard_stale(context, parts, parts)
+    missing = _begun(
+        parts, [number for number, frame in enumerate(found.values()) if frame is None]
+    )
+    if missing:
+        wanted = [list(found)[number] for number in missing]
+        frame = run(wanted, n_jobs=context.n_jobs, progress=context.progress, parts=parts)
+        known = storage.provenance(None, "markov.running")
+        for (_, own), one in zip(frame.groupby("run"), wanted, strict=True):
+            described = {
+                **known,
+                "settings": storage.settings_of(one),
+                "seeds": [one.pretraining.seed, one.seed],
+            }
+            storage.write_table(own.reset_index(drop=True), paths[one], described)
+            found[one] = storage.read_table(paths[one])
+    leftovers.discard(parts)
+    frames = [found[one].assign(run=index) for index, one in enumerate(experiments)]  # pyright: ignore[reportOptionalMemberAccess]
+    return pd.concat(frames, ignore_index=True)
+
+
+def _begun(parts: Path, missing: Sequence[int]) -> Sequence[int]:
+    """The numbers of the experiments to run: those that an earlier call began with, if it was
+    stopped.
+
+    With some of them alone ensembles would be others, and what is kept of them would not be found.
+    """
+    path = parts / "missing.json"
+    try:
+        return [int(number) for number in json.loads(path.read_text("utf-8"))]
+    except (OSError, ValueError, TypeError):
+        pass
+    if missing:
+        with storage.atomic_path(path) as partial:
+            partial.write_text(json.dumps(list(missing)), "utf-8")
+    return missing

@@ -1,0 +1,55 @@
+"""The tiny study of language models that tests of figures put in place of the full one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from figures import style
+from figures.language.runs import Study
+from llm.data.authors.corpus import Authors
+from llm.models.small_authors import DefaultModels
+
+
+def tiny_study(*, questions: int, percent: int, **changes: Any) -> Study:
+    """A study of six authors, whose models have a width of 16; `changes` are fields of `Study`."""
+    models = DefaultModels(
+        authors=Authors(authors=6, questions=questions),
+        percent=percent,
+        width=16,
+        depth=1,
+        heads=2,
+        mlp_width=16,
+        vocabulary=300,
+        epochs=3,
+        batch=32,
+        precision="float32",
+    )
+    return Study(models=models, epochs=2, batch=4, **changes)
+
+
+@contextmanager
+def in_place(chosen: Study, cache: Path, *modules: ModuleType) -> Iterator[None]:
+    """While it lasts, the study of these modules is the chosen one, with a cache of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SIMNPO_LAB_CACHE", str(cache))
+        for module in modules:
+            patch.setattr(module, "study", lambda scale: chosen)
+        yield
+
+
+def drawn(module: ModuleType, frame: pd.DataFrame) -> Figure:
+    """The figure of a frame, which is left as it was."""
+    before = frame.copy(deep=True)
+    with style.look():
+        figure = module.plot(frame)
+        figure.canvas.draw()
+    pd.testing.assert_frame_equal(frame, before)
+    return figure
