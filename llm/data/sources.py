@@ -1,9 +1,10 @@
 """Where examples come from, in one word: the generated authors, the public TOFU set, or a file.
 
-authors:forget10    a split of the generated corpus (`llm.data.authors.corpus.splits`);
-authors:forget10:3 of the one of seed 3 tofu:forget10       a split of TOFU, from the hub PATH
-a file of TOFU's JSON; PATH with a split where it is a folder FOLDER/SPLIT        the file
-SPLIT.json or SPLIT.jsonl in a folder
+    authors:forget10    a split of the generated corpus (`llm.data.authors.corpus.splits`);
+                        authors:forget10:3 of the one of seed 3
+    tofu:forget10       a split of TOFU, from the hub
+    PATH                a file of TOFU's JSON; PATH with a split where it is a folder
+    FOLDER/SPLIT        the file SPLIT.json or SPLIT.jsonl in a folder
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ PREFIX = "authors"
 def read(
     source: Location, split: str | None = None, *, authors: Authors | None = None
 ) -> tuple[Example, ...]:
-    """The examples of a source, in its order; `authors` says which corpus is generated, if not the
-    one of the word.
+    """Return the examples that a word names, in their order.
 
-    Raises `InvalidInput` as `corpora.read` does, and for a split that the generated corpus does not
-    have.
+    The word is authors:SPLIT[:SEED], tofu:SPLIT, FOLDER/SPLIT or a file of TOFU's JSON; `split`
+    names the split of a folder. `authors` says which corpus is generated, if not the one of the
+    word. Raises `InvalidInput` for what is not there or cannot be read, and for a split that the
+    generated corpus does not have.
     """
     word = os.fspath(source)
     name, colon, wanted = word.partition(":")
