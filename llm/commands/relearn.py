@@ -57,9 +57,6 @@ def relearn(command: Relearn) -> None:
     from llm.models.language_model import check_same_vocabulary
 
     rate = rate_of(command.learning_rate, command.model, small=RATE)
-    data = data_of(command.model, command.data)
-    command = replace(command, learning_rate=rate, data=data)
-    check_retrained(command.retrained, data)
     wanted = attacks(
         command.which,
         command.share,
@@ -69,6 +66,9 @@ def relearn(command: Relearn) -> None:
         rate,
         command.budget,
     )
+    data = data_of(command.model, command.data)
+    command = replace(command, learning_rate=rate, data=data)
+    check_retrained(command.retrained, data)
     inputs = (command.model, command.data, command.retrained)
     for path in (command.out, _returns(command)) if command.retrained else (command.out,):
         folders.check_table(path, inputs=inputs)

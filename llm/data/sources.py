@@ -1,10 +1,10 @@
 """Where examples come from, in one word: the generated authors, the public TOFU set, or a file.
 
-    authors:forget10    a split of the generated corpus (`llm.data.authors.corpus.splits`);
-                        authors:forget10:3 of the one of seed 3
-    tofu:forget10       a split of TOFU, from the hub
-    PATH                a file of TOFU's JSON; PATH with a split where it is a folder
-    FOLDER/SPLIT        the file SPLIT.json or SPLIT.jsonl in a folder
+authors:forget10    a split of the generated corpus (`llm.data.authors.corpus.splits`);
+                    authors:forget10:3 of the one of seed 3
+tofu:forget10       a split of TOFU, from the hub
+PATH                a file of TOFU's JSON; PATH with a split where it is a folder
+FOLDER/SPLIT        the file SPLIT.json or SPLIT.jsonl in a folder
 """
 
 from __future__ import annotations

@@ -220,12 +220,22 @@ def _claims(place: Path, field: str) -> dict[str, dict[str, Any]]:
     return found
 
 
+class _Absent:
+    """A setting that is not there, which None is not."""
+
+    def __repr__(self) -> str:
+        return "absent"
+
+
+_ABSENT = _Absent()
+
+
 def _difference(there: Any, wanted: Any, name: str = "") -> str:
     """Return in words where two settings differ first; an empty text where they are the same."""
     if isinstance(there, Mapping) and isinstance(wanted, Mapping):
         for key in sorted({*there, *wanted}):
             inner = f"{name}.{key}" if name else str(key)
-            found = _difference(there.get(key), wanted.get(key), inner)
+            found = _difference(there.get(key, _ABSENT), wanted.get(key, _ABSENT), inner)
             if found:
                 return found
         return ""

@@ -705,7 +705,7 @@ def test_runs_without_gradient_norms_are_refused_with_the_option_that_records_th
     without = rows.drop(columns="gradient_norm")
     partly = rows.assign(gradient_norm=rows["gradient_norm"].where(rows["epoch"] != 2))
     bad = run._replace(
-        examples=without if absent == "column" else partly, folder=Path("the bad one")
+        examples=without if absent == "column" else partly, place=Path("the bad one")
     )
     with pytest.raises(InvalidInput, match=r"run = 'the bad one'.*epochs 0, 1, 2.*--gradients"):
         llm_effective_push.frame_of_runs([run, bad])

@@ -215,12 +215,12 @@ def no_room(*args: object, **options: object) -> None:
 def test_a_model_that_cannot_be_saved_is_not_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llm.unlearning import runs
+    from llm.unlearning import prepared, runs
 
     def train(*args: object, **options: object) -> None:
         raise AssertionError("trained")
 
-    monkeypatch.setattr(runs, "unlearn", train)
+    monkeypatch.setattr(prepared, "unlearn", train)
     monkeypatch.setattr(type(WORDS), "save_pretrained", bad_tokenizer)
     lone = [Example(index=0, prompt="Who?", response="She was born in Lisbon.")]
     settings = runs.Unlearning(objective=runs.Objective(0.0))

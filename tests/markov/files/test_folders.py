@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from markov.errors import InvalidInput
@@ -83,6 +83,7 @@ plain = st.recursive(
 
 
 @settings(max_examples=60)
+@example(mine={}, theirs={"": None})  # a setting that is None is there
 @given(mine=plain, theirs=plain)
 def test_a_claim_holds_for_its_own_settings_and_no_others(
     tmp_path_factory: pytest.TempPathFactory, mine: object, theirs: object
