@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 import transformers
 from safetensors import SafetensorError
 
@@ -23,7 +22,6 @@ from figures.language import runs as llm_runs
 from figures.scale import Scale
 from llm.__main__ import cli
 from llm.data import tofu as corpora
-from llm.data.authors.corpus import Authors, splits
 from llm.diagnostics.allocation import bias
 from llm.diagnostics.weights import COLUMNS
 from llm.jobs.values import DEFAULTS, objectives_of
@@ -32,11 +30,8 @@ from llm.models.answers import responses, scores
 from llm.models.language_model import LanguageModel, perturbed
 from llm.models.saving import save
 from llm.models.source import load
-from llm.scoring.encoding import encode_examples
 from llm.scoring.gradients import gradient_norms
 from llm.scoring.templates import LLAMA2_CHAT
-from llm.training.fine_tuning import fine_tune
-from llm.training.loop import Optimization
 from llm.unlearning.runs import read_run
 from llm.unlearning.unlearn import weights_by_epoch
 from markov.errors import InvalidInput
@@ -44,41 +39,10 @@ from markov.files import storage
 from markov.files.folders import CLAIM
 from markov.objectives import CORNERS, npo
 from tests.llm.logs.test_logs import REAL, as_open_unlearning, needs_real_logs, some_columns
-from tests.llm.scoring.test_encoding import by_bytes, by_pieces
+from tests.llm.scoring.test_encoding import by_pieces
 from tests.markov.test_cli import call
 
 WEIGHTS = [f"weight_{name}" for name in objectives_of(DEFAULTS)]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny model, another one of the same vocabulary, and splits of a small
-    corpus.
-    """
-    folder = tmp_path_factory.mktemp("place")
-    tokenizer = by_bytes(words=True)
-    data = {name: part[:6] for name, part in splits(Authors(authors=10, questions=4)).items()}
-    for name in ("forget10", "retain90"):
-        corpora.write(data[name], folder / f"{name}.json")
-    known = {"model": (*data["forget10"], *data["retain90"]), "retrained": data["retain90"]}
-    sizes: dict[str, Any] = dict(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-    )
-    for number, name in enumerate(("model", "retrained")):
-        torch.manual_seed(number)
-        config = transformers.LlamaConfig(
-            vocab_size=len(tokenizer), max_position_embeddings=512, **sizes
-        )
-        model = transformers.LlamaForCausalLM(config)
-        # Better than guessing, or the runs would be reported as collapsed from the start.
-        fine_tune(
-            model,
-            encode_examples(tokenizer, LLAMA2_CHAT, known[name]),
-            Optimization(epochs=5, batch=4, learning_rate=1e-2, seed=number),
-        )
-        language = LanguageModel(model=model, tokenizer=tokenizer, template=LLAMA2_CHAT, name=name)
-        save(language, folder / name, {"seed": number})
-    return folder
 
 
 @pytest.fixture(autouse=True)
