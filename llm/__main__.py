@@ -56,11 +56,11 @@ ACTIONS: dict[type, Callable[[Any], None]] = {
     Muse: muse,
     Diagnose: diagnose,
 }
-SPREAD = (Unlearn,)  # what deals its work out to several processes
+SPREAD = (Unlearn,)  # commands that deal their work out to several processes
 
 
 def parse(arguments: Sequence[str] | None = None) -> Any:
-    """The command that the arguments (default: the process's own) ask for."""
+    """Return the command that the arguments (default: the process's own) ask for."""
     commands = (
         Annotated[Build, tyro.conf.subcommand("build", prefix_name=False)]
         | Annotated[Score, tyro.conf.subcommand("score", prefix_name=False)]
@@ -86,8 +86,9 @@ def cli(arguments: Sequence[str] | None = None) -> int:
 
 
 def act(command: Any) -> None:
-    """Do what a command asks for; raises `InvalidInput` for one that would do the same work in
-    several processes.
+    """Do what a command asks for.
+
+    Raises `InvalidInput` for a command that would do the same work in several processes.
     """
     spread = isinstance(command, SPREAD)
     require(

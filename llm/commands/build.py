@@ -85,5 +85,5 @@ def build(command: Build) -> None:
     if command.out is not None:
         for name, examples in splits(authors).items():
             path = command.out / DATA / f"{name}.json"
-            if not path.exists():  # what is there may have been edited since
+            if not path.exists():  # a file that is there may have been edited since
                 corpora.write(examples, path)

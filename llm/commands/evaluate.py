@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from llm.data.tofu import Example
     from llm.models.language_model import LanguageModel
 
-# options that logs leave open
+# Options that say nothing about logs, and are left out beside --logs.
 OF_MODEL = ("model", "revision", "retrained", "data", "max_new_tokens", "legacy", "out")
 TABLE = "measures.parquet"
 NAMES = (OPEN_UNLEARNING, SUMMARY, TABLE, *TASKS.values(), AGGREGATED)
-# Where an evaluation goes and what is printed of it: nothing of the numbers follows from these.
+# Options of where an evaluation goes and how it is printed: its numbers do not depend on them.
 NOT_ASKED = ("out", "json", "legacy", "allow_identical", "device", "logs", "retrained_logs")
 
 
@@ -99,7 +99,7 @@ def evaluate(command: Evaluate) -> None:
 
 
 def _of_logs(command: Evaluate, path: Path) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog | None]:
-    """Measure the logs that the command names."""
+    """Return the measures and the logs that the command names."""
     with plain_warnings():
         logs = read_tofu_logs(path)
         retrained = None if command.retrained_logs is None else read_log(command.retrained_logs)
@@ -115,11 +115,10 @@ def _measured(command: Evaluate, logs: TofuLogs, retrained: EvaluationLog | None
 
 
 def _retrained_log(command: Evaluate, forget: Sequence[Example]) -> EvaluationLog | None:
-    """The retrained model's log that the command names, found to be of these examples before any
-    model is loaded.
+    """Return the retrained model's log that the command names, checked before any model is loaded.
 
-    Raises `InvalidInput` as `read_log` and `align` do, and for a log without what forget quality
-    compares.
+    The log has to be of these examples. Raises `InvalidInput` as `read_log` and `align` do, and for
+    a log without the answers that forget quality compares.
     """
     if command.retrained_logs is None:
         return None
@@ -133,7 +132,7 @@ def _retrained_log(command: Evaluate, forget: Sequence[Example]) -> EvaluationLo
 
 
 def _of_model(command: Evaluate) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog | None]:
-    """Evaluate the model that the command names, and write what it did."""
+    """Evaluate the model that the command names, and write its logs."""
     from llm.data.splits import tofu_sets
     from llm.models.answers import answer_log
     from llm.models.language_model import check_same_vocabulary
@@ -169,7 +168,7 @@ def _evaluated(
     sets: TofuSets,
     retrained: EvaluationLog | None,
 ) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog | None]:
-    """What the model did, read where it was written, else written now."""
+    """Return the measures and logs of the model, read where they are written already."""
     from llm.evaluation.folders import manifest
     from llm.evaluation.tofu import empty_generations
     from llm.evaluation.tofu import evaluate as evaluate_model
@@ -203,7 +202,7 @@ def _evaluated(
     if command.legacy:
         write_legacy(logs, command.out)
     write(frame, command.out / TABLE, command)
-    # Last, so that beside it all the others lie.
+    # Written last, so that where it exists all other files exist.
     write_tofu_eval(logs, command.out, about, variant=command.variant, aggregates=aggregates)
     for task, count in empty_generations(logs).items():
         if count:
@@ -215,7 +214,7 @@ def _evaluated(
 
 
 def _finished(path: Path) -> tuple[TofuLogs, pd.DataFrame]:
-    """The logs and the measures of an evaluation that is finished."""
+    """Return the logs and the measures of an evaluation that is finished."""
     return TofuLogs(*(read_log(path, task) for task in TofuLogs._fields)), storage.read_table(
         path.parent / TABLE
     )

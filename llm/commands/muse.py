@@ -1,6 +1,4 @@
-"""`python -m llm muse`: what a model still recites, knows and gives away of the texts that it
-was to forget.
-"""
+"""`python -m llm muse`: what a model still recites, knows and gives away of texts to forget."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
     from llm.models.language_model import LanguageModel
     from llm.unlearning.unlearn import Unlearning
 
-# options of --unlearn
+# options that go with --unlearn
 UNLEARN = ("retain_term", "retain_weight", "epochs", "batch", "learning_rate", "piece")
 TABLE, ITEMS, EPOCHS, MODEL = "measures.parquet", "items.parquet", "epochs.parquet", "model"
 STATE = "state"
@@ -122,7 +120,7 @@ def muse(command: Muse) -> None:
                 _unlearn(command, language, data, settings, described)
             found = _measure(language, data, retrained, measuring)
             write(found.items, command.out / ITEMS, command)
-            # Last, so that beside it all the others lie.
+            # Written last, so that where it exists all other tables exist.
             write(found.table, command.out / TABLE, command)
         folders.tidy(command.out, JOB)
     print(
@@ -133,15 +131,16 @@ def muse(command: Muse) -> None:
 
 
 def _described(command: Muse) -> dict[str, Any]:
-    """What the numbers of a command follow from: where they go, and how they are printed, is not
-    among it.
+    """Return the settings from which the numbers of a command follow.
+
+    Options of where results go, how they are printed and on which device are not among them.
     """
     others = ("out", "json", "device")
     return {name: value for name, value in vars(command).items() if name not in others}
 
 
 def _read(folder: Path) -> Measured:
-    """What was measured in a folder that is finished."""
+    """Return what was measured in a folder that is finished."""
     from llm.evaluation.membership import Membership
     from llm.evaluation.muse import Measured
 
@@ -159,8 +158,9 @@ def _unlearn(
     settings: Unlearning,
     described: dict[str, Any],
 ) -> None:
-    """Unlearn the texts, going on where an earlier call was stopped, and keep the model and its
-    table.
+    """Unlearn the texts, and keep the model and its table.
+
+    The run goes on where an earlier call was stopped.
     """
     from llm.data.muse import generated
     from llm.evaluation.muse import unlearn_texts
@@ -175,7 +175,7 @@ def _unlearn(
     )
     if kept is None:
         check_savable(language, place)
-    # one that was cut short is set aside
+    # A state that was cut short is set aside.
     storage.read_kept(command.out / STATE / FILE, storage.read_provenance)
     length = command.piece or PIECES[generated(command.data or "") is not None]
     run = unlearn_texts(
@@ -194,7 +194,7 @@ def _unlearn(
 def _measure(
     language: LanguageModel, data: MuseData, retrained: Membership | None, measuring: Measuring
 ) -> Measured:
-    """All measures; what they warn of comes as one line each."""
+    """Return all measures; each warning is printed as one line."""
     from llm.evaluation.muse import evaluate_muse
 
     with plain_warnings():
@@ -204,7 +204,7 @@ def _measure(
 def unlearning(command: Muse) -> Unlearning:
     """Return the settings of the unlearning that a command describes.
 
-    Raises `InvalidInput` for what they cannot be.
+    Raises `InvalidInput` for values that are not allowed.
     """
     return settings_of(
         command.unlearn or "",
@@ -219,8 +219,9 @@ def unlearning(command: Muse) -> Unlearning:
 
 
 def resolved(command: Muse) -> Muse:
-    """The same command with nothing left open; raises `InvalidInput` for what does not go
-    together.
+    """Return the same command with nothing left open.
+
+    Raises `InvalidInput` for options that do not go together.
     """
     if command.unlearn is None:
         left_out(command, UNLEARN, "left out without --unlearn")

@@ -1,6 +1,4 @@
-"""What the commands of `python -m llm` share: which model, which data, which objectives, in
-words.
-"""
+"""What the commands of `python -m llm` share: they write tables and print warnings alike."""
 
 from __future__ import annotations
 
@@ -25,8 +23,9 @@ def write(frame: pd.DataFrame, path: Path, settings: object) -> None:
 
 @contextmanager
 def plain_warnings() -> Iterator[None]:
-    """What is warned of, as one line each on standard error; where there is an error, that alone
-    is said.
+    """Print each warning as one line on standard error, once the context ends.
+
+    Where there is an error, no warning is printed.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -1,6 +1,4 @@
-"""`python -m llm relearn`: teach an unlearned model a share of what it forgot, and watch the
-rest.
-"""
+"""`python -m llm relearn`: teach a model a share of what it forgot, and watch the rest."""
 
 from __future__ import annotations
 

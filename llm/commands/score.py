@@ -61,7 +61,7 @@ def score(command: Score) -> None:
         budget=command.budget,
     )
     write(frame, command.out, command)
-    # Sums of numpy, unlike those of pandas, do not pass over a nan.
+    # Sums of numpy, unlike those of pandas, do not skip a nan.
     length = frame["length"]
     mean = -frame["logp"].to_numpy().sum() / length.to_numpy().sum()
     shown = (

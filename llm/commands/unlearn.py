@@ -138,7 +138,7 @@ def unlearn(command: Unlearn) -> None:
         "load": partial(load_model, command),
     }
     reference = log_beside(command.reference, language, forget, "reference", **options)
-    # With its wrong answers, where forget quality is wanted of them.
+    # Forget quality needs the wrong answers as well.
     asked_of = sets.forget if sets else forget
     retrained = log_beside(command.retrained, language, asked_of, "retrained", **options)
     if sets is not None:
@@ -166,9 +166,10 @@ def unlearn(command: Unlearn) -> None:
 
 
 def resolved(command: Unlearn) -> Unlearn:
-    """The same command with nothing left open; raises `InvalidInput` for what does not go together.
+    """Return the same command with nothing left open.
 
-    What its words name is looked at, but nothing is loaded or read yet.
+    The words of the command are checked, but nothing is loaded or read yet. Raises `InvalidInput`
+    for options that do not go together.
     """
     from llm.data.splits import retain_of
 
@@ -193,11 +194,10 @@ def resolved(command: Unlearn) -> Unlearn:
 
 
 def spread(command: Unlearn) -> Unlearn:
-    """The command for this process: where there are several, on a device of its own. Process 0 says
-    how many there are.
+    """Return the command for this process, with a device of its own where there are several.
 
-    Raises `InvalidInput` for processes that are not joined, and for small models that would be
-    trained by them first.
+    Process 0 prints how many there are. Raises `InvalidInput` for processes that are not joined,
+    and for small models that they would have to train first.
     """
     if started() == 1:
         return command
@@ -215,8 +215,9 @@ def spread(command: Unlearn) -> Unlearn:
 
 
 def unlearning(command: Unlearn) -> Unlearning:
-    """The settings of a run that a command, `resolved`, describes; raises `InvalidInput` for
-    what they cannot be.
+    """Return the settings of a run that a `resolved` command describes.
+
+    Raises `InvalidInput` for values that are not allowed.
     """
     from llm.training.loop import Optimization
     from llm.unlearning.unlearn import Lora

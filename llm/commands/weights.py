@@ -53,9 +53,7 @@ def weights(command: Weights) -> None:
 
 
 def report(frame: pd.DataFrame) -> None:
-    """Print how the effort of each objective goes with length and with what is needed, as far as
-    these are known.
-    """
+    """Print how the effort of each objective goes with length and need, where these are known."""
     from llm.diagnostics.allocation import bias, length_correlation, spearman
 
     statistics = list(STATISTICS)
@@ -65,8 +63,8 @@ def report(frame: pd.DataFrame) -> None:
             for name in map(str, frame)
             if name.startswith(PUSH)
         }
-        # As if each response were one token long: the weight of each is then its push, and its need
-        # that per token.
+        # Each response is taken as one token long, so that its weight is its push, and its need
+        # the need per token.
         unit = frame.rename(columns={**pushes, "ref_per_token": "ref"})
         unit = unit.assign(length=1, needed=unit["needed_per_token"])
         found = bias(unit).query("effort == 'push' and need == 'per_token'").set_index("objective")

@@ -35,7 +35,7 @@ def manifest(
     max_new_tokens: int,
     parameters: str | None = None,
 ) -> dict[str, Any]:
-    """Returns what an evaluation was made with; `parameters` is the model's digest, if known."""
+    """Return what an evaluation was made with; `parameters` is the model's digest, if known."""
     return {
         **storage.provenance(settings, __name__),
         "model": language.name,
@@ -57,13 +57,12 @@ def evaluate_into(
     budget: int = BUDGET,
     progress: bool = True,
 ) -> TofuLogs:
-    """The logs of the model that `start` loads, as `llm.evaluation.tofu.evaluate`, in
-    TOFU_EVAL.json of the folder.
+    """Return the logs of a model, evaluated into TOFU_EVAL.json of the folder or read from there.
 
-    Where that holds an evaluation of the same sets, `settings` and options, it is read, and nothing
-    loaded; one that is damaged is set aside. Raises `InvalidInput` as `evaluate` does, and for a
-    folder that cannot be written, or that holds another evaluation or what this program did not
-    make.
+    `start` loads the model, and `llm.evaluation.tofu.evaluate` evaluates it. Where the folder holds
+    an evaluation of the same sets, `settings` and options, it is read, and no model is loaded; one
+    that is damaged is set aside. Raises `InvalidInput` as `evaluate` does, and for a folder that
+    cannot be written, or that holds another evaluation or what this program did not make.
     """
     check_variant(variant)
     path = storage.check_writable(folder, "out", folder=True) / OPEN_UNLEARNING
@@ -90,14 +89,15 @@ def evaluate_into(
 
 
 def _read(path: Path) -> tuple[TofuLogs, Any]:
-    """The logs of an evaluation, and the settings that it was written with."""
+    """Return the logs of an evaluation, and the settings that it was written with."""
     made = evaluation_settings(path)
     return TofuLogs(*(read_log(path, task) for task in TofuLogs._fields)), made
 
 
 def evaluation_settings(path: Path) -> Any:
-    """The settings that an evaluation was written with; None for a file that says nothing of
-    any.
+    """Return the settings that an evaluation was written with; None for a file that has none.
+
+    Raises `InvalidInput` for a file that cannot be read.
     """
     try:
         return json.loads(path.read_text("utf-8")).get(MANIFEST, {}).get("settings")
@@ -115,12 +115,12 @@ def tofu_measure(
     max_length: int = MAX_LENGTH,
     budget: int = BUDGET,
 ) -> Measure[LanguageModel]:
-    """`forget_quality`, `ks_statistic` (nan without `retrained`) and `model_utility` after some
-    epochs, else nan.
+    """Return a measure of forget quality and model utility after some epochs.
 
-    Answers are written for the sets of utility only: forget quality takes none. Raises
-    `InvalidInput` for examples without wrong answers, and for a log of the retrained model without
-    them.
+    Its numbers are `forget_quality` and `ks_statistic`, nan without `retrained`, and
+    `model_utility`; after other epochs all are nan. Answers are written for the sets of utility
+    only, because forget quality needs none. Raises `InvalidInput` for examples without wrong
+    answers, and for a log of the retrained model without them.
     """
     check_variant(variant)
     checked(sets)

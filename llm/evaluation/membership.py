@@ -1,28 +1,27 @@
-"""Whether a model has read a text: scores that are lower for texts it has, and how well they tell
-the two apart.
+"""Whether a model has read a text: scores that are lower for texts that it has read.
 
 With l_t = log pi(x_t | x_<t) of the n scored tokens of a text x (nats) and m = max(1, floor(k n)),
+the scores are
 
     loss                 -(1/n) sum_t l_t
-    min_k                -(1/m) sum of the m smallest l_t                                     (Shi
-                         et al. 2024a)
+    min_k                -(1/m) sum of the m smallest l_t (Shi et al. 2024a)
     min_k_plus_plus      the same of (l_t - mu_t) / sigma_t, with the mean and the standard
                          deviation of log pi over the vocabulary under pi itself at t
                          (Zhang et al. 2024)
-    zlib                 loss over the bytes of the text compressed
-                         (Carlini et al. 2021)
-    lower                loss over the loss of the text in lower case
-                         (Carlini et al. 2021)
+    zlib                 loss over the bytes of the text compressed (Carlini et al. 2021)
+    lower                loss over the loss of the text in lower case (Carlini et al. 2021)
 
-    AUC       =  P(score of a held-out text < score of a forget text), a tie counting half
-    PrivLeak  =  100 (AUC - AUC of the retrained model) / AUC of the retrained model          (MUSE,
-              Shi et al. 2024b)
+How well a score tells texts that were read from others is measured by
+
+    AUC                  P(score of a held-out text < score of a forget text), a tie counting half
+    PrivLeak             100 (AUC - AUC of the retrained model) / AUC of the retrained model
+                         (MUSE, Shi et al. 2024b)
 
 The AUC is in MUSE's orientation: 0 where all of the forget set is known by heart, 1/2 where nothing
 tells it from the hold-out. PrivLeak is then -100 for the former, 0 for the retrained model, and
 above 0 for a model that has unlearned too much, at most 100 (1/AUC_retrained - 1). Its denominator
-is the very retrained model that it is relative to: MUSE's code has a constant there, of other
-models. The first token of a text is never scored.
+is the AUC of the very retrained model with which it compares: MUSE's code has a constant there, of
+other models. The first token of a text is never scored.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ from llm.scoring.logprobs import (
 from markov.errors import require, require_number
 
 K = 0.4  # MUSE's share of tokens
-NEAR_ZERO = 0.05  # of AUCs to divide by
+NEAR_ZERO = 0.05  # below it an AUC is a doubtful divisor
 SMALLEST_VARIANCE = 1e-6  # of log pi, as published for min_k_plus_plus
 Scores = Float[np.ndarray, "*resamples texts"]
 
@@ -70,8 +69,9 @@ class Membership(NamedTuple):
 
 
 class Leakage(NamedTuple):
-    """How far a model's AUC is from the retrained one's, each with a percentile interval over
-    texts.
+    """The AUCs of a model and of the retrained one, and PrivLeak, which compares them.
+
+    Each has a percentile interval over texts.
     """
 
     auc: Estimate
@@ -80,14 +80,15 @@ class Leakage(NamedTuple):
 
 
 def min_k(logprobs: Float[np.ndarray, " tokens"], k: float = K) -> float:
-    """Minus the mean of the smallest share `k` of the values, at least one of them, rounded down.
+    """Return minus the mean of the smallest share `k` of the values.
 
-    Raises `InvalidInput` for no value, one that is not finite, and a share outside (0, 1].
+    Their number is rounded down, and is at least one. Raises `InvalidInput` for no value, for one
+    that is not finite, and for a share outside (0, 1].
     """
     _check_share(k)
     logprobs = np.asarray(logprobs, dtype=float)
     require(len(logprobs) > 0, "logprobs", logprobs, "at least one")
-    # nan is sorted behind all numbers, where the smallest of them would never meet it.
+    # Sorting puts nan behind all numbers, so that the mean of the smallest would not show it.
     bad = logprobs[~np.isfinite(logprobs)]
     require(
         len(bad) == 0,
@@ -95,7 +96,7 @@ def min_k(logprobs: Float[np.ndarray, " tokens"], k: float = K) -> float:
         bad[:1].tolist(),
         f"finite numbers ({len(bad)} of {len(logprobs)} are not)",
     )
-    # A product such as 0.29 * 100 may come out just below the whole number that it is.
+    # A product such as 0.29 * 100 may come out just below the whole number.
     count = max(1, math.floor(k * len(logprobs) + 1e-9))
     return float(-np.sort(logprobs)[:count].mean())
 
@@ -103,7 +104,7 @@ def min_k(logprobs: Float[np.ndarray, " tokens"], k: float = K) -> float:
 def membership(
     language: LanguageModel, forget: Sequence[str], holdout: Sequence[str], **options: object
 ) -> Membership:
-    """`min_k` of both sets of texts; options as `text_scores` takes them."""
+    """Return `min_k` of both sets of texts; options are those of `text_scores`."""
     table = text_scores(language, [*forget, *holdout], **options)  # pyright: ignore[reportArgumentType]
     scores = table["min_k"].to_numpy()
     return Membership(scores[: len(forget)], scores[len(forget) :])
@@ -120,12 +121,12 @@ def text_scores(
     budget: int = BUDGET,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """A row per text: `index`, `length` (scored tokens), `loss`, `min_k`, `zlib` and, if asked for,
-    the costlier ones.
+    """Return a table of scores with a row per text.
 
-    `standardised` adds `min_k_plus_plus`, which holds the logits of a whole batch, and `lowered`
-    adds `lower`, a second pass. `max_length` cuts texts. Raises `InvalidInput` as `whole` and
-    `score_encoded` do, and for a share `k` outside (0, 1].
+    Its columns are `index`, `length` (scored tokens), `loss`, `min_k`, `zlib` and, if asked for,
+    two costlier scores: `standardised` adds `min_k_plus_plus`, which holds the logits of a whole
+    batch, and `lowered` adds `lower`, which takes a second pass. `max_length` cuts texts. Raises
+    `InvalidInput` as `whole` and `score_encoded` do, and for a share `k` outside (0, 1].
     """
     _check_share(k)
     encoded = whole(language.tokenizer, texts, max_length=max_length)
@@ -159,9 +160,9 @@ def _tokens(
     standardised: bool,
     progress: bool,
 ) -> list[list[np.ndarray]]:
-    """log pi of each text's scored tokens and, if wanted, the same standardised.
+    """Return log pi of each text's scored tokens and, if wanted, the same standardised.
 
-    Raises `NotFinite` for a text with a token of which one is not finite, by its place among the
+    Raises `NotFinite` for a text with a number that is not finite, named by its place among the
     texts.
     """
     model, named = language.model, Named(range(len(encoded)), language.name)
@@ -190,17 +191,17 @@ def _standardised(
 ) -> Tensor:
     laws = logits.to(logprobs.dtype).log_softmax(-1)
     law = laws.exp()
-    laws = laws.masked_fill(law == 0, 0.0)  # 0 log 0 = 0, also of tokens that a model never says
+    laws = laws.masked_fill(law == 0, 0.0)  # 0 log 0 = 0, also for tokens of probability 0
     mean = (law * laws).sum(-1)
     variance = (law * laws**2).sum(-1) - mean**2
     return (logprobs - mean) / variance.clamp(min=SMALLEST_VARIANCE).sqrt()
 
 
 def auc(forget: Scores, holdout: Scores) -> Float[np.ndarray, "*resamples"]:
-    """P(score of a held-out text < score of a forget text), along the last axis, a tie counting
-    half.
+    """Return P(score of a held-out text < score of a forget text), a tie counting half.
 
-    Raises `InvalidInput` for an empty set and scores that are not numbers.
+    It is taken along the last axis. Raises `InvalidInput` for an empty set and for scores that are
+    not numbers.
     """
     count, other = forget.shape[-1], holdout.shape[-1]
     require(count > 0 and other > 0, "scores", (count, other), "at least one text in each set")
@@ -212,11 +213,11 @@ def auc(forget: Scores, holdout: Scores) -> Float[np.ndarray, "*resamples"]:
 
 
 def privleak(value: float, retrained: float) -> float:
-    """100 (AUC - AUC_retrained) / AUC_retrained, in percent.
+    """Return PrivLeak, 100 (AUC - AUC_retrained) / AUC_retrained, in percent.
 
-    Warns of a denominator below 0.05, whose own error rules the result. Raises `InvalidInput` where
-    it is 0: then the retrained model knows the forget texts by heart, or they differ from those
-    held out in more than having been read.
+    Warns of a denominator below 0.05, whose own error dominates the result. Raises `InvalidInput`
+    where it is 0: then the retrained model knows the forget texts by heart, or they differ from
+    those held out in more than having been read.
     """
     allowed = "an AUC of the retrained model above 0, near 1/2 if forget and hold-out are alike"
     require(0 <= value <= 1, "auc", value, "a number from 0 to 1")
@@ -231,7 +232,7 @@ def privleak(value: float, retrained: float) -> float:
 def auc_interval(
     own: Membership, *, resamples: int = 1000, seed: int = 0, level: float = LEVEL
 ) -> Estimate:
-    """The AUC with its percentile interval, texts of either set being drawn with replacement."""
+    """Return the AUC with its percentile interval; both sets are resampled with replacement."""
     drawn = _resampled(own, resamples, seed)
     return percentile_interval(float(auc(*own)), drawn, sum(map(len, own)), level)
 
@@ -244,11 +245,11 @@ def leakage(
     seed: int = 0,
     level: float = LEVEL,
 ) -> Leakage:
-    """Both AUCs and PrivLeak with percentile intervals; each resample has the same texts for both
-    models.
+    """Return both AUCs and PrivLeak with percentile intervals.
 
-    Resamples in which the retrained AUC is 0 are left out. Raises `InvalidInput` as `privleak`
-    does, for scores of other numbers of texts, fewer than 100 resamples and a level outside (0, 1).
+    Each resample has the same texts for both models. Resamples in which the retrained AUC is 0 are
+    left out. Raises `InvalidInput` as `privleak` does, for scores of other numbers of texts, fewer
+    than 100 resamples and a level outside (0, 1).
     """
     shapes = [[len(scores) for scores in one] for one in (own, retrained)]
     require(
@@ -267,6 +268,6 @@ def leakage(
 
 
 def _resampled(own: Membership, resamples: int, seed: int) -> Float[np.ndarray, " resamples"]:
-    """AUCs of resamples, the same texts for the same seed."""
+    """Return AUCs of resamples, which have the same texts for the same seed."""
     rng = np.random.default_rng(seed)
     return auc(*(scores[resample(len(scores), resamples, rng)] for scores in own))

@@ -1,22 +1,21 @@
-"""What MUSE measures of an unlearned model: does it still recite, still know, still give away what
-it has read.
+"""MUSE's measures of an unlearned model: what it still recites, knows and gives away.
 
-    VerbMem    100 x mean ROUGE-L F1 of the greedy continuation of a passage's beginning, and how it
-               really goes on, both of at most 128 tokens; of the truth these count the token that
-               begins a text, if there is one
+    VerbMem    100 x mean ROUGE-L F1 between the greedy continuation of a passage's beginning and
+               how the passage really goes on, both of at most 128 tokens; those of the truth
+               include the token that begins a text, if there is one
     KnowMem    100 x mean ROUGE-L F1 of greedy answers of at most 32 tokens, after some questions
-               with their answers; of questions on what was to be forgotten, and on what was to be
-               retained
+               with their answers; one value for questions on what was to be forgotten, one for
+               questions on what was to be retained
     PrivLeak   see `llm.evaluation.membership`
 
 ROUGE is taken without the stemmer. A model that writes nothing scores 0, and `empty` counts how
 often it did.
 
-Long texts are unlearnt in pieces of one length (`llm.scoring.documents`), each a response without a
-prompt, by their log-probabilities: MUSE's released code puts raw logits in their place. Where all
-pieces have one length L, that law with beta and retain weight r is L times the same law normalised
-by the length, with beta L and r / L: what dividing by the length can do there, beta and the retain
-weight can do as well.
+Long texts are unlearnt in pieces of one length (`llm.scoring.documents`). Each is a response
+without a prompt, and enters by its log-probability, where MUSE's released code puts raw logits.
+Where all pieces have one length L, that law with beta and retain weight r is L times the same law
+normalised by the length, with beta L and r / L. So whatever dividing by the length can do there,
+beta and the retain weight can do as well.
 """
 
 from __future__ import annotations
@@ -52,11 +51,11 @@ ESTIMATE = ("value", "low", "high", "items")
 
 @dataclass(frozen=True, kw_only=True)
 class Measuring:
-    """How the measures are taken; the defaults are MUSE's, but for intervals, which it does not
-    have.
+    """How the measures are taken.
 
-    `words` says what ROUGE takes for a word (see `llm.evaluation.rouge`). Texts are cut to
-    `max_length` tokens for PrivLeak, if one is given. Raises `InvalidInput` for what cannot be.
+    The defaults are MUSE's, except for intervals, which MUSE does not have. `words` says what ROUGE
+    takes for a word (see `llm.evaluation.rouge`). Texts are cut to `max_length` tokens for
+    PrivLeak, if one is given. Raises `InvalidInput` for values that are not allowed.
     """
 
     verbmem_tokens: int = 128
@@ -100,12 +99,18 @@ DIRECTION = (
 class Measured(NamedTuple):
     """What was measured of a model.
 
-    `items` has a row per item: `measure` (verbmem, knowmem, min_k), `split`, `index` (its place in
-    the data), `value` (percent; for min_k a score in nats per token) and `text`, what the model
-    wrote. `table` has a row per measure and split: `value` with its bounds `low` and `high`, the
-    number of `items` and of those that are `empty`; its measures are verbmem, knowmem and auc and,
-    where a retrained model's scores were given, privleak and auc_retrained. `membership` are this
-    model's own scores, with which other models are compared if it is the retrained one.
+    `items` has a row per item:
+
+        measure       verbmem, knowmem or min_k
+        split         forget or retain; for min_k forget or holdout
+        index         its place in the data
+        value         percent; for min_k a score in nats per token
+        text          what the model wrote
+
+    `table` has a row per measure and split: `value` with its bounds `low` and `high`, the number of
+    `items` and of those that are `empty`. Its measures are verbmem, knowmem and auc and, where a
+    retrained model's scores were given, privleak and auc_retrained. `membership` are this model's
+    own scores, with which other models are compared if it is the retrained one.
     """
 
     items: pd.DataFrame
@@ -116,7 +121,7 @@ class Measured(NamedTuple):
         return report(self)
 
     def of(self, measure: str, split: str) -> Estimate:
-        """One row of the table; raises `InvalidInput` for a measure that was not taken."""
+        """Return one row of the table; raises `InvalidInput` for a measure that was not taken."""
         row = self.table[self.table["measure"].eq(measure) & self.table["split"].eq(split)]
         require(len(row) == 1, "measure", (measure, split), "one that was taken")
         value, low, high, items = (row[name].iloc[0] for name in ESTIMATE)
@@ -124,15 +129,16 @@ class Measured(NamedTuple):
 
 
 def question_prompt(question: str, shown: Sequence[QuestionAndAnswer]) -> str:
-    """The questions shown with their answers, then the one asked; ends with a blank, as MUSE's
-    does.
+    """Return the prompt of a question: the questions shown with their answers, then the one asked.
+
+    It ends with a blank, as MUSE's does.
     """
     before = "".join(f"Question: {pair.question}\nAnswer: {pair.answer}\n\n" for pair in shown)
     return f"{before}Question: {question}\nAnswer: "
 
 
 def until_stop(text: str, stops: Sequence[str] = STOPS) -> str:
-    """What stands before the first of the stops."""
+    """Return the part of a text before the first of the stops."""
     return text[
         : min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))
     ]
@@ -145,7 +151,7 @@ def recited(
     *,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """VerbMem of each passage: `index`, `value` (percent) and `text`."""
+    """Return VerbMem of each passage: `index`, `value` (percent) and `text`."""
     count, tokenizer = settings.verbmem_tokens, language.tokenizer
     room = count - len(start_of(tokenizer))
     truths = [_text(tokenizer, _tokens(tokenizer, passage.gt)[:room]) for passage in passages]
@@ -162,7 +168,7 @@ def answered(
     *,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """KnowMem of each question: `index`, `value` (percent) and `text`."""
+    """Return KnowMem of each question: `index`, `value` (percent) and `text`."""
     prompts = [question_prompt(pair.question, shown) for pair in questions]
     truths = [pair.answer for pair in questions]
     return _written(language, prompts, truths, settings.knowmem_tokens, settings, STOPS, progress)
@@ -204,17 +210,17 @@ def evaluate_muse(
     settings: Measuring | None = None,
     progress: bool = True,
 ) -> Measured:
-    """All measures of one model; `retrained` is `Measured.membership` of the one that never read
-    the forget texts.
+    """Return all measures of one model.
 
-    A mean's interval is that of items drawn with replacement. Raises `InvalidInput` as
-    `continuations`, `text_scores` and `leakage` do.
+    `retrained` is `Measured.membership` of the model that never read the forget texts. A mean's
+    interval is that of items drawn with replacement. Raises `InvalidInput` as `continuations`,
+    `text_scores` and `leakage` do.
     """
     settings = settings or Measuring()
     options: dict[str, Any] = dict(
         k=settings.k, max_length=settings.max_length, budget=settings.budget
     )
-    # Scored first: texts that do not fit the model are known before hours of writing.
+    # Scored first, so that texts that do not fit the model are known before hours of writing.
     own = membership(
         language, data.privleak_forget, data.privleak_holdout, **options, progress=progress
     )
@@ -253,7 +259,10 @@ def evaluate_muse(
 
 
 def _mean(values: np.ndarray, settings: Measuring) -> Estimate:
-    """The mean with its interval; raises `InvalidInput` for no value, or one that is not finite."""
+    """Return the mean with its interval.
+
+    Raises `InvalidInput` for no value, or one that is not finite.
+    """
     bad = int((~np.isfinite(values)).sum())
     require(
         len(values) > 0 and not bad,
@@ -276,8 +285,9 @@ def _empty(part: pd.DataFrame) -> int:
 
 
 def numbers(found: Measured) -> dict[str, float]:
-    """The table as numbers by name: MEASURE_SPLIT for a value, and the same with _low and _high
-    for its bounds.
+    """Return the table as numbers by name.
+
+    A value is named MEASURE_SPLIT, and its bounds are named the same with _low and _high.
     """
     rows = {f"{row['measure']}_{row['split']}": row for row in found.table.to_dict("records")}
     ends = {"value": "", "low": "_low", "high": "_high"}
@@ -294,10 +304,10 @@ def every_epoch(
     settings: Measuring | None = None,
     epochs: Collection[int] | None = None,
 ) -> Measure[nn.Module]:
-    """All measures, as `numbers`, for the table of a run, after all epochs or after some: the
-    others have none.
+    """Return a measure that gives all `numbers` for the table of a run, after all epochs or some.
 
-    `language` is the model that is unlearned, of which the name and the tokenizer are taken.
+    After the other epochs it gives none. `language` is the model that is unlearned, from which the
+    name and the tokenizer are taken.
     """
     chosen = settings or Measuring()
 
@@ -323,12 +333,11 @@ def unlearn_texts(
     parameters: str | None = None,
     progress: bool = True,
 ) -> Unlearned:
-    """Unlearn `raw_forget` in pieces of `length` tokens, holding on to those of `raw_retain1`, as
-    `unlearn` does.
+    """Unlearn `raw_forget` while keeping `raw_retain1`, in pieces of `length` tokens.
 
-    The model is changed in place; with the folder `state` a run that was killed goes on, and
-    `parameters` is the digest of the model as it is now, where it is known. Raises `InvalidInput`
-    as `pieces` and `unlearn` do.
+    The model is changed in place, as by `unlearn`. With the folder `state` a run that was killed
+    goes on. `parameters` is the digest of the model as it is now, where it is known. Raises
+    `InvalidInput` as `pieces` and `unlearn` do.
     """
     forget, retain = (
         pieces(language.tokenizer, texts, length=length)
@@ -347,8 +356,10 @@ def unlearn_texts(
 
 
 def as_json(found: Measured) -> dict[str, Any]:
-    """What was measured, as plain values: MEASURE_SPLIT, with intervals and numbers of items
-    under the same names.
+    """Return what was measured as plain values.
+
+    Values of VerbMem and KnowMem are named MEASURE_SPLIT and others MEASURE; intervals and numbers
+    of items have the same names.
     """
     rows = {_name(row): row for row in found.table.to_dict("records")}
     return {name: row["value"] for name, row in rows.items()} | {
@@ -365,7 +376,7 @@ def _name(row: dict[Any, Any]) -> str:
 
 
 def report(found: Measured) -> str:
-    """What was measured, to read."""
+    """Return what was measured as a text to read."""
     lines = ["in brackets 95% intervals over items"]
     for row in found.table.to_dict("records"):
         held = f"({row['low']:.3f} to {row['high']:.3f})"

@@ -1,11 +1,10 @@
-"""Relearning attacks: a few of the forgotten answers are taught again, and the others are watched
-coming back.
+"""Relearning attacks: a few forgotten answers are taught again, while the others are watched.
 
 An unlearned model that had lost an answer would have to be told it again. One that merely hides its
-answers needs to be told some, and gives the others too. So a share of the forget set, its shortest
-responses or some at random, is fine-tuned on for a few epochs, and after each one every forget
-example is scored. (Paper, section 5 and Figure 6, where the share is 20% and the epochs are up to
-3.)
+answers needs to be told some, and gives the others too. So the model is fine-tuned for a few epochs
+on a share of the forget set, its shortest responses or some at random, and after each epoch every
+forget example is scored. (Paper, section 5 and Figure 6, where the share is 20% and the epochs are
+up to 3.)
 """
 
 from __future__ import annotations
@@ -35,11 +34,10 @@ Which = Literal["shortest", "random"]
 
 @dataclass(frozen=True, kw_only=True)
 class Relearning:
-    """Which share of the forget set is taught again, and how; `seed` draws the random ones and
-    orders the batches.
+    """Which share of the forget set is taught again, and how.
 
-    The share is rounded to the nearest number of examples, at least 1. Raises `InvalidInput` for
-    what cannot be.
+    `seed` draws the random examples and orders the batches. The share is rounded to the nearest
+    number of examples, at least 1. Raises `InvalidInput` for values that are not allowed.
     """
 
     which: Which = "shortest"
@@ -59,8 +57,10 @@ class Relearning:
         require(0 < self.share < 1, "share", self.share, "a number between 0 and 1")
 
     def chosen(self, length: Sequence[int]) -> list[int]:
-        """The rows to teach again, ascending, of examples with so many response tokens; of equal
-        ones the first.
+        """Return the rows to teach again, ascending, of examples with so many response tokens.
+
+        Of examples of equal length the first are taken. Raises `InvalidInput` for fewer than 2
+        examples.
         """
         count = min(max(1, math.floor(self.share * len(length) + 0.5)), len(length) - 1)
         require(
@@ -83,12 +83,12 @@ def relearn(
     max_length: int = MAX_LENGTH,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Teach the chosen examples again; the model is afterwards as it was before.
+    """Teach the chosen examples again, and return the scores of all forget examples.
 
-    A row per epoch (0 is before the first update), forget example and answer: `epoch`, `relearned`
-    (whether the example is one of those taught), and what `llm.models.answers.log_table` has:
-    `index`, `answer`, `logp` (nats), `length`. Raises `InvalidInput` as `answer_log` and
-    `fine_tune` do.
+    The model is afterwards as it was before. The table has a row per epoch (0 is before the first
+    update), forget example and answer: `epoch`, `relearned` (whether the example is one of those
+    taught), and the columns of `llm.models.answers.log_table`: `index`, `answer`, `logp` (nats),
+    `length`. Raises `InvalidInput` as `answer_log` and `fine_tune` do.
     """
     encoded = responses(language, forget, max_length=max_length)
     taught = settings.chosen([len(one.tokens) - one.prompt for one in encoded])
@@ -117,13 +117,18 @@ def relearn(
 
 
 def returns(table: pd.DataFrame, retrained: EvaluationLog) -> pd.DataFrame:
-    """How far the forgotten has come back after each epoch, beside a model that never saw it.
+    """Return how far the forgotten has come back after each epoch, beside a retrained model.
 
-    A row per epoch: `forget_quality` and `ks_statistic` (see `llm.logs.measures.forget_quality`) of
-    all forget examples, and `other_statistic`, the same of those that were not taught;
-    `relearned_logp` and `other_logp`, the mean of logp/length over those taught and the others
-    (nats per token), of which the last needs no test and shows a return first; and
-    `other_returned`, the share of the others that are likelier than under the retrained model.
+    The retrained model never saw the forgotten. The table has a row per epoch:
+
+        epoch
+        forget_quality, ks_statistic
+                           of all forget examples (see `llm.logs.measures.forget_quality`)
+        other_statistic    the statistic of the examples that were not taught
+        relearned_logp     mean of logp/length over the examples taught (nats per token)
+        other_logp         the same over the others; it needs no test and shows a return first
+        other_returned     the share of the others that are likelier than under the retrained model
+
     Raises `InvalidInput` for a log of other examples or other tokens, or without wrong answers.
     """
     rows = []

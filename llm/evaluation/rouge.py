@@ -1,4 +1,4 @@
-"""How much of a text another one has, in words: ROUGE, by the package rouge-score.
+"""ROUGE, by the package rouge-score: how many words of one text another text has.
 
 With L the length of the longest common subsequence of words (with `stemmer` without their endings),
 
@@ -6,10 +6,11 @@ With L the length of the longest common subsequence of words (with `stemmer` wit
     ROUGE-L precision  L / words of the generation
     ROUGE-L F1         their harmonic mean
 
-and ROUGE-1 recall with the number of common words, wherever they stand, for L. TOFU takes recall,
-with the stemmer; MUSE takes F1, without. A generation of no words has 0 of everything.
+ROUGE-1 recall is the same as ROUGE-L recall with the number of common words, wherever they stand,
+for L. TOFU takes recall, with the stemmer; MUSE takes F1, without. A generation of no words has 0
+of everything.
 
-What a word is, is one of `WORDS`:
+What counts as a word is one of `WORDS`:
 
     latin   a run of the letters a to z and digits, in lower case. This is what rouge-score has, and
             with it every published number. It passes over all other letters: a text in Chinese has
@@ -33,13 +34,15 @@ from markov.errors import require
 MEASURES = ("rouge1_recall", "rougeL_recall", "rougeL_f1")
 Words = Literal["latin", "any"]
 WORDS: tuple[str, ...] = get_args(Words)
-TOLERATED = 0.05  # share of letters passed over that is not worth a warning: names with an accent
+TOLERATED = 0.05  # share of letters passed over without a warning, as in names with an accent
 UNSPACED = ("Han", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar", "Tibetan")
 
 
 class PassedOver(NamedTuple):
-    """What the words `latin` pass over in texts: how many have no word left, and of which share
-    of all letters.
+    """What the words `latin` pass over in some texts.
+
+    `texts` is the number of texts, `wordless` the number of those that have no word left, and
+    `letters` the share of all letters and digits that is passed over.
     """
 
     texts: int
@@ -50,13 +53,13 @@ class PassedOver(NamedTuple):
 def rouge(
     truths: Sequence[str], generations: Sequence[str], *, stemmer: bool = True, words: str = "latin"
 ) -> dict[str, Float[np.ndarray, "examples"]]:
-    """Returns `rouge1_recall`, `rougeL_recall`, `rougeL_f1` of each generation beside its truth.
+    """Return `rouge1_recall`, `rougeL_recall` and `rougeL_f1` of each generation beside its truth.
 
     They are numbers in [0, 1]. Warns, in one line, where the words are `latin` and a truth has
     none, or more than a twentieth of the letters and digits of the truths are passed over. Raises
     `InvalidInput` for unequal counts and for other `words`.
     """
-    # takes a second, which readers of logs need not wait for
+    # Imported here, because it takes a second that readers of logs need not wait.
     from rouge_score.rouge_scorer import RougeScorer
 
     count = len(truths)
@@ -87,8 +90,9 @@ def check_words(words: str) -> None:
 
 
 def passed_over(texts: Sequence[str]) -> PassedOver:
-    """What rouge-score makes nothing of: texts that have letters or digits, but no word, and
-    single letters.
+    """Return what rouge-score passes over: texts without a word, and single letters.
+
+    A text counts as wordless if it has letters or digits, but no word.
     """
     wordless, letters, lost = 0, 0, 0
     for text in texts:
@@ -100,7 +104,7 @@ def passed_over(texts: Sequence[str]) -> PassedOver:
 
 
 class _Tokenizer:
-    """What rouge-score asks of a tokenizer: the words of a text, in order."""
+    """The tokenizer that rouge-score asks for: it gives the words of a text, in order."""
 
     def __init__(self, words: str, stemmer: bool) -> None:
         import regex
@@ -115,7 +119,7 @@ class _Tokenizer:
     def tokenize(self, text: str) -> list[str]:
         if not self._any:
             return self._default.tokenize(text)
-        # Composed, since the same word may come with its accents apart.
+        # Composed, since the same word may be written with separate accents.
         found = self._pattern.findall(unicodedata.normalize("NFC", text).lower())
         return [
             word

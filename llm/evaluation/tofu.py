@@ -1,6 +1,4 @@
-"""What a model makes of TOFU's four sets: every answer scored, its own answers written, as
-evaluation logs.
-"""
+"""Evaluation logs of a model on TOFU's four sets, with answers scored and written."""
 
 from __future__ import annotations
 
@@ -29,11 +27,11 @@ def evaluate(
     words: str = "latin",
     progress: bool = True,
 ) -> TofuLogs:
-    """The model's logs of the four sets, every value keyed by the index of its example.
+    """Return the model's logs of the four sets, every value keyed by the index of its example.
 
     A generation without words is a bad answer, not an error: its ROUGE is 0, and
-    `empty_generations` counts them. What a word is, `words`, and what is warned of is said in
-    `llm.evaluation.rouge`. Raises `InvalidInput` for examples without wrong answers and for other
+    `empty_generations` counts them. `llm.evaluation.rouge` says what `words` takes for a word and
+    what is warned of. Raises `InvalidInput` for examples without wrong answers and for other
     `words`, before any work, and as `answer_log` and `generate` do.
     """
     checked(sets)
@@ -57,9 +55,9 @@ def task_log(
     words: str = "latin",
     progress: bool = True,
 ) -> EvaluationLog:
-    """The model's log of one set: as `answer_log`, with its own answers and their ROUGE."""
+    """Return the model's log of one set: as `answer_log`, with its own answers and their ROUGE."""
     check_words(words)
-    # Scored first: a model whose numbers are not finite is known before hours of writing.
+    # Scored first, so that numbers that are not finite are known before hours of writing.
     log = answer_log(language, examples, max_length=max_length, budget=budget, progress=progress)
     written = generate(
         language,
@@ -74,7 +72,7 @@ def task_log(
 
 
 def empty_generations(logs: TofuLogs) -> dict[str, int]:
-    """How many answers of each task have no words at all."""
+    """Return how many answers of each task have no words at all."""
     found = {
         task: log.generation
         for task, log in logs._asdict().items()

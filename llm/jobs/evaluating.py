@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from llm.data.splits import TofuSets
     from llm.models.language_model import LanguageModel
 
-NEW_TOKENS = 200  # of an answer, as open-unlearning has it for TOFU
+NEW_TOKENS = 200  # tokens of an answer, as in open-unlearning for TOFU
 
 
 class Evaluation(NamedTuple):
@@ -132,17 +132,17 @@ def with_shared(logs: TofuLogs, retrained: EvaluationLog) -> tuple[TofuLogs, Eva
 
 
 def read_tofu_logs(path: Location) -> TofuLogs:
-    """The logs of all tasks that a folder, or a file of all tasks, holds; of a single task's file,
-    that one.
+    """Return the logs of all tasks that a folder, or a file, holds.
 
-    Raises `InvalidInput` as `read_log` does, for what holds none.
+    The file of a single task gives that task alone. Raises `InvalidInput` as `read_log` does, and
+    for a path that holds no logs.
     """
     found, errors = {}, []
     for task in TofuLogs._fields:
         try:
             found[task] = read_log(path, task)
         except InvalidInput as error:
-            # Not there, or another task's: anything else is a log that cannot be read.
+            # The log is not there, or is another task's; anything else is one that cannot be read.
             if error.field not in ("logs", "task") and not (
                 error.field == "log" and isinstance(error.value, list)
             ):
@@ -156,7 +156,7 @@ def read_tofu_logs(path: Location) -> TofuLogs:
 def as_json(
     frame: pd.DataFrame, logs: TofuLogs, retrained: EvaluationLog | None, variant: str
 ) -> dict[str, Any]:
-    """What was measured, as plain values; what could not be is None."""
+    """Return what was measured as plain values; what could not be measured is None."""
     values: dict[str, Any] = dict.fromkeys(("model_utility", "forget_quality", "ks_statistic"))
     components: dict[str, Any] = {}
     intervals: dict[str, Any] = {}
@@ -184,8 +184,9 @@ def as_json(
 
 
 def _test(log: EvaluationLog, retrained: EvaluationLog, variant: str) -> ForgetQuality:
-    """The test behind forget quality, without the warnings that were given when the measures
-    were taken.
+    """Return the test behind forget quality.
+
+    It repeats no warnings, since these were given when the measures were taken.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -195,14 +196,14 @@ def _test(log: EvaluationLog, retrained: EvaluationLog, variant: str) -> ForgetQ
 def report(
     frame: pd.DataFrame, logs: TofuLogs, retrained: EvaluationLog | None, variant: str
 ) -> str:
-    """What was measured, to read."""
+    """Return what was measured as a text to read."""
     lines = [f"truth ratio: {variant}; in brackets 95% intervals over examples"]
     for row in frame.to_dict("records"):
         value = (
             f"{row['value']:.4g}" if row["measure"] == "forget_quality" else f"{row['value']:.3f}"
         )
         if row["measure"] == "forget_quality" and row["value"] == 0 and retrained is not None:
-            # Too small for a float, but not nothing.
+            # The p-value is too small for a float, but not 0.
             value = f"1e{_test(logs.of('forget'), retrained, variant).log10_p:.0f}"
         held = "" if pd.isna(row["low"]) else f"  ({row['low']:.3f} to {row['high']:.3f})"
         lines.append(

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from llm.unlearning.retaining import RetainTerm
     from llm.unlearning.unlearn import Unlearning
 
-WEIGHT = 0.1  # lambda where nothing says it
+WEIGHT = 0.1  # lambda where neither the word nor an option gives it
 RATE = 5e-4  # largest step size for small models
 MAX_LENGTH = 2048  # tokens of a text that PrivLeak looks at
-# tokens of a piece of the generated news, and of MUSE's own texts
+# tokens of a piece, by whether the texts are generated here (True) or MUSE's own (False)
 PIECES = {True: 256, False: 2048}
 
 
@@ -54,7 +54,7 @@ def muse(
     the model forgets the texts first, in pieces of `piece` tokens.
 
     Raises `InvalidInput` for words that name nothing or do not go together, and for numbers that
-    cannot be.
+    are not allowed.
     """
     from llm.data.muse import generated, read_muse
     from llm.evaluation.muse import Measuring, evaluate_muse, unlearn_texts
@@ -88,7 +88,7 @@ def muse(
 
 
 def scores_of_texts(language: LanguageModel, data: MuseData, measuring: Measuring) -> Membership:
-    """Return all that is needed of the retrained model."""
+    """Return the membership scores of a model, which is all that the retrained one gives."""
     from llm.evaluation.membership import membership
 
     options: dict[str, Any] = dict(
@@ -108,7 +108,7 @@ def settings_of(
     *,
     field: str = "method",
 ) -> Unlearning:
-    """Return the settings of unlearning texts; raises `InvalidInput` for what they cannot be."""
+    """Return the settings of unlearning texts; raises `InvalidInput` for values not allowed."""
     from llm.training.loop import Optimization
 
     every = Optimization(
@@ -119,15 +119,17 @@ def settings_of(
         budget=budget,
     )
     word = method if isinstance(method, str) else method.word
-    objective(word, field=field)  # no pairs: there are no refusals to a text
+    objective(word, field=field)  # refuses methods of pairs: there are no refusals to a text
     term, weight = retaining(word, term, weight, otherwise=WEIGHT, field=field)
     chosen = method_of(word, field=field)
     return chosen.unlearning(every, retain_term=term, retain_weight=weight)
 
 
 def of_news(word: str, data: str, field: str) -> str:
-    """The word of a model with the seed of the news that are asked about, where it names a small
-    one without any.
+    """Return the word of a small model, with the seed of the news `data` where it has none.
+
+    Other words are returned as they are. Raises `InvalidInput` for a small model that has not read
+    these data.
     """
     from llm.data.muse import GENERATED, HUB, generated
 

@@ -27,9 +27,9 @@ class Relearned(NamedTuple):
     """What came back under relearning attacks.
 
     `examples` has a row per attack, epoch, forget example and answer (see
-    `llm.evaluation.relearning.relearn`), and `returns`, None without a retrained model, a row per
-    attack and epoch (see `llm.evaluation.relearning.returns`); both name the attack by `which` and
-    `repeat`.
+    `llm.evaluation.relearning.relearn`). `returns` has a row per attack and epoch (see
+    `llm.evaluation.relearning.returns`), and is None without a retrained model. Both name the
+    attack by `which` and `repeat`.
     """
 
     examples: pd.DataFrame
@@ -39,7 +39,7 @@ class Relearned(NamedTuple):
     def means(self) -> pd.DataFrame:
         """Mean of logp/length over repeats (nats per token), of the examples taught and of others.
 
-        Equal to the table that `python -m llm relearn` prints.
+        It is the table that `python -m llm relearn` prints.
         """
         gold = self.examples[self.examples["answer"] == "gold"]
         each = gold.assign(per_token=gold["logp"] / gold["length"]).groupby(
@@ -69,11 +69,11 @@ def relearn(
 
     Each attack fine-tunes a copy on the shortest responses, or on some at random, and scores all of
     the data after every epoch; the model stays as it was. With the retrained model, or its log,
-    forget quality is taken as well. Finished attacks are kept until all are, so that a call that
-    was stopped goes on where it was. The step size follows from the size of the model if it is not
-    given: 2e-4 for small ones, 1e-5 for others.
+    forget quality is taken as well. Finished attacks are kept until all are finished, so that a
+    call that was stopped goes on where it was. The step size follows from the size of the model if
+    it is not given: 2e-4 for small models, 1e-5 for others.
 
-    Raises `InvalidInput` for words that name nothing and for numbers that cannot be.
+    Raises `InvalidInput` for words that name nothing and for numbers that are not allowed.
     """
     from llm.models.names import check_retrained
 
@@ -99,7 +99,7 @@ def attacks(
     rate: float,
     budget: int,
 ) -> list[Relearning]:
-    """Return the settings of all attacks; raises `InvalidInput` for numbers that cannot be."""
+    """Return the settings of all attacks; raises `InvalidInput` for numbers not allowed."""
     from llm.evaluation.relearning import Relearning
     from llm.training.loop import Optimization
 
@@ -144,9 +144,9 @@ def attacked(
 
 
 def unfinished(language: LanguageModel, forget: Sequence[Example], max_length: int) -> Path:
-    """Return where finished attacks are kept until all are.
+    """Return the folder where finished attacks are kept until all are finished.
 
-    The folder is named by what is attacked, with what, and by the code.
+    Its name follows from the model, its template, the examples, `max_length` and the code.
     """
     from llm.training.checkpointing import parameters_digest
 

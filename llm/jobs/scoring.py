@@ -31,12 +31,12 @@ def score(
     """Return the log-probability of each response of the data, and its number of tokens.
 
     The table has the columns `index`, `logp` (nats, summed over the scored tokens) and `length`;
-    with `gradients` also `gradient_norm`, the norm of the gradient of each logp. `noise` scores a
-    perturbed model instead: its weights averaged with Gaussian ones, of this many times the
-    standard deviation of each tensor (the paper's A1). `budget` is the number of tokens of a batch,
-    and changes no number beyond rounding.
+    with `gradients` also `gradient_norm`, the norm of the gradient of each logp. With `noise` a
+    perturbed model is scored instead: its weights are averaged with Gaussian ones, of this many
+    times the standard deviation of each tensor (the paper's A1). `budget` is the number of tokens
+    of a batch, and changes no number beyond rounding.
 
-    Without `data` they are those that go with a small model. Raises `InvalidInput` for words that
+    Without `data` those that go with a small model are scored. Raises `InvalidInput` for words that
     name nothing, for responses longer than `max_length` tokens, and for numbers that are not
     finite.
     """

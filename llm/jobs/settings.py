@@ -12,8 +12,9 @@ from markov.files import storage
 
 
 def left_out(command: Any, names: Iterable[str], allowed: str) -> None:
-    """Raise `InvalidInput` for the first of these options that was given, since it would change
-    nothing.
+    """Raise `InvalidInput` for the first of these options that was given.
+
+    Such an option would change nothing.
     """
     for field in fields(command):
         if field.name in names:
@@ -28,7 +29,7 @@ def left_out(command: Any, names: Iterable[str], allowed: str) -> None:
 
 def provenance_of(settings: object) -> dict[str, Any]:
     """Return the provenance of a table that was made with these settings."""
-    # Paths are settings too: what was scored is part of how a table came about.
+    # Paths are settings too, since what was scored is part of how a table was made.
     described = {
         name: str(value) if isinstance(value, Path) else value
         for name, value in vars(settings).items()

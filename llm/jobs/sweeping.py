@@ -21,7 +21,7 @@ from markov.files.storage import Location
 if TYPE_CHECKING:
     from llm.sweeps.sweep import Run, Task
 
-# The paper's table, and both ablations between NPO and SimNPO, at the paper's settings for
+# The paper's table with both ablations between NPO and SimNPO, at the paper's settings for
 # forget10.
 TABLE = (
     "gradient_ascent",
@@ -31,8 +31,8 @@ TABLE = (
     "length_normalized_npo:4.5@0.125",
     "simnpo:4.5@0.125",
 )
-# Step size, batch, and tokens of a forward pass: for a small model few, lest short answers be
-# padded to long ones.
+# Step size, batch, and tokens of a forward pass. A small model takes few tokens, so that short
+# answers are not padded to the length of long ones.
 LARGE = {"learning_rate": 1e-5, "batch": 32, "budget": BUDGET}
 SMALL = {"learning_rate": 6e-4, "batch": 16, "budget": 384}
 
@@ -147,14 +147,15 @@ def sweep(
     jobs: int = -1,
     **options: Any,
 ) -> Swept:
-    """Return what TOFU measures of a model after each of many methods, beside the retrained model.
+    """Return TOFU's measures of a model after each of many methods, beside the retrained model.
 
     Methods are words such as simnpo:4.5@0.125; what a word leaves open takes every value of `beta`,
     `gamma` and `retain_weight` in turn. Each run has a folder in `out`, which holds the tables of
     `python -m llm sweep` as well; a sweep that was stopped goes on where it was. Models are words
     here, since each run loads its own. `options` are further fields of `Sweep`.
 
-    Raises `InvalidInput` for words and numbers that cannot be, and for a folder of another sweep.
+    Raises `InvalidInput` for words and numbers that are not allowed, and for a folder of another
+    sweep.
     """
     asked = Sweep(
         methods=tuple(methods),
@@ -175,7 +176,10 @@ def sweep(
 
 
 def checked(asked: Sweep) -> Sweep:
-    """Return the same sweep with nothing left open; raises `InvalidInput` for what cannot be."""
+    """Return the same sweep with nothing left open.
+
+    Raises `InvalidInput` for values that are not allowed, and for a folder that cannot be used.
+    """
     require_jobs(asked.jobs)
     require(0 <= asked.tolerance < 1, "tolerance", asked.tolerance, "a share >= 0, below 1")
     found = resolved(asked)
@@ -185,7 +189,7 @@ def checked(asked: Sweep) -> Sweep:
 
 
 def swept(asked: Sweep) -> Swept:
-    """Make the runs that are not there, write their tables, and return these."""
+    """Make the runs that are not there, write their tables, and return the tables."""
     from llm.logs.summaries import best, latex, markdown, over_seeds, summary
     from llm.sweeps.sweep import sweep as make
 
@@ -200,7 +204,7 @@ def swept(asked: Sweep) -> Swept:
     for suffix, text in ((".md", markdown(table)), (".tex", latex(table))):
         with storage.atomic_path(path.with_suffix(suffix)) as partial:
             partial.write_text(text, "utf-8")
-    # Last, so that beside it all the others lie.
+    # Written last, so that where it exists all other tables exist.
     storage.write_table(found, asked.out / "sweep.parquet", known)
     return Swept(found, table, chosen)
 
@@ -222,8 +226,9 @@ def _check_all_used(command: Sweep, found: Sequence[Method]) -> None:
 
 
 def resolved(command: Sweep) -> Sweep:
-    """The same command with data and a retrained model; raises `InvalidInput` for words that do
-    not go together.
+    """Return the same command with its data and its retrained model filled in.
+
+    Raises `InvalidInput` for words that do not go together.
     """
     from llm.data.splits import split_of
 
@@ -246,8 +251,9 @@ def resolved(command: Sweep) -> Sweep:
 
 
 def task_of(command: Sweep) -> Task:
-    """What unlearns what, of a command that leaves nothing open; raises `InvalidInput` for data
-    that are not there.
+    """Return what all runs of a command have in common: models, data and evaluation.
+
+    Raises `InvalidInput` as `resolved` does, and for refusals that cannot be read.
     """
     from llm.data.refusals import REFUSALS, read_refusals
     from llm.sweeps.sweep import Task
@@ -268,8 +274,9 @@ def task_of(command: Sweep) -> Task:
 
 
 def runs_of(command: Sweep) -> list[Run]:
-    """The runs that a command asks for; raises `InvalidInput` for words and numbers that cannot
-    be.
+    """Return the runs that a command asks for.
+
+    Raises `InvalidInput` for words and numbers that are not allowed.
     """
     from llm.sweeps.sweep import Run
     from llm.training.loop import Optimization

@@ -57,18 +57,18 @@ def unlearn(
 ) -> Run:
     """Return a run that makes a model forget the `forget` data, and the model that it leaves.
 
-    `method` is one of `llm.method`, or its word, such as npo:0.1@1 or simnpo:4.5@0.125. What is to
-    `retain` follows from a word such as tofu:forget10 (tofu:retain90), and the step size from the
+    `method` is one of `llm.method`, or its word, such as npo:0.1@1 or simnpo:4.5@0.125. The data to
+    `retain` follow from a word such as tofu:forget10 (tofu:retain90), and the step size from the
     size of the model: 2e-4 for small ones, 1e-5 for others. `reference` is another reference than
-    the model itself; with `retrained`, the model that never saw the forget data, the examples tell
-    how far each of them has to move. `refusals` are what dpo, simpo and idk teach in the responses'
-    place. `optimization` are further fields of `llm.training.loop.Optimization`.
+    the model itself. With `retrained`, the model that never saw the forget data, the table of
+    examples tells how far each of them has to move. `refusals` are what dpo, simpo and idk teach in
+    place of the responses. `optimization` are further fields of `llm.training.loop.Optimization`.
 
     With the folder `out` the run is written there as `python -m llm unlearn` does, and goes on
-    where it was if it was stopped; without it, it stays in memory. A model that is given as a value
-    is not changed: the run has a copy.
+    where it was if it was stopped; without it, the run stays in memory. A model that is given as a
+    value is not changed: the run has a copy.
 
-    Raises `InvalidInput` for words that name nothing, for numbers that cannot be, for data to
+    Raises `InvalidInput` for words that name nothing, for numbers that are not allowed, for data to
     retain that do not follow from what is to be forgotten, and for a folder of another run.
     """
     from llm.data.refusals import REFUSALS, with_refusals

@@ -29,16 +29,16 @@ if TYPE_CHECKING:
     from llm.data.tofu import Example
     from llm.models.language_model import LanguageModel
 
-Word = str | os.PathLike  # what is a word, not a value
+Word = str | os.PathLike  # the types of words, as against values
 # Another model of the same examples: itself, its log, its scores, or a word for any of them.
 Other: TypeAlias = "LanguageModel | EvaluationLog | pd.DataFrame | Location"
-# The paper's betas for TOFU's forget05: a sum of log-probabilities asks for a smaller one than a
+# The paper's betas for TOFU's forget05: a sum of log-probabilities needs a smaller beta than a
 # mean over tokens.
 DEFAULTS = ("npo:0.1", "reference_free_npo:0.1", "length_normalized_npo:2.5", "simnpo:2.5")
 
 
 def word_of(model: LanguageModel | Location) -> str:
-    """Return the word that a model was loaded by."""
+    """Return the word by which a model was loaded."""
     return os.fspath(model) if isinstance(model, Word) else model.name
 
 
@@ -104,9 +104,10 @@ def scores_of(scores: pd.DataFrame | Location, field: str) -> pd.DataFrame:
 def rate_of(
     given: float | None, model: LanguageModel | Location, *, small: float, large: float = 1e-5
 ) -> float:
-    """Return the step size that was given, or else the one that models of such a size take.
+    """Return the step size that was given, or else the one for models of this size.
 
-    A model is small if a word says so (`llm.models.names.is_small`), or its parameters.
+    A model is small if its word says so (`llm.models.names.is_small`), or the size of its
+    parameters.
     """
     if given is not None:
         return given
@@ -126,11 +127,11 @@ def log_beside(
     budget: int = BUDGET,
     load: Callable[[str], LanguageModel] = load,
 ) -> EvaluationLog | None:
-    """Return what another model makes of the examples, in their order; None for no model.
+    """Return the log of another model on the examples, in their order; None for no model.
 
-    The other one may be a model, a word for one, its log, or a table of its scores, of which only
-    the responses themselves are known. Raises `InvalidInput` for a model of another vocabulary, and
-    for a table of other examples or other tokens.
+    The other one may be a model, a word for one, its log, or a table of its scores, which knows
+    only the responses themselves. Raises `InvalidInput` for a model of another vocabulary, and for
+    a table of other examples or other tokens.
     """
     from llm.models.answers import answer_log, log_of, scores
     from llm.models.language_model import check_same_vocabulary

@@ -1,5 +1,6 @@
-"""Weigh examples: how hard each objective pushes each of them, and whether that is where it is
-needed. No model is loaded.
+"""Weigh examples: how hard each objective pushes each of them, and whether that is needed.
+
+No model is loaded.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ def weights(
     """Return the gradient weight of each example under each objective.
 
     `scores` and `reference` are tables of `score`, or files of them: of the model, and of the model
-    before unlearning. Without a `reference` the scores are their own, as before the first update.
-    The table has `index`, `logp`, `length`, `ref`, and a column `weight_<name>`, d loss / d logp,
-    per objective. With `retrained`, the scores of the model that never saw the forget data, it also
-    has `retrained`, `needed` = ref - retrained (nats) and `needed_per_token`.
+    before unlearning. Without a `reference` the scores are their own reference, as before the first
+    update. The table has `index`, `logp`, `length` and `ref`, and per objective a column
+    `weight_<name>`, d loss / d logp. With `retrained`, the scores of the model that never saw the
+    forget data, it also has `retrained`, `needed` = ref - retrained (nats) and `needed_per_token`.
 
     Raises `InvalidInput` for tables of other examples or other numbers of tokens, and for words
     that name no objective.
@@ -118,7 +119,7 @@ def _counted_alike(
 
 
 def _without_lengths(chosen: Mapping[str, Objective], log: EvaluationLog) -> dict[str, Objective]:
-    """Return the objectives that can do without lengths; warn of the others."""
+    """Return the objectives that need no lengths, and warn of the others."""
     found = {name: one for name, one in chosen.items() if float(one.normalize) == 1}
     missing = (
         f"{log.file} stores no numbers of scored tokens, and needs --lengths, a table of "
@@ -157,10 +158,10 @@ class Allocation(NamedTuple):
 def allocation(table: pd.DataFrame, *, effort: str = "weight", need: str = "total") -> Allocation:
     """Return how each objective of a table of `weights` or `diagnose` spends its effort.
 
-    `effort` is the weight of an example, or its push, weight * length; `need` is the total that its
-    log-probability has to fall, or that per token. The table needs the column `needed`, which the
-    scores of a retrained model give it. Raises `InvalidInput` as `llm.diagnostics.allocation.bias`
-    does.
+    `effort` is the weight of an example, or its push, weight * length. `need` is how far its
+    log-probability has to fall, in total or per token. The table needs the column `needed`, which
+    it has where the scores of a retrained model were given. Raises `InvalidInput` as
+    `llm.diagnostics.allocation.bias` does.
     """
     found = curves.allocation(table, effort, need)
     rows = curves.bias(table).query("effort == @effort and need == @need").set_index("objective")

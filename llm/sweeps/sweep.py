@@ -1,13 +1,12 @@
-"""Many methods on one model: each unlearned and evaluated in a folder of its own, several at a
-time.
+"""Many methods on one model: each unlearned and evaluated in a folder of its own.
 
     original/, retrained/    TOFU_EVAL.json of the model before unlearning and of the one retrained
     RUN/                     a run of `llm.unlearning.runs` with the evaluation of its model; RUN is
                              its word and seed
 
-What is finished is not done again, and what was stopped goes on. All models are compared with the
-retrained one. By which rule one run of several of a method is called its best is said in
-`llm.logs.summaries.best`.
+Several runs are made at a time. What is finished is not done again, and what was stopped goes on.
+All models are compared with the retrained one. The rule by which one of several runs of a method is
+called its best is that of `llm.logs.summaries.best`.
 """
 
 from __future__ import annotations
@@ -61,10 +60,10 @@ TABLES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What unlearns what, and how it is evaluated; `retrained` is a model as `options.model` is.
+    """Which model unlearns which data, and how it is evaluated.
 
-    `data` is a forget split (see `llm.data.splits.split_of`), `retain_data`, if not given, the one
-    that goes with it.
+    `retrained` names a model as `options.model` does. `data` is a forget split (see
+    `llm.data.splits.split_of`), and `retain_data`, if not given, the one that goes with it.
     """
 
     options: ModelOptions
@@ -78,22 +77,21 @@ class Task:
     save_models: bool = False
 
     def sets(self) -> TofuSets:
-        """The sets that models are evaluated on."""
+        """Return the sets that models are evaluated on."""
         return tofu_sets(self.data, authors=self.authors)
 
     def examples(self) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-        """What is to be forgotten, and what is to stay."""
+        """Return the examples to be forgotten, and those to be kept."""
         retain = self.retain_data or retain_word(self.data)
         return read(self.data, authors=self.authors), read(retain, authors=self.authors)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run of a sweep: a method, or in its place the scale of a task vector, and how it is
-    optimised.
+    """A run of a sweep: a method, or the scale of a task vector, and how it is optimised.
 
     After the epochs `measured`, besides the start and the end, forget quality and model utility are
-    taken as well (see `epochs`). Raises `InvalidInput` for numbers that cannot be.
+    taken as well (see `epochs`). Raises `InvalidInput` for numbers that are not allowed.
     """
 
     method: Method | None
@@ -120,7 +118,7 @@ class Run:
         return f"{self.word.replace(':', '_').replace('@', '_lambda')}_seed{self.optimization.seed}"
 
     def unlearning(self) -> Unlearning:
-        """Its settings where it has a method."""
+        """Return the settings of unlearning, for a run that has a method."""
         assert self.method is not None
         return self.method.unlearning(self.optimization, retain_probe=self.retain_probe)
 
@@ -128,22 +126,23 @@ class Run:
 def sweep(
     folder: Location, task: Task, runs: Sequence[Run], *, n_jobs: int = -1, progress: bool = True
 ) -> pd.DataFrame:
-    """Make the runs that are not there yet; all their measures, and those of the model before and
-    of the retrained one.
+    """Make the runs that are not there yet, and return the measures of all models.
 
-    Columns: those of `llm.logs.measures.measures`, with `model` ("original", "retrained", or the
-    word of the run), `title`, `beta`, `gamma`, `retain_weight` (nan where there are none), `seed`
-    and `status`. Of a run that diverged so far that its model cannot be evaluated, of status nan,
-    all values are nan. Raises `InvalidInput` as `unlearn_into` and `evaluate_into` do, for a run
-    that comes twice, for data of which the sets to evaluate on do not follow, for a folder that
-    holds another sweep or anything else, and for a retrained model to which the same answers have
-    other numbers of tokens.
+    They include the model before unlearning and the retrained one. The columns are those of
+    `llm.logs.measures.measures`, with `model` ("original", "retrained", or the word of the run),
+    `title`, `beta`, `gamma`, `retain_weight` (nan where there are none), `seed` and `status`. All
+    values are nan for a run that diverged, of status nan, so far that its model cannot be
+    evaluated.
+
+    Raises `InvalidInput` as `unlearn_into` and `evaluate_into` do, for a run that comes twice, for
+    data from which the sets to evaluate on do not follow, for a folder that holds another sweep or
+    anything else, and for a retrained model to which the same answers have other numbers of tokens.
     """
     place = storage.check_writable(folder, "out", folder=True)
     names = [run.folder for run in runs]
     require(len(set(names)) == len(names), "methods", names, "each method and seed once")
     sets, ways = task.sets(), {"n_jobs": n_jobs, "progress": progress}
-    task.examples()  # what cannot be read is refused now, not when the baselines are done
+    task.examples()  # refuses what cannot be read before the baselines are made
     with folders.given_back(place, "sweep"):
         folders.claim(place, "sweep", _shared(task), names=(*BASELINES, *TABLES))
         for name in (*BASELINES, *names):
@@ -181,14 +180,14 @@ def sweep(
 
 
 def _shared(task: Task) -> dict[str, Any]:
-    """What all runs of a sweep have in common; the sets are named by the evaluations themselves."""
+    """Return what all runs of a sweep share; the sets are named by the evaluations themselves."""
     return {
         "model": task.options.model,
         "retrained": task.retrained,
         "data": task.data,
         "retain_data": task.retain_data,
         "refusals": storage.fingerprint(task.refusals),
-        # What decides which numbers the same model gives to the same answers.
+        # Options that decide which numbers the same model gives to the same answers.
         **{
             name: getattr(task.options, name)
             for name in ("dtype", "template", "system", "revision", "max_length")
@@ -201,34 +200,34 @@ def _described(run: Run) -> dict[str, Any]:
     if run.method is None:
         return known | {"title": "task vector"}
     known |= {name: getattr(run.method.objective, name) for name in METHODS[run.method.name].takes}
-    known |= run.method.numbers  # a margin, where a word gives one to a method whose grid has none
+    known |= run.method.numbers  # with a gamma that the grid of the method does not have
     known |= {"retain_weight": run.method.retain_weight} if run.method.retain_term != "none" else {}
     return known | {"title": METHODS[run.method.name].title}
 
 
 def _status(folder: Path) -> str:
-    """How a run ended (see `Unlearned`): ok, collapsed or nan; ok for one that is not watched."""
+    """Return how a run ended (see `Unlearned`): ok, collapsed or nan; ok for one without epochs."""
     path = folder / EPOCHS
     return str(storage.read_table(path)["status"].iloc[-1]) if path.exists() else "ok"
 
 
 def baseline(folder: Path, task: Task, kind: str, sets: TofuSets | None = None) -> TofuLogs:
-    """The logs of the model before unlearning or of the retrained one, evaluated now if they are
-    not there.
+    """Return the logs of the model before unlearning, or of the retrained one.
+
+    `kind` says which; it is evaluated now if its logs are not there.
     """
     word = task.options.model if kind == "original" else task.retrained
     return _evaluated(folder, task, {"model": word}, sets, lambda: load_model(task.options, word))
 
 
 def run_in(folder: Path, task: Task, run: Run, sets: TofuSets | None = None) -> TofuLogs | None:
-    """The logs of the model that a run leaves, which is made and evaluated now if it is not there.
+    """Return the logs of the model that a run leaves; made and evaluated now if they are not there.
 
-    None of a model that cannot be evaluated because its run diverged.
+    Returns None for a model that cannot be evaluated because its run diverged.
     """
 
     def made() -> LanguageModel:
-        # Of a run that is finished but for its evaluation the model is there, or nothing more can
-        # be said of it.
+        # A run that is finished but not evaluated has its model, or it has to be made again.
         if (folder / EPOCHS).exists() and not os.path.lexists(folder / MODEL):
             leftovers.set_aside(folder / EPOCHS, "the model of this run is gone")
         language = load_model(task.options)
@@ -247,7 +246,7 @@ def run_in(folder: Path, task: Task, run: Run, sets: TofuSets | None = None) -> 
         if _status(folder) != NAN:
             raise
         logs = None
-    # nor is a model removed that an earlier call was asked to keep: its claim says so
+    # A model that an earlier call was asked to keep is not removed: its claim says so.
     if not task.save_models:
         folders.tidy(folder, JOB)
     return logs
@@ -268,7 +267,7 @@ def unlearned(folder: Path, task: Task, run: Run, language: LanguageModel) -> No
             task.sets(), retrained, run.measured, variant=task.variant, **options
         )
     with warnings.catch_warnings():
-        # Of several at a time nobody could tell which it was: the table has a column for it.
+        # Of several runs at a time nobody could tell which one warns; the table has a column.
         warnings.filterwarnings("ignore", "the model has collapsed|unlearning ends", RuntimeWarning)
         unlearn_into(
             folder,
@@ -284,7 +283,7 @@ def unlearned(folder: Path, task: Task, run: Run, language: LanguageModel) -> No
 
 
 def negated(folder: Path, task: Task, run: Run, language: LanguageModel) -> None:
-    """Take the task vector of the forget data away, and save what is left."""
+    """Subtract the task vector of the forget data, and save the model."""
     described = {"model": language.name, "run": run}
     folders.claim(folder, "task_vector", described, names=(MODEL,))
     if not (folder / MODEL).exists():
@@ -315,11 +314,11 @@ def _evaluated(
 
 
 def epochs(folder: Location, runs: Sequence[Run], table: pd.DataFrame) -> pd.DataFrame:
-    """The tables of epochs of runs that have methods (`llm.unlearning.unlearn.Unlearned`), with
-    `model`, `title` and `seed`.
+    """Return the tables of epochs of runs that have methods, with `model`, `title` and `seed`.
 
-    Forget quality and model utility before the first update and after the last are those of
-    `table`, which `sweep` has made: no run needs to take them again.
+    They are those of `llm.unlearning.unlearn.Unlearned`. Forget quality and model utility before
+    the first update and after the last are those of `table`, which `sweep` has made: no run needs
+    to take them again.
     """
     known, frames = table[table["measure"].isin(COLUMNS)], []
     for run in runs:

@@ -1,4 +1,4 @@
-"""Low-rank adapters for the time of a training, and the model as it was before it."""
+"""Low-rank adapters for the time of a training, and the model as it was before the training."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from llm.scoring.encoding import Batch
 from llm.scoring.logprobs import evaluating, scored_logits
 from markov.errors import InvalidInput, require, require_all_whole
 
-# of the model in training, asked for a batch
+# Takes the model in training and a batch, and returns the logits of the original model.
 Original = Callable[[nn.Module, Batch], Float[Tensor, "scored vocab"]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lora:
-    """Adapters of some `rank` beside linear layers, scaled by alpha / rank (Hu et al. 2021), by
-    peft.
+    """Low-rank adapters beside linear layers, made by peft.
 
-    `target_modules` is "all-linear" (all but the head) or names of layers. Raises `InvalidInput`
-    for what cannot be.
+    They have the given `rank` and are scaled by alpha / rank (Hu et al. 2021). `target_modules` is
+    "all-linear" (all linear layers but the head) or names of layers. Raises `InvalidInput` for
+    values that are not allowed.
     """
 
     rank: int = 8
@@ -43,12 +43,12 @@ class Lora:
 
 @contextmanager
 def adapted(model: nn.Module, lora: Lora | None, seed: int) -> Iterator[nn.Module]:
-    """The model with adapters, which alone are trainable while it lasts; the model itself where
-    `lora` is None.
+    """Yield the model with adapters, which alone are trainable inside the context.
 
-    Afterwards the model is one without adapters again, into whose weights they have been added;
-    where anything was raised, one with the weights that it had. Raises `InvalidInput` for layers
-    that it does not have.
+    Where `lora` is None, the model itself is yielded. Afterwards the model has no adapters any
+    more: they have been added into its weights, or, where an exception was raised, dropped, so that
+    the model has the weights that it had before. Raises `InvalidInput` for layers that the model
+    does not have.
     """
     if lora is None:
         yield model
@@ -88,11 +88,11 @@ def adapted(model: nn.Module, lora: Lora | None, seed: int) -> Iterator[nn.Modul
 
 
 def original_of(model: nn.Module, lora: Lora | None) -> Original:
-    """The logits, without gradients, of the model as it is now; to be called before anything is
-    trained.
+    """Return a function that computes the logits of the model as it is now, without gradients.
 
-    With adapters it is the model without them. Otherwise it is a copy: the one case of a second
-    model in memory.
+    It has to be called before anything is trained. With adapters the function runs the model
+    without them. Otherwise it runs a copy, which is the one case in which a second model is held in
+    memory.
     """
     if lora is not None:
         wrapped: Any = model

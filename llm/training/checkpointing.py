@@ -1,9 +1,10 @@
 """States of an interrupted run: one file, written whole at the end of each epoch, without pickle.
 
-It holds the parameters that are trained (of 16-bit ones the float32 masters), the optimiser's
+The file holds the parameters that are trained (of 16-bit ones the float32 masters), the optimiser's
 moments, the tables so far, and the fingerprint of all that determines the run: only the same run
-goes on from it. Parameters that stay fixed are not in it. In a model in shards they are gathered to
-be written, so that a run may go on with another number of processes, of which the first one writes.
+can go on from it. It does not hold parameters that stay fixed. The parameters of a model in shards
+are gathered before they are written, by the first process, so that a run may go on with another
+number of processes.
 """
 
 from __future__ import annotations
@@ -47,9 +48,7 @@ Tables = Mapping[str, pd.DataFrame]
 
 
 class State(NamedTuple):
-    """A state that was found: the epochs it is past, the tables so far, and tensors for
-    `restore`.
-    """
+    """A state that was found: the epochs done, the tables so far, and the tensors for `restore`."""
 
     epoch: int
     tables: Tables
@@ -57,8 +56,9 @@ class State(NamedTuple):
 
 
 def save_state(folder: Location, loop: Loop, fingerprint: str, epoch: int, tables: Tables) -> None:
-    """Write the state of a run past `epoch` >= 1; by all processes together. Columns are numbers
-    or texts.
+    """Write the state of a run after epoch `epoch` >= 1.
+
+    All processes call this together. The columns of the tables are numbers or texts.
     """
     parameters: Any = get_model_state_dict(loop.model, options=WHOLE)
     tensors = {f"model.{name}": value for name, value in parameters.items()}
@@ -91,9 +91,10 @@ def save_state(folder: Location, loop: Loop, fingerprint: str, epoch: int, table
 
 
 def find_state(folder: Location, fingerprint: str) -> State | None:
-    """The state in a folder, or None if there is none yet.
+    """Return the state in a folder, or None if there is none yet.
 
-    Raises `InvalidInput` for one of another run, a broken one, and a folder that cannot be written.
+    Raises `InvalidInput` for the state of another run, for a broken one, and for a folder that
+    cannot be written.
     """
     path = Path(folder) / FILE
 
@@ -137,8 +138,9 @@ def restore(loop: Loop, state: State) -> None:
 
 
 def gathered(model: nn.Module) -> dict[str, Tensor] | None:
-    """The whole parameters of a model in shards, in process 0, by all processes together; None
-    of any other model.
+    """Return the whole parameters of a model in shards, or None for any other model.
+
+    All processes call this together; process 0 gets the parameters.
     """
     if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         return None
@@ -149,7 +151,7 @@ def gathered(model: nn.Module) -> dict[str, Tensor] | None:
 
 
 def parameters_digest(model: nn.Module) -> str:
-    """A digest of all parameters of a model: their names, shapes, dtypes and bytes."""
+    """Return a digest of all parameters of a model: their names, shapes, dtypes and bytes."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         value = parameter.detach().cpu().contiguous()

@@ -24,14 +24,14 @@ def fine_tune(
     label: str = "train",
     after: Callable[[int], object] | None = None,
 ) -> pd.DataFrame:
-    """Minimise the mean cross-entropy over the response tokens of each update; the model is changed
-    in place.
+    """Fine-tune the model in place and return a table with one row per epoch.
 
-    One row per epoch: `epoch` and `step` counted from 1, `learning_rate` of its last update, and
-    `loss`, the mean over the epoch's tokens (nats) as they were seen. `after` is called with the
-    number of each epoch once it is over, while the model is without dropout and in its own dtype.
-    Raises `InvalidInput` as `score_encoded` and `looping` do, and for a learning rate under which
-    the loss or its gradient stops being finite.
+    Each update minimises the mean cross-entropy over its response tokens. The columns are `epoch`
+    and `step`, both counted from 1, the `learning_rate` of the epoch's last update, and `loss`, the
+    mean over the epoch's tokens (nats) as they were seen. `after` is called with the number of each
+    epoch once it is over, while the model is without dropout and in its own dtype. Raises
+    `InvalidInput` as `score_encoded` and `looping` do, and for a learning rate under which the loss
+    or its gradient stops being finite.
     """
     check_model(model)
     check_fits(model, encoded)

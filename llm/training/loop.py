@@ -1,14 +1,15 @@
-"""The training loop of language models, and fine-tuning by it: short, and the same code on any
-number of processes.
+"""The training loop of language models: short, and the same code on any number of processes.
 
-An update minimises a sum of terms, each a number per example times a factor, such as 1/examples.
-Its examples are dealt out to the processes and cut into micro-batches by a budget of tokens; since
-every factor counts the whole update, the gradient is that of the mean over single examples, however
-they are dealt out and cut. The order of examples follows from (seed, epoch) alone. The processes,
-and whether each holds the whole model or a shard of it, are accelerate's affair: `torchrun` or
-`accelerate launch` says how many there are and of which kind. Where one has fewer micro-batches
-than another, it makes passes that add nothing, because the processes of a model in shards have to
-keep step.
+An update minimises a sum of terms. Each term is a sum over examples of one number per example,
+times a factor, such as 1/examples. The examples of an update are dealt out to the processes and cut
+into micro-batches by a budget of tokens. Since every factor counts the whole update, the gradient
+is that of the mean over single examples, however they are dealt out and cut. The order of examples
+follows from (seed, epoch) alone.
+
+The processes, and whether each holds the whole model or a shard of it, are managed by accelerate:
+`torchrun` or `accelerate launch` says how many there are and of which kind. Where one process has
+fewer micro-batches than another, it makes passes that add nothing, because the processes of a model
+in shards have to keep step.
 """
 
 from __future__ import annotations
@@ -32,34 +33,39 @@ from llm.scoring.logprobs import evaluating
 from llm.training.masters import NARROW, Masters
 from markov.errors import InvalidInput, require, require_all_whole
 
-# of some rows of a list of examples
+# Takes a model, a padded batch and its rows in a list of examples; returns a loss per row.
 Losses = Callable[[nn.Module, Batch, Sequence[int]], Float[Tensor, " rows"]]
 PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimization:
-    """How a model is optimised: AdamW, of `batch` examples per update (over all processes) and
-    `epochs` passes.
+    """How a model is optimised: AdamW, with `batch` examples per update, for `epochs` passes.
 
-    The rate of update k of T, W of which lie in the first `warmup_epochs`, is learning_rate * k/W
-    up to W and learning_rate * (T-k+1)/(T-W) from there: the first update has 1/W and the last one
-    1/(T-W) of it, so that none is idle (transformers' linear schedule counts its warm-up from 0,
-    and its first update does nothing). Gradients longer than `clip` are cut to that norm;
-    `weight_decay` acts on matrices, not on biases and scales.
+    The `batch` examples are those of all processes together. The learning rate of update k of T, W
+    of which lie in the first `warmup_epochs`, is
 
-    `budget` is the tokens of a forward pass, padding included: it limits memory and changes results
-    by rounding only. In `precision` "bfloat16" products are computed in that precision (autocast),
-    from parameters that keep their own.
+        learning_rate * k/W              up to update W
+        learning_rate * (T-k+1)/(T-W)    from there
+
+    The first update has 1/W of the learning rate and the last one 1/(T-W), so that no update is
+    idle (transformers' linear schedule counts its warm-up from 0, and its first update does
+    nothing). Gradients whose norm exceeds `clip` are cut to that norm. `weight_decay` acts on
+    matrices, not on biases and scales.
+
+    `budget` is the number of tokens of a forward pass, padding included: it limits memory and
+    changes results by rounding only. With `precision` "bfloat16" products are computed in that
+    precision (autocast), from parameters that keep their own.
 
     A model of bfloat16 or float16 parameters is trained as float32 masters, whatever the precision.
     It is rounded to its own dtype whenever it is measured and at the end, so that the mean of many
-    updates is kept (see `llm.training.masters`). `narrow_updates` changes bfloat16 parameters
-    themselves: that takes 8 bytes per parameter in place of 16, for parameter, gradient and two
-    moments, and loses every update of less than half the distance between two neighbouring numbers,
-    1/512 to 1/256 of a parameter's size; at learning rates such as 1e-5 that is most of them.
+    updates is kept (see `llm.training.masters`). With `narrow_updates` the bfloat16 parameters
+    themselves are changed: that takes 8 bytes per parameter in place of 16, for the parameter, its
+    gradient and two moments, and loses every update of less than half the distance between two
+    neighbouring numbers, 1/512 to 1/256 of a parameter's size; at learning rates such as 1e-5 that
+    is most of them.
 
-    Raises `InvalidInput` for what cannot be.
+    Raises `InvalidInput` for values that are not allowed.
     """
 
     epochs: int
@@ -101,32 +107,37 @@ class Optimization:
         )
 
     def updates(self, examples: int) -> int:
-        """Updates in an epoch."""
+        """Return the number of updates in an epoch over so many examples."""
         return math.ceil(examples / self.batch)
 
     def rate(self, step: int, per_epoch: int) -> float:
-        """The learning rate of update `step`, counted from 1, of `per_epoch` in each epoch."""
+        """Return the learning rate of update `step`, counted from 1, under warm-up and decay.
+
+        An epoch has `per_epoch` updates.
+        """
         total, warmup = self.epochs * per_epoch, round(self.warmup_epochs * per_epoch)
         share = step / warmup if step <= warmup else (total - step + 1) / (total - warmup)
         return self.learning_rate * share
 
 
 class Term(NamedTuple):
-    """A part of an update's loss: factor * sum over rows of losses(model, batch, rows), the rows
-    of `encoded`.
+    """A part of an update's loss: factor * sum over rows of losses(model, batch, rows).
+
+    The rows are those of `encoded`.
     """
 
     encoded: Sequence[Encoded]
     rows: Sequence[int]
     losses: Losses
     factor: float
-    # tokens of a forward pass, where it takes fewer than the settings allow
+    # Tokens of a forward pass, where the term takes fewer than the settings allow.
     budget: int | None = None
 
 
 class Update(NamedTuple):
-    """What an update saw: its terms, and the norm of their gradient before it was cut; undone
-    unless all is finite.
+    """What an update saw: the values of its terms, and the norm of their gradient before clipping.
+
+    The parameters are changed only if all of these numbers are finite.
     """
 
     terms: tuple[float, ...]
@@ -149,8 +160,9 @@ class Loop:
     masters: Masters = Masters()
 
     def update(self, step: int, rate: float, terms: Sequence[Term]) -> Update:
-        """Change the parameters once, by the gradient of the sum of terms; not at all where that
-        is not finite.
+        """Change the parameters once, by the gradient of the sum of terms; return what was seen.
+
+        The parameters stay as they are where a term or the norm of the gradient is not finite.
         """
         world, passes = self.accelerator.num_processes, []
         for number, term in enumerate(terms):
@@ -161,8 +173,8 @@ class Loop:
         seeds = ("dropout", step, self.accelerator.process_index)
         with own_randomness(self.settings.seed, *seeds, device=self.accelerator.device):
             for place, (number, term, rows, counts) in enumerate(passes, start=1):
-                # Gradients are exchanged once, with the last pass: the same number of times in
-                # every process.
+                # Gradients are exchanged once, with the last pass, and so equally often in every
+                # process.
                 last = place == len(passes)
                 with (
                     nullcontext() if last else self.accelerator.no_sync(self.model),
@@ -173,7 +185,7 @@ class Loop:
                             self.model, Batch.pad([term.encoded[row] for row in rows]), rows
                         )
                     loss = losses.sum() * term.factor
-                    # what is exchanged is the mean over processes
+                    # The exchange takes the mean over processes, not the sum.
                     self.accelerator.backward(loss * world)
                 sums[number] += loss.detach() if counts else loss.new_zeros(())
         seen = self._over_processes(torch.stack(sums))
@@ -189,17 +201,16 @@ class Loop:
         return done
 
     def evaluate(self, encoded: Sequence[Encoded], losses: Losses) -> Float[Tensor, " examples"]:
-        """The losses of all examples, in their order, without dropout and gradients; on the CPU of
-        every process.
+        """Return the losses of all examples, in their order, without dropout and gradients.
 
-        They are those of the model as it would be saved now.
+        They are those of the model as it would be saved now. Every process gets them, on its CPU.
         """
         found, nothing = {}, torch.zeros(())
         with self.as_saved() as saved, evaluating(saved), torch.no_grad(), self._precision():
             model = saved if self.masters.own else self.model
             for rows, counts in self._parts(encoded, range(len(encoded))):
                 values = losses(model, Batch.pad([encoded[row] for row in rows]), rows)
-                # every process makes a pass, if only one that counts for nothing
+                # Every process makes a pass, even if it counts for nothing.
                 nothing = values.new_zeros(())
                 found |= dict(zip(rows, values, strict=True)) if counts else {}
         each = torch.stack([found.get(row, nothing) for row in range(len(encoded))])
@@ -207,22 +218,24 @@ class Loop:
 
     @contextmanager
     def as_saved(self) -> Iterator[nn.Module]:
-        """The bare model while it lasts, in the numbers that would be saved now: masters rounded
-        to their own dtype.
+        """Yield the bare model with the numbers that would be saved now.
+
+        Inside the context masters are rounded to their own dtype.
         """
         model = self.accelerator.unwrap_model(self.model)
         with self.masters.rounded(model):
             yield model
 
     def _over_processes(self, values: Tensor) -> Any:
-        """Sums over all processes."""
+        """Return the sums of the values over all processes."""
         return (
             self.accelerator.reduce(values, "sum") if self.accelerator.num_processes > 1 else values
         )
 
     def bar(self, examples: int, label: str, *, show: bool, past: int = 0) -> tqdm:
-        """A bar that counts updates, `past` epochs being done; in one process, where the output
-        is a terminal.
+        """Return a progress bar that counts updates and starts after `past` epochs.
+
+        It is shown by the main process alone, and only where the output is a terminal.
         """
         each, disable = (
             self.settings.updates(examples),
@@ -239,8 +252,9 @@ class Loop:
     def _parts(
         self, encoded: Sequence[Encoded], rows: Sequence[int], budget: int | None = None
     ) -> list[tuple[list[int], bool]]:
-        """This process's micro-batches, and whether each counts, or only keeps step with other
-        processes.
+        """Return this process's micro-batches, and whether each of them counts.
+
+        One that does not count only keeps step with the other processes.
         """
         world, order = (
             self.accelerator.num_processes,
@@ -269,13 +283,15 @@ def looping(
     settings: Optimization,
     masters: Masters = Masters(),  # noqa: B008
 ) -> Iterator[Loop]:
-    """A loop over a model in training mode, every module being in its own mode again afterwards.
+    """Yield a loop over a model in training mode; afterwards every module is in its own mode again.
 
     `masters` are the parameters that `llm.training.masters.widened` has widened. A single process
-    leaves the model where it lies. With several, each takes its own device, and a model in shards
-    stays so. Raises `InvalidInput` for a model without trainable parameters or with some that are
-    not finite, and for trainable ones of 16 bits, unless `narrow_updates` asks for them; and for
-    masters in shards.
+    leaves the model where it lies. With several processes, each takes its own device, and a model
+    in shards stays in shards.
+
+    Raises `InvalidInput` for a model without trainable parameters or with parameters that are not
+    finite, for trainable parameters of 16 bits without masters, unless `narrow_updates` asks for
+    them, and for masters in shards.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     require(len(trainable) > 0, "model", type(model).__name__, "one with trainable parameters")
@@ -329,7 +345,10 @@ def check_finite(model: nn.Module) -> None:
 
 @contextmanager
 def _adding_nothing(model: nn.Module) -> Iterator[None]:
-    """Gradients are exactly 0 while it lasts, even where 0 times what is computed would not be."""
+    """Set all gradients to exactly 0 inside the context.
+
+    They are 0 even where the product of 0 and what is computed would not be.
+    """
     handles: list[Any] = []
 
     def watch(module: nn.Module, *_: object) -> None:
@@ -338,7 +357,7 @@ def _adding_nothing(model: nn.Module) -> Iterator[None]:
 
     for module in model.modules():
         watch(module)
-        # The parameters of a model in shards are others during its forward pass.
+        # A model in shards has other parameter objects during its forward pass.
         handles.append(module.register_forward_pre_hook(watch))
     try:
         yield
@@ -349,15 +368,16 @@ def _adding_nothing(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _checkpointed(model: nn.Module, wanted: bool) -> Iterator[None]:
-    """Activations computed again in the backward pass while it lasts, if that is wanted and not
-    so already.
+    """Compute activations again in the backward pass inside the context, if that is wanted.
+
+    A model that does so already is left as it is.
     """
     if not wanted or any(
         getattr(module, "gradient_checkpointing", False) for module in model.modules()
     ):
         yield
         return
-    # transformers 5 has another name for it.
+    # transformers 5 has another name for gradient checkpointing.
     kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
     inner: Any = model
     try:

@@ -1,14 +1,15 @@
-"""Parameters of 16 bits, trained as float32 masters and rounded where the model is looked at.
+"""Parameters of 16 bits, trained as float32 masters and rounded whenever the model is looked at.
 
 AdamW moves a parameter by about the learning rate. A bfloat16 number has 8 binary digits: near 0.02
 its neighbours lie 1.2e-4 apart, and an update of less than half of that is rounded away, every
-time. A master adds such updates up.
+time. A float32 master adds such updates up.
 
-Nor may they be rounded away at the end: a whole run at a learning rate of 1e-5 can come to less
-than half a step. So a master between two neighbours goes up or down by a threshold that differs
-from parameter to parameter, evenly spread: up as often as it lies near the upper one. What is lost
-is the parameter itself, by less than one step; what is kept is the mean movement of many, which is
-what a model does. A parameter that has not moved stays as it is.
+They must not be rounded away at the end either: a whole run at a learning rate of 1e-5 can come to
+less than half a step. So a master between two neighbours is rounded up or down by a threshold that
+differs from parameter to parameter. The thresholds are evenly spread, so that a master goes up the
+more often, the nearer it lies to the upper neighbour. What is lost is the exact value of a single
+parameter, by less than one step. What is kept is the mean movement of many parameters, and this is
+what determines what a model does. A parameter that has not moved stays as it is.
 
     in training    float32 masters; bfloat16 models are computed under autocast of bfloat16, float16
                    models in float32, since without a scaled loss the gradients of float16 vanish
@@ -34,27 +35,27 @@ from torch import Tensor, nn
 from markov.errors import require
 
 NARROW = (torch.bfloat16, torch.float16)
-CUT = {torch.bfloat16: 16, torch.float16: 13}  # last bits of a float32 that they do without
+CUT = {torch.bfloat16: 16, torch.float16: 13}  # last bits of a float32 that they lack
 CHUNK = 2**24  # parameters that are rounded at once
 
 
 def rounded(values: Float[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
-    """Float32 numbers in 16 bits, each to a neighbour: to the upper one as often as the number lies
-    near it.
+    """Return float32 numbers in 16 bits, each rounded to one of its two neighbours.
 
-    The threshold follows from the place in the tensor alone, so that the same numbers are rounded
-    alike at all times and on all devices. Below 6e-5, where float16 has fewer digits, its numbers
-    are rounded to the nearest.
+    A number goes to the upper neighbour the more often, the nearer it lies to it. The threshold
+    follows from the place in the tensor alone, so that the same numbers are rounded alike at all
+    times and on all devices. Below 6e-5, where float16 has fewer digits, its numbers are rounded to
+    the nearest.
     """
     flat, found = values.contiguous().flatten(), []
     for start in range(0, flat.numel(), CHUNK):
         part = flat[start : start + CHUNK]
         place = torch.arange(start, start + len(part), device=flat.device)
-        # Multiples of the golden ratio's share of 2^32: their upper bits are spread evenly,
+        # Multiples of the golden ratio's share of 2^32, because their upper bits are spread evenly,
         # whatever the stride.
         threshold = (place * 0x9E3779B1 % 2**32 >> 16 >> (16 - CUT[dtype])).int()
-        # The bits of a float, but for its sign, are in the order of its size: what is carried over
-        # is the next number.
+        # The bits of a float, without its sign, grow with its size, so that a carry into the kept
+        # bits gives the next number.
         bits = (part.view(torch.int32) + threshold) & -(2 ** CUT[dtype])
         found.append(torch.where(part.isfinite(), bits.view(torch.float32), part).to(dtype))
     return torch.cat(found).view(values.shape) if found else values.to(dtype)
@@ -68,18 +69,17 @@ class Masters:
 
     @property
     def computed(self) -> torch.dtype | None:
-        """The dtype that products are computed in during training; None for that of the
-        parameters.
-        """
+        """The dtype of products during training; None for the dtype of the parameters."""
         return torch.bfloat16 if {dtype for _, dtype in self.own} == {torch.bfloat16} else None
 
     @contextmanager
     def rounded(self, model: nn.Module) -> Iterator[None]:
-        """The model with its masters rounded to their own dtypes while it lasts; holds the
-        rounded ones beside them.
+        """Round the masters of the model to their own dtypes inside the context.
+
+        The rounded parameters are held in memory beside the masters.
         """
-        # Others are put in their places, because whoever exchanges gradients holds on to the
-        # parameters themselves.
+        # Other parameters are put in their places, because whatever exchanges gradients holds on
+        # to the parameters themselves.
         other = {
             id(one): nn.Parameter(rounded(one.detach(), dtype), one.requires_grad)
             for one, dtype in self.own
@@ -101,13 +101,12 @@ class Masters:
 
 @contextmanager
 def widened(model: nn.Module, *, narrow_updates: bool = False) -> Iterator[Masters]:
-    """The model with float32 masters in place of parameters of 16 bits while it lasts, rounded back
-    afterwards.
+    """Put float32 masters in place of the model's 16-bit parameters inside the context.
 
-    Nothing is done to a model that trains no such parameter (adapters are float32 beside bfloat16
-    layers), or with `narrow_updates`; but a model with any float16 parameter is widened as a whole,
-    since gradients pass through all of it, and refused with `narrow_updates`: it raises
-    `InvalidInput`.
+    Afterwards they are rounded back. A model that trains no 16-bit parameter is left as it is
+    (adapters are float32 beside bfloat16 layers), and so is one with `narrow_updates`. But a model
+    with any float16 parameter is widened as a whole, since gradients pass through all of it. With
+    `narrow_updates` such a model is refused: this raises `InvalidInput`.
     """
     parameters = list(model.parameters())
     half = any(one.dtype == torch.float16 for one in parameters)

@@ -1,9 +1,8 @@
-"""Several processes that were started together: which of them writes and speaks, and how the others
-learn of it.
+"""Several processes that were started together: which of them writes files and prints.
 
-`torchrun --nproc_per_node 2 -m llm unlearn ...` starts two, and accelerate joins them. Process 0
-alone writes files and prints; the others wait for it and read what it wrote. An error in process 0
-is raised in all of them.
+`torchrun --nproc_per_node 2 -m llm unlearn ...` starts two processes, and accelerate joins them.
+Process 0 alone writes files and prints; the others wait for it and read what it wrote. An error in
+process 0 is raised in all of them.
 """
 
 from __future__ import annotations
@@ -22,21 +21,21 @@ from markov.errors import InvalidInput, require
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-# What starts processes tells them these; accelerate asks for the same names.
+# Environment variables set by whatever starts processes; accelerate reads the same names.
 COUNTS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "WORLD_SIZE")
 PLACES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "RANK")
-# seconds that other processes leave process 0 to say what is wrong, before they say it themselves
+# Seconds in which process 0 may say what is wrong before other processes say it themselves.
 GRACE = 10.0
 Result = TypeVar("Result")
 
 
 def started() -> int:
-    """How many processes were started together; 1 for a program that was simply called."""
+    """Return how many processes were started together; 1 for a program that was simply called."""
     return max(1, _number(COUNTS, 1))
 
 
 def place() -> int:
-    """The number of this one of them, from 0."""
+    """Return the number of this process among them, from 0."""
     return max(0, _number(PLACES, 0)) if started() > 1 else 0
 
 
@@ -47,14 +46,15 @@ def _number(names: tuple[str, ...], default: int) -> int:
 
 
 def joined() -> Accelerator:
-    """What accelerate knows of the processes, which are joined by this call at the latest.
+    """Return accelerate's view of the processes, which are joined by this call at the latest.
 
-    Raises `InvalidInput` where it sees fewer than were started: each of them would train, and
-    write, alone.
+    Raises `InvalidInput` where accelerate sees fewer processes than were started: each of them
+    would train, and write, alone.
     """
     from accelerate import Accelerator
 
-    # Not its states alone: made first, they would not hear of shards, nor of ACCELERATE_USE_CPU.
+    # Not accelerate's states alone: made first, they would not learn of shards or
+    # ACCELERATE_USE_CPU.
     found = Accelerator(device_placement=False)
     allowed = (
         f"processes that accelerate joins (it sees {found.num_processes}; on CPUs it needs "
@@ -65,11 +65,11 @@ def joined() -> Accelerator:
 
 
 def in_first(call: Callable[[], Result]) -> Result:
-    """What `call` returns in process 0, which alone makes the call; in all processes, which wait
-    for it.
+    """Make the call in process 0 alone, and return its result in all processes.
 
-    What it raises there is raised in all of them, in the others a `RuntimeError` unless it is an
-    `InvalidInput`. The result is sent, so it should be small.
+    The other processes wait for it. What the call raises is raised in all of them; in the others it
+    is a `RuntimeError` unless it is an `InvalidInput`. The result is sent to them, so it should be
+    small.
     """
     if started() == 1:
         return call()
@@ -91,10 +91,10 @@ def in_first(call: Callable[[], Result]) -> Result:
 
 
 def in_one_voice(command: Callable[[], int]) -> int:
-    """The exit code of a command, of which process 0 alone is heard.
+    """Run a command and return its exit code; only process 0 prints.
 
-    Of the others nothing is shown, unless one fails and process 0, which most often fails by the
-    same, does not end the program within `GRACE` seconds.
+    What the other processes print is not shown, unless one of them fails and process 0, which most
+    often fails for the same reason, does not end the program within `GRACE` seconds.
     """
     if place() == 0:
         code = command()
@@ -104,7 +104,7 @@ def in_one_voice(command: Callable[[], int]) -> int:
             warnings.simplefilter("ignore")
             try:
                 code = command()
-            except SystemExit as ended:  # of who reads the arguments
+            except SystemExit as ended:  # raised by the parser of arguments
                 code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
         if code:
             time.sleep(GRACE)
@@ -115,7 +115,7 @@ def in_one_voice(command: Callable[[], int]) -> int:
 
 
 def _part() -> None:
-    """End what joined the processes, if anything did."""
+    """Leave the group of processes, if they were joined."""
     import torch.distributed as distributed
 
     if distributed.is_available() and distributed.is_initialized():

@@ -36,11 +36,10 @@ Model = TypeVar("Model")
 
 
 class Measure(NamedTuple, Generic[Model]):
-    """What else is measured after every epoch: numbers by name, from the number of the epoch and
-    the model.
+    """What else is measured after every epoch, besides the losses.
 
-    `name` says what is measured, its settings included: a run goes on, or is read, under the same
-    name only.
+    `call` takes the number of the epoch and the model, and returns numbers by name. `name` says
+    what is measured, its settings included: a run is continued, or read, under the same name only.
     """
 
     name: str
@@ -75,16 +74,16 @@ class Run:
 
     @property
     def responses(self) -> tuple[Sequence[Encoded], ...]:
-        """What is forgotten and, where there is any, what is preferred to it."""
+        """The responses to forget and, where there are any, the responses preferred to them."""
         return (self.forget,) if self.preferred is None else (self.forget, self.preferred)
 
     def epoch(
         self, epoch: int, ref: Sequence[Tensor | None]
     ) -> tuple[dict[str, Any], list[Tensor] | None]:
-        """Make the updates of an epoch: its row of the table, and logp after it, None if not all
-        was finite.
+        """Make the updates of an epoch, and return its row of the table and the logp after it.
 
-        Of `responses`, as `ref` is; before the first update the reference may be None, the model
+        The logp is that of each of `responses`, and None if a number was not finite. `ref` holds
+        the reference of each of `responses`; before the first update it may be None, for the model
         itself.
         """
         steps = self.settings.optimization.updates(len(self.forget))
@@ -119,8 +118,9 @@ class Run:
         return row | self.measured(epoch, row), logp
 
     def updates(self, epoch: int, ref: Sequence[Tensor | None]) -> Iterator[list[Term]]:
-        """The terms of each update of an epoch: forget examples, beside as many to retain. None
-        in epoch 0.
+        """Yield the terms of each update of an epoch; epoch 0 has no updates.
+
+        An update takes forget examples and, where there is a retain term, as many retain examples.
         """
         if epoch == 0:
             return
@@ -130,8 +130,8 @@ class Run:
         average = self.settings.average
 
         law, sides = paired(self.settings.objective), list(zip(self.responses, ref, strict=True))
-        # Of a response that does not enter the law nothing is computed, and the other one stands
-        # for it.
+        # Nothing is computed for a response that does not enter the law; the other one stands in
+        # its place.
         used = [
             side for side, factor in zip(sides, (law.forget, law.prefer), strict=False) if factor
         ]
@@ -141,8 +141,8 @@ class Run:
         ]
 
         def forgetting(model: nn.Module, _: Batch, rows: Sequence[int]) -> Tensor:
-            # One forward pass over both: with several processes, a second one would spoil what the
-            # first one left.
+            # One forward pass takes both, because with several processes a second pass would spoil
+            # what the first one left.
             batch = Batch.pad([one[row] for one, _ in used for row in rows])
             seq = response_logprobs(
                 model, batch, torch.cat([own[list(rows)] for _, own in used if own is not None])
@@ -155,7 +155,7 @@ class Run:
 
         def retaining(model: nn.Module, batch: Batch, rows: Sequence[int]) -> Tensor:
             assert keep is not None
-            each = keep(model, batch, self.original)  # a mean over tokens already, of each example
+            each = keep(model, batch, self.original)  # already a mean over tokens
             return each * batch.scored.sum(-1).to(each) if average == "tokens" else each
 
         count, order = len(self.forget), (every.batch, every.seed, epoch)
@@ -170,14 +170,18 @@ class Run:
             yield terms
 
     def probe(self) -> list[Encoded]:
-        """The examples to retain that are measured."""
+        """Return the retain examples on which the retain loss is measured."""
         order = shuffled(
             len(self.retain), len(self.retain), self.settings.optimization.seed, 0, label="probe"
         )[0]
         return [self.retain[row] for row in order[: self.settings.retain_probe]]
 
     def measured(self, epoch: int, row: Mapping[str, Any]) -> dict[str, float]:
-        """What else is measured, without dropout and gradients, and with randomness of its own."""
+        """Return what `measure` finds, without dropout and gradients and with its own randomness.
+
+        Where it raises `InvalidInput` after an update, the epoch has no such numbers, and this
+        warns.
+        """
         if self.measure is None:
             return {}
         device = self.loop.accelerator.device
@@ -190,8 +194,8 @@ class Run:
         except InvalidInput as error:
             if epoch == 0:
                 raise
-            # A model on its way to divergence may be beyond measuring; what the run has come to is
-            # kept.
+            # A model on its way to divergence may be beyond measuring, but its run is kept as far
+            # as it came.
             if self.loop.accelerator.is_main_process:
                 warnings.warn(
                     f"epoch {epoch} is not measured: {error}", RuntimeWarning, stacklevel=4
@@ -204,7 +208,7 @@ class Run:
     def table(
         self, epoch: int, logp: Sequence[Tensor], ref: Sequence[Tensor | None], index: np.ndarray
     ) -> pd.DataFrame:
-        """The rows of the examples after an epoch."""
+        """Return the rows of the examples after an epoch."""
         own, *other = self.seqs(logp, ref)
         table = weights_table(own, {}, index)
         table.insert(0, "epoch", epoch)
@@ -223,8 +227,9 @@ class Run:
         return table
 
     def seqs(self, logp: Sequence[Tensor], ref: Sequence[Tensor | None]) -> list[SequenceLogProbs]:
-        """What the law needs of each of `responses`; where there is no reference yet, the model
-        itself is it.
+        """Return what the law needs of each of `responses`.
+
+        Where there is no reference yet, the model itself is the reference.
         """
         found = []
         for encoded, now, before in zip(self.responses, logp, ref, strict=True):

@@ -1,17 +1,19 @@
-"""Methods of unlearning in a word: what is minimised on the forget data, and what holds the model
-back meanwhile.
+"""Methods of unlearning, each named by a word such as npo:0.1@1.
 
     NAME[:BETA[:GAMMA]][@RETAIN_WEIGHT]     such as npo:0.1@1, simnpo:4.5:0.5@0.125, grad_diff, idk
 
-A method is a row of the table below: an objective of the family (`markov.objectives`,
-`markov.preferences`), a retain term, and what both losses of an update are averaged over
-(`llm.unlearning.retaining`). What the paper calls GradDiff is gradient ascent with a retain term,
-and "weighted GradDiff" its length-weighted form (paper, appendix F). Gradient ascent is meant in
-two ways: as the limit of the law at beta = 0, a sum of log-probabilities averaged over examples,
-whose weight is 1; and as the released code computes it, minus the cross-entropy, a mean over the
-tokens of an update. The two agree but for a factor of |y|, which lambda and the clipping of
-gradients notice. `gradient_ascent` is the former, as in the law; `grad_diff` and `ga_kl` are the
-latter, as released; the other of each has a name that says so.
+A word says what is minimised on the forget data, and what holds the model back meanwhile. A method
+is a row of the table below: an objective of the family (`markov.objectives`, `markov.preferences`),
+a retain term, and what both losses of an update are averaged over (`llm.unlearning.retaining`).
+What the paper calls GradDiff is gradient ascent with a retain term, and "weighted GradDiff" is its
+length-weighted form (paper, appendix F).
+
+"Gradient ascent" has two meanings. One is the limit of the law at beta = 0: a sum of
+log-probabilities, averaged over examples, whose weight is 1. The other is what the released code
+computes: minus the cross-entropy, a mean over the tokens of an update. The two agree up to a factor
+of |y|, which matters for lambda and for the clipping of gradients. `gradient_ascent` is the former,
+as in the law; `grad_diff` and `ga_kl` are the latter, as released. The other form of each has a
+name that says so.
 
 Every command that takes a method or an objective in a word takes it from here.
 """
@@ -43,8 +45,8 @@ if TYPE_CHECKING:
 class Form(NamedTuple):
     """A row of the table of methods.
 
-    `objective` has beta = gamma = 0. A grid opens the numbers that the method `takes`; a word may
-    give both beta and gamma to each method that takes beta.
+    `objective` has beta = gamma = 0. `takes` names the numbers for which a grid gives values. A
+    word may give both beta and gamma to each method that takes beta.
     """
 
     title: str
@@ -80,7 +82,7 @@ METHODS = {
     "npo_kl": Form("NPO + KL", _NPO, _BETA, "kl"),
     "simnpo_kl": Form("SimNPO + KL", _SIM, _BOTH, "kl"),
 }
-NUMBERS = ("beta", "gamma")  # in the order in which a word has them
+NUMBERS = ("beta", "gamma")  # in the order of a word
 SIGNS = {"beta": "β", "gamma": "γ"}
 FORM = f"NAME[:BETA[:GAMMA]][@RETAIN_WEIGHT] with a name of {', '.join(METHODS)}"
 
@@ -96,14 +98,14 @@ class Method(NamedTuple):
 
     @property
     def word(self) -> str:
-        """The word that `method` takes for it."""
+        """The word from which `method` makes this method."""
         numbers = [f"{number:g}" for number in self.numbers.values()]
         weight = f"@{self.retain_weight:g}" if self.retain_term != "none" else ""
         return ":".join([self.name, *numbers]) + weight
 
     @property
     def label(self) -> str:
-        """What it is called, with its numbers."""
+        """The title of the method with its numbers."""
         signs = {SIGNS[name]: value for name, value in self.numbers.items()}
         signs |= {"λ": self.retain_weight} if self.retain_term != "none" else {}
         return ", ".join(
@@ -112,7 +114,7 @@ class Method(NamedTuple):
 
     @property
     def numbers(self) -> dict[str, float]:
-        """Its beta, and its gamma unless that is 0; none of a method that takes neither."""
+        """Its beta, and its gamma unless that is 0; empty for a method that takes neither."""
         known = {
             name: float(getattr(self.objective, name))
             for name in NUMBERS
@@ -122,14 +124,15 @@ class Method(NamedTuple):
 
     @property
     def prefers(self) -> bool:
-        """Whether it needs a response that is preferred, such as a refusal."""
+        """Whether the method needs a response that is preferred, such as a refusal."""
         return bool(paired(self.objective).prefer)
 
     def unlearning(self, optimization: Optimization, **others: Any) -> Unlearning:
-        """The settings of a run by this method; `others` are fields of `Unlearning` that no
-        method says.
+        """Return the settings of a run by this method.
+
+        `others` are further fields of `Unlearning`; they take precedence over those of the method.
         """
-        # takes seconds, which commands without a model need not wait for
+        # Imported here, because it takes seconds that commands without a model need not wait.
         from llm.unlearning.unlearn import Unlearning
 
         return Unlearning(
@@ -145,7 +148,7 @@ class Method(NamedTuple):
 
 
 def method(word: str, *, field: str = "method") -> Method:
-    """The method of a word that leaves nothing open but lambda, which is then 1.
+    """Return the method of a word that leaves nothing open but lambda, which is then 1.
 
     Raises `InvalidInput`, naming `field`, for another word.
     """
@@ -155,7 +158,7 @@ def method(word: str, *, field: str = "method") -> Method:
 
 
 def objective(word: str, *, field: str = "objective") -> Objective:
-    """The objective of a method of single responses; of its retain term nothing is asked.
+    """Return the objective of a method of single responses; its retain term is ignored.
 
     Raises `InvalidInput`, naming `field`, for a word of another form and for a method that compares
     two responses.
@@ -174,7 +177,7 @@ def methods(
     gamma: Iterable[float] = (0.0,),
     retain_weight: Iterable[float] = (1.0,),
 ) -> list[Method]:
-    """All methods of some words: what a word leaves open takes every value that is given for it.
+    """Return all methods of some words: what a word leaves open takes every value given for it.
 
     Raises `InvalidInput` for a word of another form, a beta that is open with none given, a number
     out of bounds, and a method that comes twice.
@@ -213,8 +216,7 @@ def _made(name: str, numbers: Sequence[float], weight: float) -> Method:
 
 
 def parsed(word: str, field: str = "method") -> tuple[str, list[float], float | None]:
-    """The name of a method in a word, the numbers that the word gives it, and lambda if it gives
-    that.
+    """Return the name of a method in a word, the numbers in it, and lambda or None.
 
     Raises `InvalidInput`, naming `field`, for a word of another form.
     """
@@ -241,11 +243,11 @@ def retaining(
     otherwise: float = 1.0,
     field: str = "objective",
 ) -> tuple[RetainTerm, float]:
-    """The retain term of a word and its lambda, beside options that may say them in the word's
-    place.
+    """Return the retain term of a word and its lambda.
 
-    Where neither says lambda it is `otherwise`. Raises `InvalidInput` for a lambda that both say,
-    or that would weigh nothing.
+    The options `term` and `weight` may say them in the word's place. Where neither the word nor an
+    option gives lambda, it is `otherwise`. Raises `InvalidInput` for a lambda that both give, or
+    that would weigh nothing because there is no retain term.
     """
     name, _, own = parsed(word, field)
     chosen = term or METHODS[name].retain_term
@@ -262,7 +264,7 @@ def retaining(
 
 
 def described(word: str, settings: Unlearning) -> str:
-    """How a model unlearns by a method, in a line, with what nobody said."""
+    """Return one line on how a model unlearns by a method, defaults included."""
     term, rate = settings.retain_term, settings.optimization.learning_rate
     kept = (
         "no retain term" if term == "none" else f"{term} with lambda = {settings.retain_weight:g}"
@@ -271,7 +273,7 @@ def described(word: str, settings: Unlearning) -> str:
 
 
 def _form_of(name: str) -> str:
-    """The form of the words that name one method."""
+    """Return the form of the words that name one method."""
     form = METHODS[name]
     return (
         name
@@ -281,8 +283,9 @@ def _form_of(name: str) -> str:
 
 
 def method_of(settings: Unlearning) -> Method:
-    """The method whose settings these are; raises `InvalidInput` for an objective between the
-    named ones.
+    """Return the method that has these settings.
+
+    Raises `InvalidInput` for an objective between the named ones.
     """
     law, term = settings.objective, settings.retain_term if settings.retain_weight else "none"
     for name, form in METHODS.items():

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Prepared(NamedTuple):
-    """What a run unlearns, in tokens, and all that its numbers follow from."""
+    """What a run unlearns, in tokens, and all that determines its numbers."""
 
     index: Int[np.ndarray, "examples"]
     forget: list[Encoded]
@@ -119,8 +119,9 @@ def tables(
 
 
 def _if_finite(answers: Callable[[], EvaluationLog]) -> EvaluationLog | None:
-    """The log of a model that has unlearned, or None, with a warning, where it cannot be scored
-    any more.
+    """Return the log of a model that has unlearned, or None where it cannot be scored any more.
+
+    Warns where it is None.
     """
     try:
         found = answers()
@@ -130,7 +131,7 @@ def _if_finite(answers: Callable[[], EvaluationLog]) -> EvaluationLog | None:
             if all(bool(np.isfinite(one.average).all()) for one in kinds if one is not None)
             else "not finite"
         )
-    except InvalidInput as error:  # what could be scored before the first update, and no longer can
+    except InvalidInput as error:  # could be scored before the first update
         found, reason = None, str(error)
     if reason:
         warnings.warn(
@@ -140,7 +141,7 @@ def _if_finite(answers: Callable[[], EvaluationLog]) -> EvaluationLog | None:
 
 
 def _of_model(measure: Measure[LanguageModel], language: LanguageModel) -> Measure[nn.Module]:
-    """The same measure, of the bare model."""
+    """Return the same measure, as one of the bare model."""
 
     def call(epoch: int, model: nn.Module) -> Mapping[str, float]:
         return measure.call(epoch, language._replace(model=cast("PreTrainedModel", model)))
@@ -151,8 +152,9 @@ def _of_model(measure: Measure[LanguageModel], language: LanguageModel) -> Measu
 def _logp_of(
     log: EvaluationLog, field: str, index: Int[np.ndarray, "examples"], encoded: Sequence[Encoded]
 ) -> Float[np.ndarray, "examples"]:
-    """log pi of each response (nats) in the order of `index`; raises `InvalidInput` for other
-    examples or tokens.
+    """Return log pi of each response (nats) in the order of `index`.
+
+    Raises `InvalidInput` for a log of other examples or tokens.
     """
     order, lacking = matched(index, log.index)
     require(

@@ -1,22 +1,24 @@
-"""Retain terms: what a model is to keep, a number per example, the mean over its response tokens.
+"""Retain terms: losses on what a model is to keep, one number per example.
 
     cross_entropy   -log pi_theta(y|x) / |y|
     kl              (1/|y|) sum_t KL(pi_original(. | x, y_<t) || pi_theta(. | x, y_<t)),  over the
                     whole vocabulary
 
-Both in nats per token, and both count no token of a prompt, so that `retain_weight` means the same.
+Both are means over the response tokens of an example, in nats per token, and count no token of a
+prompt, so that `retain_weight` means the same for both.
 
-What lambda multiplies is not one thing everywhere. An update minimises, with n examples on each
-side and means over them or, under the average "tokens", over all of their tokens,
+What lambda multiplies differs between the paper, the released code and this package. With n
+examples on each side, an update minimises means over examples or, under the average "tokens", means
+over all of their tokens:
 
     "examples"   (1/n) sum_i loss_i                 + lambda (1/n) sum_j -log pi(y_j) / |y_j|
     "tokens"     (sum_i loss_i) / (sum_i |y_i|)     + lambda (sum_j -log pi(y_j)) / (sum_j |y_j|)
 
 The second is what the released code of TOFU and SimNPO computes for GA and GradDiff, where a loss
-is the mean over the labels of a batch (`model(input_ids, labels=labels).loss`); for NPO and SimNPO
-it takes the first on the forget side and the second on the retain side, which differ by which
-retain examples count: there long ones count for more. From one lambda to another, where |y| is the
-mean length of an update's forget or retain responses:
+is the mean over the labels of a batch (`model(input_ids, labels=labels).loss`). For NPO and SimNPO
+that code takes the first on the forget side and the second on the retain side. The two retain sides
+differ in how retain examples are weighted: in the second, long ones count for more. From one lambda
+to another, where |y| is the mean length of an update's forget or retain responses:
 
     the paper prints the retain loss as a sum, E[-log pi(y)]:
         lambda here = lambda_printed * |y_retain|
@@ -46,12 +48,13 @@ from llm.training.adapters import Original
 
 RetainTerm = Literal["none", "cross_entropy", "kl"]
 Average = Literal["examples", "tokens"]
-POSITIONS = 32  # whose distributions are held at once, beside the logits
+POSITIONS = 32  # positions whose distributions are held at once, beside the logits
 
 
 def divisor(average: Average, encoded: Sequence[Encoded]) -> int:
-    """What a sum of losses over these examples is divided by: their number, or that of their
-    scored tokens.
+    """Return what a sum of losses over these examples is divided by.
+
+    It is their number, or under the average "tokens" the number of their scored tokens.
     """
     return (
         sum(len(one.tokens) - one.prompt for one in encoded)
@@ -61,16 +64,17 @@ def divisor(average: Average, encoded: Sequence[Encoded]) -> int:
 
 
 def cross_entropy(model: nn.Module, batch: Batch, _: object = None) -> Float[Tensor, " batch"]:
-    """-log pi_theta(y|x) / |y| of each example, nats per token."""
+    """Return -log pi_theta(y|x) / |y| of each example, in nats per token."""
     seq = response_logprobs(model, batch)
     return -seq.logp / seq.length
 
 
 def kl(model: nn.Module, batch: Batch, original: Original) -> Float[Tensor, " batch"]:
-    """KL(original || model), the mean over each example's response tokens, nats per token.
+    """Return KL(original || model) of each example, the mean over its response tokens.
 
-    The logits of both at the scored positions are held, in the model's dtype; distributions of some
-    at a time, which are computed again in the backward pass.
+    The unit is nats per token. The logits of both models at the scored positions are held in
+    memory, in the model's dtype. Distributions are held for a few positions at a time, and are
+    computed again in the backward pass.
     """
     truth, own, found = original(model, batch), scored_logits(model, batch), []
     for part in zip(truth.split(POSITIONS), own.split(POSITIONS), strict=True):
@@ -90,7 +94,7 @@ def _divergences(
 
 
 def kl_budget(vocab: int, budget: int) -> int:
-    """Tokens of a forward pass, so that about `ELEMENTS` logits of each model are held."""
+    """Return the tokens of a forward pass that holds about `ELEMENTS` logits of each model."""
     return max(1, min(budget, ELEMENTS // vocab))
 
 

@@ -1,5 +1,4 @@
-"""Runs of unlearning as folders: everything that is known of a run, written whole or to be
-continued.
+"""Runs of unlearning as folders, written whole or to be continued.
 
     examples.parquet    a row per epoch and forget example: see `llm.unlearning.unlearn`, with the
                         columns `retrained`, `needed` and `needed_per_token` of
@@ -15,9 +14,9 @@ A run that diverged is a result: its last row of epochs.parquet has the status n
 examples.parquet ends with the epoch before. Of several processes (see `llm.training.processes`) the
 first one writes all of this.
 
-Before that the folder holds the state from which a run that was stopped goes on. The tables carry
-the settings, and so does the claim with which a run begins (`markov.files.folders`): in a folder
-that holds anything else none begins.
+Until a run is finished, its folder holds the state from which it goes on if it was stopped. The
+tables carry the settings, and so does the claim with which a run begins (`markov.files.folders`):
+no run begins in a folder that holds anything else.
 """
 
 from __future__ import annotations
@@ -104,8 +103,9 @@ class Run(NamedTuple):
 
     @property
     def objective(self) -> Objective:
-        """The same where nothing was preferred to what was forgotten; raises `InvalidInput`
-        where something was.
+        """What was minimised, where nothing was preferred to the forgotten responses.
+
+        Raises `InvalidInput` where something was.
         """
         found = self.forgetting
         if not isinstance(found, Objective):
@@ -116,8 +116,9 @@ class Run(NamedTuple):
 
     @property
     def logs(self) -> dict[str, EvaluationLog]:
-        """Evaluation logs of the forget set by model: original and, where they are known,
-        unlearned and retrained.
+        """Evaluation logs of the forget set by model.
+
+        The models are original and, where they are known, unlearned and retrained.
         """
         where = self.place or "a run"
         return {
@@ -144,15 +145,16 @@ def unlearn_into(
 ) -> Run:
     """Unlearn in a folder, go on with what an earlier call left there, or read what it finished.
 
-    Logs say what other models make of the forget examples: a `reference` other than the model
-    itself, one `retrained` without them, and the `original`, which is scored now if not given.
-    `preferred` are the same examples with the response that is preferred to theirs; `measure` is
-    called after every epoch, and `parameters` the digest of the model as it is now, where it is
-    known (see `llm.unlearning.unlearn.unlearn`). Raises `InvalidInput` as
-    `unlearn` does, for logs of other examples or tokens, and for a folder that cannot be written,
-    holds a run of other settings, data, models or measures, or anything else that is no run; before
-    any work also for a model that cannot be saved. A table that is damaged is set aside, and the
-    run made again.
+    The logs are those of other models on the forget examples: a `reference` other than the model
+    itself, a model `retrained` without the forget examples, and the `original`, which is scored now
+    if not given. `preferred` are the same examples with the response that is preferred to theirs.
+    `measure` is called after every epoch. `parameters` is the digest of the model as it is now,
+    where it is known (see `llm.unlearning.unlearn.unlearn`).
+
+    Raises `InvalidInput` as `unlearn` does, for logs of other examples or tokens, and for a folder
+    that cannot be written, that holds a run of other settings, data, models or measures, or that
+    holds anything else that is no run; before any work also for a model that cannot be saved. A
+    table that is damaged is set aside, and the run is made again.
     """
     place = folder
     folder = in_first(lambda: storage.check_writable(place, "out", folder=True))
@@ -187,8 +189,8 @@ def unlearn_into(
 
     def begin() -> None:
         folders.claim(folder, JOB, described, names=NAMES, passing=(STATE,))
-        # Written whole before the last table was: a model of this very run is kept, and no other is
-        # touched.
+        # A model of this very run was written whole before the last table, and is kept; any other
+        # model is not touched.
         there = os.path.lexists(folder / MODEL)
         taken = there and saved_settings(folder / MODEL) != storage.settings_of(described)
         require(
@@ -196,14 +198,14 @@ def unlearn_into(
         )
         if not there:
             check_savable(language, folder / MODEL)
-        # one that was cut short is set aside
+        # A state that was cut short is set aside.
         storage.read_kept(state / FILE, storage.read_provenance)
 
     def answers() -> EvaluationLog:
         return answer_log(language, forget, max_length=max_length, progress=progress)
 
-    # What is refused before it begins, such as a model that cannot be scored, leaves the folder to
-    # another.
+    # A run that is refused before it begins, such as that of a model that cannot be scored, leaves
+    # the folder free for another.
     with folders.given_back(folder, JOB) if rank() == 0 else nullcontext():
         in_first(begin)
         before = answers() if original is None else original
@@ -237,9 +239,9 @@ def unlearn_in_memory(
     max_length: int = MAX_LENGTH,
     progress: bool = True,
 ) -> Run:
-    """Unlearn without a folder: as `unlearn_into`, but nothing is written, and nothing resumed.
+    """Unlearn as `unlearn_into` does, but without a folder: nothing is written or resumed.
 
-    The model is changed in place, and is that of the run.
+    The model is changed in place, and the run holds it.
     """
     own = parameters_digest(language.model)
     asked = prepared(
@@ -267,8 +269,9 @@ def unlearn_in_memory(
 
 
 def finished(folder: Path) -> Run | None:
-    """The run of a folder if it is finished; of ours, a damaged table or model is set aside, to
-    be made again.
+    """Return the run of a folder if it is finished, or None.
+
+    In a folder of ours a damaged table or model is set aside, to be made again.
     """
     if not folders.claimed(folder, JOB):
         return read_run(folder) if (folder / EPOCHS).exists() else None
@@ -279,12 +282,12 @@ def finished(folder: Path) -> Run | None:
 
 
 def read_run(folder: Location) -> Run:
-    """The run in a folder.
+    """Return the run in a folder.
 
-    Raises `InvalidInput` where there is none, or one that is not finished, and for tables that hold
+    Raises `InvalidInput` where there is none, where it is not finished, and where its tables hold
     what `llm.schemas` does not allow.
     """
-    # Here, because building the schemas takes as long as answering --help.
+    # Imported here, because building the schemas takes as long as answering --help.
     from llm.schemas import Answered, ByEpoch, Epochs, check_table
 
     path = Path(folder)
@@ -303,6 +306,6 @@ def read_run(folder: Location) -> Run:
         EPOCHS: (Epochs, epochs),
     }
     for name, (schema, frame) in schemas.items():
-        if len(frame) > 0:  # of a run that diverged at once there may be no examples
+        if len(frame) > 0:  # a run that diverged at once may have no examples
             check_table(schema, frame, f"run, {name}", os.fspath(path / name))
     return Run(examples, answers, epochs, epochs.attrs[storage.KEY]["settings"], path)

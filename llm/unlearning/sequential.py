@@ -1,8 +1,7 @@
-"""Requests to forget that arrive one after another: each is unlearned from what the one before
-left.
+"""Requests to forget that arrive one after another, each unlearned from what the one before left.
 
 What was forgotten earlier may come back while something else is forgotten, and what nobody asked to
-forget wears away with every request. So after each of them all requests are scored, those still to
+forget wears away with every request. So after each request all requests are scored, those still to
 come included. The reference of a request is the model at its arrival, as in a service that keeps
 one model. (Paper, Figure A5.)
 """
@@ -34,12 +33,12 @@ STAGE, REQUESTS = "request_{}", "requests.parquet"
 
 
 class Sequential(NamedTuple):
-    """What requests in turn leave behind, stage by stage (the number of requests done by then, from
-    0).
+    """What requests in turn leave behind, stage by stage.
 
-    `answers` has a row per `stage`, `request` (from 0) and answer, and what
-    `llm.models.answers.log_table` has. `stages` has a row per `stage`: `forget_loss`, of its own
-    request, `retain_loss` and `status` of its last epoch.
+    A stage is the number of requests done by then, from 0. `answers` has a row per `stage`,
+    `request` (from 0) and answer, with the columns of `llm.models.answers.log_table`. `stages` has
+    a row per `stage`: `forget_loss`, of its own request, `retain_loss` and `status` of its last
+    epoch.
     """
 
     answers: pd.DataFrame
@@ -47,10 +46,10 @@ class Sequential(NamedTuple):
 
 
 def requests(examples: Sequence[Example], count: int) -> tuple[tuple[Example, ...], ...]:
-    """A forget set as `count` requests: whole authors where examples have them, in order, of about
-    equal numbers.
+    """Return a forget set cut into `count` requests of about equally many authors, in order.
 
-    Raises `InvalidInput` for fewer authors, or examples, than requests.
+    Authors stay whole where examples have them; an example without an author counts as one. Raises
+    `InvalidInput` for fewer authors, or examples, than requests.
     """
     names = [example.author or str(place) for place, example in enumerate(examples)]
     units = list(dict.fromkeys(names))
@@ -79,11 +78,11 @@ def sequential(
     max_length: int = MAX_LENGTH,
     progress: bool = True,
 ) -> Sequential:
-    """Unlearn the requests in turn, each in a folder of its own, going on where an earlier call was
-    stopped.
+    """Unlearn the requests in turn, each in a folder of its own, and return what they left.
 
-    Raises `InvalidInput` as `unlearn_into` does, for a folder of other requests or of anything
-    else, and for an example that occurs in two requests.
+    A call goes on where an earlier one was stopped. Raises `InvalidInput` as `unlearn_into` does,
+    for a folder of other requests or of anything else, and for an example that occurs in two
+    requests.
     """
     folder = storage.check_writable(folder, "out", folder=True)
     indices = [example.index for request in wanted for example in request]
@@ -101,7 +100,7 @@ def sequential(
         "parameters": parameters,
         "unlearning": settings,
     }
-    # there may be more requests than an earlier call had
+    # The requests are not part of it, since there may be more than an earlier call had.
     described |= {"retain": storage.fingerprint(retain)}
     places = [STAGE.format(stage) for stage in range(1, len(wanted) + 1)]
     folders.claim(folder, "sequential", described, names=(REQUESTS, *places))
@@ -119,8 +118,8 @@ def sequential(
             parameters=parameters,
             progress=progress,
         )
-        parameters = None  # the next stage begins from other ones
-        if done:  # the model was not touched
+        parameters = None  # the next stage begins from other parameters
+        if done:  # the run was read, and the model was not touched
             language = load(place / MODEL, device=str(language.model.device))._replace(
                 name=language.name
             )
@@ -140,7 +139,7 @@ def _scored(
     wanted: Sequence[Sequence[Example]],
     max_length: int,
 ) -> pd.DataFrame:
-    """What the model of a stage makes of all requests."""
+    """Return how the model of a stage scores all requests, read from its folder if it is there."""
     path = folder / REQUESTS
     if storage.read_kept(path, storage.read_table) is None:
         own = [
@@ -167,12 +166,12 @@ def _scored(
 
 
 def by_stage(found: Sequential, retrained: EvaluationLog) -> pd.DataFrame:
-    """What each stage is for each request, beside a model that never saw any of them.
+    """Return the measures of each request at each stage, beside a model that never saw any request.
 
-    A row per `stage` and `request`: `requested` (whether it was among those done by then), `logp`
-    (mean of logp/length, nats per token), `forget_quality` and `ks_statistic` against the retrained
-    model, `examples`; and the columns of `found.stages`. Raises `InvalidInput` as `forget_quality`
-    does.
+    The table has a row per `stage` and `request`: `requested` (whether it was among those done by
+    then), `logp` (mean of logp/length, nats per token), `forget_quality` and `ks_statistic` against
+    the retrained model, `examples`, and the columns of `found.stages`. Raises `InvalidInput` as
+    `forget_quality` does.
     """
     rows = []
     for (stage, request), frame in found.answers.groupby(["stage", "request"]):

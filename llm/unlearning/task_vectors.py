@@ -1,11 +1,11 @@
-"""Unlearning by arithmetic on parameters: what learning the forget data once more would add is
-taken away instead.
+"""Unlearning by arithmetic on parameters, with a task vector.
 
     theta_unlearned = theta - scale * (theta_again - theta)
 
-with theta_again the model fine-tuned on the forget data alone. It takes no reference, no objective
-of the family and no retain data, so that it marks what the others are worth. (Ilharco et al. 2023,
-"task vectors"; MUSE's baseline.)
+Here theta_again is the model fine-tuned on the forget data alone, so that what learning these data
+once more would add is taken away instead. The method takes no reference, no objective of the family
+and no retain data, and is thus a baseline for the others. (Ilharco et al. 2023, "task vectors";
+MUSE's baseline.)
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def negate_task_vector(
     scale: float = 1.0,
     progress: bool = True,
 ) -> LanguageModel:
-    """A copy of the model from which `scale` times its task vector of the forget examples is taken;
-    scale 0 is itself.
+    """Return a copy of the model minus `scale` times its task vector of the forget examples.
 
-    Raises `InvalidInput` as `fine_tune` does, and for a scale that is negative or not finite.
+    With scale 0 the copy equals the model. Raises `InvalidInput` as `fine_tune` does, and for a
+    scale that is negative or not finite.
     """
     require(0 <= scale < math.inf, "scale", scale, "a finite number >= 0")
     again = deepcopy(language.model)

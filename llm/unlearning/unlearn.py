@@ -1,15 +1,14 @@
-"""Unlearning of a language model under any objective of the family, with what the law needs
-recorded every epoch.
+"""Unlearning of a language model under any objective of the family, recorded every epoch.
 
-    minimise   mean over forget examples of loss(logp, length, ref)  +  retain_weight * mean over
-               retain examples
+    minimise   mean over forget examples of loss(logp, length, ref)
+               +  retain_weight * mean over retain examples
 
-or, averaged over "tokens", both sums over the tokens of an update divided by how many tokens there
-are. where the loss may be that of a pair: the response to forget, and one that is preferred to it,
-such as a refusal. The reference is scored once and not kept: of it the law needs one number per
-example. What is recorded is the log-probability of every forget example after every epoch, so that
-the weights under any grid of objectives follow from one run. (Paper, section 2 and 4; the retain
-term's factor is its lambda.)
+or, averaged over "tokens", both sums over the examples of an update divided by the number of their
+tokens. The loss may be that of a pair: the response to forget, and one that is preferred to it,
+such as a refusal. The reference is scored once and not kept, since the law needs only one number
+per example of it. What is recorded is the log-probability of every forget example after every
+epoch, so that the weights under any grid of objectives follow from one run. (Paper, section 2 and
+4; the retain term's factor is its lambda.)
 """
 
 from __future__ import annotations
@@ -43,17 +42,16 @@ from markov.preferences import Forgetting, paired, validate_pair
 
 @dataclass(frozen=True, kw_only=True)
 class Unlearning:
-    """How a model unlearns: an objective, the optimisation (defaults: the paper's for TOFU), and
-    what holds it back.
+    """How a model unlearns: an objective, the optimisation, and what holds the model back.
 
-    `retain_weight` multiplies the retain loss, as published; `average` says what both losses of an
-    update are averaged over (see `llm.unlearning.retaining`). That multiplies all examples of an
-    update by one number and leaves what the law says of each, d loss / d logp, as it is: the
-    `forget_loss` and the weights of tables do not depend on it. Of examples to retain, the
-    `retain_probe` first of an order that follows from the seed are measured after every epoch.
-    `gradients` are the epochs (0 is before the first update) after which the norm of each forget
-    example's gradient of logp is recorded; over adapters, if there are any. Raises `InvalidInput`
-    for what cannot be.
+    The defaults of the optimisation are the paper's for TOFU. `retain_weight` multiplies the retain
+    loss, as published. `average` says what both losses of an update are averaged over (see
+    `llm.unlearning.retaining`). It multiplies all examples of an update by one number and leaves d
+    loss / d logp of each, which the law gives, as it is: the `forget_loss` and the weights of
+    tables do not depend on it. After every epoch the first `retain_probe` retain examples are
+    measured, in an order that follows from the seed. `gradients` are the epochs (0 is before the
+    first update) after which the norm of each forget example's gradient of logp is recorded, over
+    the adapters if there are any. Raises `InvalidInput` for values that are not allowed.
     """
 
     objective: Forgetting
@@ -77,8 +75,8 @@ class Unlearning:
         )
         averages = get_args(Average)
         require(self.average in averages, "average", self.average, f"one of {', '.join(averages)}")
-        # A loss per token, or of two responses at once, has been divided already, or has no one
-        # length to divide by.
+        # A loss per token has been divided by a length already, and a loss of two responses has no
+        # single length to divide by.
         summed = isinstance(self.objective, Objective) and float(self.objective.normalize) == 0
         allowed = (
             "examples with this objective: over tokens only losses of summed "
@@ -101,20 +99,33 @@ class Unlearning:
 class Unlearned(NamedTuple):
     """What a run leaves behind, beside the model.
 
-    `examples` has a row per epoch (0 is before the first update) and forget example: `epoch`,
-    `index`, `logp`, `length`, `ref` (as in `llm.diagnostics.weights`); `preferred_logp`,
-    `preferred_length` and `preferred_ref`, the same of what is preferred, where anything is; and,
-    where asked for, `gradient_norm`. `epochs` has a row per epoch: `epoch`, `step` (updates so
-    far), `learning_rate` of the last of them, `forget_loss` (mean over the forget examples) and
-    `retain_loss` (mean of -logp/length over the retain probe, nats per token) after it,
-    `gradient_norm` (mean over its updates, before clipping), and `status`: ok; collapsed, from
-    where the retain loss exceeds log(vocabulary), that of guessing; or nan, in the last row of a
-    run that stopped because a number ceased to be finite. Numbers of a `Measure` follow, nan in
-    such a last row and where they could not be taken. `examples` then ends with the epoch before.
+    `examples` has a row per epoch (0 is before the first update) and forget example:
+
+        epoch, index
+        logp, length, ref     as in `llm.diagnostics.weights`
+        preferred_logp, preferred_length, preferred_ref
+                              the same of the preferred response, where there is one
+        gradient_norm         where asked for
+
+    `epochs` has a row per epoch:
+
+        epoch
+        step                  updates so far
+        learning_rate         of the last of them
+        forget_loss           after the epoch: mean over the forget examples
+        retain_loss           after the epoch: mean of -logp/length over the retain probe, nats per
+                              token
+        gradient_norm         mean over the updates of the epoch, before clipping
+        status                ok; collapsed, from where the retain loss exceeds log(vocabulary),
+                              that of guessing; or nan, in the last row of a run that stopped
+                              because a number ceased to be finite
+
+    Numbers of a `Measure` follow, nan in such a last row and where they could not be taken. After
+    such a stop `examples` ends with the epoch before.
 
     All of these are numbers of the model as it would be saved at that moment. Of a model of 16-bit
-    parameters that is its masters rounded (see `llm.training.masters`), computed in those 16 bits;
-    its updates are computed from the masters, under autocast, so that the log-probabilities which
+    parameters that is its masters rounded (see `llm.training.masters`), computed in those 16 bits.
+    Its updates are computed from the masters, under autocast, so that the log-probabilities which
     they see differ from the recorded ones by rounding.
     """
 
@@ -136,27 +147,32 @@ def unlearn(
     parameters: str | None = None,
     progress: bool = True,
 ) -> Unlearned:
-    """Unlearn the forget examples; the model is changed in place, adapters are added into its
-    weights at the end.
+    """Unlearn the forget examples in place, and return what was recorded.
 
-    Every update takes `batch` forget examples and as many to retain, both in an order that follows
-    from (seed, epoch). `preferred` are the responses that are preferred to those of the forget
-    examples, in their order: an objective that prefers any needs them, and with another one they
-    are only recorded. `measure` is called after every epoch, 0 included, in evaluation mode,
-    without gradients and with random numbers that follow from (seed, epoch). `ref` (nats) is
-    another reference than the model itself, such as a perturbed one; `index` names the examples
-    (from 0 if not given). With `state`, a folder, a run that was killed goes on from its last whole
-    epoch when it is started again with the same arguments and the same model as at first, and gives
-    the same tables and weights. The folder is left to the caller: of a run that is finished it
-    gives the result without work. `parameters` is `parameters_digest` of the model as it is now,
-    where the caller has it; it is taken here if not, since a large model takes a while to read.
+    Adapters are added into the model's weights at the end. Every update takes `batch` forget
+    examples and as many retain examples, both in an order that follows from (seed, epoch).
 
-    Divergence is warned of, recorded in `status`, and ends the run at the first number that is not
-    finite, before the update that it would spoil; not so a collapse. Raises `InvalidInput` as
-    `score_encoded` does, for a model that is not finite, or gives numbers that are not, before the
-    first update, for a retain term without examples to retain, a `ref`, `index` or `preferred` of
-    another shape or where they cannot be, names of measures that the table has already, and a state
-    of another run.
+        preferred     the responses that are preferred to those of the forget examples, in their
+                      order; an objective that prefers any needs them, and with another one they are
+                      only recorded
+        ref           another reference than the model itself, such as a perturbed one (nats)
+        index         names the examples; from 0 if not given
+        measure       called after every epoch, 0 included, in evaluation mode, without gradients
+                      and with random numbers that follow from (seed, epoch)
+        state         a folder: a run that was killed goes on from its last whole epoch when it is
+                      started again with the same arguments and the same model as at first, and
+                      gives the same tables and weights. The folder is left to the caller; for a run
+                      that is finished it gives the result without work
+        parameters    `parameters_digest` of the model as it is now, where the caller has it; it is
+                      taken here if not, and a large model takes a while to read
+
+    Divergence is warned of and recorded in `status`. It ends the run at the first number that is
+    not finite, before the update that it would spoil. A collapse does not end the run.
+
+    Raises `InvalidInput` as `score_encoded` does, for a model whose parameters are not finite or
+    whose losses before the first update are not, for a retain term without retain examples, for a
+    `ref`, `index` or `preferred` of another shape or where they cannot be, for names of measures
+    that the table has already, and for a state of another run.
     """
     index = np.arange(len(forget)) if index is None else np.asarray(index)
     _check(model, forget, retain, preferred, settings)
@@ -181,7 +197,7 @@ def unlearn(
         adapted(model, settings.lora, every.seed) as trained,
         widened(trained, narrow_updates=every.narrow_updates) as masters,
     ):
-        # Widened as well, so that both are computed alike and their divergence starts at 0.
+        # A copy is widened as well, so that both are computed alike and their KL starts at 0.
         original = original_of(trained, settings.lora) if settings.retain_term == "kl" else None
         past = max(0, len(rows) - 1)
         with (
@@ -221,10 +237,10 @@ def unlearn(
 
 
 def weights_by_epoch(examples: pd.DataFrame, objectives: Mapping[str, Objective]) -> pd.DataFrame:
-    """The `examples` of a run with a column `weight_<name>`, d loss / d logp, per objective: any,
-    from one run.
+    """Return the `examples` of a run with a column `weight_<name>`, d loss / d logp, per objective.
 
-    Raises `InvalidInput` as `llm.diagnostics.weights.weights_table` does.
+    One run gives the weights under any objectives. Raises `InvalidInput` as
+    `llm.diagnostics.weights.weights_table` does.
     """
     numbers = (torch.tensor(examples[name].to_numpy()) for name in SequenceLogProbs._fields)
     table = weights_table(SequenceLogProbs(*numbers), objectives, examples["index"].to_numpy())
@@ -281,7 +297,7 @@ def _check_numbers(count: int, settings: Unlearning, ref: Tensor | None, index: 
 
 
 def _warn(rows: Sequence[Mapping[str, Any]], vocab: int) -> None:
-    """Report what the last epoch came to, once."""
+    """Warn once where the status of the last epoch differs from that of the epoch before."""
     row, before = rows[-1], rows[-2]["status"] if len(rows) > 1 else OK
     if row["status"] == before:
         return
