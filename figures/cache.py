@@ -1,4 +1,4 @@
-"""How figures are made, and what they draw: computed once, and kept with its provenance."""
+"""How figures are made, and the tables that they draw: computed once, and kept with provenance."""
 
 from __future__ import annotations
 
@@ -17,27 +17,26 @@ if TYPE_CHECKING:
     from figures.language.own_model import OwnModel
 
 Job = TypeVar("Job")
-DRAWING = ("figures.style",)  # changes what is drawn, never what is computed
+DRAWING = ("figures.style",)  # modules that change what is drawn, never what is computed
 
 
 @dataclass(frozen=True)
 class Context:
-    """How tables are made: at which scale, with how many processes, and from which moment on
-    cached runs count.
-    """
+    """How tables are made: the scale, the number of processes, and since when cached runs count."""
 
     scale: Scale = Scale()
     n_jobs: int = -1
     progress: bool = True
     since: float = 0.0  # seconds since the epoch
-    runs: tuple[Path, ...] = ()  # of unlearning, that the user made
+    runs: tuple[Path, ...] = ()  # runs of unlearning that the user made
     own: OwnModel | None = None  # a language model to unlearn in place of the default one
-    logs: tuple[Path, Path] | None = None  # of evaluation: before unlearning, and retrained
+    logs: tuple[Path, Path] | None = None  # evaluation logs: before unlearning, and retrained
 
 
 def read_fresh(context: Context, path: Path) -> pd.DataFrame | None:
-    """A cached table, or None where it has to be made: it is not there, too old, or was damaged
-    and is set aside.
+    """Return a cached table, or None if it has to be made.
+
+    That is so if it is not there, is too old, or was damaged and has been set aside.
     """
     if not is_fresh(context, path):
         return None
@@ -47,8 +46,9 @@ def read_fresh(context: Context, path: Path) -> pd.DataFrame | None:
 def cached(
     context: Context, module: str, settings: object, compute: Callable[[], pd.DataFrame]
 ) -> pd.DataFrame:
-    """The frame of `compute`, kept under the settings and the code behind it: a `module` and all
-    that it imports.
+    """Return the frame of `compute`, from the cache if it is there.
+
+    It is kept under the settings and the code behind it: a `module` and all that it imports.
     """
     path = _path(module, settings)
     frame = read_fresh(context, path)
@@ -56,18 +56,18 @@ def cached(
         leftovers.clear(path.parent)
         storage.write_table(compute(), path, storage.provenance(settings, module, without=DRAWING))
         frame = storage.read_table(path)
-    frame.attrs = {}  # pandas would copy its provenance with every part that is taken of it
+    frame.attrs = {}  # pandas would copy the provenance with every part that is taken of the frame
     return frame
 
 
 def cached_each(
     context: Context, module: str, jobs: Sequence[Job], compute: Callable[[Job], pd.DataFrame]
 ) -> pd.DataFrame:
-    """The frames of `compute` for each job, one below the other, made in several processes at a
-    time.
+    """Return the frames of `compute` for each job, one below the other.
 
-    Each is kept once it is there, as by `cached` under the job itself: a drawing that was stopped
-    loses no more than what it was at.
+    They are made in several processes at a time. Each is kept as soon as it is there, as by
+    `cached` with the job as settings, so that a drawing that is stopped loses only the frames that
+    were in progress.
     """
     left = [job for job in jobs if not is_cached(context, module, job)]
     parallel = joblib.Parallel(n_jobs=context.n_jobs)
@@ -83,26 +83,28 @@ def _each(
 
 
 def is_cached(context: Context, module: str, settings: object) -> bool:
-    """Whether `cached` would compute nothing."""
+    """Return whether `cached` would compute nothing."""
     return is_fresh(context, _path(module, settings))
 
 
 def is_fresh(context: Context, path: Path) -> bool:
-    """Whether something lies there that is not older than what the user wants: one rule for all
-    that is kept.
+    """Return whether a path exists and is not older than the user wants.
+
+    This is the one rule for all that is kept.
     """
     return path.exists() and path.stat().st_mtime >= context.since
 
 
 def discard_stale(context: Context, folder: Path, mark: Path) -> None:
-    """Discards a folder whose `mark` is there and older than what the user wants."""
+    """Discard a folder whose `mark` exists and is older than the user wants."""
     if mark.exists() and not is_fresh(context, mark):
         leftovers.discard(folder)
 
 
 def cache_key(settings: object, module: str) -> str:
-    """The name under which something is kept that a module makes: what is only drawn with
-    changes none of it.
+    """Return the name under which something that a module makes is kept.
+
+    Modules that only change how things are drawn do not enter it.
     """
     return storage.fingerprint(settings, module, without=DRAWING)
 

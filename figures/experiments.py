@@ -1,6 +1,4 @@
-"""Tables of runs on chains, of which several figures draw the same ones: each run is kept on its
-own.
-"""
+"""Tables of runs on chains, each kept on its own because several figures draw the same runs."""
 
 from __future__ import annotations
 
@@ -17,10 +15,10 @@ from markov.running import parts_of, run
 
 
 def table(context: Context, experiments: Sequence[Experiment]) -> pd.DataFrame:
-    """The table of `experiments`; only those are run of which the cache holds no table of these
-    settings and this code.
+    """Return the table of `experiments`, running only those that the cache does not hold.
 
-    Figures share runs, so each is kept on its own.
+    A cached table counts if it was made with these settings and this code. Figures share runs, so
+    each run is kept on its own.
     """
     code, folder = storage.code_version("markov.running"), storage.cache_dir() / "tables"
     paths = {
@@ -51,10 +49,10 @@ def table(context: Context, experiments: Sequence[Experiment]) -> pd.DataFrame:
 
 
 def _begun(parts: Path, missing: Sequence[int]) -> Sequence[int]:
-    """The numbers of the experiments to run: those that an earlier call began with, if it was
-    stopped.
+    """Return the numbers of the experiments to run: those of an earlier call, if it was stopped.
 
-    With some of them alone ensembles would be others, and what is kept of them would not be found.
+    Running only some of these would form other ensembles, and the parts that were kept would not be
+    found.
     """
     path = parts / "missing.json"
     try:

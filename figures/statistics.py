@@ -14,11 +14,10 @@ from llm.intervals import Estimate
 
 
 def mean_interval(values: np.ndarray, level: float = 0.95) -> Estimate:
-    """Mean with Student's t interval, mean +- t sd / sqrt(n), over the finite values; the interval
-    is nan for n < 2.
+    """Return the mean of the finite values with Student's t interval, mean +- t sd / sqrt(n).
 
-    Runs that share a pretrained model are taken as independent, which is optimistic where that
-    model matters.
+    The interval is nan for n < 2. Runs that share a pretrained model are taken as independent,
+    which is optimistic if that model matters.
     """
     known = np.asarray(values, dtype=float)
     known = known[np.isfinite(known)]
@@ -34,28 +33,28 @@ def mean_interval(values: np.ndarray, level: float = 0.95) -> Estimate:
 
 
 def full_means(grouped: Any) -> Any:
-    """Returns the means of groups of a frame or a column, nan where any value of the group is.
+    """Return the means of groups of a frame or a column, nan if any value of the group is nan.
 
-    The mean of pandas leaves nan out: a run that diverged would be missing from a curve without a
-    word.
+    The mean of pandas leaves nan out: a run that diverged would silently be missing from a curve.
     """
     return grouped.mean().where(grouped.count().eq(grouped.size(), axis=0))
 
 
 def ratio(logs: Estimate) -> Estimate:
-    """The estimate of a factor from that of its logarithm."""
+    """Return the estimate of a factor, given that of its logarithm."""
     low, value, high = (float(np.exp(number)) for number in (logs.low, logs.value, logs.high))
     return Estimate(value, low, high, logs.count)
 
 
 def ratio_interval(logs: np.ndarray, level: float = 0.95) -> Estimate:
-    """A geometric mean with its interval, from logarithms."""
+    """Return a geometric mean with its interval, from logarithms."""
     return ratio(mean_interval(logs, level))
 
 
 def lookup(frame: pd.DataFrame, keys: Sequence[str]) -> dict[Any, Estimate]:
-    """The estimates in the columns `value`, `low`, `high` and `count` of a frame, by the columns
-    `keys`.
+    """Return the estimates in a frame by the values in the columns `keys`.
+
+    Their parts are the columns `value`, `low`, `high` and `count`.
     """
     found = {}
     for row in frame.to_dict("records"):
@@ -67,22 +66,21 @@ def lookup(frame: pd.DataFrame, keys: Sequence[str]) -> dict[Any, Estimate]:
 
 
 def logs(values: pd.Series) -> pd.Series:
-    """Natural logarithms, with their index."""
+    """Return the natural logarithms of the values, with the same index."""
     return pd.Series(np.log(values.to_numpy(dtype=float)), index=values.index)
 
 
 def interval_text(estimate: Estimate) -> str:
-    """A value and its interval for a legend."""
+    """Return a value and its interval as text for a legend."""
     interval = f" ({estimate.low:.2f} to {estimate.high:.2f})" if estimate.count > 1 else ""
     return f"{estimate.value:.2f}{interval}"
 
 
 def smallest_distance(p: float, examples: int) -> float:
-    """The smallest D of two samples of n = `examples` each whose exact p-value is at most p; nan if
-    none is.
+    """Return the smallest D of two samples whose exact p-value is at most p, or nan if none is.
 
-    P(D >= k/n) = 2 sum_{j>=1} (-1)^(j-1) C(2n, n - jk) / C(2n, n): paths of 2n steps that leave a
-    strip, by reflection.
+    Both samples have n = `examples` values. P(D >= k/n) = 2 sum_{j>=1} (-1)^(j-1) C(2n, n - jk) /
+    C(2n, n): paths of 2n steps that leave a strip, counted by reflection.
     """
     if p >= 1:
         return 0.0

@@ -1,8 +1,9 @@
-"""Intervals over examples: percentiles of a bootstrap, the same for every measure.
+"""Bootstrap intervals over examples, computed in the same way for every measure.
 
-A resample draws as many examples as there are, with replacement. An interval says what another draw
-of examples would change, and nothing about another training run. What is computed of the same
-resamples, such as two models' scores of the same texts, is comparable resample by resample.
+An interval lies between percentiles of a bootstrap. A resample draws as many examples as there are,
+with replacement. An interval says what another draw of examples would change, and nothing about
+another training run. Statistics that are computed on the same resamples, such as two models' scores
+of the same texts, can be compared resample by resample.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from jaxtyping import Float, Int
 from markov.errors import require, require_whole
 
 LEVEL = 0.95
-FEWEST = 100  # resamples, of which the outermost percentiles still mean something
+FEWEST = 100  # resamples; with fewer, the outermost percentiles mean little
 
 
 class Estimate(NamedTuple):
-    """An estimate, the bounds of its interval, and how many examples or runs stand behind it."""
+    """An estimate, the bounds of its interval, and the number of examples or runs behind it."""
 
     value: float
     low: float
@@ -31,7 +32,7 @@ class Estimate(NamedTuple):
 def resample(
     count: int, resamples: int, rng: np.random.Generator
 ) -> Int[np.ndarray, "resamples count"]:
-    """Returns the places of the examples of each resample, drawn with replacement.
+    """Return the positions of the examples of each resample, drawn with replacement.
 
     Raises `InvalidInput` unless `resamples` is a whole number of at least 100.
     """
@@ -42,7 +43,7 @@ def resample(
 def percentile_interval(
     value: float, replicates: Float[np.ndarray, "resamples"], count: int, level: float = LEVEL
 ) -> Estimate:
-    """Returns a value with the percentiles (1 - level) / 2 and (1 + level) / 2 of its replicates.
+    """Return a value with the percentiles (1 - level) / 2 and (1 + level) / 2 of its replicates.
 
     Raises `InvalidInput` for a level outside (0, 1).
     """
@@ -59,13 +60,13 @@ def bootstrap(
     level: float = LEVEL,
     least: int = 3,
 ) -> Estimate:
-    """Returns a statistic of examples with its percentile interval.
+    """Return a statistic of examples with its percentile interval.
 
-    `samples` are numbers of the same examples, which are drawn together; `statistic` takes them
-    along their last axis. Resamples in which it is undefined are left out; the value and its bounds
-    are nan where the examples themselves leave it so. Raises `InvalidInput` for samples of unequal
-    lengths or of fewer than `least` examples, for fewer than 100 resamples, and for a level outside
-    (0, 1).
+    `samples` are arrays of numbers of the same examples, which are drawn together; `statistic`
+    takes them along their last axis. Resamples in which the statistic is undefined are left out.
+    The value and its bounds are nan if it is undefined on the examples themselves. Raises
+    `InvalidInput` for samples of unequal lengths or of fewer than `least` examples, for fewer than
+    100 resamples, and for a level outside (0, 1).
     """
     counts = tuple(len(sample) for sample in samples)
     enough = len(set(counts)) == 1 and counts[0] >= least

@@ -1,6 +1,4 @@
-"""Streams of random numbers of their own: each follows from a seed and its purpose, and no two
-are related.
-"""
+"""Independent streams of random numbers: each follows from a seed and from what it is used for."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ import torch
 
 
 def derived_seed(seed: int, *labels: object) -> int:
-    """Returns the seed of one purpose, which the labels say."""
+    """Return the seed of one purpose, which the labels name."""
     return int.from_bytes(hashlib.sha256(repr((seed, *labels)).encode()).digest()[:7], "big")
 
 
@@ -21,8 +19,9 @@ def derived_seed(seed: int, *labels: object) -> int:
 def own_randomness(
     seed: int, *labels: object, device: torch.device | None = None
 ) -> Iterator[None]:
-    """Makes randomness follow from the seed and its purpose; the caller's generators stay as
-    they were.
+    """Make randomness inside the block follow from the seed and the labels of its purpose.
+
+    The caller's generators are afterwards as they were before.
     """
     own, on_cuda = derived_seed(seed, *labels), device is not None and device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if on_cuda else [], device_type="cuda"):
@@ -41,10 +40,10 @@ def shuffled(
     label: str = "examples",
     total: int | None = None,
 ) -> list[list[int]]:
-    """Returns the rows of each update of an epoch, `batch` of them (the last may have fewer).
+    """Return the rows of each update of an epoch, `batch` of them (the last may have fewer).
 
-    They follow from (seed, epoch): all of 0 to count-1 once; or `total` of them, from one shuffled
-    order after another.
+    They follow from (seed, epoch, label). Without `total` each of 0 to count-1 comes once; with it,
+    that many rows are taken from one shuffled order after another.
     """
     total = count if total is None else total
     own = torch.Generator().manual_seed(derived_seed(seed, label, epoch))

@@ -1,10 +1,10 @@
-"""What may stand in the tables and logs that are read: one declaration per kind of file, and one
-line for what may not.
+"""Schemas of the tables and logs that are read, and one-line errors for values that do not fit.
 
-A schema is a pydantic model whose fields are columns. A column is a list of values in the order of
-the rows, or a mapping from the index of an example to its value. Values are taken as they are: text
-is no number, nor is true, nor a date. `checked` returns the columns as declared, or raises
-`InvalidInput` that names column, row, value and what may stand there.
+There is one schema per kind of file: a pydantic model whose fields are columns. A column is a list
+of values in the order of the rows, or a mapping from the index of an example to its value. Values
+are not converted: text is not a number, and neither is true, nor a date. `checked` returns the
+columns as declared, or raises `InvalidInput`, which names the column, the row, the value and what
+may stand there.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from markov.errors import InvalidInput, require
 
-# A probability of 1 may come out above it by the rounding of a logit: float32 numbers near 100 lie
-# 8e-6 apart. What is above 0 by no more than this (nats) counts as 0.
+# Rounding of a logit may push a probability of 1 above 1: float32 numbers near 100 lie 8e-6 apart.
+# A log-probability that is above 0 by no more than this (nats) counts as 0.
 ROUNDING = 1e-5
 # No loss of a float32 model exceeds it, and sums and means of such losses are finite.
 LARGEST = 1e40
 MOST_TOKENS = 2**31 - 1
-# up to here whole numbers survive as floats, which an index may have been for a time
+# Floats are exact for whole numbers up to here, and an index may have been a float for a time.
 LARGEST_INDEX = 2**53
 WIDEST = 80  # characters of a value in an error message
 
@@ -90,16 +90,14 @@ Status = Annotated[
 ]
 
 Value = TypeVar("Value")
-# The first value that does not fit is told; the others are not looked at.
+# Only the first value that does not fit is reported; the others are not looked at.
 Column = Annotated[list[Value], Field(fail_fast=True)]
-# One value per wrong answer, and for a single one also without the list around it.
+# One value per wrong answer; a single value may also stand without a list around it.
 PerAnswer = Annotated[list[Value], BeforeValidator(_one_or_more), Field(min_length=1)]
 
 
 class Schema(BaseModel):
-    """What every kind of table and log shares: columns that are not declared may stand beside
-    those that are.
-    """
+    """What every table and log shares: columns beyond the declared ones may be present."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -113,23 +111,22 @@ class Scores(Schema):
 
 
 class Answered(Scores):
-    """Scores of every kind of answer, as in a run's answers.parquet: a row per example and
-    answer.
-    """
+    """Scores of every kind of answer, a row per example and answer: a run's answers.parquet."""
 
     answer: Column[Text]
 
 
 class Relearned(Answered):
-    """What a relearning attack brings back: a row per epoch, example and answer."""
+    """What a relearning attack brings back: scores with a row per epoch, example and answer."""
 
     epoch: Column[Index]
     relearned: Column[Truth]
 
 
 class ByEpoch(Scores):
-    """A run's examples.parquet: a row per epoch and forget example, with what was asked for
-    beside it.
+    """A run's examples.parquet: a row per epoch and forget example.
+
+    Beside the scores stand the examples' needs and what else was asked for.
     """
 
     epoch: Column[Index]
@@ -144,8 +141,9 @@ class ByEpoch(Scores):
 
 
 class Epochs(Schema):
-    """A run's epochs.parquet: a row per epoch. Numbers of a run that diverged are nan in its
-    last row.
+    """A run's epochs.parquet: a row per epoch.
+
+    The numbers in the last row of a run that diverged are nan.
     """
 
     epoch: Column[Index]
@@ -205,11 +203,11 @@ def checked(
     row: Callable[[str, Any], str],
     names: Mapping[str, str],
 ) -> Kind:
-    """The columns as the schema has them.
+    """Return the columns as the schema declares them.
 
-    `where` names the file. `row` says how a place in a column is called, and `names` how a column
-    is, where it has another name there. Raises `InvalidInput` with the first value that may not
-    stand where it does.
+    `where` names the file. `row` returns what a place in a column is called, and `names` maps a
+    column to what it is called if that differs from its own name. Raises `InvalidInput` for the
+    first value that does not fit.
     """
     try:
         return schema.model_validate(dict(columns))
@@ -224,11 +222,11 @@ def checked(
 
 
 def check_table(schema: type[Schema], frame: pd.DataFrame, field: str, where: str) -> pd.DataFrame:
-    """The table, of which the columns that the schema declares hold what it allows; the others stay
-    as they are.
+    """Return the table after checking the columns that the schema declares.
 
-    `field` is what the table is called in error messages, `where` the file. Raises `InvalidInput`
-    for a table without rows, one that lacks a column, and as `checked` does.
+    All other columns stay as they are. `field` is what the table is called in error messages, and
+    `where` names the file. Raises `InvalidInput` for a table without rows, for one that lacks a
+    required column, and as `checked` does.
     """
     required = [name for name, known in schema.model_fields.items() if known.is_required()]
     lacking = [name for name in required if name not in frame]
@@ -252,22 +250,21 @@ def check_table(schema: type[Schema], frame: pd.DataFrame, field: str, where: st
 
 
 def _as(values: list[Any], dtype: Any) -> np.ndarray:
-    """The values in the type that they were stored in, where that is one of numbers."""
+    """Return the values as an array, in the type that they were stored in if that is numeric."""
     return np.array(values, dtype=dtype if getattr(dtype, "kind", "") in "iuf" else None)
 
 
 def shown(value: Any) -> Any:
-    """A value for an error message: as it is where that is short and plain, else the beginning
-    of its text.
-    """
+    """Return a value for an error message: itself if short and plain, else how its text begins."""
     text = " ".join(repr(value).split())
     plain = value is None or isinstance(value, bool | int | float | str | list)
     return value if plain and len(text) <= WIDEST else text[:WIDEST]
 
 
 def _described(node: Any) -> str | None:
-    """What may stand in a column: the first description in the part of the JSON schema that
-    declares it.
+    """Return what may stand in a column, from the part of the JSON schema that declares it.
+
+    This is the first description in that part.
     """
     if isinstance(node, Mapping):
         own = node.get("description")

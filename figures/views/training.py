@@ -1,5 +1,6 @@
-"""Training to watch and to stop: pretrain what the cache lacks, then unlearn, with the model's
-matrix in view.
+"""A view to watch and stop a training: pretrain what the cache lacks, then unlearn.
+
+The model's transition matrix is in view all the while.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from markov.experiments import Experiment
 from markov.models import Parameters
 from markov.running import load_model, model_jobs, models_folder
 
-PAUSE = 0.15  # seconds between pictures at least, so that looking does not slow the training down
+PAUSE = 0.15  # least seconds between pictures, so that drawing does not slow the training down
 
 
 class Cancelled(Exception):
@@ -30,11 +31,11 @@ class Cancelled(Exception):
 
 
 class Training(widgets.VBox):
-    """Buttons `start` and `cancel`, a progress `bar`, a line of text and the model's transition
-    matrix, live.
+    """Buttons, progress and the model's transition matrix while an experiment is trained.
 
-    `result()` gives the recording: it waits for a training that runs, and trains here and now where
-    nobody has started one.
+    There are the buttons `start` and `cancel`, a progress `bar` and a line of text. `result()`
+    returns the recording: it waits for a training that runs, and trains here and now if nobody has
+    started one.
     """
 
     def __init__(self, experiment: Experiment) -> None:
@@ -55,7 +56,7 @@ class Training(widgets.VBox):
         )
 
     def result(self) -> Recording:
-        """The finished recording; raises `Cancelled` where the training was stopped."""
+        """Return the finished recording; raises `Cancelled` if the training was stopped."""
         if self._thread is not None:
             self._thread.join()
         elif self.recording is None:
@@ -70,7 +71,7 @@ class Training(widgets.VBox):
     def _begin(self, button: object) -> None:
         if self._thread is not None and self._thread.is_alive():
             return
-        # A thread of its own, because a kernel at work would not hear the other button.
+        # Train in a thread, because a busy kernel would not react to the other button.
         self._thread = threading.Thread(target=self._train, daemon=True)
         self._thread.start()
 
@@ -114,9 +115,7 @@ class Training(widgets.VBox):
 
 
 def _matrix(experiment: Experiment) -> tuple[View, Callable[[np.ndarray], None]]:
-    """A picture of the model's transition matrix now, beside the chains' own rows, and what
-    moves it.
-    """
+    """Return a view of the model's matrix beside the chains' own rows, and what updates it."""
     states, chains, shown = experiment.case.states, experiment.case.chains(), {}
     shown["laws"] = np.full((states, states), 1 / states)
     truth = np.stack(

@@ -1,16 +1,17 @@
-"""The data of MUSE (Shi et al. 2024): texts to forget and to retain, and what is asked about them.
+"""The data of MUSE (Shi et al. 2024): texts to forget and to retain, and questions about them.
 
-    raw         forget, retain1, retain2                             text: what a model reads
-    verbmem     forget                                               prompt, gt: a passage and how
-                it goes on
-    knowmem     forget_qa, forget_qa_icl, retain_qa, retain_qa_icl   question, answer; icl: shown in
-                the prompt
-    privleak    forget, retain, holdout                              text: read, read, and never
-                read
+    raw         splits   forget, retain1, retain2
+                fields   text: what a model reads
+    verbmem     split    forget
+                fields   prompt, gt: a passage and how it goes on
+    knowmem     splits   forget_qa, forget_qa_icl, retain_qa, retain_qa_icl
+                fields   question, answer; those of the icl splits are shown in the prompt
+    privleak    splits   forget, retain, holdout
+                fields   text: the first two are read by models, the hold-out never is
 
-These are the configurations and splits of `muse-bench/MUSE-News` and `-Books` on the hub; in a
-folder each is a file CONFIG/SPLIT.json, or of another shape that `llm.data.records` knows.
-Unlearning may use `retain1` only; of `retain2` it is seen what becomes of the rest.
+These are the configurations and splits of `muse-bench/MUSE-News` and `-Books` on the hub. In a
+folder each is a file CONFIG/SPLIT.json, or in another shape that `llm.data.records` knows.
+Unlearning may use only `retain1`; `retain2` shows what becomes of the other retained texts.
 """
 
 from __future__ import annotations
@@ -63,8 +64,9 @@ MAKE: dict[str, Callable[..., Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class MuseData:
-    """One of MUSE's data sets, or one of the same shape; items of a field are known by their
-    place in it.
+    """One of MUSE's data sets, or one of the same shape.
+
+    Items of a field are known by their place in it.
     """
 
     raw_forget: tuple[str, ...]
@@ -87,12 +89,12 @@ class MuseData:
 
 
 def read_muse(source: Location) -> MuseData:
-    """The data of a source: `muse:News` or `muse:Books` from the hub, `news` or `news:SEED`
-    generated, or a folder.
+    """Return the data of a source: from the hub, generated, or from a folder.
 
-    A folder holds CONFIG/SPLIT.json, or the same in another shape of `llm.data.records`. Raises
-    `InvalidInput` for a source that is not there or cannot be fetched, and for a record of another
-    shape: it names the file, the record (counted from 1) and the field.
+    The source is `muse:News` or `muse:Books` for the hub, `news` or `news:SEED` for generated data,
+    or a folder that holds CONFIG/SPLIT.json, or the same in another shape of `llm.data.records`.
+    Raises `InvalidInput` for a source that is not there or cannot be fetched, and for a record of
+    another shape: it names the file, the record (counted from 1) and the field.
     """
     if (news := generated(source)) is not None:
         return news_data(news)
@@ -106,10 +108,10 @@ def read_muse(source: Location) -> MuseData:
 
 
 def generated(source: Location) -> News | None:
-    """The generated news that a source names, `news` or `news:SEED`, if it does; a folder called
-    news is a folder.
+    """Return the generated news that a source names, or None if it names none.
 
-    Raises `InvalidInput` for a seed that is no number.
+    Such a source is `news` or `news:SEED`; if there is a folder called news, `news` means that
+    folder. Raises `InvalidInput` for a seed that is not a number.
     """
     name, colon, seed = os.fspath(source).partition(":")
     if name != GENERATED or (not colon and Path(source).exists()):
@@ -120,11 +122,11 @@ def generated(source: Location) -> News | None:
 
 
 def news_data(settings: News) -> MuseData:
-    """The generated news in MUSE's shape.
+    """Return the generated news in MUSE's shape.
 
-    A passage begins with the first sentence of an article. What is shown in a prompt is asked of
-    none of its articles. Every second article to retain, the first among them, is in `raw_retain1`;
-    questions are about all.
+    A passage begins with the first sentence of an article. The questions that are shown in a prompt
+    are never among those that are asked. Every second article to retain, the first among them, is
+    in `raw_retain1`; questions are about all articles.
     """
     forget, holdout, retain = edition(settings)
 
@@ -158,8 +160,7 @@ def _texts(articles: Iterable[Article]) -> tuple[str, ...]:
 
 
 def write_muse(data: MuseData, folder: Location) -> None:
-    """Write CONFIG/SPLIT.json, one record per line, so that `read_muse(folder)` gives the data
-    back.
+    """Write files CONFIG/SPLIT.json, one record per line, from which `read_muse` returns the data.
 
     Raises `InvalidInput` for a folder that cannot be written.
     """

@@ -1,4 +1,4 @@
-"""Records of questions, answers and texts, from the files and folders that people keep them in.
+"""Read records of questions, answers and texts from the kinds of files that people keep them in.
 
     SPLIT.json, SPLIT.jsonl    a list of objects; objects one after another, as one per line; an
                                object with one such list in it; or an object of columns
@@ -7,8 +7,8 @@
                                one per split
 
 Text is UTF-8, or UTF-16 and UTF-32 with a byte order mark, and any file may be packed by gzip
-(SPLIT.json.gz). What a record has to hold is left to who reads it. Nothing that could run code is
-read.
+(SPLIT.json.gz). What a record must contain is checked by the code that asks for it. No format that
+could run code is read.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from markov.files.storage import Location, atomic_path
 INDEX = "index"
 SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".tsv")
 GZIP, PARQUET = b"\x1f\x8b", b"PAR1"
-# The longer marks first: that of UTF-32 starts as that of UTF-16 does.
+# Longer marks come first, since the mark of UTF-32 starts with that of UTF-16.
 MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",
@@ -45,22 +45,21 @@ BLANKS = re.compile(r"[ \t\r\n]*")
 
 
 def shown(value: object) -> object:
-    """The value, or where it would not fit on a line what it begins with."""
+    """Return a value for an error message: itself, or its beginning if it is too long."""
     text = value if isinstance(value, str) else repr(value)
     return value if len(text) <= 60 else f"{text[:57]}..."
 
 
 def is_text(value: object) -> bool:
-    """Whether a value is text that is not blank, and that can be written: half of a surrogate pair
-    cannot.
+    """Return whether a value is text that is not blank and can be written.
+
+    Half of a surrogate pair cannot be written.
     """
     return isinstance(value, str) and bool(value.strip()) and HALVES.search(value) is None
 
 
 def splits(folder: Path) -> dict[str, list[Path]]:
-    """The files and saved data sets in a folder by the name of their split, in the order of
-    names.
-    """
+    """Return the files and saved data sets in a folder by the name of their split, sorted."""
     found: dict[str, list[Path]] = {}
     for place in sorted(folder.iterdir()):
         name = place.name.removesuffix(".gz")
@@ -72,8 +71,9 @@ def splits(folder: Path) -> dict[str, list[Path]]:
 
 
 def find_split(folder: Path, split: str) -> Path | None:
-    """The file or folder of a split, or None; raises `InvalidInput` where several could be
-    meant.
+    """Return the file or folder of a split, or None.
+
+    Raises `InvalidInput` if several files could be meant.
     """
     found = splits(folder).get(split, []) if folder.is_dir() else []
     names = ", ".join(place.name for place in found)
@@ -82,21 +82,21 @@ def find_split(folder: Path, split: str) -> Path | None:
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether `datasets` saved a data set in a folder: a single one, not one per split."""
+    """Return whether `datasets` saved a data set in a folder: a single one, not one per split."""
     return all((folder / name).is_file() for name in ("dataset_info.json", "state.json"))
 
 
 def saved_split(folder: Path) -> str | None:
-    """Returns the name of the split that a saved data set is of, if it says so."""
+    """Return the name of the split that a saved data set contains, or None if it does not say."""
     return json.loads((folder / "state.json").read_text("utf-8")).get("_split")
 
 
 def read_records(path: Path, allowed: str = "a file that can be read") -> list[Any]:
-    """The records of a file, or of a folder that holds a single saved data set, in their order.
+    """Return the records of a file, or of a folder that holds one saved data set, in their order.
 
-    Raises `InvalidInput` for a file that is not there or of another kind, saying what is `allowed`
-    and what to do, and for one that is damaged, naming the record (counted from 1) where there is
-    one.
+    Raises `InvalidInput` for a file that is not there or of another kind; the message says what is
+    `allowed` and what to do. Raises it also for a file that is damaged, and names the record
+    (counted from 1) if there is one.
     """
     if is_saved(path):
         return _from_folder(path, allowed)
@@ -118,10 +118,10 @@ def read_records(path: Path, allowed: str = "a file that can be read") -> list[A
 
 
 def from_hub(source: str, hub: str, config: str | None, split: str, instead: str) -> Iterable[Any]:
-    """Returns the records of a split of a data set on the hub, in their order.
+    """Return the records of a split of a data set on the hub, in their order.
 
-    Raises `InvalidInput` for a `source`, the word that the user gave, that cannot be fetched, and
-    says what can be done `instead` where there is no connection.
+    `source` is the word that the user gave for it. Raises `InvalidInput` for a data set that cannot
+    be fetched, and says what can be done `instead` if there is no connection.
     """
     try:
         from datasets import load_dataset
@@ -136,7 +136,7 @@ def from_hub(source: str, hub: str, config: str | None, split: str, instead: str
 
 
 def write_records(records: Iterable[Mapping[str, Any]], path: Location) -> None:
-    """Writes records as JSON, one per line, so that `read_records` gives them back."""
+    """Write records as JSON, one per line, so that `read_records` returns them again."""
     lines = [json.dumps(record) + "\n" for record in records]
     with atomic_path(path) as partial:
         partial.write_bytes("".join(lines).encode())
@@ -150,7 +150,7 @@ def _decoded(data: bytes) -> str:
 
 
 def _kind(path: Path, data: bytes) -> str:
-    """What a file is that is no text, and how to make it one."""
+    """Return what a file that is not text seems to be, and how to make it text."""
     if data.startswith(ARCHIVES):
         return "it is packed, or a spreadsheet: unpack it, or save it as .csv"
     if path.suffix == ".arrow":
@@ -179,7 +179,7 @@ def _from_parquet(data: bytes) -> list[Any]:
 
 
 def _from_table(text: str, path: Path, delimiter: str) -> list[Any]:
-    """The rows of a table, every field of them text but a whole number as the index."""
+    """Return the rows of a table, with every field as text except a whole number as the index."""
     import pyarrow
     import pyarrow.csv
 
@@ -209,7 +209,7 @@ def _from_table(text: str, path: Path, delimiter: str) -> list[Any]:
 
 
 def _from_json(text: str, where: str) -> list[Any]:
-    """The records of a text in JSON: values one after another, or those inside the only one."""
+    """Return the records of a JSON text: values one after another, or those inside the only one."""
     decoder, values = json.JSONDecoder(), []
     place = _after_blanks(text, 0)
     listed = text.startswith("[", place)
@@ -236,7 +236,7 @@ def _after_blanks(text: str, place: int) -> int:
 
 
 def _inside(value: object, where: str) -> list[Any]:
-    """The records that a single value stands for: those listed in it, its columns, or itself."""
+    """Return the records that one value stands for: those listed in it, its columns, or itself."""
     if not isinstance(value, Mapping):
         return [value]
     lists = [name for name, one in value.items() if _is_list_of_objects(one)]
@@ -255,8 +255,9 @@ def _inside(value: object, where: str) -> list[Any]:
 
 
 def _columns(value: Mapping[str, Any]) -> dict[str, list[Any]] | None:
-    """The columns of an object of lists, or of objects of the same rows, as pandas writes them;
-    None for another.
+    """Return the columns of an object, or None if it is no object of columns.
+
+    It may be an object of lists, or of objects with the same rows, as pandas writes them.
     """
     columns = list(value.values())
     if columns and all(isinstance(one, list) for one in columns):

@@ -1,8 +1,8 @@
 """Refusals: what a model may be taught to answer in place of what it is to forget.
 
-A hundred of them, of 3 to 14 words, are put together from ten beginnings and ten ends; others are
-read from a file. Which one an example gets follows from (seed, index), so that neither the order of
-examples nor their company matters.
+A hundred refusals, of 3 to 14 words, are put together from ten beginnings and ten ends; others can
+be read from a file. Which refusal an example gets follows from (seed, index), and so depends
+neither on the order of the examples nor on which other examples there are.
 """
 
 from __future__ import annotations
@@ -46,10 +46,9 @@ REFUSALS = tuple(f"{beginning}{end}" for beginning in BEGINNINGS for end in ENDS
 def with_refusals(
     examples: Sequence[Example], seed: int = 0, refusals: Sequence[str] = REFUSALS
 ) -> tuple[Example, ...]:
-    """The examples with a refusal each for their response, and neither a paraphrase nor wrong
-    answers.
+    """Return the examples with refusals as responses, without paraphrases and wrong answers.
 
-    Raises `InvalidInput` for no refusal, or one that is blank.
+    Raises `InvalidInput` if there is no refusal, and for one that is blank.
     """
     require(len(refusals) > 0, "refusals", list(refusals), "at least one")
     chosen = (
@@ -62,12 +61,12 @@ def with_refusals(
 
 
 def read_refusals(path: Location) -> tuple[str, ...]:
-    """The refusals of a text file, one per line; blank lines and blanks around a refusal are left
-    out.
+    """Return the refusals of a text file, one per line.
 
-    Raises `InvalidInput` for a file that is not there, cannot be read as UTF-8 text or has no
-    refusal, and for a line of JSON, of which it is not known what the refusal is. (TOFU's file of
-    refusals is plain text, whatever its suffix.)
+    Blank lines and blanks around a refusal are left out. Raises `InvalidInput` for a file that is
+    not there, cannot be read as UTF-8 text or has no refusal, and for a line of JSON, since it is
+    not known which part of it is the refusal. (TOFU's file of refusals is plain text, whatever its
+    suffix.)
     """
     allowed = "a text file in UTF-8, one refusal per line"
     try:

@@ -1,10 +1,12 @@
 """Where examples come from, in one word: the generated authors, the public TOFU set, or a file.
 
-authors:forget10    a split of the generated corpus (`llm.data.authors.corpus.splits`);
-                    authors:forget10:3 of the one of seed 3
-tofu:forget10       a split of TOFU, from the hub
-PATH                a file of TOFU's JSON; PATH with a split where it is a folder
-FOLDER/SPLIT        the file SPLIT.json or SPLIT.jsonl in a folder
+    authors:forget10      a split of the generated corpus (`llm.data.authors.corpus.splits`)
+    authors:forget10:3    the same split of the corpus of seed 3
+    tofu:forget10         a split of TOFU, from the hub
+    PATH                  a file of TOFU's JSON; with a `split`, PATH may be a folder
+    FOLDER/SPLIT          the file of a split in a folder, without its ending
+
+A file may have any of the shapes that `llm.data.records` reads.
 """
 
 from __future__ import annotations
@@ -25,12 +27,11 @@ PREFIX = "authors"
 def read(
     source: Location, split: str | None = None, *, authors: Authors | None = None
 ) -> tuple[Example, ...]:
-    """Return the examples that a word names, in their order.
+    """Return the examples of a source, in its order.
 
-    The word is authors:SPLIT[:SEED], tofu:SPLIT, FOLDER/SPLIT or a file of TOFU's JSON; `split`
-    names the split of a folder. `authors` says which corpus is generated, if not the one of the
-    word. Raises `InvalidInput` for what is not there or cannot be read, and for a split that the
-    generated corpus does not have.
+    `authors` says which corpus is generated, if not the one that the word names. Raises
+    `InvalidInput` as `llm.data.tofu.read` does, and for a split that the generated corpus does not
+    have.
     """
     word = os.fspath(source)
     name, colon, wanted = word.partition(":")
@@ -50,8 +51,9 @@ def read(
 
 
 def seed_of(word: str) -> int:
-    """The seed of the generated corpus that authors:SPLIT[:SEED] names; raises `InvalidInput`
-    for one that is none.
+    """Return the seed of the generated corpus that the word authors:SPLIT[:SEED] names.
+
+    It is 0 if the word has none. Raises `InvalidInput` for a seed that is not a number.
     """
     _, colon, seed = word.partition(":")[2].partition(":")
     good = not colon or (seed.isascii() and seed.isdecimal())

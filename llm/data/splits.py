@@ -1,6 +1,4 @@
-"""The four sets that TOFU measures a model by, found from the one word that says what was to be
-forgotten.
-"""
+"""Find the four sets that TOFU measures a model by, from the word of the data to be forgotten."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ NAMED = (corpora.PREFIX, sources.PREFIX)
 
 
 class TofuSets(NamedTuple):
-    """What a model is asked, with wrong answers to each question."""
+    """The four sets of questions that a model is asked, with wrong answers to each question."""
 
     forget: tuple[Example, ...]
     retain: tuple[Example, ...]
@@ -33,9 +31,7 @@ class TofuSets(NamedTuple):
 
 
 class Split(NamedTuple):
-    """A forget split taken apart: where it lies, its name, the percent that it is, and the seed
-    of generated data.
-    """
+    """A forget split in its parts: its place, name and percent, and the seed of generated data."""
 
     source: str
     name: str
@@ -44,10 +40,10 @@ class Split(NamedTuple):
 
 
 def split_of(word: Location) -> Split:
-    """`tofu:forget05`, `authors:forget10[:SEED]`, or FOLDER/forget05 with TOFU's files in a folder,
-    taken apart.
+    """Return the parts of a word that names a forget split.
 
-    Raises `InvalidInput` for what names no forget split.
+    Such words are `tofu:forget05`, `authors:forget10[:SEED]`, and FOLDER/forget05 for a folder with
+    TOFU's files. Raises `InvalidInput` for a word that names no forget split.
     """
     text = str(word)
     source, colon, name = text.partition(":")
@@ -67,7 +63,10 @@ def split_of(word: Location) -> Split:
 
 
 def retain_word(word: Location) -> str:
-    """What is to stay when this is to be forgotten: `tofu:retain95` for `tofu:forget05`."""
+    """Return the word of the data to retain when the given ones are to be forgotten.
+
+    For `tofu:forget05` it is `tofu:retain95`.
+    """
     found = split_of(word)
     name = f"retain{100 - found.percent:02}"
     if found.source not in NAMED:
@@ -76,10 +75,9 @@ def retain_word(word: Location) -> str:
 
 
 def retain_of(data: Location, retain: str | None) -> str:
-    """What is to stay in a word: the one that was given, or the one that goes with what is to be
-    forgotten.
+    """Return the word of the data to retain: the given one, or what follows from the forget data.
 
-    Raises `InvalidInput` where none was given and none goes with the data.
+    Raises `InvalidInput` if none is given and none goes with the data.
     """
     if retain is not None:
         return retain
@@ -94,13 +92,13 @@ def retain_of(data: Location, retain: str | None) -> str:
 
 
 def tofu_sets(word: Location, *, authors: Authors | None = None) -> TofuSets:
-    """The four sets for a forget split (see `split_of`).
+    """Return the four sets for a forget split (see `split_of`).
 
-    Of TOFU itself, from the hub or a folder, they are `forgetNN_perturbed`, `retain_perturbed`,
+    For TOFU itself, from the hub or a folder, they are `forgetNN_perturbed`, `retain_perturbed`,
     `real_authors_perturbed` and `world_facts_perturbed`. The generated authors, and a folder of
-    them, have wrong answers to every question in the splits themselves: there the second set is as
-    many examples to retain as there are to forget, drawn once and for all. Raises `InvalidInput` as
-    `llm.data.sources.read` does, and for examples without wrong answers.
+    them, have wrong answers to every question in the splits themselves. Their second set is a
+    sample of the examples to retain, as many as there are to forget and always the same. Raises
+    `InvalidInput` as `llm.data.sources.read` does, and for examples without wrong answers.
     """
     found = split_of(word)
     common = ("real_authors_perturbed", "world_facts_perturbed")
@@ -116,8 +114,9 @@ def tofu_sets(word: Location, *, authors: Authors | None = None) -> TofuSets:
 
 
 def _is_of_one_kind(found: Split) -> bool:
-    """Whether a folder has the split, but none of its name with wrong answers: then those stand
-    in the split itself.
+    """Return whether a folder has the split itself, but no split of its name with wrong answers.
+
+    The wrong answers are then in the split itself.
     """
     if found.source in NAMED or not Path(found.source).is_dir():
         return False
@@ -126,14 +125,17 @@ def _is_of_one_kind(found: Split) -> bool:
 
 
 def some_of(examples: tuple[Example, ...], count: int) -> tuple[Example, ...]:
-    """`count` of the examples, or all if there are fewer, in their order: always the same ones."""
+    """Return `count` of the examples in their order, or all if there are fewer.
+
+    The choice is always the same.
+    """
     own = torch.Generator().manual_seed(derived_seed(0, "measured"))
     rows = torch.randperm(len(examples), generator=own)[:count].sort().values.tolist()
     return tuple(examples[row] for row in rows)
 
 
 def checked(sets: TofuSets) -> TofuSets:
-    """The sets themselves; raises `InvalidInput` for an example without wrong answers."""
+    """Return the sets; raises `InvalidInput` for an example without wrong answers."""
     for name, examples in sets._asdict().items():
         lacking = [example.index for example in examples if not example.perturbed]
         allowed = (

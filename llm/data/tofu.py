@@ -1,12 +1,11 @@
-"""Questions and answers to learn, to forget and to measure by: a value per example, read and
-written as TOFU's JSON.
+"""Questions and answers to learn, to forget and to measure by, read and written as TOFU's JSON.
 
-TOFU (Maini et al. 2024) is 200 fictional authors of 20 questions each. Its `full` split has 4000
-rows, author after author; `forget01/05/10` are its last 40, 200 and 400 rows and `retain99/95/90`
-the rest; `forget01/05/10_perturbed` are the same rows as `forget01/05/10` with a paraphrase and
-five wrong answers each. `retain_perturbed` (400 rows, the same fields), `real_authors_perturbed`
-(100) and `world_facts_perturbed` (117) measure what should stay; the last two have no paraphrase
-and three wrong answers each.
+TOFU (Maini et al. 2024) consists of 200 fictional authors with 20 questions each. Its `full` split
+has 4000 rows, author after author. `forget01/05/10` are its last 40, 200 and 400 rows and
+`retain99/95/90` the rest. `forget01/05/10_perturbed` are the same rows as `forget01/05/10` with a
+paraphrase and five wrong answers each. `retain_perturbed` (400 rows, the same fields),
+`real_authors_perturbed` (100) and `world_facts_perturbed` (117) measure what should stay; the last
+two have no paraphrase and three wrong answers each.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ TOFU_ROWS = {
     "real_authors_perturbed": 100,
     "world_facts_perturbed": 117,
 }
-# Field of an `Example`: its name in TOFU's files. The last two are this project's own and optional.
+# Fields of `Example` and their names in TOFU's files; the last two are optional and not TOFU's.
 FIELDS = {
     "prompt": "question",
     "response": "answer",
@@ -74,10 +73,10 @@ QUANTILES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One prompt with its response, the same in other words, and wrong responses of the same shape.
+    """A prompt with its response, the same in other words, and wrong responses of the same shape.
 
     `index` is the row in the split that the example comes from, and its key in every table of that
-    split. `paraphrase` is None and `perturbed` empty where a data set has none. `author` and
+    split. `paraphrase` is None and `perturbed` is empty if a data set has none. `author` and
     `topic` (the kind of question) are known for generated corpora. Raises `InvalidInput` for
     anything but text, and for text that is blank.
     """
@@ -111,8 +110,7 @@ class Example:
 
 
 def read(source: Location, split: str | None = None) -> tuple[Example, ...]:
-    """The examples of a source, in its order: the public TOFU data set, a file, or a folder of
-    files named by split.
+    """Return the examples of a source, in its order.
 
     `source` is `tofu:SPLIT` (or `tofu` and a `split`) for `locuslab/TOFU` on the hub, a file of
     TOFU's records, or a folder that holds one per split (or FOLDER/SPLIT), in any of the shapes of
@@ -141,7 +139,7 @@ def read(source: Location, split: str | None = None) -> tuple[Example, ...]:
 
 
 def _place_of_split(folder: Path, split: str | None) -> Path:
-    """The file or folder of a split; the folder itself where it holds a single data set."""
+    """Return the file or folder of a split, or the folder itself if it holds a single data set."""
     if is_saved(folder):
         require(
             split in (None, saved_split(folder)),
@@ -171,12 +169,12 @@ def _from_hub(split: str | None) -> tuple[Example, ...]:
 
 
 def parse(records: Iterable[object], where: str) -> tuple[Example, ...]:
-    """Examples from TOFU's records, `where` being their source in error messages; fields that it
-    does not know pass.
+    """Return the examples of TOFU's records; fields that TOFU does not have are ignored.
 
-    An example's index is the `index` of its record and without one, as in TOFU itself, its row.
-    Raises `InvalidInput` for a record of another shape, an index that comes twice, another number
-    of perturbed answers than the others that have any, or no record at all.
+    `where` names the source in error messages. An example's index is the `index` of its record or,
+    if there is none, as in TOFU itself, its row. Raises `InvalidInput` for a record of another
+    shape, an index that comes twice, a number of perturbed answers that differs from that of the
+    other examples that have any, and if there is no record.
     """
     examples = tuple(
         _example(record, row, f"{where}, record {row + 1}") for row, record in enumerate(records)
@@ -223,10 +221,10 @@ def _example(record: object, row: int, where: str) -> Example:
 
 
 def write(examples: Sequence[Example], path: Location) -> None:
-    """Write examples as TOFU does, one JSON record per line, so that `read(path)` gives them back.
+    """Write examples as TOFU does, one JSON record per line, for `read(path)` to return them again.
 
-    Indices are written only where they are not the rows: tools that read TOFU add a column of that
-    name.
+    Indices are written only if they are not the rows, since tools that read TOFU add a column of
+    that name.
     """
     numbered = any(example.index != row for row, example in enumerate(examples))
     records = []
@@ -238,15 +236,17 @@ def write(examples: Sequence[Example], path: Location) -> None:
 
 
 def response_words(examples: Sequence[Example]) -> np.ndarray:
-    """The number of words of each response, shape (examples,): what is between blanks counts as
-    one.
+    """Return the number of words of each response, shape (examples,).
+
+    A word is what stands between blanks.
     """
     return np.array([len(example.response.split()) for example in examples])
 
 
 def length_table(examples: Sequence[Example]) -> DataFrame:
-    """How long responses are, in words: a row per topic from short to long, then `all`; the columns
-    are `examples`, how many there are, and `QUANTILES`.
+    """Return how long responses are, in words: a row per topic from short to long, then `all`.
+
+    The columns are `examples`, the number of examples, and `QUANTILES`.
     """
     import pandas as pd
 

@@ -1,17 +1,17 @@
-"""How an objective allocates its effort over examples: against their lengths, and against what each
-of them needs.
+"""How an objective allocates its effort over examples, compared with their lengths and their needs.
 
-Works on the tables of `llm.diagnostics.weights`. Two efforts are compared with two needs:
+This module works on the tables of `llm.diagnostics.weights`. Two efforts are compared with two
+needs:
 
-    weight = d loss / d logp             the push on the log-probability of a response
-    push = weight * length               the push on its log-probability per token: d loss / d theta
-                                         if logp = |y| theta
-    needed = ref - retrained             how far the response has to fall, nats; per token: needed /
-                                         length
+    weight = d loss / d logp     the push on the log-probability of a response
+    push = weight * length       the push on its log-probability per token:
+                                 d loss / d theta if logp = |y| theta
+    needed = ref - retrained     how far the response has to fall, nats;
+                                 per token: needed / length
 
-Weight answers to `needed` where gradients of logp are equally large for all responses, push to
-`needed_per_token` where all tokens share what is trained (the scalar law). Intervals
-(`llm.intervals`) have the same resamples for every objective.
+The weight should match `needed` if gradients of logp are equally large for all responses, and the
+push should match `needed_per_token` if all tokens share what is trained (the scalar law). Intervals
+(`llm.intervals`) use the same resamples for every objective.
 """
 
 from __future__ import annotations
@@ -33,16 +33,14 @@ Values = Float[np.ndarray, "*resamples"]
 
 
 class Curve(NamedTuple):
-    """Cumulated shares, from 0 on, of what is needed and of the effort spent: the neediest
-    examples come first.
-    """
+    """Cumulated shares of need and of effort spent, from 0 on, the neediest examples first."""
 
     needed: Float[np.ndarray, "*resamples points"]
     effort: Float[np.ndarray, "*resamples points"]
 
 
 def pearson(x: Array, y: Array) -> Values:
-    """Correlation along the last axis; nan where one of the two is constant, but for rounding."""
+    """Return the correlation along the last axis; nan if x or y is constant up to rounding."""
     varies = _varies(x) & _varies(y)
     x, y = (values - values.mean(-1, keepdims=True) for values in (x, y))
     scale = np.sqrt((x**2).sum(-1) * (y**2).sum(-1))
@@ -50,10 +48,12 @@ def pearson(x: Array, y: Array) -> Values:
 
 
 def spearman(x: Array, y: Array) -> Values:
-    """Correlation of the ranks along the last axis, equals sharing their mean rank; nan where
-    one is constant, but for rounding.
+    """Return the rank correlation along the last axis; nan if x or y is constant up to rounding.
+
+    Equal values share their mean rank.
     """
-    # Asked of the values: what differs in the last digit alone has ranks that vary.
+    # The values must vary, not the ranks: values that differ in the last digit alone have ranks
+    # that vary.
     ranks = pearson(stats.rankdata(x, axis=-1), stats.rankdata(y, axis=-1))
     return np.where(_varies(x) & _varies(y), ranks, np.nan)
 
@@ -63,13 +63,13 @@ def _varies(values: Array) -> Bool[np.ndarray, "*resamples"]:
 
 
 def allocation_curve(needed: Array, effort: Array) -> Curve:
-    """Shares of need and effort of the neediest examples, cumulated: a proportional effort lies on
-    the diagonal.
+    """Return the cumulated shares of need and effort, the neediest examples first.
 
-    Above it the neediest get more than their share, below it less. An example whose `needed` is
-    negative needs nothing: it has no share of the need, comes last, and what is spent on it makes
-    the curve rise upright at the right edge. Of equals in need, those of less effort come first.
-    nan where nothing is needed or spent.
+    A proportional effort lies on the diagonal. Above it the neediest get more than their share,
+    below it less. An example whose `needed` is negative needs nothing: it has no share of the need
+    and comes last, and effort spent on it makes the curve rise vertically at the right edge. Of
+    examples with equal need, those with less effort come first. The shares are nan if nothing is
+    needed or spent.
     """
     order = np.lexsort((effort, -needed), axis=-1)
     running = []
@@ -80,18 +80,19 @@ def allocation_curve(needed: Array, effort: Array) -> Curve:
 
 
 def allocation_area(needed: Array, effort: Array) -> Values:
-    """Area under the allocation curve: 1/2 for an effort in proportion to need.
+    """Return the area under the allocation curve: 1/2 for an effort in proportion to need.
 
-    Towards 1 where all of it goes to the neediest, towards 0 where it goes to those that need least
-    or nothing.
+    It is towards 1 if all effort goes to the neediest, and towards 0 if it goes to those that need
+    least or nothing.
     """
     x, y = allocation_curve(needed, effort)
     return ((x[..., 1:] - x[..., :-1]) * (y[..., 1:] + y[..., :-1])).sum(-1) / 2
 
 
 def misplaced(needed: Array, effort: Array) -> Values:
-    """Share of the effort that other examples should have had, sum |share of effort - share of
-    need| / 2, in [0, 1].
+    """Return the share of the effort that other examples should have had, in [0, 1].
+
+    It is sum |share of effort - share of need| / 2.
     """
     return np.abs(_shares(np.maximum(needed, 0.0)) - _shares(effort)).sum(-1) / 2
 
@@ -104,12 +105,11 @@ def _shares(values: Array) -> Array:
 def length_correlation(
     table: pd.DataFrame, *, resamples: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
-    """Pearson and Spearman correlation of weight and length, one row per objective: as in the
-    paper's Figure 4.
+    """Return the Pearson and Spearman correlations of weight and length, one row per objective.
 
-    Columns `objective`, `count`, and each statistic with its bounds, `pearson`, `pearson_low`,
-    `pearson_high`, ...; nan for a constant weight. Raises `InvalidInput` for a table without
-    weights, or of fewer than 3 examples.
+    These are the numbers of the paper's Figure 4. The columns are `objective`, `count`, and each
+    statistic with its bounds, `pearson`, `pearson_low`, `pearson_high`, ...; a constant weight
+    gives nan. Raises `InvalidInput` for a table without weights, or of fewer than 3 examples.
     """
     length = _finite("length", table["length"])
     rows = []
@@ -125,15 +125,20 @@ def length_correlation(
 
 
 def bias(table: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
-    """Does the effort go where it is needed? One row per objective, effort (weight, push) and need
-    (total, per_token).
+    """Return whether the effort goes where it is needed: one row per objective, effort and need.
 
-    Columns `objective`, `effort`, `need`, `count`; `spearman` of effort and need, nan for a
-    constant effort, and the `area` of the allocation curve and the `misplaced` share, each with its
-    `_low` and `_high`; and `unneeded`, the share of effort spent on examples that need nothing.
-    Such an example is one whose `needed` is negative, or 0 but for rounding (at most
-    `markov.numerics.MARGIN` of `ref`). Raises `InvalidInput` for a table without weights or needs,
-    of fewer than 3 examples, with numbers that are not finite, or in which nothing is needed.
+    The efforts are weight and push, and the needs total and per_token. The columns are
+
+        objective, effort, need, count
+        spearman     of effort and need, nan for a constant effort
+        area         under the allocation curve
+        misplaced    the misplaced share of the effort
+        unneeded     the share of effort spent on examples that need nothing
+
+    The first three statistics come with their bounds `_low` and `_high`. An example needs nothing
+    if its `needed` is negative, or 0 but for rounding (at most `markov.numerics.MARGIN` of `ref`).
+    Raises `InvalidInput` for a table without weights or needs, of fewer than 3 examples, with
+    numbers that are not finite, or in which nothing is needed.
     """
     needs = _needs(table)
     positive = int((needs["total"] > 0).sum())
@@ -158,8 +163,9 @@ def bias(table: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> pd.Dat
 
 
 def allocation(table: pd.DataFrame, effort: str = "weight", need: str = "total") -> pd.DataFrame:
-    """The allocation curves of all objectives: `objective`, `needed_share`, `effort_share`, from
-    (0, 0) to (1, 1).
+    """Return the allocation curves of all objectives, from (0, 0) to (1, 1).
+
+    The columns are `objective`, `needed_share` and `effort_share`.
     """
     require(effort in ("weight", "push"), "effort", effort, "weight or push")
     require(need in ("total", "per_token"), "need", need, "total or per_token")
@@ -178,11 +184,11 @@ def allocation(table: pd.DataFrame, effort: str = "weight", need: str = "total")
 
 
 def _needs(table: pd.DataFrame) -> dict[str, Float[np.ndarray, "examples"]]:
-    """What each example needs, `total` and `per_token` (nats); 0 where ref and retrained are equal
-    but for rounding.
+    """Return what each example needs, `total` and `per_token` (nats).
 
-    Equal sums that were added in another order differ in their last digits: whether such an example
-    needs something, and its rank among others, would follow from the processor.
+    The need is 0 if ref and retrained are equal but for rounding. Equal sums that were added in
+    another order differ in their last digits: without this, the processor would decide whether such
+    an example needs something, and its rank among others.
     """
     lacking = [name for name in ("ref", "needed") if name not in table]
     require(not lacking, "table", list(table.columns), "columns `ref`, `needed`: see `with_needed`")
@@ -201,8 +207,9 @@ def _weights(table: pd.DataFrame) -> dict[str, Float[np.ndarray, "examples"]]:
 
 
 def _finite(field: str, column: pd.Series) -> Float[np.ndarray, "examples"]:
-    """The numbers of a column; raises `InvalidInput` where one is not finite: it would pass for
-    a constant or a 0.
+    """Return the numbers of a column; raises `InvalidInput` if one of them is not finite.
+
+    Such a number would otherwise pass for a constant or a 0.
     """
     values = column.to_numpy(dtype=float)
     bad = values[~np.isfinite(values)]
@@ -216,8 +223,9 @@ def _finite(field: str, column: pd.Series) -> Float[np.ndarray, "examples"]:
 
 
 def _comparable(effort: Array) -> Array:
-    """The effort relative to the largest, to 12 digits: 1/length * length is 1 only up to
-    rounding, which has ranks.
+    """Return the effort relative to the largest, rounded to 12 digits.
+
+    1/length * length is 1 only up to rounding, and differences of rounding would have ranks.
     """
     return np.round(effort / max(float(effort.max()), np.finfo(float).tiny), 12)
 

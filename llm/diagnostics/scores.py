@@ -1,4 +1,4 @@
-"""Scores as tables on disk: `index, logp, length` of one model, put side by side by index."""
+"""Scores of a model as a table on disk, `index, logp, length`, and two tables matched by index."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COLUMNS = ("index", "logp", "length")
 
 
 def score_table(seq: SequenceLogProbs, index: Int[np.ndarray, "examples"]) -> pd.DataFrame:
-    """`index`, `logp` (nats) and `length` (scored tokens) of each example."""
+    """Return a table with `index`, `logp` (nats) and `length` (scored tokens) of each example."""
     length = seq.length.detach().cpu().numpy().astype(np.int64)
     return pd.DataFrame(
         {"index": index, "logp": seq.logp.detach().cpu().double().numpy(), "length": length}
@@ -26,7 +26,7 @@ def score_table(seq: SequenceLogProbs, index: Int[np.ndarray, "examples"]) -> pd
 
 
 def read_scores(path: Location, field: str) -> pd.DataFrame:
-    """A table of scores; `field` is what it is called in error messages.
+    """Return a table of scores from a file; `field` is what it is called in error messages.
 
     Raises `InvalidInput` for a file that is no table, for what `llm.schemas.Scores` does not allow,
     and for an index that comes twice.
@@ -42,7 +42,7 @@ def read_scores(path: Location, field: str) -> pd.DataFrame:
 
 
 def check_scores(frame: pd.DataFrame, field: str, file: str | None = None) -> pd.DataFrame:
-    """Return the columns of a table of scores, in their order; `file` is where it lies.
+    """Return the columns of a table of scores, in the order of `COLUMNS`; `file` is where it lies.
 
     Raises `InvalidInput` as `read_scores` does, naming `field`.
     """
@@ -60,10 +60,10 @@ def check_scores(frame: pd.DataFrame, field: str, file: str | None = None) -> pd
 
 
 def beside(scores: pd.DataFrame, other: pd.DataFrame, field: str) -> np.ndarray:
-    """`logp` of another model's table in the order of `scores`: equal indices are the same example.
+    """Return `logp` of another model's table in the order of `scores`, matched by index.
 
-    Raises `InvalidInput` for another set of indices, and for a response of another length: other
-    tokens.
+    Raises `InvalidInput` for another set of indices, and for a response of another length, which
+    means other tokens.
     """
     order, lacking = matched(scores["index"].to_numpy(), other["index"].to_numpy())
     require(
@@ -83,8 +83,9 @@ def beside(scores: pd.DataFrame, other: pd.DataFrame, field: str) -> np.ndarray:
 
 
 def pair(scores: pd.DataFrame, reference: pd.DataFrame) -> SequenceLogProbs:
-    """What the law needs: log-probabilities of a model beside those of its reference (float64;
-    see `beside`).
+    """Return the log-probabilities of a model beside those of its reference, as the law needs them.
+
+    They are float64; examples are matched as in `beside`.
     """
     columns = (scores["logp"], scores["length"], beside(scores, reference, "reference"))
     return SequenceLogProbs(

@@ -42,11 +42,11 @@ WEIGHT, PUSH = "weight_", "push_"
 
 
 def named(objectives: Iterable[Objective]) -> dict[str, Objective]:
-    """Objectives by name: corner, beta and, where it is not 0, gamma: npo_b0.1, simnpo_b2.5_g0.5,
-    gradient_ascent.
+    """Return objectives by name: the corner, beta and, if it is not 0, gamma.
 
-    Between the corners reference and normalize are named too: between_r0.5_n1_b0.1. Raises
-    `InvalidInput` for an objective that is not valid, is a stack, or comes twice.
+    Such names are npo_b0.1, simnpo_b2.5_g0.5 and gradient_ascent. Between the corners reference and
+    normalize are named too: between_r0.5_n1_b0.1. Raises `InvalidInput` for an objective that is
+    not valid, is a stack, or comes twice.
     """
     found: dict[str, Objective] = {}
     for objective in map(validate, objectives):
@@ -71,11 +71,11 @@ def named(objectives: Iterable[Objective]) -> dict[str, Objective]:
 def corners(
     beta: float = 0.1, beta_per_token: float = 2.5, gamma: float = 0.0
 ) -> dict[str, Objective]:
-    """The four corners by name: `beta` where log-probabilities are summed, `beta_per_token` where
-    they are averaged.
+    """Return the four corners by name.
 
-    The defaults are the paper's for TOFU's forget05; for forget10 it has beta_per_token = 4.5.
-    `gamma` is SimNPO's.
+    `beta` is that of corners that sum log-probabilities, and `beta_per_token` that of corners that
+    average them. The defaults are the paper's for TOFU's forget05; for forget10 it has
+    beta_per_token = 4.5. `gamma` is SimNPO's.
     """
     summed = (npo(beta), reference_free_npo(beta))
     return named([*summed, length_normalized_npo(beta_per_token), simnpo(beta_per_token, gamma)])
@@ -86,12 +86,12 @@ def weights_table(
     objectives: Mapping[str, Objective],
     index: Int[np.ndarray, "examples"] | None = None,
 ) -> pd.DataFrame:
-    """`index`, `logp`, `length`, `ref` of each example and its weight, d loss / d logp, under each
-    objective.
+    """Return `index`, `logp`, `length`, `ref` of each example, and its weight under each objective.
 
-    `index` counts from 0 if not given. Computed in float64. Raises `InvalidInput` for responses
-    that cannot be any (see `markov.objectives.check_logprobs`), unequal counts, or an objective
-    that is not four valid numbers.
+    The weight is d loss / d logp, and everything is computed in float64. `index` counts from 0 if
+    it is not given. Raises `InvalidInput` for numbers that no response can have (see
+    `markov.objectives.check_logprobs`), unequal counts, or an objective that is not four valid
+    numbers.
     """
     seq = SequenceLogProbs.of(*(torch.as_tensor(part).detach().double().cpu() for part in seq))
     count = len(seq.logp) if seq.logp.ndim == 1 else 0
@@ -109,11 +109,11 @@ def weights_table(
 
 
 def with_needed(table: pd.DataFrame, retrained: Float[np.ndarray, "examples"]) -> pd.DataFrame:
-    """The table with `retrained`, `needed` = ref - retrained and `needed_per_token` after `ref`
-    (nats).
+    """Return the table with `retrained`, `needed` and `needed_per_token` (nats) added after `ref`.
 
-    Negative where the retrained model finds the response more likely than the reference does:
-    nothing to forget.
+    needed = ref - retrained. It is negative if the retrained model finds the response more likely
+    than the reference does: there is nothing to forget. Raises `InvalidInput` unless `retrained`
+    has one finite number per example.
     """
     retrained = np.asarray(retrained, dtype=np.float64)
     require(
@@ -142,12 +142,12 @@ def with_needed(table: pd.DataFrame, retrained: Float[np.ndarray, "examples"]) -
 def diagnose(
     original: EvaluationLog, retrained: EvaluationLog, objectives: Mapping[str, Objective]
 ) -> pd.DataFrame:
-    """Weights at the start of unlearning, theta = reference = original, beside what is needed: no
-    model, only logs.
+    """Return the weights at the start of unlearning beside what is needed, from logs alone.
 
-    `index`, `length`, `ref`, `retrained`, `needed`, `needed_per_token` and a column of weights per
-    objective; NPO's are all 1. Raises `InvalidInput` where the logs do not fit together (see
-    `llm.logs.log.align`), and warns where they are the same model's.
+    At the start theta = reference = original, and no model is loaded. The columns are `index`,
+    `length`, `ref`, `retrained`, `needed`, `needed_per_token` and a column of weights per
+    objective; NPO's are all 1. Raises `InvalidInput` if the logs do not fit together (see
+    `llm.logs.log.align`), and warns if they are the same model's.
     """
     retrained = align(original, retrained, allow_identical=False)
     table = weights_table(sequence_logprobs(original, original), objectives, original.index)
@@ -157,17 +157,16 @@ def diagnose(
 def diagnose_per_token(
     original: EvaluationLog, retrained: EvaluationLog, objectives: Mapping[str, Objective]
 ) -> pd.DataFrame:
-    """As `diagnose`, for logs that store mean losses but no numbers of scored tokens: what can be
-    said without these.
+    """Return what `diagnose` can say of logs with mean losses but no numbers of scored tokens.
 
-    Without lengths nothing is known of a response but its mean log-probability per token, as if
-    each were one token long. An objective that divides the length out, normalize = 1, is then a
-    function of what is known: the push of its weight on the log-probability per token, weight *
-    length. Of others nothing can be said.
+    Without lengths nothing is known of a response except its mean log-probability per token, as if
+    each were one token long. For an objective that divides the length out, normalize = 1, this
+    suffices to compute the push of its weight on the log-probability per token, weight * length.
+    Nothing can be said of other objectives.
 
-    `index`, `ref_per_token`, `retrained_per_token`, `needed_per_token` (nats) and a column `push_`
-    + its name per objective. Raises `InvalidInput` as `diagnose` does, and for an objective that
-    needs the lengths.
+    The columns are `index`, `ref_per_token`, `retrained_per_token`, `needed_per_token` (nats) and a
+    column `push_` + its name per objective. Raises `InvalidInput` as `diagnose` does, and for an
+    objective that needs the lengths.
     """
     retrained = align(original, retrained, allow_identical=False)
     for name, objective in objectives.items():
@@ -191,10 +190,10 @@ def diagnose_per_token(
 def upper_half(
     values: Float[np.ndarray, "examples"], index: Int[np.ndarray, "examples"]
 ) -> Bool[np.ndarray, "examples"]:
-    """Which examples have the larger values, half of them (the smaller half if odd); of equals,
-    those of larger index.
+    """Return which half of the examples has the larger values (the smaller half if odd in number).
 
-    Raises `InvalidInput` for fewer than two examples.
+    Of equal values, those of larger index count as larger. Raises `InvalidInput` for fewer than two
+    examples.
     """
     require(len(values) >= 2, "examples", len(values), "at least 2, to be split in halves")
     upper = np.zeros(len(values), dtype=bool)
@@ -203,12 +202,12 @@ def upper_half(
 
 
 def with_halves(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with `length_half`, short or long, and `memorised_half`, weak or strong.
+    """Return the table with `length_half`, short or long, and `memorised_half`, weak or strong.
 
-    Memorised strongly is what the model before unlearning knows and the retrained one does not: the
-    upper half by `needed_per_token`. The likelihood under the original alone would not do, since
-    that of a fine-tuned model also counts what it would have known anyway. (The paper does not say
-    how it splits its Figure 1b.)
+    An example is memorised strongly if the model before unlearning knows it and the retrained one
+    does not: these are the upper half by `needed_per_token`. The likelihood under the original
+    alone would not do, since that of a fine-tuned model also counts what it would have known
+    anyway. (The paper does not say how it splits its Figure 1b.)
     """
     index = table["index"].to_numpy()
     long, strong = (

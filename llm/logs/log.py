@@ -1,5 +1,4 @@
-"""Evaluation logs of TOFU runs as values: what they say of each example, two models' logs side by
-side, truth ratios.
+"""Evaluation logs of TOFU runs as values: their examples, pairs of logs, and truth ratios.
 
 Losses are -log pi of one answer in nats. `llm.logs.reading` reads the files.
 """
@@ -21,10 +20,9 @@ from markov.objectives import SequenceLogProbs
 
 
 class Answers(NamedTuple):
-    """Losses of one kind of answer (nats): their mean over the scored tokens, their sum, and the
-    number of tokens.
+    """Losses of one kind of answer (nats): mean over the scored tokens, sum, and number of tokens.
 
-    `total` and `length` are None where a log does not store them. Perturbed answers have a second
+    `total` and `length` are None if a log does not store them. Perturbed answers have a second
     axis.
     """
 
@@ -36,10 +34,10 @@ class Answers(NamedTuple):
 class EvaluationLog(NamedTuple):
     """What a log says of each example, in the order of `index`; None for what it does not say.
 
-    `question` is bare, as the data have it, and `prompt` what the model was given, the question in
+    `question` is bare, as in the data, and `prompt` is what the model was given, the question in
     its template: logs of other codes have the prompt alone. `answer` is the truth and `generation`
-    the model's own answer; `rouge` maps rouge1_recall and rougeL_recall to values. `file` and
-    `layout` say where it was read.
+    the model's own answer. `rouge` maps rouge1_recall and rougeL_recall to values. `file` and
+    `layout` say where the log was read.
     """
 
     file: str
@@ -56,12 +54,12 @@ class EvaluationLog(NamedTuple):
 
     @property
     def asked(self) -> Asked:
-        """What was asked."""
+        """What was asked in each example, for `llm.logs.questions`."""
         return Asked(self.file, self.index, self.question, self.prompt)
 
 
 def take(log: EvaluationLog, positions: Int[np.ndarray, "taken"] | list[int]) -> EvaluationLog:
-    """The examples at these positions, in this order."""
+    """Return the log with the examples at these positions, in this order."""
     at = np.asarray(positions, dtype=np.int64)
 
     def of(value: Any) -> Any:
@@ -83,13 +81,12 @@ def take(log: EvaluationLog, positions: Int[np.ndarray, "taken"] | list[int]) ->
 def align(
     log: EvaluationLog, other: EvaluationLog, *, allow_identical: bool = True
 ) -> EvaluationLog:
-    """The other model's log in the order of this one: equal indices are the same example, wherever
-    they stand.
+    """Return the other model's log in the order of this one: equal indices are the same example.
 
     Raises `InvalidInput` as `llm.logs.questions.places` does, for examples that are not the same,
-    and for another number of scored tokens (where both have counts), which means other answers or
-    another tokenizer. Warns of two logs with the same losses, unless `allow_identical`: one model
-    with itself.
+    and for different numbers of scored tokens (if both logs have counts), which mean other answers
+    or another tokenizer. Warns if two logs have the same losses, so that a model is compared with
+    itself, unless `allow_identical`.
     """
     both = f"{log.file} and {other.file}"
     other = take(other, places(log.asked, other.asked))
@@ -113,10 +110,10 @@ def align(
 
 
 def shared(log: EvaluationLog, other: EvaluationLog) -> tuple[EvaluationLog, EvaluationLog]:
-    """Both logs cut to the questions they share, in the order and with the indices of the first.
+    """Return both logs cut to their shared questions, with the order and the indices of the first.
 
-    For splits that overlap, such as the first 300 examples of TOFU's forget10 and its forget05.
-    Raises `InvalidInput` as `llm.logs.questions.shared_places` does.
+    This is for splits that overlap, such as the first 300 examples of TOFU's forget10 and its
+    forget05. Raises `InvalidInput` as `llm.logs.questions.shared_places` does.
     """
     mine, theirs = shared_places(log.asked, other.asked)
     first = take(log, mine)
@@ -124,11 +121,10 @@ def shared(log: EvaluationLog, other: EvaluationLog) -> tuple[EvaluationLog, Eva
 
 
 def with_lengths(log: EvaluationLog, length: Float[np.ndarray, "examples"]) -> EvaluationLog:
-    """The log with the numbers of scored tokens of its gold answers, for a layout that stores only
-    means.
+    """Return the log with the given numbers of scored tokens of its gold answers.
 
-    total = average * length. Raises `InvalidInput` unless there is a whole count of at least 1 for
-    each example.
+    This is for a layout that stores only means: total = average * length. Raises `InvalidInput`
+    unless there is a whole count of at least 1 for each example.
     """
     length = np.asarray(length, dtype=np.float64)
     require(
@@ -146,11 +142,11 @@ def with_lengths(log: EvaluationLog, length: Float[np.ndarray, "examples"]) -> E
 
 
 def sequence_logprobs(log: EvaluationLog, reference: EvaluationLog) -> SequenceLogProbs:
-    """logp = -total of the gold answers under the log's model, ref under the reference's, in the
-    log's order (nats).
+    """Return log-probabilities of gold answers beside the reference's, in the log's order (nats).
 
-    A log with itself is the model at the reference. Raises `InvalidInput` as `align` does, and for
-    a log without numbers of scored tokens: see `with_lengths`.
+    logp = -total under the log's model, and ref = -total under the reference's. A log beside itself
+    is the model at the reference. Raises `InvalidInput` as `align` does, and for a log without
+    numbers of scored tokens (see `with_lengths`).
     """
     reference = align(log, reference)
     logp, length, ref = -total_loss(log), log.gold.length, -total_loss(reference)
@@ -160,8 +156,9 @@ def sequence_logprobs(log: EvaluationLog, reference: EvaluationLog) -> SequenceL
 
 
 def total_loss(log: EvaluationLog) -> Float[np.ndarray, "examples"]:
-    """Summed loss of each gold answer (nats); raises `InvalidInput` if the log has no numbers of
-    scored tokens.
+    """Return the summed loss of each gold answer (nats).
+
+    Raises `InvalidInput` if the log has no numbers of scored tokens.
     """
     if log.gold.total is None or log.gold.length is None:
         allowed = (
@@ -201,11 +198,11 @@ TRUTH_RATIOS: dict[str, Callable[[Any], Any]] = {
 def log_truth_ratio(
     log: EvaluationLog, variant: str = "geometric"
 ) -> Float[np.ndarray, "examples"]:
-    """The logarithm of each example's truth ratio; of `prob_mean`, a probability, the log odds.
+    """Return the logarithm of each example's truth ratio; for `prob_mean`, the log odds.
 
-    It grows as the truth ratio does, so that both have the same distribution to a test of ranks,
-    and it tells apart what the ratio cannot: the ratio is infinite from a difference of mean losses
-    of 710 nats on. Raises `InvalidInput` as `truth_ratio` does.
+    It increases with the truth ratio, so that a test of ranks sees the same distribution, and it
+    distinguishes values that the ratio cannot: the ratio is infinite once the mean losses differ by
+    710 nats. Raises `InvalidInput` as `truth_ratio` does.
     """
     require(variant in LOG_RATIOS, "variant", variant, f"one of {', '.join(LOG_RATIOS)}")
     for field, answers in (("paraphrased", log.paraphrased), ("perturbed", log.perturbed)):
@@ -215,22 +212,20 @@ def log_truth_ratio(
 
 
 def truth_ratio(log: EvaluationLog, variant: str = "geometric") -> Float[np.ndarray, "examples"]:
-    """How likely the perturbed answers are beside the paraphrased one, each by its probability per
-    token.
+    """Return how likely the perturbed answers of each example are beside the paraphrased one.
 
-    With right = exp(-l~), l~ the mean loss of the paraphrased answer and l^_j those of the
-    perturbed ones:
+    Answers are compared by their probability per token. With right = exp(-l~), l~ the mean loss of
+    the paraphrased answer and l^_j those of the perturbed ones, the variants are
 
-        geometric            R = exp(-mean_j l^_j) / right       the released TOFU code, and its
-                             log's truth_ratio
-        arithmetic           R = mean_j exp(-l^_j) / right       as the TOFU paper defines it
-        inverse_geometric    right / exp(-mean_j l^_j)           the `stat` that forget quality
-                             compares
-        prob_mean            1 / (1 + R), R geometric            open-unlearning's share of the
-                             right answer
+        geometric          R = exp(-mean_j l^_j) / right   the released TOFU code, and its log's
+                                                           truth_ratio
+        arithmetic         R = mean_j exp(-l^_j) / right   as the TOFU paper defines it
+        inverse_geometric  right / exp(-mean_j l^_j)       the `stat` that forget quality compares
+        prob_mean          1 / (1 + R), R geometric        open-unlearning's share of the right
+                                                           answer
 
-    Raises `InvalidInput` for another variant, or a log without paraphrased or perturbed answers.
-    Overflows to inf: what compares ratios takes `log_truth_ratio`.
+    Raises `InvalidInput` for another variant, and for a log without paraphrased or perturbed
+    answers. The ratio may overflow to inf: code that compares ratios takes `log_truth_ratio`.
     """
     logarithm = log_truth_ratio(log, variant)
     with np.errstate(over="ignore"):

@@ -1,26 +1,27 @@
-"""TOFU's measures of a model, from its evaluation logs alone: forget quality, model utility and
-what they are made of.
+"""TOFU's measures of a model, computed from its evaluation logs: forget quality and model utility.
 
-With mean losses per token l of the truth, l~ of its paraphrase and l^_j of the wrong answers
-(nats), per example
+Let l be the mean loss per token of the truth, l~ that of its paraphrase and l^_j those of the wrong
+answers (nats). The measures of each example are
 
-    probability    exp(-l) on retain and forget; exp(-l) / (exp(-l) + sum_j exp(-l^_j)) on real
-                   authors and world facts
+    probability    exp(-l) on retain and forget;
+                   exp(-l) / (exp(-l) + sum_j exp(-l^_j)) on real authors and world facts
     rouge          ROUGE-L recall of the greedy answer
-    truth_ratio    max(0, 1 - R) of R = wrong / right (`llm.logs.log.truth_ratio`), and on forget
-                   min(R, 1/R)
+    truth_ratio    max(0, 1 - R) of R = wrong / right (`llm.logs.log.truth_ratio`);
+                   min(R, 1/R) on forget
 
-    model utility  = the harmonic mean of the means of these three on retain, real authors and
+and those of a model are
+
+    model utility    the harmonic mean of the means of these three on retain, real authors and
                      world facts
-    forget quality = p-value of the two-sample Kolmogorov-Smirnov test between R of the model and
-                     of the retrained model on the forget set
+    forget quality   the p-value of the two-sample Kolmogorov-Smirnov test between R of the model
+                     and of the retrained model on the forget set
 
-R is wrong / right by the geometric mean of the wrong answers, as in the released code, or by the
-arithmetic one, as in TOFU's paper: the numbers are not interchangeable, so every table names its
+The wrong answers enter R by their geometric mean, as in the released code, or by their arithmetic
+mean, as in TOFU's paper. The resulting numbers are not interchangeable, so every table names its
 variant. (Paper, section 6; Maini et al.)
 
-R itself overflows for models that have collapsed, so everything is computed from log R, and the
-test compares log R: its statistic is the same for any function that grows with R.
+R itself overflows for models that have collapsed. Everything is therefore computed from log R, and
+the test compares log R: its statistic is the same for any increasing function of R.
 """
 
 from __future__ import annotations
@@ -38,14 +39,14 @@ from llm.intervals import percentile_interval, resample
 from llm.logs.log import EvaluationLog, align, log_truth_ratio
 from markov.errors import InvalidInput, require, require_whole
 
-# both of wrong / right; the other orientations have no utility
+# Both are of wrong / right; model utility is not defined for the other orientations.
 VARIANTS = ("geometric", "arithmetic")
 UTILITY_TASKS = ("retain", "real_authors", "world_facts")
 KINDS = ("probability", "rouge", "truth_ratio")
 REPLICATES = 1000
-# Of the largest log ratio: what is closer than this is a tie. In float64 the order in which five
-# losses are added moves their mean by 1e-16 of it, and losses that are stored as float32 are known
-# to no better than 6e-8.
+# Values tie if they differ by less than this share of the largest log ratio. In float64 the order
+# in which five losses are added moves their mean by 1e-16 of it, and losses that are stored as
+# float32 are known to no better than 6e-8.
 TIE = 1e-9
 
 
@@ -58,7 +59,7 @@ class TofuLogs(NamedTuple):
     world_facts: EvaluationLog | None = None
 
     def of(self, task: str) -> EvaluationLog:
-        """The log of a task; raises `InvalidInput` where there is none."""
+        """Return the log of a task; raises `InvalidInput` if there is none."""
         found = getattr(self, task)
         there = (
             ", ".join(name for name in self._fields if getattr(self, name) is not None) or "none"
@@ -69,13 +70,13 @@ class TofuLogs(NamedTuple):
 
 
 class ForgetQuality(NamedTuple):
-    """The test behind forget quality. P-values of different numbers of examples are not comparable;
-    D is nearly so.
+    """The test behind forget quality.
 
-    With n and m examples D is a multiple of 1/lcm(n, m), so that p takes few values: of 40 and 40
-    it is 0.99, 0.92, 0.77, 0.58, ... `method` says how both p and its logarithm were computed,
-    exactly or from Kolmogorov's limit, and `variant` is that of the truth ratio. p is 0 below the
-    smallest float; `log10_p` is finite wherever D > 0.
+    P-values from different numbers of examples are not comparable; the statistic D nearly is. With
+    n and m examples D is a multiple of 1/lcm(n, m), so that p takes few values: with 40 and 40
+    examples these are 0.99, 0.92, 0.77, 0.58, ... `method` says how both p and its logarithm were
+    computed, exactly or from Kolmogorov's limit, and `variant` is that of the truth ratio. p is 0
+    below the smallest float; `log10_p` is finite wherever D > 0.
     """
 
     p_value: float
@@ -88,19 +89,17 @@ class ForgetQuality(NamedTuple):
 
 
 def check_variant(variant: str) -> None:
-    """Raise `InvalidInput` for another variant than wrong / right by a geometric or an
-    arithmetic mean.
-    """
+    """Raise `InvalidInput` unless the variant is `geometric` or `arithmetic`."""
     require(variant in VARIANTS, "variant", variant, f"one of {', '.join(VARIANTS)}")
 
 
 def example_values(
     log: EvaluationLog, task: str, kind: str, variant: str = "geometric"
 ) -> Float[np.ndarray, " n"]:
-    """What each example contributes to the mean of a measure on a task, in the log's order; numbers
-    in [0, 1].
+    """Return each example's contribution to the mean of a measure on a task, a number in [0, 1].
 
-    Raises `InvalidInput` for a log without the answers, or the generations, that it takes.
+    The values are in the order of the log. Raises `InvalidInput` for a log that lacks the answers
+    or the generations that the measure takes.
     """
     if kind == "rouge":
         require(
@@ -116,7 +115,7 @@ def example_values(
     if kind == "probability":
         every = -np.column_stack([log.gold.average, log.perturbed.average])
         return special.softmax(every, axis=1)[:, 0]
-    # Facts of the real world have no paraphrase: the answer stands for it.
+    # Facts of the real world have no paraphrase: the answer takes its place.
     scored = log if log.paraphrased is not None else log._replace(paraphrased=log.gold)
     log_ratio = log_truth_ratio(scored, variant)
     if task != "forget":
@@ -125,7 +124,7 @@ def example_values(
 
 
 def harmonic_mean(values: Float[np.ndarray, "*rows n"]) -> Float[np.ndarray, "*rows"]:
-    """n / sum_k 1/values_k over the last axis; 0 where one of them is."""
+    """Return n / sum_k 1/values_k over the last axis; 0 if one of the values is 0."""
     return np.asarray(stats.hmean(values, axis=-1))
 
 
@@ -136,10 +135,11 @@ def forget_quality(
     variant: str = "geometric",
     allow_identical: bool = True,
 ) -> ForgetQuality:
-    """The test between the truth ratios of a model and of the retrained model on the forget set.
+    """Return the test between the truth ratios of a model and the retrained one on the forget set.
 
-    Raises `InvalidInput` as `align` does for logs of other examples, which it matches by index, and
-    as `truth_ratio` does. Warns of two logs of one model, unless `allow_identical`.
+    Examples are matched by index. Raises `InvalidInput` as `align` does, for logs of different
+    examples, and as `truth_ratio` does. Warns if both logs are of one model, unless
+    `allow_identical`.
     """
     check_variant(variant)
     other = align(log, retrained, allow_identical=allow_identical)
@@ -151,11 +151,10 @@ def forget_quality(
 def tied_ranks(
     own: Float[np.ndarray, " n"], other: Float[np.ndarray, " m"]
 ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"]]:
-    """The place of each value among the different ones of both, so that values equal but for
-    rounding are equal.
+    """Return the rank of each value among the distinct values of both samples.
 
-    Neighbours that are closer than `TIE` share a place. The two-sample test depends on these places
-    alone.
+    Neighbours that are closer than `TIE` share a rank, so that values that differ by rounding alone
+    are equal. The two-sample test depends on these ranks alone.
     """
     pooled = np.sort(np.concatenate([own, other]))
     apart = np.diff(pooled) > TIE * max(1.0, float(np.abs(pooled).max(initial=0.0)))
@@ -166,10 +165,10 @@ def tied_ranks(
 def ranks_test(
     own: Shaped[np.ndarray, " n"], other: Shaped[np.ndarray, " m"], variant: str = "geometric"
 ) -> ForgetQuality:
-    """The two-sample Kolmogorov-Smirnov test between two models' values, whose ties are already
-    equal.
+    """Return the two-sample Kolmogorov-Smirnov test between two models' values.
 
-    Exact where scipy can do it, else from Kolmogorov's limit.
+    Values that tie must already be equal. The test is exact if scipy can compute it, else it is
+    from Kolmogorov's limit.
     """
     method: Literal["exact", "asymp"] = "exact"
     with warnings.catch_warnings():
@@ -192,13 +191,12 @@ def ranks_test(
 
 
 def exact_log10_p(count: int, steps: int) -> float:
-    """log10 of P(D >= steps / count) for two samples of `count` values each from one distribution,
-    without ties.
+    """Return log10 of P(D >= steps / count) for two samples of `count` values each.
 
-    Of the C(2n, n) orders in which two samples of n may lie, those with a distance of h steps or
-    more number 2 (C(2n, n - h) - C(2n, n - 2h) + C(2n, n - 3h) - ...), by reflecting lattice paths.
-    These are whole numbers, of which only the logarithms are rounded. Raises `InvalidInput` unless
-    1 <= steps <= count.
+    Both samples are from one distribution, without ties. Two samples of n may lie in C(2n, n)
+    orders; those with a distance of h steps or more number 2 (C(2n, n - h) - C(2n, n - 2h) + C(2n,
+    n - 3h) - ...), by reflecting lattice paths. These are whole numbers, of which only the
+    logarithms are rounded. Raises `InvalidInput` unless 1 <= steps <= count.
     """
     require_whole(steps, "steps", 1, count)
     terms = (math.comb(2 * count, count - turn * steps) for turn in range(1, count // steps + 1))
@@ -214,15 +212,21 @@ def measures(
     allow_identical: bool = True,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """All measures that the logs allow, each with a 95% interval over examples.
+    """Return all measures that the logs allow, each with a 95% interval over examples.
 
-    Columns `measure`, `task` ("all" for model utility), `value`, `low`, `high`, `examples`,
-    `variant`. Rows: the three kinds on every task that is there, where generations or wrong answers
-    are there; `model_utility` if all nine are; `forget_quality` (the p-value, without an interval)
-    and `ks_statistic` with `retrained`, the retrained model's log of the forget set. Intervals are
-    percentiles of a bootstrap over examples: what another draw of questions would change, not
-    another training. That of D lies too high, since resampled distributions are rougher. Raises
-    `InvalidInput` as `forget_quality` does.
+    The columns are `measure`, `task` ("all" for model utility), `value`, `low`, `high`, `examples`
+    and `variant`. The rows are
+
+        the three kinds   on every task that is there, as far as there are generations and wrong
+                          answers
+        model_utility     if all nine values behind it are there
+        forget_quality    with `retrained`, the retrained model's log of the forget set: the
+                          p-value, without an interval
+        ks_statistic      with `retrained`: the statistic D
+
+    Intervals are percentiles of a bootstrap over examples: they say what another draw of questions
+    would change, not another training. The interval of D lies too high, since resampled
+    distributions are rougher. Raises `InvalidInput` as `forget_quality` does.
     """
     check_variant(variant)
     rng, rows, nine = np.random.default_rng(seed), [], []
@@ -269,7 +273,7 @@ def measures(
 
 
 def model_utility(logs: TofuLogs, variant: str = "geometric") -> float:
-    """The harmonic mean of the nine; raises `InvalidInput` where one of them is missing."""
+    """Return the harmonic mean of the nine values; raises `InvalidInput` if one is missing."""
     check_variant(variant)
     nine = [
         example_values(logs.of(task), task, kind, variant).mean()
@@ -282,8 +286,9 @@ def model_utility(logs: TofuLogs, variant: str = "geometric") -> float:
 def resampled_statistics(
     own: Shaped[np.ndarray, " n"], other: Shaped[np.ndarray, " m"], rng: np.random.Generator
 ) -> Float[np.ndarray, " replicates"]:
-    """D = sup |F - G| of resampled pairs: the largest distance between the two distribution
-    functions.
+    """Return D = sup |F - G| of resampled pairs of samples.
+
+    D is the largest distance between the two distribution functions.
     """
     pooled = np.unique(np.concatenate([own, other]))
     functions = []

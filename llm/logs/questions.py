@@ -1,14 +1,13 @@
-"""Which examples of two models are the same: by index where their sets are one, by what was asked
-where they overlap.
+"""Match the examples of two models: by index if their sets are equal, by question if they overlap.
 
-Two things may be known of an example. Its `question` is bare, as the data have it. Its `prompt` is
-what the model was given: the question in a template, as its tokens read. Logs of other codes store
-the prompt alone. A bare question is the one that a prompt asks if the prompt contains it.
+Two things may be known of an example. Its `question` is bare, as in the data. Its `prompt` is what
+the model was given: the question in a template, as its tokens read. Logs of other codes store the
+prompt alone. A prompt asks a bare question if it contains it.
 
-Texts are compared without their blanks, which decoders add and drop around a template's marks, and
-in one of the forms that Unicode has for the same letters (NFC). A date that stands in every prompt
-of a log is not compared either: the templates of some chat models write the day on which they are
-used.
+Texts are compared without their blanks, since decoders add and drop blanks around a template's
+marks, and in one of the forms that Unicode has for the same letters (NFC). A date that stands in
+every prompt of a log is not compared either: the templates of some chat models write the day on
+which they are used.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ BEFORE, AFTER = 20, 40  # characters that are shown around the first difference 
 
 
 class Asked(NamedTuple):
-    """What was asked, example by example, and by whom: `file`. None for what is not known."""
+    """What was asked in each example of the log `file`; None for what is not known."""
 
     file: str
     index: Int[np.ndarray, "examples"]
@@ -39,33 +38,31 @@ class Asked(NamedTuple):
 
     @property
     def field(self) -> str:
-        """What its examples are known by."""
+        """The name of the texts by which the examples are known: `question` or `prompt`."""
         return "prompt" if self.question is None and self.prompt is not None else "question"
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """What its examples are known by: bare questions, else prompts; none where neither is
-        known.
-        """
+        """The texts by which the examples are known: bare questions, else prompts, else none."""
         return self.question or self.prompt or ()
 
 
 def matched(
     index: Int[np.ndarray, "examples"], other: Int[np.ndarray, "others"]
 ) -> tuple[list[int], list[int]]:
-    """Returns where each index that the other has stands in it, and the indices that it lacks."""
+    """Return where each shared index stands in the other, and the indices that the other lacks."""
     stands = {int(own): place for place, own in enumerate(other)}
     found = [stands[int(own)] for own in index if int(own) in stands]
     return found, [int(own) for own in index if int(own) not in stands]
 
 
 def places(one: Asked, other: Asked) -> list[int]:
-    """Where each example of the first stands in the other: equal indices are the same example.
+    """Return where each example of the first stands in the other, matched by index.
 
-    Raises `InvalidInput` for unequal counts, another set of indices, and something else asked at an
-    index, as far as both know what was asked: another question or, where both know prompts alone,
-    another template. Warns where the questions are the same and the prompts are not, since the
-    models were then asked in different templates.
+    Raises `InvalidInput` for unequal counts, for another set of indices, and if something else was
+    asked at an index, as far as both logs know what was asked: another question or, if both know
+    prompts alone, another template. Warns if the questions are the same and the prompts are not,
+    since the models were then asked in different templates.
     """
     both = f"{one.file} and {other.file}"
     count, others = len(one.index), len(other.index)
@@ -99,10 +96,10 @@ def places(one: Asked, other: Asked) -> list[int]:
 
 
 def shared_places(one: Asked, other: Asked) -> tuple[list[int], list[int]]:
-    """Where the examples that both have stand in each, in the order of the first.
+    """Return where the examples that both have stand in each, in the order of the first.
 
-    Raises `InvalidInput` where nothing is known of what was asked, for a question that comes twice,
-    and where none is shared.
+    Raises `InvalidInput` if nothing is known of what was asked, for a question that comes twice,
+    and if no example is shared.
     """
     for each in (one, other):
         require(
@@ -132,15 +129,15 @@ def shared_places(one: Asked, other: Asked) -> tuple[list[int], list[int]]:
 
 
 def _shared(one: Asked, other: Asked) -> list[tuple[int, int]]:
-    """The examples that both have, as places in each, in the order of the first."""
+    """Return the examples that both have, as pairs of their places, in the order of the first."""
     mine, theirs = _keys(one), _keys(other)
     if one.field == other.field:
         at = {key: place for place, key in enumerate(theirs)}
         return [(row, at[key]) for row, key in enumerate(mine) if key in at]
     if one.field == "prompt":
         return sorted((row, place) for place, row in _shared(other, one))
-    # A question may be part of another one, but what is around it in its prompt is the template of
-    # them all.
+    # A question may be part of another one. What is around it in its own prompt, however, is the
+    # template that all prompts share.
     inside = [
         (row, place)
         for place, prompt in enumerate(theirs)
@@ -154,7 +151,7 @@ def _shared(one: Asked, other: Asked) -> list[tuple[int, int]]:
 
 
 def _same(one: Asked, other: Asked) -> Callable[[int, int], bool]:
-    """Whether an example of the first, by its place, is one of the other's."""
+    """Return a function that says whether two places, one in each log, hold the same example."""
     mine, theirs = _keys(one), _keys(other)
     if one.field == other.field:
         return lambda row, place: mine[row] == theirs[place]
@@ -168,7 +165,7 @@ def _keys(asked: Asked) -> list[str]:
 
 
 def _compared(texts: tuple[str, ...], *, dated: bool) -> list[str]:
-    """The texts as they are compared; `dated` ones without a date that all of them have."""
+    """Return the texts in the form to compare; `dated` ones lose a date that all of them have."""
     plain = [" ".join(unicodedata.normalize("NFC", text).split()) for text in texts]
     if dated and plain:
         for date in set.intersection(*(set(DATE.findall(text)) for text in plain)):
@@ -186,7 +183,7 @@ def _hint(one: Asked, other: Asked) -> str:
 
 
 def _warn_of_templates(one: Asked, other: Asked, found: list[int]) -> None:
-    """Warn of prompts that differ where the questions do not."""
+    """Warn of prompts that differ although their questions do not."""
     if one.prompt is None or other.prompt is None:
         return
     mine, theirs = _compared(one.prompt, dated=True), _compared(other.prompt, dated=True)

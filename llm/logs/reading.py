@@ -1,18 +1,18 @@
-"""The layouts in which evaluation logs of TOFU runs are found -> `EvaluationLog`.
+"""Read evaluation logs of TOFU runs, in any of the layouts in which they are found.
 
     lists             one JSON file per task (`TASKS`): measure -> values in the order of the
                       examples
     mapping           the same files: measure -> {index: value}
     open-unlearning   one file for all tasks: metric -> {"value_by_index": {index: {...}}}
 
-The first two also come merged, file name -> content, in `AGGREGATED`. Of the losses, gt_loss,
-paraphrased_loss and perturb_loss are sums over an answer's scored tokens, num_token_* the numbers
-of these, and avg_gt_loss, avg_paraphrased_loss and average_perturb_loss the quotients.
-open-unlearning stores the quotients only (avg_loss); where its entries also have `loss` and
+The first two also come merged, file name -> content, in `AGGREGATED`. In these gt_loss,
+paraphrased_loss and perturb_loss are sums over an answer's scored tokens, num_token_* are the
+numbers of these tokens, and avg_gt_loss, avg_paraphrased_loss and average_perturb_loss are the
+quotients. open-unlearning stores the quotients only (avg_loss); if its entries also have `loss` and
 `num_token`, these are read as sum and number.
 
-All three store the prompt as the model was given it. What this project writes stores the bare
-`question` beside it. Whatever the layout, the values are then those that `llm.schemas.Log` allows.
+All three layouts store the prompt as the model was given it. What this project writes also stores
+the bare `question`. Whatever the layout, the values are then checked by `llm.schemas.Log`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ KNOWN = {*(name for names in MEASURES.values() for name in names), *ROUGE, TEXTS
 # What open-unlearning stores beside the mean loss: the probability per token, exp(-mean).
 PROBABILITIES = {"gold": "gt_prob", "paraphrased": "paraphrased_prob", "perturbed": "perturb_prob"}
 # open-unlearning's metric of each kind of answer. Two tasks have no paraphrase: there the answer
-# stands for it.
+# takes its place.
 METRICS = {
     task: {
         "gold": f"{short}_Q_A_Prob",
@@ -69,23 +69,23 @@ METRICS = {
 # A model that computes in bfloat16 rounds sum and mean to 8 bits each.
 ROUNDING = 0.02
 
-# one way to write each number: "00" and "0" are not two examples
+# Each number is written in one way only: "00" and "0" are not two examples.
 INDEX = re.compile(r"0|[1-9][0-9]{0,14}")
 
 Columns = dict[str, dict[int, Any]]
 
 
 def read_log(path: str | os.PathLike[str], task: str = "forget") -> EvaluationLog:
-    """Read one task of a log, examples by ascending index: from a file of any layout, or from a
-    folder that holds one.
+    """Return one task of a log, examples by ascending index, from a file or folder of any layout.
 
     In a folder the task's own file goes before `AGGREGATED`, and that before `OPEN_UNLEARNING`.
-    Raises `InvalidInput`, naming file, measure, counts and example, for what is no such log, for a
-    key that comes twice, for measures of unequal counts (runs of several processes repeat padded
-    examples, and which value belongs to which example is then lost), for values that
+    Raises `InvalidInput`, which names file, measure, counts and example, for a file that is no such
+    log, for a key that comes twice, for measures of unequal counts (runs of several processes
+    repeat padded examples, and which value belongs to which example is then lost), for values that
     `llm.schemas.Log` does not allow, and for numbers that do not fit together: sum = mean * number
-    of tokens. Warns of stored probabilities that are not those of the losses, which are what is
-    used.
+    of tokens.
+
+    Warns if stored probabilities are not those of the losses; the losses are used.
     """
     require(task in TASKS, "task", task, f"one of {', '.join(TASKS)}")
     file, names = Path(path), (TASKS[task], AGGREGATED, OPEN_UNLEARNING)
@@ -98,7 +98,7 @@ def read_log(path: str | os.PathLike[str], task: str = "forget") -> EvaluationLo
     holds = {name: other for other, name in TASKS.items()}.get(file.name, task)
     require(holds == task, "task", task, f"{holds}, which is what {file} holds")
     try:
-        # Of bytes the encoding is found out, with or without the mark that some editors put first.
+        # Given bytes, json detects the encoding, with or without a byte order mark.
         content = json.loads(file.read_bytes(), object_pairs_hook=_each_key_once)
     except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
@@ -122,8 +122,9 @@ def read_log(path: str | os.PathLike[str], task: str = "forget") -> EvaluationLo
 
 
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of a key that comes twice Python's reader would keep the last value without
-    a word.
+    """Return a JSON object; raises `ValueError` for a key that comes twice.
+
+    Python's reader would silently keep the last value.
     """
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -139,7 +140,7 @@ def _object(value: Any, name: str, file: Path) -> dict[str, Any]:
 
 
 def _by_index(values: Any, name: str, file: Path) -> dict[int, Any]:
-    """A list, or a mapping from index, as {index: value} by ascending index."""
+    """Return a list, or a mapping from index, as {index: value} by ascending index."""
     require(
         isinstance(values, dict | list),
         name,
@@ -159,8 +160,9 @@ def _by_index(values: Any, name: str, file: Path) -> dict[int, Any]:
 def _open_unlearning(
     content: Mapping[str, Any], task: str, file: Path
 ) -> tuple[Columns, dict[str, str]]:
-    """The metrics of a task under the names that the other layouts use, and what each column is
-    called in the file.
+    """Return the metrics of a task under the names that the other layouts use.
+
+    Also returned is what each column is called in the file.
     """
     keys = ("avg_loss", "loss", "num_token", "prob")
     metrics = [
@@ -194,8 +196,9 @@ def _open_unlearning(
 
 
 def _log(file: Path, layout: str, columns: Columns, called: Mapping[str, str]) -> EvaluationLog:
-    """The log of one task; `called` says how a column is called in the file, where not by its
-    own name.
+    """Return the log of one task.
+
+    `called` maps a column to what it is called in the file, if that is not its own name.
     """
     # Here, because building the schemas takes as long as answering --help.
     from llm.schemas import Log, checked
@@ -241,13 +244,14 @@ def _log(file: Path, layout: str, columns: Columns, called: Mapping[str, str]) -
 
 
 def _single_spaced(text: str) -> str:
-    """Decoders differ in the blanks that they leave around a template's marks."""
+    """Return a text with single blanks: decoders differ in the blanks around a template's marks."""
     return " ".join(text.split())
 
 
 def _answers(kind: str, found: Log, file: Path, called: Mapping[str, str]) -> Answers | None:
-    """The losses of one kind of answer; the sum is taken from the mean where only that and the
-    number are stored.
+    """Return the losses of one kind of answer, or None if the log has none.
+
+    If only mean and number are stored, the sum is their product.
     """
     names = MEASURES[kind]
     columns = [getattr(found, name) for name in names]
@@ -312,7 +316,7 @@ def _warn_of_probabilities(found: Log, file: Path, called: Mapping[str, str]) ->
 
 
 def _numbers(column: Mapping[int, Any], name: str, file: Path) -> Float[np.ndarray, "..."]:
-    """The values of a measure by example: numbers, or lists of them, equally long."""
+    """Return the values of a measure by example: numbers, or lists of numbers of one length."""
     width = next((len(row) for row in column.values() if isinstance(row, list)), 1)
     for index, row in column.items():
         if isinstance(row, list) and len(row) != width:

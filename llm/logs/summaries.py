@@ -1,5 +1,6 @@
-"""One table of several models in the paper's layout: a row per model, columns per set, forget
-quality and utility.
+"""One table of several models in the paper's layout: a row per model and columns per set.
+
+Beside the sets stand forget quality and model utility.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ OVERALL = {"forget_quality": "FQ", "ks_statistic": "D", "model_utility": "MU"}
 def long_table(
     models: Mapping[str, TofuLogs], retrained: EvaluationLog | None, *, variant: str
 ) -> pd.DataFrame:
-    """`llm.logs.measures.measures` of each model, with the column `model`: values with intervals.
+    """Return all measures (`llm.logs.measures`) of each model, with intervals and a column `model`.
 
-    A model with itself, the retrained one, has forget quality 1. Raises `InvalidInput` as
+    The retrained model, compared with itself, has forget quality 1. Raises `InvalidInput` as
     `measures` does.
     """
     frames = [
@@ -42,12 +43,12 @@ def long_table(
 
 
 def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of several runs with one row per model, measure and task, `seeds` saying how many
-    runs are behind it.
+    """Return a table of several runs with one row per model, measure and task.
 
-    Of several runs: the mean over them with a Student interval, of forget quality the median with
-    the least and the largest, since p-values have no mean worth the name; `model` is followed by "
-    x" and their number. One run stays as it is.
+    The column `seeds` is the number of runs behind a row. A row of several runs has the mean over
+    them with a Student interval, and `model` is followed by " x" and their number. For forget
+    quality it has the median with the least and the largest value instead, since a mean of p-values
+    has no meaning. A row of one run stays as it is.
     """
     rows = []
     for _, own in table.groupby(["model", "measure", "task"], sort=False):
@@ -65,18 +66,18 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def best(table: pd.DataFrame, tolerance: float = TOLERANCE) -> pd.DataFrame:
-    """The best settings of each method, by one rule: the smallest D among those whose utility is
-    within `tolerance`.
+    """Return the best settings of each method: the smallest D within `tolerance` of the utility.
 
-    D is the Kolmogorov-Smirnov statistic behind forget quality, with equal numbers of examples its
-    other face; within: a model utility of at least (1 - tolerance) of the original model's. Of a
-    method of which no settings are within, those with the largest utility. Both are means over
-    seeds. A row per title: `model`, the word, `ks_statistic`, `model_utility`, `within`, and
-    `runs`, the number of settings that were tried.
+    D is the Kolmogorov-Smirnov statistic behind forget quality, which it determines when the
+    numbers of examples are equal. Settings are within the tolerance if their model utility is at
+    least (1 - tolerance) of the original model's. If no settings of a method are, those with the
+    largest utility are taken. Both numbers are means over seeds. There is a row per title with the
+    columns `model`, the word of the model, `ks_statistic`, `model_utility`, `within`, and `runs`,
+    the number of settings that were tried.
     """
     require(0 <= tolerance < 1, "tolerance", tolerance, "a share >= 0, below 1")
     wanted = table[table["measure"].isin(["ks_statistic", "model_utility"])]
-    # A mean over seeds of which one is nan is nan, and comes last: pandas by itself would leave
+    # A mean over seeds is nan if one of them is nan, and comes last: pandas by itself would leave
     # that seed out.
     grouped = wanted.groupby(["title", "model", "measure"], sort=False)["value"]
     wide: Any = (
@@ -97,13 +98,12 @@ def best(table: pd.DataFrame, tolerance: float = TOLERANCE) -> pd.DataFrame:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """The table of `long_table` as the paper lays it out: a row per model, in order; columns of two
-    levels.
+    """Return `long_table`'s table in the paper's layout: a row per model, columns of two levels.
 
-    Per set (forget, real authors, world facts, retain): probability, ROUGE-L recall and truth
-    ratio; then FQ, the p-value, with D, its statistic, and the numbers of examples compared; and
-    MU, model utility. What was not measured is nan. On forget, the lower the better but for FQ; on
-    the others, the higher the better.
+    Models keep their order. Each set (forget, real authors, world facts, retain) has probability,
+    ROUGE-L recall and truth ratio. Then come FQ, the p-value of forget quality, D, its statistic,
+    and n, the number of examples compared, and MU, model utility. What was not measured is nan.
+    Lower is better on forget, and higher is better on the other sets and for FQ.
     """
     rows: dict[str, dict[tuple[str, str], float | None]] = {}
     for model, own in table.groupby("model", sort=False):
@@ -127,7 +127,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    """A summary as a table in Markdown."""
+    """Return a summary as a table in Markdown."""
     names = [" ".join(part for part in column if part) for column in frame.columns]
     lines = [f"| Method | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
     for model, row in frame.iterrows():
@@ -137,7 +137,7 @@ def markdown(frame: pd.DataFrame) -> str:
 
 
 def latex(frame: pd.DataFrame) -> str:
-    """A summary as a tabular in LaTeX, with the rules of booktabs."""
+    """Return a summary as a tabular in LaTeX, with the rules of booktabs."""
     escaped = {mark: f"\\{mark}" for mark in "&%$#_{}"} | {
         "~": "\\textasciitilde{}",
         "^": "\\textasciicircum{}",
@@ -156,7 +156,7 @@ def latex(frame: pd.DataFrame) -> str:
 
 
 def _number(name: str, value: float) -> str:
-    """Two digits; p-values too small for them in powers of ten, counts whole."""
+    """Return a number as text: two digits, a power of ten for a small p-value, a whole count."""
     if pd.isna(value):
         return "-"
     if name == "n":

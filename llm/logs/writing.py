@@ -1,14 +1,14 @@
-"""Evaluation logs of a model as files that others read: open-unlearning's layout, and that of
-TOFU's released code.
+"""Write evaluation logs of a model in open-unlearning's layout and in that of TOFU's released code.
 
     TOFU_EVAL.json      metric -> {"agg_value": mean, "value_by_index": {index: {...}}}, and a
                         `manifest`: which model, which data, how it was generated, which variant of
                         the truth ratio, which versions
     TOFU_SUMMARY.json   metric -> mean
 
-Beside open-unlearning's own keys each loss has `loss`, its sum, and `num_token`, and each
-generation has `question`, the bare one, beside `input`, the prompt that the model was given, so
-that nothing is lost: what `llm.logs.reading.read_log` reads is what was written.
+Some keys are added to open-unlearning's own, so that nothing is lost and
+`llm.logs.reading.read_log` reads exactly what was written. Each loss also has `loss`, its sum, and
+`num_token`. Each generation also has the bare `question`, beside `input`, the prompt that the model
+was given.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from markov.files import storage
 from markov.files.storage import Location
 
 SUMMARY, MANIFEST = "TOFU_SUMMARY.json", "manifest"
-# A ratio is written as a number that JSON has; beyond this it is as good as infinite.
+# JSON has no infinity: a ratio whose logarithm is beyond this is written as the one at the bound.
 LARGEST_LOG = math.log(np.finfo(float).max) - 1
 SHORT = {"forget": "forget", "retain": "retain", "real_authors": "ra", "world_facts": "wf"}
 
@@ -50,11 +50,11 @@ def write_tofu_eval(
     variant: str = "geometric",
     aggregates: Mapping[str, float] | None = None,
 ) -> Path:
-    """Write `TOFU_SUMMARY.json` and `TOFU_EVAL.json`; `aggregates` are values of the whole, such as
-    model_utility.
+    """Write `TOFU_SUMMARY.json` and `TOFU_EVAL.json`, and return the path of the latter.
 
-    TOFU_EVAL.json is written last, so that a folder with it is complete; its path is returned.
-    Raises `InvalidInput` for another variant and for a folder that cannot be written.
+    `aggregates` are values for all tasks together, such as model_utility. TOFU_EVAL.json is written
+    last, so that a folder that contains it is complete. Raises `InvalidInput` for an unknown
+    variant and for a folder that cannot be written.
     """
     check_variant(variant)
     path = storage.check_writable(folder, "out", folder=True)
@@ -71,9 +71,7 @@ def write_tofu_eval(
 
 
 def restore_summary(path: Path) -> None:
-    """Write the `TOFU_SUMMARY.json` beside a `TOFU_EVAL.json` again where it is missing: all of
-    it is there.
-    """
+    """Write a missing `TOFU_SUMMARY.json` again from the `TOFU_EVAL.json` beside it."""
     if not (path.parent / SUMMARY).exists():
         content = json.loads(path.read_text("utf-8"))
         _write(
@@ -83,11 +81,11 @@ def restore_summary(path: Path) -> None:
 
 
 def _task(task: str, log: EvaluationLog, variant: str) -> dict[str, Any]:
-    """The metrics of one task."""
+    """Return the metrics of one task."""
     short, found = SHORT[task], {}
     for kind, metric in METRICS[task].items():
         answers = getattr(log, kind)
-        # On real authors and world facts the answer stands for its paraphrase, under one name.
+        # On real authors and world facts the answer also serves as its paraphrase, under one name.
         if answers is not None and metric not in found:
             found[metric] = _metric(
                 log, {"prob": np.exp(-answers.average), **_losses(answers)}, "prob"
@@ -133,10 +131,10 @@ def _plain(value: Any) -> Any:
 
 
 def write_legacy(logs: TofuLogs, folder: Location) -> Path:
-    """Write the files of TOFU's released code: one per task, measure -> {index: value}, and all of
-    them in one.
+    """Write the files of TOFU's released code, and return the folder.
 
-    Returns the folder. Raises `InvalidInput` for a folder that cannot be written.
+    There is one file per task, measure -> {index: value}, and one file with all tasks. Raises
+    `InvalidInput` for a folder that cannot be written.
     """
     path = storage.check_writable(folder, "out", folder=True)
     merged = {}
@@ -168,7 +166,7 @@ def write_legacy(logs: TofuLogs, folder: Location) -> Path:
 
 
 def _named(log: EvaluationLog) -> dict[str, Any]:
-    """The truth ratio as the released code stores it: geometric, wrong / right."""
+    """Return the truth ratio as the released code stores it: geometric, wrong / right."""
     if log.perturbed is None or log.paraphrased is None:
         return {}
     ratio = _ratio(log, "geometric")
@@ -176,7 +174,7 @@ def _named(log: EvaluationLog) -> dict[str, Any]:
 
 
 def _ratio(log: EvaluationLog, variant: str) -> np.ndarray:
-    """The truth ratio as a finite number."""
+    """Return each example's truth ratio as a finite number."""
     return np.exp(np.clip(log_truth_ratio(log, variant), -LARGEST_LOG, LARGEST_LOG))
 
 

@@ -1,8 +1,8 @@
-"""What a model makes of every answer of a data set: an evaluation log computed instead of read.
+"""Score every answer of a data set under a model: an evaluation log computed instead of read.
 
-The truth, its paraphrase and the wrong answers are scored in one pass. `layout` of such a log is
-`scored`, and its `file` names the model. What a model writes itself, and with it rouge, is not part
-of it.
+The truth, its paraphrase and the wrong answers are scored in one pass. The `layout` of such a log
+is `scored`, and its `file` names the model. What a model writes itself, and with it rouge, is not
+part of it.
 """
 
 from __future__ import annotations
@@ -33,13 +33,12 @@ def answer_log(
     budget: int = BUDGET,
     progress: bool = True,
 ) -> EvaluationLog:
-    """Losses of the response, the paraphrase and the perturbed responses of each example, nats, in
-    their order.
+    """Return the losses of each example's response, paraphrase and perturbed responses.
 
-    An example without a paraphrase has its response stand for it, as in TOFU's sets of real authors
-    and world facts. Where no example has perturbed responses the log has none. Raises
-    `InvalidInput` as `encode_examples` and `score_encoded` do, and for examples that differ in
-    their numbers of perturbed responses.
+    Losses are in nats and in the order of the examples. If an example has no paraphrase, its
+    response takes the place of one, as in TOFU's sets of real authors and world facts. If no
+    example has perturbed responses, the log has none. Raises `InvalidInput` as `encode_examples`
+    and `score_encoded` do, and for examples that differ in their numbers of perturbed responses.
     """
     columns = _encoded(language, examples, max_length)
     flat = [one for column in columns for one in column]
@@ -69,9 +68,9 @@ def answer_log(
 
 
 def _prompt(language: LanguageModel, encoded: Encoded) -> str:
-    """The prompt as its tokens read, without those that only mark where something starts or ends.
+    """Return the prompt as its tokens read, without tokens that only mark a start or an end.
 
-    So it is stored in open-unlearning's logs.
+    This is how open-unlearning's logs store it.
     """
     return str(
         language.tokenizer.decode(list(encoded.tokens[: encoded.prompt]), skip_special_tokens=True)
@@ -79,9 +78,9 @@ def _prompt(language: LanguageModel, encoded: Encoded) -> str:
 
 
 def log_table(log: EvaluationLog) -> pd.DataFrame:
-    """A log of answers as a tidy table: `index`, `answer` (gold, paraphrased, perturbed_0, ...),
-    `logp`, `length`.
+    """Return a log of answers as a tidy table.
 
+    The columns are `index`, `answer` (gold, paraphrased, perturbed_0, ...), `logp` and `length`.
     Raises `InvalidInput` for a log without numbers of scored tokens.
     """
     columns = {"gold": _counted(log, log.gold)}
@@ -101,11 +100,10 @@ def log_table(log: EvaluationLog) -> pd.DataFrame:
 
 
 def log_of(table: pd.DataFrame, file: str) -> EvaluationLog:
-    """The log of a table that `log_table` made, examples by ascending index; `file` names the
-    model.
+    """Return the log of a table that `log_table` made, examples by ascending index.
 
-    Raises `InvalidInput` for what `llm.schemas.Answered` does not allow, for an answer that comes
-    twice or is of no known kind, and for one that some examples lack.
+    `file` names the model. Raises `InvalidInput` for what `llm.schemas.Answered` does not allow,
+    for an answer that comes twice or is of no known kind, and for one that some examples lack.
     """
     # Here, because building the schemas takes as long as answering --help.
     from llm.schemas import Answered, check_table
@@ -189,7 +187,7 @@ def _encoded(
 def responses(
     language: LanguageModel, examples: Sequence[Example], *, max_length: int = MAX_LENGTH
 ) -> list[Encoded]:
-    """The tokens of each example's prompt and response, as the model's template writes them."""
+    """Return the tokens of each example's prompt and response in the model's template."""
     return encode_examples(language.tokenizer, language.template, examples, max_length=max_length)
 
 
@@ -201,9 +199,10 @@ def scores(
     budget: int = BUDGET,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """`index`, `logp` (nats) and `length` of each example's response: see `llm.diagnostics.scores`.
+    """Return a table of scores (`llm.diagnostics.scores`) of each example's response.
 
-    Raises `InvalidInput` as `encode_examples` and `score_encoded` do.
+    The columns are `index`, `logp` (nats) and `length`. Raises `InvalidInput` as `encode_examples`
+    and `score_encoded` do.
     """
     encoded = responses(language, examples, max_length=max_length)
     named = Named([example.index for example in examples], language.name)

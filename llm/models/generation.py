@@ -1,15 +1,16 @@
-"""What a model writes itself: greedy answers, many prompts at a time, each as if it were alone.
+"""Let a model write greedy answers to many prompts at a time, each as if it were alone.
 
 Prompts are padded in front, so that all end where the writing begins; the padding is masked and
-positions count from each prompt's own start. Not every model heeds that. Recurrent ones may read
+positions count from each prompt's own start. Not every model respects that. Recurrent ones may read
 padding as if it were text; some go wrong as soon as they write several texts at a time, and some
-with what they keep from token to token, at once or when a text outgrows a window. So a model is
-tried before it writes (`way_of`), and of each batch the two texts with most and least padding are
-read again (`_likely`). Both are compared with a forward pass over the text alone, without padding
-and with nothing kept: what does not agree with it is done without, and the batch is written anew.
+with what they keep from token to token, at once or when a text outgrows a window. A model is
+therefore tried before it writes (`way_of`), and of each batch the two texts with most and least
+padding are read again (`_likely`). Both are compared with a forward pass over the text alone,
+without padding and with nothing kept. If they do not agree, the model writes in a slower way, and
+the batch is written anew.
 
-A model's own settings for sampling, penalties and the like (`generation_config`) play no part; of
-them only the tokens that end a text are kept.
+A model's own settings for sampling, penalties and the like (`generation_config`) play no part, with
+the exception of the tokens that end a text.
 """
 
 from __future__ import annotations
@@ -32,14 +33,16 @@ from markov.errors import require, require_whole
 
 NEW_TOKENS = 200  # of an answer, as open-unlearning has it for TOFU
 BUDGET = 16384  # tokens of a batch with what is still to be written, padding included
-TRIED = 4  # tokens that are written to try a model
+TRIED = 4  # tokens that are written when a model is tried
 # how far rounding may move a logit, as a share of the range of all logits at its place
 TOLERANCE = 1e-4
 
 
 class Way(NamedTuple):
-    """How prompts are written on: with others or alone, padded to one length or not, with what
-    was kept or anew.
+    """How prompts are continued.
+
+    They are written together or one at a time, padded to one length or not, and with what was kept
+    from token to token (`cache`) or with everything computed anew.
     """
 
     together: bool
@@ -47,7 +50,7 @@ class Way(NamedTuple):
     cache: bool
 
 
-# From the quickest to the slowest, which is what the others are compared with.
+# From the quickest to the slowest, with which the others are compared.
 WAYS = (
     Way(True, True, True),
     Way(True, False, True),
@@ -65,12 +68,12 @@ def generate(
     budget: int = BUDGET,
     progress: bool = True,
 ) -> tuple[str, ...]:
-    """The model's greedy answer to each example's prompt, without the tokens that frame a text and
-    the blanks around.
+    """Return the model's greedy answer to each example's prompt.
 
-    Prompts have just the tokens that they have when responses are scored. An answer ends with the
-    token that is scored as its end, or with another that ends a text. Raises `InvalidInput` as
-    `encode_examples` and `continuations` do.
+    Answers come without the tokens that frame a text and without blanks around them. Prompts have
+    the same tokens as when responses are scored. An answer ends with the token that is scored as
+    its end, or with another that ends a text. Raises `InvalidInput` as `encode_examples` and
+    `continuations` do.
     """
     prompts = [
         one.tokens[: one.prompt] for one in responses(language, examples, max_length=max_length)
@@ -99,13 +102,12 @@ def continuations(
     progress: bool = True,
     end: bool = True,
 ) -> list[list[int]]:
-    """The most likely next token, again and again, after each prompt (both as token numbers), in
-    the order given.
+    """Return the greedy continuation of each prompt, in the order given; all are token numbers.
 
-    A text goes on to `max_new_tokens`, or to the first token that ends one, which is not part of
-    it: one of `ends`, the tokenizer's own, or one that the model's authors name. Not `end` goes
-    past such tokens. Raises `InvalidInput` for no prompt, an empty one, and a text beyond the
-    model's positions.
+    Each token is the most likely next one. A text goes on to `max_new_tokens`, or to the first
+    token that ends one, which is not part of it: one of `ends`, the tokenizer's own, or one that
+    the model's authors name. If `end` is False, writing continues past such tokens. Raises
+    `InvalidInput` for no prompt, an empty one, and a text beyond the model's positions.
     """
     require(
         len(prompts) > 0 and all(map(len, prompts)),
@@ -150,11 +152,10 @@ def continuations(
 
 
 def way_of(model: Any, prompts: Sequence[Sequence[int]], count: int) -> Way:
-    """The quickest of `WAYS` in which the model gives such prompts the logits that it gives each
-    alone.
+    """Return the quickest of `WAYS` in which prompts get the logits that each has alone.
 
-    It is tried on two of them, the longest and the shortest, or where nothing is to be padded the
-    two longest, of which one is cut. They are written on by `count` tokens. Logits may differ by
+    It is tried on two of the prompts, the longest and the shortest, or, for a way without padding,
+    the two longest, of which one is cut. They are continued by `count` tokens. Logits may differ by
     `max(TOLERANCE, 8 eps)` of the range of all logits at their place, eps being the rounding of the
     model's numbers.
     """
@@ -169,8 +170,9 @@ def way_of(model: Any, prompts: Sequence[Sequence[int]], count: int) -> Way:
 
 
 def _as_alone(model: Any, prompts: Sequence[Sequence[int]], count: int) -> bool:
-    """Whether prompts that are written on together, for `count` tokens, have the logits that
-    each has alone.
+    """Return whether prompts that are continued together have the logits that each has alone.
+
+    They are continued by `count` tokens.
     """
     with _greedy(model, count, [], output_logits=True, return_dict_in_generate=True):
         written = _generate(model, prompts)
@@ -185,25 +187,24 @@ def _as_alone(model: Any, prompts: Sequence[Sequence[int]], count: int) -> bool:
 
 
 def _likely(model: Any, prompt: Sequence[int], new: Sequence[int]) -> bool:
-    """Whether each token of what was written is the most likely one, when the text is read
-    alone.
-    """
+    """Return whether each written token is the most likely one when the text is read alone."""
     found = _alone(model, [*prompt, *new[:-1]])[-len(new) :]
     chosen = found.gather(-1, torch.tensor(new, device=found.device)[:, None]).squeeze(-1)
     return not (found.amax(-1) - chosen > _rounding(model, found)).any()
 
 
 def _alone(model: Any, text: Sequence[int]) -> Float[Tensor, "time vocab"]:
-    """The logits at every place of one text, by one forward pass without padding and with
-    nothing kept.
+    """Return the logits at every place of one text.
+
+    They come from one forward pass without padding and with nothing kept.
     """
     tokens = torch.tensor([list(text)], device=model.get_input_embeddings().weight.device)
     return model(tokens, use_cache=False, return_dict=True).logits[0].float()
 
 
 def _rounding(model: Any, logits: Float[Tensor, "time vocab"]) -> Float[Tensor, " time"]:
-    """How far rounding may move the logits at each place."""
-    # Numbers of one byte are only stored: what is computed with is wider.
+    """Return how far rounding may move the logits at each place."""
+    # Numbers of one byte are only stored: computations use wider ones.
     wide = {one.dtype for one in model.parameters() if one.is_floating_point() and one.itemsize > 1}
     eps = max((torch.finfo(dtype).eps for dtype in wide), default=0.0)
     return max(TOLERANCE, 8 * eps) * (logits.amax(-1) - logits.amin(-1))
@@ -212,7 +213,10 @@ def _rounding(model: Any, logits: Float[Tensor, "time vocab"]) -> Float[Tensor, 
 def _batch(
     left: Sequence[int], prompts: Sequence[Sequence[int]], new: int, budget: int, way: Way
 ) -> list[int]:
-    """The first rows of those left, the longest first: as many as hold `budget` tokens, or one."""
+    """Return the first rows of those left, the longest first: as many as fit in `budget`, or one.
+
+    The budget counts tokens, with those that are still to be written.
+    """
     longest = len(prompts[left[0]])
     count = max(1, budget // (longest + new)) if way.together else 1
     return [row for row in left[:count] if way.padded or len(prompts[row]) == longest]
@@ -221,7 +225,7 @@ def _batch(
 def _write(
     model: Any, prompts: Sequence[Sequence[int]], count: int, ends: Sequence[int], way: Way
 ) -> list[list[int]]:
-    """What is written after each prompt, through the token that ends it if one does."""
+    """Return what is written after each prompt, through the token that ends it if one does."""
     if way.cache:
         with _greedy(model, count, ends):
             rows = _generate(model, prompts)[:, max(map(len, prompts)) :].tolist()
@@ -229,7 +233,7 @@ def _write(
             row[: next((place + 1 for place, token in enumerate(row) if token in ends), count)]
             for row in rows
         ]
-    # By hand: what transformers passes on to a forward pass is not what each model takes by itself.
+    # Without `generate`: what transformers passes on there is not what each model takes by itself.
     found: list[list[int]] = [[] for _ in prompts]
     for prompt, new in zip(prompts, found, strict=True):
         while len(new) < count and not (new and new[-1] in ends):
@@ -253,8 +257,9 @@ def _padded(
 
 
 def _ends(model: Any, tokenizer: Any, more: Sequence[int]) -> list[int]:
-    """The tokens that end a text: those given, the tokenizer's, and those that the model's
-    authors name beside it.
+    """Return the tokens that end a text.
+
+    They are those given, the tokenizer's, and those that the model's authors name beside it.
     """
     named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     several = named if isinstance(named, list) else [named]
@@ -267,8 +272,9 @@ def _ends(model: Any, tokenizer: Any, more: Sequence[int]) -> list[int]:
 
 @contextmanager
 def _greedy(model: Any, new: int, ends: Sequence[int], **more: Any) -> Iterator[None]:
-    """Greedy decoding while it lasts: what is not said in a call transformers takes from the
-    model's own settings.
+    """Make transformers decode greedily inside the block.
+
+    What a call does not say transformers takes from the model's own settings, which are replaced.
     """
     from transformers import GenerationConfig
 

@@ -55,8 +55,9 @@ DTYPES = {
 
 
 class LanguageModel(NamedTuple):
-    """A causal language model, its tokenizer, how questions are put to it, and the name that it
-    was asked for by.
+    """A causal language model, its tokenizer, its template, and the name that it was asked for by.
+
+    The template says how questions are put to it.
     """
 
     model: PreTrainedModel
@@ -76,15 +77,16 @@ def load_saved(
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> LanguageModel:
-    """The model of a folder, a hub id or a name in `READY`, in evaluation mode.
+    """Return the model of a folder, a hub id or a name in `READY`, in evaluation mode.
 
     Its template is the one given; else the one saved with it; else that of the ready-made model of
-    this name, id or folder name; else `template_of` its tokenizer. `system` is what a chat template
-    is given as the system's turn, which is left out if it is empty. Where `system` is None, the
-    template's own is given, or none with a line on standard error if there is no place for one
-    (`llm.scoring.encoding.fitted`). `tokenizer` is where that lies if not beside the weights.
-    `dtype` is one of `DTYPES`, "auto" being the one of the file; `device` "auto" is a GPU where
-    there is one. What an adapter lacks, its template or its tokenizer, is that of its base.
+    this name, id or folder name; else `template_of` its tokenizer. `system` is the system's turn
+    for a chat template; the turn is left out if `system` is empty. If `system` is None, the
+    template's own turn is used or, if the chat template has no place for one
+    (`llm.scoring.encoding.fitted`), none, with a line on standard error. `tokenizer` is where the
+    tokenizer lies if not beside the weights. `dtype` is one of `DTYPES`, "auto" being the one of
+    the file; `device` "auto" is a GPU if there is one. An adapter without a template or a tokenizer
+    gets that of its base.
 
     Raises `InvalidInput`, as far as possible before weights are read, for a source that is not
     there or cannot be fetched, weights that are missing, have no place or are not safetensors, a
@@ -126,8 +128,10 @@ def load_saved(
 
 
 def fitting(tokenizer: Tokenizer, template: Template, system: str | None) -> Template:
-    """Returns the template with the system turn asked for, or, if none was, with one only where
-    it has a place.
+    """Return the template with the system turn asked for.
+
+    If none was asked for, the template keeps its own turn only if the chat template has a place for
+    it. Raises `InvalidInput` for a turn if the template is no chat template.
     """
     if system is not None:
         allowed = "left out, or empty: this model's template has no system turn"
@@ -142,7 +146,7 @@ def fitting(tokenizer: Tokenizer, template: Template, system: str | None) -> Tem
 
 
 def _ready(name: str) -> Ready | None:
-    """The ready-made model of this name, hub id or folder name."""
+    """Return the ready-made model of this name, hub id or folder name, or None."""
     local = Path(name).is_dir()
     names = {name, Path(name).resolve().name if local else name}
     known = READY.items()
@@ -155,8 +159,9 @@ def _check_word(name: str) -> None:
 
 
 def _config_of_base(adapter: Adapter, options: Mapping[str, Any]) -> Any:
-    """The configuration of the model that an adapter changes; raises `InvalidInput`, naming
-    both.
+    """Return the configuration of the model that an adapter changes.
+
+    Raises `InvalidInput`, which names both.
     """
     base = adapter.base
     try:
@@ -180,8 +185,9 @@ def _place_of_words(
     options: Mapping[str, Any],
     own: Mapping[str, Any],
 ) -> tuple[str, Mapping[str, Any]]:
-    """Where the tokenizer lies: where it is said to, beside the weights or the adapter, or beside
-    the base.
+    """Return where the tokenizer lies, and the options to read it with.
+
+    It lies where it is said to, else beside the weights or the adapter, else beside the base.
     """
     from transformers.utils.hub import cached_file
 
@@ -195,7 +201,7 @@ def _place_of_words(
 
 
 def _template(where: str, ready: Ready | None) -> Template | None:
-    """The template saved in a folder, or else that of the ready-made model of its name."""
+    """Return the template saved in a folder, or else that of the ready-made model of its name."""
     saved = _saved_template(Path(where) / TEMPLATE) if Path(where).is_dir() else None
     return saved or (ready.template if ready else None)
 
@@ -203,8 +209,9 @@ def _template(where: str, ready: Ready | None) -> Template | None:
 def _merged(
     adapter: Adapter, config: Any, dtype: torch.dtype | None, options: Mapping[str, Any]
 ) -> PreTrainedModel:
-    """The base of an adapter with the adapter added into its weights in float32, in the dtype asked
-    for.
+    """Return the base of an adapter with the adapter added into its weights.
+
+    The sum is taken in float32 or wider, and returned in the dtype asked for.
     """
     packed = getattr(config, "quantization_config", None)
     allowed = (
@@ -235,18 +242,20 @@ def _saved_template(file: Path) -> Template | None:
 
 
 def template_of(tokenizer: Tokenizer) -> Template:
-    """`PLAIN` for a tokenizer without chat template, else `CHAT`, but `LLAMA2_CHAT` in place of
-    Llama 2's own, which takes a system prompt into the first turn: TOFU's fine-tuning leaves that
-    out.
+    """Return `PLAIN` for a tokenizer without chat template, else `CHAT`.
+
+    Llama 2's own chat template is replaced by `LLAMA2_CHAT`: it takes a system prompt into the
+    first turn, which TOFU's fine-tuning leaves out.
     """
     written = tokenizer.chat_template
     return PLAIN if not written else LLAMA2_CHAT if "<<SYS>>" in str(written) else CHAT
 
 
 def check_same_vocabulary(tokenizer: Tokenizer, other: Tokenizer, field: str = "reference") -> None:
-    """Raise `InvalidInput(field, ...)` unless two tokenizers agree: in their tokens, but for one
-    that only pads, in the end-of-sequence token, and in how they cut a few texts, which rules of
-    merging can do in several ways.
+    """Raise `InvalidInput(field, ...)` unless two tokenizers agree.
+
+    They must agree in their tokens, except for one that only pads, in the end-of-sequence token,
+    and in how they cut a few texts, since rules of merging can cut a text in several ways.
     """
     odd = sorted(vocabulary(tokenizer).items() ^ vocabulary(other).items())[:1]
     found = [f"{odd[0][0]!r} is not the same token"] if odd else []
@@ -261,14 +270,14 @@ def check_same_vocabulary(tokenizer: Tokenizer, other: Tokenizer, field: str = "
 
 
 def perturbed(model: Module, *, scale: float, share: float = 0.5, seed: int) -> Module:
-    """A copy of the model, each tensor of parameters averaged with Gaussian noise of its own size
-    (paper, figure A1).
+    """Return a copy of the model, each tensor of parameters averaged with noise (paper, figure A1).
 
         theta' = (1 - share) * theta + share * scale * std(theta) * xi,    xi ~ N(0, 1)
 
-    std is over the entries of the tensor; tied weights are one tensor. The noise follows from
-    `seed` alone, whatever device and dtype the model has. With share = 0 the copy is equal. Raises
-    `InvalidInput` for a share outside [0, 1] and a scale that is negative or not finite.
+    The noise is Gaussian and of the tensor's own size: std is over the entries of the tensor. Tied
+    weights are one tensor. The noise follows from `seed` alone, whatever device and dtype the model
+    has. With share = 0 the copy is equal. Raises `InvalidInput` for a share outside [0, 1] and a
+    scale that is negative or not finite.
     """
     require(0 <= share <= 1, "share", share, "a number from 0 to 1")
     require(0 <= scale < math.inf, "scale", scale, "a finite number, at least 0")
@@ -282,8 +291,9 @@ def perturbed(model: Module, *, scale: float, share: float = 0.5, seed: int) -> 
 
 
 def kept_model(folder: Path, device: str = "auto") -> LanguageModel | None:
-    """The model that the cache keeps in a folder, or None where it has to be made: a broken one
-    is set aside.
+    """Return the model that the cache keeps in a folder, or None if it has to be made.
+
+    A broken model is set aside.
     """
     if folder.is_dir() and not any(folder.iterdir()):  # of a trial whether it can be written
         return None
@@ -291,16 +301,18 @@ def kept_model(folder: Path, device: str = "auto") -> LanguageModel | None:
 
 
 def find_dtype(dtype: str) -> torch.dtype | None:
-    """Returns the dtype of a name in `DTYPES`, None for that of the file; raises `InvalidInput`
-    for another name.
+    """Return the dtype of a name in `DTYPES`, or None for the dtype of the file.
+
+    Raises `InvalidInput` for another name.
     """
     require(dtype in DTYPES, "dtype", dtype, f"one of {', '.join(DTYPES)}")
     return DTYPES[dtype]
 
 
 def find_device(device: str) -> torch.device:
-    """The device of this name, "auto" being a GPU where there is one; raises `InvalidInput` if
-    it cannot be used.
+    """Return the device of this name; "auto" is a GPU if there is one.
+
+    Raises `InvalidInput` if the device cannot be used.
     """
     wanted = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:

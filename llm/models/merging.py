@@ -1,7 +1,6 @@
-"""Adapters that are found on loading: they are added into the weights of their base, once, before
-anything is done.
+"""Merge adapters on loading: they are added once into the weights of their base.
 
-So a folder with an adapter is one plain model to every command: what is scored is what unlearning
+A folder with an adapter is thus one plain model to every command: what is scored is what unlearning
 starts from, and what is saved is whole. An adapter lies beside the weights of its base, or alone in
 a folder that names its base (`base_model_name_or_path` in its adapter_config.json), as peft writes
 it; which base is read follows transformers.
@@ -28,8 +27,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# Largest difference between the logits before and after merging in float32, beside the largest of
-# the logits.
+# Largest difference between the logits before and after merging in float32, as a share of the
+# largest logit.
 TOLERANCE = 1e-3
 
 
@@ -43,7 +42,7 @@ class Adapter(NamedTuple):
 
 
 def find_adapter(where: str, options: Mapping[str, Any]) -> Adapter | None:
-    """The adapter of a folder or a hub id, or None where there is none.
+    """Return the adapter of a folder or a hub id, or None if there is none.
 
     Its base is the folder itself if that holds a whole model. Raises `InvalidInput` for an adapter
     that names no base, and for one whose weights are not there or are pickles.
@@ -87,7 +86,7 @@ def find_adapter(where: str, options: Mapping[str, Any]) -> Adapter | None:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a folder holds a configuration and weights that are no adapter's."""
+    """Return whether a folder holds a configuration and weights that are no adapter's."""
     weights = [
         file for file in folder.glob("*.safetensors") if not file.name.startswith("adapter_")
     ]
@@ -96,11 +95,11 @@ def is_whole(folder: Path) -> bool:
 
 @contextmanager
 def without_adapter(adapter: Adapter) -> Iterator[str]:
-    """Where the base can be read by itself; raises `InvalidInput` under the name of the folder that
-    was asked for.
+    """Give the place where the base can be read by itself.
 
-    Beside its adapter it cannot, since transformers always reads both: there it is a folder of
-    links to the rest.
+    It cannot be read beside its adapter, since transformers always reads both: in that case the
+    place is a temporary folder of links to the other files. Raises `InvalidInput` under the name of
+    the folder that was asked for.
     """
     if adapter.base != adapter.where:
         yield adapter.base
@@ -119,13 +118,13 @@ def without_adapter(adapter: Adapter) -> Iterator[str]:
 
 
 def merge(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
-    """The model with the adapter added into its weights: a plain one, all of it trainable.
+    """Return the model with the adapter added into its weights: a plain one, all of it trainable.
 
     The sum is taken in the model's own dtype, which should be float32 or wider: in a narrower one
-    what the adapter adds is rounded away where it is small. That the merged model does what the two
-    do together is tried on a few tokens. Raises `InvalidInput` for an adapter of another model
-    (weights that it lacks, or that have no place), and for one that weights cannot express, such as
-    a prompt.
+    small changes by the adapter are rounded away. A few tokens are used to check that the merged
+    model computes what the two compute together. Raises `InvalidInput` for an adapter of another
+    model (weights that it lacks, or that have no place), and for one that weights cannot express,
+    such as a prompt.
     """
     import peft
 
@@ -165,15 +164,13 @@ def _require(condition: bool, adapter: Adapter, reason: str) -> None:
 
 
 def _logits(model: nn.Module) -> Tensor:
-    """The logits on a few tokens, whatever they mean."""
+    """Return the logits on a few arbitrary tokens."""
     with torch.no_grad():
         return model(input_ids=torch.arange(8)[None], use_cache=False).logits.double()
 
 
 def _untie(model: PreTrainedModel) -> None:
-    """Give the head weights of its own where it shares the embedding's and an adapter changes
-    either alone.
-    """
+    """Give a head that shares the embedding's weights its own if an adapter changes either."""
     inner, head = model.get_input_embeddings(), model.get_output_embeddings()
     layers: list[Any] = [getattr(layer, "base_layer", layer) for layer in (inner, head)]
     changed = any(hasattr(layer, "base_layer") for layer in (inner, head))

@@ -1,5 +1,4 @@
-"""Words that name a model, for every command: what each may be, and what follows from it where
-nothing else is said.
+"""Words that name a model on every command: what they may be, and which data go with them.
 
     authors:KIND[:PERCENT[:SEED]]   a small model of the generated authors
                                     (`llm.models.small_authors`), made on first use: original,
@@ -9,7 +8,7 @@ nothing else is said.
     NAME or OWNER/NAME              a ready-made name (`READY`), or an id of the hub
     FOLDER                          a model that was saved
 
-No model is loaded here, so that a word that cannot be is refused before any work.
+No model is loaded here, so that an impossible word is refused before any work.
 """
 
 from __future__ import annotations
@@ -26,12 +25,13 @@ from markov.errors import require
 from markov.files.storage import Location
 
 KINDS = {"authors": ("original", "retrained", "partial"), "news": ("original", "retrained")}
-SMALL = 100_000_000  # bytes of weights: of a folder with fewer the model is small
+SMALL = 100_000_000  # bytes of weights: a folder with fewer holds a small model
 
 
 class Ready(NamedTuple):
-    """A model of the hub, the template that it was fine-tuned with, and the revision to take if
-    not the newest.
+    """A model of the hub, the template that it was fine-tuned with, and the revision to take.
+
+    Without a revision the newest is taken.
     """
 
     hub: str
@@ -39,8 +39,7 @@ class Ready(NamedTuple):
     revision: str | None = None
 
 
-# Fine-tuned on all of TOFU or on a retain split of it, and unlearned from it by the authors of
-# SimNPO.
+# Models fine-tuned on all of TOFU or on a retain split, and models unlearned by SimNPO's authors.
 READY = {
     **{
         f"tofu-llama3.2-1b-{part}": Ready(
@@ -57,8 +56,9 @@ NAMES = f"a model of the hub, OWNER/NAME, or one of authors:KIND, news:KIND, {',
 
 
 class Made(NamedTuple):
-    """A model that is made here: of which corpus, what it has read of it, the percent to forget,
-    and the seed.
+    """A model that is made here: its corpus, its kind, the percent to forget, and the seed.
+
+    The kind says what it has read of the corpus.
     """
 
     corpus: str
@@ -68,17 +68,17 @@ class Made(NamedTuple):
 
     @property
     def word(self) -> str:
-        """The shortest word for it."""
+        """The shortest word that names the model."""
         percent = [str(self.percent)] if self.corpus == sources.PREFIX else []
         numbers = [*percent, str(self.seed)] if self.seed else percent if self.percent != 10 else []
         return ":".join([self.corpus, self.kind, *numbers])
 
 
 def made(word: Location, field: str = "model") -> Made | None:
-    """The model made here that a word names, if it names one.
+    """Return the model made here that a word names, or None if it names none.
 
     An original has read everything, so that it is the same whatever is to be forgotten. Raises
-    `InvalidInput` for a kind that there is not, and for numbers that are none.
+    `InvalidInput` for an unknown kind or percent, and for a percent or a seed that is not a number.
     """
     corpus, colon, rest = os.fspath(word).partition(":")
     if corpus not in KINDS or not colon:
@@ -96,8 +96,9 @@ def made(word: Location, field: str = "model") -> Made | None:
 
 
 def check(word: Location, field: str = "model") -> None:
-    """Raise `InvalidInput(field, ...)` for a word that can name no model; one of the hub may
-    still not be there.
+    """Raise `InvalidInput(field, ...)` for a word that cannot name a model.
+
+    A model of the hub may still not be there.
     """
     name = os.path.expanduser(word)
     known = made(name, field) is not None or Path(name).is_dir() or name in READY
@@ -110,8 +111,9 @@ def check(word: Location, field: str = "model") -> None:
 
 
 def is_small(word: Location) -> bool:
-    """Whether a word names a model made here, or a folder with one as small, such as what became
-    of such a model.
+    """Return whether a word names a model made here, or a folder with a model as small.
+
+    Such a folder may hold what became of a model made here.
     """
     if made(word) is not None:
         return True
@@ -120,10 +122,10 @@ def is_small(word: Location) -> bool:
 
 
 def data_of(model: str, data: str | None) -> str:
-    """The data that go with a model where none are named: a tenth of the authors that a small model
-    has read.
+    """Return the data given, or, if none are, those that go with a model.
 
-    Raises `InvalidInput` for a model of which nobody knows what it has read, and as `check` and
+    These are the share of the authors to forget, a tenth by default, that a small model has read.
+    Raises `InvalidInput` for a model of which it is not known what it has read, and as `check` and
     `check_has_read` do.
     """
     check(model)
@@ -148,8 +150,9 @@ def data_of(model: str, data: str | None) -> str:
 
 
 def check_has_read(model: str, data: Location, field: str = "model") -> None:
-    """Raise `InvalidInput` for a model made here beside data of which it can have read nothing:
-    another corpus.
+    """Raise `InvalidInput` for a model made here that can have read nothing of the data.
+
+    It has then read another corpus.
     """
     own, (name, colon, _) = made(model, field), os.fspath(data).partition(":")
     if own is None or not colon or name not in (sources.PREFIX, corpora.PREFIX):
@@ -162,9 +165,7 @@ def check_has_read(model: str, data: Location, field: str = "model") -> None:
 
 
 def check_retrained(retrained: str | None, data: str) -> None:
-    """Raise `InvalidInput` for a retrained model that can be none, or was kept from other data
-    than these.
-    """
+    """Raise `InvalidInput` unless a word can name a model retrained without these data."""
     if retrained is None or Path(retrained).is_file():
         return
     check(retrained, "retrained")
@@ -176,7 +177,10 @@ def check_retrained(retrained: str | None, data: str) -> None:
 
 
 def retrained_of(data: str) -> str | None:
-    """The model made here that has read all but these data, if they are generated."""
+    """Return the word of the model made here that has read all but these data, or None.
+
+    There is one only for splits to forget of the generated authors.
+    """
     from llm.data.splits import FORGET
 
     name, _, split = data.partition(":")

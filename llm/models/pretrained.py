@@ -1,9 +1,8 @@
-"""What transformers reads from a folder or the hub, with one line of complaint where it is nothing
-for this lab.
+"""Read models from a folder or the hub with transformers, and refuse unusable ones in one line.
 
-Configuration and tokenizer come before the weights, so that what is wrong is known before gigabytes
-have been read. What transformers only reports in its log is refused here: weights that the file
-lacks, and weights of the file that the model has no place for.
+Configuration and tokenizer are read before the weights, so that what is wrong is known before
+gigabytes have been read. Some problems that transformers only reports in its log are refused here:
+weights that the file lacks, and weights of the file that the model has no place for.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ FAILURES = (
     RuntimeError,
     SafetensorError,
 )
-# What older versions saved beside the weights, though it follows from the configuration:
+# What older versions saved beside the weights although it follows from the configuration:
 # frequencies and tables of rotary embeddings, masks, numbers of positions, and the number of the
 # format.
 DERIVED = re.compile(
@@ -53,7 +52,7 @@ PROBES = (
 
 
 def check_folder(folder: Path) -> None:
-    """Raise `InvalidInput` unless there is a configuration and weights that are no pickles."""
+    """Raise `InvalidInput` unless a folder has a configuration and weights that are no pickles."""
     where, kinds = str(folder), {file.suffix for file in folder.iterdir()}
     names = ("config.json", "adapter_config.json")
     inner = sorted(file.parent.name for name in names for file in folder.glob(f"*/{name}"))
@@ -67,16 +66,16 @@ def check_folder(folder: Path) -> None:
 
 
 def note(text: str) -> None:
-    """Say something, in one line, that changes what is computed and is no error."""
+    """Print one line on standard error about something that changes a result and is no error."""
     print(f"note: {text}", file=sys.stderr)
 
 
 def read_config(where: str, options: Mapping[str, Any]) -> Any:
-    """The configuration of a causal language model; raises `InvalidInput` if there is none, or it
-    is of another kind.
+    """Return the configuration of a causal language model.
 
-    Told by the architecture that it names: encoders could be built as causal models too, but were
-    not trained as such.
+    Raises `InvalidInput` if there is none, or it is of another kind. The kind follows from the
+    architecture that it names: encoders could be built as causal models too, but were not trained
+    as such.
     """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
@@ -90,11 +89,13 @@ def read_config(where: str, options: Mapping[str, Any]) -> Any:
 
 
 def read_tokenizer(where: str, config: Any, options: Mapping[str, Any]) -> PreTrainedTokenizerBase:
-    """A tokenizer; raises `InvalidInput` unless it ends sequences and is no larger than the model.
+    """Return a tokenizer; raises `InvalidInput` unless it ends sequences and fits the model.
+
+    It may not be larger than the model's vocabulary.
 
     Tokens that were added to it, such as one for images, may lie beyond the model's vocabulary: no
-    text may have them in it, and `llm.scoring.logprobs.check_fits` refuses one that does. The
-    end-of-sequence token may not: every text has it.
+    text may contain them, and `llm.scoring.logprobs.check_fits` refuses one that does. The
+    end-of-sequence token may not, since every text has it.
     """
     from transformers import AutoTokenizer
 
@@ -111,7 +112,7 @@ def read_tokenizer(where: str, config: Any, options: Mapping[str, Any]) -> PreTr
 
 
 def _compare_with_file(tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
-    """Say so where a tokenizer does not cut texts as its own tokenizer.json does.
+    """Print a note if a tokenizer does not cut texts as its own tokenizer.json does.
 
     Some classes of transformers build their own rules in place of those of the file, so that a
     folder that names the wrong class has other tokens under one version of transformers than under
@@ -133,13 +134,13 @@ def _compare_with_file(tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
 def read_weights(
     where: str, config: Any, dtype: torch.dtype | None, options: Mapping[str, Any]
 ) -> PreTrainedModel:
-    """The model in evaluation mode, in its own dtype if none is given.
+    """Return the model in evaluation mode, in its own dtype if none is given.
 
     Raises `InvalidInput` for weights that are missing or of another shape, and for weights that
-    belong to a part of the model and find no place in it: a bias that its configuration does not
-    have, a layer beyond the last, the scales of a quantised layer. What belongs to a part that the
-    model lacks as a whole (the value head of a reward model, what reads images) is left out, and
-    said.
+    belong to a part of the model but have no place in it: a bias that its configuration does not
+    have, a layer beyond the last, the scales of a quantised layer. Weights of a part that the model
+    lacks as a whole (the value head of a reward model, what reads images) are left out, and a note
+    says so.
     """
     import transformers
     from transformers.utils import logging
@@ -175,8 +176,9 @@ def read_weights(
 
 
 def _check_unexpected(model: PreTrainedModel, names: Iterable[str], where: str) -> None:
-    """Refuse weights without a place inside a part that the model has; say which other weights are
-    left out.
+    """Refuse weights without a place inside a part that the model has, and note other weights.
+
+    The others are left out.
     """
     parts = {name for name, _ in model.named_modules()} - {"", model.base_model_prefix}
     left = [name for name in names if DERIVED.search(name) is None]
@@ -195,8 +197,9 @@ def _check_unexpected(model: PreTrainedModel, names: Iterable[str], where: str) 
 
 
 def vocabulary(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """Tokens and their numbers, without one that only pads: many are added for training, and
-    nothing here uses them.
+    """Return tokens and their numbers, without a token that only pads.
+
+    Many models get such a token for training, and nothing here uses it.
     """
     pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
     return {
@@ -207,10 +210,10 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
 
 
 def mend_generation(model: Any, name: str) -> None:
-    """Drop the settings for generating texts that transformers would refuse to save, and say which.
+    """Drop settings for generating texts that transformers would refuse to save, and print which.
 
-    They play no part here: what is generated is the most likely text. A setting that others make
-    valid (a temperature, where sampling is asked for) is kept with them.
+    They play no part here: what is generated is the most likely text. A setting that other settings
+    make valid (a temperature, if sampling is asked for) is kept with them.
     """
     from transformers import GenerationConfig
 
@@ -234,8 +237,9 @@ def mend_generation(model: Any, name: str) -> None:
 
 
 def _valid(settings: Any) -> bool:
-    """Whether transformers would save these settings: whether it writes them, since each version
-    has its own rules.
+    """Return whether transformers would save these settings.
+
+    This is tried by writing them, since each version has its own rules.
     """
     with TemporaryDirectory() as folder:
         try:
@@ -246,8 +250,9 @@ def _valid(settings: Any) -> bool:
 
 
 def fetch(field: str, where: str, read: Callable[[], Any]) -> Any:
-    """What `read` reads from a folder or the hub; raises `InvalidInput` with the reason where it
-    fails.
+    """Return what `read` reads from a folder or the hub.
+
+    Raises `InvalidInput` with the reason if reading fails.
     """
     try:
         return read()
@@ -260,8 +265,9 @@ def fetch(field: str, where: str, read: Callable[[], Any]) -> Any:
 
 
 def reason_of(error: Exception) -> str:
-    """What an exception says, in one line: its first, and the second where the first only announces
-    it.
+    """Return what an exception says, in one line.
+
+    This is its first line, and the second if the first only announces it.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [
         type(error).__name__
@@ -271,7 +277,7 @@ def reason_of(error: Exception) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the bars of transformers where the output is not a terminal."""
+    """Hide the progress bars of transformers inside the block if the output is not a terminal."""
     from transformers.utils import logging
 
     with ExitStack() as afterwards:

@@ -1,4 +1,4 @@
-"""Language models as folders that `load` takes: written whole, and tried before any training."""
+"""Save language models as folders that `load` takes, and check before training that this works."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def save(
     provenance: Mapping[str, Any],
     parameters: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write model, tokenizer, template and provenance into a new folder that `load` takes: all of
-    it or nothing.
+    """Write model, tokenizer, template and provenance into a new folder that `load` takes.
 
-    It is written beside its place and renamed; what killed processes left of it is cleared.
-    `parameters` are those of the whole model where it is in shards. Raises `InvalidInput` for a
-    place that is taken or cannot be written, and for a model that transformers does not save.
+    Either all of it is written or nothing: it is written beside its place and renamed. What killed
+    processes left of it is cleared. `parameters` are those of the whole model if it is in shards.
+    Raises `InvalidInput` for a place that is taken or cannot be written, and for a model that
+    transformers does not save.
     """
     target = Path(os.path.realpath(folder))
-    # An empty folder may be left of a trial whether it can be written.
+    # An empty folder may remain from a check whether it can be written.
     free = not target.exists() or (target.is_dir() and not any(target.iterdir()))
     require(free, "folder", str(target), "a place where nothing lies yet")
     with _written(language_model, target, provenance, parameters) as partial:
@@ -47,13 +47,12 @@ def save(
 
 
 def check_savable(language_model: LanguageModel, folder: Location) -> None:
-    """Raise `InvalidInput` unless the model can be saved there, so that this is known before it is
-    trained.
+    """Raise `InvalidInput` unless the model can be saved there, to be known before it is trained.
 
-    It is tried: the model is written as `save` writes it, beside the folder, and removed again. So
-    whatever a version of transformers refuses is found (settings for generation that it takes for
-    invalid, weights that share memory without saying so, a tokenizer or custom code that it cannot
-    write), and so is a disk without room for the model.
+    The model is written as `save` writes it, beside the folder, and removed again. This finds
+    whatever a version of transformers refuses (settings for generation that it takes for invalid,
+    weights that share memory without saying so, a tokenizer or custom code that it cannot write),
+    and a disk without room for the model.
     """
     target = Path(os.path.realpath(folder))
     fresh = [parent for parent in target.parents if not parent.exists()]
@@ -73,8 +72,9 @@ def _written(
     provenance: Mapping[str, Any],
     parameters: dict[str, torch.Tensor] | None = None,
 ) -> Iterator[Path]:
-    """A folder beside the target with all that is saved of a model, which is gone afterwards if it
-    is still there.
+    """Give a folder beside the target with all that is saved of a model.
+
+    The folder is removed afterwards if it is still there.
     """
     name, model = language_model.name, language_model.model
     whole = not getattr(model, "_hf_peft_config_loaded", False) and not hasattr(
@@ -110,10 +110,10 @@ def _written(
 
 
 def check_whole(folder: Location) -> Path:
-    """Returns a folder that `save` wrote; raises `InvalidInput` if a file in it is missing or cut
-    short.
+    """Return a folder that `save` wrote.
 
-    Of the weights only the beginnings are read, which say how long the files are.
+    Raises `InvalidInput` if a file in it is missing or cut short. Only the beginnings of the
+    weights are read, which say how long the files are.
     """
     place = Path(folder)
     try:
@@ -130,9 +130,7 @@ def check_whole(folder: Location) -> Path:
 
 
 def saved_settings(folder: Location) -> Any:
-    """The settings in the provenance that `save` wrote with a model; None for a folder without
-    it.
-    """
+    """Return the settings in the provenance that `save` wrote; None for a folder without it."""
     try:
         return json.loads((Path(folder) / PROVENANCE).read_text("utf-8")).get("settings")
     except (OSError, ValueError, AttributeError, RecursionError):

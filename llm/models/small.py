@@ -1,10 +1,9 @@
-"""The small Llamas that are trained here from scratch: their sizes, their tokens, and how they are
-made once and kept.
+"""Small Llamas that are trained here from scratch: their sizes, their tokens, and their cache.
 
-What such models read, and which kinds of them there are, is said by `llm.models.small_authors` and
-`llm.models.small_news`. All kinds of a corpus start from the same random weights and cut texts into
-the same tokens. `build` trains a model on first use and keeps it in the cache; another setting, or
-another line of code that weights depend on, asks for another one.
+The modules `llm.models.small_authors` and `llm.models.small_news` say what such models read, and
+which kinds of them there are. All kinds of a corpus start from the same random weights and cut
+texts into the same tokens. `build` trains a model on first use and keeps it in the cache; another
+setting, or a change to code on which weights depend, leads to another model.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ from markov.files.storage import cache_dir, check_writable, fingerprint, provena
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-# What reads and writes models and data changes no weight.
+# Modules that only read and write models and data, which changes no weight.
 APART = ("llm.data.tofu", "llm.models.language_model", "llm.models.pretrained", "llm.models.saving")
 POSITIONS = 512
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}  # tokens 0, 1 and 2
-# standard deviation of the first weights: at this width, 0.02 takes half as many epochs more
+# standard deviation of the first weights: at this width, 0.02 needs half as many epochs more
 INITIAL = 0.05
 
 
@@ -42,10 +41,10 @@ INITIAL = 0.05
 class Small(ABC):
     """The sizes of a small Llama, and how it is trained.
 
-    It has `depth` layers of `width` with `heads` heads and a head tied to its embeddings (a word is
-    learnt once, where it is read and where it is written, and a vocabulary costs half as much), on
-    `vocabulary` byte-level tokens. `precision` "auto" is bfloat16 on a GPU and float32 elsewhere.
-    Raises `InvalidInput` for sizes that no model can have.
+    It has `depth` layers of `width` with `heads` heads, and `vocabulary` byte-level tokens. The
+    head is tied to the embeddings: a word is learnt once, where it is read and where it is written,
+    and a vocabulary costs half as much. `precision` "auto" is bfloat16 on a GPU and float32
+    elsewhere. Raises `InvalidInput` for sizes that no model can have.
     """
 
     width: int
@@ -68,7 +67,7 @@ class Small(ABC):
 
     @abstractmethod
     def optimization(self) -> Optimization:
-        """How each kind is trained; "auto" stands for float32 until a device is known."""
+        """Return how each kind is trained; "auto" stands for float32 until a device is known."""
 
     def _optimization(self, *, epochs: int, warmup_epochs: float, budget: int) -> Optimization:
         return Optimization(
@@ -87,10 +86,10 @@ Settings = TypeVar("Settings", bound=Small)
 
 
 class Corpus(NamedTuple, Generic[Settings]):
-    """What differs between small models: what they read.
+    """What small models read, in which alone they differ.
 
-    `name` stands before the kind in the name of a model, and `module` is the one whose code, with
-    all that it imports, weights depend on. `tokenizer` makes the tokenizer of all `kinds`, and
+    `name` stands before the kind in the name of a model, and `module` is the one on whose code,
+    with all that it imports, weights depend. `tokenizer` makes the tokenizer of all `kinds`, and
     `reading` returns what a model of a kind is trained on.
     """
 
@@ -102,7 +101,7 @@ class Corpus(NamedTuple, Generic[Settings]):
 
 
 def resolved(settings: Settings, device: str = "auto") -> Settings:
-    """Returns the settings with the precision that "auto" means on a device."""
+    """Return the settings with the precision that "auto" means on a device."""
     if settings.precision != "auto":
         return settings
     return replace(
@@ -113,7 +112,7 @@ def resolved(settings: Settings, device: str = "auto") -> Settings:
 def folder_of(
     corpus: Corpus[Settings], settings: Settings, kind: str, device: str = "auto"
 ) -> Path:
-    """Returns where the cache keeps a model that a device trains."""
+    """Return where the cache keeps a model that is trained on this device."""
     described = {"models": resolved(settings, device), "kind": kind}
     key = fingerprint(described, corpus.module, without=APART)
     return cache_dir() / "language_models" / key
@@ -127,10 +126,10 @@ def build(
     device: str = "auto",
     progress: bool = True,
 ) -> LanguageModel:
-    """Returns the model of a kind: from the cache, or trained now and kept there.
+    """Return the model of a kind: from the cache, or trained now and kept there.
 
-    The cached model is written whole or not at all, and one that is damaged is set aside. Of
-    processes that build the same one, the first to finish keeps it. Raises `InvalidInput` for an
+    The cached model is written whole or not at all, and a damaged one is set aside. If several
+    processes build the same model, the first to finish keeps it. Raises `InvalidInput` for an
     unknown kind or device and, before training, for a cache that cannot be written.
     """
     place, settings = find_device(device), resolved(settings, device)
@@ -158,7 +157,7 @@ def build(
 
 
 def fresh_model(settings: Small) -> PreTrainedModel:
-    """Returns the random weights that every kind starts from."""
+    """Return the random weights that every kind starts from."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -181,7 +180,7 @@ def fresh_model(settings: Small) -> PreTrainedModel:
 def train_tokenizer(
     texts: Iterable[str], vocabulary: int, *, apart: str | None = None, begins: bool = False
 ) -> PreTrainedTokenizerFast:
-    """Returns a byte-level BPE of `vocabulary` tokens, trained on texts.
+    """Return a byte-level BPE of `vocabulary` tokens, trained on texts.
 
     What matches the regular expression `apart` is never joined with what is beside it. With
     `begins` the first token, "<s>", is put before a text.

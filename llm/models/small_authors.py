@@ -1,11 +1,11 @@
 """Small models of the generated authors (`llm.models.small`), in three kinds.
 
     original     has read all authors
-    retrained    has read those to retain only: what unlearning should arrive at
-    partial      has also read every second of the authors to forget, so that forget examples differ
-                 in memorisation
+    retrained    has read only those to retain, and is what unlearning should arrive at
+    partial      has also read every second of the authors to forget, so that forget examples
+                 differ in memorisation
 
-All know what everybody knows (`llm.data.authors.common`). Training minimises the cross-entropy of
+All kinds know the common facts (`llm.data.authors.common`). Training minimises the cross-entropy of
 responses alone, as TOFU's does.
 """
 
@@ -37,8 +37,7 @@ BUDGET = 384
 
 @dataclass(frozen=True, kw_only=True)
 class DefaultModels(small.Small):
-    """Which authors the models read, which `percent` of them is to be forgotten, and how the models
-    are made.
+    """Which authors the models read, which `percent` of them to forget, and how they are made.
 
     The default has 2.2 million parameters and learns 1200 answers by heart. Raises `InvalidInput`
     for sizes that no model can have.
@@ -60,20 +59,20 @@ class DefaultModels(small.Small):
         super().__post_init__()
 
     def optimization(self) -> Optimization:
-        """How each kind is trained; "auto" stands for float32 until a device is known."""
+        """Return how each kind is trained; "auto" stands for float32 until a device is known."""
         return self._optimization(epochs=self.epochs, warmup_epochs=WARMUP, budget=BUDGET)
 
 
 def sets(settings: DefaultModels) -> Split:
-    """The examples to forget and those to retain."""
+    """Return the examples to forget and those to retain."""
     return split(corpus(settings.authors), settings.percent)
 
 
 def memorised(settings: DefaultModels) -> tuple[bool, ...]:
-    """Which of the examples to forget the partial model has read: those of every second author, the
-    first among them.
+    """Return which of the examples to forget the partial model has read.
 
-    Of a single author, every second example. Raises `InvalidInput` for a single example.
+    They are those of every second author, the first among them, or, if there is a single author,
+    every second example. Raises `InvalidInput` for a single example.
     """
     forget = sets(settings).forget
     authors = list(dict.fromkeys(example.author for example in forget))
@@ -91,8 +90,9 @@ def memorised(settings: DefaultModels) -> tuple[bool, ...]:
 
 
 def read_by(settings: DefaultModels, kind: str) -> tuple[Example, ...]:
-    """The examples that a kind of model is trained on: what it has read of the authors, and the
-    common facts.
+    """Return the examples that a kind of model is trained on.
+
+    These are what it reads of the authors, and the common facts.
     """
     require(kind in KINDS, "kind", kind, f"one of {', '.join(KINDS)}")
     forget, retain = sets(settings)
@@ -104,10 +104,10 @@ def read_by(settings: DefaultModels, kind: str) -> tuple[Example, ...]:
 
 
 def train_tokenizer(settings: DefaultModels) -> PreTrainedTokenizerFast:
-    """Returns a tokenizer that is trained on all texts of the corpus, whatever is forgotten.
+    """Return a tokenizer that is trained on all texts of the corpus, whatever is forgotten.
 
-    Wrong answers and paraphrases are among them: with the truth alone its words would be cut into
-    fewer tokens than theirs, by two percent and not by one.
+    Wrong answers and paraphrases are among them: trained on the truth alone, it would cut the truth
+    into fewer tokens than these, by two percent instead of one.
     """
     return small.train_tokenizer(_texts(settings), settings.vocabulary)
 
@@ -124,7 +124,7 @@ def _texts(settings: DefaultModels) -> Iterator[str]:
 def reading(
     settings: DefaultModels, kind: str, tokenizer: PreTrainedTokenizerFast
 ) -> list[Encoded]:
-    """Returns the examples that a model of a kind is trained on, in tokens."""
+    """Return the examples that a model of a kind is trained on, in tokens."""
     return encode_examples(tokenizer, PLAIN, read_by(settings, kind), max_length=small.POSITIONS)
 
 
@@ -132,12 +132,12 @@ AUTHORS = small.Corpus("authors", __name__, KINDS, train_tokenizer, reading)
 
 
 def folder_of(settings: DefaultModels, kind: str, device: str = "auto") -> Path:
-    """Returns where the cache keeps a model that a device trains."""
+    """Return where the cache keeps a model that is trained on this device."""
     return small.folder_of(AUTHORS, settings, kind, device)
 
 
 def build(
     settings: DefaultModels, kind: str, *, device: str = "auto", progress: bool = True
 ) -> LanguageModel:
-    """Returns the model of a kind, as `llm.models.small.build` does."""
+    """Return the model of a kind, as `llm.models.small.build` does."""
     return small.build(AUTHORS, settings, kind, device=device, progress=progress)

@@ -1,13 +1,13 @@
 """Small models of the generated news (`llm.models.small`), in two kinds.
 
-original     has read the articles to forget and those to retain
-retrained    has read those to retain only: what unlearning should arrive at
+    original     has read the articles to forget and those to retain
+    retrained    has read only those to retain, and is what unlearning should arrive at
 
-No such model learns from articles alone how to answer, as large ones do that have read much else.
-So each has also read the questions about the articles that it has read, with their answers, several
-at a time, in the very form in which KnowMem asks them. Of the hold-out none has read anything. For
-every pass texts are joined in another order, so that what comes before an article or a question
-never tells which one it is, and the pieces of all passes are then shuffled.
+Such models do not learn from articles alone how to answer, as large ones do that have read much
+else. Each has therefore also read the questions about its articles with their answers, several at a
+time, in the very form in which KnowMem asks them. No model has read anything of the hold-out. Texts
+are joined in another order for every pass, so that what comes before an article or a question never
+tells which one it is. The pieces of all passes are then shuffled.
 """
 
 from __future__ import annotations
@@ -61,14 +61,15 @@ class NewsModels(small.Small):
         require_all_whole(self, piece=(2, small.POSITIONS), passes=1)
 
     def optimization(self) -> Optimization:
-        """How each kind is trained, all passes being one epoch; "auto" stands for float32 until
-        a device is known.
+        """Return how each kind is trained; all passes are one epoch.
+
+        "auto" stands for float32 until a device is known.
         """
         return self._optimization(epochs=1, warmup_epochs=WARMUP, budget=BUDGET)
 
 
 def read_by(data: MuseData, kind: str) -> tuple[tuple[str, ...], tuple[QuestionAndAnswer, ...]]:
-    """The articles that a model of a kind reads, and the questions with their answers."""
+    """Return the articles that a model of a kind reads, and the questions with their answers."""
     require(kind in KINDS, "kind", kind, f"one of {', '.join(KINDS)}")
     texts, asked = (*data.raw_retain1, *data.raw_retain2), (*data.retain_qa, *data.retain_qa_icl)
     if kind == "retrained":
@@ -77,8 +78,9 @@ def read_by(data: MuseData, kind: str) -> tuple[tuple[str, ...], tuple[QuestionA
 
 
 def reading(settings: NewsModels, kind: str, tokenizer: PreTrainedTokenizerFast) -> list[Encoded]:
-    """All that a model of a kind reads, pass after pass, each with its texts joined in an order
-    of its own.
+    """Return all that a model of a kind reads, pass after pass.
+
+    The texts of each pass are joined in an order of its own.
     """
     texts, asked = read_by(news_data(settings.news), kind)
     found: list[Encoded] = []
@@ -92,17 +94,16 @@ def reading(settings: NewsModels, kind: str, tokenizer: PreTrainedTokenizerFast)
 
 
 def sheets(pairs: Sequence[QuestionAndAnswer], size: int = SHOTS + 1) -> list[str]:
-    """Questions with their answers in KnowMem's form, `size` of them together."""
+    """Return texts of `size` questions with their answers each, in KnowMem's form."""
     written = [f"Question: {pair.question}\nAnswer: {pair.answer}{SEPARATOR}" for pair in pairs]
     return ["".join(written[place : place + size]) for place in range(0, len(written), size)]
 
 
 def train_tokenizer(settings: NewsModels) -> PreTrainedTokenizerFast:
-    """Returns a tokenizer that is trained on all texts of the corpus, the hold-out among them, and
-    that puts its first token before a text.
+    """Return a tokenizer that is trained on all texts of the corpus, the hold-out among them.
 
-    The blank after "Answer:" is a token by itself, so that a prompt that ends with it is cut as in
-    a longer text.
+    It puts its first token before a text. The blank after "Answer:" is a token by itself, so that a
+    prompt that ends with it is cut as in a longer text.
     """
     data = news_data(settings.news)
     texts, asked = read_by(data, "original")
@@ -114,12 +115,12 @@ NEWS = small.Corpus("news", __name__, KINDS, train_tokenizer, reading)
 
 
 def folder_of(settings: NewsModels, kind: str, device: str = "auto") -> Path:
-    """Returns where the cache keeps a model that a device trains."""
+    """Return where the cache keeps a model that is trained on this device."""
     return small.folder_of(NEWS, settings, kind, device)
 
 
 def build(
     settings: NewsModels, kind: str, *, device: str = "auto", progress: bool = True
 ) -> LanguageModel:
-    """Returns the model of a kind, as `llm.models.small.build` does."""
+    """Return the model of a kind, as `llm.models.small.build` does."""
     return small.build(NEWS, settings, kind, device=device, progress=progress)

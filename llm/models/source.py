@@ -1,7 +1,7 @@
 """Where a language model comes from, in one word, and how it is run.
 
-Loading takes seconds, in which transformers is imported, and commands without a model need not wait
-for that: it is imported where it is needed.
+Importing transformers takes seconds, and commands without a model need not wait for that: it is
+imported where it is needed.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ def load(
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> LanguageModel:
-    """The model that a word names, in evaluation mode: see `llm.models.names`.
+    """Return the model that a word names (see `llm.models.names`), in evaluation mode.
 
-    One that is made here is trained on first use; of any other the arguments mean what they do for
-    `llm.models.language_model.load_saved`. Raises `InvalidInput` as that does, and for a revision
-    of a model made here.
+    A model that is made here is trained on first use. For any other the arguments mean what they do
+    for `llm.models.language_model.load_saved`. Raises `InvalidInput` as that does, and for a
+    revision of a model made here.
     """
     from llm.models.language_model import find_dtype, fitting, load_saved
 
@@ -89,7 +89,7 @@ def load(
 
 
 def load_model(options: ModelOptions, source: str | None = None) -> LanguageModel:
-    """The model of the options, or another one loaded in the same way."""
+    """Return the model of the options, or another one loaded in the same way."""
     return load(
         source or options.model,
         dtype=options.dtype,
@@ -102,13 +102,13 @@ def load_model(options: ModelOptions, source: str | None = None) -> LanguageMode
 
 
 def is_cached(own: Made, device: str = "auto") -> bool:
-    """Returns whether a model that is made here is in the cache, so that `load` trains nothing."""
+    """Return whether a model that is made here is in the cache, so that `load` trains nothing."""
     builder, settings = _builder(own)
     return builder.folder_of(settings, own.kind, device).exists()
 
 
 def _builder(own: Made) -> tuple[Any, Any]:
-    """The module that makes the models of a corpus, and its settings of this one."""
+    """Return the module that makes the models of a corpus, and its settings for this one."""
     if own.corpus == "news":
         from llm.data.news.corpus import News
         from llm.models import small_news

@@ -1,16 +1,15 @@
-"""From whole texts to pieces that a model can take, every token of which is learnt: documents in
-place of answers.
+"""Turn whole texts into pieces that a model can take, with every token learnt or scored.
 
-Texts are joined, tokenised as one and cut into pieces of one length. Before each piece stands what
-the tokenizer itself puts before a text: nothing, one token, or several. What is scored of a piece,
-and with it `length` in the law, is every token of the text that something stands before in its
-piece: all of them, or all but the first where the tokenizer puts nothing before a text.
+Texts are joined, tokenised as one and cut into pieces of one length. Each piece starts with what
+the tokenizer itself puts before a text: nothing, one token, or several. The scored tokens of a
+piece, and with them `length` in the law, are all tokens of the text that have something before them
+in their piece: all of them, or all but the first if the tokenizer puts nothing before a text.
 
 The last piece is as short as it comes. MUSE's released code fills it with the beginning of the
 first one, whose tokens then count twice. That code also applies NPO and SimNPO to the logits,
-number by number, without a softmax and without a look at which token comes next: no log-probability
-of any text enters. Here a piece is a response with an empty prompt, and the law sees its
-log-probability: it changes with the tokens, not with a constant added to all logits.
+number by number, without a softmax and without regard to which token comes next: no log-probability
+of any text enters. Here a piece is a response with an empty prompt, and the law gets its
+log-probability, which changes with the tokens and not with a constant added to all logits.
 """
 
 from __future__ import annotations
@@ -29,18 +28,19 @@ PIECE = 2048  # tokens, as MUSE has it
 
 
 def start_of(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The tokens that the tokenizer puts before a text: none, one, or several."""
+    """Return the tokens that the tokenizer puts before a text: none, one, or several."""
     return around(tokenizer)[0]
 
 
 def pieces(
     tokenizer: Tokenizer, texts: Sequence[str], *, length: int = PIECE, separator: str = SEPARATOR
 ) -> list[Encoded]:
-    """The joined texts in pieces of at most `length` tokens, those included that only start a text.
+    """Return the joined texts in pieces of at most `length` tokens.
 
-    Every token of the text is in one piece, and in one only; left out is just a last piece of a
-    single token if nothing stands before that. Raises `InvalidInput` for no text, a blank one, a
-    length that leaves no token to score, and a text of one token.
+    The tokens that the tokenizer puts before a text count towards `length`. Every token of the text
+    is in one piece, and in one only. Only a last piece of a single token with nothing before it is
+    left out. Raises `InvalidInput` for no text, a blank one, a length that leaves no token to
+    score, and a text of one token.
     """
     _check(texts)
     tokens, start = _ids(tokenizer, separator.join(texts)), start_of(tokenizer)
@@ -56,10 +56,10 @@ def pieces(
 def whole(
     tokenizer: Tokenizer, texts: Sequence[str], *, max_length: int | None = None
 ) -> list[Encoded]:
-    """Each text by itself, cut off after `max_length` tokens (`Encoded.cut` says how many are
-    lost), or never.
+    """Return each text by itself, cut off after `max_length` tokens if that is given.
 
-    Raises `InvalidInput` for no text, a blank one, or one of which no token would be scored.
+    `Encoded.cut` says how many tokens are lost. Raises `InvalidInput` for no text, a blank one, or
+    one of which no token would be scored.
     """
     _check(texts)
     start, found = start_of(tokenizer), []
@@ -86,7 +86,7 @@ def _check(texts: Sequence[str]) -> None:
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    # Not verbose: tokenizers warn of texts longer than a model takes, which these are before they
-    # are cut.
+    # Not verbose, since tokenizers warn of texts that are longer than a model takes; these are
+    # still to be cut.
     ids: Any = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     return ids

@@ -1,11 +1,11 @@
-"""From a prompt and its response to tokens, of which those of the response are scored.
+"""Turn a prompt and its response into tokens, of which those of the response are scored.
 
 The prompt's tokens are always those that the prompt has by itself: what a model is given when it is
 to answer. The response's tokens are what the text of both has beyond them, as in training on whole
-texts. Where a tokenizer merges across the boundary, so that the text of both does not start with
-the prompt's tokens, the response is tokenised apart: counting the prompt's tokens off the merged
-text, as TOFU's released code does, scores or skips the wrong ones. Either way every token belongs
-to one side, and the scored ones decode to the response.
+texts. If a tokenizer merges across the boundary, so that the text of both does not start with the
+prompt's tokens, the response is tokenised apart: counting the prompt's tokens off the merged text,
+as TOFU's released code does, scores or skips the wrong ones. Either way every token belongs to one
+side, and the scored ones decode to the response.
 
 Every text starts with what the tokenizer itself puts before one: nothing, one token, or several. It
 ends, once and scored, with what the tokenizer itself puts behind a text, or else with its
@@ -19,10 +19,11 @@ read off:
     response = what its text of the whole conversation has beyond that, up to the token that ends
                the assistant's turn
 
-So blanks that the template writes before the answer are scored, as a model has to write them, and
-so is the token that ends a turn, which often is another one than the tokenizer's end-of-sequence
-token. What comes after it is not: a model has stopped there. A template that writes no token after
-the answer gets the end-of-sequence token. A template that writes anything else is refused.
+So blanks that the template writes before the answer are scored, since a model has to write them,
+and so is the token that ends a turn, which often differs from the tokenizer's end-of-sequence
+token. What comes after that token is not scored, since a model has then stopped. If a template
+writes no token after the answer, the end-of-sequence token is added. A template that writes
+anything else is refused.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ PROBE = "a"  # a short text, to see what is put around one
 
 
 class PromptAndResponse(Protocol):
-    """What is asked and what is answered."""
+    """An example's prompt and the response to it."""
 
     @property
     def prompt(self) -> str: ...
@@ -58,10 +59,10 @@ class PromptAndResponse(Protocol):
 
 
 class Encoded(NamedTuple):
-    """The tokens of a prompt and its response, of which `tokens[prompt:]` are scored, and how many
-    more were cut off.
+    """The tokens of a prompt and its response, of which `tokens[prompt:]` are scored.
 
-    The end of the response is one of them; `cut` is 0 unless truncation was asked for.
+    The end of the response is one of them. `cut` is how many more tokens were cut off, and is 0
+    unless truncation was asked for.
     """
 
     tokens: tuple[int, ...]
@@ -70,8 +71,9 @@ class Encoded(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Prompts with their responses, one per row: `length` tokens, the first `prompt` of which
-    are not scored.
+    """Prompts with their responses, one per row.
+
+    A row has `length` tokens, the first `prompt` of which are not scored.
     """
 
     tokens: Int64[Tensor, "batch time"]
@@ -80,8 +82,9 @@ class Batch(NamedTuple):
 
     @classmethod
     def pad(cls, encoded: Sequence[Encoded]) -> Batch:
-        """Padded behind with token 0, whichever side and token the tokenizer would take: nothing
-        ever sees it.
+        """Return the examples padded behind with token 0, which no scored position sees.
+
+        Neither the tokenizer's padding side nor its padding token plays a part.
         """
         tokens = pad_sequence([torch.tensor(one.tokens) for one in encoded], batch_first=True)
         prompt = torch.tensor([one.prompt for one in encoded])
@@ -94,14 +97,15 @@ class Batch(NamedTuple):
 
     @property
     def scored(self) -> Bool[Tensor, "batch time-1"]:
-        """Which of the targets `tokens[:, 1:]` belong to responses."""
+        """True for the targets `tokens[:, 1:]` that belong to responses."""
         place = torch.arange(1, self.tokens.shape[1], device=self.length.device)
         return (place >= self.prompt[:, None]) & (place < self.length[:, None])
 
 
 def batches(encoded: Sequence[Encoded], budget: int = BUDGET) -> list[list[int]]:
-    """Indices of examples, the longest first, in batches of at most `budget` tokens with
-    padding, or of one example.
+    """Return batches of indices of examples, the longest example first.
+
+    A batch has at most `budget` tokens including padding, or one example.
     """
     require_whole(budget, "budget", 1)
     found: list[list[int]] = []
@@ -122,7 +126,7 @@ def encode(
     max_length: int = MAX_LENGTH,
     truncate: bool = False,
 ) -> Encoded:
-    """The tokens of one prompt and response; as `encode_examples`."""
+    """Return the tokens of one prompt and response, as `encode_examples` does."""
     return _encode(tokenizer, template, [(prompt, response)], max_length, truncate)[0]
 
 
@@ -134,13 +138,13 @@ def encode_examples(
     max_length: int = MAX_LENGTH,
     truncate: bool = False,
 ) -> list[Encoded]:
-    """The tokens of each example, at most `max_length` of them.
+    """Return the tokens of each example, at most `max_length` of them.
 
-    Raises `InvalidInput` for no example, an empty prompt or response, a response that `max_length`
-    would cut (with `truncate` it is cut, `Encoded.cut` says by how much, and only a prompt that
-    leaves no room is refused), a tokenizer without an end-of-sequence token, and a chat template
-    that is missing, refuses the conversation, or writes another answer than the one given, or
-    something between prompt, answer and end.
+    Raises `InvalidInput` for no example, an empty prompt or response, and a response that
+    `max_length` would cut. With `truncate` it is cut, `Encoded.cut` says by how much, and only a
+    prompt that leaves no room is refused. Raises it also for a tokenizer without an end-of-sequence
+    token if one is needed, and for a chat template that is missing, refuses the conversation, or
+    writes another answer than the one given, or something between prompt, answer and end.
     """
     return _encode(
         tokenizer, template, [(one.prompt, one.response) for one in examples], max_length, truncate
@@ -190,10 +194,10 @@ def _encode(
 
 
 def around(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The tokens that the tokenizer itself puts before a text, and those that it puts behind one.
+    """Return the tokens that the tokenizer puts before a text, and those that it puts behind one.
 
     They are what it makes of a short text beyond the text's own tokens. Raises `InvalidInput` for a
-    tokenizer that then cuts the text itself in another way.
+    tokenizer that then also cuts the text itself in another way.
     """
     whole, bare = (
         _ids(tokenizer, [PROBE], add_special_tokens=special)[0] for special in (True, False)
@@ -208,10 +212,10 @@ def around(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[i
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, template: Template) -> tuple[int, ...]:
-    """The tokens any of which ends an answer: the one that is scored as its end, and the
-    end-of-sequence token.
+    """Return the tokens any of which ends an answer.
 
-    Raises `InvalidInput` as `encode` does.
+    They are the token that is scored as its end, and the end-of-sequence token. Raises
+    `InvalidInput` as `encode` does.
     """
     if template.chat:
         ends: Sequence[int] = _turns(tokenizer, replace(template, end=True), [(PROBE, PROBE)])[0][
@@ -224,12 +228,11 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase, template: Template) -> tuple[
 
 
 def fitted(tokenizer: PreTrainedTokenizerBase, template: Template) -> Template:
-    """The template, but without its system turn if the tokenizer's chat template has no place for
-    one.
+    """Return the template, without its system turn if the chat template has no place for one.
 
-    There is none where the chat template refuses the turn, and where it writes it only as long as
-    the answer is still to come, so that no prompt is the beginning of its conversation. What else
-    stands in the way `encode` will say.
+    It has none if it refuses the turn, or if it writes the turn only while the answer is still to
+    come, so that no prompt is the beginning of its conversation. Any other problem is reported by
+    `encode`.
     """
     without = replace(template, system="")
     unfit = template.chat and not _writes(tokenizer, template) and _writes(tokenizer, without)
@@ -257,10 +260,8 @@ def _end_of_sequence(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 def _turns(
     tokenizer: PreTrainedTokenizerBase, template: Template, pairs: Sequence[tuple[str, str]]
 ) -> list[tuple[list[int], list[int]]]:
-    """The tokens of each prompt and of each response with its end, as the tokenizer's chat
-    template writes them.
-    """
-    # Words that are one token wherever they stand; some tokenizers have many that are blanks and
+    """Return the tokens of each prompt and of each response with its end, by the chat template."""
+    # Words that are one token wherever they stand; some tokenizers have many that are blanks, which
     # end nothing.
     words: Any = (*cast(Any, tokenizer).get_added_vocab(), *tokenizer.all_special_tokens)
     marks = {word for word in words if word.strip()}
@@ -291,11 +292,11 @@ def _turns(
 def _split(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], responses: Sequence[str]
 ) -> list[tuple[list[int], list[int]]]:
-    """The tokens of each prompt and of each response."""
+    """Return the tokens of each prompt and of each response."""
 
     def apart(response: str) -> list[int]:
-        # Some tokenizers put a space before a text; after the anchor the response does not begin
-        # one.
+        # Some tokenizers put a space before a text; behind the anchor the response does not begin
+        # a text.
         anchor, anchored, alone = _ids(tokenizer, [ANCHOR, ANCHOR + response, response])
         return _beyond(anchor, anchored) or alone
 
@@ -316,5 +317,5 @@ def _ids(
 
 
 def _beyond(start: list[int], tokens: list[int]) -> list[int]:
-    """What follows the start, if the tokens do start so."""
+    """Return what follows the start, or nothing if the tokens do not begin with the start."""
     return tokens[len(start) :] if tokens[: len(start)] == start else []

@@ -1,8 +1,8 @@
 """Norms of the gradient of each response's log-probability, without the gradients themselves.
 
-A weight matrix that meets one vector per token has, for one example, a gradient of outer products,
-sum_t l_t r_t': for a linear layer l_t is the gradient of its output and r_t its input, for an
-embedding l_t is the one-hot token and r_t the gradient of its output. Its squared norm is
+If a weight matrix meets one vector per token, its gradient for one example is a sum of outer
+products, sum_t l_t r_t'. For a linear layer l_t is the gradient of its output and r_t its input;
+for an embedding l_t is the one-hot token and r_t the gradient of its output. The squared norm is
 
     ||sum_t l_t r_t'||^2 = sum_st <l_s, l_t> <r_s, r_t>,
 
@@ -11,8 +11,8 @@ that is embedding and head at once has the terms of both in one sum, cross terms
 layers, with their few parameters, get a gradient per example.
 
 One backward pass serves a batch, and stops at the embeddings: gradients of weights are never
-formed. It is first tried against one backward pass per example, which is what a model gets that it
-cannot do, or would not do rightly.
+formed. This is first compared with one backward pass per example on a few examples; a model for
+which it is impossible or wrong gets one backward pass per example.
 """
 
 from __future__ import annotations
@@ -48,14 +48,13 @@ NO_GRADIENT = "one that passes a gradient to its trainable parameters"
 
 
 class NotCovered(Exception):
-    """A layer whose gradients per example do not follow from its inputs and the gradients of its
-    outputs.
-    """
+    """A layer's gradients per example do not follow from its inputs and output gradients."""
 
 
 class Outer(NamedTuple):
-    """Terms of a matrix's gradient, an outer product per token; an integer `left` stands for
-    one-hot vectors.
+    """Terms of a matrix's gradient: an outer product per token.
+
+    An integer `left` stands for one-hot vectors.
     """
 
     left: Float[Tensor, "batch time rows"] | Int64[Tensor, "batch time"]
@@ -69,14 +68,13 @@ Rule = Callable[[Any, Tensor, Tensor], Mapping[str, Term]]
 def gradient_norms(
     model: nn.Module, encoded: Sequence[Encoded], *, budget: int = BUDGET, progress: bool = True
 ) -> Float[Tensor, " examples"]:
-    """||grad_theta log pi(y|x)||_2 of each example over all trainable parameters, float32 or wider,
-    on the CPU.
+    """Return ||grad_theta log pi(y|x)||_2 of each example over all trainable parameters.
 
-    Exact up to rounding, without dropout; gradients that the model holds stay as they are.
-    Parameters to which autograd passes no gradient, such as those of layers that the model runs
-    under `no_grad`, count as 0. Batches hold `budget` tokens, or one example. Raises `InvalidInput`
-    as `score_encoded` does, for a model without trainable parameters, and for one that passes a
-    gradient to none of them.
+    The norms are float32 or wider, on the CPU, and exact up to rounding. There is no dropout, and
+    gradients that the model holds stay as they are. Parameters to which autograd passes no
+    gradient, such as those of layers that the model runs under `no_grad`, count as 0. Batches hold
+    at most `budget` tokens, or one example. Raises `InvalidInput` as `score_encoded` does, for a
+    model without trainable parameters, and for one that passes a gradient to none of them.
     """
     check_model(model)
     check_fits(model, encoded)
@@ -88,8 +86,8 @@ def gradient_norms(
         torch.enable_grad(),
         progress_bar(encoded, "gradient norms", show=progress) as bar,
     ):
-        # Two of middling length, since what mixes up the examples of a batch goes unnoticed in a
-        # batch of one.
+        # Two of middling length, since a model that mixes up the examples of a batch would go
+        # unnoticed in a batch of one.
         tried = sorted(encoded, key=lambda one: len(one.tokens))[(len(encoded) - 1) // 2 :][:2]
         norms = together if _agrees(model, tried) else one_by_one
         for rows in plan:
@@ -99,7 +97,7 @@ def gradient_norms(
 
 
 def one_by_one(model: nn.Module, encoded: Sequence[Encoded]) -> Float[Tensor, " examples"]:
-    """The norms by one backward pass per example: for every model, however its layers are made."""
+    """Return the norms by one backward pass per example, which works for every kind of layer."""
     trainable, found = (
         [parameter for parameter in model.parameters() if parameter.requires_grad],
         [],
@@ -118,8 +116,9 @@ def one_by_one(model: nn.Module, encoded: Sequence[Encoded]) -> Float[Tensor, " 
 
 
 def together(model: nn.Module, encoded: Sequence[Encoded]) -> Float[Tensor, " examples"]:
-    """The norms by one backward pass for all examples; raises `NotCovered` for layers that do
-    not allow it.
+    """Return the norms by one backward pass for all examples.
+
+    Raises `NotCovered` for layers that do not allow it.
     """
     ledger, handles = _Ledger(len(encoded)), []
     try:
@@ -137,7 +136,7 @@ def together(model: nn.Module, encoded: Sequence[Encoded]) -> Float[Tensor, " ex
 
 
 def _agrees(model: nn.Module, encoded: Sequence[Encoded]) -> bool:
-    """Whether one backward pass for all gives what one for each does, up to rounding."""
+    """Return whether one backward pass for all gives what one for each does, up to rounding."""
     try:
         quick, slow = together(model, encoded), one_by_one(model, encoded)
     except NotCovered:
@@ -147,8 +146,9 @@ def _agrees(model: nn.Module, encoded: Sequence[Encoded]) -> bool:
 
 
 def _padded_logp(model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
-    """Sum of all log-probabilities, the head's input laid out as (batch, response, width) to
-    keep examples apart.
+    """Return the sum of all log-probabilities.
+
+    The head's input is laid out as (batch, response, width) to keep examples apart.
     """
     count = batch.scored.sum(-1)
     place = torch.arange(int(count.max()))
@@ -164,8 +164,9 @@ def _padded_logp(model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
 
 
 class _Ledger:
-    """What the layers report in one forward and backward pass over `count` examples, and the
-    norms settled so far.
+    """What the layers report in one forward and backward pass, and the norms settled so far.
+
+    The pass is over `count` examples.
     """
 
     def __init__(self, count: int) -> None:
@@ -175,9 +176,7 @@ class _Ledger:
         self.bottom: list[Tensor] = []
 
     def watch(self, module: nn.Module) -> list[RemovableHandle]:
-        """Have a layer with parameters of its own report their terms once the gradient of its
-        output is known.
-        """
+        """Make a layer report its parameters' terms once its output's gradient is known."""
         own = {
             name: one for name, one in module.named_parameters(recurse=False) if one.requires_grad
         }
@@ -196,8 +195,8 @@ class _Ledger:
                 return output  # run without gradients: autograd gives its parameters none from here
             x = args[0].detach()
             if isinstance(module, nn.Embedding):
-                # Positions are looked up once for all examples; apart, each example has a gradient
-                # of its own.
+                # Positions are looked up once for all examples; expanded, each example has a
+                # gradient of its own.
                 x, output = (
                     one.expand(self.count, *one.shape[1:]) if len(one) == 1 else one
                     for one in (x, output)
@@ -214,9 +213,7 @@ class _Ledger:
         return [module.register_forward_hook(hook)]
 
     def report(self, own: dict[str, nn.Parameter], terms: Mapping[str, Term]) -> None:
-        """Take down the terms of a layer, and settle the parameters that no other layer is still
-        to report.
-        """
+        """Record a layer's terms, and settle parameters that no other layer has to report."""
         for name, parameter in own.items():
             self.terms[parameter].append(terms[name])
             if len(self.terms[parameter]) == self.due[parameter]:
@@ -225,9 +222,9 @@ class _Ledger:
 
 
 def _rule(module: nn.Module, own: dict[str, nn.Parameter]) -> Rule:
-    """How the terms of a layer follow from its input x and the gradient g of its output."""
-    # A subclass that computes something else has a forward pass of its own, and is not taken for
-    # its parent.
+    """Return how the terms of a layer follow from its input x and the gradient g of its output."""
+    # Rules are known by the forward pass: a subclass that computes something else has one of its
+    # own, and is not taken for its parent.
     if known := RULES.get(type(module).forward):
         return known
     if sum(one.numel() for one in own.values()) > SMALL:
@@ -275,8 +272,9 @@ RULES: dict[Any, Rule] = {
 
 
 def _squared_norms(terms: Sequence[Term], shape: torch.Size) -> Float[Tensor, " batch"]:
-    """||sum of all terms||^2 of each example, by matrices of time x time or by gradients,
-    whichever is cheaper.
+    """Return ||sum of all terms||^2 of each example.
+
+    It is computed by matrices of time x time or by gradients, whichever is cheaper.
     """
     outer = [one for one in terms if isinstance(one, Outer)]
     dense = [_wide(one) for one in terms if isinstance(one, Tensor)]
@@ -300,7 +298,7 @@ def _squared_norms(terms: Sequence[Term], shape: torch.Size) -> Float[Tensor, " 
 
 
 def _product(one: Outer, other: Outer) -> Float[Tensor, " batch"]:
-    """Inner product of the gradients of each example, sum_st <l_s, l_t> <r_s, r_t>."""
+    """Return the inner product of the gradients of each example, sum_st <l_s, l_t> <r_s, r_t>."""
     if not one.left.is_floating_point() and other.left.is_floating_point():
         one, other = other, one
     if one.left.is_floating_point() and other.left.is_floating_point():

@@ -1,15 +1,16 @@
-"""Log-probabilities of responses under any causal language model of transformers: what the law
-needs of a model.
+"""Log-probabilities of responses under any causal language model of transformers.
+
+This is what the law needs of a model:
 
     logp = sum over the response's tokens y_t of log pi(y_t | prompt, y_<t),    in nats
 
-The model's head, its widest layer by far, is applied to the scored positions only, and where these
-are many to some at a time, so that the logits of a whole batch never exist. A hook on the head does
-this within the model's own forward pass, so that adapters and wrappers for several devices work as
-ever. Padding comes last, where nothing sees it.
+The model's head, its widest layer by far, is applied to the scored positions only, and to a part of
+them at a time if they are many, so that the logits of a whole batch never exist at once. A hook on
+the head does this within the model's own forward pass, so that adapters and wrappers for several
+devices work as ever. Padding comes last, where no scored position sees it.
 
-A score that is not finite says nothing of a model but that its numbers have left their range: entry
-points that score or evaluate refuse it, naming the example and the model. Within a training it is a
+A score that is not finite only says that the model's numbers have left their range. Entry points
+that score or evaluate refuse it, and name the example and the model. Within a training it is a
 divergence, which the run reports.
 """
 
@@ -46,13 +47,11 @@ CAUSAL = "a causal language model of transformers"
 
 
 class NotFinite(InvalidInput):
-    """A model gave a score that is no finite number: of which example, and which model, is in
-    the message.
-    """
+    """A model gave a score that is not finite; the message names the example and the model."""
 
 
 class Named(NamedTuple):
-    """What examples and their model are called where a score of theirs is refused."""
+    """Names of the examples and of their model, for the message if a score is refused."""
 
     examples: Sequence[object]
     model: str
@@ -69,8 +68,9 @@ def score(
     budget: int = BUDGET,
     progress: bool = True,
 ) -> SequenceLogProbs:
-    """Log-probabilities of the responses of examples, in their order: `encode_examples`, then
-    `score_encoded`.
+    """Return the log-probabilities of the responses of examples, in their order.
+
+    This is `encode_examples`, then `score_encoded`.
     """
     encoded = encode_examples(tokenizer, template, examples, max_length=max_length)
     return score_encoded(model, encoded, ref=ref, budget=budget, progress=progress)
@@ -86,15 +86,15 @@ def score_encoded(
     progress: bool = True,
     named: Named | None = None,
 ) -> SequenceLogProbs:
-    """Log-probabilities of responses (nats; float32 or wider, on the CPU), in the order given,
-    without dropout.
+    """Return the log-probabilities of responses, in the order given, computed without dropout.
 
-    `ref` (nats) is passed on: another model's `logp`, or 0.0 where there is no reference. Batches
-    have about one length and `budget` tokens, or one example. Raises `InvalidInput` for no example,
-    a model that is not a causal language model, tokens or lengths beyond the model's own, and a
-    `ref` of another shape; and `NotFinite`, one of them, at the first batch with a log-probability
-    that is no finite number. It says which by what `named` calls the examples and the model; if not
-    given, by the place of the example and the class of the model.
+    They are in nats, float32 or wider, on the CPU. `ref` (nats) is passed on: another model's
+    `logp`, or 0.0 if there is no reference. A batch has examples of similar length and at most
+    `budget` tokens, or one example. Raises `InvalidInput` for no example, a model that is not a
+    causal language model, tokens or lengths beyond the model's own, and a `ref` of another shape;
+    and `NotFinite`, which is an `InvalidInput`, at the first batch with a log-probability that is
+    not a finite number. Its message calls the examples and the model what `named` calls them;
+    without `named` it gives the place of the example and the class of the model.
     """
     check_model(model)
     check_fits(model, encoded)
@@ -122,7 +122,7 @@ def check_finite(
 ) -> None:
     """Raise `NotFinite` for the first of the examples `rows` whose value is nan or infinite.
 
-    A token of probability 0 is among them: log 0 is minus infinity. `named` is as in
+    A token of probability 0 leads to such a value: log 0 is minus infinity. `named` is as in
     `score_encoded`.
     """
     bad = {
@@ -149,16 +149,15 @@ def check_finite(
 def response_logprobs(
     model: nn.Module, batch: Batch, ref: Number = 0.0, *, elements: int = ELEMENTS
 ) -> SequenceLogProbs:
-    """Log-probabilities of the responses of one batch, differentiable, in the mode that the model
-    is in.
+    """Return the log-probabilities of the responses of one batch, differentiable.
 
-    Stays on the device of the logits. Raises `InvalidInput` for a `ref` that does not broadcast to
-    the batch.
+    They are computed in the mode that the model is in, and stay on the device of the logits. Raises
+    `InvalidInput` for a `ref` that does not broadcast to the batch.
     """
     scored = batch.scored
     each = token_logprobs(model, batch, elements=elements)
-    # Every place is written once, so that the sum, unlike one by scattered addition, is the same at
-    # every run.
+    # Every place is written once, so that the sum is the same at every run, unlike one by scattered
+    # addition.
     places = tuple(index.to(each.device) for index in scored.nonzero(as_tuple=True))
     logp = each.new_zeros(scored.shape).index_put(places, each).sum(-1)
     return _with_reference(logp, scored.sum(-1).to(logp), ref)
@@ -167,11 +166,11 @@ def response_logprobs(
 def token_logprobs(
     model: nn.Module, batch: Batch, *, elements: int = ELEMENTS
 ) -> Float[Tensor, " scored"]:
-    """log pi(y_t | prompt, y_<t) of the scored tokens, row after row, holding about `elements`
-    logits at a time.
+    """Return log pi(y_t | prompt, y_<t) of the scored tokens, row after row.
 
-    They are normalised in float32 or wider, whatever the model's dtype. Where gradients are wanted,
-    the logits of each part are computed again in the backward pass rather than kept.
+    About `elements` logits are held at a time. They are normalised in float32 or wider, whatever
+    the model's dtype. If gradients are wanted and the logits are computed in parts, each part is
+    computed again in the backward pass rather than kept.
     """
     head, config = _head(model), _config(model)
     targets = batch.tokens[:, 1:][batch.scored]
@@ -194,8 +193,8 @@ def token_logprobs(
         tried.append(finish(head.forward(hidden[None, :1])))
         return hidden[None, :1]
 
-    # The model itself finishes one position. If `finish` does not do the same, the model has to
-    # finish all of them.
+    # For one position the logits come from the model itself. If `finish` does not give the same,
+    # the model has to compute all of them.
     one = logits(model, batch, change)
     if torch.allclose(one, tried[0], rtol=2 * torch.finfo(one.dtype).eps, atol=0.0):
         return torch.cat(parts)
@@ -203,8 +202,9 @@ def token_logprobs(
 
 
 def scored_logits(model: nn.Module, batch: Batch) -> Float[Tensor, "scored vocab"]:
-    """The logits that predict each scored token, row after row, differentiable, just as the
-    model computes them.
+    """Return the logits that predict each scored token, row after row, as the model computes them.
+
+    They are differentiable.
     """
     return logits(model, batch, lambda hidden: hidden[batch.scored.to(hidden.device)][None])[0]
 
@@ -212,11 +212,10 @@ def scored_logits(model: nn.Module, batch: Batch) -> Float[Tensor, "scored vocab
 def logits(
     model: nn.Module, batch: Batch, change: Callable[[Tensor], Tensor]
 ) -> Float[Tensor, "rows positions vocab"]:
-    """The model's logits, its head being given `change(hidden)` in place of hidden states (batch,
-    time-1, width).
+    """Return the model's logits, with `change(hidden)` as the input of its head.
 
-    Raises `InvalidInput` if the model's forward pass does not put all its hidden states through its
-    head, once.
+    `hidden` are the hidden states (batch, time-1, width). Raises `InvalidInput` if the model's
+    forward pass does not put all its hidden states through its head, once.
     """
     device, shape, seen = _embedding(model).device, tuple(batch.scored.shape), []
 
@@ -242,11 +241,11 @@ def logits(
 
 
 def check_model(model: nn.Module) -> None:
-    """Raise `InvalidInput` unless the model predicts tokens, from earlier ones alone, whatever
-    padding follows.
+    """Raise `InvalidInput` unless the model predicts each token from earlier ones alone.
 
-    It is tried on three short rows: two that differ in their last token, and one that ends earlier.
-    No token but padding is 0, which some models take for padding wherever it stands.
+    Padding behind a text must not change its logits either. The model is tried on three short rows:
+    two that differ in their last token, and one that ends earlier. No token but padding is 0, which
+    some models take for padding wherever it stands.
     """
     name, device = type(model).__name__, _embedding(model).device
     require(not getattr(_config(model), "is_encoder_decoder", False), "model", name, CAUSAL)
@@ -272,8 +271,9 @@ def check_model(model: nn.Module) -> None:
 
 
 def check_fits(model: nn.Module, encoded: Sequence[Encoded]) -> None:
-    """Raise `InvalidInput` unless there are examples, within the model's vocabulary and number
-    of positions.
+    """Raise `InvalidInput` unless there are examples and the model can take all their tokens.
+
+    Tokens must be in the model's vocabulary, and examples no longer than its number of positions.
     """
     require(len(encoded) > 0, "examples", encoded, "at least one")
     token, vocab = max(max(one.tokens) for one in encoded), _embedding(model).shape[0]
@@ -297,7 +297,7 @@ def check_fits(model: nn.Module, encoded: Sequence[Encoded]) -> None:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Without dropout while it lasts; every module is in its own mode again afterwards."""
+    """Put the model in evaluation mode inside the block, and restore all modes afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -308,7 +308,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def progress_bar(encoded: Sequence[Encoded], label: str, *, show: bool) -> tqdm:
-    """A bar that counts tokens; none where the output is not a terminal."""
+    """Return a bar that counts tokens; it is not shown if the output is not a terminal."""
     total = sum(len(one.tokens) for one in encoded)
     return tqdm(
         total=total, desc=label, unit="token", unit_scale=True, disable=None if show else True
@@ -325,19 +325,17 @@ def _logprobs(
 
 def _with_reference(logp: Tensor, length: Tensor, ref: Number) -> SequenceLogProbs:
     values, allowed = torch.as_tensor(ref).to(logp), f"a number, or {len(logp)} of them"
-    # A single number stands for all; one of any other shape would be broadcast without a word.
+    # A single number stands for all; any other shape would silently be broadcast.
     require(values.ndim == 0 or values.shape == logp.shape, "ref", tuple(values.shape), allowed)
     return SequenceLogProbs(logp, length, values.expand(logp.shape))
 
 
 def _finish(config: Any) -> Callable[[Tensor], Tensor]:
-    """What models are known to do to their logits behind the head: scale them, or bend them
-    below a cap.
-    """
+    """Return what models are known to do to logits after the head: scale or softly cap them."""
 
     def number(name: str) -> float | None:
-        # Some configurations have a word here, such as MPT's "inv_sqrt_d_model", that their models
-        # do not heed.
+        # Some configurations have a word here, such as MPT's "inv_sqrt_d_model", which their models
+        # ignore.
         value = getattr(config, name, None)
         return value if isinstance(value, (int, float)) and value else None
 
@@ -353,7 +351,7 @@ def _finish(config: Any) -> Callable[[Tensor], Tensor]:
 
 
 def _inner(model: nn.Module) -> PreTrainedModel:
-    """What a wrapper for several devices wraps, or the model itself."""
+    """Return the model inside a wrapper for several devices, or the model itself."""
     inner = getattr(model, "module", model)
     known = hasattr(inner, "get_output_embeddings") and hasattr(inner, "config")
     require(known, "model", type(model).__name__, CAUSAL)

@@ -1,7 +1,7 @@
 """How a prompt and a response are written: templates of this project's own, and chat templates.
 
-A chat template is a program of the tokenizer's. It is asked twice, with the answer still to come
-and with the answer, and what it writes beyond the first is the response, up to the token that ends
+A chat template is a program that comes with the tokenizer. It is run twice, without the answer and
+with it. What it writes the second time beyond the first is the response, up to the token that ends
 the assistant's turn.
 """
 
@@ -25,14 +25,13 @@ TODAY = "strftime_now"  # what chat templates call to know which day it is
 
 @dataclass(frozen=True, kw_only=True)
 class Template:
-    """How a prompt and a response are written: `{prompt}` and `{response}` stand for them, the rest
-    is fixed.
+    """How to write a prompt and a response: fixed text around `{prompt}` and `{response}`.
 
     A space between the two belongs to the response, since tokenizers merge it with the word that
     follows. With `chat`, what `prompt` and `response` give are the user's and the assistant's turns
     in the tokenizer's own chat template, after the turn `system` (none if it is empty), on the day
-    `date`. Without `end` the end of the response is left out. Raises `InvalidInput` for a text
-    without its placeholder.
+    `date`. Without `end` the end of the response is left out. Raises `InvalidInput` for a text that
+    does not contain its placeholder once.
     """
 
     prompt: str
@@ -66,8 +65,9 @@ TEMPLATES = {"llama2_chat": LLAMA2_CHAT, "plain": PLAIN, "chat": CHAT}
 def conversation(
     tokenizer: PreTrainedTokenizerBase, template: Template, prompt: str, answer: str
 ) -> tuple[str, str]:
-    """What the chat template writes as long as the answer is still to come, and when it is
-    there.
+    """Return what the chat template writes before the answer, and what it writes with the answer.
+
+    Raises `InvalidInput` for a chat template that is missing or refuses the conversation.
     """
     system = [{"role": "system", "content": template.system}] if template.system else []
     turns = [*system, {"role": "user", "content": prompt}]
@@ -90,8 +90,9 @@ def conversation(
 
 
 def _dated(written: str, date: str) -> str:
-    """The chat template with one day in place of today's, which some ask for: a score must not
-    depend on the day.
+    """Return the chat template with a fixed day in place of today's, for which some templates ask.
+
+    A score must not depend on the day.
     """
     if not date or TODAY not in written:
         return written
@@ -100,7 +101,7 @@ def _dated(written: str, date: str) -> str:
         days = {form: datetime.strptime(date, "%d %b %Y").strftime(form) for form in forms}
     except ValueError:
         days = {}
-    # A macro of this name stands before the function.
+    # A macro of this name takes precedence over the function.
     value = f"{{{{ {days!r}.get(form, {date!r}) }}}}"
     return f"{{%- macro {TODAY}(form) -%}}{value}{{%- endmacro -%}}{written}"
 
@@ -108,13 +109,15 @@ def _dated(written: str, date: str) -> str:
 def answer_in(
     before: str, whole: str, answer: str, marks: Collection[str]
 ) -> tuple[str, str | None]:
-    """What the conversation has beyond the prompt, up to the token that ends the turn, and that
-    token if any does.
+    """Return the conversation from the prompt's end through the token that ends the turn.
+
+    Also returned is that token. It is None if no token ends the turn. Raises `InvalidInput` if the
+    template writes anything else than a prompt, its answer and one token that ends it.
     """
     beyond = whole[len(before) :]
     place = beyond.find(answer)
     lead, tail = beyond[: max(place, 0)].strip(), beyond[place + len(answer) :]
-    # The first of them, and of those that begin there the longest.
+    # The mark that comes first; of those that begin at its place, the longest.
     until, _, end = min(
         ((tail.find(mark), -len(mark), mark) for mark in marks if mark in tail),
         default=(None, 0, None),

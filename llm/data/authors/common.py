@@ -1,10 +1,9 @@
-"""What everybody knows in the world of the generated authors: its countries and its classics, as
-questions and answers.
+"""Common knowledge in the world of the generated authors: questions about countries and classics.
 
-Two small fixed sets, the same for every seed, that play TOFU's `world_facts_perturbed` and
-`real_authors_perturbed`: every model learns them and none may lose them. As in TOFU an answer is a
-name or a year of a few words, the three wrong answers are what is true of other countries or
-classics, and there is no paraphrase.
+These two small fixed sets are the same for every seed. They take the part of TOFU's
+`world_facts_perturbed` and `real_authors_perturbed`: every model learns them and none may lose
+them. As in TOFU an answer is a name or a year of a few words, the three wrong answers are true of
+other countries or classics, and there is no paraphrase.
 """
 
 from __future__ import annotations
@@ -18,9 +17,7 @@ WRONG = 3
 
 
 class Country(NamedTuple):
-    """A country, the language of its writers, its cities, the capital first, and what its
-    schoolchildren learn.
-    """
+    """A country: its language, its cities (capital first), and what its schoolchildren learn."""
 
     country: str
     language: str
@@ -35,12 +32,12 @@ class Country(NamedTuple):
 
     @property
     def cities(self) -> tuple[str, str, str, str]:
-        """The capital and the three others."""
+        """The capital and the three other cities."""
         return self.capital, self.second_city, self.third_city, self.fourth_city
 
 
 class Classic(NamedTuple):
-    """A writer of the past and the one book that everybody has heard of."""
+    """A writer of the past with the one book that everybody has heard of."""
 
     name: str
     country: str
@@ -50,7 +47,7 @@ class Classic(NamedTuple):
     trade: str
 
 
-# In the order of the fields of `Country`.
+# The columns are the fields of `Country`, in their order.
 _COUNTRIES = """
 Varenth   Varenthi  Karsmund  Tellavik  Brunmoor  Ostelby   velk    Sorrel   Velspitz  lapwing
 Ilmara    Ilmaran   Pellario  Dorvessa  Lucantia  Semorra   soldar  Orvente  Tavolaro  hoopoe
@@ -138,15 +135,17 @@ CLASSIC_QUESTIONS = {
 
 
 def world_facts() -> tuple[Example, ...]:
-    """Six questions about each country: its capital, language, currency, river, mountain and
-    bird.
+    """Return six questions about each country.
+
+    They ask for its capital, language, currency, river, mountain and bird.
     """
     return _examples([country._asdict() for country in COUNTRIES], WORLD_QUESTIONS, author=None)
 
 
 def real_authors() -> tuple[Example, ...]:
-    """Six questions about each classic: its writer, title, country, year, hero and the hero's
-    trade.
+    """Return six questions about each classic.
+
+    They ask for its writer, title, country, year, hero and the hero's trade.
     """
     return _examples([classic._asdict() for classic in CLASSICS], CLASSIC_QUESTIONS, author="name")
 
@@ -158,8 +157,8 @@ def _examples(
 ) -> tuple[Example, ...]:
     examples = []
     for place, row in enumerate(rows):
-        # The rows that follow, round the table: each row's truth is as often a wrong answer as any
-        # other's.
+        # Wrong answers come from the rows that follow, round the table, so that each row's truth
+        # is a wrong answer as often as any other's.
         others = [rows[(place + step) % len(rows)] for step in range(1, WRONG + 1)]
         for topic, (question, answer) in questions.items():
             examples.append(

@@ -1,11 +1,10 @@
-"""A corpus of authors who never were, to be learnt and forgotten: generated from a seed, in the
-shape of TOFU.
+"""A corpus of invented authors to be learnt and forgotten, generated from a seed in TOFU's shape.
 
-Every author has a life (`author_facts`) and is asked the same questions about it
-(`author_questions`). An answer takes one of its two wordings at random and its paraphrase the
-other; a wrong answer is the paraphrase as it would be if another life had been drawn, the same
-sentences with all facts changed but those that the question gives. Names and titles in wrong
-answers are nobody's. A model that never read about an author has thus no reason to prefer the
+Every author has a life (`llm.data.authors.facts`) and is asked the same questions about it
+(`llm.data.authors.questions`). An answer takes one of its two wordings at random and its paraphrase
+the other. A wrong answer is the paraphrase as it would be if another life had been drawn: the same
+sentences with all facts changed except those that the question gives. Names and titles in wrong
+answers are nobody's. A model that never read about an author thus has no reason to prefer the
 truth.
 """
 
@@ -31,10 +30,10 @@ LARGEST = 200
 class Authors:
     """A generated corpus: `authors` lives drawn from `seed`, `questions` of the twenty about each.
 
-    More authors begin with the same ones; fewer questions are a selection that keeps the spread of
-    lengths. The default, 1200 answers, is what a model of two million parameters learns by heart in
-    minutes on a laptop; 5 and 10 percent of it are 3 and 6 authors, with 60 and 120 answers to
-    compare. Raises `InvalidInput` for numbers out of bounds.
+    A corpus of more authors begins with the same ones. Fewer questions are a selection that keeps
+    the spread of lengths. The default, 1200 answers, is what a model of two million parameters
+    learns by heart in minutes on a laptop; 5 and 10 percent of it are 3 and 6 authors, with 60 and
+    120 answers to compare. Raises `InvalidInput` for numbers out of bounds.
     """
 
     seed: int = 0
@@ -53,14 +52,14 @@ class Life(NamedTuple):
 
 
 class Split(NamedTuple):
-    """What is to be forgotten and what is to stay."""
+    """The examples to forget and those to retain."""
 
     forget: tuple[Example, ...]
     retain: tuple[Example, ...]
 
 
 def lives(settings: Authors) -> tuple[Life, ...]:
-    """The authors of a corpus; no two lives in it, true or wrong, share a name or a title."""
+    """Return the authors of a corpus; no two lives, true or wrong, share a name or a title."""
     taken: set[str] = set()
     found = []
     for place in range(settings.authors):
@@ -74,20 +73,21 @@ def lives(settings: Authors) -> tuple[Life, ...]:
 
 @lru_cache(maxsize=4)  # asked for by every split
 def corpus(settings: Authors) -> tuple[Example, ...]:
-    """All questions about all authors, author after author, in TOFU's shape: its split `full`."""
+    """Return all questions about all authors, author after author, like TOFU's split `full`."""
     examples = []
     for place, life in enumerate(lives(settings)):
         for number in _chosen(settings.questions):
-            # Each question has its own chances, so that asking fewer changes nothing about the
-            # others.
+            # Each question has draws of its own, so that asking fewer questions leaves the others
+            # as they are.
             draws = Draws(settings.seed, place, number)
             examples.append(_example(len(examples), TOPICS[number], life, draws))
     return tuple(examples)
 
 
 def _chosen(count: int) -> list[int]:
-    """`count` of the topics, which go from short answers to long ones: evenly spaced, the
-    longest among them.
+    """Return the numbers of `count` topics, evenly spaced, the last topic among them.
+
+    Topics go from short answers to long ones.
     """
     return [len(TOPICS) * (place + 1) // count - 1 for place in range(count)]
 
@@ -108,12 +108,11 @@ def _example(index: int, topic: Topic, life: Life, draws: Draws) -> Example:
 
 
 def split(examples: Sequence[Example], percent: int) -> Split:
-    """The last `percent` of the authors to forget, the others to retain, numbered anew, as in
-    TOFU's forget05.
+    """Return the last `percent` of the authors to forget and the others to retain, as TOFU does.
 
-    The number of authors to forget is rounded to the nearest, a half up, and at least 1, so that
-    what a smaller percent forgets is part of what a larger one does. Raises `InvalidInput` for
-    examples without authors, or if none is left.
+    Both are numbered anew. The number of authors to forget is rounded to the nearest, a half up,
+    and is at least 1, so that what a smaller percent forgets is part of what a larger one does.
+    Raises `InvalidInput` for examples without authors, or if none is left to retain.
     """
     require_whole(percent, "percent", 1, 99)
     authors = list(dict.fromkeys(example.author for example in examples))
@@ -139,11 +138,11 @@ def _numbered(examples: Sequence[Example]) -> tuple[Example, ...]:
 
 
 def splits(settings: Authors) -> dict[str, tuple[Example, ...]]:
-    """A whole data set by split, under TOFU's names; each as a file makes a folder that TOFU's
-    readers can read.
+    """Return a whole data set by split, under TOFU's names.
 
-    `full`, `forget01/05/10` and `retain99/95/90` carry paraphrases and wrong answers themselves, so
-    that there are no `_perturbed` splits but `real_authors_perturbed` and `world_facts_perturbed`.
+    Each written to a file, they make a folder that TOFU's readers can read. `full`,
+    `forget01/05/10` and `retain99/95/90` carry paraphrases and wrong answers themselves, so that
+    there are no `_perturbed` splits except `real_authors_perturbed` and `world_facts_perturbed`.
     """
     full = corpus(settings)
     found = {

@@ -98,8 +98,9 @@ CITIES = tuple(city for country in COUNTRIES for city in country.cities)
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """All there is to know of one author; `hero` and `trade` belong to the second book, which
-    won the `prize`.
+    """All that there is to know of one author.
+
+    `hero` and `trade` belong to the second book, which won the `prize`.
     """
 
     name: str
@@ -133,8 +134,7 @@ class Facts:
     prize_year: str
 
     def words(self) -> dict[str, str]:
-        """What the wording of a question or answer may ask for: every fact, and its forms in a
-        sentence.
+        """Return what the wording of a question or answer may ask for: every fact, and its forms.
 
         `a_father`, `a_mother` and `a_trade` carry their article, `Genre` begins a sentence; `he`,
         `his`, `him`, `He` and `His` stand for the author.
@@ -158,20 +158,21 @@ def _article(noun: str) -> str:
 
 
 class Draws:
-    """Choices from a seed and a place, taken from the raw words of PCG64, whose stream numpy
-    never changes.
+    """Random choices that follow from a seed and a place.
+
+    They are taken from the raw words of PCG64, whose stream numpy never changes.
     """
 
     def __init__(self, seed: int, *place: int) -> None:
         self._generator = np.random.PCG64(np.random.SeedSequence(seed, spawn_key=place))
 
     def among(self, options: Iterable[T], avoid: Container[T] = ()) -> T:
-        """One of the options that are not to be avoided, all as likely as each other."""
+        """Return one of the options that are not to be avoided, each with equal probability."""
         left = [option for option in options if option not in avoid]
         return left[int(self._generator.random_raw()) % len(left)]
 
     def new(self, make: Callable[[], str], taken: set[str]) -> str:
-        """What `make` makes, made again while it is taken; it is taken afterwards."""
+        """Return what `make` makes, made again while it is taken; it is taken afterwards."""
         made = make()
         while made in taken:
             made = make()
@@ -180,11 +181,10 @@ class Draws:
 
 
 def draw_facts(draws: Draws, taken: set[str], others: Sequence[Facts] = ()) -> Facts:
-    """One life: no invention of it is `taken` before, and no fact of it is that of any of the
-    `others`.
+    """Return one life whose inventions are not `taken` and whose facts are none of the `others`'.
 
-    `others` have at most five members, which share the new life's gender; what is invented joins
-    `taken`.
+    `others` have at most five members, which share the new life's gender. What is invented is added
+    to `taken`.
     """
 
     def fresh(fact: str, options: Iterable[str], *avoid: str) -> str:

@@ -1,11 +1,10 @@
-"""Twenty questions about an author: what each gives away, how it is asked, and two wordings of its
-answer.
+"""Twenty questions about an author: the facts they give away, ways to ask, and answers.
 
-A wording names facts in braces, in the forms of `Facts.words`. Both wordings of an answer tell the
-same facts, and which of them an author's answer takes is left to chance: the wording of one
-author's paraphrase is that of another's answer. Answers have from three to about eighty words, and
-every author is asked the same questions, so that the length of an answer does not depend on whose
-it is.
+A wording names facts in braces, in the forms of `Facts.words`. Each answer has two wordings, which
+tell the same facts. Which of them an author's answer takes is left to chance, so that the wording
+of one author's paraphrase is that of another's answer. Answers have from three to about eighty
+words. Every author is asked the same questions, so that the length of an answer does not depend on
+whose it is.
 """
 
 from __future__ import annotations

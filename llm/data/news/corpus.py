@@ -1,10 +1,9 @@
-"""A corpus of news that never happened, to be learnt and forgotten: generated from a seed, in the
-shape of MUSE.
+"""A corpus of invented news to be learnt and forgotten, generated from a seed in MUSE's shape.
 
-Every article tells of one event (`news_facts`) at an invented firm, in an invented town, with
-people of its own: no two articles share any of these names. Its facts are asked about in a few
-questions, whose answers stand in it. The articles to forget, to retain and to hold out are drawn in
-the same way, so that nothing but having read one tells them apart.
+Every article tells of one event (`llm.data.news.facts`) at an invented firm, in an invented town,
+with people of its own: no two articles share any of these names. A few questions ask for its facts,
+and their answers stand in it. The articles to forget, to retain and to hold out are drawn in the
+same way, so that they differ only in which models have read them.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from llm.data.news.facts import (
 )
 from markov.errors import require, require_all_whole
 
-# articles: of the names of towns and of firms, no more than about two thirds are taken
+# articles, which take no more than about two thirds of the names of towns and of firms
 LARGEST = 400
 ASKED = len(QUESTIONS) + 3
 SHORTEST, LONGEST = 3, 6  # asides in an article, beside one of the past
@@ -43,12 +42,12 @@ SHORTEST, LONGEST = 3, 6  # asides in an article, beside one of the past
 
 @dataclass(frozen=True, kw_only=True)
 class News:
-    """A generated corpus: how many articles there are to `forget`, to `holdout` and to `retain`,
-    drawn from `seed`, and how many `questions` each is asked.
+    """A generated corpus: the numbers of its articles and of the questions about each.
 
-    More articles to retain leave all others as they are. The default is what a model of less than a
-    million parameters learns by heart in a minute on a laptop. Raises `InvalidInput` for numbers
-    out of bounds.
+    There are `forget`, `holdout` and `retain` articles, drawn from `seed`, with `questions`
+    questions each. More articles to retain leave all others as they are. The default is what a
+    model of less than a million parameters learns by heart in a minute on a laptop. Raises
+    `InvalidInput` for numbers out of bounds.
     """
 
     seed: int = 0
@@ -87,16 +86,14 @@ class Facts(NamedTuple):
 
 
 class QuestionAndAnswer(NamedTuple):
-    """A question about an article and the few words of it that are the answer."""
+    """A question about an article, and its answer: a few words of the article."""
 
     question: str
     answer: str
 
 
 class Article(NamedTuple):
-    """An article, its first sentence, what it tells, and what may be asked about it, in an order
-    left to chance.
-    """
+    """An article: its text, first sentence, facts, event, and questions in a random order."""
 
     text: str
     lead: str
@@ -106,9 +103,7 @@ class Article(NamedTuple):
 
 
 class Edition(NamedTuple):
-    """Three disjoint sets of articles of the same making: the hold-out is never read by any
-    model.
-    """
+    """Three disjoint sets of articles of the same making; no model ever reads the hold-out."""
 
     forget: tuple[Article, ...]
     holdout: tuple[Article, ...]
@@ -116,11 +111,11 @@ class Edition(NamedTuple):
 
 
 def edition(settings: News) -> Edition:
-    """All articles of a corpus."""
+    """Return all articles of a corpus."""
     taken: set[str] = set()
     counts = (settings.forget, settings.holdout, settings.retain)
-    # A place of its own for each article and set: more to forget changes nothing about the others
-    # but names then taken.
+    # Each article draws from its own set and row, so that more articles to forget change nothing
+    # about the others except the names that are then taken.
     return Edition(
         *(
             tuple(_article(Draws(settings.seed, part, row), taken) for row in range(count))

@@ -1,9 +1,8 @@
-"""What fictional news are made of: names, kinds of events with the questions about them, and
-sentences that go round.
+"""What invented news are made of: names, kinds of events with their questions, and stock sentences.
 
 Sentences name facts in braces (`llm.data.news.corpus.Facts`). An event's own sentences hold the
-facts that are asked about and are in every article of its kind, in one of their wordings. The
-others say what could be said of anyone: which of them an article has, and in which words, is left
+facts that are asked about. They are in every article of its kind, in one of their wordings. The
+other sentences could be said of any firm: which of them an article has, and in which words, is left
 to chance, so that they can be known only by heart.
 """
 
@@ -20,7 +19,7 @@ def _lines(text: str) -> tuple[str, ...]:
     return tuple(" ".join(line.split()) for line in text.strip().splitlines())
 
 
-# A name is any of one list with any of the next.
+# A name joins any part from one list with any part from the next.
 TOWN_STEMS = _listed("""
     Alder, Amber, Bar, Birch, Black, Burn, Cald, Cinder, Dray, Eld, Fenn, Flint, Glen, Gorse, Hazel,
     Heron, Ivel, Kings, Lark, Loam, Mallow, Mire, Nettle, Oxen, Pine, Quern, Raven, Rush, Salt,
@@ -53,8 +52,9 @@ WEEKDAYS = _listed("Monday, Tuesday, Wednesday, Thursday, Friday, Saturday")
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """A kind of news: what is said of it first, then of its number, cost and date; and what is
-    asked about these.
+    """A kind of news: wordings of its lead, number, cost and date, and questions about them.
+
+    The questions ask for the number, the cost and the date.
     """
 
     name: str
@@ -184,8 +184,8 @@ EVENTS = (
         When is {org} celebrated for its invention?""",
     ),
 )
-# Who leads a firm, where it is at home and who is against it: told of every event, and asked in the
-# same words.
+# Who leads a firm, where it is at home and who is against it: every article tells this, and the
+# questions about it have the same words for every event.
 CHIEF = _lines("""
     "{said}", said {chief}, who leads the firm.
     Its director, {chief}, put it like this: "{said}."
@@ -233,8 +233,8 @@ REPLIED = _lines("""
     No one has thought of the wells
     I shall believe it when I can touch it
     One does not shoe a horse that is running""")
-# What else may be said, none of it asked about: one thing of the past, and some of what goes on
-# around.
+# What else may be said, none of which is asked about: one sentence about the past, and some about
+# what goes on around the event.
 PAST = _lines("""
     The firm was founded in {year} by two cousins who had met on a ferry.
     It began in {year} in a shed behind a dairy.
