@@ -32,7 +32,7 @@ figures: $(VENV)/.llm  ## draw the figures, about 20 minutes; ARGS="tradeoff --q
 figures-all: $(VENV)/.llm  ## draw the heavy ones too, about an hour; what is drawn already takes seconds
 	$(RUN) figures --all $(ARGS)
 
-gallery: $(VENV)/.llm  ## refresh the small pictures that the README shows
+gallery: $(VENV)/.llm  ## refresh the small pictures of README and findings
 	$(RUN) figures --gallery $(ARGS)
 
 claims: $(VENV)/.llm  ## the table of the paper's claims, each with an interval and a verdict

@@ -19,7 +19,7 @@ class Entry(NamedTuple):
 
     `seconds` are those at full scale on two cores, all figures drawn in this order from an empty
     cache: the first of several that share models and runs pays for them. A `heavy` one trains many
-    models or attacks them, and is drawn with --all or by its name. `gallery`: the README shows a
+    models or attacks them, and is drawn with --all or by its name. `gallery`: the findings show a
     small picture of it.
     """
 
