@@ -78,7 +78,7 @@ class Arguments:
     the retrained one.
     """
     gallery: bool = False
-    """Also refresh the small pictures of README and findings; without a NAME, draw those figures."""
+    """Also refresh the small pictures of README and findings; without a NAME, draw those."""
 
 
 DESCRIPTION = f"""Draw figures; each NAME writes NAME.pdf, NAME.png and NAME.parquet (the frame it
