@@ -299,6 +299,7 @@ def test_it_runs_from_top_to_bottom(path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("SIMNPO_LAB_QUICK", "1")
     notebook = nbformat.read(path, as_version=4)
     if path in RECIPES:
+        monkeypatch.delenv("MPLBACKEND", raising=False)  # a kernel shows pictures, tests do not
         put_small_models(notebook)
     folder = {"metadata": {"path": str(path.parent)}}
     NotebookClient(notebook, timeout=5 * SECONDS, kernel_name="python3", resources=folder).execute()
