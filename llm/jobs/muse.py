@@ -81,7 +81,8 @@ def muse(
         check_same_vocabulary(language.tokenizer, other.tokenizer, "retrained")
         theirs = scores_of_texts(other, texts, measuring)
     if settings is not None:
-        language = language._replace(model=copy.deepcopy(language.model))
+        if not isinstance(model, Word):  # what a word names was loaded for this alone
+            language = language._replace(model=copy.deepcopy(language.model))
         length = piece or PIECES[own]
         unlearn_texts(language, texts, settings, length=length, progress=progress)
     return evaluate_muse(language, texts, retrained=theirs, settings=measuring)
