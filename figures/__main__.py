@@ -20,7 +20,7 @@ from figures import catalogue, progress, style
 from figures.cache import Context
 from figures.catalogue import ALL, FIGURES, GALLERY, module_of
 from figures.chains import claims
-from figures.scale import Scale, quick
+from figures.scale import Scale, quick_scale
 from markov.errors import exit_code, require, require_jobs
 from markov.files import folders, storage
 
@@ -103,7 +103,7 @@ locuslab/tofu, those of Llama-2-7B in it.
 def main(arguments: Arguments) -> None:
     """Draw the figures that were asked for."""
     names = chosen(arguments)
-    scale = quick() if arguments.quick else Scale()
+    scale = quick_scale() if arguments.quick else Scale()
     if arguments.seeds is not None:
         scale = replace(scale, pretrained=arguments.seeds, sweep_pretrained=arguments.seeds)
     scale = replace(scale, whole=arguments.whole)

@@ -111,7 +111,7 @@ class Scale:
         ]
 
 
-def quick() -> Scale:
+def quick_scale() -> Scale:
     """Return the quick scale: two small pretrained models and two orders.
 
     It takes a minute for everything and is right in kind but not in numbers.

@@ -116,7 +116,7 @@ class Answered(Scores):
     answer: Column[Text]
 
 
-class Relearned(Answered):
+class ByRelearning(Answered):
     """What a relearning attack brings back: scores with a row per epoch, example and answer."""
 
     epoch: Column[Index]

@@ -18,7 +18,7 @@ from markov.errors import exit_code, require, require_jobs, require_whole
 from markov.experiments import PAPER_BETAS, Experiment, OptimizerName, Pretraining
 from markov.files import folders, leftovers, storage
 from markov.models import ARCHITECTURES
-from markov.objectives import CORNERS, LIMITS, Objective
+from markov.objectives import AT_BETA_ZERO, CORNERS, Objective
 from markov.running import parts_of, run
 from markov.training import RetainTerm
 
@@ -209,9 +209,9 @@ def experiment(command: Unlearn) -> Experiment:
 
 
 def _objective(command: Unlearn) -> Objective:
-    if command.objective in LIMITS:
+    if command.objective in AT_BETA_ZERO:
         require(not command.beta, "beta", command.beta, f"0, or left out, with {command.objective}")
-        return Objective(0.0, command.gamma, 0.0, LIMITS[command.objective])
+        return Objective(0.0, command.gamma, 0.0, AT_BETA_ZERO[command.objective])
     beta = command.beta
     if beta is None:
         beta = PAPER_BETAS[command.case][SHARES_BETA[command.objective]]

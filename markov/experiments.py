@@ -12,7 +12,7 @@ from markov.errors import is_whole, require, require_all_whole, require_number
 from markov.models import Tabular, Transformer
 from markov.objectives import Objective, npo, validate
 from markov.optimizers import OPTIMIZERS
-from markov.sweeps import Sweep
+from markov.sweeps import ComponentSweep
 from markov.training import RETAIN_LOSSES, RetainTerm
 
 # The betas that the paper chose by grid search, by case (appendix H).
@@ -56,7 +56,7 @@ class Experiment:
     sequences of each component (default: all).
     """
 
-    case: Case | Sweep = LENGTH
+    case: Case | ComponentSweep = LENGTH
     objective: Objective = npo(0.2)
     model: Transformer | Tabular = Transformer()
     pretraining: Pretraining = Pretraining()
@@ -74,7 +74,12 @@ class Experiment:
 
     def __post_init__(self) -> None:
         # Each part has checked its own numbers when it was made.
-        require(isinstance(self.case, Case | Sweep), "case", self.case, "a Case or a Sweep")
+        require(
+            isinstance(self.case, Case | ComponentSweep),
+            "case",
+            self.case,
+            "a Case or a ComponentSweep",
+        )
         require(
             isinstance(self.model, Transformer | Tabular),
             "model",

@@ -6,8 +6,8 @@ import torch
 
 from markov.errors import is_whole, require
 from markov.objectives import (
+    AT_BETA_ZERO,
     CORNERS,
-    LIMITS,
     Objective,
     SequenceLogProbs,
     away_from_zero,
@@ -39,7 +39,7 @@ def explain(objective: Objective, seq: SequenceLogProbs, index: int = 0) -> str:
         else curved
     )
     table, place = (
-        (LIMITS, objective.normalize)
+        (AT_BETA_ZERO, objective.normalize)
         if at_zero
         else (CORNERS, (objective.reference, objective.normalize))
     )

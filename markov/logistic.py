@@ -97,7 +97,7 @@ class LogisticWorld:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unlearning:
+class Descent:
     """Full-batch gradient descent from the reference on a weighted sum of two losses.
 
     The sum is forget_weight * forget loss + retain_weight * retain loss. Both losses are means over
@@ -131,7 +131,7 @@ class Sample(NamedTuple):
     label: Float[Tensor, " count"]
 
 
-class Data(NamedTuple):
+class Samples(NamedTuple):
     """The four samples of an instance."""
 
     forget: Sample
@@ -147,7 +147,7 @@ class Pair(NamedTuple):
     retrained: Float[Tensor, " width"]
 
 
-def draw(world: LogisticWorld) -> Data:
+def draw(world: LogisticWorld) -> Samples:
     """Draw the samples of an instance, each from a stream of random numbers of its own."""
     size, root, double = (world.width, world.dimension), world.dimension**0.5, torch.float64
     weights = (
@@ -163,7 +163,7 @@ def draw(world: LogisticWorld) -> Data:
         return Sample(inputs, (inputs @ weights.T).relu(), label)
 
     counts = (world.forget_count, world.retain_count, world.test_count, world.test_count)
-    return Data(*map(sample, Data._fields, (1, -1, 1, -1), counts))
+    return Samples(*map(sample, Samples._fields, (1, -1, 1, -1), counts))
 
 
 def pretrain(world: LogisticWorld, *samples: Sample) -> Float[Tensor, " width"]:
@@ -182,13 +182,13 @@ def pretrain(world: LogisticWorld, *samples: Sample) -> Float[Tensor, " width"]:
     return torch.from_numpy(parameters)
 
 
-def train_pair(world: LogisticWorld, data: Data) -> Pair:
+def train_pair(world: LogisticWorld, data: Samples) -> Pair:
     """Train the reference (all data) and the retrained model (retain data only) of an instance."""
     return Pair(pretrain(world, data.forget, data.retain), pretrain(world, data.retain))
 
 
 def descend(
-    data: Data, start: Tensor, runs: Sequence[Unlearning]
+    data: Samples, start: Tensor, runs: Sequence[Descent]
 ) -> Float[Tensor, "recorded runs width"]:
     """Return the parameters of all runs at the recorded steps.
 
@@ -212,7 +212,7 @@ def descend(
 
 
 def _descend(
-    data: Data, start: Tensor, runs: Sequence[Unlearning]
+    data: Samples, start: Tensor, runs: Sequence[Descent]
 ) -> Float[Tensor, "recorded runs width"]:
     numbers = [[run.learning_rate, run.forget_weight, run.retain_weight] for run in runs]
     rate, forgetting, retaining = np.array(numbers).T[..., None]
@@ -260,7 +260,7 @@ def bernoulli_kl(
     return logit.sigmoid() * (logit - other) - logsigmoid(-other) + logsigmoid(-logit)
 
 
-def measure(data: Data, pair: Pair, runs: Sequence[Unlearning], path: Tensor) -> dict[str, Tensor]:
+def measure(data: Samples, pair: Pair, runs: Sequence[Descent], path: Tensor) -> dict[str, Tensor]:
     """Measure a path of `descend`: return what `COLUMNS` lists from `forget_distance` on.
 
     Each value has the shape (recorded, runs).
@@ -288,7 +288,7 @@ def measure(data: Data, pair: Pair, runs: Sequence[Unlearning], path: Tensor) ->
 
 
 def run(
-    worlds: Sequence[LogisticWorld], runs: Sequence[Unlearning], *, n_jobs: int = 1
+    worlds: Sequence[LogisticWorld], runs: Sequence[Descent], *, n_jobs: int = 1
 ) -> pd.DataFrame:
     """Do every run in every instance and return one row per instance x run x recorded step.
 
@@ -304,7 +304,7 @@ def run(
     return pd.concat(list(joblib.Parallel(n_jobs=n_jobs)(jobs)), ignore_index=True)
 
 
-def _instance(world: LogisticWorld, runs: Sequence[Unlearning], first: int) -> pd.DataFrame:
+def _instance(world: LogisticWorld, runs: Sequence[Descent], first: int) -> pd.DataFrame:
     with one_thread():
         data = draw(world)
         pair, groups, frames = train_pair(world, data), {}, []
@@ -329,7 +329,7 @@ def _logp(
     return logsigmoid((2 * sample.label - 1) * (parameters @ sample.features.T))
 
 
-def _stacked(runs: Sequence[Unlearning]) -> Objective:
+def _stacked(runs: Sequence[Descent]) -> Objective:
     """Return one objective whose fields broadcast against (runs, examples)."""
     fields = stack([run.objective for run in runs], dtype=torch.float64)
     return Objective(*(torch.as_tensor(field)[:, None] for field in fields))

@@ -50,7 +50,7 @@ CORNERS = {
     "reference_free_npo": (0.0, 0.0),
     "simnpo": (0.0, 1.0),
 }
-LIMITS = {"gradient_ascent": 0.0, "length_weighted_gradient_ascent": 1.0}
+AT_BETA_ZERO = {"gradient_ascent": 0.0, "length_weighted_gradient_ascent": 1.0}
 # Lowest and highest value of each field of an Objective, and the same in words.
 ALLOWED = {
     "beta": (0.0, math.inf, "a finite number >= 0"),

@@ -32,8 +32,8 @@ from markov.numerics import one_thread
 from markov.optimizers import OPTIMIZERS
 from markov.recording import Probe, Trajectory, kl_to_truth, log_laws
 from markov.studies import ideal_forget_quality
-from markov.sweeps import Sweep
-from markov.training import Run, pretrain, unlearn
+from markov.sweeps import ComponentSweep
+from markov.training import Member, pretrain, unlearn
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
@@ -51,7 +51,7 @@ class ModelJob:
     `case` says nothing of components that the model never sees.
     """
 
-    case: Case | Sweep
+    case: Case | ComponentSweep
     model: Transformer | Tabular
     pretraining: Pretraining
     precision: str
@@ -64,7 +64,7 @@ def model_jobs(experiment: Experiment) -> tuple[ModelJob, ModelJob]:
     only.
     """
 
-    def job(case: Case | Sweep) -> ModelJob:
+    def job(case: Case | ComponentSweep) -> ModelJob:
         return ModelJob(
             case=case,
             model=experiment.model,
@@ -264,7 +264,7 @@ def _kept_table(
 
 def _unlearn(
     experiments: Sequence[Experiment],
-    members: Sequence[Run],
+    members: Sequence[Member],
     on_step: OnStep | None,
 ) -> Trajectory:
     shapes = {_shape(experiment) for experiment in experiments}
@@ -288,7 +288,7 @@ def _unlearn(
     )
 
 
-def _member(folder: Path, experiment: Experiment) -> Run:
+def _member(folder: Path, experiment: Experiment) -> Member:
     original, retrained = (load_model(folder, job) for job in model_jobs(experiment))
     data = experiment.case.sample(experiment.pretraining.seed)
     models, probes = [stack_parameters([one]) for one in (retrained, original)], []
@@ -296,7 +296,7 @@ def _member(folder: Path, experiment: Experiment) -> Run:
         tokens = data.test[component][: experiment.test_examples]
         laws = (log_laws(experiment.model, one, tokens) for one in models)
         probes.append(Probe(tokens, chain.transition, *laws, forgotten=component != "retain"))
-    return Run(
+    return Member(
         start=original,
         objective=experiment.objective,
         learning_rate=experiment.learning_rate,

@@ -1,6 +1,7 @@
 """What running needs of a study: its chains, its data, and what each kind of model sees of them.
 
-`markov.cases.Case` is the paper's study, `markov.sweeps.Sweep` a mixture of many components.
+`markov.cases.Case` is the paper's study, and `markov.sweeps.ComponentSweep` is a mixture of many
+components.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from markov.studies import Data
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sweep:
+class ComponentSweep:
     """Components forget1, forget2, ... with `scored[i]` scored tokens in a sequence.
 
     Pretraining sees the share `shares[i]` of the `tokens` scored training tokens of component i,
@@ -182,11 +182,11 @@ class Sweep:
         """Return `forget_count` training sequences of each component that unlearning pushes on."""
         return [data.train[name][: self.forget_count] for name in self.lengths if name != "retain"]
 
-    def original(self) -> Sweep:
+    def original(self) -> ComponentSweep:
         """Return the sweep with only those settings that its pretrained model depends on."""
         return replace(self, name="", alone=None, forget_count=1)
 
-    def retrained(self) -> Sweep:
+    def retrained(self) -> ComponentSweep:
         """Return the same where pretraining sees the retain data only.
 
         Sweeps with the same number of components share it.
@@ -203,5 +203,5 @@ class Sweep:
         return [round(share * count) for share, count in zip(self.shares, counts, strict=True)]
 
 
-LENGTHS = Sweep(name="lengths", scored=(2, 5, 10, 20, 40, 80), shares=(1.0,) * 6)
-SHARES = Sweep(name="shares", scored=(20,) * 6, shares=(0.0, 0.1, 0.25, 0.5, 0.75, 1.0))
+LENGTHS = ComponentSweep(name="lengths", scored=(2, 5, 10, 20, 40, 80), shares=(1.0,) * 6)
+SHARES = ComponentSweep(name="shares", scored=(20,) * 6, shares=(0.0, 0.1, 0.25, 0.5, 0.75, 1.0))

@@ -45,7 +45,7 @@ RetainTerm = Literal["none", "cross_entropy", "kl"]
 Runs = slice | list[int]  # all runs of an ensemble, or some
 
 
-class Run(NamedTuple):
+class Member(NamedTuple):
     """All that may differ between the runs of an ensemble."""
 
     start: Parameters
@@ -104,7 +104,7 @@ def pretrain(
 
 def unlearn(
     model: Model,
-    runs: Sequence[Run],
+    runs: Sequence[Member],
     *,
     steps: int,
     batch: int,

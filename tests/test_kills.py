@@ -8,7 +8,9 @@ counted, and which repeats are left out, is said in `tests.kills`.
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -21,6 +23,7 @@ import rouge_score.rouge_scorer  # noqa: F401  (so that no copy of this process 
 import torch
 import transformers
 
+import llm
 from figures import cache as tables
 from figures.experiments import table
 from figures.scale import Scale
@@ -37,7 +40,7 @@ from llm.models.small_news import build as news
 from llm.models.source import ModelOptions
 from llm.scoring.encoding import encode_examples
 from llm.scoring.templates import LLAMA2_CHAT
-from llm.sweeps.sweep import Run, Task
+from llm.sweeps.sweep import PlannedRun, Task
 from llm.training.fine_tuning import fine_tune
 from llm.training.loop import Optimization
 from llm.unlearning.methods import methods
@@ -132,6 +135,10 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (point,) = points(GRID)
         for one in model_jobs(experiment(point)):
             load_model(models_folder(), one)
+        # What every process would have to read before it begins is read once, here.
+        storage.code_version("markov", "llm", "figures")
+        for module in pkgutil.walk_packages(llm.__path__, "llm."):
+            importlib.import_module(module.name)
         yield place
 
 
@@ -213,9 +220,10 @@ def swept(given: Path) -> int:
         max_new_tokens=2,
     )
     runs = [
-        Run(method=one, optimization=replace(EVERY, epochs=1)) for one in methods(["npo:0.1@1"])
+        PlannedRun(method=one, optimization=replace(EVERY, epochs=1))
+        for one in methods(["npo:0.1@1"])
     ]
-    runs.append(Run(method=None, scale=0.5, optimization=replace(EVERY, epochs=1)))
+    runs.append(PlannedRun(method=None, scale=0.5, optimization=replace(EVERY, epochs=1)))
     few = TofuSets(
         *(
             tuple(replace(one, perturbed=one.perturbed[:2]) for one in part[:2])

@@ -18,17 +18,17 @@ import pandas as pd
 import pytest
 import torch
 
-from figures.scale import quick
+from figures.scale import quick_scale
 from figures.theory.rungs import forget_mixture, tabular_flow
 from markov.diagnostics import crossings
 from markov.experiments import grid
 from markov.flow import kl_to_truth, logp_per_token
 from markov.flow import time_to_forget as flow_time
-from markov.logistic import LogisticWorld, Unlearning
+from markov.logistic import Descent, LogisticWorld
 from markov.logistic import run as run_logistic
 from markov.objectives import CORNERS, Objective, npo, simnpo
 from markov.running import run
-from markov.sweeps import Sweep
+from markov.sweeps import ComponentSweep
 from markov.theory import theta, time_to_forget
 
 # What each library may use of the processor; the second setting also has two threads.
@@ -84,8 +84,8 @@ def scalar() -> pd.DataFrame:
 
 def tabular() -> pd.DataFrame:
     """The gradient flow of a table at quick scale."""
-    case, rows = quick().sweep().case, []
-    assert isinstance(case, Sweep)
+    case, rows = quick_scale().sweep().case, []
+    assert isinstance(case, ComponentSweep)
     for law in (npo(0.1), simnpo(2.0)):
         flow = tabular_flow(case, law, seed=0, horizon=30.0)
         logp, kl = (
@@ -107,7 +107,7 @@ def logistic() -> pd.DataFrame:
     """The logistic study, smaller than at quick scale."""
     looks = {"learning_rate": 0.05, "recorded": (0, 1, 10, 100, 300)}
     runs = [
-        Unlearning(objective=law, retain_weight=kept, **looks)
+        Descent(objective=law, retain_weight=kept, **looks)
         for law in (npo(2.0), simnpo(2.0))
         for kept in (0, 1)
     ]
@@ -117,7 +117,7 @@ def logistic() -> pd.DataFrame:
 @cache
 def chains() -> pd.DataFrame:
     """Two methods on the case of two lengths, at quick scale: pretraining, then fifty steps."""
-    scale = quick()
+    scale = quick_scale()
     base = replace(scale.experiment(), case=scale.cases()["length"])
     return run(grid(base, objective=[npo(0.2), simnpo(4.0)], seed=[0, 1]), progress=False)
 

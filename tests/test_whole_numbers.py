@@ -30,7 +30,7 @@ from llm.models.small_news import NewsModels
 from llm.scoring.documents import pieces, whole
 from llm.scoring.encoding import Encoded, batches, encode
 from llm.scoring.templates import PLAIN
-from llm.sweeps.sweep import Run
+from llm.sweeps.sweep import PlannedRun
 from llm.training.adapters import Lora
 from llm.training.loop import Optimization
 from llm.unlearning.sequential import requests
@@ -82,7 +82,7 @@ TAKERS: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda n: Unlearning(objective=npo(0.1), optimization=STEPS, gradients=(n,)),
         "gradients",
     ),
-    "measured": (lambda n: Run(method=None, optimization=STEPS, measured=(n,)), "measured"),
+    "measured": (lambda n: PlannedRun(method=None, optimization=STEPS, measured=(n,)), "measured"),
     "recorded": (
         lambda n: replace(experiment(Unlearn(steps=3, record_every=1)), recorded=(n,)),
         "recorded",
@@ -165,7 +165,7 @@ def test_numpys_integers_are_held_as_pythons(
 def test_epochs_are_held_as_pythons_integers() -> None:
     epochs: Any = tuple(np.arange(3))
     found = Unlearning(objective=npo(0.1), optimization=STEPS, gradients=epochs)
-    measured = Run(method=None, optimization=STEPS, measured=epochs).measured
+    measured = PlannedRun(method=None, optimization=STEPS, measured=epochs).measured
     assert json.dumps(found.gradients) == json.dumps(measured) == "[0, 1, 2]"
     for beyond in ((4,), (-1,)):
         with pytest.raises(InvalidInput, match="epochs from 0 to 3"):

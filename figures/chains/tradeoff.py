@@ -22,7 +22,7 @@ from figures.chains.runs import OPTIMIZERS, paper_runs
 from figures.statistics import full_means
 from markov.experiments import PAPER_BETAS
 
-LIMITS = {"kl_to_truth": (0.4, 1.25), "kl_to_retrained": (0.4, 0.9)}
+AXES = {"kl_to_truth": (0.4, 1.25), "kl_to_retrained": (0.4, 0.9)}
 
 
 def data(context: Context) -> pd.DataFrame:
@@ -34,11 +34,11 @@ def plot(frame: pd.DataFrame) -> Figure:
     """Draw the frame of `data`."""
     columns = [(case, optimizer) for case in PAPER_BETAS for optimizer in OPTIMIZERS]
     figure, panels = style.grid_figure(2, len(columns), 3.1 * len(columns), 5.8)
-    for row, measure in zip(panels, LIMITS, strict=True):
+    for row, measure in zip(panels, AXES, strict=True):
         for axes, (case, optimizer) in zip(row, columns, strict=True):
             part = frame[(frame["case"] == case) & (frame["optimizer"] == optimizer)]
             _panel(axes, part, measure)
-            axes.set(xlim=(0, LIMITS[measure][0]), ylim=(0, LIMITS[measure][1]))
+            axes.set(xlim=(0, AXES[measure][0]), ylim=(0, AXES[measure][1]))
     for axes, (case, optimizer) in zip(panels[0], columns, strict=True):
         axes.set_title(f"{style.CASE_LABELS[case]}\n{style.OPTIMIZER_LABELS[optimizer]}")
     panels[0][0].set_ylabel("forget quality: KL(truth || model), nats")

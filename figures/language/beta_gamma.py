@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from figures import style
 from figures.cache import Context
 from figures.language import plane as llm_plane
-from figures.language.runs import Study, source_of, study
+from figures.language.runs import AuthorsStudy, source_of, study
 from figures.language.sweeps import swept
 
 BETAS, GAMMAS = (1.0, 2.5, 4.5, 8.0), (0.0, 1.0, 2.0)
@@ -35,7 +35,7 @@ PANELS = {
 }
 
 
-def words_of(chosen: Study) -> tuple[str, ...]:
+def words_of(chosen: AuthorsStudy) -> tuple[str, ...]:
     """Return SimNPO at every beta and gamma, at the study's retain weight.
 
     With gamma = 0 and the study's beta it is in the table.

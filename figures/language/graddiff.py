@@ -24,14 +24,14 @@ from matplotlib.figure import Figure
 from figures import style
 from figures.cache import Context
 from figures.language import plane as llm_plane
-from figures.language.runs import Study, source_of, study
+from figures.language.runs import AuthorsStudy, source_of, study
 from figures.language.sweeps import corner_words, swept
 
 # retain weights, both beside a mean over tokens
 PLAIN, WEIGHTED = (0.5, 1.0, 2.0), (0.125, 0.5, 2.0)
 
 
-def words_of(chosen: Study) -> tuple[str, ...]:
+def words_of(chosen: AuthorsStudy) -> tuple[str, ...]:
     """Return both forms of GradDiff at several retain weights, the corners, and refusals.
 
     The four corners are those of the table; refusals are taught or preferred.

@@ -22,7 +22,7 @@ from llm.data.news.corpus import News
 from llm.evaluation.membership import Membership, membership
 from llm.evaluation.muse import Measuring, evaluate_muse, every_epoch, numbers, unlearn_texts
 from llm.models.language_model import LanguageModel
-from llm.models.small_news import BUDGET, NewsModels, build, folder_of
+from llm.models.small_news import NEWS_BUDGET, NewsModels, build, folder_of
 from llm.sweeps.parallel import several
 from llm.training.loop import Optimization
 from llm.unlearning.unlearn import Unlearning
@@ -34,7 +34,7 @@ SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study:
+class NewsStudy:
     """How the small model forgets its news.
 
     Averages over tokens have the beta of SimNPO's released settings for MUSE and the largest retain
@@ -76,7 +76,7 @@ class Study:
                 epochs=self.epochs,
                 batch=self.batch,
                 learning_rate=self.learning_rate,
-                budget=BUDGET,
+                budget=NEWS_BUDGET,
                 seed=SEED,
             ),
             retain_term="cross_entropy",
@@ -86,13 +86,13 @@ class Study:
         )
 
 
-def study(scale: Scale) -> Study:
+def study(scale: Scale) -> NewsStudy:
     """Return the study of a scale.
 
     At quick scale it has a few articles and a model that learns them in seconds.
     """
     if not scale.quick:
-        return Study()
+        return NewsStudy()
     small = NewsModels(
         news=News(forget=8, holdout=8, retain=10, questions=2),
         width=64,
@@ -104,7 +104,7 @@ def study(scale: Scale) -> Study:
         passes=16,
     )
     few = Measuring(verbmem_tokens=32, knowmem_tokens=12, budget=8192, resamples=200)
-    return Study(models=small, epochs=4, measured=(2, 4), batch=4, measuring=few)
+    return NewsStudy(models=small, epochs=4, measured=(2, 4), batch=4, measuring=few)
 
 
 def measures(context: Context) -> pd.DataFrame:
@@ -164,7 +164,7 @@ def _measured(context: Context, name: str) -> pd.DataFrame:
     return cached(context, __name__, _settings(chosen, name), compute)
 
 
-def _settings(chosen: Study, name: str) -> dict[str, Any]:
+def _settings(chosen: NewsStudy, name: str) -> dict[str, Any]:
     """Return what the measures of one model, or along one run, follow from."""
     settings: dict[str, Any] = {
         "models": chosen.models,

@@ -42,7 +42,7 @@ OWN, START, NONE = "own", "before unlearning", "none"
 QUANTITIES = ("factor", "beyond")
 
 
-class Unlearned(NamedTuple):
+class Referenced(NamedTuple):
     """A run with the reference that it was given.
 
     The reference is `OWN`, `NONE` where it needs none, or the scale of the noise.
@@ -65,10 +65,10 @@ def data(context: Context) -> pd.DataFrame:
     }
     wanted[NONE] = Wanted(corners["simnpo"])
     found = runs_of(context, list(wanted.values()))
-    return frame_of_runs([Unlearned(*pair) for pair in zip(wanted, found, strict=True)])
+    return frame_of_runs([Referenced(*pair) for pair in zip(wanted, found, strict=True)])
 
 
-def frame_of_runs(found: Sequence[Unlearned]) -> pd.DataFrame:
+def frame_of_runs(found: Sequence[Referenced]) -> pd.DataFrame:
     """Return what became of the answers under each reference, from runs of one model.
 
     The runs know a retrained model. Columns `kind`, `reference` (`OWN`, a scale, `NONE`, or

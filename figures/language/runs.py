@@ -25,7 +25,7 @@ from llm.diagnostics.weights import corners
 from llm.logs.log import EvaluationLog
 from llm.models.answers import answer_log, log_of, log_table, scores
 from llm.models.language_model import LanguageModel, perturbed
-from llm.models.small_authors import BUDGET, DefaultModels, build, folder_of, sets
+from llm.models.small_authors import AUTHORS_BUDGET, DefaultModels, build, folder_of, sets
 from llm.sweeps.parallel import several
 from llm.training.loop import Optimization
 from llm.unlearning.runs import EPOCHS, Run, finished, read_run, unlearn_into
@@ -39,7 +39,7 @@ SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study:
+class AuthorsStudy:
     """How the default model unlearns: beta and retain weight of the paper for forget10.
 
     There are two sets of them: where log-probabilities are summed and where they are averaged over
@@ -69,7 +69,11 @@ class Study:
         """Return how all of them are optimised; `far`: with the larger steps of sweeps."""
         rate = self.sweep_learning_rate if far else self.learning_rate
         return Optimization(
-            epochs=self.epochs, batch=self.batch, learning_rate=rate, budget=BUDGET, seed=SEED
+            epochs=self.epochs,
+            batch=self.batch,
+            learning_rate=rate,
+            budget=AUTHORS_BUDGET,
+            seed=SEED,
         )
 
     def unlearning(self, objective: Objective, *, far: bool = False) -> Unlearning:
@@ -89,17 +93,17 @@ class Study:
         )
 
 
-def study(scale: Scale) -> Study:
+def study(scale: Scale) -> AuthorsStudy:
     """Return the study of a scale.
 
     At quick scale it has a third of the authors and a model that learns them in seconds.
     """
     if not scale.quick:
-        return Study()
+        return AuthorsStudy()
     small = DefaultModels(
         authors=Authors(authors=20), width=96, depth=2, mlp_width=256, heads=2, epochs=12
     )
-    return Study(
+    return AuthorsStudy(
         models=replace(small, vocabulary=1024),
         epochs=5,
         batch=8,

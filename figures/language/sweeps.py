@@ -18,7 +18,7 @@ import joblib
 import pandas as pd
 
 from figures.cache import Context, cache_key, discard_stale
-from figures.language.runs import Study, study
+from figures.language.runs import AuthorsStudy, study
 from llm.logs.reading import OPEN_UNLEARNING
 from llm.models.language_model import kept_model
 from llm.models.small_authors import DefaultModels, build, folder_of
@@ -26,7 +26,7 @@ from llm.models.source import ModelOptions
 from llm.scoring.encoding import BUDGET
 from llm.sweeps import sweep
 from llm.sweeps.parallel import several
-from llm.sweeps.sweep import BASELINES, Run, Task
+from llm.sweeps.sweep import BASELINES, PlannedRun, Task
 from llm.unlearning.methods import methods
 from markov.errors import require
 from markov.files import storage
@@ -35,7 +35,7 @@ from markov.objectives import CORNERS
 MEASURED = (1, 2, 4, 6)
 
 
-def corner_words(chosen: Study) -> tuple[str, ...]:
+def corner_words(chosen: AuthorsStudy) -> tuple[str, ...]:
     """Return the four corners of the family in words, at the study's settings."""
     found = []
     for name, (_, normalize) in CORNERS.items():
@@ -46,12 +46,12 @@ def corner_words(chosen: Study) -> tuple[str, ...]:
     return tuple(found)
 
 
-def table_words(chosen: Study) -> tuple[str, ...]:
+def table_words(chosen: AuthorsStudy) -> tuple[str, ...]:
     """Return the paper's table and both ablations."""
     return ("gradient_ascent", f"grad_diff@{chosen.retain_weight:g}", *corner_words(chosen))
 
 
-def measured_epochs(chosen: Study) -> tuple[int, ...]:
+def measured_epochs(chosen: AuthorsStudy) -> tuple[int, ...]:
     """Return the epochs after which the corners are evaluated on their way.
 
     Most change comes early, and evaluating takes its time.
@@ -100,7 +100,7 @@ def task_of(context: Context) -> Task:
     )
 
 
-def runs_of(context: Context, words: Sequence[str]) -> list[Run]:
+def runs_of(context: Context, words: Sequence[str]) -> list[PlannedRun]:
     """Return the runs of methods in words.
 
     Their optimisation is that of the study, or of the user's own model.
@@ -111,7 +111,7 @@ def runs_of(context: Context, words: Sequence[str]) -> list[Run]:
         every = replace(every, learning_rate=own.learning_rate, batch=own.batch, budget=BUDGET)
     corners = corner_words(chosen)
     return [
-        Run(
+        PlannedRun(
             method=one,
             optimization=every,
             measured=measured_epochs(chosen) if one.word in corners else (),

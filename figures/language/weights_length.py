@@ -18,14 +18,14 @@ from matplotlib.figure import Figure
 from figures import style
 from figures.cache import Context
 from figures.language.trajectories import at_epochs, label_of, weights_along
-from markov.objectives import CORNERS, LIMITS
+from markov.objectives import AT_BETA_ZERO, CORNERS
 
 EPOCHS = (1, 2, 3, 10)
 ROWS = (("npo", "simnpo"), ("reference_free_npo", "length_normalized_npo"))
 FACTOR = 10  # on weights that are divided by the length
 NORMALIZED = {
     *(name for name, (_, power) in CORNERS.items() if power),
-    *(name for name, power in LIMITS.items() if power),
+    *(name for name, power in AT_BETA_ZERO.items() if power),
 }
 
 

@@ -32,7 +32,7 @@ from llm.intervals import Estimate
 from markov.flow import kl_to_table
 from markov.numerics import reaches
 from markov.objectives import Objective, gradient_ascent, method_name
-from markov.sweeps import Sweep
+from markov.sweeps import ComponentSweep
 from markov.theory import theta
 from markov.theory import time_to_forget as scalar_time
 
@@ -59,7 +59,7 @@ def data(context: Context) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def _scalar(case: Sweep, objectives: Sequence[Objective]) -> pd.DataFrame:
+def _scalar(case: ComponentSweep, objectives: Sequence[Objective]) -> pd.DataFrame:
     first, span = start(case), np.geomspace(0.1, 1000, 60)
     frames = []
     for objective in objectives:
@@ -69,7 +69,7 @@ def _scalar(case: Sweep, objectives: Sequence[Objective]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def _tabular(case: Sweep, objectives: Sequence[Objective]) -> pd.DataFrame:
+def _tabular(case: ComponentSweep, objectives: Sequence[Objective]) -> pd.DataFrame:
     frames, forget = [], forget_mixture(case)
     for objective in objectives:
         flow = tabular_flow(case, objective, seed=0)

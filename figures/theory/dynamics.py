@@ -30,7 +30,7 @@ from figures.theory.sweeps import FALL, MIDDLE, length_runs, middle, start, swee
 from markov.banks import shares
 from markov.flow import logp_per_token, time_to_forget
 from markov.objectives import CORNERS, Objective, SequenceLogProbs, method_name
-from markov.sweeps import Sweep
+from markov.sweeps import ComponentSweep
 from markov.theory import theta
 from markov.theory import time_to_forget as scalar_time
 
@@ -54,7 +54,7 @@ def data(context: Context) -> pd.DataFrame:
     return pd.concat([*rungs, _transformer(length_runs(context))], ignore_index=True)
 
 
-def _scalar(case: Sweep, objective: Objective) -> pd.DataFrame:
+def _scalar(case: ComponentSweep, objective: Objective) -> pd.DataFrame:
     first, length = start(case), torch.tensor(LENGTHS, dtype=torch.float64)[:, None]
     unit = float(scalar_time(objective, MIDDLE, FALL, first))
     path = theta(objective, length.numpy(), unit * SPAN, first)
@@ -64,7 +64,7 @@ def _scalar(case: Sweep, objective: Objective) -> pd.DataFrame:
     return _rows("scalar", objective, SPAN, LENGTHS, (first - path).T, weight.T)
 
 
-def _tabular(case: Sweep, objective: Objective) -> pd.DataFrame:
+def _tabular(case: ComponentSweep, objective: Objective) -> pd.DataFrame:
     flow = tabular_flow(case, objective, seed=0)
     lengths = [length - 1 for length in case.lengths.values()][1:]
     unit = time_to_forget(flow, FALL)[lengths.index(MIDDLE)]

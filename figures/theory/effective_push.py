@@ -39,7 +39,7 @@ from markov.models import Parameters
 from markov.objectives import CORNERS, Objective, SequenceLogProbs, method_name
 from markov.recording import example_gradient_norms, score
 from markov.running import trajectory
-from markov.sweeps import Sweep
+from markov.sweeps import ComponentSweep
 from markov.theory import theta
 from markov.theory import time_to_forget as scalar_time
 
@@ -90,7 +90,7 @@ def _experiments(context: Context) -> list[Experiment]:
     return found
 
 
-def _scalar(case: Sweep, objective: Objective) -> pd.DataFrame:
+def _scalar(case: ComponentSweep, objective: Objective) -> pd.DataFrame:
     first, length = start(case), np.array(list(case.lengths.values())[1:], dtype=float) - 1
     unit, rows = float(scalar_time(objective, MIDDLE, FALL, first)), []
     for stage, time in (("start", 0.0), ("later", unit)):
@@ -103,7 +103,7 @@ def _scalar(case: Sweep, objective: Objective) -> pd.DataFrame:
     return pd.concat(rows, ignore_index=True)
 
 
-def _tabular(case: Sweep, objective: Objective, seed: int) -> pd.DataFrame:
+def _tabular(case: ComponentSweep, objective: Objective, seed: int) -> pd.DataFrame:
     flow = tabular_flow(case, objective, seed)
     lengths = [length - 1 for length in case.lengths.values()][1:]
     later = time_to_forget(flow, FALL)[lengths.index(MIDDLE)]

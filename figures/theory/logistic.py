@@ -42,7 +42,7 @@ from figures.fits import growth
 from figures.statistics import full_means, mean_interval, ratio_interval
 from llm.intervals import Estimate
 from markov.errors import require
-from markov.logistic import LogisticWorld, Unlearning, run
+from markov.logistic import Descent, LogisticWorld, run
 from markov.objectives import gradient_ascent, npo, simnpo
 
 # From the paper's Table 1, by alpha: step size of GA, step size of NPO, beta of NPO. They are the
@@ -80,7 +80,7 @@ COMPARED = {
 }
 
 
-def published(alpha: float, *, steps: int = STEPS, horizon: int = STEPS) -> list[Unlearning]:
+def published(alpha: float, *, steps: int = STEPS, horizon: int = STEPS) -> list[Descent]:
     """Return the runs of GA, NPO and SimNPO at the paper's Table 1, and a control.
 
     Without a retain term they go up to `horizon`, with one for `steps`. SimNPO takes NPO's beta and
@@ -96,13 +96,13 @@ def published(alpha: float, *, steps: int = STEPS, horizon: int = STEPS) -> list
     }
     late = {round(step) for step in np.geomspace(steps, horizon, 20)}
     short, long = tuple(sorted(early)), tuple(sorted(early | late))
-    alone = [Unlearning(objective=o, learning_rate=rate, recorded=long) for o, rate in corners]
+    alone = [Descent(objective=o, learning_rate=rate, recorded=long) for o, rate in corners]
     held = [
-        Unlearning(objective=o, learning_rate=rate, retain_weight=1.0, recorded=short)
+        Descent(objective=o, learning_rate=rate, retain_weight=1.0, recorded=short)
         for o, rate in corners
     ]
     settings: dict[str, Any] = {"forget_weight": 0.0, "retain_weight": 1.0, "recorded": short}
-    return [*alone, *held, Unlearning(objective=gradient_ascent(), learning_rate=fast, **settings)]
+    return [*alone, *held, Descent(objective=gradient_ascent(), learning_rate=fast, **settings)]
 
 
 def data(context: Context) -> pd.DataFrame:
@@ -124,7 +124,7 @@ def data(context: Context) -> pd.DataFrame:
             jobs.append((first, world, own))
             first += len(own)
 
-    def one(job: tuple[int, LogisticWorld, list[Unlearning]]) -> pd.DataFrame:
+    def one(job: tuple[int, LogisticWorld, list[Descent]]) -> pd.DataFrame:
         number, world, own = job
         found = run([world], own)
         return found.assign(run=found["run"] + number)

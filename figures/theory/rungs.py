@@ -37,13 +37,13 @@ from markov.banks import ExpectedLoss, best_table, from_sequences
 from markov.chains import Mixture
 from markov.flow import Flow, gradient_flow, time_to_forget
 from markov.objectives import Objective, method_name
-from markov.sweeps import Sweep
+from markov.sweeps import ComponentSweep
 from markov.theory import time_to_forget as scalar_time
 
 HORIZON = 30_000.0  # in units of the scalar law's time at MIDDLE tokens, alone
 
 
-def forget_mixture(case: Sweep) -> Mixture:
+def forget_mixture(case: ComponentSweep) -> Mixture:
     """Return the law that unlearning draws from: every component as often as any other."""
     lengths = tuple(case.lengths.values())[1:]
     return Mixture(
@@ -51,7 +51,9 @@ def forget_mixture(case: Sweep) -> Mixture:
     )
 
 
-def tabular_flow(case: Sweep, objective: Objective, seed: int, horizon: float = HORIZON) -> Flow:
+def tabular_flow(
+    case: ComponentSweep, objective: Objective, seed: int, horizon: float = HORIZON
+) -> Flow:
     """Return the exact flow from the best table of the pretraining data.
 
     It forgets the training sequences that unlearning draws from.
@@ -78,7 +80,7 @@ def tabular_times(context: Context, objectives: Sequence[Objective]) -> pd.DataF
         for own in cases
     ]
 
-    def solve(job: tuple[str, Sweep, Objective, int]) -> pd.DataFrame:
+    def solve(job: tuple[str, ComponentSweep, Objective, int]) -> pd.DataFrame:
         mode, own, objective, seed = job
         known = {
             "mode": mode,
@@ -94,7 +96,7 @@ def tabular_times(context: Context, objectives: Sequence[Objective]) -> pd.DataF
     return cached(context, __name__, settings, lambda: cached_each(context, __name__, jobs, solve))
 
 
-def scalar_times(case: Sweep, objectives: Sequence[Objective]) -> pd.DataFrame:
+def scalar_times(case: ComponentSweep, objectives: Sequence[Objective]) -> pd.DataFrame:
     """Return the exact time to forget each length under the scalar law."""
     lengths = np.array(list(case.lengths.values())[1:]) - 1
     frames = [

@@ -20,7 +20,7 @@ from llm.intervals import Estimate
 from markov.diagnostics import steps_to_forget
 from markov.experiments import Experiment, grid
 from markov.objectives import CORNERS, Objective
-from markov.sweeps import SHARES, Sweep
+from markov.sweeps import SHARES, ComponentSweep
 from markov.theory import time_to_forget
 
 FALL = 0.5  # nats per token: forgotten, where times are compared
@@ -36,10 +36,10 @@ BETAS = {
 }
 
 
-def sweep_case(context: Context) -> Sweep:
+def sweep_case(context: Context) -> ComponentSweep:
     """Return the sweep over lengths at the scale of the context."""
     case = context.scale.sweep().case
-    assert isinstance(case, Sweep)
+    assert isinstance(case, ComponentSweep)
     return case
 
 
@@ -53,7 +53,7 @@ def middle() -> list[Objective]:
     return [corner(method, betas[1]) for method, betas in BETAS.items()]
 
 
-def start(case: Sweep) -> float:
+def start(case: ComponentSweep) -> float:
     """Return the exact log-probability per token of a forget component's responses (nats).
 
     It is that under the component's own chain.
@@ -67,7 +67,7 @@ def runs(
     *,
     optimizer: str = "sgd",
     alone: bool = False,
-    case: Sweep | None = None,
+    case: ComponentSweep | None = None,
     orders: int | None = None,
     steps: int | None = None,
 ) -> pd.DataFrame:

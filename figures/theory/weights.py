@@ -30,7 +30,7 @@ from torch import Tensor
 from figures import style
 from figures.cache import Context
 from figures.scale import BETAS
-from markov.objectives import CORNERS, LIMITS, Objective, SequenceLogProbs, method_name
+from markov.objectives import AT_BETA_ZERO, CORNERS, Objective, SequenceLogProbs, method_name
 
 START = -1.0  # nats per token, under the model and under the reference
 FALLS = (0.0, 0.5)  # nats per token
@@ -168,7 +168,7 @@ def _against_fall(axes: Axes, frame: pd.DataFrame) -> None:
     for method in frame["method"].unique():
         for length, look in LOOK.items():
             part = frame[(frame["method"] == method) & (frame["length"] == length)]
-            limit, seen = method in LIMITS, part[part["weight"] > LOWEST]
+            limit, seen = method in AT_BETA_ZERO, part[part["weight"] > LOWEST]
             axes.plot(
                 part["fall"], part["weight"], look, color=style.COLORS[method], lw=1 if limit else 2
             )

@@ -17,7 +17,7 @@ from figures import style
 from figures.cache import Context
 from figures.language import sources as llm_sources
 from figures.language.runs import study
-from figures.scale import quick
+from figures.scale import quick_scale
 from figures.views.view import Picture, View, plain_log_axis, room_for_a_line
 from llm.data import tofu as corpora
 from llm.data.splits import tofu_sets
@@ -163,7 +163,7 @@ def example_files() -> Files:
 
     Its data are written there as TOFU's JSON.
     """
-    models = study(quick()).models
+    models = study(quick_scale()).models
     for kind in ("original", "retrained"):
         build(models, kind, progress=False)
     folder = storage.cache_dir() / "example_files"

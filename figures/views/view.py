@@ -39,7 +39,7 @@ QUICK = "SIMNPO_LAB_QUICK"
 DPI = 115
 SHOWN = 96
 WRONG, RIGHT = "#D55E00", "#009E73"  # from the palette of the figures
-LIMITS = {
+SLIDERS = {
     "beta": (0.001, 30.0),
     "gamma": (-2.0, 2.0),
     "reference": (0.0, 1.0),
@@ -146,12 +146,12 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def slider(name: str, value: float) -> Any:
-    """Return the control of a quantity named in `LIMITS`: logarithmic for beta, whole for length.
+    """Return the control of a quantity named in `SLIDERS`: logarithmic for beta, whole for length.
 
     Raises `InvalidInput` for a value beyond its limits.
     """
-    require(name in LIMITS, "slider", name, f"one of {sorted(LIMITS)}")
-    low, high = LIMITS[name]
+    require(name in SLIDERS, "slider", name, f"one of {sorted(SLIDERS)}")
+    low, high = SLIDERS[name]
     require(low <= value <= high, name, value, f"a number from {low:g} to {high:g}")
     shared = {"description": DESCRIPTIONS.get(name, name), "continuous_update": True}
     shared["style"] = {"description_width": "76px"}

@@ -30,7 +30,7 @@ class TofuSets(NamedTuple):
     world_facts: tuple[Example, ...]
 
 
-class Split(NamedTuple):
+class SplitName(NamedTuple):
     """A forget split in its parts: its place, name and percent, and the seed of generated data."""
 
     source: str
@@ -39,7 +39,7 @@ class Split(NamedTuple):
     seed: int = 0
 
 
-def split_of(word: Location) -> Split:
+def split_of(word: Location) -> SplitName:
     """Return the parts of a word that names a forget split.
 
     Such words are `tofu:forget05`, `authors:forget10[:SEED]`, and FOLDER/forget05 for a folder with
@@ -59,7 +59,7 @@ def split_of(word: Location) -> Split:
             "measure by follow"
         )
         raise InvalidInput("data", text, allowed)
-    return Split(source, f"forget{found[1]}", int(found[1]), seed)
+    return SplitName(source, f"forget{found[1]}", int(found[1]), seed)
 
 
 def retain_word(word: Location) -> str:
@@ -113,7 +113,7 @@ def tofu_sets(word: Location, *, authors: Authors | None = None) -> TofuSets:
     return checked(TofuSets(*(corpora.read(found.source, name) for name in names)))
 
 
-def _is_of_one_kind(found: Split) -> bool:
+def _is_of_one_kind(found: SplitName) -> bool:
     """Return whether a folder has the split itself, but no split of its name with wrong answers.
 
     The wrong answers are then in the split itself.

@@ -11,8 +11,7 @@ from llm.evaluation.rouge import check_words, rouge
 from llm.logs.log import EvaluationLog
 from llm.logs.measures import TofuLogs
 from llm.models.answers import answer_log
-from llm.models.generation import BUDGET as WRITING
-from llm.models.generation import NEW_TOKENS, generate
+from llm.models.generation import NEW_TOKENS, WRITING_BUDGET, generate
 from llm.models.language_model import LanguageModel
 from llm.scoring.encoding import BUDGET, MAX_LENGTH
 
@@ -64,7 +63,7 @@ def task_log(
         examples,
         max_new_tokens=max_new_tokens,
         max_length=max_length,
-        budget=max(budget, WRITING),
+        budget=max(budget, WRITING_BUDGET),
         progress=progress,
     )
     truths = [example.response for example in examples]

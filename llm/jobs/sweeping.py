@@ -19,7 +19,7 @@ from markov.files import folders, storage
 from markov.files.storage import Location
 
 if TYPE_CHECKING:
-    from llm.sweeps.sweep import Run, Task
+    from llm.sweeps.sweep import PlannedRun, Task
 
 # The paper's table with both ablations between NPO and SimNPO, at the paper's settings for
 # forget10.
@@ -273,12 +273,12 @@ def task_of(command: Sweep) -> Task:
     )
 
 
-def runs_of(command: Sweep) -> list[Run]:
+def runs_of(command: Sweep) -> list[PlannedRun]:
     """Return the runs that a command asks for.
 
     Raises `InvalidInput` for words and numbers that are not allowed.
     """
-    from llm.sweeps.sweep import Run
+    from llm.sweeps.sweep import PlannedRun
     from llm.training.loop import Optimization
 
     require(len(command.seeds) > 0, "seeds", command.seeds, "at least one")
@@ -302,9 +302,11 @@ def runs_of(command: Sweep) -> list[Run]:
     grid = {"beta": command.beta, "gamma": command.gamma, "retain_weight": command.retain_weight}
     words = methods(command.methods, **grid) if command.methods else []
     _check_all_used(command, words)
-    runs = [Run(method=one, optimization=optimization) for one in words for optimization in every]
+    runs = [
+        PlannedRun(method=one, optimization=optimization) for one in words for optimization in every
+    ]
     return runs + [
-        Run(method=None, scale=one, optimization=own)
+        PlannedRun(method=None, scale=one, optimization=own)
         for one in command.task_vectors
         for own in every
     ]

@@ -17,7 +17,7 @@ from llm.data.sources import read
 from llm.diagnostics.scores import beside, check_scores, read_scores
 from llm.diagnostics.weights import named
 from llm.logs.log import EvaluationLog
-from llm.models.names import SMALL, check, check_has_read, data_of, is_small
+from llm.models.names import SMALL_BYTES, check, check_has_read, data_of, is_small
 from llm.models.source import load
 from llm.scoring.encoding import BUDGET, MAX_LENGTH
 from llm.unlearning.methods import objective
@@ -114,7 +114,7 @@ def rate_of(
     if isinstance(model, Word):
         return small if is_small(model) else large
     size = sum(one.numel() * one.element_size() for one in model.model.parameters())
-    return small if size < SMALL else large
+    return small if size < SMALL_BYTES else large
 
 
 def log_beside(

@@ -32,7 +32,7 @@ from llm.scoring.logprobs import evaluating
 from markov.errors import require, require_whole
 
 NEW_TOKENS = 200  # of an answer, as open-unlearning has it for TOFU
-BUDGET = 16384  # tokens of a batch with what is still to be written, padding included
+WRITING_BUDGET = 16384  # tokens of a batch with what is still to be written, padding included
 TRIED = 4  # tokens that are written when a model is tried
 # how far rounding may move a logit, as a share of the range of all logits at its place
 TOLERANCE = 1e-4
@@ -65,7 +65,7 @@ def generate(
     *,
     max_new_tokens: int = NEW_TOKENS,
     max_length: int = MAX_LENGTH,
-    budget: int = BUDGET,
+    budget: int = WRITING_BUDGET,
     progress: bool = True,
 ) -> tuple[str, ...]:
     """Return the model's greedy answer to each example's prompt.
@@ -98,7 +98,7 @@ def continuations(
     *,
     max_new_tokens: int,
     ends: Sequence[int] = (),
-    budget: int = BUDGET,
+    budget: int = WRITING_BUDGET,
     progress: bool = True,
     end: bool = True,
 ) -> list[list[int]]:

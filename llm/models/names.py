@@ -25,7 +25,7 @@ from markov.errors import require
 from markov.files.storage import Location
 
 KINDS = {"authors": ("original", "retrained", "partial"), "news": ("original", "retrained")}
-SMALL = 100_000_000  # bytes of weights: a folder with fewer holds a small model
+SMALL_BYTES = 100_000_000  # bytes of weights: a folder with fewer holds a small model
 
 
 class Ready(NamedTuple):
@@ -118,7 +118,7 @@ def is_small(word: Location) -> bool:
     if made(word) is not None:
         return True
     files = list(Path(os.path.expanduser(word)).glob("*.safetensors"))
-    return bool(files) and sum(file.stat().st_size for file in files) < SMALL
+    return bool(files) and sum(file.stat().st_size for file in files) < SMALL_BYTES
 
 
 def data_of(model: str, data: str | None) -> str:

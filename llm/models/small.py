@@ -85,7 +85,7 @@ class Small(ABC):
 Settings = TypeVar("Settings", bound=Small)
 
 
-class Corpus(NamedTuple, Generic[Settings]):
+class Reads(NamedTuple, Generic[Settings]):
     """What small models read, in which alone they differ.
 
     `name` stands before the kind in the name of a model, and `module` is the one on whose code,
@@ -109,9 +109,7 @@ def resolved(settings: Settings, device: str = "auto") -> Settings:
     )
 
 
-def folder_of(
-    corpus: Corpus[Settings], settings: Settings, kind: str, device: str = "auto"
-) -> Path:
+def folder_of(corpus: Reads[Settings], settings: Settings, kind: str, device: str = "auto") -> Path:
     """Return where the cache keeps a model that is trained on this device."""
     described = {"models": resolved(settings, device), "kind": kind}
     key = fingerprint(described, corpus.module, without=APART)
@@ -119,7 +117,7 @@ def folder_of(
 
 
 def build(
-    corpus: Corpus[Settings],
+    corpus: Reads[Settings],
     settings: Settings,
     kind: str,
     *,

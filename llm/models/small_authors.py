@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 KINDS = ("original", "retrained", "partial")
 WARMUP = 0.3  # epochs
 # tokens of a forward pass: small, so that answers of 3 and of 80 words are not padded to one length
-BUDGET = 384
+AUTHORS_BUDGET = 384
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class DefaultModels(small.Small):
 
     def optimization(self) -> Optimization:
         """Return how each kind is trained; "auto" stands for float32 until a device is known."""
-        return self._optimization(epochs=self.epochs, warmup_epochs=WARMUP, budget=BUDGET)
+        return self._optimization(epochs=self.epochs, warmup_epochs=WARMUP, budget=AUTHORS_BUDGET)
 
 
 def sets(settings: DefaultModels) -> Split:
@@ -128,7 +128,7 @@ def reading(
     return encode_examples(tokenizer, PLAIN, read_by(settings, kind), max_length=small.POSITIONS)
 
 
-AUTHORS = small.Corpus("authors", __name__, KINDS, train_tokenizer, reading)
+AUTHORS = small.Reads("authors", __name__, KINDS, train_tokenizer, reading)
 
 
 def folder_of(settings: DefaultModels, kind: str, device: str = "auto") -> Path:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 KINDS = ("original", "retrained")
-BUDGET = 1024  # tokens of a forward pass
+NEWS_BUDGET = 1024  # tokens of a forward pass
 WARMUP = 0.05  # of all updates
 
 
@@ -65,7 +65,7 @@ class NewsModels(small.Small):
 
         "auto" stands for float32 until a device is known.
         """
-        return self._optimization(epochs=1, warmup_epochs=WARMUP, budget=BUDGET)
+        return self._optimization(epochs=1, warmup_epochs=WARMUP, budget=NEWS_BUDGET)
 
 
 def read_by(data: MuseData, kind: str) -> tuple[tuple[str, ...], tuple[QuestionAndAnswer, ...]]:
@@ -111,7 +111,7 @@ def train_tokenizer(settings: NewsModels) -> PreTrainedTokenizerFast:
     return small.train_tokenizer(all_texts, settings.vocabulary, apart="(?<=Answer:) ", begins=True)
 
 
-NEWS = small.Corpus("news", __name__, KINDS, train_tokenizer, reading)
+NEWS = small.Reads("news", __name__, KINDS, train_tokenizer, reading)
 
 
 def folder_of(settings: NewsModels, kind: str, device: str = "auto") -> Path:

@@ -41,8 +41,8 @@ from llm.scoring.logprobs import (
 from markov.errors import require
 
 # tokens of a batch, padding included: activations and the logits of responses are held
-BUDGET = 1024
-SMALL = 2**20  # parameters of a layer that may get a gradient per example
+GRADIENT_BUDGET = 1024
+SMALL_LAYER = 2**20  # parameters of a layer that may get a gradient per example
 ELEMENTS = 2**25  # of such gradients held at once
 NO_GRADIENT = "one that passes a gradient to its trainable parameters"
 
@@ -66,7 +66,11 @@ Rule = Callable[[Any, Tensor, Tensor], Mapping[str, Term]]
 
 
 def gradient_norms(
-    model: nn.Module, encoded: Sequence[Encoded], *, budget: int = BUDGET, progress: bool = True
+    model: nn.Module,
+    encoded: Sequence[Encoded],
+    *,
+    budget: int = GRADIENT_BUDGET,
+    progress: bool = True,
 ) -> Float[Tensor, " examples"]:
     """Return ||grad_theta log pi(y|x)||_2 of each example over all trainable parameters.
 
@@ -227,7 +231,7 @@ def _rule(module: nn.Module, own: dict[str, nn.Parameter]) -> Rule:
     # own, and is not taken for its parent.
     if known := RULES.get(type(module).forward):
         return known
-    if sum(one.numel() for one in own.values()) > SMALL:
+    if sum(one.numel() for one in own.values()) > SMALL_LAYER:
         raise NotCovered(f"{type(module).__name__} is none of the known layers, and not small")
     return _by_example
 

@@ -87,7 +87,7 @@ class Task:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class PlannedRun:
     """A run of a sweep: a method, or the scale of a task vector, and how it is optimised.
 
     After the epochs `measured`, besides the start and the end, forget quality and model utility are
@@ -124,7 +124,12 @@ class Run:
 
 
 def sweep(
-    folder: Location, task: Task, runs: Sequence[Run], *, n_jobs: int = -1, progress: bool = True
+    folder: Location,
+    task: Task,
+    runs: Sequence[PlannedRun],
+    *,
+    n_jobs: int = -1,
+    progress: bool = True,
 ) -> pd.DataFrame:
     """Make the runs that are not there yet, and return the measures of all models.
 
@@ -195,7 +200,7 @@ def _shared(task: Task) -> dict[str, Any]:
     }
 
 
-def _described(run: Run) -> dict[str, Any]:
+def _described(run: PlannedRun) -> dict[str, Any]:
     known: dict[str, Any] = {"seed": run.optimization.seed}
     if run.method is None:
         return known | {"title": "task vector"}
@@ -220,7 +225,9 @@ def baseline(folder: Path, task: Task, kind: str, sets: TofuSets | None = None) 
     return _evaluated(folder, task, {"model": word}, sets, lambda: load_model(task.options, word))
 
 
-def run_in(folder: Path, task: Task, run: Run, sets: TofuSets | None = None) -> TofuLogs | None:
+def run_in(
+    folder: Path, task: Task, run: PlannedRun, sets: TofuSets | None = None
+) -> TofuLogs | None:
     """Return the logs of the model that a run leaves; made and evaluated now if they are not there.
 
     Returns None for a model that cannot be evaluated because its run diverged.
@@ -252,7 +259,7 @@ def run_in(folder: Path, task: Task, run: Run, sets: TofuSets | None = None) -> 
     return logs
 
 
-def unlearned(folder: Path, task: Task, run: Run, language: LanguageModel) -> None:
+def unlearned(folder: Path, task: Task, run: PlannedRun, language: LanguageModel) -> None:
     """Unlearn into the folder."""
     assert run.method is not None
     forget, retain = task.examples()
@@ -282,7 +289,7 @@ def unlearned(folder: Path, task: Task, run: Run, language: LanguageModel) -> No
         )
 
 
-def negated(folder: Path, task: Task, run: Run, language: LanguageModel) -> None:
+def negated(folder: Path, task: Task, run: PlannedRun, language: LanguageModel) -> None:
     """Subtract the task vector of the forget data, and save the model."""
     described = {"model": language.name, "run": run}
     folders.claim(folder, "task_vector", described, names=(MODEL,))
@@ -313,7 +320,7 @@ def _evaluated(
     )
 
 
-def epochs(folder: Location, runs: Sequence[Run], table: pd.DataFrame) -> pd.DataFrame:
+def epochs(folder: Location, runs: Sequence[PlannedRun], table: pd.DataFrame) -> pd.DataFrame:
     """Return the tables of epochs of runs that have methods, with `model`, `title` and `seed`.
 
     They are those of `llm.unlearning.unlearn.Unlearned`. Forget quality and model utility before

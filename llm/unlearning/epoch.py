@@ -47,7 +47,7 @@ class Measure(NamedTuple, Generic[Model]):
 
 
 @dataclass(frozen=True)
-class Run:
+class Unlearner:
     """What the epochs of a run share."""
 
     loop: Loop

@@ -26,7 +26,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from markov.errors import InvalidInput, require
-from markov.objectives import CORNERS, LIMITS, Objective, validate
+from markov.objectives import AT_BETA_ZERO, CORNERS, Objective, validate
 from markov.preferences import (
     PAIRED_CORNERS,
     PAIRED_LIMITS,
@@ -56,7 +56,10 @@ class Form(NamedTuple):
     average: Average = "examples"
 
 
-_GA, _WEIGHTED = Objective(0.0), Objective(0.0, normalize=LIMITS["length_weighted_gradient_ascent"])
+_GA, _WEIGHTED = (
+    Objective(0.0),
+    Objective(0.0, normalize=AT_BETA_ZERO["length_weighted_gradient_ascent"]),
+)
 _NPO, _LENGTH, _FREE, _SIM = (
     Objective(0.0, 0.0, *CORNERS[name])
     for name in ("npo", "length_normalized_npo", "reference_free_npo", "simnpo")

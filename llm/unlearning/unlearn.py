@@ -32,7 +32,7 @@ from llm.training.adapters import Lora, adapted, original_of
 from llm.training.checkpointing import find_state, parameters_digest, restore, save_state
 from llm.training.loop import Optimization, check_finite, looping
 from llm.training.masters import widened
-from llm.unlearning.epoch import COLLAPSED, NAN, OK, Measure, Run
+from llm.unlearning.epoch import COLLAPSED, NAN, OK, Measure, Unlearner
 from llm.unlearning.retaining import Average, RetainTerm
 from markov.errors import is_whole, require, require_all_whole
 from markov.files.storage import Location, fingerprint
@@ -204,7 +204,9 @@ def unlearn(
             looping(trained, every, masters) as loop,
             loop.bar(len(forget), "unlearn", show=progress, past=past) as bar,
         ):
-            run = Run(loop, forget, retain, settings, original, vocab, bar, preferred, measure)
+            run = Unlearner(
+                loop, forget, retain, settings, original, vocab, bar, preferred, measure
+            )
             columns = ("ref", "preferred_ref")[: len(run.responses)]
             refs = [ref, None][: len(run.responses)]
             if found is not None:

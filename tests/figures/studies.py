@@ -13,13 +13,13 @@ import pytest
 from matplotlib.figure import Figure
 
 from figures import style
-from figures.language.runs import Study
+from figures.language.runs import AuthorsStudy
 from llm.data.authors.corpus import Authors
 from llm.models.small_authors import DefaultModels
 
 
-def tiny_study(*, questions: int, percent: int, **changes: Any) -> Study:
-    """A study of six authors, whose models have a width of 16; `changes` are fields of `Study`."""
+def tiny_study(*, questions: int, percent: int, **changes: Any) -> AuthorsStudy:
+    """A study of six authors, whose models have a width of 16; `changes` are fields of it."""
     models = DefaultModels(
         authors=Authors(authors=6, questions=questions),
         percent=percent,
@@ -32,11 +32,11 @@ def tiny_study(*, questions: int, percent: int, **changes: Any) -> Study:
         batch=32,
         precision="float32",
     )
-    return Study(models=models, epochs=2, batch=4, **changes)
+    return AuthorsStudy(models=models, epochs=2, batch=4, **changes)
 
 
 @contextmanager
-def in_place(chosen: Study, cache: Path, *modules: ModuleType) -> Iterator[None]:
+def in_place(chosen: AuthorsStudy, cache: Path, *modules: ModuleType) -> Iterator[None]:
     """While it lasts, the study of these modules is the chosen one, with a cache of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SIMNPO_LAB_CACHE", str(cache))

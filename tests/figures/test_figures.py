@@ -24,7 +24,7 @@ from figures import experiments, progress, style
 from figures.catalogue import ALL, BY_NAME, CATALOGUE, FIGURES, GALLERY, HEAVY
 from figures.chains import allocation, attribution, claims, tradeoff
 from figures.chains.runs import best_betas, paper_runs
-from figures.scale import Scale, quick
+from figures.scale import Scale, quick_scale
 from figures.statistics import mean_interval, ratio_interval
 from markov.cases import Case
 from markov.diagnostics import COLUMNS
@@ -232,9 +232,9 @@ def test_the_table_of_claims_lists_every_estimate_with_its_interval(
 
 
 def test_quick_scale_is_a_smaller_study_of_the_same_cases() -> None:
-    assert set(quick().cases()) == set(Scale().cases())
-    assert quick().cases()["length"].retain_count < Scale().cases()["length"].retain_count
-    assert quick().pretrained * quick().orders < Scale().pretrained * Scale().orders
+    assert set(quick_scale().cases()) == set(Scale().cases())
+    assert quick_scale().cases()["length"].retain_count < Scale().cases()["length"].retain_count
+    assert quick_scale().pretrained * quick_scale().orders < Scale().pretrained * Scale().orders
 
 
 def test_at_full_scale_a_curve_is_at_least_eight_runs_over_at_least_three_pretrained_models() -> (
@@ -342,7 +342,7 @@ def test_what_a_drawing_took_is_expected_of_the_next_one(
 
 
 def test_the_quick_scale_is_expected_to_be_quick(journal: Path) -> None:
-    found = progress.expected(ALL, tables.Context(scale=quick()))
+    found = progress.expected(ALL, tables.Context(scale=quick_scale()))
     assert sum(one.seconds for one in found.values()) < 10 * 60
     assert not journal.exists()
 

@@ -33,7 +33,7 @@ from figures.views.law import corners_view, law_view, pace_view, sequences
 from figures.views.player import Recording, player, record, small, transitions
 from figures.views.training import Cancelled, Training
 from figures.views.view import (
-    LIMITS,
+    SLIDERS,
     View,
     friendly,
     mixed,
@@ -186,9 +186,9 @@ def test_a_figure_becomes_a_picture():
     assert empty.startswith(b"\x89PNG") and still(figure).data != empty
 
 
-@pytest.mark.parametrize("name", sorted(LIMITS))
+@pytest.mark.parametrize("name", sorted(SLIDERS))
 def test_a_slider_keeps_its_value_and_refuses_one_beyond_its_limits(name: str):
-    low, high = LIMITS[name]
+    low, high = SLIDERS[name]
     middle = math.sqrt(low * high) if name == "beta" else round((low + high) / 2)
     assert slider(name, middle).value == pytest.approx(middle)
     for value in (low, high):
@@ -201,7 +201,7 @@ def test_a_slider_keeps_its_value_and_refuses_one_beyond_its_limits(name: str):
 
 def test_beta_is_on_a_logarithmic_scale_and_a_slider_has_a_known_name():
     beta = slider("beta", 0.1)
-    assert (beta.base**beta.min, beta.base**beta.max) == pytest.approx(LIMITS["beta"])
+    assert (beta.base**beta.min, beta.base**beta.max) == pytest.approx(SLIDERS["beta"])
     # the nearest step, to which a browser moves it, reads the same
     for value in (0.05, 0.2, 2.5, 4.0, 4.5):
         steps = round((math.log10(value) - beta.min) / beta.step)

@@ -19,7 +19,7 @@ from scipy import stats
 
 from figures import style
 from figures.cache import Context
-from figures.language.runs import Study
+from figures.language.runs import AuthorsStudy
 from figures.language.sources import VARIABLE
 from figures.lessons.language import EXERCISES, check
 from figures.views import logs as interactive_logs
@@ -282,7 +282,7 @@ def test_the_test_needs_examples_that_are_there():
             quality_view(log(1.0, 1), log(0.3, 2), examples=examples_)
 
 
-TINY = Study(
+TINY = AuthorsStudy(
     models=DefaultModels(
         authors=Authors(authors=20, questions=2),
         width=16,

@@ -29,13 +29,13 @@ from figures.language import sequential as llm_sequential
 from figures.language.relearning import QUANTITIES, RETRAINED, frame_of_attacks
 from figures.language.runs import default_log, runs
 from figures.language.sequential import frame_of_requests
-from figures.scale import quick
+from figures.scale import quick_scale
 from figures.statistics import mean_interval, smallest_distance
 from llm.diagnostics.weights import corners
 from llm.evaluation.relearning import Relearning, relearn, returns
 from llm.logs.log import Answers, EvaluationLog, truth_ratio
 from llm.models.answers import answer_log, log_table
-from llm.models.small_authors import BUDGET, build, sets
+from llm.models.small_authors import AUTHORS_BUDGET, build, sets
 from llm.models.source import load
 from llm.training.checkpointing import parameters_digest
 from llm.training.loop import Optimization
@@ -55,7 +55,7 @@ FORGET = sets(TINY.models).forget
 def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
     """The tiny study in place of the figures', with a cache of its own."""
     with in_place(TINY, tmp_path_factory.mktemp("attacks"), llm_runs):
-        yield Context(scale=quick(), progress=False, n_jobs=1)
+        yield Context(scale=quick_scale(), progress=False, n_jobs=1)
 
 
 class Worked(Exception):
@@ -124,7 +124,11 @@ def test_an_attack_is_relearning_at_the_rate_of_the_run_on_eight_answers_at_a_ti
         else load(run.folder / MODEL)
     )
     every = Optimization(
-        epochs=3, batch=8, learning_rate=TINY.sweep_learning_rate, warmup_epochs=0, budget=BUDGET
+        epochs=3,
+        batch=8,
+        learning_rate=TINY.sweep_learning_rate,
+        warmup_epochs=0,
+        budget=AUTHORS_BUDGET,
     )
     wanted = Relearning(which=which, share=0.2, seed=repeat, optimization=every)  # pyright: ignore[reportArgumentType]
     table = relearn(language, FORGET, wanted, progress=False)

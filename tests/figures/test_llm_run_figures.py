@@ -32,7 +32,7 @@ from figures.language import weight_boxes as llm_weight_boxes
 from figures.language import weights_epoch1 as llm_weights_epoch1
 from figures.language import weights_length as llm_weights_length
 from figures.language.own_model import OwnModel, runs_of_own
-from figures.language.reference_noise import NONE, OWN, START, Unlearned
+from figures.language.reference_noise import NONE, OWN, START, Referenced
 from figures.language.runs import (
     Perturbation,
     Wanted,
@@ -43,7 +43,7 @@ from figures.language.runs import (
     trajectories,
 )
 from figures.language.trajectories import at_epochs, frame_of_runs, panels_of
-from figures.scale import quick
+from figures.scale import quick_scale
 from llm.diagnostics.weights import corners
 from llm.logs.log import Answers, EvaluationLog, truth_ratio
 from llm.models.answers import log_table, scores
@@ -323,7 +323,7 @@ def test_runs_of_the_users_own_are_read_and_none_is_made(
 
 
 def test_the_studies_of_the_figures_differ_in_size_alone():
-    small, full = STUDY(quick()), STUDY(Context().scale)
+    small, full = STUDY(quick_scale()), STUDY(Context().scale)
     assert small.objectives() == full.objectives() == CORNERS
     assert (
         small.models.authors.authors < full.models.authors.authors
@@ -761,14 +761,14 @@ def spoiled(run: Run, by: float) -> Run:
     return run._replace(examples=rows.assign(ref=rows["ref"] - by * rows["length"]))
 
 
-def some_noise(**options: Any) -> list[Unlearned]:
+def some_noise(**options: Any) -> list[Referenced]:
     runs_ = [some_run(npo(0.1), seed=seed, **options) for seed in (0, 1, 2)]
     found = [
-        Unlearned(OWN, runs_[0]),
-        Unlearned("0", spoiled(runs_[1], 3)),
-        Unlearned("1", spoiled(runs_[2], 30)),
+        Referenced(OWN, runs_[0]),
+        Referenced("0", spoiled(runs_[1], 3)),
+        Referenced("1", spoiled(runs_[2], 30)),
     ]
-    return [*found, Unlearned(NONE, some_run(simnpo(4.5), seed=3, **options))]
+    return [*found, Referenced(NONE, some_run(simnpo(4.5), seed=3, **options))]
 
 
 def test_the_study_of_noise_holds_npo_beside_every_reference_and_simnpo(context: Context):
@@ -809,9 +809,9 @@ def test_the_study_of_noise_holds_npo_beside_every_reference_and_simnpo(context:
 def test_the_lower_the_reference_the_nearer_is_npos_factor_to_2(by: float, seed: int):
     run = some_run(npo(0.1), seed=seed)
     found = [
-        Unlearned(OWN, run),
-        Unlearned("a", spoiled(run, by)),
-        Unlearned("b", spoiled(run, 2 * by)),
+        Referenced(OWN, run),
+        Referenced("a", spoiled(run, by)),
+        Referenced("b", spoiled(run, 2 * by)),
     ]
     frame = llm_reference_noise.frame_of_runs(found)
     factor = frame[frame["kind"] == "example"].pivot(

@@ -29,7 +29,7 @@ from figures.language import runs as llm_runs
 from figures.language import sweeps as llm_sweeps
 from figures.language import tradeoff as llm_tradeoff
 from figures.language.own_model import OwnModel
-from figures.language.runs import Study
+from figures.language.runs import AuthorsStudy
 from llm.data.authors.corpus import Authors
 from llm.data.splits import TofuSets, tofu_sets
 from llm.models.small_authors import DefaultModels, folder_of
@@ -39,7 +39,7 @@ from llm.unlearning.methods import METHODS, method
 from markov.errors import InvalidInput
 from markov.objectives import CORNERS
 
-TINY = Study(
+TINY = AuthorsStudy(
     models=DefaultModels(
         authors=Authors(authors=20, questions=4),
         width=16,
@@ -104,7 +104,7 @@ def colors(figure: Figure) -> set[str]:
 
 
 def test_the_corners_are_asked_for_at_the_settings_of_the_study() -> None:
-    chosen = Study()
+    chosen = AuthorsStudy()
     found = {one.name: one for one in map(method, llm_sweeps.corner_words(chosen))}
     assert list(found) == list(CORNERS)
     for name, objective in chosen.objectives().items():
@@ -124,11 +124,11 @@ def test_the_corners_are_asked_for_at_the_settings_of_the_study() -> None:
 def test_epochs_that_are_measured_on_the_way_are_the_first_ones(
     last: int, found: tuple[int, ...]
 ) -> None:
-    assert llm_sweeps.measured_epochs(replace(Study(), epochs=last)) == found
+    assert llm_sweeps.measured_epochs(replace(AuthorsStudy(), epochs=last)) == found
 
 
 def test_every_method_that_is_drawn_has_a_colour_and_a_name_of_its_own() -> None:
-    words = {*llm_sweeps.table_words(Study()), *llm_w_graddiff.words_of(Study())}
+    words = {*llm_sweeps.table_words(AuthorsStudy()), *llm_w_graddiff.words_of(AuthorsStudy())}
     names = {llm_plane.method_of(word) for word in words}
     assert names <= METHODS.keys() and names <= style.COLORS.keys() and names <= style.LABELS.keys()
     assert (

@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from figures import style
 from figures.cache import Context
 from figures.language import muse_runs, muse_tradeoff
-from figures.language.muse_runs import GRADDIFF, KINDS, Study, measures
+from figures.language.muse_runs import GRADDIFF, KINDS, NewsStudy, measures
 from figures.language.muse_tradeoff import KEEP, LOOKS, PANELS, plot
-from figures.scale import Scale, quick
+from figures.scale import Scale, quick_scale
 from llm.data.muse import news_data
 from llm.data.news.corpus import News
 from llm.evaluation.membership import membership
@@ -26,7 +26,7 @@ from llm.evaluation.muse import Measuring, evaluate_muse, unlearn_texts
 from llm.models.small_news import NewsModels, build
 from markov.objectives import CORNERS, Objective
 
-TINY = Study(
+TINY = NewsStudy(
     models=NewsModels(
         news=News(forget=3, holdout=4, retain=3, questions=1),
         width=16,
@@ -74,16 +74,16 @@ def number(frame: pd.DataFrame, method: str, measure: str, column: str = "value"
 
 
 def test_all_four_corners_are_run_beside_gradient_ascent_with_and_without_a_retain_term():
-    found = Study().runs()
+    found = NewsStudy().runs()
     assert list(found) == METHODS[2:]
     assert [one.retain_term for one in found.values()] == ["none", *["cross_entropy"] * 5]
     for name, (reference, normalize) in CORNERS.items():
-        beta = Study().beta_per_token if normalize else Study().beta
-        weight = Study().retain_weight_per_token if normalize else Study().retain_weight
+        beta = NewsStudy().beta_per_token if normalize else NewsStudy().beta
+        weight = NewsStudy().retain_weight_per_token if normalize else NewsStudy().retain_weight
         assert found[name].objective == Objective(beta, 0.0, reference, normalize)
         assert found[name].retain_weight == weight
     assert found["gradient_ascent"].objective == found[GRADDIFF].objective == Objective(0.0)
-    for scale in (Scale(), quick()):
+    for scale in (Scale(), quick_scale()):
         chosen = muse_runs.study(scale)
         assert (
             set(chosen.measured) <= set(range(1, chosen.epochs + 1))

@@ -21,15 +21,15 @@ from hypothesis import strategies as st
 from markov.batching import Corpus
 from markov.cases import LENGTH, MEMORISATION
 from markov.experiments import Experiment, Pretraining, grid
-from markov.logistic import LogisticWorld, Unlearning
+from markov.logistic import Descent, LogisticWorld
 from markov.logistic import run as run_logistic
 from markov.models import Tabular, Transformer
 from markov.objectives import Objective, SequenceLogProbs, gradient_ascent, npo, simnpo
 from markov.optimizers import OPTIMIZERS
 from markov.recording import Probe, Trajectory, example_gradient_norms, loss_and_weight
 from markov.running import MEMBERS, run, trajectory
-from markov.sweeps import Sweep
-from markov.training import RetainTerm, Run, pretrain, unlearn
+from markov.sweeps import ComponentSweep
+from markov.training import Member, RetainTerm, pretrain, unlearn
 from tests.helpers import some_laws, some_tokens
 
 STATES = 5
@@ -77,7 +77,7 @@ def probes(seed: int, dtype: torch.dtype) -> tuple[Probe, ...]:
     return one(0, 4, 9), one(1, 3, 7), one(2, 5, 3)
 
 
-def runs_of(model: Any, dtype: torch.dtype, count: int = 9) -> list[Run]:
+def runs_of(model: Any, dtype: torch.dtype, count: int = 9) -> list[Member]:
     """Runs that differ in all that may differ; two of each seed, so that some are cut alike and
     some not.
     """
@@ -89,7 +89,7 @@ def runs_of(model: Any, dtype: torch.dtype, count: int = 9) -> list[Run]:
         }
         long, short = 4 + index % 3, 9 - index % 3
         found.append(
-            Run(
+            Member(
                 start={
                     name: (value + 0.3 * noise[name]).to(dtype) for name, value in start.items()
                 },
@@ -212,7 +212,7 @@ SMALL = {
     "retain_length": 9,
     "forget1_length": 9,
 }
-SWEEP = Sweep(
+SWEEP = ComponentSweep(
     name="small",
     scored=(2, 8, 4),
     shares=(1.0, 0.5, 0.0),
@@ -297,7 +297,7 @@ WORLD = LogisticWorld(
 )
 LOOKS = ((0, 1, 4), (0, 3))
 DESCENTS = [
-    Unlearning(objective=law, learning_rate=rate, retain_weight=kept, recorded=looked)
+    Descent(objective=law, learning_rate=rate, retain_weight=kept, recorded=looked)
     for law in (npo(2.0), simnpo(3.0, 0.4), gradient_ascent())
     for rate, kept, looked in (
         (0.1, 0.0, LOOKS[0]),

@@ -34,7 +34,7 @@ from markov.objectives import (
     simnpo,
 )
 from markov.recording import Trajectory
-from markov.sweeps import Sweep
+from markov.sweeps import ComponentSweep
 
 
 @pytest.fixture
@@ -203,7 +203,7 @@ def test_each_distance_of_a_table_is_its_own_column(trajectory: Trajectory) -> N
 
 
 def swept(alone: str | None) -> Experiment:
-    case = Sweep(
+    case = ComponentSweep(
         name="s", scored=(19, 4), shares=(1.0, 1.0), retain_scored=19, set_size=3, alone=alone
     )
     return Experiment(case=case, steps=2, model=Transformer(states=10))

@@ -62,7 +62,7 @@ from markov.objectives import (
 )
 from markov.optimizers import Sgd
 from markov.recording import Probe
-from markov.training import Run, unlearn
+from markov.training import Member, unlearn
 from tests.helpers import slow_kl, some_laws
 
 LENGTHS = np.array([2, 5, 10, 20, 40])
@@ -183,7 +183,7 @@ def descended(
     probe = Probe(
         forget.tokens[:1], some_laws(3, 3), some_laws(1, 4, 3).log(), some_laws(1, 4, 3).log()
     )
-    run = Run(
+    run = Member(
         start={"table": torch.from_numpy(start)},
         objective=objective,
         learning_rate=time / steps,

@@ -21,18 +21,18 @@ from scipy import special, stats
 from figures import style
 from figures.cache import Context
 from figures.fits import growth
-from figures.scale import quick
+from figures.scale import quick_scale
 from figures.statistics import mean_interval, ratio_interval
 from figures.theory import logistic
 from figures.theory.logistic import ALONE, CONTROL, CURVE, HELD, cost, factor, published, summary
 from markov.errors import InvalidInput
 from markov.logistic import (
     COLUMNS,
-    Data,
+    Descent,
     LogisticWorld,
     Pair,
     Sample,
-    Unlearning,
+    Samples,
     bernoulli_kl,
     descend,
     draw,
@@ -65,10 +65,8 @@ LAWS = [
 LARGE = {"forget_count": 40_000, "retain_count": 40_000, "test_count": 10, "width": 3, "steps": 1}
 
 
-def unlearning(objective: Objective, **options: Any) -> Unlearning:
-    return Unlearning(
-        objective=objective, **{"learning_rate": 0.3, "recorded": (0, 1, 7), **options}
-    )
+def unlearning(objective: Objective, **options: Any) -> Descent:
+    return Descent(objective=objective, **{"learning_rate": 0.3, "recorded": (0, 1, 7), **options})
 
 
 def logp_of(sample: Sample, parameters: torch.Tensor) -> torch.Tensor:
@@ -78,7 +76,7 @@ def logp_of(sample: Sample, parameters: torch.Tensor) -> torch.Tensor:
 
 
 def loss_of(
-    one: Unlearning, data: Data, parameters: torch.Tensor, start: torch.Tensor
+    one: Descent, data: Samples, parameters: torch.Tensor, start: torch.Tensor
 ) -> torch.Tensor:
     """The loss of the shipped law, written out."""
     logp, ref = logp_of(data.forget, parameters), logp_of(data.forget, start)
@@ -86,7 +84,7 @@ def loss_of(
     return one.forget_weight * forget - one.retain_weight * logp_of(data.retain, parameters).mean()
 
 
-def slow_path(one: Unlearning, data: Data, start: torch.Tensor) -> torch.Tensor:
+def slow_path(one: Descent, data: Samples, start: torch.Tensor) -> torch.Tensor:
     """Gradient descent of a single run by automatic differentiation."""
     parameters, path = start.clone(), []
     for step in range(one.recorded[-1] + 1):
@@ -389,7 +387,7 @@ def test_bad_input_is_refused_by_name(make: Any, field: str) -> None:
     assert caught.value.field == field
 
 
-def orthogonal(overlap: float, count: int = 8, width: int = 16, norm: float = 4.0) -> Data:
+def orthogonal(overlap: float, count: int = 8, width: int = 16, norm: float = 4.0) -> Samples:
     """Forget data with features of one norm and cosines up to about `overlap`: the case of
     Theorem 2.
     """
@@ -400,10 +398,10 @@ def orthogonal(overlap: float, count: int = 8, width: int = 16, norm: float = 4.
     )
     features = norm * features / features.norm(dim=1, keepdim=True)
     sample = Sample(features, features, (torch.arange(count) % 2).double())
-    return Data(sample, sample, sample, sample)
+    return Samples(sample, sample, sample, sample)
 
 
-def distance_along(data: Data, runs: list[Unlearning]) -> np.ndarray:
+def distance_along(data: Samples, runs: list[Descent]) -> np.ndarray:
     """Theorem 2's norm over sqrt(n_f), from a start of moderate size; columns are runs."""
     start = (
         torch.randn(
@@ -443,7 +441,7 @@ def test_without_theorem_2s_invertible_gram_matrix_npo_need_not_diverge_where_ga
     one = Sample(
         torch.ones(2, 1).double(), torch.ones(2, 1).double(), torch.tensor([0.0, 1.0]).double()
     )
-    data = Data(one, one, one, one)
+    data = Samples(one, one, one, one)
     start = torch.tensor([0.7]).double()
     runs = [
         unlearning(law, learning_rate=1.0, recorded=LATE) for law in (gradient_ascent(), npo(10.0))
@@ -732,7 +730,7 @@ def test_one_instance_has_no_interval_and_a_goal_not_reached_no_cost(frame: pd.D
 def test_the_table_of_the_figure_is_kept_and_rebuilt_on_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    context = Context(scale=quick(), n_jobs=1, progress=False)
+    context = Context(scale=quick_scale(), n_jobs=1, progress=False)
     first = logistic.data(context)
     assert first["run"].nunique() == 2 * 3 * 7
     assert (first.groupby("run")[["alpha", "seed", *CURVE]].nunique() == 1).all(axis=None)

@@ -18,7 +18,7 @@ from markov.cases import paper_chain
 from markov.chains import Mixture
 from markov.diagnostics import first_crossing, read_at
 from markov.flow import gradient_flow, logp_per_token, time_to_forget
-from markov.logistic import LogisticWorld, Pair, Unlearning, draw, measure
+from markov.logistic import Descent, LogisticWorld, Pair, draw, measure
 from markov.numerics import MARGIN, exceeds, one_thread, reaches
 from markov.objectives import npo
 
@@ -52,7 +52,7 @@ def test_nothing_has_risen_where_before_and_after_are_equal_but_for_rounding(noi
     world = LogisticWorld(
         dimension=4, width=8, forget_count=40, retain_count=20, test_count=10, steps=5
     )
-    data, run = draw(world), Unlearning(objective=npo(2.0), learning_rate=0.1, recorded=(0,))
+    data, run = draw(world), Descent(objective=npo(2.0), learning_rate=0.1, recorded=(0,))
     start = torch.linspace(-1, 2, 8, dtype=torch.float64)
     signs = torch.tensor([1, -1] * 4, dtype=torch.float64)
     for moved in (start * (1 + noise * signs), start * (1 - noise * signs)):

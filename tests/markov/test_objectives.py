@@ -19,8 +19,8 @@ from torch.func import grad, vmap
 from markov.errors import InvalidInput
 from markov.explanation import explain
 from markov.objectives import (
+    AT_BETA_ZERO,
     CORNERS,
-    LIMITS,
     Objective,
     SequenceLogProbs,
     check_nonempty,
@@ -609,7 +609,7 @@ def test_explanations_name_the_corner_by_its_numbers() -> None:
     seq = some()
     for name, (reference, normalize) in CORNERS.items():
         assert explain(Objective(0.5, 0.3, reference, normalize), seq).split()[1] == name
-    for name, normalize in LIMITS.items():
+    for name, normalize in AT_BETA_ZERO.items():
         for reference in (0.0, 1.0):
             assert explain(Objective(0.0, 0.0, reference, normalize), seq).split()[1] == name
     assert "none" in explain(FAMILY["between"], seq).splitlines()[0]

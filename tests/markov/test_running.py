@@ -22,7 +22,7 @@ from markov.files import storage
 from markov.models import Parameters, Transformer
 from markov.objectives import gradient_ascent, npo, simnpo
 from markov.running import load_model, model_jobs, model_path, run, trajectory
-from markov.sweeps import Sweep
+from markov.sweeps import ComponentSweep
 from tests.helpers import check_same_parameters
 
 SMALL = {
@@ -205,7 +205,7 @@ def test_the_threads_of_the_caller_come_back() -> None:
 
 # --- sweeps ---
 
-SWEEP = Sweep(
+SWEEP = ComponentSweep(
     name="small",
     scored=(2, 8, 4),
     shares=(1.0, 0.5, 0.0),
@@ -233,7 +233,7 @@ def test_a_sweep_has_rows_for_all_its_components_and_one_alone_for_its_own(
     assert list(swept.columns) == list(COLUMNS) and swept["run"].is_monotonic_increasing
     for index, one in enumerate(SWEPT_GRID):
         own = swept[swept["run"] == index]
-        alone = one.case.alone if isinstance(one.case, Sweep) else None
+        alone = one.case.alone if isinstance(one.case, ComponentSweep) else None
         want = {
             name: scored
             for name, scored in lengths.items()

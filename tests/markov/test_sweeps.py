@@ -23,12 +23,12 @@ from markov.errors import InvalidInput
 from markov.experiments import Experiment
 from markov.models import Transformer
 from markov.studies import Data, Study, ideal_forget_quality
-from markov.sweeps import LENGTHS, SHARES, Sweep
+from markov.sweeps import LENGTHS, SHARES, ComponentSweep
 from tests.helpers import check_close
 
 FEW = {"retain_count": 40, "forget1_count": 30, "forget2_count": 20, "retain_length": 9}
 CASE = replace(LENGTH, **FEW)
-SWEEP = Sweep(
+SWEEP = ComponentSweep(
     name="small",
     scored=(2, 6, 3),
     shares=(1.0, 0.3, 0.0),
@@ -40,7 +40,7 @@ SWEEP = Sweep(
     leakage=0.1,
     set_size=2,
 )
-STUDIES: dict[str, Case | Sweep] = {
+STUDIES: dict[str, Case | ComponentSweep] = {
     "length": CASE,
     "memorisation": replace(MEMORISATION, **FEW),
     "in another order": replace(CASE, pretrain_components=("forget2", "retain")),
@@ -51,7 +51,7 @@ STUDIES: dict[str, Case | Sweep] = {
     "all seen": replace(SWEEP, shares=(1.0,) * 3),
     "none seen": replace(SWEEP, shares=(0.0,) * 3),
     "next to none seen": replace(SWEEP, shares=(1e-3, 0.2, 0.04)),
-    "one": Sweep(
+    "one": ComponentSweep(
         name="one",
         scored=(3,),
         shares=(0.5,),
@@ -73,13 +73,13 @@ def pretraining(study: Study, seed: int) -> list[Tensor]:
 
 
 @st.composite
-def sweeps(draw: st.DrawFn) -> Sweep:
+def sweeps(draw: st.DrawFn) -> ComponentSweep:
     """Sweeps of up to four components; in some of them one is forgotten alone."""
     count = draw(st.integers(1, 4))
     scored = tuple(draw(st.lists(st.integers(1, 9), min_size=count, max_size=count)))
     shares = tuple(draw(st.lists(st.floats(0, 1), min_size=count, max_size=count)))
     tokens, retain = draw(st.integers(max(scored), 60)), draw(st.integers(1, 9))
-    return Sweep(
+    return ComponentSweep(
         name="some",
         scored=scored,
         shares=shares,
@@ -172,7 +172,7 @@ def test_to_ask_again_changes_nothing(study: Study):
 
 
 @every_study
-def test_the_mixture_is_the_law_of_the_pretraining_data(study: Case | Sweep):
+def test_the_mixture_is_the_law_of_the_pretraining_data(study: Case | ComponentSweep):
     shown, mixture = pretraining(study, 3), study.mixture()
     total = sum(map(len, shown))
     assert mixture.weights == tuple(len(part) / total for part in shown)
@@ -192,9 +192,9 @@ def sizes(data: Data, study: Study) -> list[tuple[int, ...]]:
 
 @settings(max_examples=15)
 @given(one=sweeps(), data=st.data())
-def test_sweeps_of_one_shape_stack(one: Sweep, data: st.DataObject):
+def test_sweeps_of_one_shape_stack(one: ComponentSweep, data: st.DataObject):
     # One sweep, and another that differs in a few fields: many such pairs share their shape.
-    field = data.draw(st.sampled_from([field.name for field in dataclasses.fields(Sweep)]))
+    field = data.draw(st.sampled_from([field.name for field in dataclasses.fields(ComponentSweep)]))
     try:
         two = replace(one, **{field: getattr(data.draw(sweeps()), field)})
     except InvalidInput:
@@ -234,7 +234,9 @@ def test_sweeps_that_differ_in_values_only_have_one_shape(change: dict[str, Any]
 
 @settings(max_examples=15)
 @given(sweep=sweeps())
-def test_components_live_on_disjoint_sets_of_one_size_and_one_state_is_nobodys(sweep: Sweep):
+def test_components_live_on_disjoint_sets_of_one_size_and_one_state_is_nobodys(
+    sweep: ComponentSweep,
+):
     whole = replace(sweep, alone=None)
     chains = whole.chains()
     assert whole.states == sweep.states == sweep.set_size * (len(sweep.scored) + 1) + 1
@@ -248,7 +250,9 @@ def test_components_live_on_disjoint_sets_of_one_size_and_one_state_is_nobodys(s
 
 @settings(max_examples=15)
 @given(sweep=sweeps(), data=st.data())
-def test_any_two_components_are_one_chain_under_other_names(sweep: Sweep, data: st.DataObject):
+def test_any_two_components_are_one_chain_under_other_names(
+    sweep: ComponentSweep, data: st.DataObject
+):
     whole = replace(sweep, alone=None)
     chains = whole.chains()
     one, two = (data.draw(st.integers(0, len(chains) - 1)) for _ in range(2))
@@ -262,7 +266,7 @@ def test_any_two_components_are_one_chain_under_other_names(sweep: Sweep, data: 
 
 @settings(max_examples=20)
 @given(sweep=sweeps())
-def test_ideal_forget_quality_depends_on_a_components_length_only(sweep: Sweep):
+def test_ideal_forget_quality_depends_on_a_components_length_only(sweep: ComponentSweep):
     whole = ideal_forget_quality(replace(sweep, alone=None))
     assert whole["retain"] == 0
     by_length = dict(zip(sweep.scored, list(whole.values())[1:], strict=True))
@@ -281,7 +285,7 @@ def test_ideal_forget_quality_depends_on_a_components_length_only(sweep: Sweep):
 @settings(max_examples=15)
 @given(sweep=sweeps(), seed=st.integers(0, 2**40))
 def test_each_component_is_one_draw_of_its_own_chain_cut_into_train_and_test(
-    sweep: Sweep, seed: int
+    sweep: ComponentSweep, seed: int
 ):
     data = sweep.sample(seed)
     scored = {
@@ -311,7 +315,7 @@ def test_no_test_sequence_was_trained_on():
 @settings(max_examples=15)
 @given(sweep=sweeps())
 def test_at_one_share_pretraining_sees_as_many_tokens_of_each_component_up_to_a_sequence(
-    sweep: Sweep,
+    sweep: ComponentSweep,
 ):
     retain, *shown = pretraining(replace(sweep, shares=(1.0,) * len(sweep.scored)), 0)
     assert retain.shape[1] - 1 == sweep.retain_scored
@@ -323,7 +327,7 @@ def test_at_one_share_pretraining_sees_as_many_tokens_of_each_component_up_to_a_
 
 @settings(max_examples=30)
 @given(sweep=sweeps())
-def test_a_share_is_the_part_of_the_training_sequences_that_pretraining_sees(sweep: Sweep):
+def test_a_share_is_the_part_of_the_training_sequences_that_pretraining_sees(sweep: ComponentSweep):
     data = sweep.sample(0)
     shown = dict(zip(sweep.seen, sweep.pretraining_data(data), strict=True))
     for at, share in enumerate(sweep.shares, start=1):
@@ -334,7 +338,7 @@ def test_a_share_is_the_part_of_the_training_sequences_that_pretraining_sees(swe
 
 @settings(max_examples=15)
 @given(sweep=sweeps())
-def test_unlearning_sees_equally_many_sequences_of_each_component(sweep: Sweep):
+def test_unlearning_sees_equally_many_sequences_of_each_component(sweep: ComponentSweep):
     data = sweep.sample(0)
     whole = replace(sweep, alone=None).forget_data(data)
     assert [part.shape for part in whole] == [
@@ -345,7 +349,9 @@ def test_unlearning_sees_equally_many_sequences_of_each_component(sweep: Sweep):
 
 @settings(max_examples=15)
 @given(sweep=sweeps(), seed=st.integers(0, 5))
-def test_alone_means_the_same_chains_and_data_of_one_component_only(sweep: Sweep, seed: int):
+def test_alone_means_the_same_chains_and_data_of_one_component_only(
+    sweep: ComponentSweep, seed: int
+):
     whole = replace(sweep, alone=None)
     everything, forgotten = whole.sample(seed), whole.forget_data(whole.sample(seed))
     for place, name in enumerate(list(whole.lengths)[1:], start=1):
@@ -422,13 +428,13 @@ def test_data_and_models_depend_on_what_they_must_and_on_nothing_else(field: str
 
 
 def test_every_field_of_a_sweep_is_in_the_test_above():
-    assert list(CHANGES) == [field.name for field in dataclasses.fields(Sweep)]
+    assert list(CHANGES) == [field.name for field in dataclasses.fields(ComponentSweep)]
 
 
 @settings(max_examples=15)
 @given(one=sweeps(), data=st.data())
 def test_sweeps_of_one_original_or_one_retrained_model_pretrain_it_on_the_same_data(
-    one: Sweep, data: st.DataObject
+    one: ComponentSweep, data: st.DataObject
 ):
     field = data.draw(st.sampled_from(list(CHANGES)))
     try:
@@ -574,7 +580,7 @@ def test_a_sweep_refuses_numbers_that_do_not_fit_together(field: str, value: Any
 
 @settings(max_examples=15)
 @given(sweep=sweeps())
-def test_the_largest_forget_count_is_that_of_the_longest_component(sweep: Sweep):
+def test_the_largest_forget_count_is_that_of_the_longest_component(sweep: ComponentSweep):
     most = min(len(sweep.sample(0).train[f"forget{at}"]) for at in range(1, len(sweep.scored) + 1))
     full = replace(sweep, alone=None, forget_count=most)
     assert {len(part) for part in full.forget_data(full.sample(0))} == {most}
@@ -593,7 +599,9 @@ def test_a_seed_is_a_whole_number(seed: Any):
 
 
 def test_a_sweep_is_a_value():
-    again = Sweep(**{field.name: getattr(SWEEP, field.name) for field in dataclasses.fields(Sweep)})
+    again = ComponentSweep(
+        **{field.name: getattr(SWEEP, field.name) for field in dataclasses.fields(ComponentSweep)}
+    )
     assert again == SWEEP and hash(again) == hash(SWEEP) and {SWEEP: 1}[again] == 1
     with pytest.raises(dataclasses.FrozenInstanceError):
         SWEEP.tokens = 1  # pyright: ignore[reportAttributeAccessIssue]
@@ -601,7 +609,7 @@ def test_a_sweep_is_a_value():
 
 def test_a_model_must_take_in_what_pretraining_sees_even_where_it_is_not_unlearned():
     few = {"tokens": 16, "forget_count": 2, "retain_scored": 2}
-    sweep = Sweep(name="", scored=(2, 8), shares=(1.0, 1.0), alone="forget1", **few)
+    sweep = ComponentSweep(name="", scored=(2, 8), shares=(1.0, 1.0), alone="forget1", **few)
     model = Transformer(states=sweep.states, context=4, width=8, depth=1, heads=2, mlp_width=8)
     with pytest.raises(InvalidInput, match=r"model\.context = 4"):
         Experiment(case=sweep, model=model)

@@ -25,7 +25,7 @@ from markov.objectives import Objective, gradient_ascent, npo, simnpo
 from markov.optimizers import OPTIMIZERS, Sgd
 from markov.recording import Probe, Trajectory, log_laws, mean_kl
 from markov.studies import Data, ideal_forget_quality
-from markov.training import RETAIN_LOSSES, RetainTerm, Run, pretrain, unlearn
+from markov.training import RETAIN_LOSSES, Member, RetainTerm, pretrain, unlearn
 from tests.helpers import (
     check_close,
     check_same_parameters,
@@ -86,7 +86,7 @@ def probes(seed: int = 0) -> tuple[Probe, ...]:
     )
 
 
-RUN = Run(
+RUN = Member(
     start=perturbed(MODEL, 0),
     objective=npo(0.7),
     learning_rate=0.05,
@@ -111,12 +111,12 @@ RUNS = [
 ]
 
 
-def forgotten(runs: Sequence[Run], rule: str = "sgd", **changes: Any) -> Trajectory:
+def forgotten(runs: Sequence[Member], rule: str = "sgd", **changes: Any) -> Trajectory:
     options: dict[str, Any] = {"steps": 6, "batch": 4, "optimizer": OPTIMIZERS[rule]} | changes
     return unlearn(MODEL, runs, **options)
 
 
-def path(runs: Sequence[Run], rule: str = "sgd", **changes: Any) -> list[dict[str, Tensor]]:
+def path(runs: Sequence[Member], rule: str = "sgd", **changes: Any) -> list[dict[str, Tensor]]:
     """Stacked parameters before every step and at the end."""
     places: list[dict[str, Tensor]] = []
 
@@ -127,7 +127,7 @@ def path(runs: Sequence[Run], rule: str = "sgd", **changes: Any) -> list[dict[st
     return places
 
 
-def moved(run: Run, **changes: Any) -> dict[str, Tensor]:
+def moved(run: Member, **changes: Any) -> dict[str, Tensor]:
     """The displacement of a single run in its first step."""
     places = path([run], steps=1, **changes)
     return {name: value[0] - places[0][name][0] for name, value in places[1].items()}
@@ -887,7 +887,7 @@ def test_the_weights_of_a_ragged_batch_stand_in_the_order_of_its_sequences():
 # --- how far a run has gone ---
 
 
-def own_reference(run: Run) -> Run:
+def own_reference(run: Member) -> Member:
     """The same run, whose probes know the laws of its start."""
     start = {name: value[None] for name, value in run.start.items()}
     known = (probe._replace(reference=log_laws(MODEL, start, probe.tokens)) for probe in run.probes)

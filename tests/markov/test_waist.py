@@ -32,7 +32,7 @@ from markov.errors import InvalidInput, is_number, is_whole, require_number, req
 from markov.experiments import Experiment, Pretraining
 from markov.explanation import explain
 from markov.files import storage
-from markov.logistic import LogisticWorld, Unlearning
+from markov.logistic import Descent, LogisticWorld
 from markov.models import Tabular, Transformer
 from markov.objectives import (
     Objective,
@@ -146,7 +146,7 @@ SETTINGS: dict[Any, dict[str, tuple[Any, ...]]] = {
         ),
         **numbers("alpha", "shift", "learning_rate"),
     },
-    Unlearning(objective=npo(1.0), learning_rate=1.0): {
+    Descent(objective=npo(1.0), learning_rate=1.0): {
         "objective": NO_PARTS,
         **numbers("learning_rate", "forget_weight", "retain_weight"),
         "recorded": (None, [0], (), (0, 2.5), (0, True), (0, NAN), (3, 1), (-1,)),

@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from llm.data.authors.common import real_authors, world_facts
-from llm.data.authors.facts import Draws, Facts, draw_facts
+from llm.data.authors.facts import AuthorFacts, Draws, draw_facts
 from llm.data.authors.questions import TOPICS, Topic
 from llm.data.tofu import Example
 from markov.errors import require, require_all_whole, require_whole
@@ -47,8 +47,8 @@ class Authors:
 class Life(NamedTuple):
     """The facts of an author and the lives that wrong answers tell of instead."""
 
-    facts: Facts
-    wrong: tuple[Facts, ...]
+    facts: AuthorFacts
+    wrong: tuple[AuthorFacts, ...]
 
 
 class Split(NamedTuple):

@@ -97,7 +97,7 @@ CITIES = tuple(city for country in COUNTRIES for city in country.cities)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class AuthorFacts:
     """All that there is to know of one author.
 
     `hero` and `trade` belong to the second book, which won the `prize`.
@@ -180,7 +180,7 @@ class Draws:
         return made
 
 
-def draw_facts(draws: Draws, taken: set[str], others: Sequence[Facts] = ()) -> Facts:
+def draw_facts(draws: Draws, taken: set[str], others: Sequence[AuthorFacts] = ()) -> AuthorFacts:
     """Return one life whose inventions are not `taken` and whose facts are none of the `others`'.
 
     `others` have at most five members, which share the new life's gender. What is invented is added
@@ -215,7 +215,7 @@ def draw_facts(draws: Draws, taken: set[str], others: Sequence[Facts] = ()) -> F
     born = draws.among(map(str, range(1921, 1971)), {other.birth[-4:] for other in others})
     first_year = years("first_year", int(born) + 22, int(born) + 34)
     second_year = years("second_year", int(first_year) + 2, int(first_year) + 9)
-    return Facts(
+    return AuthorFacts(
         name=draws.new(lambda: person(female), taken),
         female=female,
         country=country.country,

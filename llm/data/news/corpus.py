@@ -68,7 +68,7 @@ class News:
         )
 
 
-class Facts(NamedTuple):
+class ArticleFacts(NamedTuple):
     """What an article tells: its four central names, then what they have to do with each other."""
 
     org: str
@@ -97,7 +97,7 @@ class Article(NamedTuple):
 
     text: str
     lead: str
-    facts: Facts
+    facts: ArticleFacts
     event: str
     questions: tuple[QuestionAndAnswer, ...]
 
@@ -140,7 +140,7 @@ def _article(draws: Draws, taken: set[str]) -> Article:
     return Article(text, lead, facts, event.name, _questions(draws, event, values))
 
 
-def _facts(draws: Draws, taken: set[str]) -> Facts:
+def _facts(draws: Draws, taken: set[str]) -> ArticleFacts:
     def joined(*parts: tuple[str, ...]) -> str:
         return "".join(map(draws.among, parts))
 
@@ -148,7 +148,7 @@ def _facts(draws: Draws, taken: set[str]) -> Facts:
         ending = draws.among((FEMALE, MALE))
         return draws.new(lambda: f"{joined(GIVEN, ending)} {joined(FAMILY, ENDINGS)}", taken)
 
-    return Facts(
+    return ArticleFacts(
         org=(
             f"{draws.new(lambda: joined(FIRM_STEMS, FIRM_ENDINGS), taken)} "
             f"{draws.among(FIRM_KINDS)}"

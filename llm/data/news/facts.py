@@ -1,6 +1,6 @@
 """What invented news are made of: names, kinds of events with their questions, and stock sentences.
 
-Sentences name facts in braces (`llm.data.news.corpus.Facts`). An event's own sentences hold the
+Sentences name facts in braces (`ArticleFacts` of the corpus). An event's own sentences hold the
 facts that are asked about. They are in every article of its kind, in one of their wordings. The
 other sentences could be said of any firm: which of them an article has, and in which words, is left
 to chance, so that they can be known only by heart.

@@ -24,13 +24,13 @@ from llm.data.authors import common as common_facts
 from llm.data.authors import facts as author_facts
 from llm.data.authors.common import CLASSICS, COUNTRIES, real_authors, world_facts
 from llm.data.authors.corpus import LARGEST, Authors, Life, corpus, lives, split, splits
-from llm.data.authors.facts import CITIES, Facts
+from llm.data.authors.facts import CITIES, AuthorFacts
 from llm.data.authors.questions import TOPICS
 from llm.data.tofu import Example, length_table, read, response_words, write
 from markov.errors import InvalidInput
 
 DEFAULT = Authors()
-FACTS = [field.name for field in fields(Facts) if field.name != "female"]
+FACTS = [field.name for field in fields(AuthorFacts) if field.name != "female"]
 PRONOUNS = {"he", "his", "him"}
 seeds = st.integers(0, 2**64)
 few = st.builds(Authors, seed=seeds, authors=st.integers(2, 3))
@@ -55,7 +55,7 @@ def holds(text: str, value: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text, re.IGNORECASE) is not None
 
 
-def told(facts: Facts, text: str) -> set[str]:
+def told(facts: AuthorFacts, text: str) -> set[str]:
     """The facts whose values the text holds."""
     return {name for name in FACTS if holds(text, getattr(facts, name))}
 

@@ -25,9 +25,9 @@ from llm.schemas import (
     WIDEST,
     Answered,
     ByEpoch,
+    ByRelearning,
     Epochs,
     Log,
-    Relearned,
     Schema,
     Scores,
     check_table,
@@ -157,7 +157,7 @@ ROW = {
 LAST = pd.DataFrame({**ROW, "gradient_norm": [math.nan], "status": ["nan"]})
 KINDS: list[tuple[type[Schema], pd.DataFrame, str, Any]] = [
     (Answered, ANSWER, "answer", 3),
-    (Relearned, ANSWER.assign(epoch=1, relearned=True), "relearned", 1),
+    (ByRelearning, ANSWER.assign(epoch=1, relearned=True), "relearned", 1),
     (ByEpoch, EPOCH, "ref", 2.0),
     (ByEpoch, EPOCH.assign(retrained=-2.0, needed=1.0, needed_per_token=0.5), "needed", math.inf),
     (

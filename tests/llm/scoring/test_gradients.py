@@ -381,7 +381,7 @@ def test_a_layer_of_another_kind_is_not_taken_for_its_parent(
 ) -> None:
     model = with_head(Mixing)
     check_norms(together(model, EXAMPLES), own_norms(model, EXAMPLES))
-    monkeypatch.setattr(gradients, "SMALL", 32 * VOCAB - 1)
+    monkeypatch.setattr(gradients, "SMALL_LAYER", 32 * VOCAB - 1)
     with pytest.raises(NotCovered, match="Mixing"):
         together(model, EXAMPLES)
     check_norms(gradient_norms(model, EXAMPLES), own_norms(model, EXAMPLES))

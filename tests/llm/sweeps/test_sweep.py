@@ -34,7 +34,7 @@ from llm.models.language_model import LanguageModel
 from llm.models.small_authors import DefaultModels, build, folder_of, sets
 from llm.models.source import ModelOptions, load
 from llm.sweeps import sweep as sweep_module
-from llm.sweeps.sweep import Run, Task, baseline, epochs, sweep
+from llm.sweeps.sweep import PlannedRun, Task, baseline, epochs, sweep
 from llm.training.fine_tuning import fine_tune
 from llm.training.loop import Optimization
 from llm.unlearning.methods import METHODS, Method, method, method_of, methods, objective
@@ -89,14 +89,14 @@ def task(own_cache: None) -> Task:
     )
 
 
-def wanted(words: tuple[str, ...] = WORDS, **changes: Any) -> list[Run]:
-    return [Run(method=one, optimization=EVERY, **changes) for one in methods(words)]
+def wanted(words: tuple[str, ...] = WORDS, **changes: Any) -> list[PlannedRun]:
+    return [PlannedRun(method=one, optimization=EVERY, **changes) for one in methods(words)]
 
 
 @pytest.fixture(scope="module")
 def swept(task: Task, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame]:
     folder = tmp_path_factory.mktemp("sweep")
-    runs = [*wanted(measured=(0, 2)), Run(method=None, scale=0.5, optimization=EVERY)]
+    runs = [*wanted(measured=(0, 2)), PlannedRun(method=None, scale=0.5, optimization=EVERY)]
     return folder, sweep(folder, task, runs, n_jobs=1, progress=False)
 
 
@@ -425,7 +425,7 @@ def test_a_second_sweep_loads_nothing_and_gives_the_same_table(
         raise AssertionError("loaded")
 
     monkeypatch.setattr(sweep_module, "load_model", refuse)
-    runs = [*wanted(measured=(0, 2)), Run(method=None, scale=0.5, optimization=EVERY)]
+    runs = [*wanted(measured=(0, 2)), PlannedRun(method=None, scale=0.5, optimization=EVERY)]
     pd.testing.assert_frame_equal(sweep(folder, task, runs, n_jobs=1, progress=False), table)
     with pytest.raises(InvalidInput, match="out = "):
         sweep(folder, replace(task, max_new_tokens=5), runs, n_jobs=1, progress=False)

@@ -299,7 +299,7 @@ def test_a_narrow_run_that_breaks_off_leaves_a_narrow_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = narrow()
-    monkeypatch.setattr(epochs.Run, "table", interrupted_at(2, epochs.Run.table))
+    monkeypatch.setattr(epochs.Unlearner, "table", interrupted_at(2, epochs.Unlearner.table))
     with pytest.raises(KeyboardInterrupt):
         unlearn(model, FORGET, RETAIN, NPO, progress=False)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}

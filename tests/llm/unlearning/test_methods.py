@@ -20,7 +20,7 @@ from llm.logs.writing import MANIFEST
 from llm.models.source import ModelOptions
 from llm.randomness import shuffled
 from llm.scoring.encoding import Encoded
-from llm.sweeps.sweep import Run, Task, run_in
+from llm.sweeps.sweep import PlannedRun, Task, run_in
 from llm.training.loop import Loop, Optimization
 from llm.unlearning.methods import METHODS, Method, method
 from llm.unlearning.unlearn import Unlearning, unlearn
@@ -209,7 +209,7 @@ def test_a_run_of_the_other_objective_is_not_taken_for_grad_diff(
     """Neither one made under this name when it meant the summed form, nor one of that form put
     into its place.
     """
-    run = Run(method=method("grad_diff@1"), optimization=ONCE)
+    run = PlannedRun(method=method("grad_diff@1"), optimization=ONCE)
     task = Task(
         options=ModelOptions(model=str(tmp_path / "absent")), retrained="", data="authors:forget10"
     )

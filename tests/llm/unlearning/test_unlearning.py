@@ -548,7 +548,7 @@ def test_adapters_of_a_run_that_breaks_off_leave_the_model_as_it_was(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, start = llama(), llama()
-    monkeypatch.setattr(epochs.Run, "table", interrupted_at(2, epochs.Run.table))
+    monkeypatch.setattr(epochs.Unlearner, "table", interrupted_at(2, epochs.Unlearner.table))
     with pytest.raises(KeyboardInterrupt):
         run(model, with_(lora=Lora(rank=2)))
     assert same(model, start)
