@@ -96,7 +96,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 		exit 1; }
 	@echo "installing into $(VENV): a few minutes, once"
 	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { \
-		$(PYTHON) -m venv --clear --without-pip $(VENV) && \
+		$(PYTHON) -m venv --without-pip $(VENV) && \
 		$(PYTHON) -m pip --python $(VENV)/bin/python install -qq pip; }
 	@$(INSTALL) -e '.[dev]'
 	@touch $@

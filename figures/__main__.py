@@ -190,7 +190,7 @@ def own_model(arguments: Arguments) -> OwnModel | None:
                 "left out without --model, whose figures they are about",
             )
         return None
-    from figures.language import own_model as llm_own
+    from figures.language.own_model import own_model as read_own
 
     require(
         not arguments.runs,
@@ -198,7 +198,7 @@ def own_model(arguments: Arguments) -> OwnModel | None:
         arguments.model,
         "left out with --runs, which are runs of a model already",
     )
-    own = llm_own.own_model(**{name: getattr(arguments, name) for name in names})
+    own = read_own(**{name: getattr(arguments, name) for name in names})
     print(
         f"{own.model} unlearns {own.data} and keeps {own.retain_data}; learning rate "
         f"{own.learning_rate:g}"

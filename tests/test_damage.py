@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 
-from figures import cache as tables
+from figures import cache
 from figures.__main__ import cli as figures_cli
 from figures.experiments import table as table_of
 from figures.scale import Scale
@@ -23,7 +23,7 @@ from llm.__main__ import cli
 from llm.data.authors.corpus import Authors
 from llm.data.splits import TofuSets, tofu_sets
 from llm.evaluation.folders import evaluate_into
-from llm.models import small_news as news_models
+from llm.models import small_news
 from llm.models.answers import answer_log
 from llm.models.language_model import LanguageModel
 from llm.models.saving import check_whole
@@ -98,17 +98,17 @@ def the_line(capsys: pytest.CaptureFixture[str], *names: str) -> None:
 def test_a_damaged_table_is_made_again(
     harm: Callable[[Path], object], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    context, calls = tables.Context(scale=Scale(), n_jobs=1, progress=False), []
+    context, calls = cache.Context(scale=Scale(), n_jobs=1, progress=False), []
 
     def compute() -> pd.DataFrame:
         calls.append(1)
         return pd.DataFrame({"x": range(1000)})
 
-    first = tables.cached(context, "figures.theory.optimizer", "settings", compute)
+    first = cache.cached(context, "figures.theory.optimizer", "settings", compute)
     (path,) = (storage.cache_dir() / "tables").iterdir()
     harm(path)
     pd.testing.assert_frame_equal(
-        tables.cached(context, "figures.theory.optimizer", "settings", compute), first
+        cache.cached(context, "figures.theory.optimizer", "settings", compute), first
     )
     assert len(calls) == 2
     the_line(capsys, *([] if harm is Path.unlink else [path.name]))
@@ -118,7 +118,7 @@ def test_a_damaged_table_is_made_again(
 def test_damaged_tables_and_models_of_chains_are_made_again(
     own: Path, harm: Callable[[Path], object], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    context = tables.Context(scale=Scale(), n_jobs=1, progress=False)
+    context = cache.Context(scale=Scale(), n_jobs=1, progress=False)
     wanted = [experiment(point) for point in points(GRID)]
     first = table_of(context, wanted)
     (table,), model = (own / "tables").iterdir(), min((own / "models").iterdir())
@@ -148,11 +148,11 @@ def test_a_damaged_model_is_trained_again(
 ) -> None:
     def made() -> LanguageModel:
         if kind == "news":
-            return news_models.build(NEWS, "retrained", progress=False)
+            return small_news.build(NEWS, "retrained", progress=False)
         return build(TINY, "retrained", progress=False)
 
     folder = (
-        news_models.folder_of(NEWS, "retrained") if kind == "news" else folder_of(TINY, "retrained")
+        small_news.folder_of(NEWS, "retrained") if kind == "news" else folder_of(TINY, "retrained")
     )
     # not what the file is mapped to
     first = {name: value.clone() for name, value in made().model.state_dict().items()}

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm.__main__ import cli
-from llm.data import tofu as corpora
+from llm.data import tofu
 from llm.data.muse import MuseData, Passage
 from llm.data.news.corpus import QuestionAndAnswer
 from llm.data.splits import TofuSets
@@ -90,7 +90,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, spoil in (("sound", None), ("spoiled", one_nan)):
         save(language(spoil, name), folder / name, {"name": name})
     for name in NAMES:
-        corpora.write(EXAMPLES, folder / f"{name}.json")
+        tofu.write(EXAMPLES, folder / f"{name}.json")
     return folder
 
 

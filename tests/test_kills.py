@@ -24,12 +24,12 @@ import torch
 import transformers
 
 import llm
-from figures import cache as tables
+from figures import cache
 from figures.experiments import table
 from figures.scale import Scale
 from figures.theory import optimizer
 from llm.__main__ import cli
-from llm.data import tofu as corpora
+from llm.data import tofu
 from llm.data.authors.corpus import Authors, splits
 from llm.data.splits import TofuSets
 from llm.jobs import sweeping
@@ -107,7 +107,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for name in ("real_authors", "world_facts")
     }
     for name, part in files.items():
-        corpora.write(part, place / "data" / f"{name}.json")
+        tofu.write(part, place / "data" / f"{name}.json")
     sizes: dict[str, Any] = dict(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
     )
@@ -239,7 +239,7 @@ def swept(given: Path) -> int:
 
 def in_turn() -> int:
     """Two requests."""
-    examples = [replace(one, author=None) for one in corpora.read("forget.json")]
+    examples = [replace(one, author=None) for one in tofu.read("forget.json")]
     forget = requests(examples, 2)
     settings = Unlearning(objective=npo(0.1), optimization=replace(EVERY, epochs=1))
     sequential(
@@ -253,8 +253,8 @@ def in_turn() -> int:
     return 0
 
 
-def small_context() -> tables.Context:
-    return tables.Context(scale=Scale(), n_jobs=1, progress=False)
+def small_context() -> cache.Context:
+    return cache.Context(scale=Scale(), n_jobs=1, progress=False)
 
 
 def drawn() -> int:
@@ -273,12 +273,12 @@ def in_parts() -> int:
         return pd.DataFrame({"x": [job[0]], "name": [job[1]]})
 
     def whole() -> pd.DataFrame:
-        return tables.cached_each(
+        return cache.cached_each(
             small_context(), "figures.theory.optimizer", [(1, "a"), (2, "b")], part
         )
 
     assert (
-        len(tables.cached(small_context(), "figures.theory.optimizer", "whole", whole)) == 2
+        len(cache.cached(small_context(), "figures.theory.optimizer", "whole", whole)) == 2
         and optimizer.__doc__
     )
     return 0
@@ -291,7 +291,7 @@ def start(given: Path, place: Path, name: str) -> Path:
     place.mkdir()
     (place / MINE).write_text("mine")
     shutil.copytree(given / "cache", place / "cache")
-    corpora.write(splits(TINY.authors)["forget10"][:2], place / "forget.json")
+    tofu.write(splits(TINY.authors)["forget10"][:2], place / "forget.json")
     if name == "markov unlearn":  # trains its own
         shutil.rmtree(place / "cache" / "models")
     if name == "build":  # trains one; the retrained one is there already

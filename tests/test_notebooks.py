@@ -194,10 +194,9 @@ def test_every_exercise_belongs_to_one_lesson():
     pytest.importorskip(
         "ipywidgets", reason="the notebooks' packages are missing: pip install -e '.[notebooks]'"
     )
-    from figures.lessons import chains as exercises
-    from figures.lessons import language as exercises_llm
+    from figures.lessons import chains, language
 
-    known = {**exercises.EXERCISES, **exercises_llm.EXERCISES}
+    known = {**chains.EXERCISES, **language.EXERCISES}
 
     sources = (source for name in NOTEBOOKS for source in cells(FOLDER / f"{name}.ipynb", "code"))
     names = [one for source in sources for one, _ in answers(source)]
@@ -208,10 +207,9 @@ def test_choices_are_offered_as_the_letters_that_are_checked():
     pytest.importorskip(
         "ipywidgets", reason="the notebooks' packages are missing: pip install -e '.[notebooks]'"
     )
-    from figures.lessons import chains as exercises
-    from figures.lessons import language as exercises_llm
+    from figures.lessons import chains, language
 
-    known = {**exercises.EXERCISES, **exercises_llm.EXERCISES}
+    known = {**chains.EXERCISES, **language.EXERCISES}
 
     for name in NOTEBOOKS:
         text = prose(FOLDER / f"{name}.ipynb").split("## Exercises")[1]

@@ -12,11 +12,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from figures import cache as tables
+from figures import cache
 from figures.experiments import table
 from figures.scale import Scale
 from llm.__main__ import cli
-from llm.data import tofu as corpora
+from llm.data import tofu
 from llm.models.saving import save
 from llm.models.small_authors import build
 from markov import running
@@ -110,7 +110,7 @@ def test_a_table_of_figures_that_was_stopped_runs_what_is_left(
     own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = [experiment(point) for point in points(replace(GRID, learning_rate=RATES))]
-    context = tables.Context(scale=Scale(), n_jobs=1, progress=False)
+    context = cache.Context(scale=Scale(), n_jobs=1, progress=False)
 
     def drawn() -> int:
         try:
@@ -130,16 +130,16 @@ def test_a_table_of_figures_that_was_stopped_runs_what_is_left(
 
 
 def test_parts_of_a_table_are_found_again() -> None:
-    context = tables.Context(scale=Scale(), n_jobs=1, progress=False)
+    context = cache.Context(scale=Scale(), n_jobs=1, progress=False)
 
     def part(job: int) -> pd.DataFrame:
         return pd.DataFrame({"x": [job]})
 
     counted = Counted(part, 2)
     with pytest.raises(KeyboardInterrupt):
-        tables.cached_each(context, "figures.theory.optimizer", [1, 2, 3], counted)
+        cache.cached_each(context, "figures.theory.optimizer", [1, 2, 3], counted)
     counted = Counted(part)
-    assert tables.cached_each(context, "figures.theory.optimizer", [1, 2, 3], counted)[
+    assert cache.cached_each(context, "figures.theory.optimizer", [1, 2, 3], counted)[
         "x"
     ].tolist() == [1, 2, 3]
     assert counted.calls == 2
@@ -151,7 +151,7 @@ def test_attacks_that_were_finished_are_not_made_again(
     from llm.evaluation.relearning import relearn
 
     save(build(TINY, "original", progress=False), tmp_path / "model", {})
-    corpora.write(FORGET, tmp_path / "forget.json")
+    tofu.write(FORGET, tmp_path / "forget.json")
     words = [
         "relearn",
         "--model",

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 from figures import style
 from figures.cache import Context
-from figures.language import plane as llm_plane
+from figures.language import plane
 from figures.language.runs import source_of
 from figures.language.sweeps import swept
 from llm.logs.summaries import TOLERANCE, best
@@ -57,13 +57,13 @@ def data(context: Context) -> pd.DataFrame:
     frame = frame.assign(
         best=frame["model"].isin(chosen["model"]), within=frame["model"].map(within)
     )
-    return frame.assign(method=frame["model"].map(llm_plane.method_of), source=source_of(context))
+    return frame.assign(method=frame["model"].map(plane.method_of), source=source_of(context))
 
 
 def plot(frame: pd.DataFrame) -> Figure:
     """Draw the frame of `data`."""
     figure, ((axes,),) = style.grid_figure(1, 1, 7.2, 5.2)
-    points = llm_plane.points(frame)
+    points = plane.points(frame)
     chosen = frame[frame["best"]].groupby("model")["within"].first()
     keep = (1 - TOLERANCE) * float(points.set_index("model").loc["original", "model_utility"])  # pyright: ignore[reportArgumentType]
     axes.axvline(keep, color="black", lw=1, ls=":", zorder=0)
@@ -72,18 +72,18 @@ def plot(frame: pd.DataFrame) -> Figure:
     )
     for _, row in points.iterrows():
         method = str(row["method"])
-        if method in llm_plane.BASELINES:
-            llm_plane.mark(axes, row, "ks_statistic")
+        if method in plane.BASELINES:
+            plane.mark(axes, row, "ks_statistic")
         elif row["model"] in chosen.index:
             settings = f"β = {row['beta']:g}, λ = {row['retain_weight']:g}"
             note = "" if chosen[row["model"]] else ", below the line"
             label = f"{METHODS[method].title}, {settings}{note}"
-            llm_plane.mark(axes, row, "ks_statistic", label=label, ms=9)
+            plane.mark(axes, row, "ks_statistic", label=label, ms=9)
         else:
             color = style.COLORS[method]
             axes.plot(
                 row["model_utility"], row["ks_statistic"], "o", ms=4, color=color, alpha=0.45, mew=0
             )
-    llm_plane.distance_axis(axes)
+    plane.distance_axis(axes)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure

@@ -23,15 +23,15 @@ from matplotlib.figure import Figure
 
 from figures import style
 from figures.cache import Context
-from figures.language import plane as llm_plane
+from figures.language import plane
 from figures.language.runs import AuthorsStudy, source_of, study
 from figures.language.sweeps import swept
 
 BETAS, GAMMAS = (1.0, 2.5, 4.5, 8.0), (0.0, 1.0, 2.0)
 PANELS = {
-    "ks_statistic": (llm_plane.DISTANCE, "viridis_r"),
-    "forget_quality": (llm_plane.QUALITY, "viridis"),
-    "model_utility": (llm_plane.UTILITY, "viridis"),
+    "ks_statistic": (plane.DISTANCE, "viridis_r"),
+    "forget_quality": (plane.QUALITY, "viridis"),
+    "model_utility": (plane.UTILITY, "viridis"),
 }
 
 
@@ -55,7 +55,7 @@ def data(context: Context) -> pd.DataFrame:
 def plot(frame: pd.DataFrame) -> Figure:
     """Draw the frame of `data`."""
     figure, (line,) = style.grid_figure(1, 3, 10.5, 3.6)
-    points = llm_plane.points(frame)
+    points = plane.points(frame)
     grid, levels = points[points["method"] == "simnpo"], points.set_index("model")
     for axes, (measure, (label, colors)) in zip(line, PANELS.items(), strict=True):
         before = float(levels.loc["original", measure])  # pyright: ignore[reportArgumentType]
@@ -74,7 +74,7 @@ def _heat(axes: Axes, grid: pd.DataFrame, measure: str, colors: str, before: flo
     values = grid.to_numpy(dtype=float)
     shown, low, high = values, 0.0, max(before, values.max())
     if measure == "forget_quality":
-        shown, low, high = np.log(values.clip(llm_plane.SMALLEST)), np.log(llm_plane.SMALLEST), 0.0
+        shown, low, high = np.log(values.clip(plane.SMALLEST)), np.log(plane.SMALLEST), 0.0
     image = axes.imshow(shown, origin="lower", aspect="auto", cmap=colors, vmin=low, vmax=high)
     for row, column in np.ndindex(*values.shape):
         red, green, blue, _ = image.cmap(image.norm(shown[row, column]))

@@ -29,8 +29,7 @@ from matplotlib.figure import Figure
 
 from figures import style
 from figures.cache import Context
-from figures.language import runs as llm_runs
-from figures.language import sources as llm_sources
+from figures.language import runs, sources
 from figures.language.sources import Logs
 from figures.statistics import interval_text
 from llm.diagnostics.allocation import allocation, bias, spearman
@@ -59,11 +58,11 @@ def data(context: Context) -> pd.DataFrame:
 
     The logs are the user's, or the public ones if at hand.
     """
-    logs, chosen = llm_sources.chosen(context), llm_sources.objectives()
+    logs, chosen = sources.chosen(context), sources.objectives()
     of_logs = [frame_of_logs(logs)] if logs else []
-    table = llm_runs.start_of(llm_runs.runs(context)[0], chosen)
+    table = runs.start_of(runs.runs(context)[0], chosen)
     return pd.concat(
-        [frame_of_table(llm_runs.source_of(context), table, chosen), *of_logs], ignore_index=True
+        [frame_of_table(runs.source_of(context), table, chosen), *of_logs], ignore_index=True
     )
 
 
@@ -74,9 +73,9 @@ def frame_of_logs(
 
     If `objectives` are not given they are the paper's for forget10.
     """
-    chosen = llm_sources.objectives() if objectives is None else objectives
-    found = llm_sources.read_all(logs)
-    tables = [(one.source, llm_sources.weights_at_the_start(one, chosen)) for one in found]
+    chosen = sources.objectives() if objectives is None else objectives
+    found = sources.read_all(logs)
+    tables = [(one.source, sources.weights_at_the_start(one, chosen)) for one in found]
     return pd.concat(
         [frame_of_table(source, table, chosen) for source, table in tables], ignore_index=True
     )
@@ -160,11 +159,11 @@ def _relative(values: Float[np.ndarray, "examples"]) -> Float[np.ndarray, "examp
 
 def plot(frame: pd.DataFrame) -> Figure:
     """Draw the frame of `data`."""
-    sources = list(dict.fromkeys(frame["source"]))
+    shown = list(dict.fromkeys(frame["source"]))
     figure, panels = style.grid_figure(
-        len(sources), 3, 14, 4.4 * len(sources), width_ratios=(1.3, 1, 1)
+        len(shown), 3, 14, 4.4 * len(shown), width_ratios=(1.3, 1, 1)
     )
-    for row, source in zip(panels, sources, strict=True):
+    for row, source in zip(panels, shown, strict=True):
         own = frame[frame["source"] == source]
         found = own[own["kind"] == "statistic"]
         _against_need(row[0], own[own["kind"] == "example"], found[found["need"] == "total"])
@@ -184,8 +183,8 @@ def plot(frame: pd.DataFrame) -> Figure:
             axes.set(
                 xlabel=f"share of {NEED[need]}, neediest first", ylabel=f"share of {EFFORT[effort]}"
             )
-    if sources == [llm_runs.DEFAULT]:
-        llm_sources.hint(figure)
+    if shown == [runs.DEFAULT]:
+        sources.hint(figure)
     return figure
 
 

@@ -19,14 +19,14 @@ from matplotlib.figure import Figure
 
 from figures import style
 from figures.cache import Context
-from figures.language import plane as llm_plane
+from figures.language import plane
 from figures.language.runs import source_of, study
 from figures.language.sweeps import along, corner_words, swept
 
 PANELS = {
-    "forget_quality": llm_plane.QUALITY,
-    "ks_statistic": llm_plane.DISTANCE,
-    "model_utility": llm_plane.UTILITY,
+    "forget_quality": plane.QUALITY,
+    "ks_statistic": plane.DISTANCE,
+    "model_utility": plane.UTILITY,
 }
 
 
@@ -42,11 +42,11 @@ def data(context: Context) -> pd.DataFrame:
     words = corner_words(study(context.scale))
     table = swept(context, words)
     path = along(context, words, table)
-    levels = table[table["model"].isin(llm_plane.BASELINES) & table["measure"].isin(PANELS)]
+    levels = table[table["model"].isin(plane.BASELINES) & table["measure"].isin(PANELS)]
     frame = pd.concat(
         [path[path["model_utility"].notna()].assign(kind="epoch"), levels.assign(kind="level")]
     )
-    frame = frame.assign(method=frame["model"].map(llm_plane.method_of), source=source_of(context))
+    frame = frame.assign(method=frame["model"].map(plane.method_of), source=source_of(context))
     return frame.dropna(axis=1, how="all").reset_index(drop=True)
 
 
@@ -60,17 +60,17 @@ def plot(frame: pd.DataFrame) -> Figure:
     for axes, (measure, label) in zip(line, PANELS.items(), strict=True):
         for method, own in path.groupby("method", sort=False):
             color, name = style.COLORS[str(method)], style.LABELS[str(method)]
-            least = llm_plane.SMALLEST if measure == "forget_quality" else 0.0
+            least = plane.SMALLEST if measure == "forget_quality" else 0.0
             axes.plot(
                 own["epoch"], own[measure].clip(lower=least), "o-", ms=3.5, color=color, label=name
             )
         for model, dashes in (("original", ":"), ("retrained", "--")):
             level = float(levels.loc[(model, measure), "value"])  # pyright: ignore[reportArgumentType]
             axes.axhline(
-                level, color="black", lw=1, ls=dashes, label=llm_plane.BASELINES[model], zorder=0
+                level, color="black", lw=1, ls=dashes, label=plane.BASELINES[model], zorder=0
             )
         axes.set(xlabel="epoch", ylabel=label)
-    llm_plane.quality_axis(line[0])
+    plane.quality_axis(line[0])
     line[1].set_ylim(1.02, -0.04)
     line[2].set_ylim(bottom=0)
     handles, labels = line[0].get_legend_handles_labels()

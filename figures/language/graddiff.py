@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from figures import style
 from figures.cache import Context
-from figures.language import plane as llm_plane
+from figures.language import plane
 from figures.language.runs import AuthorsStudy, source_of, study
 from figures.language.sweeps import corner_words, swept
 
@@ -56,13 +56,13 @@ def data(context: Context) -> pd.DataFrame:
     `source` and `method` are added.
     """
     frame = swept(context, words_of(study(context.scale)))
-    return frame.assign(method=frame["model"].map(llm_plane.method_of), source=source_of(context))
+    return frame.assign(method=frame["model"].map(plane.method_of), source=source_of(context))
 
 
 def plot(frame: pd.DataFrame) -> Figure:
     """Draw the frame of `data`."""
     figure, ((axes,),) = style.grid_figure(1, 1, 7.4, 5.2)
-    points = llm_plane.points(frame)
+    points = plane.points(frame)
     for method, own in points.groupby("method", sort=False):
         if len(own) > 1:
             path = own.sort_values("retain_weight")
@@ -90,8 +90,8 @@ def plot(frame: pd.DataFrame) -> Figure:
                 )
                 axes.annotate(text, at, textcoords="offset points", fontsize=7, **look)
         for _, row in own.iterrows():
-            llm_plane.mark(axes, row, "ks_statistic")
-    llm_plane.distance_axis(axes)
+            plane.mark(axes, row, "ks_statistic")
+    plane.distance_axis(axes)
     axes.set_xlim(left=-0.02)
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3)

@@ -33,7 +33,7 @@ from matplotlib.lines import Line2D
 
 from figures import style
 from figures.cache import Context, cached
-from figures.language import runs as llm_runs
+from figures.language import runs
 from figures.language.runs import source_of
 from figures.statistics import mean_interval, smallest_distance
 from llm.data.sources import read
@@ -92,7 +92,7 @@ def data(context: Context) -> pd.DataFrame:
     Raises `InvalidInput` for runs without a retrained model, without their model, or on another
     forget set.
     """
-    found = llm_runs.runs(context, far=True)
+    found = runs.runs(context, far=True)
     attacks = _attacks(context, found)
     count = QUICK_REPEATS if context.scale.quick else REPEATS
     wanted = [(one, settings) for one in attacks for settings in _settings(one.run, count)]
@@ -177,7 +177,7 @@ def _attacks(context: Context, found: Sequence[Run]) -> list[Attack]:
     ]
     first = found[0]
     own = context.own.retrained if context.own and not context.runs else None
-    models = llm_runs.study(context.scale).models
+    models = runs.study(context.scale).models
     if own is None:
         build(models, RETRAINED, progress=context.progress)  # where it is no longer in the cache
     place = own or str(folder_of(models, RETRAINED))
@@ -186,7 +186,7 @@ def _attacks(context: Context, found: Sequence[Run]) -> list[Attack]:
 
 def _forget(context: Context) -> Sequence[Example]:
     own = context.own if not context.runs else None
-    return read(own.data) if own else sets(llm_runs.study(context.scale).models).forget
+    return read(own.data) if own else sets(runs.study(context.scale).models).forget
 
 
 def _attacked(context: Context, attack: Attack, settings: Relearning) -> pd.DataFrame:

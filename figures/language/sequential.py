@@ -33,7 +33,7 @@ from matplotlib.lines import Line2D
 
 from figures import style
 from figures.cache import Context, cache_key, cached, discard_stale
-from figures.language import runs as llm_runs
+from figures.language import runs
 from figures.language.runs import DEFAULT, default_log
 from figures.statistics import mean_interval, smallest_distance
 from llm.data.tofu import Example
@@ -58,7 +58,7 @@ def data(context: Context) -> pd.DataFrame:
 
     `source` is what unlearns.
     """
-    chosen = llm_runs.study(context.scale)
+    chosen = runs.study(context.scale)
     wanted = list(chosen.objectives().values())
 
     def compute() -> pd.DataFrame:
@@ -89,12 +89,12 @@ def _requests(forget: Sequence[Example]) -> tuple[tuple[Example, ...], ...]:
 
 def _settings(context: Context, objective: Objective) -> Unlearning:
     """Return the settings of sweeps on the whole forget set."""
-    return llm_runs.study(context.scale).unlearning(objective, far=True)
+    return runs.study(context.scale).unlearning(objective, far=True)
 
 
 def _in_turn(context: Context, objective: Objective) -> pd.DataFrame:
     """Return one corner's frame, from the cache or made now, going on where it was stopped."""
-    chosen, settings = llm_runs.study(context.scale), _settings(context, objective)
+    chosen, settings = runs.study(context.scale), _settings(context, objective)
     key = {"models": chosen.models, "requests": REQUESTS, "unlearning": settings}
 
     def compute() -> pd.DataFrame:

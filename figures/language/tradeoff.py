@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 
 from figures import style
 from figures.cache import Context
-from figures.language import plane as llm_plane
+from figures.language import plane
 from figures.language.runs import source_of, study
 from figures.language.sweeps import along, corner_words, swept, table_words
 
@@ -48,15 +48,15 @@ def data(context: Context) -> pd.DataFrame:
     table = swept(context, table_words(chosen)).assign(kind="measure")
     path = along(context, corner_words(chosen), table).assign(kind="epoch")
     frame = pd.concat([table, path[path["model_utility"].notna()]], ignore_index=True)
-    return frame.assign(method=frame["model"].map(llm_plane.method_of), source=source_of(context))
+    return frame.assign(method=frame["model"].map(plane.method_of), source=source_of(context))
 
 
 def plot(frame: pd.DataFrame) -> Figure:
     """Draw the frame of `data`."""
     figure, ((paper, exact),) = style.grid_figure(1, 2, 9.5, 4.6)
-    for _, row in llm_plane.points(frame[frame["kind"] == "measure"]).iterrows():
-        llm_plane.mark(paper, row, "forget_quality")
-        llm_plane.mark(exact, row, "ks_statistic")
+    for _, row in plane.points(frame[frame["kind"] == "measure"]).iterrows():
+        plane.mark(paper, row, "forget_quality")
+        plane.mark(exact, row, "ks_statistic")
     for method, own in frame[frame["kind"] == "epoch"].groupby("method", sort=False):
         exact.plot(
             own["model_utility"],
@@ -67,9 +67,9 @@ def plot(frame: pd.DataFrame) -> Figure:
             alpha=0.8,
             color=style.COLORS[str(method)],
         )
-    llm_plane.quality_axis(paper)
-    paper.set_xlabel(llm_plane.UTILITY)
-    llm_plane.distance_axis(exact)
+    plane.quality_axis(paper)
+    paper.set_xlabel(plane.UTILITY)
+    plane.distance_axis(exact)
     count = frame.loc[frame["measure"] == "ks_statistic", "examples"].max()
     paper.set_title(f"p-value of {count:.0f} answers beside {count:.0f}")
     exact.set_title("the statistic behind it, epoch by epoch")

@@ -32,8 +32,7 @@ from scipy import stats
 
 from figures import style
 from figures.cache import Context
-from figures.language import runs as llm_runs
-from figures.language import sources as llm_sources
+from figures.language import runs, sources
 from figures.language.sources import Logs, Models
 from llm.logs.measures import ranks_test, tied_ranks
 from markov.errors import require
@@ -61,15 +60,13 @@ def data(context: Context) -> pd.DataFrame:
     memorised all forget examples, and having memorised half of them.
     """
     logs, starts = (
-        llm_sources.chosen(context),
+        sources.chosen(context),
         {"": "original", ", half of it memorised": "partial"},
     )
     frames = [frame_of_logs(logs)] if logs else []
     for label, start in reversed(starts.items()):
         if start == "original" or not (context.runs or context.own):
-            found = llm_runs.models_of(
-                llm_runs.runs(context, start), llm_runs.source_of(context) + label
-            )
+            found = runs.models_of(runs.runs(context, start), runs.source_of(context) + label)
             frames.insert(0, frame_of_models(found))
     return pd.concat(frames, ignore_index=True)
 
@@ -80,7 +77,7 @@ def frame_of_logs(logs: Iterable[Logs], variant: str = "geometric") -> pd.DataFr
     `variant` is one of `llm.logs.log.TRUTH_RATIOS`.
     """
     return pd.concat(
-        [frame_of_models(one, variant) for one in llm_sources.read_all(logs)], ignore_index=True
+        [frame_of_models(one, variant) for one in sources.read_all(logs)], ignore_index=True
     )
 
 
@@ -97,7 +94,7 @@ def frame_of_models(found: Models, variant: str = "geometric") -> pd.DataFrame:
     The halves are those of original and retrained alone, the same for all models. Distances are to
     the retrained model, with exact p-values.
     """
-    examples = llm_sources.truth_ratios(found, variant)
+    examples = sources.truth_ratios(found, variant)
     frames = [examples.drop(columns="log_ratio").assign(kind="example")]
     grid = _grid(examples)
     rows = []
@@ -137,7 +134,7 @@ def _grid(examples: pd.DataFrame) -> Float[np.ndarray, "points"]:
     known = examples[(examples["ratio"] > 0) & np.isfinite(examples["ratio"])]
     logs, baseline = (
         np.log(known["ratio"].to_numpy()),
-        known["model"].isin(llm_sources.BASELINES).to_numpy(),
+        known["model"].isin(sources.BASELINES).to_numpy(),
     )
     allowed = f"truth ratios that are finite and not 0 in the logs of {examples['source'].iloc[0]}"
     require(bool(baseline.any()), "ratio", "none", allowed)
@@ -171,9 +168,9 @@ def _density(
 
 def plot(frame: pd.DataFrame) -> Figure:
     """Draw the frame of `data`."""
-    sources = list(dict.fromkeys(frame["source"]))
-    figure, panels = style.grid_figure(2 * len(sources), 2, 10, 6 * len(sources))
-    for place, source in enumerate(sources):
+    shown = list(dict.fromkeys(frame["source"]))
+    figure, panels = style.grid_figure(2 * len(shown), 2, 10, 6 * len(shown))
+    for place, source in enumerate(shown):
         own, rows = frame[frame["source"] == source], panels[2 * place : 2 * place + 2]
         for row, (split, halves) in zip(rows, SPLITS.items(), strict=True):
             for axes, (half, name) in zip(row, halves.items(), strict=True):
@@ -189,10 +186,8 @@ def plot(frame: pd.DataFrame) -> Figure:
         )
         title = {"fontsize": 11, "fontweight": "bold", "transform": rows[0][0].transAxes}
         rows[0][0].text(0, 1.12, source, **title)
-    if sources[0] == llm_runs.DEFAULT and all(
-        source.startswith(llm_runs.DEFAULT) for source in sources
-    ):
-        llm_sources.hint(figure)
+    if shown[0] == runs.DEFAULT and all(source.startswith(runs.DEFAULT) for source in shown):
+        sources.hint(figure)
     return figure
 
 

@@ -15,11 +15,11 @@ import pandas as pd
 
 from figures import style
 from figures.cache import Context
-from figures.language import sources as llm_sources
+from figures.language import sources
 from figures.language.runs import study
 from figures.scale import quick_scale
 from figures.views.view import Picture, View, plain_log_axis, room_for_a_line
-from llm.data import tofu as corpora
+from llm.data import tofu
 from llm.data.splits import tofu_sets
 from llm.evaluation.folders import evaluate_into
 from llm.logs.log import EvaluationLog, align, take, truth_ratio
@@ -129,7 +129,7 @@ def tofu_logs(context: Context, kind: str = "original") -> TofuLogs:
     folder without such logs.
     """
     require(kind in ("original", "retrained"), "kind", kind, "original or retrained")
-    found = llm_sources.real_logs()
+    found = sources.real_logs()
     if found is not None:
         return TofuLogs(*(read_log(getattr(found, kind), task) for task in TofuLogs._fields))
     models = study(context.scale).models
@@ -170,5 +170,5 @@ def example_files() -> Files:
     original, retrained = (folder_of(models, kind) for kind in ("original", "retrained"))
     files = Files(original, retrained, folder / "forget.json", folder / "retain.json")
     for examples, path in zip(sets(models), files[2:], strict=True):
-        corpora.write(examples, path)
+        tofu.write(examples, path)
     return files

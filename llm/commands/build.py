@@ -42,7 +42,7 @@ class Build:
 
 def build(command: Build) -> None:
     """Train what is not cached, and copy."""
-    from llm.data import tofu as corpora
+    from llm.data import tofu
     from llm.data.authors.corpus import Authors, splits
     from llm.models.saving import save, saved_settings
     from llm.models.source import load
@@ -86,4 +86,4 @@ def build(command: Build) -> None:
         for name, examples in splits(authors).items():
             path = command.out / DATA / f"{name}.json"
             if not path.exists():  # a file that is there may have been edited since
-                corpora.write(examples, path)
+                tofu.write(examples, path)

@@ -14,8 +14,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from llm.data import records
-from llm.data import tofu as corpora
+from llm.data import records, tofu
 from llm.data.authors.corpus import Authors, splits
 from llm.data.tofu import Example
 from markov.errors import require
@@ -37,10 +36,10 @@ def read(
     name, colon, wanted = word.partition(":")
     if name != PREFIX or (not colon and Path(source).exists()):
         path = Path(source)
-        named = split is None and name != corpora.PREFIX and path.suffix not in records.SUFFIXES
+        named = split is None and name != tofu.PREFIX and path.suffix not in records.SUFFIXES
         if named and not path.exists() and path.parent.is_dir():
-            return corpora.read(path.parent, path.name)
-        return corpora.read(source, split)
+            return tofu.read(path.parent, path.name)
+        return tofu.read(source, split)
     require(not (wanted and split), "split", split, f"left out, since {word} names one")
     seed = seed_of(word)
     found = splits(authors or (Authors(seed=seed) if seed else Authors()))

@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from llm.data import records, sources
-from llm.data import tofu as corpora
+from llm.data import records, sources, tofu
 from llm.data.authors.corpus import Authors
 from llm.data.tofu import Example
 from llm.randomness import derived_seed
@@ -18,7 +17,7 @@ from markov.errors import InvalidInput, require
 from markov.files.storage import Location
 
 FORGET = re.compile(r"forget(\d\d)(_perturbed)?")
-NAMED = (corpora.PREFIX, sources.PREFIX)
+NAMED = (tofu.PREFIX, sources.PREFIX)
 
 
 class TofuSets(NamedTuple):
@@ -110,7 +109,7 @@ def tofu_sets(word: Location, *, authors: Authors | None = None) -> TofuSets:
         )
         return checked(TofuSets(forget, some_of(retain, len(forget)), real, world))
     names = (f"{found.name}_perturbed", "retain_perturbed", *common)
-    return checked(TofuSets(*(corpora.read(found.source, name) for name in names)))
+    return checked(TofuSets(*(tofu.read(found.source, name) for name in names)))
 
 
 def _is_of_one_kind(found: SplitName) -> bool:

@@ -17,8 +17,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from llm.data import sources
-from llm.data import tofu as corpora
+from llm.data import sources, tofu
 from llm.data.authors.corpus import PERCENTS
 from llm.scoring.templates import CHAT, LLAMA2_CHAT, Template
 from markov.errors import require
@@ -155,7 +154,7 @@ def check_has_read(model: str, data: Location, field: str = "model") -> None:
     It has then read another corpus.
     """
     own, (name, colon, _) = made(model, field), os.fspath(data).partition(":")
-    if own is None or not colon or name not in (sources.PREFIX, corpora.PREFIX):
+    if own is None or not colon or name not in (sources.PREFIX, tofu.PREFIX):
         return
     seed = sources.seed_of(os.fspath(data)) if name == sources.PREFIX else None
     allowed = f"a model that has read {data}"

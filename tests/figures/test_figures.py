@@ -19,8 +19,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from figures import __main__ as command
-from figures import cache as tables
-from figures import experiments, progress, style
+from figures import cache, experiments, progress, style
 from figures.catalogue import ALL, BY_NAME, CATALOGUE, FIGURES, GALLERY, HEAVY
 from figures.chains import allocation, attribution, claims, tradeoff
 from figures.chains.runs import best_betas, paper_runs
@@ -50,7 +49,7 @@ class Tiny(Scale):
 
 
 @pytest.fixture(scope="module")
-def context() -> tables.Context:
+def context() -> cache.Context:
     scale = Tiny(
         pretrained=2,
         orders=1,
@@ -60,12 +59,12 @@ def context() -> tables.Context:
         search_examples=4,
         gradient_examples=4,
     )
-    return tables.Context(scale=scale, n_jobs=1, progress=False)
+    return cache.Context(scale=scale, n_jobs=1, progress=False)
 
 
 @pytest.mark.parametrize("module", [tradeoff, allocation, attribution, claims])
 def test_every_figure_draws_the_frame_it_computes_and_has_a_caption(
-    module: object, context: tables.Context
+    module: object, context: cache.Context
 ) -> None:
     frame = module.data(context)  # pyright: ignore[reportAttributeAccessIssue]
     before = frame.copy(deep=True)
@@ -77,7 +76,7 @@ def test_every_figure_draws_the_frame_it_computes_and_has_a_caption(
     assert len(module.__doc__ or "") > 100
 
 
-def test_tradeoff_shows_both_methods_both_optimisers_and_all_runs(context: tables.Context) -> None:
+def test_tradeoff_shows_both_methods_both_optimisers_and_all_runs(context: cache.Context) -> None:
     frame = tradeoff.data(context)
     assert set(frame.columns) == set(COLUMNS)
     keys = ["case", "method", "optimizer", "pretrain_seed", "seed"]
@@ -85,7 +84,7 @@ def test_tradeoff_shows_both_methods_both_optimisers_and_all_runs(context: table
 
 
 def test_tables_are_read_from_the_cache_and_rebuilt_on_request(
-    context: tables.Context, monkeypatch: pytest.MonkeyPatch
+    context: cache.Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = paper_runs(context)
     monkeypatch.setattr(experiments, "run", lambda *arguments, **options: pytest.fail("ran again"))
@@ -102,7 +101,7 @@ def test_each_method_has_one_colour_and_no_two_share_it() -> None:
     assert set(style.LABELS) == set(style.COLORS)
 
 
-def test_equal_frames_give_equal_files(context: tables.Context, tmp_path: Path) -> None:
+def test_equal_frames_give_equal_files(context: cache.Context, tmp_path: Path) -> None:
     frame = allocation.data(context)
     for folder in ("one", "two"):
         command.write("allocation", allocation, frame, context.scale, tmp_path / folder)
@@ -114,7 +113,7 @@ def test_equal_frames_give_equal_files(context: tables.Context, tmp_path: Path) 
 
 
 def test_a_written_frame_is_the_frame_drawn_with_its_provenance(
-    context: tables.Context, tmp_path: Path
+    context: cache.Context, tmp_path: Path
 ) -> None:
     frame = attribution.data(context)
     command.write("attribution", attribution, frame, context.scale, tmp_path)
@@ -221,7 +220,7 @@ def test_verdicts_follow_the_numbers() -> None:
 
 
 def test_the_table_of_claims_lists_every_estimate_with_its_interval(
-    context: tables.Context,
+    context: cache.Context,
 ) -> None:
     frame = claims.data(context)
     text = claims.markdown(frame)
@@ -299,7 +298,7 @@ def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def draw_in(
-    seconds: float, monkeypatch: pytest.MonkeyPatch, context: tables.Context, *, compute: bool
+    seconds: float, monkeypatch: pytest.MonkeyPatch, context: cache.Context, *, compute: bool
 ) -> None:
     """A drawing of tradeoff that takes so long, with or without a new table in the cache."""
     clock = iter([0.0, seconds])
@@ -316,13 +315,13 @@ def draw_in(
 def test_what_a_drawing_took_is_expected_of_the_next_one(
     journal: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context = tables.Context()
+    context = cache.Context()
     fresh, slow = (
         replace(context, since=1.0),
         replace(context, scale=replace(Scale(), pretrained=5)),
     )
 
-    def expect(one: tables.Context) -> tuple[float, bool]:
+    def expect(one: cache.Context) -> tuple[float, bool]:
         return progress.expected(["tradeoff"], one)["tradeoff"]
 
     assert expect(context) == (BY_NAME["tradeoff"].seconds, False)
@@ -342,7 +341,7 @@ def test_what_a_drawing_took_is_expected_of_the_next_one(
 
 
 def test_the_quick_scale_is_expected_to_be_quick(journal: Path) -> None:
-    found = progress.expected(ALL, tables.Context(scale=quick_scale()))
+    found = progress.expected(ALL, cache.Context(scale=quick_scale()))
     assert sum(one.seconds for one in found.values()) < 10 * 60
     assert not journal.exists()
 
@@ -350,10 +349,10 @@ def test_the_quick_scale_is_expected_to_be_quick(journal: Path) -> None:
 def test_a_drawing_that_fails_is_not_counted_and_a_spoiled_journal_is_no_harm(
     journal: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(KeyboardInterrupt), progress.timed("tradeoff", tables.Context()):
+    with pytest.raises(KeyboardInterrupt), progress.timed("tradeoff", cache.Context()):
         raise KeyboardInterrupt
     assert not journal.exists()
-    key = progress._key("tradeoff", tables.Context(), {})
+    key = progress._key("tradeoff", cache.Context(), {})
     nested = [
         f'{{"{key}": {{"computed": {{}}}}}}',
         f'{{"{key}": {{"computed": null}}}}',
@@ -363,7 +362,7 @@ def test_a_drawing_that_fails_is_not_counted_and_a_spoiled_journal_is_no_harm(
     for number, text in enumerate(spoiled):
         journal.write_text(text)
         assert (
-            progress.expected(["tradeoff"], tables.Context())["tradeoff"].seconds
+            progress.expected(["tradeoff"], cache.Context())["tradeoff"].seconds
             == BY_NAME["tradeoff"].seconds
         )
         (line,) = capsys.readouterr().err.splitlines()
@@ -375,8 +374,8 @@ def test_a_drawing_that_fails_is_not_counted_and_a_spoiled_journal_is_no_harm(
             not journal.exists()
             and len(list(journal.parent.glob("seconds.json.broken*"))) == number + 1
         )
-    draw_in(7.0, monkeypatch, tables.Context(), compute=True)
-    assert progress.expected(["tradeoff"], tables.Context(since=1.0))["tradeoff"].seconds == 7.0
+    draw_in(7.0, monkeypatch, cache.Context(), compute=True)
+    assert progress.expected(["tradeoff"], cache.Context(since=1.0))["tradeoff"].seconds == 7.0
 
 
 @pytest.mark.parametrize(
@@ -492,13 +491,13 @@ def test_where_nobody_watches_there_are_plain_lines_with_the_estimate_first(
 
 
 def test_the_command_draws_a_figure_says_so_and_knows_it_the_next_time(
-    context: tables.Context,
+    context: cache.Context,
     journal: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(command, "quick", lambda: context.scale)
+    monkeypatch.setattr(command, "quick_scale", lambda: context.scale)
     for first in ("1 figure: about 5 min", "1 figure: about 5 s, all tables being in the cache"):
         assert (
             command.cli(["tradeoff", "--quick", "--jobs", "1", "--out", str(tmp_path / "out")]) == 0

@@ -22,7 +22,7 @@ from figures.cache import Context
 from figures.language.runs import AuthorsStudy
 from figures.language.sources import VARIABLE
 from figures.lessons.language import EXERCISES, check
-from figures.views import logs as interactive_logs
+from figures.views import logs
 from figures.views.answers import LINES, RELATIVE, AnswersView, answers_view, weights_of
 from figures.views.logs import example_files, quality_view, subsampled, tofu_logs
 from llm.data.authors.corpus import Authors
@@ -301,8 +301,8 @@ TINY = AuthorsStudy(
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
     monkeypatch.setenv("SIMNPO_LAB_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv(VARIABLE, raising=False)
-    monkeypatch.setattr(interactive_logs, "study", lambda scale: TINY)
-    monkeypatch.setattr(interactive_logs, "NEW_TOKENS", 2)
+    monkeypatch.setattr(logs, "study", lambda scale: TINY)
+    monkeypatch.setattr(logs, "NEW_TOKENS", 2)
     return Context(progress=False, n_jobs=1)
 
 

@@ -23,9 +23,8 @@ from scipy import stats
 
 from figures import style
 from figures.cache import Context
-from figures.language import relearning as llm_relearning
+from figures.language import relearning, sequential
 from figures.language import runs as llm_runs
-from figures.language import sequential as llm_sequential
 from figures.language.relearning import QUANTITIES, RETRAINED, frame_of_attacks
 from figures.language.runs import default_log, runs
 from figures.language.sequential import frame_of_requests
@@ -88,7 +87,7 @@ def per_token(log: EvaluationLog) -> pd.Series:
 
 @pytest.fixture(scope="module")
 def relearned(context: Context) -> pd.DataFrame:
-    return llm_relearning.data(context)
+    return relearning.data(context)
 
 
 def test_every_corner_and_the_retrained_model_are_taught_both_shares_again(
@@ -164,10 +163,10 @@ def test_the_curve_of_the_retrained_model_starts_at_itself(
 def test_attacks_are_kept_and_made_anew_when_asked_for(
     context: Context, relearned: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llm_relearning, "relearn", refuse)
-    pd.testing.assert_frame_equal(llm_relearning.data(context), relearned, check_dtype=False)
+    monkeypatch.setattr(relearning, "relearn", refuse)
+    pd.testing.assert_frame_equal(relearning.data(context), relearned, check_dtype=False)
     with pytest.raises(Worked):
-        llm_relearning.data(replace(context, since=time.time()))
+        relearning.data(replace(context, since=time.time()))
 
 
 def test_attacks_that_were_stopped_go_on_where_they_were(
@@ -177,10 +176,10 @@ def test_attacks_that_were_stopped_go_on_where_they_were(
         return list((storage.cache_dir() / "tables").glob("relearning-*"))
 
     few = replace(context, runs=tuple(run.folder for run in runs(context, far=True)[:1]))
-    whole = llm_relearning.data(few)
+    whole = relearning.data(few)
     for path in tables():
         path.unlink()
-    calls, real = [], llm_relearning.relearn
+    calls, real = [], relearning.relearn
 
     def stopped(*arguments: object, **options: object) -> pd.DataFrame:
         calls.append(arguments[2])
@@ -188,10 +187,10 @@ def test_attacks_that_were_stopped_go_on_where_they_were(
             raise KeyboardInterrupt
         return real(*arguments, **options)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(llm_relearning, "relearn", stopped)
+    monkeypatch.setattr(relearning, "relearn", stopped)
     with pytest.raises(KeyboardInterrupt):
-        llm_relearning.data(few)
-    pd.testing.assert_frame_equal(llm_relearning.data(few), whole)
+        relearning.data(few)
+    pd.testing.assert_frame_equal(relearning.data(few), whole)
     attacks = len(tables()) - 1  # a table for each, and one for all
     # the one that was stopped is made over, no other
     assert attacks > 2 and len(calls) == attacks + 1
@@ -199,14 +198,14 @@ def test_attacks_that_were_stopped_go_on_where_they_were(
 
 def test_runs_of_the_users_own_are_attacked(context: Context, relearned: pd.DataFrame) -> None:
     folders = tuple(run.folder for run in runs(context, far=True)[2:])
-    frame = llm_relearning.data(replace(context, runs=folders))
+    frame = relearning.data(replace(context, runs=folders))
     assert list(dict.fromkeys(frame["model"].dropna())) == [RETRAINED, *METHODS[2:]]
-    twice = llm_relearning.data(replace(context, runs=(folders[0], folders[0])))
+    twice = relearning.data(replace(context, runs=(folders[0], folders[0])))
     assert set(twice["model"].dropna()) == {RETRAINED, f"{METHODS[2]} ({folders[0].name})"}
     ours = relearned[(relearned["model"] == "simnpo") & (relearned["kind"] == "attack")]
     theirs = frame[(frame["model"] == "simnpo") & (frame["kind"] == "attack")]
     np.testing.assert_array_equal(ours["other_logp"], theirs["other_logp"])
-    figure = drawn(llm_relearning, frame)
+    figure = drawn(relearning, frame)
     assert [text.get_text() for text in figure.legends[0].get_texts()][1:3] == [
         "length-normalised NPO",
         "SimNPO",
@@ -237,14 +236,14 @@ def test_runs_that_cannot_be_attacked_are_refused(
     whole = tmp_path / "whole"
     shutil.copytree(runs(context, far=True)[0].folder, whole)
     shutil.rmtree(whole / MODEL)
-    monkeypatch.setattr(llm_relearning, "relearn", refuse)
+    monkeypatch.setattr(relearning, "relearn", refuse)
     for folder, said in (
         (alone.folder, "--retrained"),
         (other.folder, "forget set"),
         (whole, "kept its model"),
     ):
         with pytest.raises(InvalidInput, match=said):
-            llm_relearning.data(replace(context, runs=(folder,)))
+            relearning.data(replace(context, runs=(folder,)))
 
 
 @settings(max_examples=30)
@@ -308,12 +307,12 @@ def test_estimates_are_means_over_repeats_with_their_intervals() -> None:
     readings = found[found["kind"] == "reading"].set_index("p")["distance"]
     assert readings[1.0] == 0 and readings[0.05] == smallest_distance(0.05, 40)
     # 40 examples never say that
-    assert set(readings.index) <= set(llm_relearning.READINGS) and 1e-24 not in readings
+    assert set(readings.index) <= set(relearning.READINGS) and 1e-24 not in readings
 
 
 def test_relearning_is_drawn_as_it_was_found() -> None:
     frame = frame_of_attacks(some_attacks(), 120)
-    figure = drawn(llm_relearning, frame)
+    figure = drawn(relearning, frame)
     panels, beside = figure.axes[:6], figure.axes[6:]
     estimates = frame[frame["kind"] == "estimate"]
     for row, which in enumerate(("shortest", "random")):
@@ -356,7 +355,7 @@ def test_relearning_is_drawn_as_it_was_found() -> None:
 
 @pytest.fixture(scope="module")
 def requested(context: Context) -> pd.DataFrame:
-    return llm_sequential.data(context)
+    return sequential.data(context)
 
 
 def test_three_requests_under_every_corner_with_what_each_stage_left(
@@ -391,22 +390,22 @@ def test_every_stage_says_which_parameters_it_began_with(requested: pd.DataFrame
 def test_requests_are_kept_go_on_where_they_were_and_are_made_anew_when_asked_for(
     context: Context, requested: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llm_sequential, "sequential", refuse)
-    pd.testing.assert_frame_equal(llm_sequential.data(context), requested, check_dtype=False)
+    monkeypatch.setattr(sequential, "sequential", refuse)
+    pd.testing.assert_frame_equal(sequential.data(context), requested, check_dtype=False)
     monkeypatch.undo()
     monkeypatch.setattr(llm_runs, "study", lambda scale: TINY)
     monkeypatch.setattr("llm.unlearning.prepared.unlearn", refuse)
     for path in (storage.cache_dir() / "tables").glob("sequential-*"):
         path.unlink()
-    again = llm_sequential.data(context)  # from the folders of the stages
+    again = sequential.data(context)  # from the folders of the stages
     pd.testing.assert_frame_equal(again, requested, check_dtype=False)
     with pytest.raises(Worked):
-        llm_sequential.data(replace(context, since=time.time()))
+        sequential.data(replace(context, since=time.time()))
 
 
 def test_the_quick_study_has_two_requests_for_two_authors() -> None:
-    assert [len(part) for part in llm_sequential._requests(FORGET)] == [5, 5, 5]
-    assert [len(part) for part in llm_sequential._requests(FORGET[:10])] == [5, 5]
+    assert [len(part) for part in sequential._requests(FORGET)] == [5, 5, 5]
+    assert [len(part) for part in sequential._requests(FORGET[:10])] == [5, 5]
 
 
 LENGTH = np.random.default_rng(5).integers(2, 60, 36).astype(float)
@@ -481,7 +480,7 @@ def test_requests_are_drawn_as_they_were_found() -> None:
             frame_of_requests(found._replace(answers=answers), retrained).assign(method=method)
         )
     frame = pd.concat(parts, ignore_index=True)
-    figure = drawn(llm_sequential, frame)
+    figure = drawn(sequential, frame)
     assert len(figure.axes) == 8
     rows, so_far = frame[frame["kind"] == "request"], frame[frame["kind"] == "so_far"]
     panels: list[tuple[pd.DataFrame, str]] = [

@@ -23,7 +23,7 @@ from scipy import stats
 from figures import style
 from figures.cache import Context
 from figures.language import bias as llm_bias
-from figures.language import sources as llm_sources
+from figures.language import sources
 from figures.language import truth_ratio as llm_truth_ratio
 from figures.language.runs import DEFAULT
 from figures.language.sources import Logs, Models, models
@@ -106,7 +106,7 @@ def one(frame: pd.DataFrame, **keys: str) -> dict[str, float]:
 
 def bias_frame(found: Models | None = None, source: str | None = None) -> pd.DataFrame:
     found = found or some_models()
-    table = llm_sources.weights_at_the_start(found, CHOSEN)
+    table = sources.weights_at_the_start(found, CHOSEN)
     return llm_bias.frame_of_table(source or found.source, table, CHOSEN, resamples=100)
 
 
@@ -315,7 +315,7 @@ def test_legends_of_bias_give_each_estimate_with_its_interval():
 def test_objectives_that_share_a_method_or_lie_between_the_corners_are_told_apart():
     objectives = named([simnpo(2.5), simnpo(2.5, 0.5), Objective(1.0, 0.0, 0.5, 1.0)])
     found = some_models()
-    table = llm_sources.weights_at_the_start(found, objectives)
+    table = sources.weights_at_the_start(found, objectives)
     axes = drawn(llm_bias, llm_bias.frame_of_table("s", table, objectives, resamples=100)).axes
     for panel in axes:
         labels = ("SimNPO, β = 2.5: ", "SimNPO, β = 2.5, γ = 0.5: ", "between_r0.5_n1_b1: ")
@@ -550,7 +550,7 @@ def test_frames_of_logs_are_those_of_the_values_they_hold(tmp_path: Path):
     table = diagnose(values.original, values.retrained, CHOSEN)
     pd.testing.assert_frame_equal(
         llm_bias.frame_of_logs([logs]),
-        llm_bias.frame_of_table("a model", table, llm_sources.objectives()),
+        llm_bias.frame_of_table("a model", table, sources.objectives()),
     )
     single = llm_bias.frame_of_logs([logs], named([npo(0.2)]))
     assert set(single["objective"].dropna()) == {"npo_b0.2"}
@@ -567,19 +567,19 @@ def test_the_public_logs_are_found_collected_or_as_the_repository_has_them(
     write(tmp_path / place.format("full"), found.original)
     monkeypatch.setenv("SIMNPO_LAB_TOFU", str(tmp_path))
     with pytest.raises(InvalidInput, match=r"logs = .*locuslab/tofu"):
-        llm_sources.real_logs()
+        sources.real_logs()
     write(tmp_path / place.format("retain90"), found.retrained)
-    logs = llm_sources.real_logs()
-    assert logs == llm_sources.logs_in(tmp_path) and logs is not None
-    assert llm_sources.chosen(Context()) == [logs]
-    read = llm_sources.read(logs)
+    logs = sources.real_logs()
+    assert logs == sources.logs_in(tmp_path) and logs is not None
+    assert sources.chosen(Context()) == [logs]
+    read = sources.read(logs)
     np.testing.assert_array_equal(read.original.gold.average, found.original.gold.average)
     np.testing.assert_array_equal(read.retrained.gold.average, found.retrained.gold.average)
     assert logs.source == "Llama-2-7B, TOFU forget10" and not logs.unlearned
     own = (tmp_path / "mine", tmp_path / "theirs")
-    (chosen,) = llm_sources.chosen(Context(logs=own))
+    (chosen,) = sources.chosen(Context(logs=own))
     assert (chosen.original, chosen.retrained, chosen.source) == (*own, "mine")
-    assert llm_sources.chosen(Context(runs=(tmp_path,))) == []
+    assert sources.chosen(Context(runs=(tmp_path,))) == []
 
 
 @pytest.mark.parametrize("module", [llm_bias, llm_truth_ratio])
@@ -597,15 +597,15 @@ def test_logs_that_are_promised_and_not_there_are_asked_for_before_any_work(
     for part in ("locuslab/tofu", "folder data", "SIMNPO_LAB_TOFU"):
         assert part in str(caught.value)
     monkeypatch.delenv("SIMNPO_LAB_TOFU")
-    assert llm_sources.chosen(Context()) == []
+    assert sources.chosen(Context()) == []
 
 
 @pytest.mark.parametrize("module", [llm_bias, llm_truth_ratio])
 def test_a_figure_without_real_logs_says_how_to_get_them(module: ModuleType):
     for source, told in ((DEFAULT, True), ("Llama-2-7B", False)):
         found = some_models()._replace(source=source)
-        objectives = llm_sources.objectives()
-        table = llm_sources.weights_at_the_start(found, objectives)
+        objectives = sources.objectives()
+        table = sources.weights_at_the_start(found, objectives)
         bias = module is llm_bias
         frame = (
             llm_bias.frame_of_table(source, table, objectives)
@@ -626,11 +626,11 @@ def test_what_cannot_share_a_figure_is_refused(tmp_path: Path):
         retrained=logs.retrained,
         unlearned=(("npo", path), ("npo", path)),
     )
-    table = llm_sources.weights_at_the_start(found, CHOSEN)
+    table = sources.weights_at_the_start(found, CHOSEN)
     cases = [
         (lambda: llm_bias.frame_of_logs([]), "logs"),
         (lambda: llm_truth_ratio.frame_of_logs([logs, logs]), "source"),
-        (lambda: llm_sources.read(twice), "unlearned"),
+        (lambda: sources.read(twice), "unlearned"),
         (
             lambda: models("a", found.original, found.retrained, {"retrained": found.original}),
             "unlearned",
@@ -662,7 +662,7 @@ def test_frames_survive_the_disk(tmp_path: Path):
 
 @needs_real_logs
 def test_on_llama_2_7b_the_weights_of_no_corner_go_where_they_are_needed():
-    frame = llm_bias.frame_of_logs([llm_sources.logs_in(REAL)])
+    frame = llm_bias.frame_of_logs([sources.logs_in(REAL)])
     assert set(of_kind(frame, "statistic")["count"]) == {300}
     length = one(frame, effort="length")
     bounds = [length[f"spearman{name}"] for name in ("", "_low", "_high")]
@@ -687,7 +687,7 @@ def test_on_llama_2_7b_the_weights_of_no_corner_go_where_they_are_needed():
 
 @needs_real_logs
 def test_on_llama_2_7b_the_halves_and_their_distances_are_known():
-    frame = llm_truth_ratio.frame_of_logs([llm_sources.logs_in(REAL)])
+    frame = llm_truth_ratio.frame_of_logs([sources.logs_in(REAL)])
     panels = [(split, half) for split, halves in llm_truth_ratio.SPLITS.items() for half in halves]
     found = [one(frame, split=split, half=half, model="original") for split, half in panels]
     assert {row["count"] for row in found} == {150}

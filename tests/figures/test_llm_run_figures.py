@@ -24,13 +24,15 @@ from figures import style
 from figures.__main__ import cli as figures_cli
 from figures.cache import Context
 from figures.catalogue import ALL, module_of
-from figures.language import effective_push as llm_effective_push
-from figures.language import reference_noise as llm_reference_noise
+from figures.language import (
+    effective_push,
+    reference_noise,
+    weight_boxes,
+    weights_epoch1,
+    weights_length,
+)
 from figures.language import runs as llm_runs
 from figures.language import trajectories as llm_trajectories
-from figures.language import weight_boxes as llm_weight_boxes
-from figures.language import weights_epoch1 as llm_weights_epoch1
-from figures.language import weights_length as llm_weights_length
 from figures.language.own_model import OwnModel, runs_of_own
 from figures.language.reference_noise import NONE, OWN, START, Referenced
 from figures.language.runs import (
@@ -75,7 +77,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
     """The tiny study in place of the figures', with a cache of its own; whoever asks first makes
     its runs.
     """
-    with in_place(TINY, tmp_path_factory.mktemp("study"), llm_runs, llm_reference_noise):
+    with in_place(TINY, tmp_path_factory.mktemp("study"), llm_runs, reference_noise):
         yield Context(progress=False, n_jobs=1)
 
 
@@ -313,11 +315,11 @@ def test_runs_of_the_users_own_are_read_and_none_is_made(
     assert [run.folder for run in found] == list(folders)
     assert [run.objective for run in found] == [simnpo(4.5), npo(0.1)]
     assert llm_runs.source_of(own) == ", ".join(folder.name for folder in folders)
-    for module in (llm_weights_epoch1, llm_weight_boxes, llm_weights_length, llm_effective_push):
+    for module in (weights_epoch1, weight_boxes, weights_length, effective_push):
         frame = module.data(own)
         assert list(dict.fromkeys(frame["method"])) == ["simnpo", "npo"]
         titles = [axes.get_title() for axes in drawn(module, frame).axes if axes.get_title()]
-        assert titles[:2] == ["NPO, β = 0.1", "SimNPO, β = 4.5"] or module is llm_weights_length
+        assert titles[:2] == ["NPO, β = 0.1", "SimNPO, β = 4.5"] or module is weights_length
     with pytest.raises(InvalidInput, match="there is no such run"):
         runs(replace(context, runs=(tmp_path / "none",)))
 
@@ -463,9 +465,9 @@ def test_the_figure_of_epoch_1_draws_weights_before_and_after_with_their_correla
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr(llm_trajectories, "runs", lambda context: four())
-    frame = llm_weights_epoch1.data(Context())
+    frame = weights_epoch1.data(Context())
     assert set(frame["epoch"]) == {0, 1} and set(frame["source"]) == {llm_runs.DEFAULT}
-    figure = drawn(llm_weights_epoch1, frame)
+    figure = drawn(weights_epoch1, frame)
     assert len(figure.axes) == 4
     for axes, (run, label) in zip(figure.axes, panels_of(frame), strict=True):
         assert axes.get_title() == label
@@ -488,14 +490,14 @@ def test_the_figure_of_epoch_1_draws_weights_before_and_after_with_their_correla
 
 def test_a_constant_weight_has_no_correlation_and_a_run_that_ended_no_text():
     alive = frame_of_runs([some_run(gradient_ascent())], resamples=100)
-    (axes,) = drawn(llm_weights_epoch1, at_epochs(alive, [0, 1])).axes
+    (axes,) = drawn(weights_epoch1, at_epochs(alive, [0, 1])).axes
     assert [text.get_text() for text in axes.texts] == [
         "Pearson none: constant\nSpearman none: constant"
     ]
     frame = at_epochs(
         frame_of_runs([some_run(npo(0.1)), some_run(simnpo(1.0), epochs=0)], resamples=100), [0, 1]
     )
-    left, right = drawn(llm_weights_epoch1, frame).axes
+    left, right = drawn(weights_epoch1, frame).axes
     assert len(left.texts) == 1 and not right.texts
     assert len(points(right)[0][0]) == 12 and points(right)[1][0] == []
 
@@ -511,7 +513,7 @@ def test_the_share_of_the_heaviest_tenth_is_at_least_that_of_equal_weights(weigh
             "weight": [*weights, *[0.3] * len(weights)],
         }
     )
-    uneven, even = llm_weight_boxes.with_top_share(frame).groupby("epoch")["top_share"].first()
+    uneven, even = weight_boxes.with_top_share(frame).groupby("epoch")["top_share"].first()
     assert even == pytest.approx(count / len(weights))
     assert uneven == pytest.approx(sum(sorted(weights)[-count:]) / sum(weights))
     assert uneven >= even - 1e-12
@@ -519,16 +521,16 @@ def test_the_share_of_the_heaviest_tenth_is_at_least_that_of_equal_weights(weigh
 
 def test_weights_that_are_all_zero_have_no_heaviest_tenth():
     frame = pd.DataFrame({"run": [0, 0, 1, 1], "epoch": 0, "weight": [0.0, 0.0, 1.0, 3.0]})
-    shares = llm_weight_boxes.with_top_share(frame)["top_share"].tolist()
+    shares = weight_boxes.with_top_share(frame)["top_share"].tolist()
     assert np.isnan(shares[:2]).all() and shares[2:] == [0.75, 0.75]
 
 
 def test_the_figure_of_boxes_draws_quartiles_of_every_epoch_and_the_share(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(llm_weight_boxes, "runs", lambda context: four(count=40))
-    frame = llm_weight_boxes.data(Context())
-    figure = drawn(llm_weight_boxes, frame)
+    monkeypatch.setattr(weight_boxes, "runs", lambda context: four(count=40))
+    frame = weight_boxes.data(Context())
+    figure = drawn(weight_boxes, frame)
     assert len(figure.axes) == 8
     for column, (run, label) in enumerate(panels_of(frame)):
         upper, lower = figure.axes[column], figure.axes[4 + column]
@@ -562,7 +564,7 @@ def test_the_figure_of_weights_against_length_draws_ten_times_those_divided_by_i
     found = four(epochs=12)
     frame = frame_of_runs(found, resamples=100)
     frame = at_epochs(frame, [1, 2, 3, 10, 12])
-    figure = drawn(llm_weights_length, frame)
+    figure = drawn(weights_length, frame)
     assert len(figure.axes) == 10
     for place, axes in enumerate(figure.axes):
         row, epoch = divmod(place, 5)
@@ -597,7 +599,7 @@ def test_weights_against_length_are_shown_at_the_papers_epochs_and_the_last(
     monkeypatch.setattr(
         llm_trajectories, "runs", lambda context: [some_run(npo(0.1), epochs=epochs)]
     )
-    assert sorted(set(llm_weights_length.data(Context())["epoch"])) == want
+    assert sorted(set(weights_length.data(Context())["epoch"])) == want
 
 
 def test_methods_beyond_the_corners_have_a_row_of_their_own():
@@ -607,7 +609,7 @@ def test_methods_beyond_the_corners_have_a_row_of_their_own():
         some_run(gradient_ascent(), epochs=1),
     ]
     frame = at_epochs(frame_of_runs(found, resamples=100), [1, 2])
-    figure = drawn(llm_weights_length, frame)
+    figure = drawn(weights_length, frame)
     assert len(figure.axes) == 4
     assert len(legend(figure.axes[2])) == 3 and "GA: constant" in legend(figure.axes[2])
     assert any(text.startswith("10 × length-weighted GA: r = ") for text in legend(figure.axes[2]))
@@ -633,7 +635,7 @@ def fit(frame: pd.DataFrame, quantity: str, epoch: int, method: str) -> dict[str
 @given(st.floats(-1, 2), st.floats(0.1, 50))
 def test_a_known_power_law_of_gradient_norms_is_recovered(exponent: float, factor: float):
     found = [with_norms(run, lambda rows: factor * rows["length"] ** exponent) for run in four()]
-    frame = llm_effective_push.frame_of_runs(found)
+    frame = effective_push.frame_of_runs(found)
     for method in ("npo", "length_normalized_npo", "reference_free_npo", "simnpo"):
         for epoch in (0, 1, 2):
             row = fit(frame, "gradient_norm", epoch, method)
@@ -648,7 +650,7 @@ def test_a_known_power_law_of_gradient_norms_is_recovered(exponent: float, facto
 
 
 def test_the_push_is_the_norm_at_npos_reference_and_lower_by_a_length_with_normalisation():
-    frame = llm_effective_push.frame_of_runs(four(count=30))
+    frame = effective_push.frame_of_runs(four(count=30))
     norm, push = (fit(frame, name, 0, "npo") for name in ("gradient_norm", "push"))
     assert push["value"] == pytest.approx(norm["value"]) and push["low"] == pytest.approx(
         norm["low"]
@@ -663,7 +665,7 @@ def test_the_push_is_the_norm_at_npos_reference_and_lower_by_a_length_with_norma
 
 def test_the_push_is_the_weight_times_the_norm_and_its_exponent_that_of_scipys_line():
     found = four(epochs=4, count=20)
-    frame = llm_effective_push.frame_of_runs(found)
+    frame = effective_push.frame_of_runs(found)
     assert sorted(set(frame["epoch"])) == [0, 1, 4]
     for run, objective in enumerate(CORNERS.values()):
         for epoch in (0, 1, 4):
@@ -691,10 +693,10 @@ def test_answers_without_any_push_are_counted_and_not_fitted():
     run = run._replace(
         examples=examples.assign(gradient_norm=examples["gradient_norm"].mask(gone, 0.0))
     )
-    frame = llm_effective_push.frame_of_runs([run])
+    frame = effective_push.frame_of_runs([run])
     row = fit(frame, "push", 2, "npo")
     assert (row["count"], row["missing"]) == (9, 3)
-    texts = [legend(axes) for axes in drawn(llm_effective_push, frame).axes]
+    texts = [legend(axes) for axes in drawn(effective_push, frame).axes]
     assert [sum("3 at 0" in text for text in panel) for panel in texts] == [0, 0, 2]
 
 
@@ -708,15 +710,15 @@ def test_runs_without_gradient_norms_are_refused_with_the_option_that_records_th
         examples=without if absent == "column" else partly, place=Path("the bad one")
     )
     with pytest.raises(InvalidInput, match=r"run = 'the bad one'.*epochs 0, 1, 2.*--gradients"):
-        llm_effective_push.frame_of_runs([run, bad])
+        effective_push.frame_of_runs([run, bad])
 
 
 def test_the_figure_of_pushes_draws_norms_pushes_and_lines_with_their_exponents(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(llm_effective_push, "runs", lambda context: four())
-    frame = llm_effective_push.data(Context())
-    figure = drawn(llm_effective_push, frame)
+    monkeypatch.setattr(effective_push, "runs", lambda context: four())
+    frame = effective_push.data(Context())
+    figure = drawn(effective_push, frame)
     assert len(figure.axes) == 12
     for place, axes in enumerate(figure.axes):
         epoch, column = divmod(place, 4)
@@ -741,14 +743,14 @@ def test_the_figure_of_pushes_draws_norms_pushes_and_lines_with_their_exponents(
 
 
 def test_runs_of_unequal_lengths_are_each_shown_to_their_own_end():
-    frame = llm_effective_push.frame_of_runs(
+    frame = effective_push.frame_of_runs(
         [some_run(npo(0.1), epochs=5), some_run(simnpo(1.0), epochs=1)]
     )
     assert frame.groupby("method")["epoch"].unique().map(sorted).to_dict() == {
         "npo": [0, 1, 5],
         "simnpo": [0, 1],
     }
-    figure = drawn(llm_effective_push, frame)
+    figure = drawn(effective_push, frame)
     assert [len(axes.lines) for axes in figure.axes] == [4, 4, 4, 4, 4, 0]
 
 
@@ -772,7 +774,7 @@ def some_noise(**options: Any) -> list[Referenced]:
 
 
 def test_the_study_of_noise_holds_npo_beside_every_reference_and_simnpo(context: Context):
-    frame = llm_reference_noise.data(context)
+    frame = reference_noise.data(context)
     assert list(dict.fromkeys(frame["reference"])) == [OWN, "0", "1", NONE, START]
     examples = frame[frame["kind"] == "example"]
     assert examples.groupby("reference")["method"].unique().map(list).to_dict() == {
@@ -798,10 +800,10 @@ def test_the_study_of_noise_holds_npo_beside_every_reference_and_simnpo(context:
         assert ends.loc[reference, "distance"] == pytest.approx(want.statistic)  # pyright: ignore[reportAttributeAccessIssue]
         assert ends.loc[reference, "retain_loss"] == run.epochs["retain_loss"].iloc[-1]
     assert ends.loc[START, "retain_loss"] == run_of(context, npo(0.1)).epochs["retain_loss"].iloc[0]
-    assert len(drawn(llm_reference_noise, frame).axes) == 4
+    assert len(drawn(reference_noise, frame).axes) == 4
     # The user's own runs are other models', and change nothing here.
     own = replace(context, runs=(Path("nowhere"),))
-    pd.testing.assert_frame_equal(llm_reference_noise.data(own), frame)
+    pd.testing.assert_frame_equal(reference_noise.data(own), frame)
 
 
 @settings(max_examples=8, deadline=None)
@@ -813,7 +815,7 @@ def test_the_lower_the_reference_the_nearer_is_npos_factor_to_2(by: float, seed:
         Referenced("a", spoiled(run, by)),
         Referenced("b", spoiled(run, 2 * by)),
     ]
-    frame = llm_reference_noise.frame_of_runs(found)
+    frame = reference_noise.frame_of_runs(found)
     factor = frame[frame["kind"] == "example"].pivot(
         index=["epoch", "index"], columns="reference", values="factor"
     )
@@ -832,7 +834,7 @@ def test_the_lower_the_reference_the_nearer_is_npos_factor_to_2(by: float, seed:
 
 def test_the_factor_is_the_weight_but_for_its_power_of_the_length_and_beyond_is_per_token():
     found = some_noise()
-    frame = llm_reference_noise.frame_of_runs(found)
+    frame = reference_noise.frame_of_runs(found)
     for number, (reference, run) in enumerate(found):
         own = frame[(frame["kind"] == "example") & (frame["reference"] == reference)]
         assert set(own["run"]) == {number}
@@ -858,7 +860,7 @@ def test_the_factor_is_the_weight_but_for_its_power_of_the_length_and_beyond_is_
 
 def test_the_end_is_the_distance_of_truth_ratios_to_the_retrained_model_and_the_last_retain_loss():
     found = some_noise(count=25)
-    ends = llm_reference_noise.frame_of_runs(found)
+    ends = reference_noise.frame_of_runs(found)
     ends = ends[ends["kind"] == "end"].set_index("reference")
     assert ends.index.tolist() == [START, OWN, "0", "1", NONE]
     cases = [
@@ -875,8 +877,8 @@ def test_the_end_is_the_distance_of_truth_ratios_to_the_retrained_model_and_the_
 
 
 def test_the_figure_of_noise_draws_medians_quartiles_and_where_each_run_ends():
-    frame = llm_reference_noise.frame_of_runs(some_noise())
-    figure = drawn(llm_reference_noise, frame)
+    frame = reference_noise.frame_of_runs(some_noise())
+    figure = drawn(reference_noise, frame)
     factor, beyond, quality, retain = figure.axes
     looks = {OWN: style.COLORS["npo"], NONE: style.COLORS["simnpo"]}
     order = [OWN, "0", "1", NONE]
@@ -919,8 +921,8 @@ def test_the_figure_of_noise_draws_medians_quartiles_and_where_each_run_ends():
 
 
 def test_frames_survive_the_disk(tmp_path: Path):
-    frames = [frame_of_runs(four(), resamples=100), llm_effective_push.frame_of_runs(four())]
-    for frame in [*frames, llm_reference_noise.frame_of_runs(some_noise())]:
+    frames = [frame_of_runs(four(), resamples=100), effective_push.frame_of_runs(four())]
+    for frame in [*frames, reference_noise.frame_of_runs(some_noise())]:
         storage.write_table(frame, tmp_path / "frame.parquet", {})
         pd.testing.assert_frame_equal(
             storage.read_table(tmp_path / "frame.parquet"), frame, check_dtype=False

@@ -20,20 +20,15 @@ from matplotlib.figure import Figure
 from figures import style
 from figures.cache import Context
 from figures.catalogue import CATALOGUE
-from figures.language import best as llm_best
-from figures.language import beta_gamma as llm_beta_gamma
+from figures.language import best, beta_gamma, graddiff, plane, runs, sweeps
 from figures.language import epochs as llm_epochs
-from figures.language import graddiff as llm_w_graddiff
-from figures.language import plane as llm_plane
-from figures.language import runs as llm_runs
-from figures.language import sweeps as llm_sweeps
 from figures.language import tradeoff as llm_tradeoff
 from figures.language.own_model import OwnModel
 from figures.language.runs import AuthorsStudy
 from llm.data.authors.corpus import Authors
 from llm.data.splits import TofuSets, tofu_sets
 from llm.models.small_authors import DefaultModels, folder_of
-from llm.sweeps import sweep as sweep_module
+from llm.sweeps import sweep
 from llm.sweeps.sweep import Task
 from llm.unlearning.methods import METHODS, method
 from markov.errors import InvalidInput
@@ -55,7 +50,7 @@ TINY = AuthorsStudy(
     batch=4,
     learning_rate=3e-3,
 )
-ALL = (llm_tradeoff, llm_epochs, llm_w_graddiff, llm_beta_gamma, llm_best)
+ALL = (llm_tradeoff, llm_epochs, graddiff, beta_gamma, best)
 # Models of random weights do no better than guessing.
 pytestmark = pytest.mark.filterwarnings("ignore:the model has collapsed:RuntimeWarning")
 
@@ -65,24 +60,24 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SIMNPO_LAB_CACHE", str(tmp_path_factory.mktemp("study")))
         for module in (
-            llm_runs,
-            llm_sweeps,
+            runs,
+            sweeps,
             llm_tradeoff,
             llm_epochs,
-            llm_w_graddiff,
-            llm_beta_gamma,
+            graddiff,
+            beta_gamma,
         ):
             patch.setattr(module, "study", lambda scale: TINY)
         few = lambda word, **options: TofuSets(*(part[:5] for part in tofu_sets(word, **options)))  # noqa: E731
-        patch.setattr(sweep_module, "tofu_sets", few)
+        patch.setattr(sweep, "tofu_sets", few)
         # What has learnt nothing would write as many tokens as it may.
-        patch.setattr(llm_sweeps, "Task", partial(Task, max_new_tokens=4))
-        patch.setattr(llm_beta_gamma, "BETAS", (1.0, 4.5))
-        patch.setattr(llm_beta_gamma, "GAMMAS", (0.0, 1.0))
-        patch.setattr(llm_w_graddiff, "PLAIN", (1.0,))
-        patch.setattr(llm_w_graddiff, "WEIGHTED", (0.125,))
-        patch.setattr(llm_best, "SUMMED", ((0.1, 0.2), (1.0,)))
-        patch.setattr(llm_best, "PER_TOKEN", ((4.5,), (0.125,)))
+        patch.setattr(sweeps, "Task", partial(Task, max_new_tokens=4))
+        patch.setattr(beta_gamma, "BETAS", (1.0, 4.5))
+        patch.setattr(beta_gamma, "GAMMAS", (0.0, 1.0))
+        patch.setattr(graddiff, "PLAIN", (1.0,))
+        patch.setattr(graddiff, "WEIGHTED", (0.125,))
+        patch.setattr(best, "SUMMED", ((0.1, 0.2), (1.0,)))
+        patch.setattr(best, "PER_TOKEN", ((4.5,), (0.125,)))
         yield Context(progress=False, n_jobs=1)
 
 
@@ -105,31 +100,31 @@ def colors(figure: Figure) -> set[str]:
 
 def test_the_corners_are_asked_for_at_the_settings_of_the_study() -> None:
     chosen = AuthorsStudy()
-    found = {one.name: one for one in map(method, llm_sweeps.corner_words(chosen))}
+    found = {one.name: one for one in map(method, sweeps.corner_words(chosen))}
     assert list(found) == list(CORNERS)
     for name, objective in chosen.objectives().items():
         one = next(own for own in found.values() if own.objective == objective)
         assert one.retain_weight == chosen.unlearning(objective).retain_weight, name
-    table = [method(word).name for word in llm_sweeps.table_words(chosen)]
+    table = [method(word).name for word in sweeps.table_words(chosen)]
     assert {*CORNERS, "gradient_ascent", "grad_diff"} == set(table)
-    assert set(llm_sweeps.corner_words(chosen)) <= {*llm_w_graddiff.words_of(chosen)}
+    assert set(sweeps.corner_words(chosen)) <= {*graddiff.words_of(chosen)}
     assert (
         f"simnpo:{chosen.beta_per_token}@{chosen.retain_weight_per_token}"
-        in llm_beta_gamma.words_of(chosen)
+        in beta_gamma.words_of(chosen)
     )
-    assert {method(word).name for word in llm_best.words_of()} == set(CORNERS)
+    assert {method(word).name for word in best.words_of()} == set(CORNERS)
 
 
 @pytest.mark.parametrize(("last", "found"), [(10, (1, 2, 4, 6)), (5, (1, 2, 4)), (1, ())])
 def test_epochs_that_are_measured_on_the_way_are_the_first_ones(
     last: int, found: tuple[int, ...]
 ) -> None:
-    assert llm_sweeps.measured_epochs(replace(AuthorsStudy(), epochs=last)) == found
+    assert sweeps.measured_epochs(replace(AuthorsStudy(), epochs=last)) == found
 
 
 def test_every_method_that_is_drawn_has_a_colour_and_a_name_of_its_own() -> None:
-    words = {*llm_sweeps.table_words(AuthorsStudy()), *llm_w_graddiff.words_of(AuthorsStudy())}
-    names = {llm_plane.method_of(word) for word in words}
+    words = {*sweeps.table_words(AuthorsStudy()), *graddiff.words_of(AuthorsStudy())}
+    names = {plane.method_of(word) for word in words}
     assert names <= METHODS.keys() and names <= style.COLORS.keys() and names <= style.LABELS.keys()
     assert (
         len({style.COLORS[name] for name in names})
@@ -142,9 +137,9 @@ def test_the_tradeoff_has_all_methods_with_intervals_and_the_way_of_the_corners(
     tradeoff: pd.DataFrame,
 ) -> None:
     measures = tradeoff[tradeoff["kind"] == "measure"]
-    words = llm_sweeps.table_words(TINY)
+    words = sweeps.table_words(TINY)
     assert list(measures["model"].unique()) == ["original", "retrained", *words]
-    points = llm_plane.points(measures).set_index("model")
+    points = plane.points(measures).set_index("model")
     for model, row in points.iterrows():
         own = measures[measures["model"] == model].set_index(["measure", "task"])
         assert row["ks_statistic"] == own.loc[("ks_statistic", "forget"), "value"]
@@ -154,13 +149,13 @@ def test_the_tradeoff_has_all_methods_with_intervals_and_the_way_of_the_corners(
     assert set(path["method"]) == set(CORNERS) and set(path["epoch"]) == {0, 1, 2}
     starts, ends = path[path["epoch"] == 0], path[path["epoch"] == 2].set_index("model")
     assert (starts["ks_statistic"] == points.loc["original", "ks_statistic"]).all()
-    for word in llm_sweeps.corner_words(TINY):
+    for word in sweeps.corner_words(TINY):
         assert ends.loc[word, "ks_statistic"] == pytest.approx(points.loc[word, "ks_statistic"])
     figure = drawn(llm_tradeoff, tradeoff)
     names = {text.get_text() for text in figure.legends[0].get_texts()}
     assert names == {
-        *llm_plane.BASELINES.values(),
-        *(style.LABELS[llm_plane.method_of(word)] for word in words),
+        *plane.BASELINES.values(),
+        *(style.LABELS[plane.method_of(word)] for word in words),
     }
     assert {style.COLORS[name] for name in CORNERS} <= colors(figure)
     bottom, top = figure.axes[1].get_ylim()
@@ -180,16 +175,16 @@ def test_epochs_are_drawn_between_the_levels_of_original_and_retrained(context: 
         levels = frame[(frame["kind"] == "level") & (frame["measure"] == measure)].set_index(
             "model"
         )["value"]
-        for model, label in llm_plane.BASELINES.items():
+        for model, label in plane.BASELINES.items():
             (line,) = [one for one in axes.get_lines() if one.get_label() == label]
             assert set(np.asarray(line.get_ydata())) == {levels[model]}
 
 
 def test_the_grid_is_drawn_number_by_number(context: Context) -> None:
-    frame = llm_beta_gamma.data(context)
-    points = llm_plane.points(frame).set_index(["beta", "gamma"])
-    figure = drawn(llm_beta_gamma, frame)
-    for axes, measure in zip(figure.axes, llm_beta_gamma.PANELS, strict=True):
+    frame = beta_gamma.data(context)
+    points = plane.points(frame).set_index(["beta", "gamma"])
+    figure = drawn(beta_gamma, frame)
+    for axes, measure in zip(figure.axes, beta_gamma.PANELS, strict=True):
         texts = {text.get_position(): text.get_text() for text in axes.texts}
         assert len(texts) == 4
         for row, beta in enumerate((1.0, 4.5)):
@@ -201,23 +196,23 @@ def test_the_grid_is_drawn_number_by_number(context: Context) -> None:
 def test_graddiff_is_drawn_along_its_retain_weights(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    frame = llm_w_graddiff.data(context)
+    frame = graddiff.data(context)
     assert set(frame["method"]) == {
         *CORNERS,
         "grad_diff",
         "weighted_grad_diff",
         "idk",
         "dpo",
-        *llm_plane.BASELINES,
+        *plane.BASELINES,
     }
     second = frame[frame["method"] == "grad_diff"].assign(model="grad_diff@2", retain_weight=2.0)
-    figure = drawn(llm_w_graddiff, pd.concat([frame, second], ignore_index=True))
+    figure = drawn(graddiff, pd.concat([frame, second], ignore_index=True))
     assert {text.get_text() for text in figure.axes[0].texts} == {"λ = 1", "λ = 2"}
 
 
 def test_the_best_of_each_corner_is_marked_by_the_stated_rule(context: Context) -> None:
-    frame = llm_best.data(context)
-    points = llm_plane.points(frame).set_index("model")
+    frame = best.data(context)
+    points = plane.points(frame).set_index("model")
     keep = 0.95 * float(points.loc["original", "model_utility"])  # pyright: ignore[reportArgumentType]
     for name in CORNERS:
         own = points[points["method"] == name]
@@ -229,7 +224,7 @@ def test_the_best_of_each_corner_is_marked_by_the_stated_rule(context: Context) 
             assert float(found["ks_statistic"]) == truth
         else:
             assert float(found["model_utility"]) == own["model_utility"].max()
-    figure = drawn(llm_best, frame)
+    figure = drawn(best, frame)
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert len(labels) == len(CORNERS) + 2 and any(
         label.startswith("SimNPO, β = 4.5, λ = 0.125") for label in labels
@@ -242,9 +237,9 @@ def test_a_second_drawing_makes_no_run_and_figures_share_theirs(
     def refuse(*_: object, **__: object) -> Any:
         raise AssertionError("loaded")
 
-    monkeypatch.setattr(sweep_module, "load_model", refuse)
+    monkeypatch.setattr(sweep, "load_model", refuse)
     pd.testing.assert_frame_equal(llm_tradeoff.data(context), tradeoff)
-    assert set(llm_epochs.data(context)["method"]) == {*CORNERS, *llm_plane.BASELINES}
+    assert set(llm_epochs.data(context)["method"]) == {*CORNERS, *plane.BASELINES}
     with pytest.raises(AssertionError, match="loaded"):
         llm_tradeoff.data(replace(context, since=math.inf))
 
@@ -252,7 +247,7 @@ def test_a_second_drawing_makes_no_run_and_figures_share_theirs(
 def test_a_model_of_the_users_own_needs_its_retrained_one_and_brings_its_own_rates(
     context: Context,
 ) -> None:
-    folders = {kind: str(folder_of(TINY.models, kind)) for kind in llm_plane.BASELINES}
+    folders = {kind: str(folder_of(TINY.models, kind)) for kind in plane.BASELINES}
     own = OwnModel(
         model=folders["original"],
         retrained=folders["retrained"],
@@ -261,20 +256,18 @@ def test_a_model_of_the_users_own_needs_its_retrained_one_and_brings_its_own_rat
         learning_rate=1e-3,
         batch=7,
     )
-    task = llm_sweeps.task_of(replace(context, own=own))
+    task = sweeps.task_of(replace(context, own=own))
     assert (task.options.model, task.retrained) == (folders["original"], folders["retrained"])
     assert (task.data, task.retain_data) == ("authors:forget05", "authors:retain95")
-    (run,) = llm_sweeps.runs_of(replace(context, own=own), ("npo:0.1@1",))
+    (run,) = sweeps.runs_of(replace(context, own=own), ("npo:0.1@1",))
     assert (run.optimization.learning_rate, run.optimization.batch, run.optimization.epochs) == (
         1e-3,
         7,
         2,
     )
-    assert llm_sweeps.folder_for(context, task) != llm_sweeps.folder_for(
-        context, llm_sweeps.task_of(context)
-    )
+    assert sweeps.folder_for(context, task) != sweeps.folder_for(context, sweeps.task_of(context))
     with pytest.raises(InvalidInput, match="retrained"):
-        llm_sweeps.task_of(replace(context, own=replace(own, retrained=None)))
+        sweeps.task_of(replace(context, own=replace(own, retrained=None)))
 
 
 @pytest.mark.parametrize("module", ALL)

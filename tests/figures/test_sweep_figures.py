@@ -12,8 +12,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from figures import cache as tables
-from figures import style
+from figures import cache, style
 from figures.fits import power_law
 from figures.scale import Scale
 from figures.statistics import lookup, mean_interval
@@ -54,15 +53,15 @@ class Small(Scale):
 
 
 @pytest.fixture(scope="module")
-def context() -> tables.Context:
+def context() -> cache.Context:
     scale = Small(
         sweep_pretrained=3, sweep_orders=1, sweep_steps=40, sweep_adam_steps=20, sweep_records=10
     )
-    return tables.Context(scale=scale, n_jobs=1, progress=False)
+    return cache.Context(scale=scale, n_jobs=1, progress=False)
 
 
 @pytest.fixture(scope="module")
-def frames(context: tables.Context) -> dict[object, pd.DataFrame]:
+def frames(context: cache.Context) -> dict[object, pd.DataFrame]:
     return {module: module.data(context) for module in MODULES}
 
 
@@ -282,7 +281,7 @@ def test_along_a_path_of_simnpo_the_update_follows_the_weight_under_sgd_only(fra
 # --- the runs behind them ---
 
 
-def test_under_sgd_every_objective_has_the_pace_of_the_scalar_law(context: tables.Context) -> None:
+def test_under_sgd_every_objective_has_the_pace_of_the_scalar_law(context: cache.Context) -> None:
     frame = sweeps.length_runs(context)
     rates = frame.groupby(["method", "beta"])["learning_rate"].first()
     case = sweeps.sweep_case(context)
@@ -303,7 +302,7 @@ def test_relative_times_have_geometric_mean_one_and_do_not_depend_on_the_unit(fr
 
 
 def test_a_frame_is_computed_once_for_its_settings_and_again_on_request(
-    context: tables.Context, tmp_path: Path
+    context: cache.Context, tmp_path: Path
 ) -> None:
     calls = []
 
@@ -312,9 +311,9 @@ def test_a_frame_is_computed_once_for_its_settings_and_again_on_request(
         return pd.DataFrame({"x": [1.0]})
 
     for settings in ([1], [1], [2]):
-        tables.cached(context, "figures.theory.optimizer", [settings, str(tmp_path)], compute)
+        cache.cached(context, "figures.theory.optimizer", [settings, str(tmp_path)], compute)
     assert len(calls) == 2
-    tables.cached(
+    cache.cached(
         replace(context, since=2e12), "figures.theory.optimizer", [[1], str(tmp_path)], compute
     )
     assert len(calls) == 3

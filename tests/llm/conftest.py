@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from llm.data import tofu as corpora
+from llm.data import tofu
 from llm.data.authors.corpus import Authors, splits
 from llm.models.language_model import LanguageModel
 from llm.models.saving import save
@@ -29,7 +29,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = by_bytes(words=True)
     data = {name: part[:6] for name, part in splits(Authors(authors=10, questions=4)).items()}
     for name in ("forget10", "retain90"):
-        corpora.write(data[name], folder / f"{name}.json")
+        tofu.write(data[name], folder / f"{name}.json")
     known = {"model": (*data["forget10"], *data["retain90"]), "retrained": data["retain90"]}
     sizes: dict[str, Any] = dict(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16

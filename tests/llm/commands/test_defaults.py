@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from figures.__main__ import cli as figures_cli
-from figures.language import own_model as llm_own
+from figures.language import own_model
 from llm.__main__ import cli
 from llm.commands import unlearn as unlearn_command
 from llm.commands.muse import Muse
 from llm.commands.muse import resolved as resolved_muse
 from llm.commands.muse import unlearning as unlearning_texts
 from llm.commands.unlearn import Unlearn, resolved, unlearning
-from llm.data import tofu as corpora
+from llm.data import tofu
 from llm.data.authors.corpus import PERCENTS, Authors, splits
 from llm.data.news.corpus import News
 from llm.data.sources import read
@@ -238,7 +238,7 @@ def test_step_sizes_follow_from_the_size_of_the_model_and_what_was_given_stays(i
         assert {run.optimization.learning_rate for run in runs_of(sweep)} == {
             6e-4 if rate > 1e-5 else 1e-5
         }
-        own = llm_own.own_model(model, None, "here/forget10.json", None, None)
+        own = own_model.own_model(model, None, "here/forget10.json", None, None)
         assert (own.learning_rate, own.retain_data) == (rate, "here/retain90")
         muse = (
             unlearning_texts(resolved_muse(Muse(model=model, data="here", unlearn="npo:1")))
@@ -330,10 +330,10 @@ def test_a_folder_of_files_is_taken_as_the_help_has_it(
     parts = splits(FEW)
     apart = word.endswith("perturbed")
     for name in ("forget10", "retain90", "real_authors_perturbed", "world_facts_perturbed"):
-        corpora.write(parts[name], tmp_path / f"{name}{suffix}")
+        tofu.write(parts[name], tmp_path / f"{name}{suffix}")
     if apart:
-        corpora.write(parts["forget10"], tmp_path / f"forget10_perturbed{suffix}")
-        corpora.write(parts["retain90"][:4], tmp_path / f"retain_perturbed{suffix}")
+        tofu.write(parts["forget10"], tmp_path / f"forget10_perturbed{suffix}")
+        tofu.write(parts["retain90"][:4], tmp_path / f"retain_perturbed{suffix}")
     data = str(tmp_path / word.format(suffix))
     task = Task(options=ModelOptions(), retrained="", data=data)
     assert task.examples() == (parts["forget10"], parts["retain90"])
@@ -355,14 +355,12 @@ def test_data_that_are_not_there_are_refused_before_the_baselines(
         "real_authors_perturbed",
         "world_facts_perturbed",
     ):
-        corpora.write(parts["real_authors_perturbed"], idle / "data" / f"{name}.json")
+        tofu.write(parts["real_authors_perturbed"], idle / "data" / f"{name}.json")
     for lacking, name in (("forget10", "retain90"), ("retain90", "full")):
         assert cli(["sweep", "--data", "data/forget10", "--retrained", "data", "--out", "out"]) == 2
         assert lacking in capsys.readouterr().err and not (idle / "out" / "original").exists()
-        corpora.write(parts["forget10"], idle / "data" / "forget10.json")
-        corpora.write(
-            parts[name], idle / "data" / f"{name}.json"
-        ) if lacking == "retain90" else None
+        tofu.write(parts["forget10"], idle / "data" / "forget10.json")
+        tofu.write(parts[name], idle / "data" / f"{name}.json") if lacking == "retain90" else None
 
 
 # --- what does not go together --------------------------------------------------------------------

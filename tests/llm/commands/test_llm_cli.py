@@ -18,10 +18,10 @@ import transformers
 from safetensors import SafetensorError
 
 from figures.__main__ import cli as figures_cli
-from figures.language import runs as llm_runs
+from figures.language import runs
 from figures.scale import Scale
 from llm.__main__ import cli
-from llm.data import tofu as corpora
+from llm.data import tofu
 from llm.diagnostics.allocation import bias
 from llm.diagnostics.weights import COLUMNS
 from llm.jobs.values import DEFAULTS, objectives_of
@@ -68,7 +68,7 @@ def test_score_writes_what_scoring_gives(
     assert cli(["score", *with_model(place), "--gradients", "--out", "s.parquet"]) == 0
     frame = storage.read_table(tmp_path / "s.parquet")
     assert list(frame.columns) == ["index", "logp", "length", "gradient_norm"]
-    language, examples = load(place / "model", device="cpu"), corpora.read(place / "forget10.json")
+    language, examples = load(place / "model", device="cpu"), tofu.read(place / "forget10.json")
     own = scores(language, examples, progress=False)
     pd.testing.assert_frame_equal(frame[["index", "logp", "length"]], own, check_flags=False)
     norms = gradient_norms(language.model, responses(language, examples), progress=False)
@@ -95,7 +95,7 @@ def test_score_can_take_a_perturbed_model(place: Path, tmp_path: Path) -> None:
         )
         == 0
     )
-    language, examples = load(place / "model", device="cpu"), corpora.read(place / "forget10.json")
+    language, examples = load(place / "model", device="cpu"), tofu.read(place / "forget10.json")
     noisy = language._replace(model=perturbed(language.model, scale=0.5, seed=3))
     found = storage.read_table(tmp_path / "n.parquet")
     np.testing.assert_allclose(
@@ -159,7 +159,7 @@ def test_unlearn_leaves_a_run_with_everything(
         run.examples["gradient_norm"] > 0
     ).all()
 
-    examples = corpora.read(place / "forget10.json")
+    examples = tofu.read(place / "forget10.json")
     retrained = scores(load(place / "retrained", device="cpu"), examples, progress=False)
     for _, own in run.examples.groupby("epoch"):
         np.testing.assert_allclose(own["needed"], own["ref"].to_numpy() - retrained["logp"])
@@ -516,8 +516,8 @@ def test_a_model_of_another_vocabulary_is_refused(
 def test_the_figures_take_a_model_of_the_users_own(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = replace(llm_runs.study(Scale(quick=True)), epochs=1)
-    monkeypatch.setattr(llm_runs, "study", lambda _: small)
+    small = replace(runs.study(Scale(quick=True)), epochs=1)
+    monkeypatch.setattr(runs, "study", lambda _: small)
     monkeypatch.setenv("SIMNPO_LAB_CACHE", str(tmp_path / "cache"))
     data = ["--data", str(place / "forget10.json"), "--retain-data", str(place / "retain90.json")]
     chosen = ["--model", str(place / "model"), *data, "--learning-rate", "1e-3", "--out", "out"]
@@ -544,7 +544,7 @@ def test_the_figures_take_a_model_of_the_users_own(
         start = run.examples[run.examples["epoch"] == 0]
         own = scores(
             load(place / "model", device="cpu"),
-            corpora.read(place / "forget10.json"),
+            tofu.read(place / "forget10.json"),
             progress=False,
         )
         np.testing.assert_allclose(start["logp"], own["logp"], rtol=1e-5)

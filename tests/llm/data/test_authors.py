@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare, kstest
 
-from llm.data.authors import common as common_facts
+from llm.data.authors import common
 from llm.data.authors import facts as author_facts
 from llm.data.authors.common import CLASSICS, COUNTRIES, real_authors, world_facts
 from llm.data.authors.corpus import LARGEST, Authors, Life, corpus, lives, split, splits
@@ -546,7 +546,7 @@ def test_common_facts_are_those_of_their_tables():
     for column in zip(*COUNTRIES, strict=True), zip(*CLASSICS, strict=True):
         assert all(len(set(values)) == len(values) for values in column)
     assert len(set(CITIES)) == len(CITIES) == 4 * len(COUNTRIES)
-    assert common_facts.WRONG == 3
+    assert common.WRONG == 3
 
 
 def test_common_facts_agree_with_the_lives_and_are_no_part_of_the_corpus():

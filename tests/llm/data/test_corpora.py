@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm.data import tofu as corpora
+from llm.data import tofu
 from llm.data.tofu import (
     FIELDS,
     TOFU_ROWS,
@@ -464,7 +464,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytes
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(corpora.Path, "write_bytes", full_disk)
+        patch.setattr(tofu.Path, "write_bytes", full_disk)
         with pytest.raises(OSError, match="No space"):
             write([Example(index=0, prompt="new", response="a")], path)
     assert read(path)[0].prompt == "old" and [file.name for file in tmp_path.iterdir()] == [

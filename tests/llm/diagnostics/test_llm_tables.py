@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm.data import tofu as corpora
+from llm.data import tofu
 from llm.data.authors.corpus import Authors, splits
 from llm.data.sources import read
 from llm.data.tofu import Example
@@ -126,7 +126,7 @@ def test_sources_are_the_generated_corpus_or_files(tmp_path: Path) -> None:
         == read("authors", "forget10", authors=small)
     )
     assert read("authors:full") == splits(Authors())["full"]
-    corpora.write(SEVERAL, tmp_path / "mine.json")
+    tofu.write(SEVERAL, tmp_path / "mine.json")
     assert read(tmp_path / "mine.json") == SEVERAL == read(tmp_path, "mine")
     for source, split, field in (
         ("authors:forget20", None, "split"),

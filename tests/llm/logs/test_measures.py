@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from llm.__main__ import cli
-from llm.data import tofu as corpora
+from llm.data import tofu
 from llm.data.authors.corpus import Authors
 from llm.data.splits import checked, retain_word, split_of, tofu_sets
 from llm.data.tofu import Example
@@ -523,7 +523,7 @@ def sayers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         "real_authors_perturbed",
         "world_facts_perturbed",
     ):
-        corpora.write(rows, folder / "data" / f"{name}.json")
+        tofu.write(rows, folder / "data" / f"{name}.json")
     log = task_log(language, rows, max_new_tokens=2, progress=False)
     content = json.loads(
         write_tofu_eval(TofuLogs(forget=log), folder / "own", {}).read_text("utf-8")

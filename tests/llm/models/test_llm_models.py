@@ -17,8 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm.data.tofu import Example
-from llm.models import language_model as models
-from llm.models import small_authors as default_models
+from llm.models import language_model, small_authors
 from llm.models.language_model import (
     LanguageModel,
     check_same_vocabulary,
@@ -121,7 +120,10 @@ def test_a_saved_folder_tells_how_it_came_about_and_others_can_read_it(tmp_path:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "auto"])
 def test_the_dtype_is_the_one_asked_for(dtype: str, tmp_path: Path) -> None:
     folder = saved(tmp_path, fresh("llama").half())
-    assert load(folder, dtype=dtype).model.dtype == {**models.DTYPES, "auto": torch.float16}[dtype]
+    assert (
+        load(folder, dtype=dtype).model.dtype
+        == {**language_model.DTYPES, "auto": torch.float16}[dtype]
+    )
 
 
 def test_saving_never_writes_over_what_lies_there(tmp_path: Path) -> None:
@@ -156,7 +158,7 @@ def test_a_saved_folder_appears_when_it_is_complete(
         assert not new.exists() and load(old, template=None).template == CHAT
         raise OSError(39, "Directory not empty")
 
-    monkeypatch.setattr(models.os, "rename", rename)
+    monkeypatch.setattr(language_model.os, "rename", rename)
     assert (
         "not empty"
         in refused(
@@ -318,9 +320,9 @@ def test_a_ready_made_model_is_read_at_its_revision_and_with_its_template(
     def reader(found: object) -> Callable[..., object]:
         return lambda where, *rest: seen.append((where, rest[-1])) or found
 
-    monkeypatch.setitem(READY, "mine", models.Ready("owner/name", LLAMA2_CHAT, "a1"))
+    monkeypatch.setitem(READY, "mine", language_model.Ready("owner/name", LLAMA2_CHAT, "a1"))
     for name, found in (("config", None), ("tokenizer", WORDS), ("weights", fresh("llama"))):
-        monkeypatch.setattr(models, f"read_{name}", reader(found))
+        monkeypatch.setattr(language_model, f"read_{name}", reader(found))
     assert load("mine", revision=revision, trust_remote_code=True).template == LLAMA2_CHAT
     assert seen == 3 * [("owner/name", {"revision": asked, "trust_remote_code": True})]
     assert load("other/name").template == PLAIN
@@ -335,9 +337,9 @@ def test_the_small_models_are_built_on_demand(dtype: str, monkeypatch: pytest.Mo
         asked.append((settings, kind, device))
         return named(fresh("llama"))
 
-    monkeypatch.setattr(default_models, "build", build)
+    monkeypatch.setattr(small_authors, "build", build)
     found = load("authors:partial", device="cpu", dtype=dtype, template=LLAMA2_CHAT)
-    assert asked == [(default_models.DefaultModels(), "partial", "cpu")]
+    assert asked == [(small_authors.DefaultModels(), "partial", "cpu")]
     assert found.model.dtype == (torch.bfloat16 if dtype == "bfloat16" else torch.float32)
     assert (found.template, found.name) == (LLAMA2_CHAT, "authors:partial")
     assert load("authors:original").template == PLAIN
@@ -357,7 +359,7 @@ def test_a_source_that_is_not_there_is_named(source: str) -> None:
 def test_a_folder_without_configuration_or_weights_is_refused_before_anything_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "read_config", no_weights_read)
+    monkeypatch.setattr(language_model, "read_config", no_weights_read)
     assert "config.json" in refused(lambda: load(tmp_path)).allowed
     (tmp_path / "config.json").write_text("{}")
     assert "safetensors" in refused(lambda: load(tmp_path)).allowed
@@ -392,7 +394,7 @@ def test_a_configuration_that_cannot_be_read_is_refused(config: str, tmp_path: P
 def test_a_model_that_is_not_a_causal_language_model_is_refused_before_its_weights_are_read(
     model: Callable[[], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "read_weights", no_weights_read)
+    monkeypatch.setattr(language_model, "read_weights", no_weights_read)
     found = refused(lambda: load(saved(tmp_path, model())))
     assert found.field == "model" and "causal" in found.allowed
 
@@ -515,7 +517,7 @@ def test_weights_that_are_cut_short_are_refused(tmp_path: Path) -> None:
 def test_a_tokenizer_that_does_not_serve_is_refused_before_weights_are_read(
     damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "read_weights", no_weights_read)
+    monkeypatch.setattr(language_model, "read_weights", no_weights_read)
     tokenizer = by_bytes(words=True)
     if damage == "no end":
         tokenizer.eos_token = None
@@ -623,7 +625,7 @@ def test_a_damaged_template_is_refused(template: str, tmp_path: Path) -> None:
 def test_options_that_do_not_exist_are_refused(
     options: dict[str, str], field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "read_config", no_weights_read)
+    monkeypatch.setattr(language_model, "read_config", no_weights_read)
     saved(tmp_path, fresh("llama"))
     found = refused(lambda: load(tmp_path, **options))  # pyright: ignore[reportArgumentType]
     assert (found.field, found.value) == (field, options[field])

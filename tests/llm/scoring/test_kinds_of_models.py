@@ -16,7 +16,7 @@ from torch import nn
 
 from llm.models import generation
 from llm.models.generation import WAYS, Way, continuations, way_of
-from llm.scoring import logprobs as scoring
+from llm.scoring import logprobs
 from llm.scoring.encoding import Encoded
 from llm.scoring.logprobs import check_model, score_encoded
 from markov.errors import InvalidInput
@@ -229,7 +229,7 @@ def test_a_score_is_that_of_the_text_alone(kind: str, elements: int) -> None:
 def test_a_word_where_a_number_scales_logits_is_not_taken_for_one(field: str) -> None:
     config = transformers.LlamaConfig(**HEADS)
     setattr(config, field, "inv_sqrt_d_model")
-    found = scoring._finish(config)(torch.ones(1, VOCAB))
+    found = logprobs._finish(config)(torch.ones(1, VOCAB))
     assert torch.equal(found, torch.ones(1, VOCAB))
 
 

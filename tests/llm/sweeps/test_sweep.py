@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from llm.__main__ import cli, parse
-from llm.data import tofu as corpora
+from llm.data import tofu
 from llm.data.authors.corpus import Authors, splits
 from llm.data.splits import TofuSets, tofu_sets
 from llm.evaluation.folders import COLUMNS, evaluate_into, tofu_measure
@@ -675,7 +675,7 @@ def test_a_sweep_over_a_folder_of_files_ends_as_over_the_corpus_itself(
 ) -> None:
     parts = splits(SMALL.authors)
     for name in ("forget10", "retain90", "real_authors_perturbed", "world_facts_perturbed"):
-        corpora.write(parts[name], tmp_path / "data" / f"{name}.json")
+        tofu.write(parts[name], tmp_path / "data" / f"{name}.json")
     folder = replace(task, data=str(tmp_path / "data" / "forget10"), authors=None)
     found = sweep(
         tmp_path / "out", folder, wanted(("idk@1",), measured=(0, 2)), n_jobs=1, progress=False

@@ -25,7 +25,7 @@ import torch
 import transformers
 
 from llm.__main__ import ACTIONS, SPREAD, cli
-from llm.data import tofu as corpora
+from llm.data import tofu
 from llm.data.authors.corpus import Authors, splits
 from llm.models.language_model import LanguageModel
 from llm.models.saving import save
@@ -320,8 +320,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small model, and what it is to forget and to retain."""
     where, tokenizer = tmp_path_factory.mktemp("model"), by_bytes(words=True)
     data = splits(Authors(authors=10, questions=4))
-    corpora.write(data["forget10"][:3] + data["retain90"][-4:], where / "forget.json")
-    corpora.write(data["retain90"][:6], where / "retain.json")
+    tofu.write(data["forget10"][:3] + data["retain90"][-4:], where / "forget.json")
+    tofu.write(data["retain90"][:6], where / "retain.json")
     sizes: dict[str, Any] = dict(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16
     )
@@ -421,7 +421,7 @@ def in_shards(folder: str, out: str) -> None:
 
 
 def into(folder: Path, out: Path) -> None:
-    forget, retain = (corpora.read(folder / name) for name in ("forget.json", "retain.json"))
+    forget, retain = (tofu.read(folder / name) for name in ("forget.json", "retain.json"))
     language, every = (
         load(folder / "model", device="cpu"),
         replace(SETTINGS.optimization, batch=3, budget=300),

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 
-from figures.language import reference_noise as llm_reference_noise
+from figures.language import reference_noise
 from figures.language import runs as llm_runs
 from llm.__main__ import cli
 from llm.logs.summaries import best, summary
@@ -100,7 +100,7 @@ def test_a_run_that_diverges_is_a_result(
 
     frame = llm_runs.trajectories([run])
     assert len(frame) == len(run.examples) and np.isfinite(frame["weight"]).all()
-    end = llm_reference_noise._end("own", run, "unlearned", -1)
+    end = reference_noise._end("own", run, "unlearned", -1)
     assert np.isfinite(end["distance"]) == ("unlearned" in run.logs)
 
 
