@@ -188,10 +188,10 @@ class Case:
         with the same retain settings share their retain data, and hence one retrained model.
         """
         require_whole(seed, "seed")
-        train, test = {}, {}
+        train, test, chains = {}, {}, self.chains()
         for index, component in enumerate(COMPONENTS):
             count, length = self.counts[component], self.lengths[component]
-            tokens = self.chains()[index].sample(count, length, component_generator(seed, index))
+            tokens = chains[index].sample(count, length, component_generator(seed, index))
             train[component], test[component] = tokens.tensor_split(
                 [count - self._test_count(component)]
             )

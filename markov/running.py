@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import joblib
 import numpy as np
@@ -153,7 +153,7 @@ def trajectory(
     with one_thread():
         return _unlearn(
             experiments,
-            [_member(models_folder(cache), experiment) for experiment in experiments],
+            _members(models_folder(cache), experiments),
             on_step,
         )
 
@@ -235,7 +235,7 @@ def _table(folder: Path, progress: bool, experiments: Sequence[Experiment]) -> p
         one_thread(),
         _steps_bar(experiments[0].steps, f"{len(experiments)} runs", progress) as tick,
     ):
-        members = [_member(folder, experiment) for experiment in experiments]
+        members = _members(folder, experiments)
         found = _unlearn(experiments, members, tick)
         retrained = [
             [float(kl_to_truth(probe, probe.retrained)) for probe in member.probes]
@@ -288,7 +288,36 @@ def _unlearn(
     )
 
 
-def _member(folder: Path, experiment: Experiment) -> Member:
+class _Start(NamedTuple):
+    """What runs of one pretrained model have in common: where they start, and on which data."""
+
+    start: dict[str, torch.Tensor]
+    forget: Corpus
+    retain: Corpus
+    probes: tuple[Probe, ...]
+
+
+def _members(folder: Path, experiments: Sequence[Experiment]) -> list[Member]:
+    # Most runs of a grid share a pretrained model, whose data are drawn and scored once.
+    starts: dict[Any, _Start] = {}
+    members = []
+    for experiment in experiments:
+        key = model_jobs(experiment), experiment.case, experiment.test_examples
+        if key not in starts:
+            starts[key] = _start(folder, experiment)
+        members.append(
+            Member(
+                objective=experiment.objective,
+                learning_rate=experiment.learning_rate,
+                retain_weight=experiment.retain_weight,
+                seed=experiment.seed,
+                **starts[key]._asdict(),
+            )
+        )
+    return members
+
+
+def _start(folder: Path, experiment: Experiment) -> _Start:
     original, retrained = (load_model(folder, job) for job in model_jobs(experiment))
     data = experiment.case.sample(experiment.pretraining.seed)
     models, probes = [stack_parameters([one]) for one in (retrained, original)], []
@@ -296,12 +325,8 @@ def _member(folder: Path, experiment: Experiment) -> Member:
         tokens = data.test[component][: experiment.test_examples]
         laws = (log_laws(experiment.model, one, tokens) for one in models)
         probes.append(Probe(tokens, chain.transition, *laws, forgotten=component != "retain"))
-    return Member(
+    return _Start(
         start=original,
-        objective=experiment.objective,
-        learning_rate=experiment.learning_rate,
-        retain_weight=experiment.retain_weight,
-        seed=experiment.seed,
         forget=Corpus.join(experiment.case.forget_data(data)),
         retain=Corpus.join([data.train["retain"]]),
         probes=tuple(probes),
