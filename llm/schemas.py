@@ -85,8 +85,8 @@ Measured = Annotated[
 Text = Annotated[str, Field(strict=True, description="text")]
 Truth = Annotated[bool, Field(strict=True, description="True or False")]
 Status = Annotated[
-    Literal["ok", "collapsed", "nan"],
-    Field(description="ok, collapsed or nan"),
+    Literal["ok", "not forgetting", "collapsed", "nan"],
+    Field(description="ok, not forgetting, collapsed or nan"),
 ]
 
 Value = TypeVar("Value")
@@ -150,6 +150,7 @@ class Epochs(Schema):
     step: Column[Index]
     learning_rate: Column[Measured]
     forget_loss: Column[Measured]
+    forget_nll: Column[Measured] | None = None
     retain_loss: Column[Measured]
     gradient_norm: Column[Measured]
     status: Column[Status]

@@ -5,6 +5,7 @@ What takes seconds to import is imported when the command runs, so that --help a
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -44,6 +45,7 @@ class Score(ModelOptions):
 def score(command: Score) -> None:
     """Score a data set."""
     from llm.data.sources import read
+    from llm.diagnostics.scores import unread_note
     from llm.jobs.scoring import score as score_of
 
     command = replace(command, data=data_of(command.model, command.data))
@@ -69,3 +71,5 @@ def score(command: Score) -> None:
         "per token"
     )
     print(f"{shown}: {command.out}")
+    if note := unread_note(frame):
+        print(f"note: {note}", file=sys.stderr)

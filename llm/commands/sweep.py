@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from llm.jobs.sweeping import Sweep, checked, runs_of, swept, task_of
 
+ENDINGS = {
+    "not forgetting": "did not forget: its answers are as likely as before, or likelier",
+    "collapsed": "collapsed, worse than guessing on what is to stay",
+    "nan": "diverged",
+}
+
 
 def sweep(command: Sweep) -> None:
     """Make the runs that are not there, and print their table."""
@@ -18,9 +24,7 @@ def sweep(command: Sweep) -> None:
     )
     found = swept(command)
     measures = found.measures
-    ended = measures.loc[
-        measures["status"].isin(["collapsed", "nan"]), ["model", "status"]
-    ].drop_duplicates()
+    ended = measures.loc[measures["status"].isin(list(ENDINGS)), ["model", "status"]]
     print(markdown(found.summary))
     print(
         f"truth ratio: {command.variant}; n: examples compared; best of each method: the smallest "
@@ -31,7 +35,6 @@ def sweep(command: Sweep) -> None:
         "largest utility"
     )
     print(found.best.to_string(index=False, float_format="{:.3f}".format))
-    for model, status in ended.itertuples(index=False):
-        collapsed = "collapsed, worse than guessing on what is to stay"
-        print(f"{model}: {collapsed if status == 'collapsed' else 'diverged'}")
+    for model, status in ended.drop_duplicates().itertuples(index=False):
+        print(f"{model}: {ENDINGS[status]}")
     print(f"{len(found.measures)} rows: {command.out / 'sweep.parquet'}")

@@ -15,6 +15,9 @@ from markov.files.storage import Location
 from markov.objectives import SequenceLogProbs
 
 COLUMNS = ("index", "logp", "length")
+# Nats per token. Of TOFU's answers Llama-2-7B has 0.009 on average where it was taught them for five
+# epochs, and 2.0 to 2.2 where it was not (logs of locuslab/tofu and OPTML-Group/Unlearn-Simple).
+UNREAD = 1.0
 
 
 def score_table(seq: SequenceLogProbs, index: Int[np.ndarray, "examples"]) -> pd.DataFrame:
@@ -22,6 +25,21 @@ def score_table(seq: SequenceLogProbs, index: Int[np.ndarray, "examples"]) -> pd
     length = seq.length.detach().cpu().numpy().astype(np.int64)
     return pd.DataFrame(
         {"index": index, "logp": seq.logp.detach().cpu().double().numpy(), "length": length}
+    )
+
+
+def unread_note(scores: pd.DataFrame) -> str:
+    """Return a line on responses that look as if the model had never read them; else an empty one.
+
+    They do where the mean of -logp/length is above `UNREAD`: there is nothing to forget then, and
+    unlearning may even make them likelier.
+    """
+    mean = float(np.mean(-scores["logp"].to_numpy() / scores["length"].to_numpy()))
+    if mean <= UNREAD:
+        return ""
+    return (
+        f"the responses look unread, with {mean:.2f} nats per token on average (below {UNREAD:g} "
+        "where a model was taught them): there is little to forget"
     )
 
 

@@ -31,7 +31,7 @@ from markov.preferences import PairLogProbs, paired
 if TYPE_CHECKING:
     from llm.unlearning.unlearn import Unlearning
 
-OK, COLLAPSED, NAN = "ok", "collapsed", "nan"
+OK, NOT_FORGETTING, COLLAPSED, NAN = "ok", "not forgetting", "collapsed", "nan"
 Model = TypeVar("Model")
 
 
@@ -98,13 +98,15 @@ class Unlearner:
                 break
         norm = float(np.mean(norms)) if norms else math.nan
         row: dict[str, Any] = dict(epoch=epoch, step=step, learning_rate=rate)
-        row |= dict(forget_loss=math.nan, retain_loss=math.nan, gradient_norm=norm, status=NAN)
+        row |= dict.fromkeys(("forget_loss", "forget_nll", "retain_loss"), math.nan)
+        row |= dict(gradient_norm=norm, status=NAN)
         logp = [self.loop.evaluate(one, _logp) for one in self.responses] if finite else None
         if logp is None or not all(bool(one.isfinite().all()) for one in logp):
             return row, None
         seqs = self.seqs(logp, ref)
         loss = paired(self.settings.objective).loss(PairLogProbs(seqs[0], seqs[-1]))
         row["forget_loss"] = float(loss.double().mean())
+        row["forget_nll"] = float(-(seqs[0].logp / seqs[0].length).double().mean())
         if self.retain:
             row["retain_loss"] = float(
                 self.loop.evaluate(self.probe(), cross_entropy).double().mean()

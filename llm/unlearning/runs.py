@@ -54,7 +54,7 @@ EXAMPLES, ANSWERS, EPOCHS, WEIGHTS = (
     f"{name}.parquet" for name in ("examples", "answers", "epochs", "weights")
 )
 MODEL, STATE = "model", "state"
-SHOWN = ("epoch", "step", "forget_loss", "retain_loss", "status")
+SHOWN = ("epoch", "step", "forget_loss", "forget_nll", "retain_loss", "status")
 JOB, NAMES = "unlearn", (EXAMPLES, ANSWERS, EPOCHS, WEIGHTS, MODEL, STATE)
 
 

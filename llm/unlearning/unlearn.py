@@ -32,10 +32,11 @@ from llm.training.adapters import Lora, adapted, original_of
 from llm.training.checkpointing import find_state, parameters_digest, restore, save_state
 from llm.training.loop import Optimization, check_finite, looping
 from llm.training.masters import widened
-from llm.unlearning.epoch import COLLAPSED, NAN, OK, Measure, Unlearner
+from llm.unlearning.epoch import COLLAPSED, NAN, NOT_FORGETTING, OK, Measure, Unlearner
 from llm.unlearning.retaining import Average, RetainTerm
 from markov.errors import is_whole, require, require_all_whole
 from markov.files.storage import Location, fingerprint
+from markov.numerics import SINGLE_MARGIN, exceeds
 from markov.objectives import Objective, SequenceLogProbs
 from markov.preferences import Forgetting, paired, validate_pair
 
@@ -113,11 +114,15 @@ class Unlearned(NamedTuple):
         step                  updates so far
         learning_rate         of the last of them
         forget_loss           after the epoch: mean over the forget examples
+        forget_nll            after the epoch: mean of -logp/length over the forget examples, nats
+                              per token
         retain_loss           after the epoch: mean of -logp/length over the retain probe, nats per
                               token
         gradient_norm         mean over the updates of the epoch, before clipping
-        status                ok; collapsed, from where the retain loss exceeds log(vocabulary),
-                              that of guessing; or nan, in the last row of a run that stopped
+        status                ok; not forgetting, where forget_nll is not above that of epoch 0:
+                              the responses are as likely as before, or likelier; collapsed,
+                              from where the retain loss exceeds log(vocabulary), that of
+                              guessing; or nan, in the last row of a run that stopped
                               because a number ceased to be finite
 
     Numbers of a `Measure` follow, nan in such a last row and where they could not be taken. After
@@ -219,9 +224,11 @@ def unlearn(
                 row, logp = run.epoch(epoch, refs)
                 allowed = "one that gives finite losses before the first update, of all examples"
                 require(epoch > 0 or logp is not None, "model", type(model).__name__, allowed)
+                if epoch > 0 and row["status"] == OK and not _forgets(row, rows[0]):
+                    row["status"] = NOT_FORGETTING
                 rows.append(row)
                 if loop.accelerator.is_main_process:
-                    _warn(rows, vocab)
+                    _warn(rows, vocab, last=epoch == every.epochs)
                 if logp is None:
                     break
                 examples = pd.concat(
@@ -298,9 +305,17 @@ def _check_numbers(count: int, settings: Unlearning, ref: Tensor | None, index: 
     require(len(set(index.tolist())) == len(index), "index", index.tolist(), "each value once")
 
 
-def _warn(rows: Sequence[Mapping[str, Any]], vocab: int) -> None:
-    """Warn once where the status of the last epoch differs from that of the epoch before."""
+def _forgets(row: Mapping[str, Any], start: Mapping[str, Any]) -> bool:
+    """Return whether the forget examples are less likely than before, by more than rounding."""
+    return bool(exceeds(row["forget_nll"], start["forget_nll"], SINGLE_MARGIN))
+
+
+def _warn(rows: Sequence[Mapping[str, Any]], vocab: int, *, last: bool) -> None:
+    """Warn once where a run diverges or collapses, and at the end of one that forgot nothing."""
     row, before = rows[-1], rows[-2]["status"] if len(rows) > 1 else OK
+    if last and row["status"] == NOT_FORGETTING:
+        found = f"{rows[0]['forget_nll']:.4g} nats per token before, {row['forget_nll']:.4g} after"
+        warnings.warn(f"nothing was forgotten: {found}", RuntimeWarning, stacklevel=3)
     if row["status"] == before:
         return
     when = f"in epoch {row['epoch']}, at update {row['step']}"

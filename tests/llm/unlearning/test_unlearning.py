@@ -465,6 +465,19 @@ def test_a_collapse_is_recorded_once_and_training_goes_on() -> None:
     assert (found.epochs["retain_loss"][1:] > math.log(VOCAB)).all() and len(found.examples) == 15
 
 
+def test_a_run_whose_answers_became_likelier_says_so_once() -> None:
+    taught = with_(retain_term="cross_entropy", retain_weight=100.0, learning_rate=1e-4)
+    with pytest.warns(
+        RuntimeWarning, match="nothing was forgotten: .* nats per token before"
+    ) as caught:
+        found = unlearn(llama(), FORGET, FORGET, taught)  # what is to go is to stay as well
+    epochs, own = found.epochs, found.examples
+    assert len(caught) == 1 and epochs["status"].tolist() == ["ok", *["not forgetting"] * 2]
+    per_token = (-own["logp"] / own["length"]).groupby(own["epoch"]).mean()
+    np.testing.assert_allclose(epochs["forget_nll"], per_token, rtol=1e-12)
+    assert (epochs["forget_nll"][1:] < epochs["forget_nll"][0]).all()
+
+
 # --- adapters ---
 
 
