@@ -1,18 +1,23 @@
 """Where figures of language models get their logs: from the user, or the public ones.
 
-The public logs are those of Llama-2-7B on TOFU, part of the repository locuslab/tofu, in its folder
-data. The environment variable SIMNPO_LAB_TOFU names a copy of that repository or of that folder, or
-a folder with the logs as logs/llama2-7b_full and so on.
+The public logs are those of Llama-2-7B on TOFU. The repository locuslab/tofu has them in its folder
+data. OPTML-Group/Unlearn-Simple, that of the paper, has logs of retrained models of its own: other
+trainings, with other numbers, so that each log is named with its repository. The environment
+variable SIMNPO_LAB_TOFU names a copy of such a repository or of its folder, or a folder with the
+logs as logs/llama2-7b_full and so on. It may name several, as PATH does; each log comes from the
+first that has it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -32,7 +37,13 @@ HOW = (
 )
 # Where a model's logs lie in such a folder: collected, in the repository, in its folder data.
 _RUN = "ft_epoch5_lr1e-05_llama2-7b_{}_wd0.01/eval_results/ds_size300"
-PLACES = ("logs/llama2-7b_{}", f"data/{_RUN}", _RUN)
+PLACES = ("logs/llama2-7b_{}", f"data/{_RUN}", _RUN, f"TOFU/data/{_RUN}")
+# By the digest of its mean losses, rounded: whose log it is.
+REPOSITORIES = {
+    "c8c9904b284285de": "locuslab/tofu",
+    "17b0329b9e328442": "locuslab/tofu",
+    "0ad01c5676660db1": "OPTML-Group/Unlearn-Simple",
+}
 # The split that the log of the model fine-tuned on all of TOFU covers, and the split of the model
 # retrained without it.
 SPLIT, RETAINED = "forget10", "retain90"
@@ -94,7 +105,11 @@ def read(logs: Logs) -> Models:
     repeated = sorted({name for name in names if names.count(name) > 1})
     require(not repeated, "unlearned", repeated[:1], "a name of its own for each model")
     unlearned = {name: read_log(path) for name, path in logs.unlearned}
-    return models(logs.source, read_log(logs.original), read_log(logs.retrained), unlearned)
+    retrained = read_log(logs.retrained)
+    public = repository(retrained)
+    # Two public models were retrained without the same answers, and their numbers differ.
+    source = f"{logs.source}, {RETAINED} of {public}" if public else logs.source
+    return models(source, read_log(logs.original), retrained, unlearned)
 
 
 def read_all(logs: Iterable[Logs]) -> list[Models]:
@@ -111,17 +126,26 @@ def read_all(logs: Iterable[Logs]) -> list[Models]:
 
 
 def logs_in(folder: Location) -> Logs:
-    """Return the public logs of Llama-2-7B in a folder.
+    """Return the public logs of Llama-2-7B in a folder, or in several with `os.pathsep` between.
 
     The models are fine-tuned on all of TOFU, and retrained without forget10. Raises `InvalidInput`,
-    saying where they are to be had, for a folder that does not hold both.
+    saying where they are to be had, for folders that do not hold both.
     """
-    root = Path(folder)
-    for place in PLACES:
-        original, retrained = (root / place.format(name) for name in ("full", RETAINED))
-        if original.is_dir() and retrained.is_dir():
-            return Logs(source=f"Llama-2-7B, TOFU {SPLIT}", original=original, retrained=retrained)
-    raise InvalidInput("logs", os.fspath(folder), HOW)
+    roots = [Path(one) for one in os.fspath(folder).split(os.pathsep)]
+    found = []
+    for name in ("full", RETAINED):
+        every = (root / place.format(name) for root in roots for place in PLACES)
+        found.append(next((path for path in every if path.is_dir()), None))
+    original, retrained = found
+    if original is None or retrained is None:
+        raise InvalidInput("logs", os.fspath(folder), HOW)
+    return Logs(source=f"Llama-2-7B, TOFU {SPLIT}", original=original, retrained=retrained)
+
+
+def repository(log: EvaluationLog) -> str | None:
+    """Return the public repository that a forget log of Llama-2-7B is from; None for other logs."""
+    losses = np.round(np.asarray(log.gold.average, dtype=float)[np.argsort(log.index)], 4)
+    return REPOSITORIES.get(hashlib.sha256(losses.tobytes()).hexdigest()[:16])
 
 
 def real_logs() -> Logs | None:

@@ -91,6 +91,18 @@ EXERCISES: dict[str, Exercise] = {
             ),
         },
     ),
+    "logs_chance": Exercise(
+        answer=lambda: "b",
+        because=(
+            "the retrained model is one training of many, and between two of them the same "
+            "comparison moves by as much as A and B differ."
+        ),
+        hint="",
+        hints={
+            "a": "how far does D move when the standard is trained once more?",
+            "c": "a smaller D is nearer to the standard; and is the difference larger than chance?",
+        },
+    ),
     "yours_word": Exercise(
         answer=lambda: "a",
         because="name, beta and, after the @, the weight of the retain term.",

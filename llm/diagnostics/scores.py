@@ -15,8 +15,8 @@ from markov.files.storage import Location
 from markov.objectives import SequenceLogProbs
 
 COLUMNS = ("index", "logp", "length")
-# Nats per token. Of TOFU's answers Llama-2-7B has 0.009 on average where it was taught them for five
-# epochs, and 2.0 to 2.2 where it was not (logs of locuslab/tofu and OPTML-Group/Unlearn-Simple).
+# Nats per token. Of TOFU's answers Llama-2-7B has 0.009 on average where it was taught them for
+# five epochs, and 2.0 to 2.2 where it was not (logs of locuslab/tofu and Unlearn-Simple).
 UNREAD = 1.0
 
 

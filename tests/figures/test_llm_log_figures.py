@@ -28,7 +28,9 @@ from figures.language import truth_ratio as llm_truth_ratio
 from figures.language.runs import DEFAULT
 from figures.language.sources import Logs, Models, models
 from llm.diagnostics.weights import corners, diagnose, named
+from llm.jobs.evaluating import read_tofu_logs
 from llm.logs.log import TRUTH_RATIOS, Answers, EvaluationLog, take, truth_ratio
+from llm.logs.measures import forget_quality, model_utility
 from llm.logs.reading import TASKS
 from markov.errors import InvalidInput
 from markov.files import storage
@@ -559,7 +561,9 @@ def test_frames_of_logs_are_those_of_the_values_they_hold(tmp_path: Path):
 PUBLIC = "ft_epoch5_lr1e-05_llama2-7b_{}_wd0.01/eval_results/ds_size300"
 
 
-@pytest.mark.parametrize("place", ["logs/llama2-7b_{}", PUBLIC, f"data/{PUBLIC}"])
+@pytest.mark.parametrize(
+    "place", ["logs/llama2-7b_{}", PUBLIC, f"data/{PUBLIC}", f"TOFU/data/{PUBLIC}"]
+)
 def test_the_public_logs_are_found_collected_or_as_the_repository_has_them(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -580,6 +584,11 @@ def test_the_public_logs_are_found_collected_or_as_the_repository_has_them(
     (chosen,) = sources.chosen(Context(logs=own))
     assert (chosen.original, chosen.retrained, chosen.source) == (*own, "mine")
     assert sources.chosen(Context(runs=(tmp_path,))) == []
+    # The retrained model's log of another repository, before this one's.
+    write(tmp_path / "paper" / place.format("retain90"), found.original)
+    both = sources.logs_in(os.pathsep.join([str(tmp_path / "paper"), str(tmp_path)]))
+    assert both.original == logs.original and "paper" in str(both.retrained)
+    assert sources.repository(found.original) is None
 
 
 @pytest.mark.parametrize("module", [llm_bias, llm_truth_ratio])
@@ -658,6 +667,31 @@ def test_frames_survive_the_disk(tmp_path: Path):
 
 
 # --- real logs ---
+
+
+@needs_real_logs
+@pytest.mark.parametrize(
+    ("name", "repository", "utility", "distance", "log10_p"),
+    [
+        ("retain90", "OPTML-Group/Unlearn-Simple", 0.6203, 0.38, math.log10(1.1e-19)),
+        ("retain90_locuslab", "locuslab/tofu", 0.6137, 0.39667, math.log10(1.83e-21)),
+    ],
+)
+def test_each_public_log_is_named_and_has_numbers_of_its_own(
+    name: str, repository: str, utility: float, distance: float, log10_p: float, tmp_path: Path
+):
+    (tmp_path / "logs").mkdir()
+    for own, other in (("full", "full"), ("retain90", name)):
+        (tmp_path / "logs" / f"llama2-7b_{own}").symlink_to(REAL / "logs" / f"llama2-7b_{other}")
+    found = sources.read(sources.logs_in(tmp_path))
+    assert found.source == f"Llama-2-7B, TOFU forget10, retain90 of {repository}"
+    assert sources.repository(found.retrained) == repository
+    assert sources.repository(found.original) == "locuslab/tofu"
+    test = forget_quality(found.original, found.retrained)
+    assert test.statistic == pytest.approx(distance, abs=5e-6)
+    assert test.log10_p == pytest.approx(log10_p, abs=0.01)
+    logs = read_tofu_logs(REAL / "logs" / f"llama2-7b_{name}")
+    assert model_utility(logs) == pytest.approx(utility, abs=5e-5)
 
 
 @needs_real_logs
