@@ -172,3 +172,8 @@ def example_files() -> Files:
     for examples, path in zip(sets(models), files[2:], strict=True):
         tofu.write(examples, path)
     return files
+
+
+def run_folder(*choices: object) -> Path:
+    """Return a folder in the cache whose name follows from all that was chosen, for a run of it."""
+    return storage.cache_dir() / "your_model" / storage.fingerprint(list(choices), "llm")
