@@ -63,6 +63,18 @@ EXERCISES: dict[str, Exercise] = {
             "c": "the share taught is not among the others, which are scored apart.",
         },
     ),
+    "llm_rising": Exercise(
+        answer=lambda: "a",
+        because=(
+            "at the start the weight falls with the length and with what the model finds unlikely, "
+            "and both go with need."
+        ),
+        hint="",
+        hints={
+            "b": "the retain term does not enter the weight.",
+            "c": "the margin moves the weights of all answers the same way; try its largest value.",
+        },
+    ),
     "logs_geometric": Exercise(
         answer=lambda: _ratio("geometric"),
         because="exp(-(2 + 3)/2) / exp(-1): the mean is taken of the losses.",
