@@ -225,7 +225,7 @@ WEIGHTS: dict[str, Exercise | Task] = {
     ),
     "doubling": Exercise(
         answer=lambda: "b",
-        because="far below 0 the weight goes as e^z; under NPO the two z differ, now by twice that.",
+        because="far below 0 the weight goes as e^z; NPO gives the two different z.",
         hint="",
         hints={
             "a": "a ratio of exponentials of z is not proportional to z.",
