@@ -244,9 +244,9 @@ WEIGHTS: dict[str, Exercise | Task] = {
         hint="2σ(-0.2 |y|) >= 0.01; the largest whole |y|.",
     ),
     "margin_near_zero": Exercise(
-        answer=lambda: weight(simnpo(1.0, 2.0), 10, -1.0, 0.0) / weight(simnpo(1.0), 10, -1.0, 0.0),
-        because="σ(1)/σ(-1) is e, not e^2: near z = 0 the weight bends towards its bound.",
-        hint="e^gamma holds for z well below 0 only: compute σ at z = -1 and at z = -1 + 2.",
+        answer=lambda: weight(simnpo(1.0, 1.5), 10, -1.0, 0.0) / weight(simnpo(1.0), 10, -1.0, 0.0),
+        because="σ(0.5)/σ(-1), not e^1.5: near z = 0 the weight bends towards its bound.",
+        hint="e^gamma holds for z well below 0 only: compute σ at z = -1 and at z = -1 + 1.5.",
     ),
     "longer_first": Task(
         missing=_longer_first,
