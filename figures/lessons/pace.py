@@ -148,6 +148,6 @@ PACE: dict[str, Exercise | Task] = {
     ),
     "told": Task(
         missing=_told,
-        because="an interval that holds 0 leaves the sign open, and the word says so.",
+        because="the word says what the interval says; only one without 0 tells the sign.",
     ),
 }

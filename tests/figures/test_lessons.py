@@ -508,7 +508,7 @@ def test_the_prose_of_a_lesson_is_in_short_sentences():
         for text in cells(name, "markdown"):
             plain = re.sub(r"\$\$.*?\$\$|\|.*?\|$|`[^`]*`|\([^()]*\)", " ", text, flags=re.S | re.M)
             for sentence in re.split(r"(?<=[.?!:;*])\s+|\n\n|\n- ", plain):
-                assert len(sentence.split()) <= 38, sentence
+                assert len(sentence.split()) <= 30, sentence
 
 
 def test_numbers_may_come_as_tensors_or_rounded_and_letters_in_capitals():
