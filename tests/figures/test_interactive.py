@@ -23,7 +23,6 @@ from matplotlib.colors import to_hex
 from traitlets.config import Config
 
 from figures import style
-from figures.lessons.chains import EXERCISES, check
 from figures.theory.sweeps import corner
 from figures.views import player as interactive_runs
 from figures.views import view as interactive
@@ -670,83 +669,6 @@ def test_a_rung_needs_a_known_method_and_a_time_for_each_length():
             rung("a", method, [1, 2], times)
     with pytest.raises(InvalidInput, match="rungs"):
         ladder_figure([])
-
-
-# --- exercises ---
-
-BY_HAND: dict[str, float | str] = {
-    "goal": "b",
-    "over_forgetting": 0.42634,
-    "npo_first_weight": 1.0,
-    "why_ga": "c",
-    "simnpo_first_weight": 2 * sigmoid(-4.0) / 4,
-    "tight_bound": 1 / 5,
-    "released_gamma": 1 / 2.5,
-    "npo_ratio": sigmoid(-0.4) / sigmoid(-8.0),
-    "simnpo_ratio": 20.0,
-    "memorisation_ratio": sigmoid(-2.0) / sigmoid(-8.0),
-    "reference_free": "a",
-    "short_share": 0.5,
-    "never_learnt_goal": 0.42634,
-    "who_pays": "b",
-    "ga_times": 20.0,
-    "simnpo_exponent": 0.0,
-    "turning_beta": 0.2,
-    "why_short_survive": "b",
-    "what_simnpo_changes": "d",
-    "what_is_over_corrected": "a",
-    "push": 5 ** (0.62 - 1),
-}
-
-
-@pytest.mark.parametrize("name", sorted(EXERCISES))
-def test_the_answer_by_hand_is_right_and_says_why(name: str):
-    assert BY_HAND.keys() == EXERCISES.keys()
-    verdict = check(name, BY_HAND[name])
-    assert verdict.right is True and bool(verdict) and verdict.says == EXERCISES[name].because
-    assert "right" in verdict._repr_html_()
-    open_ = check(name, ...)
-    assert open_.right is None and not open_ and "to do" in open_._repr_html_()
-
-
-@pytest.mark.parametrize("name", sorted(EXERCISES))
-def test_a_wrong_answer_is_wrong_and_gets_a_hint_that_does_not_give_it_away(name: str):
-    truth, exercise = BY_HAND[name], EXERCISES[name]
-    if isinstance(truth, str):
-        wrong: list[Any] = sorted(exercise.hints)
-        assert truth not in wrong and len(wrong) >= 2
-    else:
-        wrong = [truth * 1.05 + 0.001, truth * 0.95 - 0.001, -truth - 0.1]
-    for answer in wrong:
-        verdict = check(name, answer)
-        assert verdict.right is False and not verdict and "not yet" in verdict._repr_html_()
-        assert verdict.says and verdict.says != exercise.because
-
-
-def test_numbers_may_come_as_tensors_or_rounded_and_letters_in_capitals():
-    assert check("tight_bound", torch.tensor(0.2, dtype=torch.float64)) and check(
-        "npo_ratio", np.float64(1197)
-    )
-    assert check("push", 0.54) and check("why_ga", " C ")
-
-
-@pytest.mark.parametrize(
-    ("name", "answer"),
-    [
-        *(
-            ("nothing", 1.0),
-            ("goal", 2),
-            ("goal", "e"),
-            ("goal", ""),
-            ("tight_bound", "0.2"),
-            ("tight_bound", None),
-        ),
-        *(("tight_bound", math.nan), ("tight_bound", True), ("tight_bound", torch.ones(2))),
-    ],
-)
-def test_an_answer_of_the_wrong_kind_is_refused(name: str, answer: object):
-    with pytest.raises(InvalidInput, match=r"exercise|answer"):
-        check(name, answer)
 
 
 def test_the_corner_that_the_notebooks_compare_is_the_one_that_is_run():
