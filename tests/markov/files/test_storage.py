@@ -410,7 +410,7 @@ def test_the_provenance_says_how_to_make_the_result_again():
 def commit_of_a_copy(folder: Path) -> Callable[[], str | None]:
     """`git_commit` of a copy of the module that lies in another folder."""
     folder.mkdir(parents=True)
-    return runpy.run_path(shutil.copy(storage.__file__, folder))["git_commit"]
+    return runpy.run_path(str(shutil.copy(storage.__file__, folder)))["git_commit"]
 
 
 def test_the_commit_is_that_of_the_projects_own_checkout(
