@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from types import ModuleType
-from typing import Any
 
 import matplotlib.colors
 import numpy as np
@@ -32,7 +31,10 @@ from llm.sweeps import sweep
 from llm.sweeps.sweep import Task
 from llm.unlearning.methods import METHODS, method
 from markov.errors import InvalidInput
+from markov.files import storage
 from markov.objectives import CORNERS
+from tests.figures.studies import without_models
+from tests.helpers import files_in
 
 TINY = AuthorsStudy(
     models=DefaultModels(
@@ -232,15 +234,13 @@ def test_the_best_of_each_corner_is_marked_by_the_stated_rule(context: Context) 
 
 
 def test_a_second_drawing_makes_no_run_and_figures_share_theirs(
-    context: Context, tradeoff: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+    context: Context, tradeoff: pd.DataFrame
 ) -> None:
-    def refuse(*_: object, **__: object) -> Any:
-        raise AssertionError("loaded")
-
-    monkeypatch.setattr(sweep, "load_model", refuse)
+    before = files_in(storage.cache_dir() / "sweeps")
     pd.testing.assert_frame_equal(llm_tradeoff.data(context), tradeoff)
     assert set(llm_epochs.data(context)["method"]) == {*CORNERS, *plane.BASELINES}
-    with pytest.raises(AssertionError, match="loaded"):
+    assert files_in(storage.cache_dir() / "sweeps") == before
+    with without_models(), pytest.raises(InvalidInput, match="SIMNPO_LAB_CACHE"):
         llm_tradeoff.data(replace(context, since=math.inf))
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +46,7 @@ from markov.errors import InvalidInput
 from markov.files import storage
 from markov.objectives import CORNERS, Objective, simnpo
 from markov.preferences import Preference, dpo, idk, simpo
+from tests.helpers import files_in
 
 SMALL = DefaultModels(
     authors=Authors(authors=20, questions=4),
@@ -417,14 +419,13 @@ def test_runs_of_pairs_prefer_refusals_and_others_are_given_none(
 
 
 def test_a_second_sweep_loads_nothing_and_gives_the_same_table(
-    task: Task, swept: tuple[Path, pd.DataFrame], monkeypatch: pytest.MonkeyPatch
+    task: Task, swept: tuple[Path, pd.DataFrame], tmp_path: Path
 ) -> None:
-    folder, table = swept
-
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("loaded")
-
-    monkeypatch.setattr(sweep_module, "load_model", refuse)
+    folder, table = tmp_path / "moved", swept[1]
+    shutil.copytree(swept[0], folder)
+    for model in folder.glob(f"*/{MODEL}"):
+        shutil.rmtree(model)
+    before = files_in(folder)
     runs = [*wanted(measured=(0, 2)), PlannedRun(method=None, scale=0.5, optimization=EVERY)]
     pd.testing.assert_frame_equal(sweep(folder, task, runs, n_jobs=1, progress=False), table)
     with pytest.raises(InvalidInput, match="out = "):
@@ -433,6 +434,7 @@ def test_a_second_sweep_loads_nothing_and_gives_the_same_table(
         sweep(folder, task, wanted(retain_probe=3), n_jobs=1, progress=False)
     with pytest.raises(InvalidInput, match="each method and seed once"):
         sweep(folder, task, [*runs, runs[0]], n_jobs=1, progress=False)
+    assert files_in(folder) == before
 
 
 def test_a_retrained_model_of_other_tokens_is_refused(task: Task, tmp_path: Path) -> None:
@@ -709,10 +711,9 @@ def test_bad_input_is_refused_before_any_work(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("work began")
-
-    monkeypatch.setattr(sweep_module, "several", refuse)
+    # With a file in the way of the cache, work would end at the first model to be made.
+    (tmp_path / "cache").write_text("")
+    monkeypatch.setenv("SIMNPO_LAB_CACHE", str(tmp_path / "cache"))
     assert cli(["sweep", *words, "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert (
