@@ -50,7 +50,7 @@ from llm.diagnostics.weights import corners
 from llm.logs.log import Answers, EvaluationLog, truth_ratio
 from llm.models.answers import log_table, scores
 from llm.models.language_model import load_saved, perturbed
-from llm.models.small_authors import KINDS, build, folder_of, memorised, sets
+from llm.models.small_authors import build, folder_of, memorised, sets
 from llm.training.checkpointing import parameters_digest
 from llm.unlearning.runs import EPOCHS, MODEL, Run
 from markov.errors import InvalidInput
@@ -84,9 +84,8 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
 
 @pytest.fixture
 def untrained(context: Context) -> Iterator[None]:
-    """No model is there that could be trained."""
-    for kind in KINDS:
-        build(TINY.models, kind, progress=False)
+    """A run is there, and no model that could be trained."""
+    run_of(context, npo(0.1))
     with without_models():
         yield
 
@@ -203,6 +202,7 @@ def test_a_run_is_made_once_and_read_afterwards(context: Context, request: pytes
 def test_another_objective_start_or_noise_is_another_run(
     ask: Callable[[Context], Run], context: Context
 ):
+    run_of(context, npo(0.1))
     with WOULD_TRAIN:
         ask(context)
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from types import ModuleType
+from typing import Any
 
 import matplotlib.colors
 import numpy as np
@@ -33,7 +34,6 @@ from llm.unlearning.methods import METHODS, method
 from markov.errors import InvalidInput
 from markov.files import storage
 from markov.objectives import CORNERS
-from tests.figures.studies import without_models
 from tests.helpers import files_in
 
 TINY = AuthorsStudy(
@@ -234,13 +234,17 @@ def test_the_best_of_each_corner_is_marked_by_the_stated_rule(context: Context) 
 
 
 def test_a_second_drawing_makes_no_run_and_figures_share_theirs(
-    context: Context, tradeoff: pd.DataFrame
+    context: Context, tradeoff: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def refuse(*_: object, **__: object) -> Any:
+        raise AssertionError("loaded")
+
     before = files_in(storage.cache_dir() / "sweeps")
+    monkeypatch.setattr(sweep, "load_model", refuse)
     pd.testing.assert_frame_equal(llm_tradeoff.data(context), tradeoff)
     assert set(llm_epochs.data(context)["method"]) == {*CORNERS, *plane.BASELINES}
     assert files_in(storage.cache_dir() / "sweeps") == before
-    with without_models(), pytest.raises(InvalidInput, match="SIMNPO_LAB_CACHE"):
+    with pytest.raises(AssertionError, match="loaded"):
         llm_tradeoff.data(replace(context, since=math.inf))
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -421,20 +420,24 @@ def test_runs_of_pairs_prefer_refusals_and_others_are_given_none(
 def test_a_second_sweep_loads_nothing_and_gives_the_same_table(
     task: Task, swept: tuple[Path, pd.DataFrame], tmp_path: Path
 ) -> None:
-    folder, table = tmp_path / "moved", swept[1]
-    shutil.copytree(swept[0], folder)
-    for model in folder.glob(f"*/{MODEL}"):
-        shutil.rmtree(model)
+    folder, table = swept
     before = files_in(folder)
     runs = [*wanted(measured=(0, 2)), PlannedRun(method=None, scale=0.5, optimization=EVERY)]
-    pd.testing.assert_frame_equal(sweep(folder, task, runs, n_jobs=1, progress=False), table)
+    models = [Path(word) for word in (task.options.model, task.retrained)]
+    aside = [model.rename(tmp_path / model.name) for model in models]
+    try:
+        again = sweep(folder, task, runs, n_jobs=1, progress=False)
+    finally:
+        for model, place in zip(models, aside, strict=True):
+            place.rename(model)
+    pd.testing.assert_frame_equal(again, table)
+    assert files_in(folder) == before
     with pytest.raises(InvalidInput, match="out = "):
         sweep(folder, replace(task, max_new_tokens=5), runs, n_jobs=1, progress=False)
     with pytest.raises(InvalidInput, match="out = "):
         sweep(folder, task, wanted(retain_probe=3), n_jobs=1, progress=False)
     with pytest.raises(InvalidInput, match="each method and seed once"):
         sweep(folder, task, [*runs, runs[0]], n_jobs=1, progress=False)
-    assert files_in(folder) == before
 
 
 def test_a_retrained_model_of_other_tokens_is_refused(task: Task, tmp_path: Path) -> None:
@@ -716,6 +719,7 @@ def test_bad_input_is_refused_before_any_work(
     monkeypatch.setenv("SIMNPO_LAB_CACHE", str(tmp_path / "cache"))
     assert cli(["sweep", *words, "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
+    assert "SIMNPO_LAB_CACHE" not in error
     assert (
         field in error and len(error.strip().splitlines()) == 1 and not (tmp_path / "out").exists()
     )
