@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -36,6 +37,15 @@ def check_same_parameters(
         torch.testing.assert_close(
             got[name], want[name], rtol=0, atol=atol, msg=lambda text, of=name: f"{of}: {text}"
         )
+
+
+def files_in(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    """When each file in a folder was last written, and what it holds."""
+    return {
+        path: (path.stat().st_mtime_ns, path.read_bytes())
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def doubled(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -133,10 +133,17 @@ def test_evaluation_names_the_kind_of_answer_too(spoil: Any) -> None:
             call(language(spoil))
 
 
-def test_a_model_is_scored_before_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm.evaluation.tofu.generate", lambda *_, **__: pytest.fail("wrote"))
-    with pytest.raises(NotFinite):
-        evaluate(language(one_nan), TofuSets(*[EXAMPLES] * 4), max_new_tokens=4, progress=False)
+def test_a_model_is_scored_before_it_writes() -> None:
+    for spoil, error in ((lambda _: None, AssertionError), (one_nan, NotFinite)):
+        mute = language(spoil)
+        vars(mute.model)["generate"] = silent
+        with pytest.raises(error):
+            evaluate(mute, TofuSets(*[EXAMPLES] * 4), max_new_tokens=4, progress=False)
+
+
+def silent(*_: object, **__: object) -> None:
+    """In place of a model's own writing."""
+    raise AssertionError("wrote")
 
 
 @spoiled

@@ -16,6 +16,7 @@ from figures import style
 from figures.language.runs import AuthorsStudy
 from llm.data.authors.corpus import Authors
 from llm.models.small_authors import DefaultModels
+from markov.files import storage
 
 
 def tiny_study(*, questions: int, percent: int, **changes: Any) -> AuthorsStudy:
@@ -43,6 +44,21 @@ def in_place(chosen: AuthorsStudy, cache: Path, *modules: ModuleType) -> Iterato
         for module in modules:
             patch.setattr(module, "study", lambda scale: chosen)
         yield
+
+
+@contextmanager
+def without_models() -> Iterator[None]:
+    """While it lasts, the cache has no small models and no room for any: what needs one is refused
+    for `SIMNPO_LAB_CACHE`.
+    """
+    folder = storage.cache_dir() / "language_models"
+    aside = folder.rename(folder.with_name("set aside"))
+    folder.write_text("a file in the way")
+    try:
+        yield
+    finally:
+        folder.unlink()
+        aside.rename(folder)
 
 
 def drawn(module: ModuleType, frame: pd.DataFrame) -> Figure:

@@ -43,7 +43,8 @@ from llm.unlearning.sequential import STAGE, Sequential
 from markov.errors import InvalidInput
 from markov.files import storage
 from markov.objectives import npo
-from tests.figures.studies import drawn, in_place, tiny_study
+from tests.figures.studies import drawn, in_place, tiny_study, without_models
+from tests.helpers import files_in
 
 TINY = tiny_study(questions=5, percent=50, learning_rate=1e-3, sweep_learning_rate=3e-3)
 METHODS = ["npo", "reference_free_npo", "length_normalized_npo", "simnpo"]
@@ -55,14 +56,6 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
     """The tiny study in place of the figures', with a cache of its own."""
     with in_place(TINY, tmp_path_factory.mktemp("attacks"), llm_runs):
         yield Context(scale=quick_scale(), progress=False, n_jobs=1)
-
-
-class Worked(Exception):
-    """Raised in place of work."""
-
-
-def refuse(*_: object, **__: object) -> None:
-    raise Worked
 
 
 def curves(axes: Axes) -> dict[str, list[float]]:
@@ -160,16 +153,13 @@ def test_the_curve_of_the_retrained_model_starts_at_itself(
     )
 
 
-def test_attacks_are_kept_and_made_anew_when_asked_for(
-    context: Context, relearned: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(relearning, "relearn", refuse)
+def test_attacks_are_kept(context: Context, relearned: pd.DataFrame) -> None:
+    before = files_in(storage.cache_dir())
     pd.testing.assert_frame_equal(relearning.data(context), relearned, check_dtype=False)
-    with pytest.raises(Worked):
-        relearning.data(replace(context, since=time.time()))
+    assert files_in(storage.cache_dir()) == before
 
 
-def test_attacks_that_were_stopped_go_on_where_they_were(
+def test_attacks_made_anew_that_were_stopped_go_on_where_they_were(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def tables() -> list[Path]:
@@ -177,9 +167,7 @@ def test_attacks_that_were_stopped_go_on_where_they_were(
 
     few = replace(context, runs=tuple(run.folder for run in runs(context, far=True)[:1]))
     whole = relearning.data(few)
-    for path in tables():
-        path.unlink()
-    calls, real = [], relearning.relearn
+    few, calls, real = replace(few, since=time.time()), [], relearning.relearn
 
     def stopped(*arguments: object, **options: object) -> pd.DataFrame:
         calls.append(arguments[2])
@@ -191,7 +179,8 @@ def test_attacks_that_were_stopped_go_on_where_they_were(
     with pytest.raises(KeyboardInterrupt):
         relearning.data(few)
     pd.testing.assert_frame_equal(relearning.data(few), whole)
-    attacks = len(tables()) - 1  # a table for each, and one for all
+    made = [path for path in tables() if path.stat().st_mtime >= few.since]
+    attacks = len(made) - 1  # a table for each, and one for all
     # the one that was stopped is made over, no other
     assert attacks > 2 and len(calls) == attacks + 1
 
@@ -212,9 +201,7 @@ def test_runs_of_the_users_own_are_attacked(context: Context, relearned: pd.Data
     ]
 
 
-def test_runs_that_cannot_be_attacked_are_refused(
-    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runs_that_cannot_be_attacked_are_refused(context: Context, tmp_path: Path) -> None:
     language, (forget, retain) = build(TINY.models, "original", progress=False), sets(TINY.models)
     alone = unlearn_into(
         tmp_path / "alone", language, forget, retain, TINY.unlearning(npo(0.1)), progress=False
@@ -236,7 +223,8 @@ def test_runs_that_cannot_be_attacked_are_refused(
     whole = tmp_path / "whole"
     shutil.copytree(runs(context, far=True)[0].folder, whole)
     shutil.rmtree(whole / MODEL)
-    monkeypatch.setattr(relearning, "relearn", refuse)
+    tables = storage.cache_dir() / "tables"
+    before = files_in(tables)
     for folder, said in (
         (alone.folder, "--retrained"),
         (other.folder, "forget set"),
@@ -244,6 +232,7 @@ def test_runs_that_cannot_be_attacked_are_refused(
     ):
         with pytest.raises(InvalidInput, match=said):
             relearning.data(replace(context, runs=(folder,)))
+    assert files_in(tables) == before  # an attack would have left one
 
 
 @settings(max_examples=30)
@@ -388,18 +377,19 @@ def test_every_stage_says_which_parameters_it_began_with(requested: pd.DataFrame
 
 
 def test_requests_are_kept_go_on_where_they_were_and_are_made_anew_when_asked_for(
-    context: Context, requested: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+    context: Context, requested: pd.DataFrame
 ) -> None:
-    monkeypatch.setattr(sequential, "sequential", refuse)
-    pd.testing.assert_frame_equal(sequential.data(context), requested, check_dtype=False)
-    monkeypatch.undo()
-    monkeypatch.setattr(llm_runs, "study", lambda scale: TINY)
-    monkeypatch.setattr("llm.unlearning.prepared.unlearn", refuse)
+    before = files_in(storage.cache_dir())
+    with without_models():
+        pd.testing.assert_frame_equal(sequential.data(context), requested, check_dtype=False)
+    assert files_in(storage.cache_dir()) == before
+    stages = files_in(storage.cache_dir() / "unlearning")
     for path in (storage.cache_dir() / "tables").glob("sequential-*"):
         path.unlink()
     again = sequential.data(context)  # from the folders of the stages
     pd.testing.assert_frame_equal(again, requested, check_dtype=False)
-    with pytest.raises(Worked):
+    assert files_in(storage.cache_dir() / "unlearning") == stages
+    with without_models(), pytest.raises(InvalidInput, match="SIMNPO_LAB_CACHE"):
         sequential.data(replace(context, since=time.time()))
 
 

@@ -64,7 +64,8 @@ from markov.objectives import (
     reference_free_npo,
     simnpo,
 )
-from tests.figures.studies import drawn, in_place, tiny_study
+from tests.figures.studies import drawn, in_place, tiny_study, without_models
+from tests.helpers import files_in
 
 TINY = tiny_study(questions=4, percent=34, learning_rate=3e-3, noises=(0.0, 1.0))
 STUDY = llm_runs.study  # before the tiny one takes its place
@@ -81,16 +82,15 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
         yield Context(progress=False, n_jobs=1)
 
 
-class Trained(Exception):
-    """Raised in place of training."""
-
-
 @pytest.fixture
-def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> Run:
-        raise Trained
+def untrained(context: Context) -> Iterator[None]:
+    """A run is there, and no model that could be trained."""
+    run_of(context, npo(0.1))
+    with without_models():
+        yield
 
-    monkeypatch.setattr(llm_runs, "unlearn_into", refuse)
+
+WOULD_TRAIN = pytest.raises(InvalidInput, match="SIMNPO_LAB_CACHE")
 
 
 def some_answers(length: np.ndarray, seed: int) -> EvaluationLog:
@@ -202,20 +202,18 @@ def test_a_run_is_made_once_and_read_afterwards(context: Context, request: pytes
 def test_another_objective_start_or_noise_is_another_run(
     ask: Callable[[Context], Run], context: Context
 ):
-    with pytest.raises(Trained):
+    run_of(context, npo(0.1))
+    with WOULD_TRAIN:
         ask(context)
 
 
-def test_another_study_is_another_run(
-    context: Context, untrained: None, monkeypatch: pytest.MonkeyPatch
-):
+def test_another_study_is_another_run(context: Context, untrained: None):
     for other in (
         replace(TINY, learning_rate=2e-3),
         replace(TINY, retain_weight=0.5),
         replace(TINY, epochs=1),
     ):
-        monkeypatch.setattr(llm_runs, "study", lambda scale, other=other: other)
-        with pytest.raises(Trained):
+        with in_place(other, storage.cache_dir(), llm_runs), WOULD_TRAIN:
             run_of(context, npo(0.1))
 
 
@@ -281,16 +279,11 @@ def test_the_runs_are_the_four_corners_with_the_retain_weight_of_their_scale(con
 
 
 def test_of_several_runs_only_those_missing_are_made_and_all_come_in_the_order_asked_for(
-    context: Context, monkeypatch: pytest.MonkeyPatch
+    context: Context,
 ):
-    known, made, real = [simnpo(4.5), npo(0.1)], [], llm_runs.unlearn_into
+    known = [simnpo(4.5), npo(0.1)]
     before = runs_of(context, [Wanted(objective) for objective in known])
-
-    def counted(*arguments: Any, **options: Any) -> Run:
-        made.append(arguments[4].objective)
-        return real(*arguments, **options)
-
-    monkeypatch.setattr(llm_runs, "unlearn_into", counted)
+    kept = files_in(storage.cache_dir() / "unlearning")
     wanted = [
         Wanted(known[0]),
         Wanted(npo(0.3)),
@@ -298,8 +291,7 @@ def test_of_several_runs_only_those_missing_are_made_and_all_come_in_the_order_a
         Wanted(known[1], noise=Perturbation(0.0)),
     ]
     found = runs_of(context, wanted)
-    # the perturbed one may have been made by another test
-    assert made in ([npo(0.3)], [npo(0.3), npo(0.1)])
+    assert kept.items() < files_in(storage.cache_dir() / "unlearning").items()
     assert [run.objective for run in found] == [one.objective for one in wanted]
     assert [found[0].folder, found[2].folder] == [run.folder for run in before]
     assert len({run.folder for run in found}) == 4

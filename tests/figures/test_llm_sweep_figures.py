@@ -32,7 +32,9 @@ from llm.sweeps import sweep
 from llm.sweeps.sweep import Task
 from llm.unlearning.methods import METHODS, method
 from markov.errors import InvalidInput
+from markov.files import storage
 from markov.objectives import CORNERS
+from tests.helpers import files_in
 
 TINY = AuthorsStudy(
     models=DefaultModels(
@@ -237,9 +239,11 @@ def test_a_second_drawing_makes_no_run_and_figures_share_theirs(
     def refuse(*_: object, **__: object) -> Any:
         raise AssertionError("loaded")
 
+    before = files_in(storage.cache_dir() / "sweeps")
     monkeypatch.setattr(sweep, "load_model", refuse)
     pd.testing.assert_frame_equal(llm_tradeoff.data(context), tradeoff)
     assert set(llm_epochs.data(context)["method"]) == {*CORNERS, *plane.BASELINES}
+    assert files_in(storage.cache_dir() / "sweeps") == before
     with pytest.raises(AssertionError, match="loaded"):
         llm_tradeoff.data(replace(context, since=math.inf))
 

@@ -4,7 +4,6 @@ and what holds beyond.
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +25,7 @@ from figures.statistics import mean_interval, ratio_interval
 from figures.theory import logistic
 from figures.theory.logistic import ALONE, CONTROL, CURVE, HELD, cost, factor, published, summary
 from markov.errors import InvalidInput
+from markov.files import storage
 from markov.logistic import (
     COLUMNS,
     Descent,
@@ -50,6 +50,7 @@ from markov.objectives import (
     reference_free_npo,
     simnpo,
 )
+from tests.helpers import files_in
 
 SMALL = LogisticWorld(
     width=12, dimension=3, forget_count=9, retain_count=14, test_count=11, steps=60, seed=3
@@ -727,15 +728,13 @@ def test_one_instance_has_no_interval_and_a_goal_not_reached_no_cost(frame: pd.D
     assert len(legends) == 6 and "nan" not in titles + " ".join(legends)
 
 
-def test_the_table_of_the_figure_is_kept_and_rebuilt_on_request(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_table_of_the_figure_is_kept_and_not_written_again() -> None:
     context = Context(scale=quick_scale(), n_jobs=1, progress=False)
     first = logistic.data(context)
     assert first["run"].nunique() == 2 * 3 * 7
     assert (first.groupby("run")[["alpha", "seed", *CURVE]].nunique() == 1).all(axis=None)
     assert set(first["growth"]) >= {"linear", ""}
-    monkeypatch.setattr(logistic, "run", lambda *arguments, **options: pytest.fail("ran again"))
+    tables = storage.cache_dir() / "tables"
+    before = files_in(tables)
     pd.testing.assert_frame_equal(logistic.data(context), first)
-    with pytest.raises(pytest.fail.Exception, match="ran again"):
-        logistic.data(replace(context, since=time.time()))
+    assert len(before) > 0 and files_in(tables) == before

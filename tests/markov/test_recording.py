@@ -17,6 +17,7 @@ from markov.chains import row_kl
 from markov.models import Model, Tabular, Transformer, stack_parameters
 from markov.objectives import Objective, gradient_ascent, npo, simnpo, stack
 from markov.recording import (
+    CHUNK,
     Probe,
     Record,
     example_gradient_norms,
@@ -44,6 +45,7 @@ TABLE = Tabular(states=STATES)
 PARAMETERS = stack_parameters([perturbed(MODEL, seed) for seed in range(3)])
 LAWS: list[tuple[str, float]] = [("npo", 0.7), ("simnpo", 3.0), ("gradient_ascent", 0.0)]
 OBJECTIVES = [npo(0.7), simnpo(3.0), gradient_ascent()]
+DISTANCES = ("kl_to_truth", "kl_to_retrained", "kl_to_reference")
 models = pytest.mark.parametrize(
     ("model", "parameters"),
     [
@@ -97,15 +99,14 @@ def everything(tokens: Tensor) -> Tensor:
 
 
 @models
-@pytest.mark.parametrize("chunk", [1, 3, 7, 64])
-def test_laws_are_the_softmax_of_the_logits_however_they_are_cut(
-    model: Model, parameters: dict[str, Tensor], chunk: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("count", [1, 7, CHUNK, 2 * CHUNK + 1])
+def test_laws_are_the_softmax_of_the_logits_however_many_there_are(
+    model: Model, parameters: dict[str, Tensor], count: int
 ):
-    monkeypatch.setattr("markov.recording.CHUNK", chunk)
-    tokens = some_tokens(7, 6, states=STATES)
+    tokens = some_tokens(count, 6, states=STATES)
     for run in range(3):
         laws = log_laws(model, parameters, tokens, run)
-        assert laws.shape == (7, 5, STATES)
+        assert laws.shape == (count, 5, STATES)
         check_close(laws.exp().sum(-1), 1.0)
         check_close(
             laws, own_logits(model, member(parameters, run), tokens[:, :-1]).softmax(-1).log()
@@ -194,12 +195,27 @@ def test_a_record_is_its_loops_over_runs_sequences_and_tokens(
             )
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 5])
-def test_a_record_does_not_depend_on_how_it_is_cut(chunk: int, monkeypatch: pytest.MonkeyPatch):
-    want = recorded(gradient_examples=3)
-    monkeypatch.setattr("markov.recording.CHUNK", chunk)
-    for got, name in zip(recorded(gradient_examples=3), Record._fields, strict=True):
-        check_close(got, getattr(want, name))
+def test_a_record_of_many_sequences_is_that_of_their_parts():
+    many = 2 * CHUNK + 1
+    whole = [(probe(many, 7, 10 * run, False),) for run in range(3)]
+    found, logps, distances = recorded(probes=whole), [], []
+    for rows in torch.arange(many).split(5):
+        parts = [
+            (
+                one._replace(
+                    tokens=one.tokens[rows],
+                    retrained=one.retrained[rows],
+                    reference=one.reference[rows],
+                ),
+            )
+            for (one,) in whole
+        ]
+        part = recorded(probes=parts)
+        logps.append(part.logp)
+        distances.append(torch.stack([getattr(part, name) for name in DISTANCES]) * len(rows))
+    check_close(found.logp, torch.cat(logps, dim=1))
+    for name, total in zip(DISTANCES, torch.stack(distances).sum(0), strict=True):
+        check_close(getattr(found, name), total / many)
 
 
 def test_a_run_is_recorded_as_if_it_were_alone():
@@ -437,21 +453,18 @@ def slow_example_norms(model: Model, parameters: Mapping[str, Tensor], tokens: T
 
 
 @models
-@pytest.mark.parametrize("chunk", [1, 3, 64])
+@pytest.mark.parametrize(("count", "length"), [(1, 6), (7, 2), (7, 6), (CHUNK + 3, 2)])
 def test_the_gradient_norm_of_each_sequence_is_that_of_its_own_backward_pass(
-    model: Model, parameters: dict[str, Tensor], chunk: int, monkeypatch: pytest.MonkeyPatch
+    model: Model, parameters: dict[str, Tensor], count: int, length: int
 ):
-    monkeypatch.setattr("markov.recording.CHUNK", chunk)
     parameters = {name: parameters[name] for name in model.init(0)}
-    for length in (2, 6):
-        tokens = some_tokens(7, length, states=STATES, seed=length)
-        for run in range(3):
-            norms = example_gradient_norms(model, parameters, tokens, run)
-            assert norms.shape == (7,) and norms.dtype == torch.float64 and not norms.requires_grad
-            check_close(
-                norms, slow_example_norms(model, member(parameters, run), tokens), rtol=1e-10
-            )
-            assert len(set(norms.tolist())) > 1
+    tokens = some_tokens(count, length, states=STATES, seed=length)
+    for run in range(3):
+        norms = example_gradient_norms(model, parameters, tokens, run)
+        assert norms.shape == (count,) and norms.dtype == torch.float64
+        assert not norms.requires_grad
+        check_close(norms, slow_example_norms(model, member(parameters, run), tokens), rtol=1e-10)
+        assert count == 1 or len(set(norms.tolist())) > 1
 
 
 def test_the_gradient_norms_of_sequences_are_those_of_the_first_run_and_leave_it_alone():
@@ -484,9 +497,7 @@ def test_at_the_uniform_table_norms_of_sequences_without_repeats_grow_as_the_roo
     assert float(found) == pytest.approx(((states - 1) * (1 - 1 / states)) ** 0.5)
 
 
-def test_no_more_sequences_than_a_chunk_have_their_gradients_at_one_time(
-    monkeypatch: pytest.MonkeyPatch,
-):
+def test_no_more_sequences_than_a_chunk_have_their_gradients_at_one_time():
     # Each has a copy of all parameters, so that memory is what a chunk bounds.
     held: list[int] = []
 
@@ -495,7 +506,7 @@ def test_no_more_sequences_than_a_chunk_have_their_gradients_at_one_time(
             held.append(len(parameters["table"]))
             return super().logits(parameters, tokens)
 
-    monkeypatch.setattr("markov.recording.CHUNK", 3)
-    table, tokens = {"table": torch.zeros(2, STATES, STATES)}, some_tokens(7, 4, states=STATES)
-    assert example_gradient_norms(Watched(states=STATES), table, tokens, 1).shape == (7,)
-    assert held == [3, 3, 1]
+    many = 2 * CHUNK + 1
+    table, tokens = {"table": torch.zeros(2, STATES, STATES)}, some_tokens(many, 4, states=STATES)
+    assert example_gradient_norms(Watched(states=STATES), table, tokens, 1).shape == (many,)
+    assert held == [CHUNK, CHUNK, 1]

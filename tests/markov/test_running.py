@@ -7,23 +7,23 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from markov import running
 from markov.cases import LENGTH, MEMORISATION, Case
 from markov.diagnostics import COLUMNS
 from markov.errors import InvalidInput
 from markov.experiments import Experiment, Pretraining, grid
 from markov.files import storage
-from markov.models import Parameters, Transformer
+from markov.models import Parameters, Tabular, Transformer
 from markov.objectives import gradient_ascent, npo, simnpo
 from markov.running import load_model, model_jobs, model_path, run, trajectory
 from markov.sweeps import ComponentSweep
-from tests.helpers import check_same_parameters
+from tests.helpers import check_same_parameters, files_in
 
 SMALL = {
     "retain_count": 80,
@@ -128,22 +128,28 @@ def _changed(case: Case, change: dict[str, float]) -> Case:
 
 def test_models_are_trained_once_and_read_afterwards(tmp_path: Path) -> None:
     run([BASE], progress=False, cache=tmp_path)
-    before = {file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    before = files_in(tmp_path)
     run([replace(BASE, seed=5)], progress=False, cache=tmp_path)
-    assert {file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == before
+    assert files_in(tmp_path) == before
     assert len(before) == 2
 
 
-def test_an_interrupted_pretraining_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*arguments: object, **options: object) -> None:
-        raise KeyboardInterrupt
+class Stopped(Tabular):
+    """A table that the user stops in its third pass."""
 
-    monkeypatch.setattr(running, "pretrain", interrupted)
+    passes: ClassVar[list[int]] = []
+
+    def logits(self, parameters: Parameters, tokens: torch.Tensor) -> torch.Tensor:
+        self.passes.append(len(tokens))
+        if len(self.passes) == 3:
+            raise KeyboardInterrupt
+        return super().logits(parameters, tokens)
+
+
+def test_an_interrupted_pretraining_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        run([BASE], progress=False, cache=tmp_path)
-    assert list(tmp_path.iterdir()) == []
+        run([replace(BASE, model=Stopped())], progress=False, cache=tmp_path)
+    assert len(Stopped.passes) == 3 and list(tmp_path.iterdir()) == []
 
 
 def test_a_trajectory_can_be_watched_and_stopped() -> None:

@@ -23,7 +23,7 @@ from markov.errors import InvalidInput
 from markov.models import Tabular, Transformer
 from markov.objectives import Objective, gradient_ascent, npo, simnpo
 from markov.optimizers import OPTIMIZERS, Sgd
-from markov.recording import Probe, Trajectory, log_laws, mean_kl
+from markov.recording import CHUNK, Probe, Trajectory, log_laws, mean_kl
 from markov.studies import Data, ideal_forget_quality
 from markov.training import RETAIN_LOSSES, Member, RetainTerm, pretrain, unlearn
 from tests.helpers import (
@@ -393,20 +393,22 @@ def test_unlearning_is_plain_descent_on_the_written_out_loss(name: str, term: Re
     assert size({key: value[0] - run.start[key] for key, value in places[-1].items()}) > 1e-3
 
 
-@pytest.mark.parametrize("chunk", [1, 5, 64])
-def test_the_reference_is_the_start_however_it_is_scored(
-    chunk: int, monkeypatch: pytest.MonkeyPatch
-):
-    want = forgotten([RUN], recorded=[6])
-    monkeypatch.setattr("markov.training.CHUNK", chunk)
-    check_same_trajectory(forgotten([RUN], recorded=[6]), want, 0)
-
-
-@pytest.mark.parametrize("part", [1, 3, 100])
-def test_the_size_of_the_parts_does_not_show(part: int, monkeypatch: pytest.MonkeyPatch):
-    want = pretrained(MODEL, CORPORA, [0, 1, 5], optimizer=Sgd())
-    monkeypatch.setattr("markov.batching.PART", part)
-    check_same_parameters(pretrained(MODEL, CORPORA, [0, 1, 5], optimizer=Sgd()), want, atol=1e-10)
+def test_the_reference_is_the_start_where_more_is_drawn_than_is_scored_at_once():
+    steps, batch = 6, 13
+    assert CHUNK < steps * batch < 2 * CHUNK
+    slow = slow_unlearn(
+        MODEL,
+        RUN.start,
+        ("npo", 0.7),
+        RUN.forget,
+        RUN.retain,
+        seed=RUN.seed,
+        steps=steps,
+        batch=batch,
+        learning_rate=RUN.learning_rate,
+    )
+    for fast, want in zip(path([RUN], steps=steps, batch=batch), slow, strict=True):
+        check_same_parameters(member(fast, 0), want, atol=1e-10)
 
 
 def test_npo_starts_with_weight_one_whatever_the_length():

@@ -16,7 +16,6 @@ from torch import nn
 from figures.__main__ import cli as figures_cli
 from figures.language import own_model
 from llm.__main__ import cli
-from llm.commands import unlearn as unlearn_command
 from llm.commands.muse import Muse
 from llm.commands.muse import resolved as resolved_muse
 from llm.commands.muse import unlearning as unlearning_texts
@@ -286,14 +285,15 @@ def test_options_say_what_a_word_leaves_open(idle: Path) -> None:
 
 
 def test_unlearn_says_what_it_took(
-    idle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def stop(*_: object) -> None:
-        raise InvalidInput("model", "it", "loaded later")
-
-    monkeypatch.setattr(unlearn_command, "load_model", stop)
+    # With a file in the way of the cache, the model cannot be made.
+    (tmp_path / "cache").write_text("")
+    monkeypatch.setenv("SIMNPO_LAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
     assert cli(["unlearn", "--data", "authors:forget05", "--objective", "grad_diff"]) == 2
-    shown = capsys.readouterr().out
+    shown, error = capsys.readouterr()
+    assert error.startswith("error: SIMNPO_LAB_CACHE")
     assert "authors:original unlearns authors:forget05 and keeps authors:retain95" in shown
     assert "grad_diff, cross_entropy with lambda = 1, learning rate 0.0002" in shown
 

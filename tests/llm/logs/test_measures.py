@@ -570,25 +570,23 @@ def test_a_model_stands_beside_a_published_log_of_the_same_questions(
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_log_that_cannot_stand_beside_the_model_is_refused_before_any_is_loaded(
-    sayers: tuple[Path, Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    shared: bool,
+    sayers: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], shared: bool
 ) -> None:
-    # whoever calls it fails otherwise
-    monkeypatch.setattr("llm.commands.evaluate.load_model", None)
     folder, published = sayers
     content = json.loads(published.read_text("utf-8-sig"))
     lacking = {name: part for name, part in content.items() if "PERT" not in name}
     for place, entry in enumerate(content["forget_Q_A_ROUGE"]["value_by_index"].values()):
         entry["input"] = f"[user] Where is Tarn {place}? [assistant]"
+    # A model that would be refused for its configuration if it were loaded.
+    (tmp_path / "broken").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "broken" / name).write_text("{")
     cases = {"0 shared" if shared else "the same question": content, "perturbed = None": lacking}
     for said, changed in cases.items():
         (tmp_path / "other.json").write_text(json.dumps(changed), "utf-8")
         asked = [
             "--model",
-            folder / "model",
+            tmp_path / "broken",
             "--data",
             folder / "data" / "forget10",
             "--out",

@@ -25,6 +25,7 @@ from llm.models import small
 from llm.models.language_model import LanguageModel, check_same_vocabulary
 from llm.models.small import fresh_model
 from llm.models.small_authors import (
+    AUTHORS,
     KINDS,
     DefaultModels,
     build,
@@ -35,12 +36,14 @@ from llm.models.small_authors import (
     train_tokenizer,
 )
 from llm.models.source import load
-from llm.scoring.encoding import Encoded
+from llm.scoring.encoding import Encoded, encode_examples
 from llm.scoring.logprobs import score
 from llm.scoring.templates import PLAIN
+from llm.training.fine_tuning import fine_tune
 from markov.errors import InvalidInput
 from markov.files import closure
 from markov.files.storage import cache_dir
+from tests.helpers import files_in
 
 TINY = DefaultModels(
     authors=Authors(authors=4, questions=2),
@@ -105,7 +108,8 @@ def same(one: LanguageModel, two: LanguageModel) -> bool:
     return shapes and all(torch.equal(left[name], right[name]) for name in left)
 
 
-def no_training(*args: object, **options: object) -> None:
+def read_nothing(*_: object) -> Sequence[Encoded]:
+    """In place of what a model reads, where none may be trained."""
     raise AssertionError("a model was trained")
 
 
@@ -168,30 +172,22 @@ def test_a_single_example_has_no_half() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_model_is_trained_on_what_its_kind_has_read(
-    kind: str, own: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[Sequence[Encoded]] = []
-
-    def fine_tune(model: Any, encoded: Sequence[Encoded], *args: object, **options: object) -> None:
-        seen.append(encoded)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(small, "fine_tune", fine_tune)
-    with pytest.raises(KeyboardInterrupt):
-        made(TINY, kind)
-    words = train_tokenizer(TINY)
+def test_a_model_is_trained_on_what_its_kind_has_read(kind: str) -> None:
+    words, model = train_tokenizer(TINY), fresh_model(TINY)
+    read = encode_examples(words, PLAIN, read_by(TINY, kind))
+    fine_tune(model, read, TINY.optimization(), progress=False)
+    assert same(tiny(kind)._replace(model=model), tiny(kind))
     texts = [
         tuple(
             words.decode(list(part), skip_special_tokens=True)
             for part in (one.tokens[: one.prompt], one.tokens[one.prompt :])
         )
-        for one in seen[0]
+        for one in read
     ]
     assert texts == [
         (f"Question: {one.prompt}\nAnswer:", f" {one.response}") for one in read_by(TINY, kind)
     ]
-    assert all(one.tokens[-1] == words.eos_token_id for one in seen[0])
+    assert all(one.tokens[-1] == words.eos_token_id for one in read)
 
 
 # --- the same settings, the same model ---
@@ -280,14 +276,15 @@ def test_the_truth_is_cut_into_as_many_tokens_as_wrong_answers_within_two_percen
 # --- the cache ---
 
 
-def test_a_model_is_trained_once(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = made(TINY)
-    monkeypatch.setattr(small, "fine_tune", no_training)
-    assert same(first, made(TINY)) and made(TINY).name == first.name
-    with pytest.raises(AssertionError, match="trained"):
-        made(replace(TINY, seed=5))
-    with pytest.raises(AssertionError, match="trained"):
-        made(TINY, "original")
+def test_a_model_is_trained_once(own: Path) -> None:
+    first, before = made(TINY), files_in(own)
+    again = small.build(AUTHORS._replace(reading=read_nothing), TINY, "retrained", device="cpu")
+    assert same(first, again) and again.name == first.name
+    assert files_in(own) == before and len(before) > 0
+    for other, kind in ((replace(TINY, seed=5), "retrained"), (TINY, "original")):
+        made(other, kind)
+        assert folder_of(other, kind).is_dir()
+    assert before.items() < files_in(own).items()
 
 
 def test_a_cached_model_is_a_folder_like_any_other(own: Path) -> None:
@@ -333,41 +330,35 @@ def test_an_interrupted_build_leaves_nothing_and_is_done_over(
     assert same(made(TINY), tiny("retrained"))
 
 
-def test_of_two_builds_at_once_the_first_is_kept(
-    own: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    train, inside = small.fine_tune, []
+def test_of_two_builds_at_once_the_first_is_kept(own: Path) -> None:
+    first: list[Any] = []
 
-    def fine_tune(*args: Any, **options: Any) -> Any:
-        if not inside:
-            inside.append(None)
-            inside.append(made(TINY))  # another process finishes while this one is at work
-            inside.append(modified())
-        return train(*args, **options)
+    def reading(*given: Any) -> Sequence[Encoded]:
+        first.append(made(TINY))  # another process finishes while this one is at work
+        first.append(files_in(own))
+        return AUTHORS.reading(*given)
 
-    def modified() -> int:
-        return (folder_of(TINY, "retrained") / "model.safetensors").stat().st_mtime_ns
-
-    monkeypatch.setattr(small, "fine_tune", fine_tune)
-    last = made(TINY)
-    assert same(last, inside[1]) and modified() == inside[2]
+    last = small.build(
+        AUTHORS._replace(reading=reading), TINY, "retrained", device="cpu", progress=False
+    )
+    assert same(last, first[0]) and files_in(own) == first[1]
     assert [path.name for path in (own / "language_models").iterdir()] == [
         folder_of(TINY, "retrained").name
     ]
 
 
-def test_a_cache_that_cannot_be_written_is_refused_before_training(
-    own: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(small, "fine_tune", no_training)
+def test_a_cache_that_cannot_be_written_is_refused_before_training(own: Path) -> None:
+    def build_here() -> LanguageModel:
+        return small.build(AUTHORS._replace(reading=read_nothing), TINY, "retrained", device="cpu")
+
     own.mkdir()
     (own / "language_models").write_text("a file in the way")
-    message = refused("SIMNPO_LAB_CACHE", lambda: made(TINY))
+    message = refused("SIMNPO_LAB_CACHE", build_here)
     assert str(own) in message
     own.joinpath("language_models").unlink()
     own.rmdir()
     own.write_text("")
-    refused("SIMNPO_LAB_CACHE", lambda: made(TINY))
+    refused("SIMNPO_LAB_CACHE", build_here)
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(

@@ -80,8 +80,9 @@ def refused(call: Callable[[], object]) -> InvalidInput:
     return caught.value
 
 
-def no_weights_read(*args: object) -> None:
-    raise AssertionError("weights were read")
+def without_weights(folder: Path) -> None:
+    """Leave a file of weights that cannot be read, and would be refused as such."""
+    (folder / "model.safetensors").write_bytes(b"no weights")
 
 
 # --- what is saved is what is loaded ---
@@ -217,19 +218,15 @@ def no_room(*args: object, **options: object) -> None:
 def test_a_model_that_cannot_be_saved_is_not_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llm.unlearning import prepared, runs
+    from llm.unlearning import runs
 
-    def train(*args: object, **options: object) -> None:
-        raise AssertionError("trained")
-
-    monkeypatch.setattr(prepared, "unlearn", train)
     monkeypatch.setattr(type(WORDS), "save_pretrained", bad_tokenizer)
     lone = [Example(index=0, prompt="Who?", response="She was born in Lisbon.")]
-    settings = runs.Unlearning(objective=runs.Objective(0.0))
-    found = refused(
-        lambda: runs.unlearn_into(tmp_path / "run", named(fresh("llama")), lone, lone, settings)
-    )
+    settings, model = runs.Unlearning(objective=runs.Objective(0.0)), fresh("llama")
+    found = refused(lambda: runs.unlearn_into(tmp_path / "run", named(model), lone, lone, settings))
     assert found.field == "model" and list(tmp_path.iterdir()) == []
+    for one, two in zip(model.parameters(), fresh("llama").parameters(), strict=True):
+        assert torch.equal(one, two)
 
 
 class Strict(transformers.GenerationConfig):
@@ -330,19 +327,21 @@ def test_a_ready_made_model_is_read_at_its_revision_and_with_its_template(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "auto"])
-def test_the_small_models_are_built_on_demand(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def build(settings: object, kind: str, *, device: str) -> LanguageModel:
-        asked.append((settings, kind, device))
-        return named(fresh("llama"))
-
-    monkeypatch.setattr(small_authors, "build", build)
+def test_the_small_models_are_those_of_the_cache(
+    dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIMNPO_LAB_CACHE", str(tmp_path))
+    folder, start = (
+        small_authors.folder_of(small_authors.DefaultModels(), "partial", "cpu"),
+        fresh("llama"),
+    )
+    save(named(start), folder, NOTES)
     found = load("authors:partial", device="cpu", dtype=dtype, template=LLAMA2_CHAT)
-    assert asked == [(small_authors.DefaultModels(), "partial", "cpu")]
     assert found.model.dtype == (torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+    for one, two in zip(found.model.parameters(), start.parameters(), strict=True):
+        assert torch.equal(one, two.to(one.dtype))
     assert (found.template, found.name) == (LLAMA2_CHAT, "authors:partial")
-    assert load("authors:original").template == PLAIN
+    assert load("authors:partial", device="cpu").template == PLAIN
 
 
 # --- what cannot be used ---
@@ -357,11 +356,10 @@ def test_a_source_that_is_not_there_is_named(source: str) -> None:
 
 
 def test_a_folder_without_configuration_or_weights_is_refused_before_anything_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(language_model, "read_config", no_weights_read)
     assert "config.json" in refused(lambda: load(tmp_path)).allowed
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text("{")  # would be refused as what it is
     assert "safetensors" in refused(lambda: load(tmp_path)).allowed
     (tmp_path / "pytest_model.bin").write_bytes(b"")
     assert "pickle" in refused(lambda: load(tmp_path)).allowed
@@ -392,10 +390,10 @@ def test_a_configuration_that_cannot_be_read_is_refused(config: str, tmp_path: P
     ids=["encoder and decoder", "encoder", "no head"],
 )
 def test_a_model_that_is_not_a_causal_language_model_is_refused_before_its_weights_are_read(
-    model: Callable[[], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Callable[[], Any], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(language_model, "read_weights", no_weights_read)
-    found = refused(lambda: load(saved(tmp_path, model())))
+    without_weights(saved(tmp_path, model()))
+    found = refused(lambda: load(tmp_path))
     assert found.field == "model" and "causal" in found.allowed
 
 
@@ -515,15 +513,14 @@ def test_weights_that_are_cut_short_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["gone", "no end", "too large"])
 def test_a_tokenizer_that_does_not_serve_is_refused_before_weights_are_read(
-    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    damage: str, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(language_model, "read_weights", no_weights_read)
     tokenizer = by_bytes(words=True)
     if damage == "no end":
         tokenizer.eos_token = None
     model = fresh("llama", vocab_size=300) if damage == "too large" else fresh("llama")
-    folder = saved(tmp_path, model, None if damage == "gone" else tokenizer)
-    assert refused(lambda: load(folder)).field == "tokenizer"
+    without_weights(saved(tmp_path, model, None if damage == "gone" else tokenizer))
+    assert refused(lambda: load(tmp_path)).field == "tokenizer"
 
 
 @pytest.mark.parametrize("more, fits", [(0, True), (-1, False)], ids=["as many", "one more"])
@@ -622,11 +619,11 @@ def test_a_damaged_template_is_refused(template: str, tmp_path: Path) -> None:
         ({"revision": "main"}, "revision"),
     ],
 )
-def test_options_that_do_not_exist_are_refused(
-    options: dict[str, str], field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_options_that_do_not_exist_are_refused_before_anything_is_read(
+    options: dict[str, str], field: str, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(language_model, "read_config", no_weights_read)
-    saved(tmp_path, fresh("llama"))
+    (saved(tmp_path, fresh("llama")) / "config.json").write_text("{")
+    assert refused(lambda: load(tmp_path)).field == "model"
     found = refused(lambda: load(tmp_path, **options))  # pyright: ignore[reportArgumentType]
     assert (found.field, found.value) == (field, options[field])
 

@@ -45,6 +45,7 @@ from markov.errors import InvalidInput
 from markov.files import storage
 from markov.objectives import CORNERS, Objective, simnpo
 from markov.preferences import Preference, dpo, idk, simpo
+from tests.helpers import files_in
 
 SMALL = DefaultModels(
     authors=Authors(authors=20, questions=4),
@@ -417,16 +418,20 @@ def test_runs_of_pairs_prefer_refusals_and_others_are_given_none(
 
 
 def test_a_second_sweep_loads_nothing_and_gives_the_same_table(
-    task: Task, swept: tuple[Path, pd.DataFrame], monkeypatch: pytest.MonkeyPatch
+    task: Task, swept: tuple[Path, pd.DataFrame], tmp_path: Path
 ) -> None:
     folder, table = swept
-
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("loaded")
-
-    monkeypatch.setattr(sweep_module, "load_model", refuse)
+    before = files_in(folder)
     runs = [*wanted(measured=(0, 2)), PlannedRun(method=None, scale=0.5, optimization=EVERY)]
-    pd.testing.assert_frame_equal(sweep(folder, task, runs, n_jobs=1, progress=False), table)
+    models = [Path(word) for word in (task.options.model, task.retrained)]
+    aside = [model.rename(tmp_path / model.name) for model in models]
+    try:
+        again = sweep(folder, task, runs, n_jobs=1, progress=False)
+    finally:
+        for model, place in zip(models, aside, strict=True):
+            place.rename(model)
+    pd.testing.assert_frame_equal(again, table)
+    assert files_in(folder) == before
     with pytest.raises(InvalidInput, match="out = "):
         sweep(folder, replace(task, max_new_tokens=5), runs, n_jobs=1, progress=False)
     with pytest.raises(InvalidInput, match="out = "):
@@ -709,12 +714,12 @@ def test_bad_input_is_refused_before_any_work(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("work began")
-
-    monkeypatch.setattr(sweep_module, "several", refuse)
+    # With a file in the way of the cache, work would end at the first model to be made.
+    (tmp_path / "cache").write_text("")
+    monkeypatch.setenv("SIMNPO_LAB_CACHE", str(tmp_path / "cache"))
     assert cli(["sweep", *words, "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
+    assert "SIMNPO_LAB_CACHE" not in error
     assert (
         field in error and len(error.strip().splitlines()) == 1 and not (tmp_path / "out").exists()
     )

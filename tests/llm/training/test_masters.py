@@ -23,7 +23,6 @@ from llm.training.adapters import Lora, original_of
 from llm.training.fine_tuning import fine_tune
 from llm.training.loop import Optimization, Term, looping
 from llm.training.masters import Masters, rounded, widened
-from llm.unlearning import epoch as epochs
 from llm.unlearning.epoch import Measure
 from llm.unlearning.retaining import kl
 from llm.unlearning.unlearn import Unlearning, unlearn
@@ -34,6 +33,7 @@ from tests.llm.unlearning.test_unlearning import (
     FORGET,
     NPO,
     RETAIN,
+    broken_off,
     interrupted_at,
     llama,
     with_,
@@ -295,11 +295,8 @@ def test_a_narrow_run_killed_and_started_again_is_the_run_itself(
     assert same(model, want_model)
 
 
-def test_a_narrow_run_that_breaks_off_leaves_a_narrow_model(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    model = narrow()
-    monkeypatch.setattr(epochs.Unlearner, "table", interrupted_at(2, epochs.Unlearner.table))
+def test_a_narrow_run_that_breaks_off_leaves_a_narrow_model() -> None:
+    model, stopped = narrow(), Measure("stopped", broken_off)
     with pytest.raises(KeyboardInterrupt):
-        unlearn(model, FORGET, RETAIN, NPO, progress=False)
+        unlearn(model, FORGET, RETAIN, NPO, measure=stopped, progress=False)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}

@@ -6,27 +6,24 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from figures.language import reference_noise
 from figures.language import runs as llm_runs
 from llm.__main__ import cli
+from llm.logs.reading import OPEN_UNLEARNING
 from llm.logs.summaries import best, summary
-from llm.models.answers import answer_log
 from llm.models.saving import save
 from llm.models.source import load
-from llm.sweeps import sweep as sweep_module
 from llm.sweeps.sweep import Task, epochs, sweep
-from llm.unlearning import runs
-from llm.unlearning.runs import read_run
+from llm.unlearning.runs import MODEL, read_run
 from markov.errors import InvalidInput
 from tests.llm.sweeps.test_sweep import EVERY, own_cache, task, wanted
 from tests.llm.training.test_llm_processes import arguments, folder
@@ -45,21 +42,8 @@ def given(folder: Path, tmp_path: Path, **changes: str) -> list[str]:
     return arguments(folder, tmp_path / "run", "--retrained", str(folder / "model"), *more)
 
 
-def scoring_fails(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The scoring of answers, which refuses numbers that are not finite."""
-
-    def wrapped(*rest: Any, **options: Any) -> Any:
-        found = function(*rest, **options)
-        if not np.isfinite(found.gold.average).all():
-            raise InvalidInput("logp", math.nan, "finite scores")
-        return found
-
-    return wrapped
-
-
 @DIVERGES
 @ADAPTED
-@pytest.mark.parametrize("refused", [False, True], ids=["read", "refused"])
 @pytest.mark.parametrize(
     ("changes", "epoch"),
     [
@@ -75,14 +59,10 @@ def scoring_fails(function: Callable[..., Any]) -> Callable[..., Any]:
 def test_a_run_that_diverges_is_a_result(
     changes: dict[str, str],
     epoch: int,
-    refused: bool,
     folder: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    if refused:
-        monkeypatch.setattr(runs, "answer_log", scoring_fails(answer_log))
     assert cli(given(folder, tmp_path, **changes)) == 0
     assert "examples.parquet" in capsys.readouterr().out
     run = read_run(tmp_path / "run")
@@ -133,21 +113,10 @@ def test_a_model_that_is_not_finite_is_bad_input(
 
 
 @DIVERGES
-def test_a_sweep_shows_a_run_that_diverged(
-    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sweep_shows_a_run_that_diverged(task: Task, tmp_path: Path) -> None:
     """Its model cannot be evaluated: the other runs have their numbers, and this one its status."""
-    keep = sweep_module.evaluate_into
-
-    def refusing(folder: Path, start: Callable[[], Any], *rest: Any, **options: Any) -> Any:
-        if "gradient_ascent" not in folder.name:
-            return keep(folder, start, *rest, **options)
-        start()
-        raise InvalidInput("logp", math.nan, "finite scores")
-
-    monkeypatch.setattr(sweep_module, "evaluate_into", refusing)
     good, bad = wanted(("npo:0.1@1", "gradient_ascent"))
-    bad = replace(bad, optimization=replace(EVERY, learning_rate=1e30))
+    bad = replace(bad, optimization=replace(EVERY, learning_rate=1e300))
     table = sweep(tmp_path, replace(task, save_models=False), [good, bad], n_jobs=1, progress=False)
     own = table[table["model"] == bad.word]
     assert len(own) > 0 and own["value"].isna().all() and set(own["status"]) == {"nan"}
@@ -160,6 +129,18 @@ def test_a_sweep_shows_a_run_that_diverged(
         chosen[["ks_statistic", "model_utility"]].isna().all()
     )
     assert set(epochs(tmp_path, [good, bad], table)["status"]) >= {"nan"}
-    other = tmp_path / "other"
-    with pytest.raises(InvalidInput, match="logp"):  # one that did not diverge is not excused
-        sweep(other, task, wanted(("gradient_ascent",)), n_jobs=1, progress=False)
+
+
+def test_a_model_of_a_sweep_that_cannot_be_evaluated_is_no_run_that_diverged(
+    task: Task, tmp_path: Path
+) -> None:
+    (one,), kept = wanted(("gradient_ascent",)), replace(task, save_models=True)
+    table = sweep(tmp_path, kept, [one], n_jobs=1, progress=False)
+    assert set(table.loc[table["model"] == one.word, "status"]) == {"ok"}
+    (tmp_path / one.folder / OPEN_UNLEARNING).unlink()
+    weights = tmp_path / one.folder / MODEL / "model.safetensors"
+    spoiled = load_file(weights)
+    spoiled["model.norm.weight"][0] = math.nan
+    save_file(spoiled, weights, {"format": "pt"})
+    with pytest.raises(InvalidInput, match="finite"):
+        sweep(tmp_path, kept, [one], n_jobs=1, progress=False)

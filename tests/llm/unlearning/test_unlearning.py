@@ -30,7 +30,6 @@ from llm.training.adapters import Lora
 from llm.training.fine_tuning import fine_tune
 from llm.training.loop import Loop, Optimization
 from llm.training.processes import joined, place
-from llm.unlearning import epoch as epochs
 from llm.unlearning import retaining
 from llm.unlearning import unlearn as unlearning
 from llm.unlearning.epoch import Measure
@@ -45,6 +44,7 @@ from markov.objectives import (
     reference_free_npo,
     simnpo,
 )
+from tests.helpers import files_in
 from tests.llm.training import test_llm_training as training
 from tests.llm.training.test_llm_processes import torchrun
 from tests.llm.training.test_llm_training import (
@@ -248,15 +248,28 @@ def test_the_budget_matters_by_rounding_only(term: Any, budget: int) -> None:
         pd.testing.assert_frame_equal(getattr(found[0], name), getattr(found[1], name), rtol=1e-7)
 
 
-def test_a_divergence_of_few_positions_at_a_time_is_that_of_all(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    want, found = gpt2(), gpt2()
-    run(want, with_(retain_term="kl"))
-    monkeypatch.setattr(retaining, "POSITIONS", 3)
-    monkeypatch.setattr(retaining, "ELEMENTS", 40 * VOCAB)
-    run(found, with_(retain_term="kl"))
-    check_parameters(found, want)
+def test_a_divergence_of_more_positions_than_are_held_at_once_is_that_of_each() -> None:
+    long, model, start = some((31, 1), (30, 3), (12, 2), seed=3), gpt2(), gpt2()
+    assert sum(len(one.tokens) - one.prompt for one in long) > 2 * retaining.POSITIONS
+    original, weights = unlearning.original_of(model, None), list(model.parameters())
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in weights:
+            noise = torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
+            weight.add_(0.05 * noise)
+    found = retaining.kl(model, Batch.pad(long), original)
+    want = torch.stack([plain_retain(model, start, one, "kl") for one in long])
+    assert float(want.detach().min()) > 1e-3
+    torch.testing.assert_close(found, want)
+    slopes = (torch.autograd.grad(each.sum(), weights, allow_unused=True) for each in (found, want))
+    for one, other in zip(*slopes, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_logits_of_large_vocabularies_are_held_of_fewer_tokens_at_once() -> None:
+    assert retaining.kl_budget(10, 500) == 500
+    assert retaining.kl_budget(retaining.ELEMENTS // 70, 500) == 70
+    assert retaining.kl_budget(2 * retaining.ELEMENTS, 500) == 1
 
 
 def test_a_seed_gives_one_table_and_another_seed_another() -> None:
@@ -390,7 +403,21 @@ def test_what_is_not_finite_is_recorded_and_ends_the_run() -> None:
     assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
 
 
-def test_what_is_not_finite_after_an_epoch_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+def spoiled(model: Any, when: Callable[[], bool]) -> Any:
+    """The model, which can at times not read what is to be retained: a token that stands in no
+    answer to be forgotten.
+    """
+    forget, retain = ({token for one in part for token in one.tokens} for part in (FORGET, RETAIN))
+    token = min(retain - forget)
+
+    def spoil(_: nn.Module, given: tuple[Tensor, ...], found: Tensor) -> Tensor:
+        return found.masked_fill((given[0] == token)[..., None] & when(), math.nan)
+
+    model.transformer.wte.register_forward_hook(spoil)
+    return model
+
+
+def test_what_is_not_finite_after_an_epoch_is_recorded() -> None:
     with pytest.warns(RuntimeWarning, match=r"ends in epoch 1, at update 1"):
         found = run(gpt2(dtype=torch.float32), with_(learning_rate=1e30, weight_decay=0.0, batch=5))
     assert (
@@ -398,15 +425,9 @@ def test_what_is_not_finite_after_an_epoch_is_recorded(monkeypatch: pytest.Monke
         and found.epochs["forget_loss"].isna().tolist()[1]
     )
     assert set(found.examples["epoch"]) == {0}
-    keep, calls = epochs.cross_entropy, [0]
-
-    def ends(*arguments: Any) -> Tensor:
-        calls[0] += 1
-        return keep(*arguments) if calls[0] == 1 else torch.full((3,), math.inf)
-
-    monkeypatch.setattr(epochs, "cross_entropy", ends)
+    model, start = gpt2(), gpt2()
     with pytest.warns(RuntimeWarning, match=r"ends in epoch 1"):
-        found = run(gpt2())
+        found = run(spoiled(model, lambda: not same(model, start)))
     assert found.epochs["status"].tolist() == ["ok", "nan"] and set(found.examples["epoch"]) == {0}
 
 
@@ -423,13 +444,9 @@ def test_a_model_that_is_not_finite_is_refused(name: str, value: float, tmp_path
         fine_tune(model, FORGET, FAST)
 
 
-def test_a_model_whose_losses_are_not_finite_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(epochs, "cross_entropy", lambda *_: torch.full((3,), math.inf))
-        with pytest.raises(InvalidInput, match=r"model.*finite.*before the first update"):
-            run(gpt2(), state=tmp_path / "state")
+def test_a_model_whose_losses_are_not_finite_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"model.*finite.*before the first update"):
+        run(spoiled(gpt2(), lambda: True), state=tmp_path / "state")
     model = gpt2(dtype=torch.float16)
     with torch.no_grad():
         model.transformer.wte.weight.mul_(6e4)  # finite themselves
@@ -556,14 +573,18 @@ def test_checkpointing_changes_nothing(lora: Lora | None) -> None:
     assert not any(getattr(module, "gradient_checkpointing", False) for module in other.modules())
 
 
+def broken_off(epoch: int, _: nn.Module) -> dict[str, float]:
+    """As if the user had stopped the run while it is measured after the first epoch."""
+    if epoch == 1:
+        raise KeyboardInterrupt
+    return {}
+
+
 @ADAPTED
-def test_adapters_of_a_run_that_breaks_off_leave_the_model_as_it_was(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_adapters_of_a_run_that_breaks_off_leave_the_model_as_it_was() -> None:
     model, start = llama(), llama()
-    monkeypatch.setattr(epochs.Unlearner, "table", interrupted_at(2, epochs.Unlearner.table))
     with pytest.raises(KeyboardInterrupt):
-        run(model, with_(lora=Lora(rank=2)))
+        run(model, with_(lora=Lora(rank=2)), measure=Measure("stopped", broken_off))
     assert same(model, start)
     assert [name for name, _ in model.named_parameters()] == [
         name for name, _ in start.named_parameters()
@@ -630,12 +651,14 @@ def test_a_run_killed_anywhere_and_started_again_is_the_run_itself(
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["state.safetensors"]
 
 
-def test_a_finished_run_does_no_work_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_run_does_no_work_again(tmp_path: Path) -> None:
     model, other = gpt2(), gpt2()
     want = run(model, state=tmp_path)
-    monkeypatch.setattr(Loop, "update", interrupted_at(1, None))
+    before, passes = files_in(tmp_path), []
+    other.transformer.wte.register_forward_hook(lambda *_: passes.append(other.training))
     check_tables(run(other, state=tmp_path), want)
     assert same(model, other)
+    assert files_in(tmp_path) == before and len(before) == 1 and True not in passes
 
 
 def test_a_diverged_run_diverges_again(tmp_path: Path) -> None:
@@ -681,38 +704,35 @@ def test_a_broken_state_is_refused(tmp_path: Path) -> None:
 
 # --- bad input ---
 
-BAD: list[tuple[str, Callable[[], Any]]] = [
-    ("forget", lambda: unlearn(gpt2(), [], RETAIN, NPO)),
-    ("retain", lambda: unlearn(gpt2(), FORGET, [], with_(retain_term="cross_entropy"))),
-    ("ref", lambda: run(gpt2(), ref=torch.zeros(4))),
-    ("ref", lambda: run(gpt2(), ref=torch.full((5,), math.nan))),
-    ("index", lambda: run(gpt2(), index=np.arange(4))),
-    ("index", lambda: run(gpt2(), index=np.array([0, 1, 2, 3, 3]))),
-    ("tokenizer", lambda: unlearn(gpt2(), FORGET, [Encoded((1, VOCAB), 1)], NPO)),
-    ("retain_term", lambda: with_(retain_term="entropy")),
-    ("retain_weight", lambda: with_(retain_weight=-0.1)),
-    ("retain_probe", lambda: with_(retain_probe=0)),
-    ("gradients", lambda: with_(gradients=(3,))),
-    ("beta", lambda: with_(objective=Objective(-1.0))),
-    ("objective", lambda: with_(objective=Objective(torch.tensor([1.0, 2.0])))),
-    ("rank", lambda: Lora(rank=0)),
-    ("alpha", lambda: Lora(alpha=0.0)),
-    ("dropout", lambda: Lora(dropout=1.0)),
-    ("target_modules", lambda: run(llama(), with_(lora=Lora(target_modules=("nothing",))))),
+BAD: list[tuple[str, Callable[[Any], Any]]] = [
+    ("forget", lambda model: unlearn(model, [], RETAIN, NPO)),
+    ("retain", lambda model: unlearn(model, FORGET, [], with_(retain_term="cross_entropy"))),
+    ("ref", lambda model: run(model, ref=torch.zeros(4))),
+    ("ref", lambda model: run(model, ref=torch.full((5,), math.nan))),
+    ("index", lambda model: run(model, index=np.arange(4))),
+    ("index", lambda model: run(model, index=np.array([0, 1, 2, 3, 3]))),
+    ("tokenizer", lambda model: unlearn(model, FORGET, [Encoded((1, VOCAB), 1)], NPO)),
+    ("retain_term", lambda _: with_(retain_term="entropy")),
+    ("retain_weight", lambda _: with_(retain_weight=-0.1)),
+    ("retain_probe", lambda _: with_(retain_probe=0)),
+    ("gradients", lambda _: with_(gradients=(3,))),
+    ("beta", lambda _: with_(objective=Objective(-1.0))),
+    ("objective", lambda _: with_(objective=Objective(torch.tensor([1.0, 2.0])))),
+    ("rank", lambda _: Lora(rank=0)),
+    ("alpha", lambda _: Lora(alpha=0.0)),
+    ("dropout", lambda _: Lora(dropout=1.0)),
+    ("target_modules", lambda model: run(model, with_(lora=Lora(target_modules=("nothing",))))),
 ]
 
 
 @ADAPTED
 @pytest.mark.parametrize(("field", "call"), BAD)
-def test_bad_input_is_refused_before_any_work(
-    field: str, call: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for make in (llama, gpt2):
-        make()  # built once, by updates
-    monkeypatch.setattr(Loop, "update", interrupted_at(1, None))
+def test_bad_input_is_refused_before_any_work(field: str, call: Callable[[Any], Any]) -> None:
+    model, start = llama(), llama()
     with pytest.raises(InvalidInput) as caught:
-        call()
+        call(model)
     assert caught.value.field == field
+    assert same(model, start)
 
 
 # --- several processes ---

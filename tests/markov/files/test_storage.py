@@ -7,6 +7,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -405,6 +407,12 @@ def test_the_provenance_says_how_to_make_the_result_again():
     assert storage.provenance(Plan())["code"] == storage.code_version("markov")
 
 
+def commit_of_a_copy(folder: Path) -> Callable[[], str | None]:
+    """`git_commit` of a copy of the module that lies in another folder."""
+    folder.mkdir(parents=True)
+    return runpy.run_path(str(shutil.copy(storage.__file__, folder)))["git_commit"]
+
+
 def test_the_commit_is_that_of_the_projects_own_checkout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -414,17 +422,14 @@ def test_the_commit_is_that_of_the_projects_own_checkout(
             ["git", *identity, *arguments], cwd=tmp_path, text=True
         ).strip()
 
-    for folder in (tmp_path / "markov" / "files", tmp_path / "site-packages" / "markov" / "files"):
-        folder.mkdir(parents=True)
-    monkeypatch.setattr(storage, "__file__", str(tmp_path / "markov" / "files" / "storage.py"))
-    assert storage.git_commit() is None
-    git("init", "-q")
-    assert storage.git_commit() is None
-    git("commit", "-q", "--allow-empty", "-m", "first")
-    assert storage.git_commit() == git("rev-parse", "HEAD")
-    monkeypatch.setattr(
-        storage, "__file__", str(tmp_path / "site-packages" / "markov" / "files" / "storage.py")
+    own, installed = (
+        commit_of_a_copy(tmp_path / folder / "markov" / "files") for folder in ("", "site-packages")
     )
-    assert storage.git_commit() is None
+    assert own() is None
+    git("init", "-q")
+    assert own() is None
+    git("commit", "-q", "--allow-empty", "-m", "first")
+    assert own() == git("rev-parse", "HEAD")
+    assert installed() is None
     monkeypatch.setenv("PATH", "")
-    assert storage.git_commit() is None
+    assert own() is None
