@@ -7,6 +7,7 @@ shipped objective is taken at recorded log-probabilities.
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -14,11 +15,23 @@ import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 import torch
+from ipyevents import Event
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from figures import style
-from figures.views.view import SHOWN, Picture, View, mixed, plain_log_axis, room_for_a_line, slider
+from figures.views.view import (
+    SHOWN,
+    Picture,
+    View,
+    hint,
+    mixed,
+    plain_log_axis,
+    room_for_a_line,
+    slider,
+    whole_row,
+)
 from llm.data.tofu import Example
 from markov.errors import require
 from markov.objectives import CORNERS, Objective, SequenceLogProbs, validate
@@ -31,17 +44,38 @@ ORDERS = {
 }
 LINES = 7  # rows of the table of answers that are shown at a time
 RELATIVE = (0.01, 30.0)
+NEAR, SAME = 25, 2  # pixels: a click within NEAR of a dot means it; closer than SAME is one place
+CLICKS = (
+    "<style>.simnpo-answers td {cursor: pointer; white-space: normal; overflow-wrap: anywhere; "
+    "padding: 2px 6px; vertical-align: top}</style>"
+    "To ring an answer, click on a dot, on a row of the table, or in the list."
+)
 
 
 class AnswersView(View):
-    """A view with a page of answers beneath it; `rows` holds the page as HTML."""
+    """A view with a page of answers beneath it; `rows` holds the page as HTML.
+
+    A click on a dot of the picture, or on a row of the page, chooses that answer.
+    """
 
     def __init__(
-        self, picture: Picture, controls: Mapping[str, Any], page: Callable[..., str]
+        self,
+        picture: Picture,
+        controls: Mapping[str, Any],
+        page: Callable[..., str],
+        dots: Mapping[Axes, Line2D],
     ) -> None:
-        self.page, self.rows = page, widgets.HTML()
-        super().__init__(picture, controls)
+        self.page, self.dots, self.rows = page, dots, widgets.HTML()
+        super().__init__(picture, controls, shown={"hint": hint(CLICKS)})
+        self.rows.layout = widgets.Layout(
+            width=self.image.layout.width, max_width="100%", margin="0"
+        )
         self.children = (*self.children, self.rows)
+        self.clicks = [
+            Event(source=source, watched_events=["click"]) for source in (self.image, self.rows)
+        ]
+        for one in self.clicks:
+            one.on_dom_event(self._choose)
 
     def redraw(self, change: object = None) -> None:
         """Draw the picture and write the page."""
@@ -58,6 +92,33 @@ class AnswersView(View):
         width = round(SHOWN * self.picture.figure.get_figwidth())
         image = f'<img width="{width}" src="data:image/png;base64,{shown["image/png"]}">'
         return {**shown, "text/html": image + self.rows.value}, known
+
+    def dot_at(self, x: float, y: float) -> int | None:
+        """Return the place of the answer whose dot is nearest to a pixel of the picture.
+
+        Pixels count from the upper left, as in a browser. Of dots that lie on one another, it is
+        the one after the answer that is chosen now, so that further clicks reach them all. None
+        where no dot is near.
+        """
+        height = self.picture.figure.bbox.height
+        steps = [
+            axes.transData.transform(np.asarray(line.get_xydata())) - (x, height - y)
+            for axes, line in self.dots.items()
+        ]
+        away = np.min([np.hypot(*step.T) for step in steps], axis=0)
+        if away.min() > NEAR:
+            return None
+        close = np.flatnonzero(away <= away.min() + SAME)
+        following = close[close > self.controls["example"].value]
+        return int((following if len(following) else close)[0])
+
+    def _choose(self, event: Mapping[str, Any]) -> None:
+        row = re.fullmatch(r"answer-(\d+)", str(event["target"].get("className", "")))
+        found = int(row[1]) if row else None
+        if "dataX" in event:
+            found = self.dot_at(event["dataX"], event["dataY"])
+        if found is not None:
+            self.controls["example"].value = found
 
 
 def weights_of(table: pd.DataFrame, objective: Objective) -> Float[np.ndarray, " examples"]:
@@ -79,12 +140,12 @@ def answers_view(
 ) -> AnswersView:
     """View weight against what an answer still has to fall, and against its length.
 
-    One answer is ringed, several are read. `table` has the columns `index`, `length`, `ref` and,
-    where known, `logp` (else the model is its reference), `retrained` (nats) and `epoch`, as in the
-    tables of `llm.diagnostics.weights` and of runs. Drawn is the weight relative to the mean of
-    all, at the edge of the picture where it lies beyond; "still needed" is logp - retrained, which
-    at the start is the needed movement. Raises `InvalidInput` for a table without these columns and
-    for examples that are not all of it.
+    One answer is ringed, several are read; a click on a dot or a row chooses it. `table` has the
+    columns `index`, `length`, `ref` and, where known, `logp` (else the model is its reference),
+    `retrained` (nats) and `epoch`, as in the tables of `llm.diagnostics.weights` and of runs. Drawn
+    is the weight relative to the mean of all, at the edge of the picture where it lies beyond;
+    "still needed" is logp - retrained, which at the start is the needed movement. Raises
+    `InvalidInput` for a table without these columns and for examples that are not all of it.
     """
     frames, texts = _by_epoch(table), {one.index: one for one in examples}
     first = next(iter(frames.values()))
@@ -101,10 +162,15 @@ def answers_view(
     controls = {name: slider(name, value) for name, value in values.items()}
     look = {"style": {"description_width": "76px"}, "layout": widgets.Layout(width="98%")}
     names = [
-        (f"{one}: {texts[int(one)].prompt[:25]}", place) for place, one in enumerate(first["index"])
+        (f"{one}: {texts[int(one)].prompt}", place) for place, one in enumerate(first["index"])
     ]
     controls["example"] = widgets.Select(
-        options=names, value=0, rows=4, description="answer", **look
+        options=names,
+        value=0,
+        rows=4,
+        description="answer",
+        style=look["style"],
+        layout=whole_row(),
     )
     controls["order"] = widgets.Dropdown(
         options=list(ORDERS), value=order, description="table", **look
@@ -115,7 +181,7 @@ def answers_view(
         )
     known = "needed" in first
     with style.look():
-        figure, (panels,) = style.grid_figure(1, 1 + known, 10.4, 3.6, sharey=True)
+        figure, (panels,) = style.grid_figure(1, 1 + known, 8.0, 3.4, sharey=True)
         moving = [
             (*_dots(axes), name) for axes, name in zip(panels, ("length", "needed"), strict=False)
         ]
@@ -145,7 +211,9 @@ def answers_view(
         return _page(now(epoch, **numbers)[1], texts, example, ORDERS[order])
 
     lines = [line for dots, ring, _ in moving for line in (dots, ring)]
-    return AnswersView(Picture(figure=figure, moving=[*lines, said], update=update), controls, page)
+    picture = Picture(figure=figure, moving=[*lines, said], update=update)
+    by_panel = {axes: dots for axes, (dots, _, _) in zip(panels, moving, strict=True)}
+    return AnswersView(picture, controls, page, by_panel)
 
 
 def _by_epoch(table: pd.DataFrame) -> dict[int, pd.DataFrame]:
@@ -223,8 +291,10 @@ def _page(own: pd.DataFrame, texts: Mapping[int, Example], example: int, by: str
         cells += [html.escape(one.prompt), html.escape(one.response)]
         mark = ' style="background:#fff2cc;color:black"' if index == example else ""
         left = [
-            f'<td style="text-align:{"left" if at > len(names) else "right"}">{cell}</td>'
+            f'<td class="answer-{index}" '
+            f'style="text-align:{"left" if at > len(names) else "right"}">{cell}</td>'
             for at, cell in enumerate(cells)
         ]
         lines.append(f"<tr{mark}>{''.join(left)}</tr>")
-    return f'<table style="font-size:11px;line-height:1.25">{"".join(lines)}</table>'
+    look = "font-size:12px;line-height:1.3;border-collapse:collapse"
+    return f'<table class="simnpo-answers" style="{look}">{"".join(lines)}</table>'

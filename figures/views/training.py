@@ -42,7 +42,7 @@ class Training(widgets.VBox):
         self.experiment = experiment
         self.start = widgets.Button(description="train", button_style="primary")
         self.cancel = widgets.Button(description="cancel", disabled=True)
-        self.bar = widgets.IntProgress(min=0, max=1, layout=widgets.Layout(width="320px"))
+        self.bar = widgets.IntProgress(min=0, max=1, layout=widgets.Layout(width="300px"))
         self.message = widgets.HTML("not started")
         self.recording: Recording | None = None
         self._stop, self._drawn, self._thread = threading.Event(), 0.0, None
@@ -51,9 +51,11 @@ class Training(widgets.VBox):
         self._probes = [tokens[: experiment.test_examples] for tokens in data.test.values()]
         self.start.on_click(self._begin)
         self.cancel.on_click(self._end)
-        super().__init__(
-            [widgets.HBox([self.start, self.cancel, self.bar, self.message]), self.view]
+        row = widgets.HBox(
+            [self.start, self.cancel, self.bar, self.message],
+            layout=widgets.Layout(flex_flow="row wrap", max_width="100%"),
         )
+        super().__init__([row, self.view])
 
     def result(self) -> Recording:
         """Return the finished recording; raises `Cancelled` if the training was stopped."""

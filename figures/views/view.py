@@ -38,6 +38,10 @@ QUICK = "SIMNPO_LAB_QUICK"
 # too
 DPI = 115
 SHOWN = 96
+# A picture is not shown smaller than this share of its size, at which its text can still be read:
+# in a narrower window it scrolls.
+SMALLEST = 0.75
+NARROW = 250  # pixels that a control needs
 WRONG, RIGHT = "#D55E00", "#009E73"  # from the palette of the figures
 SLIDERS = {
     "beta": (0.001, 30.0),
@@ -70,10 +74,18 @@ class View(widgets.VBox):
     """Controls above a picture.
 
     `controls` are by name, `image` holds the PNG, and `message` says what is wrong with the values.
-    Controls may be those of another view, which then move both.
+    Controls may be those of another view, which then move both. They stand in at most `columns`
+    columns, fewer in a narrow window. `shown` gives what stands in place of a control, by its name,
+    and further widgets after the controls.
     """
 
-    def __init__(self, picture: Picture, controls: Mapping[str, Any], columns: int = 3) -> None:
+    def __init__(
+        self,
+        picture: Picture,
+        controls: Mapping[str, Any],
+        columns: int = 3,
+        shown: Mapping[str, Any] | None = None,
+    ) -> None:
         self.picture, self.controls = picture, dict(controls)
         self.canvas = FigureCanvasAgg(picture.figure)
         picture.figure.set_dpi(DPI)
@@ -84,23 +96,33 @@ class View(widgets.VBox):
         self.background = self.canvas.copy_from_bbox(picture.figure.bbox)
         width = round(SHOWN * picture.figure.get_figwidth())
         self.image = widgets.Image(
-            format="png", layout=widgets.Layout(width=f"{width}px", max_width="100%")
+            format="png",
+            layout=widgets.Layout(
+                width=f"{width}px",
+                max_width="100%",
+                min_width=f"{round(SMALLEST * width)}px",
+                margin="0",
+            ),
         )
         self.message = widgets.HTML()
         grid = widgets.GridBox(
-            list(self.controls.values()),
+            list({**self.controls, **(shown or {})}.values()),
             layout=widgets.Layout(
-                grid_template_columns=f"repeat({columns}, minmax(0, 1fr))",
+                grid_template_columns=(
+                    f"repeat(auto-fit, minmax(max({NARROW}px, {99 // columns}%), 1fr))"
+                ),
                 width=f"{width}px",
                 max_width="100%",
             ),
         )
+        frame = widgets.Box(
+            [self.image],
+            layout=widgets.Layout(width="100%", overflow="auto hidden", margin="0"),
+        )
         self.redraw()
         for control in self.controls.values():
             control.observe(self.redraw, "value")
-        super().__init__(
-            [grid, self.message, self.image] if self.controls else [self.message, self.image]
-        )
+        super().__init__([grid, self.message, frame] if self.controls else [self.message, frame])
 
     @property
     def values(self) -> dict[str, Any]:
@@ -178,6 +200,21 @@ def lengths_box(lengths: str) -> Any:
         style={"description_width": "76px"},
         layout=widgets.Layout(width="98%"),
     )
+
+
+def whole_row() -> Any:
+    """Return the layout of a control that takes a row of its own."""
+    # Not `grid_column`, which the browser's side of ipywidgets clears again.
+    return widgets.Layout(width="98%", grid_area="auto / 1 / auto / -1")
+
+
+def hint(text: str) -> Any:
+    """Return a widget with a line of small text that tells how to use a view.
+
+    It takes a row of its own among the controls.
+    """
+    small = f'<div style="font-size:12px;line-height:1.4;opacity:0.75">{text}</div>'
+    return widgets.HTML(small, layout=whole_row())
 
 
 def read_lengths(text: str) -> np.ndarray:
@@ -261,7 +298,10 @@ def mixed(first: str, second: str, share: float) -> str:
     return to_hex((red, green, blue))
 
 
-def room_for_a_line(figure: Figure) -> Any:
-    """Lay a figure out with room above its panels, and return the text there, still empty."""
-    figure.set_layout_engine(ConstrainedLayoutEngine(rect=(0, 0, 1, 0.91), wspace=0.04))
-    return figure.text(0.5, 0.955, "", ha="center", va="center", fontsize=10)
+def room_for_a_line(figure: Figure, share: float = 0.91) -> Any:
+    """Lay a figure out with room above its panels, and return the text there, still empty.
+
+    `share` is how much of the height the panels get.
+    """
+    figure.set_layout_engine(ConstrainedLayoutEngine(rect=(0, 0, 1, share), wspace=0.04))
+    return figure.text(0.5, (1 + share) / 2, "", ha="center", va="center", fontsize=10)

@@ -5,6 +5,7 @@ is told in one line.
 from __future__ import annotations
 
 import base64
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from IPython.core.interactiveshell import InteractiveShell
 from matplotlib.colors import to_hex
+from matplotlib.text import Text
 from traitlets.config import Config
 
 from figures import style
@@ -145,9 +147,9 @@ def test_a_moved_picture_is_the_one_drawn_afresh(make: Callable[..., View]):
 
 def test_every_control_of_a_view_is_shown_and_named():
     view = law_view()
-    grid, message, image = view.children
+    grid, message, frame = view.children
     assert list(grid.children) == list(view.controls.values())
-    assert (message, image) == (view.message, view.image)
+    assert (message, frame.children) == (view.message, (view.image,))
     assert set(view.values) == {
         "beta",
         "gamma",
@@ -547,7 +549,8 @@ def test_the_player_shows_the_row_of_the_table(recordings: list[Recording]):
             assert heights == pytest.approx(
                 [now.at[name, "weight_share"] for name in ("forget1", "forget2")]
             )
-            for point, name in zip(axes[4].lines[-2:], ("forget1", "forget2"), strict=True):
+            points = [line for line in axes[4].lines if line.get_zorder() == 7]
+            for point, name in zip(points, ("forget1", "forget2"), strict=True):
                 place = [now.at["retain", "kl_to_truth"], now.at[name, "kl_to_truth"]]
                 np.testing.assert_allclose(
                     np.asarray(point.get_xydata()).ravel(), np.array(place, dtype=float)
@@ -555,6 +558,81 @@ def test_the_player_shows_the_row_of_the_table(recordings: list[Recording]):
             assert f"{one.label}:  step {step} of 4" in view.picture.figure.texts[0].get_text()
     np.testing.assert_array_equal(axes[1].images[0].get_array(), recordings[0].before)
     np.testing.assert_array_equal(axes[2].images[0].get_array(), recordings[0].goal)
+
+
+def test_the_player_names_what_it_draws(recordings: list[Recording]):
+    view = player([*recordings, replace(recordings[0])])
+    figure = view.picture.figure
+    plane = figure.axes[4]
+    (legend,) = [one for part in figure.subfigs for one in part.legends]
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert texts == [
+        *("NPO, β = 0.2", "SimNPO, β = 4", "NPO, β = 0.2"),
+        *("long (|y| = 19)", "short (|y| = 4)", "retrained model"),
+    ]
+    colors = [to_hex(line.get_color()).upper() for line in legend.get_lines()[:3]]
+    assert colors[:2] == [style.COLORS["npo"], style.COLORS["simnpo"]] and len(set(colors)) == 3
+    named = {text.get_text(): text for text in plane.texts}
+    assert set(named) == {"goal, long", "goal, short", "long", "short"}
+    # Only the p-value of TOFU's test is called forget quality.
+    assert (plane.get_xlabel(), plane.get_ylabel()) == (
+        "retain distance, nats",
+        "forget distance, nats",
+    )
+    rows = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert rows == ["retain", "long", "short"]
+    for moment in range(4):
+        view.controls["moment"].value = moment
+        points = [line for line in plane.lines if line.get_zorder() == 7]
+        for point, name in zip(points, ("long", "short"), strict=True):
+            label: Any = named[name]
+            np.testing.assert_allclose(label.xy, np.asarray(point.get_xydata())[0])
+
+
+@pytest.mark.parametrize("moment", range(4))
+def test_no_text_of_the_player_lies_on_another_or_is_cut(recordings: list[Recording], moment: int):
+    view = player(recordings, moment=moment)
+    figure, canvas = view.picture.figure, view.canvas
+    drawn = [one for one in figure.findobj(Text) if isinstance(one, Text) and one.get_visible()]
+    # Numbers at ticks lie where matplotlib puts them, some out of sight.
+    ticks = [
+        label
+        for axes in figure.axes
+        for axis in (axes.xaxis, axes.yaxis)
+        for tick in axis.get_major_ticks()
+        for label in (tick.label1, tick.label2)
+    ]
+    names = figure.axes[0].get_yticklabels() + figure.axes[3].get_xticklabels()
+    texts = [one for one in drawn if one.get_text().strip() and (one in names or one not in ticks)]
+    boxes = [Text.get_window_extent(one, canvas.get_renderer()) for one in texts]
+    whole = [(text.get_text(), box) for text, box in zip(texts, boxes, strict=True)]
+    for text, box in whole:
+        assert box.x0 >= 0 and box.y0 >= 0, text
+        assert box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height, text
+    for (text, box), (other, beside) in itertools.combinations(whole, 2):
+        assert not box.overlaps(beside), (text, other)
+    assert min(float(one.get_fontsize()) for one in texts) >= 8
+
+
+def test_the_chosen_run_is_drawn_thicker_than_the_others(recordings: list[Recording]):
+    view = player(recordings)
+    for index, one in enumerate(recordings):
+        view.controls["run"].value = index
+        thick = [line for line in view.picture.figure.axes[4].lines if line.get_linewidth() == 2]
+        color = style.COLORS[str(one.table["method"].iloc[0])]
+        assert [to_hex(line.get_color()).upper() for line in thick] == [color] * 2
+
+
+def test_the_play_button_moves_the_slider_over_all_moments(recordings: list[Recording]):
+    view = player(recordings, moment=2)
+    play, moment = view.play, view.controls["moment"]
+    assert (play.min, play.max, play.value, play.step) == (0, 3, 2, 1)
+    assert (view.linked.source, view.linked.target) == ((play, "value"), (moment, "value"))
+    grid = view.children[0]
+    assert any(
+        list(one.children) == [play, moment] for one in grid.children if hasattr(one, "children")
+    )
+    assert "click on the slider" in grid.children[-1].value
 
 
 def test_scrubbing_changes_the_picture_and_coming_back_restores_it(recordings: list[Recording]):

@@ -5,7 +5,9 @@ control shows.
 from __future__ import annotations
 
 import base64
+import html
 import math
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -160,6 +162,56 @@ def test_the_ring_lies_on_the_chosen_answer_and_its_row_is_marked_with_its_numbe
     assert f">{weight:.3g}<" in marked and f">{own['length']:.0f}<" in marked
     assert f"&lt;answer {own['index']:.0f}&gt;" in marked
     assert f"weight {weight:.3g}" in view.picture.figure.texts[0].get_text()
+
+
+def clicked(view: AnswersView, source: int, **event: Any) -> int:
+    """The answer that is chosen after the browser has sent a click."""
+    sent = {"event": "click", "target": {"tagName": "IMG", "className": "widget-image"}} | event
+    view.clicks[source]._handle_mouse_msg(None, sent, [])
+    return view.controls["example"].value
+
+
+@pytest.mark.parametrize("panel", [0, 1])
+@pytest.mark.parametrize("place", [0, 4, COUNT - 1])
+def test_a_click_on_a_dot_of_either_panel_chooses_its_answer(panel: int, place: int):
+    table = scores()
+    view = answers_view(table, examples(table), beta=0.5, reference=0.0)
+    view.controls["example"].value = 7
+    axes = view.picture.figure.axes[panel]
+    x, y = axes.transData.transform(np.stack(dots(view, panel), axis=1)[place])
+    row = view.canvas.get_width_height()[1] - y
+    assert clicked(view, 0, dataX=round(x) + 1, dataY=round(row) - 1) == place
+    assert f"|y| = {dots(view, 0)[0][place]:.0f}" in view.picture.figure.texts[0].get_text()
+
+
+def test_a_click_beside_all_dots_chooses_nothing_and_further_clicks_reach_hidden_dots():
+    # the same answer three times; the retrained model is unknown, so that there is one panel
+    table = scores().drop(columns=["retrained"]).assign(length=9.0, ref=-5.0, logp=-5.0)
+    view = answers_view(table.iloc[:3], examples(table))
+    axes = view.picture.figure.axes[0]
+    x, y = axes.transData.transform(np.stack(dots(view, 0), axis=1)[0])
+    here = {"dataX": round(x), "dataY": round(view.canvas.get_width_height()[1] - y)}
+    assert [clicked(view, 0, **here) for _ in range(4)] == [1, 2, 0, 1]
+    assert clicked(view, 0, dataX=here["dataX"], dataY=here["dataY"] + 60) == 1
+
+
+def test_a_click_on_a_row_of_the_page_chooses_its_answer():
+    table = scores()
+    view = answers_view(table, examples(table))
+    (row,) = [line for line in view.rows.value.split("<tr") if "<answer 95>".strip("<>") in line]
+    (name,) = set(re.findall(r'class="(answer-[0-9]+)"', row))
+    assert clicked(view, 1, target={"tagName": "TD", "className": name}) == 6
+    assert view.rows.value.count("background") == 1
+    for other in ("", "answer-", "answer-six", "simnpo-answers"):
+        assert clicked(view, 1, target={"tagName": "TH", "className": other}) == 6
+
+
+def test_questions_are_whole_in_the_list_and_on_the_page_and_harmless():
+    table, long = scores().iloc[:2], "<b>why</b> & " + "a very long question " * 9 + "?"
+    given = [Example(index=int(one), prompt=long, response=long) for one in table["index"]]
+    view = answers_view(table, given)
+    assert all(label.endswith(long) for label, _ in view.controls["example"].options)
+    assert view.rows.value.count(html.escape(long)) == 4 and "<b>" not in view.rows.value
 
 
 @pytest.mark.parametrize(
