@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import pandas as pd
 
 from llm.jobs.values import Other, Word, data_for, examples_of, language_of, log_beside, rate_of
-from llm.scoring.encoding import BUDGET, MAX_LENGTH
+from llm.scoring.limits import BUDGET, MAX_LENGTH
 from markov.errors import require, require_whole
 from markov.files import leftovers, storage
 from markov.files.storage import Location

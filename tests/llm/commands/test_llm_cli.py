@@ -24,7 +24,8 @@ from llm.__main__ import cli
 from llm.data import tofu
 from llm.diagnostics.allocation import bias
 from llm.diagnostics.weights import COLUMNS
-from llm.jobs.values import DEFAULTS, objectives_of
+from llm.jobs.settings import DEFAULTS
+from llm.jobs.values import objectives_of
 from llm.logs.log import total_loss
 from llm.models.answers import responses, scores
 from llm.models.language_model import LanguageModel, perturbed
