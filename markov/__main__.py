@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from markov.console import progress
 from markov.console.choices import OptimizerName, RetainTerm
 from markov.errors import exit_code, require, require_jobs, require_whole
 from markov.files import folders, leftovers, storage
@@ -292,7 +293,8 @@ def cli(arguments: Sequence[str] | None = None) -> int:
         | Annotated[Grid, tyro.conf.subcommand("grid", prefix_name=False)]
     )
     command: Any = tyro.cli(commands, prog="python -m markov", description=__doc__, args=arguments)  # pyright: ignore[reportArgumentType, reportCallIssue]
-    return exit_code(lambda: main(command))
+    with progress.lines():
+        return exit_code(lambda: main(command))
 
 
 if __name__ == "__main__":
