@@ -3,6 +3,8 @@
 `--all` draws the heavy ones too.
 """
 
+# torch, pandas and matplotlib are imported where figures are drawn, so that --help answers at once.
+
 from __future__ import annotations
 
 import sys
@@ -13,19 +15,19 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-import pandas as pd
 import tyro
 
-from figures import catalogue, progress, style
-from figures.cache import Context
+from figures import catalogue
 from figures.catalogue import ALL, FIGURES, GALLERY, module_of
-from figures.chains import claims
-from figures.scale import Scale, quick_scale
 from markov.errors import exit_code, require, require_jobs
 from markov.files import folders, storage
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from figures.cache import Context
     from figures.language.own_model import OwnModel
+    from figures.scale import Scale
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,18 @@ locuslab/tofu, those of Llama-2-7B in it.
 def main(arguments: Arguments) -> None:
     """Draw the figures that were asked for."""
     names = chosen(arguments)
+    require_jobs(arguments.jobs)
+    check_out(arguments, names)
+
+    # What is refused above need not wait for these.
+    from figures import progress
+    from figures.cache import Context
+    from figures.scale import Scale, quick_scale
+
     scale = quick_scale() if arguments.quick else Scale()
     if arguments.seeds is not None:
         scale = replace(scale, pretrained=arguments.seeds, sweep_pretrained=arguments.seeds)
     scale = replace(scale, whole=arguments.whole)
-    require_jobs(arguments.jobs)
-    check_out(arguments, names)
     if arguments.runs:
         from llm.unlearning.runs import read_run
 
@@ -162,6 +170,8 @@ def chosen(arguments: Arguments) -> tuple[str, ...]:
 
 def draw(name: str, context: Context, arguments: Arguments) -> None:
     """Compute, or read, the frame of a figure, and write it with its pictures."""
+    from figures.chains import claims
+
     module = module_of(name)
     both = arguments.architectures and module is claims
     frame = claims.both_architectures(context) if both else module.data(context)
@@ -215,6 +225,8 @@ def write(
     small: Path | None = None,
 ) -> None:
     """Write a figure's frame and both pictures, and a small picture if a path for one is given."""
+    from figures import style
+
     storage.write_table(
         frame, folder / f"{name}.parquet", storage.provenance(scale, seeds=range(scale.pretrained))
     )

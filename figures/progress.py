@@ -3,7 +3,7 @@
 How long a figure took is kept in the cache folder, by its name and settings: once for a drawing
 that computed anything and once for one that found everything in the cache. A figure that has not
 been drawn yet is expected to take what it took on two cores. Bars of the work itself appear beneath
-the line; where nobody watches, there are plain lines instead.
+the line; where nobody watches, there are plain lines instead, at most one a minute.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from figures.cache import Context
 from figures.catalogue import BY_NAME
+from markov.console.progress import MINUTE, duration, lines
 from markov.errors import InvalidInput, require
 from markov.files import storage
 
@@ -114,13 +115,6 @@ def _parsed(path: Path) -> Journal:
     return found
 
 
-def duration(seconds: float) -> str:
-    """Return a number of seconds as one would say it."""
-    if seconds < 90:
-        return f"about {max(5, 5 * round(seconds / 5))} s"
-    return f"about {seconds / 60:.0f} min"
-
-
 class Display:
     """The figures of a call, those that are done, and the one that is being drawn."""
 
@@ -169,11 +163,12 @@ def display(
     file: TextIO | None = None,
     clock: Callable[[], float] = time.monotonic,
     beat: float = 1.0,
+    every: float = MINUTE,
 ) -> Iterator[Display]:
     """Show the state of a call, kept up to date every `beat` seconds while it lasts.
 
     Where `file` (default: standard error) is not a terminal, one line with what to expect is
-    printed at once instead.
+    printed at once instead, and then one `every` so many seconds.
     """
     shown, over = Display(figures, clock), threading.Event()
     stream: TextIO = sys.stderr if file is None else file
@@ -183,7 +178,8 @@ def display(
             ", all tables being in the cache" if all(one.cached for one in figures.values()) else ""
         )
         shown.say(f"{len(figures)} {whole}: {duration(shown.left())}{note}")
-        yield shown
+        with lines(shown.line, file=stream, every=every):
+            yield shown
         return
 
     def keep() -> None:

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Annotated, Any
 
 import tyro
@@ -42,7 +43,8 @@ from llm.commands.sweep import sweep
 from llm.commands.unlearn import Unlearn, unlearn
 from llm.commands.weights import Weights, weights
 from llm.jobs.sweeping import Sweep
-from llm.training.processes import in_one_voice, started
+from llm.training.processes import in_one_voice, place, started
+from markov.console import progress
 from markov.errors import exit_code, require
 
 ACTIONS: dict[type, Callable[[Any], None]] = {
@@ -80,7 +82,8 @@ def cli(arguments: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         command = parse(arguments)
-        return exit_code(lambda: act(command))
+        with progress.lines() if place() == 0 else nullcontext():
+            return exit_code(lambda: act(command))
 
     return in_one_voice(run)
 

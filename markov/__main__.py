@@ -1,5 +1,7 @@
 """Run the Markov lab from the command line: `python -m markov {unlearn,grid} --help`."""
 
+# torch and pandas are imported where a command runs, so that --help answers at once.
+
 from __future__ import annotations
 
 import itertools
@@ -7,20 +9,20 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import pandas as pd
 import tyro
 
-from markov.cases import CASES
-from markov.diagnostics import crossings
+from markov.console import progress
+from markov.console.choices import OptimizerName, RetainTerm
 from markov.errors import exit_code, require, require_jobs, require_whole
-from markov.experiments import PAPER_BETAS, Experiment, OptimizerName, Pretraining
 from markov.files import folders, leftovers, storage
-from markov.models import ARCHITECTURES
-from markov.objectives import AT_BETA_ZERO, CORNERS, Objective
-from markov.running import parts_of, run
-from markov.training import RetainTerm
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from markov.experiments import Experiment
+    from markov.objectives import Objective
 
 Method = Literal[
     "npo",
@@ -30,8 +32,6 @@ Method = Literal[
     "gradient_ascent",
     "length_weighted_gradient_ascent",
 ]
-# A corner that the paper does not use takes the beta of the paper's method that has its normalize.
-SHARES_BETA = {name: "simnpo" if normalize else "npo" for name, (_, normalize) in CORNERS.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +167,10 @@ def experiment(command: Unlearn) -> Experiment:
 
     Raises `InvalidInput` for settings that are not allowed.
     """
+    from markov.cases import CASES
+    from markov.experiments import Experiment, Pretraining
+    from markov.models import ARCHITECTURES
+
     require_whole(command.record_every, "record_every", 1)
     require_jobs(command.jobs)
     lengths = {name: getattr(command, name) for name in ("forget1_length", "forget2_length")}
@@ -209,13 +213,17 @@ def experiment(command: Unlearn) -> Experiment:
 
 
 def _objective(command: Unlearn) -> Objective:
+    from markov.experiments import PAPER_BETAS
+    from markov.objectives import AT_BETA_ZERO, CORNERS, Objective
+
     if command.objective in AT_BETA_ZERO:
         require(not command.beta, "beta", command.beta, f"0, or left out, with {command.objective}")
         return Objective(0.0, command.gamma, 0.0, AT_BETA_ZERO[command.objective])
-    beta = command.beta
-    if beta is None:
-        beta = PAPER_BETAS[command.case][SHARES_BETA[command.objective]]
-    return Objective(beta, command.gamma, *CORNERS[command.objective])
+    reference, normalize = CORNERS[command.objective]
+    # A corner that the paper does not use takes the beta of its method that has this normalize.
+    published = PAPER_BETAS[command.case]["simnpo" if normalize else "npo"]
+    beta = published if command.beta is None else command.beta
+    return Objective(beta, command.gamma, reference, normalize)
 
 
 def summary(table: pd.DataFrame) -> str:
@@ -225,6 +233,8 @@ def summary(table: pd.DataFrame) -> str:
 
     The distances are those at the first and the last recorded step.
     """
+    from markov.diagnostics import crossings
+
     lines = []
     found = crossings(table)
     for number, own in table.groupby("run"):
@@ -259,6 +269,8 @@ def main(command: Unlearn | Grid) -> None:
     Ensembles that were finished when a command was stopped are not run again by the next one like
     it.
     """
+    from markov.running import parts_of, run
+
     experiments = [
         experiment(point) for point in (points(command) if isinstance(command, Grid) else [command])
     ]
@@ -281,7 +293,8 @@ def cli(arguments: Sequence[str] | None = None) -> int:
         | Annotated[Grid, tyro.conf.subcommand("grid", prefix_name=False)]
     )
     command: Any = tyro.cli(commands, prog="python -m markov", description=__doc__, args=arguments)  # pyright: ignore[reportArgumentType, reportCallIssue]
-    return exit_code(lambda: main(command))
+    with progress.lines():
+        return exit_code(lambda: main(command))
 
 
 if __name__ == "__main__":

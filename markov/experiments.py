@@ -8,16 +8,16 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from markov.cases import LENGTH, Case
+from markov.console.choices import OptimizerName, RetainTerm
 from markov.errors import is_whole, require, require_all_whole, require_number
 from markov.models import Tabular, Transformer
 from markov.objectives import Objective, npo, validate
 from markov.optimizers import OPTIMIZERS
 from markov.sweeps import ComponentSweep
-from markov.training import RETAIN_LOSSES, RetainTerm
+from markov.training import RETAIN_LOSSES
 
 # The betas that the paper chose by grid search, by case (appendix H).
 PAPER_BETAS = {"length": {"npo": 0.2, "simnpo": 4.0}, "memorisation": {"npo": 1.0, "simnpo": 4.0}}
-OptimizerName = Literal["adamw_transformers", "adamw", "sgd"]
 
 
 def _require_rule(settings: Any) -> None:

@@ -19,11 +19,11 @@ import joblib
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from markov import diagnostics
 from markov.batching import Corpus
 from markov.cases import Case
+from markov.console.progress import bar
 from markov.errors import require
 from markov.experiments import Experiment, Pretraining
 from markov.files import leftovers, storage
@@ -344,22 +344,21 @@ def _shape(experiment: Experiment) -> tuple[Any, ...]:
 def _parallel(
     work: Callable[[Work], Result], jobs: Sequence[Work], n_jobs: int, progress: bool, label: str
 ) -> list[Result]:
-    bar = tqdm(total=len(jobs), desc=label, disable=None if progress and jobs else True)
     results = []
-    with bar:
+    with bar(len(jobs), label, show=progress and len(jobs) > 0) as done:
         for result in joblib.Parallel(n_jobs=n_jobs, return_as="generator")(
             joblib.delayed(work)(job) for job in jobs
         ):
             results.append(result)
-            bar.update()
+            done.update()
     return results
 
 
 @contextmanager
 def _steps_bar(steps: int, label: str, progress: bool) -> Iterator[OnStep]:
-    with tqdm(total=steps, desc=label, leave=False, disable=None if progress else True) as bar:
+    with bar(steps, label, unit="step", show=progress, leave=False) as done:
 
         def tick(step: int, parameters: Parameters) -> None:
-            bar.update(step - bar.n)
+            done.update(step - done.n)
 
         yield tick

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import reduce
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -35,13 +35,13 @@ from markov.batching import (
     pieces,
     take,
 )
+from markov.console.choices import RetainTerm
 from markov.errors import require, require_whole
 from markov.models import Model, Parameters, stack_parameters
 from markov.objectives import Objective, SequenceLogProbs, stack
 from markov.optimizers import Optimizer
 from markov.recording import CHUNK, Probe, Trajectory, loss_and_weight, record, score
 
-RetainTerm = Literal["none", "cross_entropy", "kl"]
 Runs = slice | list[int]  # all runs of an ensemble, or some
 
 

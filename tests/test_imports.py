@@ -46,7 +46,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
 BELOW = {"markov": ("llm", "figures"), "llm": ("figures",), "figures": ()}
 # Of the theory and its simulations language models take the law alone, and what is no theory.
 LAW = (
-    *("markov.objectives", "markov.preferences", "markov.errors", "markov.files"),
+    *("markov.objectives", "markov.preferences", "markov.errors", "markov.files", "markov.console"),
     "markov.numerics",
 )
 MODULES = 25  # that a folder may have

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from llm.commands.options import plain_warnings, write
 from llm.commands.weights import report
-from llm.jobs.values import DEFAULTS, objectives_of
-from llm.jobs.weighing import diagnose as diagnose_logs
+from llm.jobs.settings import DEFAULTS
 from markov.files import folders
 
 
@@ -43,6 +42,9 @@ class Diagnose:
 
 def diagnose(command: Diagnose) -> None:
     """Weigh from evaluation logs."""
+    from llm.jobs.values import objectives_of
+    from llm.jobs.weighing import diagnose as diagnose_logs
+
     objectives_of(command.objectives)
     folders.check_table(command.out)
     with plain_warnings():

@@ -9,31 +9,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import pandas as pd
-
 from llm.commands.options import plain_warnings, write
-from llm.jobs.evaluating import as_json, read_tofu_logs, report, with_shared
 from llm.jobs.settings import left_out
-from llm.logs.log import EvaluationLog, log_truth_ratio
-from llm.logs.measures import TofuLogs, measures
-from llm.logs.questions import Asked, places, shared_places
-from llm.logs.reading import AGGREGATED, OPEN_UNLEARNING, TASKS, read_log
-from llm.logs.writing import SUMMARY
 from llm.models.names import check_retrained, data_of
 from llm.models.source import ModelOptions, load_model
 from markov.errors import require
 from markov.files import folders, storage
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from llm.data.splits import TofuSets
     from llm.data.tofu import Example
+    from llm.logs.log import EvaluationLog
+    from llm.logs.measures import TofuLogs
     from llm.models.language_model import LanguageModel
 
 # Options that say nothing about logs, and are left out beside --logs.
 OF_MODEL = ("model", "revision", "retrained", "data", "max_new_tokens", "legacy", "out")
 TABLE = "measures.parquet"
-NAMES = (OPEN_UNLEARNING, SUMMARY, TABLE, *TASKS.values(), AGGREGATED)
 # Options of where an evaluation goes and how it is printed: its numbers do not depend on them.
 NOT_ASKED = ("out", "json", "legacy", "allow_identical", "device", "logs", "retrained_logs")
 
@@ -90,6 +84,9 @@ def evaluate(command: Evaluate) -> None:
         data = data_of(command.model, command.data)
         check_retrained(command.retrained, data)
         frame, logs, retrained = _of_model(replace(command, data=data))
+
+    from llm.jobs.evaluating import as_json, report
+
     found = as_json(frame, logs, retrained, command.variant)
     print(
         json.dumps(found, allow_nan=False)
@@ -100,6 +97,9 @@ def evaluate(command: Evaluate) -> None:
 
 def _of_logs(command: Evaluate, path: Path) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog | None]:
     """Return the measures and the logs that the command names."""
+    from llm.jobs.evaluating import read_tofu_logs, with_shared
+    from llm.logs.reading import read_log
+
     with plain_warnings():
         logs = read_tofu_logs(path)
         retrained = None if command.retrained_logs is None else read_log(command.retrained_logs)
@@ -109,6 +109,8 @@ def _of_logs(command: Evaluate, path: Path) -> tuple[pd.DataFrame, TofuLogs, Eva
 
 
 def _measured(command: Evaluate, logs: TofuLogs, retrained: EvaluationLog | None) -> pd.DataFrame:
+    from llm.logs.measures import measures
+
     return measures(
         logs, retrained, variant=command.variant, allow_identical=command.allow_identical
     )
@@ -120,6 +122,12 @@ def _retrained_log(command: Evaluate, forget: Sequence[Example]) -> EvaluationLo
     The log has to be of these examples. Raises `InvalidInput` as `read_log` and `align` do, and for
     a log without the answers that forget quality compares.
     """
+    import numpy as np
+
+    from llm.logs.log import log_truth_ratio
+    from llm.logs.questions import Asked, places, shared_places
+    from llm.logs.reading import read_log
+
     if command.retrained_logs is None:
         return None
     with plain_warnings():
@@ -134,6 +142,8 @@ def _retrained_log(command: Evaluate, forget: Sequence[Example]) -> EvaluationLo
 def _of_model(command: Evaluate) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog | None]:
     """Evaluate the model that the command names, and write its logs."""
     from llm.data.splits import tofu_sets
+    from llm.logs.reading import AGGREGATED, OPEN_UNLEARNING, TASKS
+    from llm.logs.writing import SUMMARY
     from llm.models.answers import answer_log
     from llm.models.language_model import check_same_vocabulary
     from llm.training.checkpointing import parameters_digest
@@ -157,7 +167,8 @@ def _of_model(command: Evaluate) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog 
         retrained = answer_log(other, sets.forget, **options)
         del other
     with folders.given_back(command.out, "evaluate"):
-        folders.claim(command.out, "evaluate", asked, names=NAMES)
+        names = (OPEN_UNLEARNING, SUMMARY, TABLE, *TASKS.values(), AGGREGATED)
+        folders.claim(command.out, "evaluate", asked, names=names)
         return _evaluated(command, language, parameters, sets, retrained)
 
 
@@ -172,6 +183,8 @@ def _evaluated(
     from llm.evaluation.folders import manifest
     from llm.evaluation.tofu import empty_generations
     from llm.evaluation.tofu import evaluate as evaluate_model
+    from llm.jobs.evaluating import with_shared
+    from llm.logs.reading import OPEN_UNLEARNING
     from llm.logs.writing import write_legacy, write_tofu_eval
 
     options: dict[str, Any] = {"max_length": command.max_length, "budget": command.budget}
@@ -215,6 +228,9 @@ def _evaluated(
 
 def _finished(path: Path) -> tuple[TofuLogs, pd.DataFrame]:
     """Return the logs and the measures of an evaluation that is finished."""
+    from llm.logs.measures import TofuLogs
+    from llm.logs.reading import read_log
+
     return TofuLogs(*(read_log(path, task) for task in TofuLogs._fields)), storage.read_table(
         path.parent / TABLE
     )

@@ -8,12 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from llm.commands.options import plain_warnings, write
-from llm.jobs.muse import PIECES, RATE, of_news, scores_of_texts, settings_of
 from llm.jobs.settings import left_out
-from llm.jobs.values import rate_of
 from llm.models.names import check, is_small
 from llm.models.source import ModelOptions, load_model
-from llm.unlearning.methods import described as in_words
 from markov.errors import require, require_whole
 from markov.files import folders, storage
 
@@ -90,8 +87,10 @@ def muse(command: Muse) -> None:
     """Measure, after unlearning if that is asked for, and print what was found."""
     from llm.data.muse import read_muse
     from llm.evaluation.muse import Measuring, as_json, report
+    from llm.jobs.muse import scores_of_texts
     from llm.models.language_model import check_same_vocabulary
     from llm.training.checkpointing import parameters_digest
+    from llm.unlearning.methods import described as in_words
 
     command = resolved(command)
     source = command.data or ""
@@ -164,6 +163,7 @@ def _unlearn(
     """
     from llm.data.muse import generated
     from llm.evaluation.muse import unlearn_texts
+    from llm.jobs.muse import PIECES
     from llm.models.saving import check_savable, check_whole, save, saved_settings
     from llm.training.checkpointing import FILE
 
@@ -206,6 +206,9 @@ def unlearning(command: Muse) -> Unlearning:
 
     Raises `InvalidInput` for values that are not allowed.
     """
+    from llm.jobs.muse import RATE, settings_of
+    from llm.jobs.values import rate_of
+
     return settings_of(
         command.unlearn or "",
         command.retain_term,
@@ -223,6 +226,9 @@ def resolved(command: Muse) -> Muse:
 
     Raises `InvalidInput` for options that do not go together.
     """
+    from llm.jobs.muse import RATE, of_news
+    from llm.jobs.values import rate_of
+
     if command.unlearn is None:
         left_out(command, UNLEARN, "left out without --unlearn")
     check(command.model)

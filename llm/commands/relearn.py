@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 from llm.commands.options import write
-from llm.jobs.relearning import RATE, attacked, attacks, unfinished
-from llm.jobs.values import rate_of
 from llm.models.names import check_retrained, data_of
 from llm.models.source import ModelOptions, load_model
 from markov.errors import require
@@ -51,6 +49,8 @@ class Relearn(ModelOptions):
 def relearn(command: Relearn) -> None:
     """Attack, and print what came back."""
     from llm.data.sources import read
+    from llm.jobs.relearning import RATE, attacked, attacks, unfinished
+    from llm.jobs.values import rate_of
     from llm.models.answers import answer_log
     from llm.models.language_model import check_same_vocabulary
 

@@ -44,14 +44,16 @@ class Score(ModelOptions):
 
 def score(command: Score) -> None:
     """Score a data set."""
-    from llm.data.sources import read
-    from llm.diagnostics.scores import unread_note
-    from llm.jobs.scoring import score as score_of
-
     command = replace(command, data=data_of(command.model, command.data))
     if command.noise is None:
         left_out(command, ["noise_seed"], "left out without --noise")
     folders.check_table(command.out, inputs=(command.model, command.data))
+
+    # What is refused above need not wait for these.
+    from llm.data.sources import read
+    from llm.diagnostics.scores import unread_note
+    from llm.jobs.scoring import score as score_of
+
     examples = read(command.data or "", command.split)
     frame = score_of(
         load_model(command),

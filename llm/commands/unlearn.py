@@ -9,16 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from llm.commands.options import write
-from llm.jobs.settings import left_out
-from llm.jobs.unlearning import METHOD, RATE
-from llm.jobs.values import DEFAULTS, log_beside, objectives_of, rate_of
+from llm.jobs.settings import DEFAULTS, left_out
 from llm.models.names import check, check_retrained, data_of, made
 from llm.models.source import ModelOptions, load_model
 from llm.training.processes import in_first, joined, started
-from llm.unlearning.methods import described, method, retaining
 from markov.errors import is_whole, require
 from markov.files import folders
-from markov.preferences import paired
 
 if TYPE_CHECKING:
     from llm.unlearning.unlearn import Unlearning
@@ -109,8 +105,11 @@ def unlearn(command: Unlearn) -> None:
     from llm.data.sources import read
     from llm.data.splits import tofu_sets
     from llm.evaluation.folders import tofu_measure
+    from llm.jobs.values import log_beside, objectives_of
+    from llm.unlearning.methods import described
     from llm.unlearning.runs import EPOCHS, WEIGHTS, unlearn_into
     from llm.unlearning.unlearn import weights_by_epoch
+    from markov.preferences import paired
 
     command = resolved(command)
     asked = command
@@ -172,6 +171,9 @@ def resolved(command: Unlearn) -> Unlearn:
     for options that do not go together.
     """
     from llm.data.splits import retain_of
+    from llm.jobs.unlearning import METHOD, RATE
+    from llm.jobs.values import rate_of
+    from llm.unlearning.methods import method, retaining
 
     data = data_of(command.model, command.data)
     check_retrained(command.retrained, data)
@@ -219,7 +221,9 @@ def unlearning(command: Unlearn) -> Unlearning:
 
     Raises `InvalidInput` for values that are not allowed.
     """
+    from llm.jobs.unlearning import METHOD
     from llm.training.loop import Optimization
+    from llm.unlearning.methods import method
     from llm.unlearning.unlearn import Lora
 
     given = {

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from llm.commands.options import write
-from llm.diagnostics.weights import PUSH, WEIGHT
-from llm.jobs.values import DEFAULTS, objectives_of
-from llm.jobs.weighing import STATISTICS
-from llm.jobs.weighing import weights as weigh
+from llm.jobs.settings import DEFAULTS
 from markov.files import folders
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +38,9 @@ class Weights:
 
 def weights(command: Weights) -> None:
     """Weigh from tables of scores."""
+    from llm.jobs.values import objectives_of
+    from llm.jobs.weighing import weights as weigh
+
     objectives_of(command.objectives)
     folders.check_table(command.out, inputs=(command.scores, command.reference, command.retrained))
     frame = weigh(
@@ -55,6 +57,8 @@ def weights(command: Weights) -> None:
 def report(frame: pd.DataFrame) -> None:
     """Print how the effort of each objective goes with length and need, where these are known."""
     from llm.diagnostics.allocation import bias, length_correlation, spearman
+    from llm.diagnostics.weights import PUSH, WEIGHT
+    from llm.jobs.weighing import STATISTICS
 
     statistics = list(STATISTICS)
     if "length" not in frame:

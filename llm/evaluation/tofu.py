@@ -14,6 +14,7 @@ from llm.models.answers import answer_log
 from llm.models.generation import NEW_TOKENS, WRITING_BUDGET, generate
 from llm.models.language_model import LanguageModel
 from llm.scoring.encoding import BUDGET, MAX_LENGTH
+from markov.console.progress import bar
 
 
 def evaluate(
@@ -41,7 +42,12 @@ def evaluate(
         "words": words,
     }
     options |= {"budget": budget, "progress": progress}
-    return TofuLogs(*(task_log(language, examples, **options) for examples in sets))
+    logs = []
+    with bar(len(sets), "evaluate", unit="set", show=progress, leave=False) as done:
+        for examples in sets:
+            logs.append(task_log(language, examples, **options))
+            done.update()
+    return TofuLogs(*logs)
 
 
 def task_log(

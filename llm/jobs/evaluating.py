@@ -12,7 +12,7 @@ from llm.logs.log import EvaluationLog
 from llm.logs.log import shared as shared_by
 from llm.logs.measures import ForgetQuality, TofuLogs, forget_quality, measures
 from llm.logs.reading import read_log
-from llm.scoring.encoding import BUDGET, MAX_LENGTH
+from llm.scoring.limits import BUDGET, MAX_LENGTH
 from markov.errors import InvalidInput, require
 from markov.files.storage import Location
 

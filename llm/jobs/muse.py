@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm.jobs.values import Word, language_of, rate_of, word_of
 from llm.models.names import check, is_small, made
-from llm.scoring.encoding import BUDGET
+from llm.scoring.limits import BUDGET
 from llm.unlearning.methods import Method, objective, retaining
 from llm.unlearning.methods import method as method_of
 from markov.errors import require

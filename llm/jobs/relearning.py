@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import pandas as pd
 
 from llm.jobs.values import Other, Word, data_for, examples_of, language_of, log_beside, rate_of
-from llm.scoring.encoding import BUDGET, MAX_LENGTH
+from llm.scoring.limits import BUDGET, MAX_LENGTH
+from markov.console.progress import bar
 from markov.errors import require, require_whole
 from markov.files import leftovers, storage
 from markov.files.storage import Location
@@ -128,17 +129,19 @@ def attacked(
     from llm.evaluation.relearning import returns
 
     tables, found = [], []
-    for one in wanted:
-        path = parts / f"{storage.fingerprint(one)}.parquet"
-        if storage.read_kept(path, storage.read_table) is None:
-            frame = attack(language, forget, one, max_length=max_length)
-            storage.write_table(frame, path, {})
-        frame = storage.read_table(path)
-        frame.attrs = {}
-        tables.append(frame.assign(which=one.which, repeat=one.seed))
-        if retrained is not None:
-            frame = returns(tables[-1], retrained)
-            found.append(frame.assign(which=one.which, repeat=one.seed))
+    with bar(len(wanted), "attacks", leave=False) as done:
+        for one in wanted:
+            path = parts / f"{storage.fingerprint(one)}.parquet"
+            if storage.read_kept(path, storage.read_table) is None:
+                frame = attack(language, forget, one, max_length=max_length)
+                storage.write_table(frame, path, {})
+            frame = storage.read_table(path)
+            frame.attrs = {}
+            tables.append(frame.assign(which=one.which, repeat=one.seed))
+            if retrained is not None:
+                frame = returns(tables[-1], retrained)
+                found.append(frame.assign(which=one.which, repeat=one.seed))
+            done.update()
     back = pd.concat(found, ignore_index=True) if found else None
     return Relearned(pd.concat(tables, ignore_index=True), back)
 

@@ -10,6 +10,10 @@ from typing import Any
 from markov.errors import require
 from markov.files import storage
 
+# The paper's betas for TOFU's forget05: a sum of log-probabilities needs a smaller beta than a
+# mean over tokens.
+DEFAULTS = ("npo:0.1", "reference_free_npo:0.1", "length_normalized_npo:2.5", "simnpo:2.5")
+
 
 def left_out(command: Any, names: Iterable[str], allowed: str) -> None:
     """Raise `InvalidInput` for the first of these options that was given.

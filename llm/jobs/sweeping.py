@@ -7,19 +7,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import pandas as pd
-
 from llm.jobs.settings import left_out, provenance_of
 from llm.models.names import check, check_retrained, data_of, is_small, made, retrained_of
 from llm.models.source import ModelOptions
-from llm.scoring.encoding import BUDGET
-from llm.unlearning.methods import METHODS, Method, methods, parsed
+from llm.scoring.limits import BUDGET
 from markov.errors import InvalidInput, require, require_jobs
 from markov.files import folders, storage
 from markov.files.storage import Location
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from llm.sweeps.sweep import PlannedRun, Task
+    from llm.unlearning.methods import Method
 
 # The paper's table with both ablations between NPO and SimNPO, at the paper's settings for
 # forget10.
@@ -211,6 +211,8 @@ def swept(asked: Sweep) -> Swept:
 
 def _check_all_used(command: Sweep, found: Sequence[Method]) -> None:
     """Raise `InvalidInput` for numbers of a grid, or refusals, that none of the methods takes."""
+    from llm.unlearning.methods import METHODS, parsed
+
     asked = [
         (METHODS[name], numbers, weight) for name, numbers, weight in map(parsed, command.methods)
     ]
@@ -280,6 +282,7 @@ def runs_of(command: Sweep) -> list[PlannedRun]:
     """
     from llm.sweeps.sweep import PlannedRun
     from llm.training.loop import Optimization
+    from llm.unlearning.methods import methods
 
     require(len(command.seeds) > 0, "seeds", command.seeds, "at least one")
     given = SMALL if is_small(command.model) else LARGE

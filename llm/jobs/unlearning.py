@@ -16,7 +16,7 @@ from llm.jobs.values import (
     rate_of,
     word_of,
 )
-from llm.scoring.encoding import MAX_LENGTH
+from llm.scoring.limits import MAX_LENGTH
 from llm.unlearning.methods import Method, retaining
 from llm.unlearning.methods import method as method_of
 from markov.errors import require

@@ -19,7 +19,7 @@ from llm.diagnostics.weights import named
 from llm.logs.log import EvaluationLog
 from llm.models.names import SMALL_BYTES, check, check_has_read, data_of, is_small
 from llm.models.source import load
-from llm.scoring.encoding import BUDGET, MAX_LENGTH
+from llm.scoring.limits import BUDGET, MAX_LENGTH
 from llm.unlearning.methods import objective
 from markov.errors import require
 from markov.files.storage import Location
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 Word = str | os.PathLike  # the types of words, as against values
 # Another model of the same examples: itself, its log, its scores, or a word for any of them.
 Other: TypeAlias = "LanguageModel | EvaluationLog | pd.DataFrame | Location"
-# The paper's betas for TOFU's forget05: a sum of log-probabilities needs a smaller beta than a
-# mean over tokens.
-DEFAULTS = ("npo:0.1", "reference_free_npo:0.1", "length_normalized_npo:2.5", "simnpo:2.5")
 
 
 def word_of(model: LanguageModel | Location) -> str:

@@ -22,13 +22,13 @@ from typing import Any, NamedTuple, cast
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from llm.data.tofu import Example
 from llm.models.answers import responses
 from llm.models.language_model import LanguageModel
 from llm.scoring.encoding import MAX_LENGTH, end_tokens
 from llm.scoring.logprobs import evaluating
+from markov.console.progress import bar
 from markov.errors import require, require_whole
 
 NEW_TOKENS = 200  # of an answer, as open-unlearning has it for TOFU
@@ -131,11 +131,11 @@ def continuations(
     stops = _ends(inner, tokenizer, ends) if end else []
     found: list[list[int]] = [[] for _ in prompts]
     left = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
-    bar = tqdm(total=len(prompts), desc="write", unit="answer", disable=None if progress else True)
-    with evaluating(inner), torch.no_grad(), bar:
+    counted = bar(len(prompts), "write", unit="answer", show=progress)
+    with evaluating(inner), torch.no_grad(), counted as done:
         way = way_of(inner, prompts, min(TRIED, max_new_tokens))
         while left:
-            bar.set_description("write" if way.together else "write, one at a time")
+            done.set_description("write" if way.together else "write, one at a time")
             rows = _batch(left, prompts, max_new_tokens, budget, way)
             texts = [prompts[row] for row in rows]
             written = _write(inner, texts, max_new_tokens, stops, way)
@@ -146,7 +146,7 @@ def continuations(
                 continue
             for row, new in zip(rows, written, strict=True):
                 found[row] = new[:-1] if new[-1] in stops else new
-            bar.update(len(rows))
+            done.update(len(rows))
             left = left[len(rows) :]
     return found
 

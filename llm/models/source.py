@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from llm.models.names import Made, made
-from llm.scoring.encoding import BUDGET, MAX_LENGTH
+from llm.scoring.limits import BUDGET, MAX_LENGTH
 from llm.scoring.templates import TEMPLATES
 from markov.errors import require
 from markov.files.storage import Location

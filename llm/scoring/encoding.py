@@ -37,14 +37,13 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from llm.scoring.limits import BUDGET, MAX_LENGTH
 from llm.scoring.templates import Template, answer_in, conversation
 from markov.errors import InvalidInput, is_whole, require, require_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MAX_LENGTH = 512  # tokens of a prompt and its response
-BUDGET = 2048  # tokens of a batch, padding included
 ANCHOR = "\n"  # hardly ever merged with what follows it
 PROBE = "a"  # a short text, to see what is put around one
 

@@ -24,7 +24,6 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from tqdm.auto import tqdm
 
 from llm.scoring.encoding import (
     BUDGET,
@@ -36,6 +35,7 @@ from llm.scoring.encoding import (
     encode_examples,
 )
 from llm.scoring.templates import PLAIN, Template
+from markov.console.progress import Bar, bar
 from markov.errors import InvalidInput, require
 from markov.objectives import Number, SequenceLogProbs
 
@@ -307,12 +307,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def progress_bar(encoded: Sequence[Encoded], label: str, *, show: bool) -> tqdm:
-    """Return a bar that counts tokens; it is not shown if the output is not a terminal."""
+def progress_bar(encoded: Sequence[Encoded], label: str, *, show: bool) -> Bar:
+    """Return a bar that counts tokens."""
     total = sum(len(one.tokens) for one in encoded)
-    return tqdm(
-        total=total, desc=label, unit="token", unit_scale=True, disable=None if show else True
-    )
+    return bar(total, label, unit="token", show=show, unit_scale=True)
 
 
 def _logprobs(

@@ -8,7 +8,8 @@ from typing import Any
 
 import joblib
 import torch
-from tqdm.auto import tqdm
+
+from markov.console.progress import bar
 
 
 def several(label: str, jobs: Sequence[Any], *, n_jobs: int = -1, progress: bool = True) -> None:
@@ -25,7 +26,6 @@ def several(label: str, jobs: Sequence[Any], *, n_jobs: int = -1, progress: bool
     with warnings.catch_warnings():
         # joblib replaces a process that has grown large by a fresh one, and nothing is lost.
         warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
-        for _ in tqdm(
-            parallel(jobs), label, len(jobs), disable=None if progress else True, leave=False
-        ):
-            pass
+        with bar(len(jobs), label, show=progress, leave=False) as done:
+            for _ in parallel(jobs):
+                done.update()

@@ -25,12 +25,12 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from jaxtyping import Float
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from llm.randomness import own_randomness
 from llm.scoring.encoding import BUDGET, Batch, Encoded, batches
 from llm.scoring.logprobs import evaluating
 from llm.training.masters import NARROW, Masters
+from markov.console.progress import Bar, bar
 from markov.errors import InvalidInput, require, require_all_whole
 
 # Takes a model, a padded batch and its rows in a list of examples; returns a loss per row.
@@ -232,21 +232,18 @@ class Loop:
             self.accelerator.reduce(values, "sum") if self.accelerator.num_processes > 1 else values
         )
 
-    def bar(self, examples: int, label: str, *, show: bool, past: int = 0) -> tqdm:
+    def bar(self, examples: int, label: str, *, show: bool, past: int = 0) -> Bar:
         """Return a progress bar that counts updates and starts after `past` epochs.
 
-        It is shown by the main process alone, and only where the output is a terminal.
+        It is shown by the main process alone.
         """
-        each, disable = (
-            self.settings.updates(examples),
-            None if show and self.accelerator.is_main_process else True,
-        )
-        return tqdm(
-            total=self.settings.epochs * each,
-            initial=past * each,
-            desc=label,
+        each = self.settings.updates(examples)
+        return bar(
+            self.settings.epochs * each,
+            label,
             unit="update",
-            disable=disable,
+            show=show and self.accelerator.is_main_process,
+            initial=past * each,
         )
 
     def _parts(

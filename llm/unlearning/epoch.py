@@ -14,7 +14,6 @@ import pandas as pd
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from llm.diagnostics.weights import weights_table
 from llm.randomness import own_randomness, shuffled
@@ -24,6 +23,7 @@ from llm.scoring.logprobs import evaluating, response_logprobs
 from llm.training.adapters import Original
 from llm.training.loop import Loop, Term
 from llm.unlearning.retaining import RETAIN_LOSSES, cross_entropy, divisor, kl_budget
+from markov.console.progress import Bar
 from markov.errors import InvalidInput, require
 from markov.objectives import SequenceLogProbs
 from markov.preferences import PairLogProbs, paired
@@ -56,7 +56,7 @@ class Unlearner:
     settings: Unlearning
     original: Original | None
     vocab: int
-    bar: tqdm
+    bar: Bar
     preferred: Sequence[Encoded] | None = None
     measure: Measure[nn.Module] | None = None
 

@@ -20,9 +20,11 @@ from markov.errors import InvalidInput
 
 # The packages whose modules are followed when they are imported, beside those that are asked for.
 PROJECT = ("markov", "llm", "figures")
-# These read, write and refuse, and change no number: they are not followed.
+# These read, write, refuse and say how far the work is, and change no number: they are not
+# followed.
 APART = (
     "markov.errors",
+    "markov.console.progress",
     *(f"markov.files.{name}" for name in ("closure", "folders", "leftovers", "storage")),
 )
 # The parts of compiled code that decide what it does.

@@ -500,7 +500,7 @@ def test_the_command_draws_a_figure_says_so_and_knows_it_the_next_time(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(command, "quick_scale", lambda: context.scale)
+    monkeypatch.setattr("figures.scale.quick_scale", lambda: context.scale)
     for first in ("1 figure: about 5 min", "1 figure: about 5 s, all tables being in the cache"):
         assert (
             command.cli(["tradeoff", "--quick", "--jobs", "1", "--out", str(tmp_path / "out")]) == 0

@@ -158,6 +158,6 @@ def test_nothing_is_written_when_a_run_is_interrupted(
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("markov.__main__.run", interrupted)
+    monkeypatch.setattr("markov.running.run", interrupted)
     assert cli(["unlearn", "--out", str(tmp_path / "run.parquet")]) == 130
     assert list(tmp_path.iterdir()) == []

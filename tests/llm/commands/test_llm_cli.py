@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,8 @@ from llm.__main__ import cli
 from llm.data import tofu
 from llm.diagnostics.allocation import bias
 from llm.diagnostics.weights import COLUMNS
-from llm.jobs.values import DEFAULTS, objectives_of
+from llm.jobs.settings import DEFAULTS
+from llm.jobs.values import objectives_of
 from llm.logs.log import total_loss
 from llm.models.answers import responses, scores
 from llm.models.language_model import LanguageModel, perturbed
@@ -42,6 +44,7 @@ from markov.objectives import CORNERS, npo
 from tests.helpers import files_in
 from tests.llm.logs.test_logs import REAL, as_open_unlearning, needs_real_logs, some_columns
 from tests.llm.scoring.test_encoding import by_pieces
+from tests.markov.console.test_progress import told
 from tests.markov.test_cli import call
 
 WEIGHTS = [f"weight_{name}" for name in objectives_of(DEFAULTS)]
@@ -79,6 +82,27 @@ def test_score_writes_what_scoring_gives(
     shown = capsys.readouterr()
     assert f"{-own['logp'].sum() / own['length'].sum():.4f} nats per token" in shown.out
     assert "%|" not in shown.err  # no progress bar where nobody watches
+
+
+def test_long_commands_say_how_far_they_are(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = told(monkeypatch)
+
+    def lines_of(command: str, *more: str) -> str:
+        said.clear()
+        assert cli([command, *with_model(place), *more]) == 0
+        return "\n".join(said)
+
+    scored = r"score: (\d+) of \1 tokens"
+    attack = ["--share", "0.5", "--batch", "4", "--repeats", "2", "--epochs", "1"]
+    assert re.search(scored, lines_of("score", "--out", "s.parquet"))
+    assert re.search(scored, lines_of("score", "--gradients", "--out", "g.parquet"))
+    assert re.search(r"gradient norms: (\d+) of \1 tokens", "\n".join(said))
+    relearned = lines_of("relearn", *attack, "--out", "r.parquet")
+    assert "attacks: 3 of 4" in relearned
+    assert re.search(r"attacks: 1 of 4.*; relearn: (\d+) of \1 updates", relearned)
+    said.clear()
+    assert cli(arguments_of_unlearning(place, "run")) == 0
+    assert re.search(r"^unlearn: (\d+) of \1 updates", "\n".join(said), re.MULTILINE)
 
 
 def test_score_can_take_a_perturbed_model(place: Path, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from llm.data.authors.corpus import Authors, splits
 from llm.data.sources import read
 from llm.data.tofu import Example
 from llm.diagnostics.scores import beside, pair, read_scores, score_table
-from llm.jobs.values import DEFAULTS, objectives_of
+from llm.jobs.settings import DEFAULTS
+from llm.jobs.values import objectives_of
 from llm.logs.log import truth_ratio
 from llm.models.answers import answer_log, log_of, log_table, responses
 from llm.models.language_model import LanguageModel

@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from llm.scoring import logprobs
 from llm.scoring.encoding import Batch, Encoded, encode_examples
 from llm.scoring.logprobs import (
     Named,
@@ -30,6 +29,7 @@ from llm.scoring.logprobs import (
     token_logprobs,
 )
 from llm.scoring.templates import PLAIN
+from markov.console import progress
 from markov.errors import InvalidInput
 from markov.objectives import npo
 from tests.llm.scoring.test_encoding import Pair, by_bytes, by_pieces
@@ -636,7 +636,7 @@ def test_nothing_is_printed_where_nobody_looks(capfd: pytest.CaptureFixture[str]
 
 def test_the_bar_counts_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     bars = []
-    monkeypatch.setattr(logprobs, "tqdm", lambda **options: bars.append(Bar(**options)) or bars[-1])
+    monkeypatch.setattr(progress, "tqdm", lambda **options: bars.append(Bar(**options)) or bars[-1])
     score_encoded(MODELS["llama"], EXAMPLES, budget=40)
     score_encoded(MODELS["llama"], EXAMPLES, progress=False)
     total = sum(len(one.tokens) for one in EXAMPLES)
