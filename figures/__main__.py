@@ -43,8 +43,8 @@ class Arguments:
     fresh: bool = False
     """Recompute tables even where they are cached (trained models are kept)."""
     seeds: int | None = None
-    """Number of pretrained models, each unlearned in several orders of batches (default: 3, or 4
-    for theory).
+    """Number of pretrained models, each unlearned in several orders of batches.
+    Default: 3, or 4 for theory.
     """
     out: Path = Path("out")
     """Output folder."""
@@ -53,32 +53,33 @@ class Arguments:
     architectures: bool = False
     """For claims: also pretrain and unlearn the architecture of the released code."""
     whole: bool = False
-    """For the figures of theory: a transformer of the paper's width and depth, not half of each;
-    ten times slower.
+    """For the figures of theory: a transformer of the paper's width and depth, not half of each.
+    It is ten times slower.
     """
     runs: tuple[Path, ...] = ()
-    """For the figures of language models: folders that `python -m llm unlearn` wrote, in place
-    of the default model.
+    """For the figures of language models: folders that `python -m llm unlearn` wrote.
+    They take the place of the default model.
     """
     model: str | None = None
     """For the figures of language models: a folder or hub id to unlearn under the four corners."""
     retrained: str | None = None
-    """With --model: the same retrained without the forget data; llm_bias and llm_truth_ratio
-    need it.
+    """With --model: the same retrained without the forget data.
+    llm_bias and llm_truth_ratio need it.
     """
     data: str | None = None
-    """With --model: what is to be forgotten, tofu:SPLIT, authors:SPLIT or a file (default: for
-    small models authors:forget10)."""
-    retain_data: str | None = None
-    """With --model: what is to stay (default: what goes with a forget split, such as tofu:retain90
-    with tofu:forget10)."""
-    learning_rate: float | None = None
-    """With --model: largest step size of AdamW (default: 2e-4 for small models, such as those made
-    here, 1e-5 for others)."""
-    logs: tuple[Path, Path] | None = None
-    """For llm_bias and llm_truth_ratio: evaluation logs of the model before unlearning, and of
-    the retrained one.
+    """With --model: what is to be forgotten, tofu:SPLIT, authors:SPLIT or a file.
+    Default: for small models authors:forget10.
     """
+    retain_data: str | None = None
+    """With --model: what is to stay.
+    Default: what goes with a forget split, such as tofu:retain90 with tofu:forget10.
+    """
+    learning_rate: float | None = None
+    """With --model: largest step size of AdamW.
+    Default: 2e-4 for small models, such as those made here, 1e-5 for others.
+    """
+    logs: tuple[Path, Path] | None = None
+    """For llm_bias and llm_truth_ratio: evaluation logs before unlearning, and retrained."""
     gallery: bool = False
     """Also refresh the small pictures of README and findings; without a NAME, draw those."""
 

@@ -45,15 +45,15 @@ class Common:
     retain_term: RetainTerm = "none"
     """Loss on retain data that is added to the forget loss."""
     retain_weight: float = 0.0
-    """Its factor, lambda."""
+    """Factor of the retain loss, lambda: above 0 where there is one, else 0."""
     epochs: int = 5
     """Epochs of pretraining."""
     width: int | None = None
     """Width of the transformer (default: that of the architecture)."""
     depth: int | None = None
-    """Its number of blocks."""
+    """Number of its blocks (default: that of the architecture)."""
     heads: int | None = None
-    """Its number of attention heads."""
+    """Number of its attention heads (default: that of the architecture)."""
     retain_length: int = 20
     """Tokens of a retain sequence; the first is context, |y| is one less."""
     forget1_length: int | None = None
@@ -63,7 +63,7 @@ class Common:
     retain_count: int = 10_000
     """Retain sequences, of which a fifth is for testing."""
     forget_count: int = 5_000
-    """Sequences of each forget chain, likewise."""
+    """Sequences of each forget chain, of which a fifth is for testing."""
     states: int = 10
     """States of the chains."""
     set_size: int = 3
@@ -101,12 +101,14 @@ class Unlearn(Common):
     gamma: float = 0.0
     """Reward margin, as published: outside beta."""
     leakage: float = 0.2
-    """Probability that a chain leaves its own states."""
+    """Probability that a chain leaves its own states, between 0 and 1; the paper's is 0.2."""
     learning_rate: float = 5e-4
     """Step size of unlearning."""
     optimizer: OptimizerName = "adamw_transformers"
-    """Update rule: AdamW as in transformers before version 5 (the released code's), as in torch,
-    or plain SGD.
+    """Rule of an update.
+    adamw_transformers: AdamW as in transformers before version 5, which the released code uses;
+    adamw: as in torch;
+    sgd: plain descent.
     """
     architecture: Literal["paper", "released"] = "paper"
     """What the paper describes, or what its released code trains."""
@@ -130,13 +132,13 @@ class Grid(Common):
     beta: tuple[float, ...] = ()
     """Inverse temperatures (default: the paper's for each case and objective)."""
     gamma: tuple[float, ...] = (0.0,)
-    """Reward margins."""
+    """Reward margins, as published: outside beta."""
     leakage: tuple[float, ...] = (0.2,)
-    """Probabilities that a chain leaves its own states."""
+    """Probabilities that a chain leaves its own states, between 0 and 1."""
     learning_rate: tuple[float, ...] = (5e-4,)
-    """Step sizes."""
+    """Step sizes of unlearning."""
     optimizer: tuple[OptimizerName, ...] = ("adamw_transformers",)
-    """Update rules."""
+    """Rules of an update."""
     architecture: tuple[Literal["paper", "released"], ...] = ("paper",)
     """Architectures."""
     seed: tuple[int, ...] = (0,)

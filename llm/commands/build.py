@@ -19,8 +19,8 @@ DATA = "data"
 
 @dataclass(frozen=True, kw_only=True)
 class Build:
-    """Make the default models, which need no download: a small Llama that knows fictional authors
-    by heart.
+    """Make the default models, a small Llama that knows fictional authors by heart.
+    Nothing is downloaded.
 
     They are kept in the cache ($SIMNPO_LAB_CACHE chooses where) and known to every command by the
     words that are printed: authors:KIND, or with another percent or seed
@@ -29,9 +29,11 @@ class Build:
     """
 
     kinds: tuple[Kind, ...] = ("original", "retrained", "partial")
-    """original: trained on all; retrained: never saw the forget data; partial: saw half of it."""
+    """Models to make.
+    original: trained on all; retrained: never saw the forget data; partial: saw half of it.
+    """
     percent: int = 10
-    """How much of the authors is to be forgotten: 1, 5 or 10 percent."""
+    """Percent of the authors that is to be forgotten: 1, 5 or 10."""
     seed: int = 0
     """Seed of the corpus and of the training."""
     device: str = "auto"

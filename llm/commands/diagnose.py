@@ -13,8 +13,8 @@ from markov.files import folders
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnose:
-    """Reference-model bias from the evaluation logs of TOFU runs, in any of their three layouts: no
-    model is needed.
+    """Reference-model bias from the evaluation logs of TOFU runs, in any of their three layouts.
+    No model is needed.
 
     open-unlearning's logs store mean losses only. --lengths then says how many tokens each answer
     has; without it, objectives that divide the length out are diagnosed per token, and the others
@@ -29,14 +29,16 @@ class Diagnose:
     shared: bool = False
     """Keep the questions that both logs hold, where they hold different ones."""
     lengths: Path | None = None
-    """Scores of the same answers by any model with this tokenizer and template (see score), for
-    logs without counts.
+    """Table of scores, for logs without numbers of tokens.
+    It is what `score` wrote of the same answers for any model with this tokenizer and template.
     """
     objectives: tuple[str, ...] = DEFAULTS
-    """CORNER:BETA[:GAMMA], such as npo:0.1 or simnpo:2.5:0.5, or gradient_ascent."""
+    """Objectives to weigh by: CORNER:BETA[:GAMMA] or gradient_ascent.
+    Such as npo:0.1 or simnpo:2.5:0.5; the default has the paper's betas for forget05.
+    """
     out: Path = Path("out/diagnosis.parquet")
-    """Table to write: index, length, ref, retrained, needed, needed_per_token and a column of
-    weights per objective.
+    """Table to write, with a row per example.
+    Its columns: index, length, ref, retrained, needed, needed_per_token, weights per objective.
     """
 
 

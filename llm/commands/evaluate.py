@@ -34,8 +34,8 @@ NOT_ASKED = ("out", "json", "legacy", "allow_identical", "device", "logs", "retr
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(ModelOptions):
-    """Measure as TOFU does: probability, ROUGE-L, truth ratio, model utility, forget quality, with
-    95% intervals.
+    """Measure as TOFU does: probability, ROUGE-L, truth ratio, utility, forget quality.
+    All have 95% intervals.
 
     From evaluation logs, in any of their three layouts and with no model, or of a model, whose logs
     are then written to OUT (TOFU_EVAL.json in open-unlearning's layout, TOFU_SUMMARY.json,
@@ -51,22 +51,25 @@ class Evaluate(ModelOptions):
     retrained: str | None = None
     """With --model: the retrained model itself, in place of its log."""
     data: str | None = None
-    """With --model: what was forgotten, authors:forgetNN, tofu:forgetNN or FOLDER/forgetNN
-    (default: for small models authors:forget10)."""
+    """With --model: what was forgotten.
+    authors:forgetNN, tofu:forgetNN or FOLDER/forgetNN.
+    Default: for small models authors:forget10.
+    """
     variant: Literal["geometric", "arithmetic"] = "geometric"
-    """Mean of the wrong answers' probabilities in the truth ratio: the released code's or the
-    TOFU paper's.
+    """Mean of the wrong answers' probabilities in the truth ratio.
+    geometric: as in the released code; arithmetic: as in the TOFU paper.
     """
     shared: bool = False
     """Compare the questions that both logs hold, where they hold different ones."""
     allow_identical: bool = False
     """Do not warn of two logs with the same losses."""
     max_new_tokens: int = 200
-    """With --model: tokens of an answer that it writes."""
+    """With --model: at most so many tokens of an answer that it writes, as in open-unlearning."""
     words: Literal["latin", "any"] = "latin"
-    """With --model: what ROUGE takes for words; latin, runs of a to z and 0 to 9, is what every
-    published number has, any counts words of every script, and characters of those that write no
-    blanks."""
+    """With --model: what ROUGE takes for words.
+    latin: runs of a to z and 0 to 9, as in every published number;
+    any: words of every script, and characters of those that write no blanks.
+    """
     legacy: bool = False
     """With --model: also write the layout of TOFU's released code."""
     json: bool = False

@@ -30,52 +30,61 @@ JOB, NAMES = "muse", (TABLE, ITEMS, EPOCHS, MODEL, STATE)
 
 @dataclass(frozen=True, kw_only=True)
 class Muse(ModelOptions):
-    """Measure as MUSE does, with 95% intervals: VerbMem, KnowMem on forget and retain data, the AUC
-    behind PrivLeak.
+    """Measure as MUSE does, with 95% intervals: VerbMem, KnowMem and the AUC behind PrivLeak.
 
-    PrivLeak itself needs --retrained, the model that never read what is to be forgotten. With
-    --unlearn the model first forgets the texts, in pieces. Writes measures.parquet and
-    items.parquet, a row per passage, question and text, to OUT, and of an unlearned model
-    epochs.parquet and model/. A command that was stopped goes on where it was, and one that is
-    finished is read. Example: python -m llm muse --retrained news:retrained --unlearn simnpo:0.7
+    KnowMem is measured on forget and retain data. PrivLeak itself needs --retrained, the model that
+    never read what is to be forgotten. With --unlearn the model first forgets the texts, in pieces.
+    Writes measures.parquet and items.parquet, a row per passage, question and text, to OUT, and of
+    an unlearned model epochs.parquet and model/. A command that was stopped goes on where it was,
+    and one that is finished is read. Example: python -m llm muse --retrained news:retrained
+    --unlearn simnpo:0.7
     """
 
     model: str = "news:original"
-    """A folder, a hub id such as muse-bench/MUSE-News_target, or a model made here: news:original
-    (read all articles) or news:retrained (never read those to forget), of the news of --data, or
-    news:KIND:SEED."""
+    """A folder, a hub id, or a model made here.
+    An id is such as muse-bench/MUSE-News_target.
+    news:original is made here, and has read all articles of the news of --data.
+    news:retrained has never read those to forget; news:KIND:SEED has read other news.
+    """
     data: str | None = None
-    """news (generated, news:SEED for others), muse:News, muse:Books, or a folder of such files,
-    CONFIG/SPLIT.json (default: for small models news)."""
+    """Texts to measure by: news, muse:News, muse:Books or a folder.
+    news are generated, news:SEED others; a folder has such files, CONFIG/SPLIT.json.
+    Default: for small models news.
+    """
     retrained: str | None = None
     """The model retrained without the forget data, for PrivLeak."""
     unlearn: str | None = None
-    """Unlearn first, by a method as in `sweep`: NAME[:BETA[:GAMMA]][@RETAIN_WEIGHT] of npo, simnpo,
-    length_normalized_npo, reference_free_npo, gradient_ascent, grad_diff."""
+    """Unlearn first, by a method in the words of `sweep`.
+    It is NAME[:BETA[:GAMMA]][@RETAIN_WEIGHT].
+    NAME is npo, simnpo, length_normalized_npo, reference_free_npo, gradient_ascent or grad_diff.
+    """
     retain_term: Literal["none", "cross_entropy", "kl"] | None = None
-    """With --unlearn: loss on the texts to retain that is added; kl: from the model before
-    unlearning (default: the method's own: none for gradient_ascent, else cross_entropy, or kl for
-    those named so)."""
+    """With --unlearn: loss on the texts to retain that is added.
+    kl: from the model before unlearning.
+    Default: the method's: none for gradient_ascent, kl for names with kl, else cross_entropy.
+    """
     retain_weight: float | None = None
-    """With --unlearn: its factor, lambda, as published, where the method's word does not say it
-    (default: 0.1).
+    """With --unlearn: factor of the retain loss, lambda, as published.
+    For a method whose word does not say it.
+    Default: 0.1.
     """
     epochs: int = 10
     """With --unlearn: passes over the forget texts."""
     batch: int = 8
     """With --unlearn: pieces per update."""
     learning_rate: float | None = None
-    """With --unlearn: largest step size of AdamW (default: 5e-4 for small models, such as those
-    made here, 1e-5 for others)."""
+    """With --unlearn: largest step size of AdamW.
+    Default: 5e-4 for small models, such as those made here, 1e-5 for others.
+    """
     piece: int | None = None
-    """With --unlearn: tokens of a piece of text (default: MUSE's 2048, and 256 for generated
-    news).
+    """With --unlearn: tokens of a piece of text, at least 2.
+    Default: MUSE's 2048, and 256 for generated news.
     """
     max_length: int = 2048
-    """Tokens of a text that PrivLeak looks at; a longer one is cut there."""
+    """Tokens of a text that PrivLeak looks at, as in MUSE; a longer one is cut there."""
     words: Literal["latin", "any"] = "latin"
-    """What ROUGE takes for words: latin, as MUSE has it, runs of a to z and 0 to 9; or any,
-    words of every script.
+    """What ROUGE takes for words.
+    latin: runs of a to z and 0 to 9, as MUSE has it; any: words of every script.
     """
     json: bool = False
     """Print one JSON object and nothing else."""

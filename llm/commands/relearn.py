@@ -15,8 +15,8 @@ from markov.files import folders, leftovers
 
 @dataclass(frozen=True, kw_only=True)
 class Relearn(ModelOptions):
-    """A relearning attack: fine-tune on a share of the forget data, and score all of it after every
-    epoch.
+    """A relearning attack: fine-tune on a share of the forget data.
+    All of it is scored after every epoch.
 
     Writes OUT, a row per attack, epoch, forget example and answer, and beside it OUT with _returns
     before its ending: a row per attack and epoch with forget quality and what comes back untaught,
@@ -25,23 +25,26 @@ class Relearn(ModelOptions):
     """
 
     data: str | None = None
-    """What was forgotten: authors:SPLIT, tofu:SPLIT (one with perturbed answers), or a file in
-    TOFU's JSON (default: for small models authors:forget10)."""
+    """What was forgotten: authors:SPLIT, tofu:SPLIT, or a file in TOFU's JSON.
+    A split of TOFU's is one with perturbed answers.
+    Default: for small models authors:forget10.
+    """
     retrained: str | None = None
     """The model retrained without the forget data, to compare with."""
     which: tuple[Literal["shortest", "random"], ...] = ("shortest", "random")
     """Which examples are taught: those with the shortest responses, or any."""
     share: float = 0.2
-    """How many of them."""
+    """Share of the forget examples that is taught, between 0 and 1; the paper's is 0.2."""
     repeats: int = 5
-    """Attacks of each kind: other random examples, and another order of batches."""
+    """Attacks of each kind, each with other random examples and another order of batches."""
     epochs: int = 3
     """Passes over the examples that are taught."""
     batch: int = 32
     """Examples per update."""
     learning_rate: float | None = None
-    """Largest step size of AdamW, from which it falls to 0 (default: 2e-4 for small models, such as
-    those made here, 1e-5 for others)."""
+    """Largest step size of AdamW, from which it falls to 0.
+    Default: 2e-4 for small models, such as those made here, 1e-5 for others.
+    """
     out: Path = Path("out/relearning.parquet")
     """Table to write."""
 

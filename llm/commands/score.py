@@ -18,24 +18,27 @@ from markov.files import folders
 
 @dataclass(frozen=True, kw_only=True)
 class Score(ModelOptions):
-    """Log-probabilities of the responses of a data set: a table with the columns index, logp (nats)
-    and length.
+    """Write the log-probabilities of the responses of a data set.
+    The table has the columns index, logp (nats) and length (scored tokens).
 
     Example: python -m llm score --model authors:original --data authors:forget10 --out
     original.parquet
     """
 
     data: str | None = None
-    """authors:SPLIT[:SEED], tofu:SPLIT, or a file or folder in TOFU's JSON (default: for small
-    models authors:forget10)."""
+    """What is scored: authors:SPLIT[:SEED], tofu:SPLIT, or a file or folder in TOFU's JSON.
+    Default: for small models authors:forget10.
+    """
     split: str | None = None
-    """Split of a folder."""
+    """Split of a folder, where it has several."""
     gradients: bool = False
-    """Also the norm of the gradient of each logp, in the column gradient_norm; takes about as long
-    as a training step on each batch."""
+    """Also the norm of the gradient of each logp, in the column gradient_norm.
+    It takes about as long as a training step on each batch.
+    """
     noise: float | None = None
-    """Score a perturbed model instead (the paper's A1): its weights averaged with Gaussian ones, of
-    this many times the standard deviation of each tensor's own."""
+    """Score a perturbed model instead, as in the paper's A1.
+    Its weights are averaged with Gaussian ones, of so many standard deviations of each tensor.
+    """
     noise_seed: int = 0
     """Seed of the Gaussian weights."""
     out: Path = Path("out/scores.parquet")

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Unlearn(ModelOptions):
-    """Unlearn a data set by any objective of the family; a run that was stopped goes on where it
-    was.
+    """Unlearn a data set by any objective of the family.
+    A run that was stopped goes on where it was.
 
     Writes to the folder OUT: examples.parquet, a row per epoch and example with logp, length and
     ref; weights.parquet, the same with a column of weights per objective of --objectives;
@@ -34,47 +34,53 @@ class Unlearn(ModelOptions):
     """
 
     data: str | None = None
-    """What is to be forgotten: authors:SPLIT, tofu:SPLIT, or a file in TOFU's JSON (default: for
-    small models authors:forget10)."""
+    """What is to be forgotten: authors:SPLIT, tofu:SPLIT, or a file in TOFU's JSON.
+    Default: for small models authors:forget10.
+    """
     retain_data: str | None = None
-    """What is to stay, likewise (default: what goes with a forget split, such as tofu:retain95
-    with tofu:forget05).
+    """What is to stay, in the same words as --data.
+    Default: what goes with a forget split, such as tofu:retain95 with tofu:forget05.
     """
     objective: str | None = None
-    """A method as in `sweep`: NAME[:BETA[:GAMMA]][@RETAIN_WEIGHT] of npo, simnpo,
-    length_normalized_npo, reference_free_npo, gradient_ascent, grad_diff; and against refusals
-    dpo:BETA, simpo:BETA[:GAMMA], idk, which only teaches them (default: simnpo:4.5@0.125, the
-    paper's for forget10)."""
+    """A method in the words of `sweep`: NAME[:BETA[:GAMMA]][@RETAIN_WEIGHT].
+    NAME is npo, simnpo, length_normalized_npo, reference_free_npo, gradient_ascent, grad_diff;
+    or against refusals dpo:BETA, simpo:BETA[:GAMMA] and idk, which only teaches them.
+    Default: simnpo:4.5@0.125, the paper's for forget10.
+    """
     refusals: Path | None = None
-    """For the latter: a file of refusals, one per line (default: a hundred that come with this
-    package).
+    """For dpo, simpo and idk: a file of refusals, one per line.
+    Default: a hundred that come with this package.
     """
     retain_term: Literal["none", "cross_entropy", "kl"] | None = None
-    """Loss on the retain data that is added to the forget loss; kl: from the model before
-    unlearning (default: the method's own: none for gradient_ascent, else cross_entropy, or kl for
-    those named so)."""
+    """Loss on the retain data that is added to the forget loss.
+    kl: from the model before unlearning.
+    Default: the method's: none for gradient_ascent, kl for names with kl, else cross_entropy.
+    """
     retain_weight: float | None = None
-    """Its factor, lambda, as published, where the objective's word does not say it (default: 1)."""
+    """Factor of the retain loss, lambda, as published, where --objective does not say it.
+    Default: 1.
+    """
     epochs: int = 10
-    """Passes over the forget data; the learning rate rises over the first and falls to 0 over
-    the others.
+    """Passes over the forget data.
+    The learning rate rises over the first and falls to 0 over the others.
     """
     batch: int = 32
     """Forget examples per update, and as many retain examples."""
     learning_rate: float | None = None
-    """Largest step size of AdamW (default: 2e-4 for small models, such as those made here, 1e-5
-    for others).
+    """Largest step size of AdamW.
+    Default: 2e-4 for small models, such as those made here, 1e-5 for others.
     """
     weight_decay: float = 0.01
-    """Weight decay of AdamW."""
+    """Weight decay of AdamW; 0 leaves it out."""
     seed: int = 0
     """Seed of the order of examples."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: products in that precision (autocast)."""
+    """Precision of the products; bfloat16 by autocast."""
     narrow_updates: bool = False
-    """With --dtype bfloat16: update the parameters themselves, not float32 masters of them. Takes
-    half the memory, and loses updates of less than 1/512 of a parameter: most of them, at learning
-    rates such as 1e-5."""
+    """With --dtype bfloat16: update the parameters themselves, not float32 masters of them.
+    It takes half the memory, and loses updates of less than 1/512 of a parameter.
+    At learning rates such as 1e-5 these are most of them.
+    """
     gradient_checkpointing: bool = False
     """Save memory by computing activations twice."""
     lora_rank: int | None = None
@@ -82,16 +88,17 @@ class Unlearn(ModelOptions):
     gradients: bool = False
     """Also record the norm of each example's gradient, after every epoch."""
     reference: str | None = None
-    """Another reference than the model itself: a model, or a table of its scores (`score
-    --noise` makes one).
+    """Another reference than the model itself: a model, or a table of its scores.
+    `score --noise` makes one.
     """
     retrained: str | None = None
-    """The model retrained without the forget data, likewise: adds how far each example has to
-    move.
+    """The model retrained without the forget data, or a table of its scores.
+    With it the tables tell how far each example has to move.
     """
     measured: tuple[int, ...] = ()
-    """Epochs (0 is before the first update) after which forget quality and model utility are
-    taken as well.
+    """Epochs after which forget quality and model utility are taken as well.
+    From 0, which is before the first update, to --epochs.
+    Default: none, since each takes as long as an evaluation.
     """
     objectives: tuple[str, ...] = DEFAULTS
     """Objectives to report weights of; they cost nothing."""

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Gradient weights of each example under any objectives, from tables of scores: no model is
-    needed any more.
+    """Gradient weights of each example under any objectives, from tables of scores.
+    No model is needed any more.
 
     With --retrained also how far each example has to move, and whether the effort goes there.
     Example: python -m llm weights --scores now.parquet --reference original.parquet --objectives
@@ -31,7 +31,9 @@ class Weights:
     retrained: Path | None = None
     """Scores of the model retrained without the forget data."""
     objectives: tuple[str, ...] = DEFAULTS
-    """CORNER:BETA[:GAMMA], such as npo:0.1 or simnpo:2.5:0.5, or gradient_ascent."""
+    """Objectives to weigh by: CORNER:BETA[:GAMMA] or gradient_ascent.
+    Such as npo:0.1 or simnpo:2.5:0.5; the default has the paper's betas for forget05.
+    """
     out: Path = Path("out/weights.parquet")
     """Table to write: index, logp, length, ref and a column of weights per objective."""
 

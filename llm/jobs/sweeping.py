@@ -39,8 +39,7 @@ SMALL = {"learning_rate": 6e-4, "batch": 16, "budget": 384}
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep(ModelOptions):
-    """Unlearn by many methods, evaluate each as TOFU does, and put them into one table in the
-    paper's layout.
+    """Unlearn by many methods, evaluate each as TOFU does, and put them into the paper's table.
 
     Without arguments: the paper's table on the model made here. A method is
     NAME[:BETA[:GAMMA]][@RETAIN_WEIGHT]; what its word leaves open takes every value of --beta,
@@ -58,53 +57,56 @@ class Sweep(ModelOptions):
     """
 
     retrained: str | None = None
-    """The model retrained without the forget data, which all are compared with (default, for a
-    model made here and authors:forgetNN: the one that read all but these)."""
+    """The model retrained without the forget data, which all are compared with.
+    Default, for a model made here and authors:forgetNN: the one that read all but these.
+    """
     data: str | None = None
-    """What is to be forgotten: authors:forgetNN[:SEED], tofu:forgetNN or FOLDER/forgetNN; what is
-    to stay follows from it (default: for small models authors:forget10)."""
+    """What is to be forgotten: authors:forgetNN[:SEED], tofu:forgetNN or FOLDER/forgetNN.
+    What is to stay follows from it.
+    Default: for small models authors:forget10.
+    """
     methods: tuple[str, ...] = TABLE
-    """What to run, in words."""
+    """Methods to run: NAME[:BETA[:GAMMA]][@RETAIN_WEIGHT] (default: the paper's table)."""
     beta: tuple[float, ...] = ()
-    """For methods whose word gives no beta."""
+    """Inverse temperatures, for methods whose word gives no beta."""
     gamma: tuple[float, ...] = (0.0,)
-    """For methods whose word gives no gamma and that take one: the margin, outside beta."""
+    """Reward margins, outside beta, for methods whose word gives none and that take one."""
     retain_weight: tuple[float, ...] = (1.0,)
-    """For methods whose word gives no lambda and that have a retain term."""
+    """Factors of the retain loss, lambda, for methods that have one and whose word gives none."""
     task_vectors: tuple[float, ...] = ()
-    """Scales of task vectors to take away (Ilharco et al. 2023), fine-tuned on the forget data
-    at the same rate.
+    """Scales of task vectors to take away.
+    They are fine-tuned on the forget data at the same rate (Ilharco et al. 2023).
     """
     seeds: tuple[int, ...] = (0,)
-    """Seeds of the order of examples; with several the table has their means, and intervals over
-    them.
+    """Seeds of the order of examples.
+    With several the table has their means, and intervals over them.
     """
     epochs: int = 10
     """Passes over the forget data."""
     learning_rate: float | None = None
-    """Largest step size of AdamW (default: 6e-4 for small models, such as those made here, 1e-5
-    for others).
+    """Largest step size of AdamW.
+    Default: 6e-4 for small models, such as those made here, 1e-5 for others.
     """
     batch: int | None = None
-    """Forget examples per update, and as many retain examples (default: 16 for small models, 32
-    for others).
+    """Forget examples per update, and as many retain examples.
+    Default: 16 for small models, 32 for others.
     """
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: products in that precision (autocast)."""
+    """Precision of the products; bfloat16 by autocast."""
     gradient_checkpointing: bool = False
     """Save memory by computing activations twice."""
     refusals: Path | None = None
-    """A file of refusals, one per line, for idk, dpo and simpo (default: a hundred that come
-    with this package).
+    """For idk, dpo and simpo: a file of refusals, one per line.
+    Default: a hundred that come with this package.
     """
     variant: Literal["geometric", "arithmetic"] = "geometric"
-    """Mean of the wrong answers' probabilities in the truth ratio: the released code's or the
-    TOFU paper's.
+    """Mean of the wrong answers' probabilities in the truth ratio.
+    geometric: as in the released code; arithmetic: as in the TOFU paper.
     """
     max_new_tokens: int = 200
-    """Tokens of an answer that a model writes."""
+    """At most so many tokens of an answer that a model writes, as in open-unlearning."""
     tolerance: float = 0.05
-    """Share of the original's model utility that the best settings of a method may lose."""
+    """Share of the original's utility that a method's best settings may lose, from 0 to below 1."""
     save_models: bool = False
     """Keep the unlearned models, not only what was measured of them."""
     jobs: int = -1

@@ -26,9 +26,11 @@ class ModelOptions:
     """Which model, and how it is run."""
 
     model: str = "authors:original"
-    """A folder, a hub id, a ready-made name, or a model made here, authors:KIND[:PERCENT[:SEED]] or
-    news:KIND[:SEED]: authors:original, authors:retrained (never saw the tenth to forget) or
-    authors:partial (saw half of it)."""
+    """A folder, a hub id, a ready-made name, or a model made here.
+    Made here are authors:KIND[:PERCENT[:SEED]] and news:KIND[:SEED].
+    authors:original saw all, authors:retrained nothing of the tenth to forget.
+    authors:partial saw half of it.
+    """
     template: Literal["auto", "plain", "llama2_chat", "chat"] = "auto"
     """How prompt and response are written (default: as the model was trained)."""
     system: str | None = None
@@ -44,8 +46,8 @@ class ModelOptions:
     max_length: int = MAX_LENGTH
     """Tokens that prompt and response may have; a longer one is refused, never cut silently."""
     budget: int = BUDGET
-    """Tokens of a batch, padding included; changes speed and memory, never a number beyond
-    rounding.
+    """Tokens of a batch, padding included.
+    It changes speed and memory, never a number beyond rounding.
     """
 
 
