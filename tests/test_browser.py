@@ -78,6 +78,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     shutil.copytree(ROOT / "notebooks", folder / "notebooks")
     shorten(folder / "notebooks" / "03_markov_chains.ipynb", "player(recordings")
     shorten(folder / "notebooks" / "05_language_models.ipynb", "answers_view(", (TRAINS, SCORES))
+    # Otherwise a question about news lies over the notebook.
+    settings = folder / "config" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True)
+    (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
     token, log = secrets.token_hex(16), (folder / "log").open("w")
     environment = os.environ | {
         "SIMNPO_LAB_QUICK": "1",
@@ -99,7 +103,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command += [
         "--LabApp.expose_app_in_browser=True",
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-        "--LabApp.news_url=None",
     ]
     server = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log)
     try:

@@ -46,8 +46,8 @@ LINES = 7  # rows of the table of answers that are shown at a time
 RELATIVE = (0.01, 30.0)
 NEAR, SAME = 25, 2  # pixels: a click within NEAR of a dot means it; closer than SAME is one place
 CLICKS = (
-    "<style>.simnpo-answers td {cursor: pointer; white-space: normal; overflow-wrap: anywhere; "
-    "padding: 2px 6px; vertical-align: top}</style>"
+    "<style>.simnpo-answers td {cursor: pointer; overflow-wrap: break-word; padding: 2px 6px; "
+    "vertical-align: top}</style>"
     "To ring an answer, click on a dot, on a row of the table, or in the list."
 )
 

@@ -1,8 +1,13 @@
-"""Time of a redraw of every view of the notebooks, beside its bound of 50 ms: `make benchmark`."""
+"""Time of a redraw of every view of the notebooks, beside its bound of 50 ms: `make benchmark`.
+
+As seen in a browser, from a pressed key to the drawn picture, it is 250 ms. That one needs what
+`tests/test_browser.py` needs.
+"""
 
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -17,8 +22,14 @@ from figures.views.player import player, record, small
 from figures.views.view import View
 from markov.experiments import Pretraining
 from markov.models import Tabular
+from tests import test_browser
 
 BOUND = 0.05  # seconds
+SEEN_BOUND = 250  # milliseconds
+NEEDS_BROWSER = pytest.mark.skipif(
+    not (test_browser.BROWSER and test_browser.DRIVER), reason="no Chromium with its driver"
+)
+lab, browser = test_browser.lab, test_browser.browser
 
 
 def a_player() -> View:
@@ -55,3 +66,27 @@ def test_redraw(
     assert view.image.value != before
     median = benchmark.stats["median"] if benchmark.stats else float("nan")
     print(f"\n    {1000 * median:.0f} ms for {make.__name__}, whose bound is {1000 * BOUND:.0f} ms")
+
+
+SEEN = """
+const [image, handle, key] = arguments, done = arguments[arguments.length - 1];
+const start = performance.now();
+image.addEventListener("load", () => done(performance.now() - start), {once: true});
+handle.dispatchEvent(new KeyboardEvent("keydown", {key: key, bubbles: true, cancelable: true}));
+"""
+
+
+@NEEDS_BROWSER
+@pytest.mark.parametrize(
+    ("name", "until", "slider"),
+    [("01_objectives", "explain(npo", "reference"), ("03_markov_chains", "for leakage", "leakage")],
+)
+def test_redraw_as_seen_in_a_browser(
+    lab: str, browser: Any, name: str, until: str, slider: str
+) -> None:
+    """One pressed key: from the slider in the browser to the picture that is decoded there."""
+    test_browser.opened(browser, lab, name, until)
+    image, handle = test_browser.picture(browser, 0), test_browser.handle(browser, slider)
+    keys = ["ArrowLeft", "ArrowRight"] * 15
+    times = [browser.execute_async_script(SEEN, image, handle, key) for key in keys]
+    print(f"\n    {statistics.median(times):.0f} ms for {slider} of {name}, bound {SEEN_BOUND} ms")
