@@ -235,19 +235,21 @@ def one_line(error: BaseException) -> str:
 
 
 def friendly() -> None:
-    """From here on, answer input that cannot be used by one line in the notebook.
+    """From here on, answer input that cannot be used, and a stop, by one line in the notebook.
 
     There is no traceback. The cell still counts as failed. Does nothing outside IPython.
     """
     shell = get_ipython()
     if shell is not None:
-        shell.set_custom_exc((InvalidInput,), _answer)
+        shell.set_custom_exc((InvalidInput, KeyboardInterrupt), _answer)
 
 
 def _answer(
     shell: Any, kind: type, error: BaseException, trace: Any, tb_offset: int | None = None
 ) -> list[str]:
-    display(HTML(one_line(error)))
+    stopped = isinstance(error, KeyboardInterrupt)
+    said = "<b>stopped</b>; what was finished is kept" if stopped else one_line(error)
+    display(HTML(said))
     return [str(error)]
 
 

@@ -259,6 +259,8 @@ def test_friendly_answers_wrong_input_by_one_line_and_leaves_other_errors_alone(
     assert not refused.success and isinstance(refused.error_in_exec, InvalidInput)
     assert [one.data.count("beta = -1.0 is not allowed") for one in shown] == [1]
     assert "Traceback" not in "".join(capsys.readouterr())
+    assert not shell.run_cell("raise KeyboardInterrupt").success
+    assert "stopped" in shown.pop().data and "Traceback" not in "".join(capsys.readouterr())
     assert not shell.run_cell("1 / 0").success
     assert "Traceback" in "".join(capsys.readouterr()) and len(shown) == 1
 
