@@ -63,9 +63,7 @@ def context() -> cache.Context:
 
 
 @pytest.mark.parametrize("module", [tradeoff, allocation, attribution, claims])
-def test_every_figure_draws_the_frame_it_computes_and_has_a_caption(
-    module: object, context: cache.Context
-) -> None:
+def test_every_figure_draws_the_frame_it_computes(module: object, context: cache.Context) -> None:
     frame = module.data(context)  # pyright: ignore[reportAttributeAccessIssue]
     before = frame.copy(deep=True)
     with style.look():
@@ -73,7 +71,6 @@ def test_every_figure_draws_the_frame_it_computes_and_has_a_caption(
     assert isinstance(figure, Figure)
     assert all(axes.has_data() for axes in figure.axes)
     pd.testing.assert_frame_equal(frame, before)
-    assert len(module.__doc__ or "") > 100
 
 
 def test_tradeoff_shows_both_methods_both_optimisers_and_all_runs(context: cache.Context) -> None:

@@ -23,7 +23,7 @@ from scipy import stats
 from figures import style
 from figures.__main__ import cli as figures_cli
 from figures.cache import Context
-from figures.catalogue import ALL, module_of
+from figures.catalogue import ALL, BY_NAME, module_of
 from figures.language import (
     effective_push,
     reference_noise,
@@ -927,7 +927,10 @@ def test_frames_survive_the_disk(tmp_path: Path):
 @pytest.mark.parametrize("name", ALL)
 def test_every_figure_has_a_caption_a_frame_and_a_drawing(name: str):
     module = module_of(name)
-    assert module.__doc__ and len(module.__doc__.split()) > 30
+    title, gap, *text = (module.__doc__ or "").strip().splitlines()
+    assert title.endswith((".", "?", ".)")) and gap == "" and text[-1].endswith(".")
+    for panel in BY_NAME[name].panel.split(" and "):
+        assert panel in title + " ".join(text)
     assert callable(module.data) and callable(module.plot)
 
 

@@ -277,4 +277,4 @@ def test_a_model_of_the_users_own_needs_its_retrained_one_and_brings_its_own_rat
 @pytest.mark.parametrize("module", ALL)
 def test_figures_of_sweeps_are_registered_and_say_what_is_seen(module: ModuleType) -> None:
     assert module.__name__ in {entry.module for entry in CATALOGUE}
-    assert len((module.__doc__ or "").split()) > 60
+    assert "utility" in (module.__doc__ or "")

@@ -66,9 +66,7 @@ def frames(context: cache.Context) -> dict[object, pd.DataFrame]:
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
-def test_every_figure_draws_the_frame_it_computes_and_has_a_caption(
-    module: object, frames: dict
-) -> None:
+def test_every_figure_draws_the_frame_it_computes(module: object, frames: dict) -> None:
     frame = frames[module]
     before = frame.copy(deep=True)
     with style.look():
@@ -76,7 +74,6 @@ def test_every_figure_draws_the_frame_it_computes_and_has_a_caption(
     assert isinstance(figure, Figure)
     assert all(axes.has_data() for axes in figure.axes)
     pd.testing.assert_frame_equal(frame, before)
-    assert len(module.__doc__ or "") > 100
 
 
 def interval(values: pd.Series) -> Estimate:

@@ -708,7 +708,6 @@ def test_the_figure_draws_what_it_computed_and_changes_nothing(frame: pd.DataFra
     printed = [text.get_text() for text in figure.axes[3].get_legend().get_texts()]  # pyright: ignore[reportOptionalMemberAccess]
     for text, method in zip(printed, ALONE, strict=True):
         assert f"{rates_of(frame, 1.0, method).mean():.3g}" in text
-    assert len(logistic.__doc__ or "") > 100
 
 
 def test_one_instance_has_no_interval_and_a_goal_not_reached_no_cost(frame: pd.DataFrame) -> None:
