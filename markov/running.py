@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import joblib
 import numpy as np
@@ -288,36 +288,26 @@ def _unlearn(
     )
 
 
-class _Start(NamedTuple):
-    """What runs of one pretrained model have in common: where they start, and on which data."""
-
-    start: dict[str, torch.Tensor]
-    forget: Corpus
-    retain: Corpus
-    probes: tuple[Probe, ...]
-
-
 def _members(folder: Path, experiments: Sequence[Experiment]) -> list[Member]:
     # Most runs of a grid share a pretrained model, whose data are drawn and scored once.
-    starts: dict[Any, _Start] = {}
+    firsts: dict[Any, Member] = {}
     members = []
     for experiment in experiments:
         key = model_jobs(experiment), experiment.case, experiment.test_examples
-        if key not in starts:
-            starts[key] = _start(folder, experiment)
+        if key not in firsts:
+            firsts[key] = _member(folder, experiment)
         members.append(
-            Member(
+            firsts[key]._replace(
                 objective=experiment.objective,
                 learning_rate=experiment.learning_rate,
                 retain_weight=experiment.retain_weight,
                 seed=experiment.seed,
-                **starts[key]._asdict(),
             )
         )
     return members
 
 
-def _start(folder: Path, experiment: Experiment) -> _Start:
+def _member(folder: Path, experiment: Experiment) -> Member:
     original, retrained = (load_model(folder, job) for job in model_jobs(experiment))
     data = experiment.case.sample(experiment.pretraining.seed)
     models, probes = [stack_parameters([one]) for one in (retrained, original)], []
@@ -325,8 +315,12 @@ def _start(folder: Path, experiment: Experiment) -> _Start:
         tokens = data.test[component][: experiment.test_examples]
         laws = (log_laws(experiment.model, one, tokens) for one in models)
         probes.append(Probe(tokens, chain.transition, *laws, forgotten=component != "retain"))
-    return _Start(
+    return Member(
         start=original,
+        objective=experiment.objective,
+        learning_rate=experiment.learning_rate,
+        retain_weight=experiment.retain_weight,
+        seed=experiment.seed,
         forget=Corpus.join(experiment.case.forget_data(data)),
         retain=Corpus.join([data.train["retain"]]),
         probes=tuple(probes),
