@@ -184,14 +184,14 @@ def test_epochs_are_drawn_between_the_levels_of_original_and_retrained(context: 
 
 def test_the_grid_is_drawn_number_by_number(context: Context) -> None:
     frame = beta_gamma.data(context)
-    points = plane.points(frame).set_index(["beta", "gamma"])
+    points = plane.points(frame).set_index(["beta", "gamma"]).to_dict("index")
     figure = drawn(beta_gamma, frame)
     for axes, measure in zip(figure.axes, beta_gamma.PANELS, strict=True):
         texts = {text.get_position(): text.get_text() for text in axes.texts}
         assert len(texts) == 4
         for row, beta in enumerate((1.0, 4.5)):
             for column, gamma in enumerate((0.0, 1.0)):
-                value = float(points.loc[(beta, gamma), measure])  # pyright: ignore[reportArgumentType]
+                value = points[beta, gamma][measure]
                 assert float(texts[column, row]) == pytest.approx(value, abs=0.0051)
 
 
