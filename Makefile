@@ -41,8 +41,8 @@ gallery: $(VENV)/.llm  ## refresh the small pictures of README and findings
 claims: $(VENV)/.llm  ## the table of the paper's claims, each with an interval and a verdict
 	$(RUN) figures claims $(ARGS)
 
-lab: $(VENV)/.llm $(VENV)/.notebooks  ## open the notebooks
-	$(RUN) jupyter lab notebooks $(ARGS)
+lab: $(VENV)/.llm $(VENV)/.notebooks  ## open the notebooks, at the tour
+	$(RUN) jupyter lab notebooks/00_tour.ipynb $(ARGS)
 
 notebooks: $(VENV)/.llm $(VENV)/.notebooks  ## run every notebook and its solutions, with small models
 	SIMNPO_LAB_EXECUTE=1 $(RUN) pytest -q tests/test_notebooks.py -n $(JOBS) --maxprocesses 8 --dist worksteal $(ARGS)
