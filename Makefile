@@ -24,7 +24,7 @@ WORDS := architecture authors book chat_templates cli closure corpora damage def
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help figures figures-all test test-elsewhere check format lab notebooks book browser gallery claims benchmark constraints clean
+.PHONY: help figures figures-all test test-elsewhere check format lab notebooks book cheat-sheet browser gallery claims benchmark constraints clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
@@ -49,6 +49,9 @@ notebooks: $(VENV)/.llm $(VENV)/.notebooks  ## run every notebook and its soluti
 
 book: $(VENV)/.llm $(VENV)/.notebooks  ## the executed notebooks and the reference as a site, into out/book/
 	$(RUN) sphinx -W --keep-going -q -b html -d build/book $(ARGS) notebooks out/book
+
+cheat-sheet: $(VENV)/.installed  ## the law, the four objectives and the symbols on one page, into out/
+	$(RUN) figures.lessons.cheat_sheet $(ARGS)
 
 browser: $(VENV)/.llm $(VENV)/.notebooks $(VENV)/.browser  ## move sliders in a browser: needs Chromium and its driver
 	SIMNPO_LAB_BROWSER=1 $(RUN) pytest -q -rs tests/test_browser.py $(ARGS)

@@ -1,4 +1,4 @@
-"""What the book adds for those who learn and teach: a table of minutes, and answers that are folded.
+"""What the book adds for those who learn and teach: minutes, folded answers, and the cheat sheet.
 
 Sphinx loads this module as an extension (`conf.py`).
 """
@@ -16,6 +16,8 @@ from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.docutils import SphinxDirective
+
+from figures.lessons import cheat_sheet
 
 HERE = Path(__file__).parent
 SOLUTIONS, FOLD = "solutions", "fold"
@@ -166,6 +168,22 @@ class Answers(SphinxPostTransform):
         return copy
 
 
+class CheatSheet(SphinxDirective):
+    """The cheat sheet as a picture, and a link to it as a PDF."""
+
+    def run(self) -> list[nodes.Node]:
+        pdf, png = (f"{cheat_sheet.NAME}.{ending}" for ending in ("pdf", "png"))
+        link = f'<p><a class="reference download" href="{pdf}" download>Download as PDF</a></p>'
+        told = "The cheat sheet. Its symbols are those of the glossary."
+        return [nodes.raw("", f'{link}<p><img src="{png}" alt="{told}"></p>', format="html")]
+
+
+def write_cheat_sheet(app: Sphinx, error: Exception | None) -> None:
+    """Write the cheat sheet beside the page that links it, once all pages are written."""
+    if error is None and cheat_sheet.NAME in app.env.found_docs:
+        cheat_sheet.write(Path(app.outdir))
+
+
 def is_fold(node: nodes.Node) -> bool:
     """Return whether a node is an answer that `folds_of` has made."""
     return isinstance(node, nodes.container) and FOLD in node["classes"]
@@ -174,6 +192,8 @@ def is_fold(node: nodes.Node) -> bool:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Tell Sphinx of all this."""
     app.add_directive("lessons", Lessons)
+    app.add_directive("cheatsheet", CheatSheet)
     app.connect("doctree-read", fold_solutions)
     app.add_post_transform(Answers)
+    app.connect("build-finished", write_cheat_sheet)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
