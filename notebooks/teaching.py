@@ -6,6 +6,7 @@ Sphinx loads this module as an extension (`conf.py`).
 from __future__ import annotations
 
 import json
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,9 @@ def fold_solutions(app: Sphinx, doctree: nodes.document) -> None:
     """Fold the answers on a page of solutions; note that a lesson depends on its solutions."""
     folder, _, name = app.env.docname.rpartition("/")
     if folder != SOLUTIONS:
-        app.env.note_dependency(str(HERE / SOLUTIONS / f"{name}.ipynb"))
+        solved = Path(app.srcdir, SOLUTIONS, f"{name}.ipynb")
+        if solved.is_file():
+            app.env.note_dependency(str(solved))
         return
     section = next(doctree.findall(nodes.section))
     at = next((i for i, node in enumerate(section.children) if number_of(node) is not None), None)
@@ -181,6 +184,7 @@ class CheatSheet(SphinxDirective):
 def write_cheat_sheet(app: Sphinx, error: Exception | None) -> None:
     """Write the cheat sheet beside the page that links it, once all pages are written."""
     if error is None and cheat_sheet.NAME in app.env.found_docs:
+        logging.getLogger("fontTools").setLevel(logging.WARNING)  # else a line for each table
         cheat_sheet.write(Path(app.outdir))
 
 
