@@ -28,9 +28,14 @@ def page() -> Figure:
 
 def boxes(figure: Figure) -> list[tuple[str, np.ndarray]]:
     """Every text and panel of the page itself, with left, bottom, right and top in pixels."""
-    texts = [(one.get_text(), one.get_window_extent().extents) for one in figure.texts]
-    panels = [(one.get_title(), np.array(one.get_tightbbox().extents)) for one in figure.axes]
-    return texts + panels
+    found: list[tuple[str, np.ndarray]] = [
+        (one.get_text(), np.array(one.get_window_extent().extents)) for one in figure.texts
+    ]
+    for one in figure.axes:
+        box = one.get_tightbbox()
+        assert box is not None
+        found.append((one.get_title(), np.array(box.extents)))
+    return found
 
 
 def overlap(one: np.ndarray, other: np.ndarray, slack: float = 1.0) -> bool:
