@@ -19,6 +19,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = ROOT / "notebooks"
 PACKAGES = ("markov", "llm", "figures")
+# A picture of one pixel, as PNG.
+PIXEL = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADh"
+    "gGAWjR9awAAAABJRU5ErkJggg=="
+)
 for needed in ("myst_nb", "furo", "sphinx_codeautolink", "sphinx_copybutton"):
     pytest.importorskip(
         needed, reason="the notebooks' packages are missing: pip install -e '.[notebooks]'"
@@ -152,9 +157,7 @@ def test_a_page_shows_formulas_and_the_picture_of_a_view_without_a_kernel(tmp_pa
     prose = "# A\n\nfor $\\beta |y| \\le 2$ and `$HOME`:\n\n$$ \\frac{a}{b} $$"
     view = {
         "application/vnd.jupyter.widget-view+json": {"model_id": "none"},
-        "image/png": (
-            "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
-        ),
+        "image/png": PIXEL,
         "text/plain": "V",
     }
     derived = {"text/latex": "$\\displaystyle \\sigma(z)$", "text/plain": "sigma(z)"}
@@ -198,6 +201,7 @@ def test_answers_are_folded_under_their_exercises_with_what_their_cells_gave(tmp
     lesson += [new_code_cell("check(1, ...)"), new_markdown_cell("Next.")]
     told = "# Solved\n\nFirst.\n\n**1.** one, [on](01_b.ipynb). **2.** two"
     given = [new_output("stream", text="it gave 7")]
+    given.append(new_output("display_data", data={"image/png": PIXEL, "text/plain": "P"}))
     solved = [new_markdown_cell(told), new_code_cell("check(1, 2)", outputs=given)]
     solved.append(new_markdown_cell("which is right.\n\n**3.** No number. A hint: think."))
     sources = tmp_path / "in"
@@ -220,6 +224,9 @@ def test_answers_are_folded_under_their_exercises_with_what_their_cells_gave(tmp
     order += ["A hint: think", r"check\(1, \.\.\. ?\)", r"Next\."]
     article = text_of(lesson[lesson.index("<article") :])
     assert re.search(".*".join(order), article), article
+    for place, text in ((pages, lesson), (pages / "solutions", solved)):
+        pictures = re.findall(r'<img[^>]* src="([^"]*\w+\.png)"', text)
+        assert len(pictures) == 1 and (place / pictures[0]).is_file()
     assert 'href="solutions/01_b.html"' in lesson and 'href="01_b.html"' in solved
     assert fetched(lesson) == []
 
