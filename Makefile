@@ -15,7 +15,7 @@ ELSEWHERE ?= MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=
 
 # Tests of words, files and refusals, in which nothing is computed that another processor could round otherwise,
 # of what is drawn, and of several processes and of runs that are kept or go on, which are compared with themselves.
-WORDS := architecture authors book chat_templates cli closure corpora damage defaults diverged encoding facades \
+WORDS := architecture authors book book_pages chat_templates cheat_sheet cli closure corpora damage defaults diverged encoding facades \
 	folders help imports interactive interactive_llm kills lessons llm_attack_figures llm_cli llm_models llm_processes \
 	llm_run_figures llm_sweep_figures merging muse_data muse_figure news notebooks packaging progress readme records \
 	restarts schemas score storage sweep waist whole_numbers
@@ -24,7 +24,7 @@ WORDS := architecture authors book chat_templates cli closure corpora damage def
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help figures figures-all test test-elsewhere check format lab notebooks book browser gallery claims benchmark constraints clean
+.PHONY: help figures figures-all test test-elsewhere check format lab notebooks book cheat-sheet browser gallery claims benchmark constraints clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
@@ -41,14 +41,17 @@ gallery: $(VENV)/.llm  ## refresh the small pictures of README and findings
 claims: $(VENV)/.llm  ## the table of the paper's claims, each with an interval and a verdict
 	$(RUN) figures claims $(ARGS)
 
-lab: $(VENV)/.llm $(VENV)/.notebooks  ## open the notebooks
-	$(RUN) jupyter lab notebooks $(ARGS)
+lab: $(VENV)/.llm $(VENV)/.notebooks  ## open the notebooks, at the tour
+	$(RUN) jupyter lab notebooks/00_tour.ipynb $(ARGS)
 
 notebooks: $(VENV)/.llm $(VENV)/.notebooks  ## run every notebook and its solutions, with small models
 	SIMNPO_LAB_EXECUTE=1 $(RUN) pytest -q tests/test_notebooks.py -n $(JOBS) --maxprocesses 8 --dist worksteal $(ARGS)
 
 book: $(VENV)/.llm $(VENV)/.notebooks  ## the executed notebooks and the reference as a site, into out/book/
 	$(RUN) sphinx -W --keep-going -q -b html -d build/book $(ARGS) notebooks out/book
+
+cheat-sheet: $(VENV)/.installed  ## the law, the four objectives and the symbols on one page, into out/
+	$(RUN) figures.lessons.cheat_sheet $(ARGS)
 
 browser: $(VENV)/.llm $(VENV)/.notebooks $(VENV)/.browser  ## move sliders in a browser: needs Chromium and its driver
 	SIMNPO_LAB_BROWSER=1 $(RUN) pytest -q -rs tests/test_browser.py $(ARGS)

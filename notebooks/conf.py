@@ -20,8 +20,9 @@ from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # the sources beside these pages, wherever else a copy is installed
+HERE, ROOT = Path(__file__).parent, Path(__file__).parents[1]
+# The sources beside these pages, wherever else a copy is installed.
+sys.path[:0] = [str(ROOT), str(HERE)]
 
 from markov import __version__  # noqa: E402
 from markov.files.storage import cache_dir, fingerprint  # noqa: E402
@@ -37,6 +38,7 @@ html_static_path = ["_static"]
 html_css_files = ["book.css"]
 exclude_patterns = ["README.md", "**/.ipynb_checkpoints"]
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx_codeautolink", "sphinx_copybutton"]
+extensions += ["teaching"]
 
 myst_enable_extensions = ["amsmath", "deflist", "dollarmath"]
 myst_heading_anchors = 3

@@ -19,6 +19,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = ROOT / "notebooks"
 PACKAGES = ("markov", "llm", "figures")
+# A picture of one pixel, as PNG.
+PIXEL = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADh"
+    "gGAWjR9awAAAABJRU5ErkJggg=="
+)
 for needed in ("myst_nb", "furo", "sphinx_codeautolink", "sphinx_copybutton"):
     pytest.importorskip(
         needed, reason="the notebooks' packages are missing: pip install -e '.[notebooks]'"
@@ -152,9 +157,7 @@ def test_a_page_shows_formulas_and_the_picture_of_a_view_without_a_kernel(tmp_pa
     prose = "# A\n\nfor $\\beta |y| \\le 2$ and `$HOME`:\n\n$$ \\frac{a}{b} $$"
     view = {
         "application/vnd.jupyter.widget-view+json": {"model_id": "none"},
-        "image/png": (
-            "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
-        ),
+        "image/png": PIXEL,
         "text/plain": "V",
     }
     derived = {"text/latex": "$\\displaystyle \\sigma(z)$", "text/plain": "sigma(z)"}
@@ -179,6 +182,90 @@ def test_a_page_shows_formulas_and_the_picture_of_a_view_without_a_kernel(tmp_pa
     assert text.count("<math") == 3 and text.count('display="block"') == 2
     assert text.count('lspace="0"') == 2  # the bars of |y|
     assert "\\frac" not in text and "$HOME" in text and fetched(text) == []
+
+
+SUMMARY = re.compile(r"<details><summary>(Hint|Solution) for exercise (\d+)</summary>")
+
+
+def text_of(page: str) -> str:
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", "", page)).split())
+
+
+def test_answers_are_folded_under_their_exercises_with_what_their_cells_gave(tmp_path: Path):
+    from nbformat import write
+    from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+    known = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    asked = "**1.** (easy) A?\n\n- list\n\n**2.** (easy) B?\n\n**3.** (open) C?"
+    lesson = [new_markdown_cell("# A\n\n**1.** no exercise\n\n## Exercises\n\nDo.\n\n" + asked)]
+    lesson += [new_code_cell("check(1, ...)"), new_markdown_cell("Next.")]
+    told = "# Solved\n\nFirst.\n\n**1.** one, [on](01_b.ipynb). **2.** two"
+    given = [new_output("stream", text="it gave 7")]
+    given.append(new_output("display_data", data={"image/png": PIXEL, "text/plain": "P"}))
+    solved = [new_markdown_cell(told), new_code_cell("check(1, 2)", outputs=given)]
+    solved.append(new_markdown_cell("which is right.\n\n**3.** No number. A hint: think."))
+    sources = tmp_path / "in"
+    (sources / "solutions").mkdir(parents=True)
+    (sources / "index.md").write_text("# I\n\n```{toctree}\n:glob:\n0*\nsolutions/*\n```\n")
+    other = [new_markdown_cell("# B")]
+    for name, cells in {"00_a": lesson, "solutions/00_a": solved, "solutions/01_b": other}.items():
+        for place, cell in enumerate(cells):
+            cell["id"] = f"c{place}"
+        write(new_notebook(cells=cells, metadata=known), sources / f"{name}.ipynb")
+    pages = built(sources, tmp_path / "out")
+    lesson, solved = (
+        (pages / f"{place}00_a.html").read_text("utf-8") for place in ("", "solutions/")
+    )
+    folds = [("Solution", "1"), ("Solution", "2"), ("Hint", "3")]
+    assert SUMMARY.findall(lesson) == SUMMARY.findall(solved) == folds
+    assert lesson.count("</details>") == 3 and "<details open" not in lesson
+    order = [r"no exercise", r"Do\.", r"A\?", "list", "for exercise 1", "one,", r"B\?"]
+    order += ["for exercise 2", "two", "it gave 7", "which is right", r"C\?", "for exercise 3"]
+    order += ["A hint: think", r"check\(1, \.\.\. ?\)", r"Next\."]
+    article = text_of(lesson[lesson.index("<article") :])
+    assert re.search(".*".join(order), article), article
+    for place, text in ((pages, lesson), (pages / "solutions", solved)):
+        pictures = re.findall(r'<img[^>]* src="([^"]*\w+\.png)"', text)
+        assert len(pictures) == 1 and (place / pictures[0]).is_file()
+    assert 'href="solutions/01_b.html"' in lesson and 'href="01_b.html"' in solved
+    assert fetched(lesson) == []
+
+
+@pytest.mark.slow
+def test_every_exercise_of_the_book_has_its_answer_folded_under_it(book: Path):
+    count, degree = 0, r"\((?:easy|a step further|harder|open|harder, open)\)"
+    for path in SOURCES.glob("[0-9]*.ipynb"):
+        page = (book / f"{path.stem}.html").read_text("utf-8")
+        page = page[page.index('id="exercises"') :]
+        asked = re.findall(rf"<p><strong>(\d+)\.</strong> {degree}", page)
+        parts = re.split(rf"<p><strong>\d+\.</strong> {degree}", page)[1:]
+        assert len(asked) >= 3 and [SUMMARY.findall(part)[0][1] for part in parts] == asked, path
+        assert all(len(SUMMARY.findall(part)) == 1 for part in parts)
+        count += len(asked)
+    assert count >= 50
+
+
+@pytest.mark.slow
+def test_the_index_has_minutes_and_formulas_and_every_chapter_leads_on_and_back(book: Path):
+    first = (book / "index.html").read_text("utf-8")
+    minutes = re.findall(r'href="(0\d_\w+)\.html".*?<td[^>]*>(?:<p>)?(\d+)', first, re.S)[:9]
+    assert [int(name[:2]) for name, _ in minutes] == list(range(9))
+    assert all(10 <= int(told) <= 120 for _, told in minutes)
+    assert "<math" in first and "<mi>β</mi>" in first
+    order = [name for name, _ in minutes]
+    for before, name, after in zip(order, order[1:], order[2:], strict=False):
+        page = (book / f"{name}.html").read_text("utf-8")
+        assert f'class="next-page" href="{after}.html"' in page
+        assert f'class="prev-page" href="{before}.html"' in page
+
+
+@pytest.mark.slow
+def test_the_book_offers_the_cheat_sheet_as_one_page(book: Path):
+    page = (book / "cheat_sheet.html").read_text("utf-8")
+    link = re.search(r'href="(\w+\.pdf)" download', page)
+    assert link
+    assert len(re.findall(rb"/Type\s*/Page\b", (book / link[1]).read_bytes())) == 1
+    assert (book / "cheat_sheet.png").stat().st_size > 10_000
 
 
 def test_the_checks_of_pages_tell_bad_from_good(tmp_path: Path):

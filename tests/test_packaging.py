@@ -29,6 +29,7 @@ TARGETS = [
     "benchmark",
     "book",
     "browser",
+    "cheat-sheet",
     "check",
     "claims",
     "clean",
