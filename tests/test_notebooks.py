@@ -63,10 +63,11 @@ def answers(source: str) -> list[tuple[str, Any]]:
 def many_answers() -> set[str]:
     """The exercises with many right answers, of which no solution is printed."""
     pytest.importorskip("ipywidgets", reason="the notebooks' packages are missing")
-    from figures.lessons import chains
+    from figures.lessons import chains, language
     from figures.lessons.exercise import Task
 
-    return {name for name, one in chains.EXERCISES.items() if isinstance(one, Task)}
+    known = {**chains.EXERCISES, **language.EXERCISES}
+    return {name for name, one in known.items() if isinstance(one, Task)}
 
 
 def definitions(source: str) -> list[str]:
@@ -218,6 +219,7 @@ def test_choices_are_offered_as_the_letters_that_are_checked():
         "ipywidgets", reason="the notebooks' packages are missing: pip install -e '.[notebooks]'"
     )
     from figures.lessons import chains, language
+    from figures.lessons.exercise import Exercise
 
     known = {**chains.EXERCISES, **language.EXERCISES}
 
@@ -231,9 +233,9 @@ def test_choices_are_offered_as_the_letters_that_are_checked():
             for part in re.split(r"\*\*\d+\.\*\*", text)[1:]
         ]
         wanted = [
-            sorted({str(known[one].answer()), *known[one].hints})
-            for one in asked
-            if known[one].hints
+            sorted({str(one.answer()), *one.hints})
+            for one in map(known.__getitem__, asked)
+            if isinstance(one, Exercise) and one.hints
         ]
         assert [letters for letters in offered if letters] == wanted
 

@@ -23,7 +23,6 @@ from figures import style
 from figures.cache import Context
 from figures.language.runs import AuthorsStudy
 from figures.language.sources import VARIABLE
-from figures.lessons.language import EXERCISES, check
 from figures.views import logs
 from figures.views.answers import LINES, RELATIVE, AnswersView, answers_view, weights_of
 from figures.views.logs import example_files, quality_view, subsampled, tofu_logs
@@ -385,23 +384,3 @@ def test_a_folder_without_public_logs_is_refused(
     monkeypatch.setenv(VARIABLE, str(tmp_path))
     with pytest.raises(InvalidInput, match="locuslab/tofu"):
         tofu_logs(tiny)
-
-
-# --- exercises ---
-
-
-def test_the_answers_of_the_exercises_are_right_and_others_are_given_a_hint():
-    for name, exercise in EXERCISES.items():
-        answer = exercise.answer()
-        assert check(name, answer).right is True
-        wrong = exercise.hints if exercise.hints else [2 * float(answer)]
-        assert wrong and answer not in exercise.hints
-        for other in wrong:
-            verdict = check(name, other)
-            assert verdict.right is False and len(verdict.says) > 10
-
-
-def test_the_numbers_asked_for_follow_from_their_definitions():
-    assert EXERCISES["logs_geometric"].answer() == pytest.approx(math.exp(-1.5))
-    assert EXERCISES["logs_arithmetic"].answer() == pytest.approx((math.exp(-1) + math.exp(-2)) / 2)
-    assert EXERCISES["llm_tenfold"].answer() == pytest.approx(10)

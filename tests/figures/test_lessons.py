@@ -6,14 +6,12 @@ names of `markov`, and lists the answers of those who misread: none of these may
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +19,7 @@ import torch
 from scipy.optimize import brentq
 
 from figures.lessons.chains import EXERCISES, check
-from figures.lessons.exercise import TOLERANCE, Exercise, Task
+from figures.lessons.exercise import TOLERANCE, Exercise
 from figures.views.ladder import rung
 from figures.views.law import sequences
 from figures.views.player import Recording, record, small
@@ -40,31 +38,14 @@ from markov import (
     time_to_forget,
 )
 from markov.errors import InvalidInput
+from tests.figures.lessons import LESSONS, Solved, asked, cells, lesson, letter, sigmoid
 
-FOLDER = Path(__file__).parents[2] / "notebooks"
-LESSONS = sorted(path.stem for path in FOLDER.glob("0[0-4]_*.ipynb"))
-ALL = sorted(path.stem for path in FOLDER.glob("0*_*.ipynb"))
-
-
-class Solved(NamedTuple):
-    """What of the text is used, what follows from it, and what those answer who misread it."""
-
-    words: tuple[str, ...]
-    answer: Callable[[], Any]
-    near: Callable[[], tuple[Any, ...]]
-
-
-def sigmoid(z: float) -> float:
-    return 1 / (1 + math.exp(-z))
+OWN = [name for name in LESSONS if name < "05"]
 
 
 def weight(objective: Objective, length: float, now: float, ref: float) -> float:
     """The weight of a response by its log-probabilities per token."""
     return float(objective.weight(SequenceLogProbs.of([now * length], length, ref * length)))
-
-
-def letter(right: str, words: str, offered: str = "abc") -> Solved:
-    return Solved((words,), lambda: right, lambda: tuple(sorted({*offered} - {right})))
 
 
 def exponent(objective: Objective, fall: float = 0.5) -> float:
@@ -368,45 +349,13 @@ def different_orders() -> tuple[int, int]:
     return ahead[True], ahead[False]
 
 
-def cells(name: str, kind: str) -> list[str]:
-    notebook = json.loads((FOLDER / f"{name}.ipynb").read_text("utf-8"))
-    return ["".join(one["source"]) for one in notebook["cells"] if one["cell_type"] == kind]
-
-
-def asked(name: str) -> dict[str, str]:
-    """The text of each exercise of a lesson by the name under which its answer is checked."""
-    text = "\n\n".join(cells(name, "markdown")).split("## Exercises")[1]
-    texts = re.split(r"^\*\*\d+\.\*\* ", text, flags=re.M)[1:]
-    texts[-1] = texts[-1].split("Next: ")[0]
-    names = re.findall(r'^check\("(\w+)"', "\n".join(cells(name, "code")), re.M)
-    return dict(zip(names, (" ".join(one.split()) for one in texts), strict=True))
-
-
-TEXTS = {one: text for name in LESSONS for one, text in asked(name).items()}
+TEXTS = {one: text for name in OWN for one, text in asked(name).items()}
 
 
 def test_every_exercise_is_checked_and_solved_here():
     assert TEXTS.keys() == EXERCISES.keys() == SOLVED.keys()
     assert len(TEXTS) >= 38
     assert len({" ".join(text.split()[1:]) for text in TEXTS.values()}) == len(TEXTS)
-
-
-def test_there_are_fifty_exercises_and_ten_without_a_printed_answer():
-    every = [
-        degree
-        for name in ALL
-        for degree in re.findall(
-            r"^\*\*\d+\.\*\* \(([^)]*)\)", "\n\n".join(cells(name, "markdown")), re.M
-        )
-    ]
-    assert len(every) >= 50
-    tasks = {name for name, one in EXERCISES.items() if isinstance(one, Task)}
-    assert len(tasks) >= 10
-    assert tasks == {name for name, text in TEXTS.items() if text.startswith("(open)")}
-    for name in LESSONS:
-        solution = (FOLDER / "solutions" / f"{name}.ipynb").read_text("utf-8")
-        for one in tasks & asked(name).keys():
-            assert f'\\"{one}\\"' not in solution
 
 
 @pytest.mark.parametrize("name", SOLVED)
@@ -466,8 +415,8 @@ PRINTED = {
 
 @pytest.mark.parametrize("name", PRINTED)
 def test_no_answer_in_numbers_stands_above_its_question(name: str):
-    parts = "\n\n".join(cells(name, "markdown")).split("## Exercises")[0]
-    code = "\n".join(one for one in cells(name, "code") if "check(" not in one)
+    parts = "\n\n".join(cells(lesson(name), "markdown")).split("## Exercises")[0]
+    code = "\n".join(one for one in cells(lesson(name), "code") if "check(" not in one)
     told = {float(one) for one in re.findall(PRINTED[name], parts + code)}
     for one in asked(name):
         exercise = EXERCISES[one]
@@ -486,29 +435,6 @@ def test_the_five_questions_are_checked_in_the_lessons():
         "reference_or_length": "Is it the reference or the length?",
     }.items():
         assert question in TEXTS[name]
-
-
-@pytest.mark.parametrize("name", LESSONS)
-def test_a_lesson_has_goals_and_minutes_and_says_what_a_wrong_prediction_is(name: str):
-    prose = cells(name, "markdown")
-    assert "**Goals.**" in prose[1] and "**You need.**" in prose[1]
-    assert "| section | minutes, estimated |" in prose[1]
-    told = [row.split("|")[1].strip() for row in prose[1].splitlines() if row.startswith("| ")][1:]
-    heads = re.findall(r"^## (.*)$", "\n\n".join(prose), re.M)
-    assert heads[-3:] == [
-        "What this means for practice",
-        "If your prediction was wrong",
-        "Exercises",
-    ]
-    assert told == [*heads[:-3], f"{heads[-3]}, and wrong predictions", "Exercises"]
-
-
-def test_the_prose_of_a_lesson_is_in_short_sentences():
-    for name in LESSONS:
-        for text in cells(name, "markdown"):
-            plain = re.sub(r"\$\$.*?\$\$|\|.*?\|$|`[^`]*`|\([^()]*\)", " ", text, flags=re.S | re.M)
-            for sentence in re.split(r"(?<=[.?!:;*])\s+|\n\n|\n- ", plain):
-                assert len(sentence.split()) <= 30, sentence
 
 
 def test_numbers_may_come_as_tensors_or_rounded_and_letters_in_capitals():
