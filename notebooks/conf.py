@@ -47,7 +47,7 @@ html_math_renderer = "mathml"
 # A cell may train a model. What cells gave is kept for as long as neither they, nor the code that
 # they call, nor the variables that they read change.
 nb_execution_mode = "cache"
-nb_execution_timeout = 600
+nb_execution_timeout = 3600  # seconds for a cell; a slow machine trains for minutes
 nb_execution_raise_on_error = True
 CHOICES = {name: os.environ.get(name, "") for name in ("SIMNPO_LAB_QUICK", "SIMNPO_LAB_TOFU")}
 KEPT = fingerprint(CHOICES, "markov", "llm", "figures")

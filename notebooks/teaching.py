@@ -36,19 +36,15 @@ NUMBERS |= {"twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60}
 class Lessons(SphinxDirective):
     """A table of the notebooks: title, minutes, and where the exercises are solved.
 
-    The minutes are the sum of those that a notebook gives its sections. The content has a line
-    `NAME: MINUTES` for each notebook that gives none.
+    The minutes are the sum of those that a notebook gives its sections.
     """
 
-    has_content = True
-
     def run(self) -> list[nodes.Node]:
-        estimated = dict(line.split(": ") for line in self.content)
         rows = ["| notebook | minutes, estimated | exercises |", "|---|---:|---|"]
         for path in sorted(HERE.glob("[0-9]*.ipynb")):
             self.env.note_dependency(str(path))
-            minutes = minutes_of(prose_of(path)) or estimated[path.stem]
-            title = prose_of(path).splitlines()[0].removeprefix("# ")
+            prose = prose_of(path)
+            minutes, title = minutes_of(prose), prose.splitlines()[0].removeprefix("# ")
             solved = f"[solved]({SOLUTIONS}/{path.name})"
             rows.append(f"| [{path.stem[:2]} {title}]({path.name}) | {minutes} | {solved} |")
         return self.parse_text_to_nodes("\n".join(rows) + "\n")
@@ -61,14 +57,16 @@ def prose_of(path: Path) -> str:
 
 
 def minutes_of(prose: str) -> int:
-    """Return the sum of the minutes that a table in the prose gives to sections; 0 without a table.
+    """Return the sum of the minutes that a table in the prose gives to sections.
 
     A cell of the table begins with a number in words or figures, and what follows is not read.
-    Raises `ExtensionError` for a cell that begins with anything else.
+    Raises `ExtensionError` for a cell that begins with anything else, and without a table.
     """
     found = re.search(r"^\| section \| minutes.*\n\|.*\n((?:\|.*\n?)+)", prose, re.M)
+    if not found:
+        raise ExtensionError(f"no table of sections and minutes in {prose.splitlines()[0]!r}")
     total = 0
-    for row in found[1].splitlines() if found else ():
+    for row in found[1].splitlines():
         first = re.split(r"[\s,;]", row.split("|")[2].strip(), maxsplit=1)[0]
         try:
             total += int(first) if first.isdigit() else sum(NUMBERS[x] for x in first.split("-"))
