@@ -3,7 +3,7 @@
 The paper changes both at once; here they are apart.
 
 Left: retain distance at which a corner of the family brings a forget component to the retrained
-model's forget quality, each corner at the best beta of its grid (chosen on other batch orders;
+model's forget distance, each corner at the best beta of its grid (chosen on other batch orders;
 geometric mean over runs with 95% interval, dots are runs). Middle: how far the other forget
 component is from its own goal at that moment, positive where it is over-forgotten, so that 0 is
 even. A component that starts at its goal, as the never memorised one does, is there at step 0.

@@ -146,7 +146,7 @@ EXERCISES: dict[str, Exercise] = {
         because="weight against length, epoch after epoch: the table above has it.",
         hint="",
         hints={
-            "b": "that is Figure 5: forget quality against retain distance on Markov chains.",
+            "b": "that is Figure 5: forget distance against retain distance on Markov chains.",
             "c": "that one is this project's own: weight against what an answer needs.",
         },
     ),

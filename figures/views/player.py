@@ -30,7 +30,7 @@ from markov.models import Model, Parameters
 from markov.objectives import method_name
 from markov.recording import Probe, kl_to_truth, log_laws
 from markov.running import load_model, model_jobs, models_folder, trajectory
-from markov.studies import ideal_forget_quality
+from markov.studies import ideal_forget_distance
 
 OnStep = Callable[[int, Parameters], None]
 Names = Mapping[str, str]
@@ -124,7 +124,7 @@ def record(experiment: Experiment, *, on_step: OnStep | None = None) -> Recordin
         known = log_laws(experiment.model, alone, tokens)
         goals.append(float(kl_to_truth(Probe(tokens, chain.transition, known, known), known)))
     table = diagnostics.table(
-        [experiment], found, [goals], [list(ideal_forget_quality(case).values())]
+        [experiment], found, [goals], [list(ideal_forget_distance(case).values())]
     )
     before, goal = (softmax(best_table(of.mixture()), axis=-1) for of in (case, case.retrained()))
     return Recording(
