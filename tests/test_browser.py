@@ -245,6 +245,7 @@ def window(browser: Any, width: int, height: int = 1000) -> None:
         "Emulation.setDeviceMetricsOverride",
         {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False},
     )
+    time.sleep(0.3)  # until all has moved to its place
 
 
 def screenshot(browser: Any, folder: Path, name: str, element: Any) -> None:
@@ -386,6 +387,7 @@ def test_a_training_is_cancelled_and_trained_and_its_steps_are_played(
         window(browser, width, height)
         screenshot(browser, shots, f"chains-{width}", chains)
         screenshot(browser, shots, f"training-{width}", training)
+    window(browser, *SIZES[0])
     run(browser, name, RESULT, "notebook:run-all-below")
     image = picture(browser, 2)
     moment = handle(browser, "moment")

@@ -42,12 +42,12 @@ def plot(frame: pd.DataFrame) -> Figure:
             axes.set(xlim=(0, AXES[measure][0]), ylim=(0, AXES[measure][1]))
     for axes, (case, optimizer) in zip(panels[0], columns, strict=True):
         axes.set_title(f"{style.CASE_LABELS[case]}\n{style.OPTIMIZER_LABELS[optimizer]}")
-    panels[0][0].set_ylabel("forget distance: KL(truth || model), nats")
-    panels[1][0].set_ylabel("on forget data: KL(retrained || model), nats")
+    panels[0][0].set_ylabel("forget distance, nats:\nKL(truth || model)")
+    panels[1][0].set_ylabel("on forget data, nats:\nKL(retrained || model)")
     for axes in panels[0]:
-        axes.set_xlabel("retain distance: KL(truth || model), nats")
+        axes.set_xlabel("retain distance, nats: KL(truth || model)")
     for axes in panels[1]:
-        axes.set_xlabel("on retain data: KL(retrained || model), nats")
+        axes.set_xlabel("on retain data, nats: KL(retrained || model)")
     for axes, (case, _) in zip(panels[0], columns, strict=True):
         axes.legend(handles=_legend(case, frame), loc="lower right", fontsize=6.5)
     return figure
