@@ -37,7 +37,7 @@ CATALOGUE = (
         "tradeoff",
         "figures.chains.tradeoff",
         "5",
-        "forget quality against retain distance",
+        "forget distance against retain distance",
         280,
         gallery=True,
     ),

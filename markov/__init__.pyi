@@ -22,7 +22,7 @@ from .objectives import reference_free_npo as reference_free_npo
 from .objectives import simnpo as simnpo
 from .running import run as run
 from .running import trajectory as trajectory
-from .studies import ideal_forget_quality as ideal_forget_quality
+from .studies import ideal_forget_distance as ideal_forget_distance
 from .theory import theta as theta
 from .theory import time_to_forget as time_to_forget
 

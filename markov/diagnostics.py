@@ -40,7 +40,7 @@ COLUMNS: dict[str, str] = {
     "component": "retain, forget1, forget2, ...",
     "length": "|y|, scored tokens of a sequence of the component",
     "kl_to_truth": (
-        "mean over test tokens of KL(true row || model), nats: forget quality, and retain distance"
+        "mean over test tokens of KL(true row || model), nats: forget distance, and retain distance"
     ),
     "kl_to_retrained": "mean over test tokens of KL(retrained model || model), nats; 0 is ideal",
     "kl_to_reference": (

@@ -31,7 +31,7 @@ from markov.models import Parameters, Tabular, Transformer, stack_parameters
 from markov.numerics import one_thread
 from markov.optimizers import OPTIMIZERS
 from markov.recording import Probe, Trajectory, kl_to_truth, log_laws
-from markov.studies import ideal_forget_quality
+from markov.studies import ideal_forget_distance
 from markov.sweeps import ComponentSweep
 from markov.training import Member, pretrain, unlearn
 
@@ -241,7 +241,7 @@ def _table(folder: Path, progress: bool, experiments: Sequence[Experiment]) -> p
             [float(kl_to_truth(probe, probe.retrained)) for probe in member.probes]
             for member in members
         ]
-    ideal = [list(ideal_forget_quality(experiment.case).values()) for experiment in experiments]
+    ideal = [list(ideal_forget_distance(experiment.case).values()) for experiment in experiments]
     return diagnostics.table(experiments, found, retrained, ideal)
 
 

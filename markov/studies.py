@@ -74,12 +74,12 @@ class Study(Protocol):
         ...
 
 
-def ideal_forget_quality(case: Study) -> dict[str, float]:
+def ideal_forget_distance(case: Study) -> dict[str, float]:
     """Return `kl_to_truth` of a model that knows only the retain chain, by component.
 
     The unit is nats per token. The closed form is sum_t E KL(true row || retain row) / (length -
     1); it is 0 on retain. The retrained model of the paper's Figure 5 should land on it, and a
-    forget quality past it is over-forgetting.
+    forget distance past it is over-forgetting.
     """
     chains = case.chains()
     return {

@@ -346,3 +346,13 @@ def test_tests_reach_no_other_machine():
         pytest.raises(RuntimeError, match="network"),
     ):
         outside.connect(("192.0.2.1", 9))
+
+
+def test_only_the_p_value_of_tofu_is_called_forget_quality():
+    """The chains' measure is the forget distance. The caption of the paper's figure names both."""
+    theirs = re.compile(r"forget[\s_-]+quality", re.IGNORECASE)
+    assert theirs.search("the forget\nquality") and theirs.search("ideal_forget_quality")
+    folders = ("markov", "figures/chains", "figures/theory")
+    files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py*"))]
+    found = {path.name: theirs.findall(path.read_text()) for path in files if path.suffix != ".pyc"}
+    assert {name: len(words) for name, words in found.items() if words} == {"tradeoff.py": 1}

@@ -3,7 +3,7 @@
 The paper changes both at once; here they are apart.
 
 Left: retain distance at which a corner of the family brings a forget component to the retrained
-model's forget quality, each corner at the best beta of its grid (chosen on other batch orders;
+model's forget distance, each corner at the best beta of its grid (chosen on other batch orders;
 geometric mean over runs with 95% interval, dots are runs). Middle: how far the other forget
 component is from its own goal at that moment, positive where it is over-forgotten, so that 0 is
 even. A component that starts at its goal, as the never memorised one does, is there at step 0.
@@ -90,9 +90,18 @@ def plot(frame: pd.DataFrame) -> Figure:
             axes.set_xticks(range(len(CORNERS)), names)
         for component in SHIFTS.values():
             row[0].plot([], [], style.MARKERS[component], color="grey", label=labels[component])
-        row[0].legend(loc="best", title="to forget the part that is")
         row[0].set(yscale="log", ylabel="retain distance paid, nats", title=style.CASE_LABELS[case])
         style.plain_log_ticks(row[0])
+        # Room above all that is drawn, for the legend and for how many never got there.
+        low, high = row[0].get_ylim()
+        row[0].set_ylim(low, high * (high / low) ** 0.3)
+        row[0].legend(
+            loc="upper center",
+            bbox_to_anchor=(0.5, 0.96),
+            ncols=2,
+            title="to forget the part that is",
+            borderaxespad=0,
+        )
         row[1].axhline(0, color="grey", lw=0.8, zorder=0)
         row[1].set(
             ylabel="other part, beyond its goal, nats",

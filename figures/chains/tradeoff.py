@@ -1,12 +1,13 @@
 """The paper's Figure 5: what forgetting costs on the data to be retained, step by step.
 
-Upper row: forget quality (KL(true row || model) on the forget data, more is more forgotten) against
-retain distance (the same on the retain data, less is better), one curve per method and forget
-component, thin for single runs and bold for their mean over runs; circle: the model before
-unlearning, star: the retrained model, grey line: the closed-form value of an ideal model that knows
-the retain chain only. A curve that passes the line over-forgets. Lower row: distance from the
-retrained model, where the ideal is the origin and over-forgetting turns a curve back up. Left to
-right: the two cases, each under the optimiser of the released code and under torch's.
+Upper row: forget distance (KL(true row || model) on the forget data, more is more forgotten; the
+paper calls it forget quality) against retain distance (the same on the retain data, less is
+better), one curve per method and forget component, thin for single runs and bold for their mean
+over runs; circle: the model before unlearning, star: the retrained model, grey line: the
+closed-form value of an ideal model that knows the retain chain only. A curve that passes the line
+over-forgets. Lower row: distance from the retrained model, where the ideal is the origin and
+over-forgetting turns a curve back up. Left to right: the two cases, each under the optimiser of the
+released code and under torch's.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ def plot(frame: pd.DataFrame) -> Figure:
             axes.set(xlim=(0, AXES[measure][0]), ylim=(0, AXES[measure][1]))
     for axes, (case, optimizer) in zip(panels[0], columns, strict=True):
         axes.set_title(f"{style.CASE_LABELS[case]}\n{style.OPTIMIZER_LABELS[optimizer]}")
-    panels[0][0].set_ylabel("forget quality: KL(truth || model), nats")
-    panels[1][0].set_ylabel("on forget data: KL(retrained || model), nats")
+    panels[0][0].set_ylabel("forget distance, nats:\nKL(truth || model)")
+    panels[1][0].set_ylabel("on forget data, nats:\nKL(retrained || model)")
     for axes in panels[0]:
-        axes.set_xlabel("retain distance: KL(truth || model), nats")
+        axes.set_xlabel("retain distance, nats: KL(truth || model)")
     for axes in panels[1]:
-        axes.set_xlabel("on retain data: KL(retrained || model), nats")
+        axes.set_xlabel("on retain data, nats: KL(retrained || model)")
     for axes, (case, _) in zip(panels[0], columns, strict=True):
         axes.legend(handles=_legend(case, frame), loc="lower right", fontsize=6.5)
     return figure

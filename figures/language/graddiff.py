@@ -19,7 +19,9 @@ taught and to 0.77 where they are preferred. One run each, with intervals that o
 from __future__ import annotations
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from figures import style
 from figures.cache import Context
@@ -29,6 +31,7 @@ from figures.language.sweeps import corner_words, swept
 
 # retain weights, both beside a mean over tokens
 PLAIN, WEIGHTED = (0.5, 1.0, 2.0), (0.125, 0.5, 2.0)
+LOST = 0.1  # utility of a model that has nearly none left
 
 
 def words_of(chosen: AuthorsStudy) -> tuple[str, ...]:
@@ -63,6 +66,7 @@ def plot(frame: pd.DataFrame) -> Figure:
     """Draw the frame of `data`."""
     figure, ((axes,),) = style.grid_figure(1, 1, 7.4, 5.2)
     points = plane.points(frame)
+    paths = points[points.groupby("method")["method"].transform("size") > 1]
     for method, own in points.groupby("method", sort=False):
         if len(own) > 1:
             path = own.sort_values("retain_weight")
@@ -73,22 +77,9 @@ def plot(frame: pd.DataFrame) -> Figure:
                 color=style.COLORS[str(method)],
                 zorder=0,
             )
+            others = paths[paths["method"] != method]
             for _, row in path.iterrows():
-                text, at = (
-                    f"λ = {row['retain_weight']:g}",
-                    (row["model_utility"], row["ks_statistic"]),
-                )
-                # Where all utility is lost both forms lie close, and none has room to its left.
-                lost = row["model_utility"] < 0.1
-                look = (
-                    {"xytext": (7, 5), "ha": "left"}
-                    if method == "grad_diff"
-                    else {"xytext": (-7, 5), "ha": "right"}
-                )
-                look = (
-                    {"xytext": (7, -10), "ha": "left"} if lost and method != "grad_diff" else look
-                )
-                axes.annotate(text, at, textcoords="offset points", fontsize=7, **look)
+                _name(axes, row, others)
         for _, row in own.iterrows():
             plane.mark(axes, row, "ks_statistic")
     plane.distance_axis(axes)
@@ -96,3 +87,24 @@ def plot(frame: pd.DataFrame) -> Figure:
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3)
     return figure
+
+
+def _name(axes: Axes, row: pd.Series, others: pd.DataFrame) -> None:
+    """Write the retain weight of a point on the side on which the other form's points are not."""
+    x, y = float(row["model_utility"]), float(row["ks_statistic"])
+    away = (others["model_utility"] - x).abs() + (others["ks_statistic"] - y).abs()
+    beside = float(others["ks_statistic"].to_numpy()[away.to_numpy().argmin()]) if len(away) else 1
+    # Smaller is higher on this axis. Of two that are level, one goes up and the other down.
+    up = y < beside or (y == beside and row["method"] == "grad_diff")
+    text = axes.annotate(
+        f"λ = {row['retain_weight']:g}",
+        (x, y),
+        xytext=(6 if x < LOST else 0, 7 if up else -7),
+        textcoords="offset points",
+        ha="left" if x < LOST else "center",  # where all utility is lost there is no room
+        va="bottom" if up else "top",
+        fontsize=8,
+        color=style.COLORS[str(row["method"])],
+        zorder=6,
+    )
+    text.set_path_effects([withStroke(linewidth=3, foreground="white")])

@@ -76,7 +76,7 @@ def plot(frame: pd.DataFrame) -> Figure:
         axes.axvline(_points(frame, RETRAINED, measure)["value"].iloc[0], color="grey", lw=0.8)
         axes.set_xlim(left=-3)
     panels[0].set_ylabel("KnowMem on retain: answers kept")
-    panels[0].set_ylim(bottom=-3)
+    panels[0].set_ylim(-3, max(10.0, panels[0].get_ylim()[1]))  # where nothing is kept too
     handles = [Line2D([], [], **_look(method)) for method in dict.fromkeys(frame["method"])]
     figure.legend(handles=handles, loc="outside upper center", ncols=4)
     return figure

@@ -182,7 +182,7 @@ def plot(frame: pd.DataFrame) -> Figure:
         _share(
             rows,
             f"truth ratio R ({variant}): {MEANINGS[variant]}",
-            own["density"].max() * (1 + 0.06 * own["model"].nunique()),
+            own["density"].max() / (1 - min(0.075 * own["model"].nunique(), 0.6)),
         )
         title = {"fontsize": 11, "fontweight": "bold", "transform": rows[0][0].transAxes}
         rows[0][0].text(0, 1.12, source, **title)

@@ -60,6 +60,8 @@ def plot(frame: pd.DataFrame) -> Figure:
         panels[1][column].axhline(TOP, ls=":", color="black", lw=1)
         panels[1][column].set(ylim=(0, 1), xlabel="epoch")
         panels[0][column].set_title(label)
+    beside = {"transform": panels[1][0].get_yaxis_transform(), "fontsize": 7}
+    panels[1][0].text(0.99, TOP, "if all weighed alike", ha="right", va="top", **beside)
     panels[0][0].set_ylabel("weight")
     panels[1][0].set_ylabel("heaviest tenth's share")
     return figure

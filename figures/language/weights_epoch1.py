@@ -11,12 +11,14 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from figures import style
 from figures.cache import Context
 from figures.language.trajectories import at_epochs, correlation_text, panels_of, weights_along
 
 EPOCH = 1
+BEFORE = "0.75"  # a grey
 
 
 def data(context: Context) -> pd.DataFrame:
@@ -40,14 +42,22 @@ def plot(frame: pd.DataFrame) -> Figure:
         )
         axes.set_title(label)
         axes.set_xlabel("|y|, scored tokens")
-    panels[0][0].set_ylabel(f"weight after epoch {EPOCH}")
+    panels[0][0].set_ylabel("weight")
+    handles = [
+        Line2D([], [], ls="", marker="o", ms=4, mew=0, color=color, label=name)
+        for color, name in (
+            (BEFORE, "before unlearning"),
+            ("black", f"after epoch {EPOCH}, in the colour of the method"),
+        )
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
 
 
 def _panel(axes: Axes, own: pd.DataFrame, statistics: pd.DataFrame) -> None:
     color = style.COLORS.get(own["method"].iloc[0], "black")
     for epoch, look in (
-        (0, {"color": "0.75", "ms": 3}),
+        (0, {"color": BEFORE, "ms": 3}),
         (EPOCH, {"color": color, "ms": 4, "alpha": 0.7}),
     ):
         part = own[own["epoch"] == epoch]

@@ -22,7 +22,7 @@ from markov.cases import LENGTH, MEMORISATION
 from markov.diagnostics import crossings
 from markov.errors import require
 from markov.objectives import method_name
-from markov.studies import ideal_forget_quality
+from markov.studies import ideal_forget_distance
 
 
 def check(name: str, answer: object = ...) -> Verdict:
@@ -99,12 +99,12 @@ CHAINS: dict[str, Exercise | Task] = {
         hint="what is the weight of each sequence at step 0? Tokens are not counted here.",
     ),
     "never_learnt_goal": Exercise(
-        answer=lambda: ideal_forget_quality(replace(MEMORISATION, leakage=0.1))["forget2"],
+        answer=lambda: ideal_forget_distance(replace(MEMORISATION, leakage=0.1))["forget2"],
         because=(
             "the goal depends on the chains and not on what was learnt: a chain that leaks less "
             "is farther from what the retained data tell of it."
         ),
-        hint="ideal_forget_quality(replace(MEMORISATION, leakage=...)), the component forget2.",
+        hint="ideal_forget_distance(replace(MEMORISATION, leakage=...)), the component forget2.",
     ),
     "unseen_row": Exercise(
         answer=_unseen_row,

@@ -19,7 +19,7 @@ from markov.objectives import (
     simnpo,
     validate,
 )
-from markov.studies import ideal_forget_quality
+from markov.studies import ideal_forget_distance
 
 
 def weight(objective: Objective, length: float, start: float, fall: float) -> float:
@@ -109,12 +109,12 @@ TOUR: dict[str, Exercise | Task] = {
         hint="how many nats has the whole response lost? One nat is a factor of e.",
     ),
     "over_forgetting": Exercise(
-        answer=lambda: ideal_forget_quality(LENGTH)["forget1"],
+        answer=lambda: ideal_forget_distance(LENGTH)["forget1"],
         because=(
             "a model that knows the retain chain only stands just this far from the truth; "
             "beyond it is too much."
         ),
-        hint="print ideal_forget_quality(LENGTH) and read off the component forget1.",
+        hint="print ideal_forget_distance(LENGTH) and read off the component forget1.",
     ),
     "plane": Exercise(
         answer=lambda: "b",

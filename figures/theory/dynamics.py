@@ -150,7 +150,7 @@ def plot(frame: pd.DataFrame) -> Figure:
     handles += [
         Line2D([], [], color="grey", ls=LINES[rung], label=name) for rung, name in names.items()
     ]
-    panels[0][0].legend(handles=handles, loc="upper left", fontsize=7)
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return figure
 
 

@@ -106,7 +106,9 @@ def _slope(run: pd.DataFrame) -> float:
 
 def plot(frame: pd.DataFrame) -> Figure:
     """Draw the frame of `data`."""
-    figure, panels = style.grid_figure(len(ROWS), len(OPTIMIZERS), 12, 6, sharex=True, sharey="row")
+    figure, panels = style.grid_figure(
+        len(ROWS), len(OPTIMIZERS), 12, 6.6, sharex=True, sharey="row"
+    )
     fitted = lookup(slopes(frame), ["optimizer", "method"])
     for column, (optimizer, title) in enumerate(OPTIMIZERS.items()):
         for row, measure in zip(panels, ROWS, strict=True):
@@ -132,7 +134,7 @@ def plot(frame: pd.DataFrame) -> Figure:
             row[column].axhline(float(measure == "weight"), color="grey", lw=0.6, zorder=0)
         panels[0][column].set_title(title)
         panels[1][column].set_xlabel("share of the component that pretraining saw")
-        panels[1][column].legend(fontsize=6.5, loc="best")
+        panels[1][column].legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     for row, label in zip(panels, ROWS.values(), strict=True):
         row[0].set_ylabel(label)
     panels[0][0].set_ylim(0, 2.5)

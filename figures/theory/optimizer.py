@@ -38,6 +38,10 @@ from markov.theory import time_to_forget as scalar_time
 
 STEPS = 60
 FACTOR = MIDDLE  # how many times smaller every weight of the pair's second member is
+LEVELS = (
+    (1.0, ":", "a factor on all weights is lost"),
+    (1 / FACTOR, "-", f"it passes to the update: 1/{FACTOR}"),
+)
 PAIR = (corner("npo", 0.05), corner("length_normalized_npo", 0.05 * FACTOR))
 
 
@@ -178,9 +182,16 @@ def plot(frame: pd.DataFrame) -> Figure:
             lower.plot(
                 run["step"] + 1, run["ratio"], color=style.COLORS["length_normalized_npo"], lw=0.9
             )
-        for level, look in ((1.0, ":"), (1 / FACTOR, "-")):
-            lower.axhline(level, color="grey", lw=0.8, ls=look, zorder=0)
+        for level, look, name in LEVELS:
+            lower.axhline(level, color="grey", lw=0.8, ls=look, zorder=0, label=name)
         lower.set(yscale="log", xlabel="unlearning step")
+    panels[1][1].plot(
+        [],
+        [],
+        color=style.COLORS["length_normalized_npo"],
+        label="a run on one length",
+    )
+    panels[1][1].legend(fontsize=7, loc="center")
     panels[0][0].set_ylabel("size of the update, relative to the first")
     panels[1][0].set_ylabel(
         f"update with all weights / {FACTOR},\nover that with the weights themselves"

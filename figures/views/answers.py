@@ -17,19 +17,22 @@ import pandas as pd
 import torch
 from ipyevents import Event
 from jaxtyping import Float
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from figures import style
+from figures.views.sliders import slider
 from figures.views.view import (
     SHOWN,
+    WIDTH,
     Picture,
     View,
     hint,
     mixed,
     plain_log_axis,
     room_for_a_line,
-    slider,
     whole_row,
 )
 from llm.data.tofu import Example
@@ -43,7 +46,10 @@ ORDERS = {
     "as in the file": "index",
 }
 LINES = 7  # rows of the table of answers that are shown at a time
-RELATIVE = (0.01, 30.0)
+FLOOR = 1e-6  # of the mean: an answer that weighs less is drawn as if it weighed this
+ENDS = (1, 1.5, 2, 3, 5, 7)  # of every power of ten: where the axis of the weight may end
+TICKS = ((1, 2, 5), (1, 3), (1,))  # the same of its ticks, from dense to sparse
+FEW = 6  # ticks of an axis, at most
 NEAR, SAME = 25, 2  # pixels: a click within NEAR of a dot means it; closer than SAME is one place
 CLICKS = (
     "<style>.simnpo-answers td {cursor: pointer; overflow-wrap: break-word; padding: 2px 6px; "
@@ -127,6 +133,12 @@ def weights_of(table: pd.DataFrame, objective: Objective) -> Float[np.ndarray, "
     return objective.weight(SequenceLogProbs.of(*numbers)).numpy()
 
 
+def relative_weights(table: pd.DataFrame, objective: Objective) -> Float[np.ndarray, " examples"]:
+    """Return each row's weight over the mean of all, at least `FLOOR`."""
+    weight = weights_of(table, objective)
+    return np.maximum(weight / max(np.nanmean(weight), np.finfo(float).tiny), FLOOR)
+
+
 def answers_view(
     table: pd.DataFrame,
     examples: Sequence[Example],
@@ -143,8 +155,9 @@ def answers_view(
     One answer is ringed, several are read; a click on a dot or a row chooses it. `table` has the
     columns `index`, `length`, `ref` and, where known, `logp` (else the model is its reference),
     `retrained` (nats) and `epoch`, as in the tables of `llm.diagnostics.weights` and of runs. Drawn
-    is the weight relative to the mean of all, at the edge of the picture where it lies beyond;
-    "still needed" is logp - retrained, which at the start is the needed movement. Raises
+    is the weight relative to the mean of all, or a millionth where it is less; "still needed" is
+    logp - retrained, which at the start is the needed movement. The axes end where the answers of
+    all epochs do, so that they stay where they are while the epoch is changed. Raises
     `InvalidInput` for a table without these columns and for examples that are not all of it.
     """
     frames, texts = _by_epoch(table), {one.index: one for one in examples}
@@ -159,7 +172,7 @@ def answers_view(
     require(order in ORDERS, "order", order, f"one of {', '.join(ORDERS)}")
     require(epoch in frames, "epoch", epoch, f"one of {sorted(frames)}")
     values = {"beta": beta, "gamma": gamma, "reference": reference, "normalize": normalize}
-    controls = {name: slider(name, value) for name, value in values.items()}
+    controls: dict[str, Any] = {name: slider(name, value) for name, value in values.items()}
     look = {"style": {"description_width": "76px"}, "layout": widgets.Layout(width="98%")}
     names = [
         (f"{one}: {texts[int(one)].prompt}", place) for place, one in enumerate(first["index"])
@@ -181,11 +194,11 @@ def answers_view(
         )
     known = "needed" in first
     with style.look():
-        figure, (panels,) = style.grid_figure(1, 1 + known, 8.0, 3.4, sharey=True)
+        figure, (panels,) = style.grid_figure(1, 1 + known, WIDTH, 3.3, sharey=True)
         moving = [
             (*_dots(axes), name) for axes, name in zip(panels, ("length", "needed"), strict=False)
         ]
-        _axes(panels, frames)
+        fixed = _axes(panels, frames)
         said = room_for_a_line(figure)
 
     def now(epoch: int | None, **numbers: float) -> tuple[Objective, pd.DataFrame]:
@@ -195,8 +208,8 @@ def answers_view(
 
     def update(example: int, order: str, epoch: int | None = None, **numbers: float) -> None:
         objective, own = now(epoch, **numbers)
-        relative = own["weight"].to_numpy() / max(own["weight"].mean(), np.finfo(float).tiny)
-        relative = np.clip(relative, *RELATIVE)
+        relative = relative_weights(own, objective)
+        _fit(panels[0], [relative_weights(one, objective) for one in frames.values()])
         for dots, ring, name in moving:
             dots.set_data(own[name], relative)
             ring.set_data(own[name].iloc[[example]], relative[[example]])
@@ -204,13 +217,13 @@ def answers_view(
         row = own.iloc[example]
         need = f",  still needed {row['needed']:.1f} nats" if known else ""
         said.set_text(
-            f"the ringed answer: |y| = {row['length']:.0f},  weight {row['weight']:.3g}{need}"
+            f"the ringed answer: {row['length']:.0f} tokens,  weight {row['weight']:.3g}{need}"
         )
 
     def page(example: int, order: str, epoch: int | None = None, **numbers: float) -> str:
         return _page(now(epoch, **numbers)[1], texts, example, ORDERS[order])
 
-    lines = [line for dots, ring, _ in moving for line in (dots, ring)]
+    lines = [*fixed, *(line for dots, ring, _ in moving for line in (dots, ring))]
     picture = Picture(figure=figure, moving=[*lines, said], update=update)
     by_panel = {axes: dots for axes, (dots, _, _) in zip(panels, moving, strict=True)}
     return AnswersView(picture, controls, page, by_panel)
@@ -240,27 +253,65 @@ def _dots(axes: Axes) -> tuple[Any, Any]:
     return dots, ring
 
 
-def _axes(panels: Sequence[Axes], frames: Mapping[int, pd.DataFrame]) -> None:
+def _axes(panels: Sequence[Axes], frames: Mapping[int, pd.DataFrame]) -> list[Artist]:
+    """Set the axes but for the weight's limits, and return what moves when these do."""
     every = pd.concat(frames.values())
+    low, high = 0.9 * every["length"].min(), every["length"].max() / 0.9
     panels[0].set(
         xscale="log",
         yscale="log",
-        ylim=RELATIVE,
+        xlim=(low, high),
         xlabel="|y|, scored tokens",
         ylabel="weight / mean weight",
     )
-    panels[0].set_xlim(0.8 * every["length"].min(), 1.25 * every["length"].max())
-    plain_log_axis(panels[0].xaxis, (1, 2, 5, 10, 20, 50, 100, 200, 500))
-    plain_log_axis(panels[0].yaxis, (0.01, 0.1, 1, 10))
-    for axes in panels:
-        axes.axhline(1, color="grey", ls=":", lw=1)
+    plain_log_axis(panels[0].xaxis, [one for one in _ticks(low, high) if one == int(one)])
+    # The widest number that can come to stand at the axis, so that there is room for it.
+    panels[0].set_ylim(1e-4, 10)
+    plain_log_axis(panels[0].yaxis, (1e-4,))
     for axes in panels[1:]:
         low, high = every["needed"].min(), every["needed"].max()
-        room = 0.04 * max(high - low, 1.0)
+        room = 0.05 * (high - low) or 0.5
         axes.set(
             xlim=(low - room, high + room),
             xlabel=r"still needed, $\log\pi - \log\pi_{retrained}$, nats",
         )
+        axes.tick_params(axis="y", which="both", left=False)  # they would have to move too
+    means = [axes.axhline(1, color="grey", ls=":", lw=1, zorder=0) for axes in panels]
+    return [panels[0].yaxis, *means]
+
+
+def _fit(axes: Axes, relative: Sequence[np.ndarray]) -> None:
+    """Let the panels' axis of the weight end where the answers of all epochs do."""
+    low, high = _ends(np.concatenate(relative))
+    axes.set_ylim(low, high)
+    plain_log_axis(axes.yaxis, _ticks(low, high))
+
+
+def _ends(values: np.ndarray) -> tuple[float, float]:
+    """Return the nearest round numbers between which some values lie, with room at either end."""
+    known = values[np.isfinite(values)]
+    low, high = (known.min(), known.max()) if len(known) else (1.0, 1.0)
+    room = max((high / low) ** 0.04, 1.1)
+    ends = _round_numbers(ENDS, low / room / 10, 10 * high * room)
+    below, above = ends[ends <= low / room], ends[ends >= high * room]
+    return float(below[-1]), float(above[0])
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Return a few round numbers between the ends of a logarithmic axis."""
+    if high < 5 * low:
+        found = MaxNLocator(FEW - 1).tick_values(low, high)
+        return [float(one) for one in found if low <= one <= high]
+    every = [_round_numbers(steps, low, high) for steps in TICKS]
+    decades = every[-1][:: max(1, -(-len(every[-1]) // FEW))]
+    return next((ticks for ticks in every if len(ticks) <= FEW), decades).tolist()
+
+
+def _round_numbers(steps: Sequence[float], low: float, high: float) -> np.ndarray:
+    """Return the multiples of powers of ten that lie between two numbers, in order."""
+    powers = np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+    found = np.outer(10.0**powers, steps).ravel()
+    return found[(found >= low * (1 - 1e-9)) & (found <= high * (1 + 1e-9))]
 
 
 def _color(objective: Objective) -> str:
@@ -278,7 +329,7 @@ def _page(own: pd.DataFrame, texts: Mapping[int, Example], example: int, by: str
     ranked = own.sort_values(by, ascending=by == "index", kind="stable")
     place = ranked.index.get_loc(example)
     start = min(max(0, int(place) - LINES // 2), max(0, len(own) - LINES))  # pyright: ignore[reportArgumentType]
-    heads = {"weight": "weight", "length": "|y|", "needed": "still needed"}
+    heads = {"weight": "weight", "length": "tokens", "needed": "still needed, nats"}
     lines = [
         "".join(
             f"<th>{name}</th>"

@@ -14,7 +14,8 @@ from matplotlib import colormaps
 from matplotlib.colors import Colormap, ListedColormap
 
 from figures import style
-from figures.views.view import Picture, View, heat
+from figures.views.sliders import RoundSlider, steps
+from figures.views.view import WIDTH, Picture, View, heat
 from markov.cases import CASES, COMPONENTS
 
 SHOWN = 12  # sequences
@@ -43,14 +44,13 @@ def chains_view(
             description="chain",
             **look,
         ),
-        "leakage": widgets.FloatSlider(
-            leakage, min=0.01, max=0.99, step=0.01, description="leakage", **look
-        ),
+        "leakage": RoundSlider(leakage, steps(0.01, 0.99, 0.05), "leakage"),
         "draw": widgets.IntSlider(draw, min=0, max=99, description="draw no.", **look),
     }
     with style.look():
-        figure, ((left, middle, right),) = style.grid_figure(
-            1, 3, 10.4, 3.5, width_ratios=(0.9, 1.4, 1.2)
+        # The sequences and what is believed while reading one of them have one axis of tokens.
+        figure, ((left, middle), (key, right)) = style.grid_figure(
+            2, 2, WIDTH, 4.3, width_ratios=(1, 1.7), height_ratios=(1.25, 1)
         )
         transitions = heat(left, states, "transition matrix")
         empty = np.full((SHOWN, longest), np.nan)
@@ -62,20 +62,29 @@ def chains_view(
             xlabel="token",
             yticks=(),
             xticks=range(0, longest, 5),
+            xlim=(-0.5, longest - 0.5),
         )
         lines = [
             right.plot([], [], marker="o", ms=3.5, color=color, label=name)[0]
             for color, name in zip(("#000000", "#CC79A7", "#56B4E9"), NAMES, strict=True)
         ]
         right.set(
-            xlim=(0.5, longest - 0.5), ylim=(-0.04, 1.04), xlabel="tokens read of the first row"
+            xlim=(-0.5, longest - 0.5), ylim=(-0.04, 1.04), xlabel="tokens read of the first row"
         )
-        right.set(ylabel="probability of each chain", xticks=range(0, longest, 5))
-        right.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+        right.set(ylabel="probability", xticks=range(0, longest, 5))
+        key.legend(handles=lines, loc="upper center", title="the first row is of chain")
+        key.set_axis_off()
         left.set_ylabel("state")
-        figure.colorbar(
-            drawn, ax=middle, ticks=range(states), label="state", pad=0.02
-        ).ax.tick_params(length=0)
+        scale = figure.colorbar(
+            drawn,
+            ax=key,
+            ticks=range(states),
+            label="state in the sequences",
+            orientation="horizontal",
+            fraction=0.12,
+            pad=0,
+        )
+        scale.ax.tick_params(length=0, labelsize=8)
 
     def update(component: str, leakage: float, draw: int) -> None:
         own = replace(given, leakage=leakage)

@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from figures import style
+from figures.views.sliders import slider
 from figures.views.view import (
+    WIDTH,
     Picture,
     View,
     lengths_box,
@@ -24,7 +27,6 @@ from figures.views.view import (
     plain_log_axis,
     read_lengths,
     room_for_a_line,
-    slider,
 )
 from markov.errors import require
 from markov.objectives import CORNERS, Objective, SequenceLogProbs, validate
@@ -90,9 +92,13 @@ def law_view(
     known = dict(controls or {})
     chosen = {name: known.get(name) or slider(name, value) for name, value in values.items()}
     with style.look():
-        figure, ((square, by_length, by_fall),) = style.grid_figure(
-            1, 3, 10.4, 3.7, width_ratios=(0.95, 1.2, 1.2)
-        )
+        figure = Figure(figsize=(WIDTH, 4.5))
+        said = room_for_a_line(figure, share=0.94)
+        # Two figures in one, so that each row is laid out by itself.
+        rows: Any = figure.subfigures(2, 1, height_ratios=(1, 1.35))
+        upper, lower = rows
+        square, beside = upper.subplots(1, 2, width_ratios=(1.15, 1))
+        by_length, by_fall = lower.subplots(1, 2, sharey=True)
         (place,) = square.plot([], [], "o", ms=13, mec="black", zorder=5)
         _square(square)
         first, now, at = _curves(by_length, "|y|, scored tokens")
@@ -100,9 +106,8 @@ def law_view(
         plain_log_axis(by_length.xaxis, TICKS)
         _, path, here = _curves(by_fall, "fallen since the start, nats per token")
         by_fall.set(xlim=(0, 3))
-        handles = [Line2D([], [], color="black", lw=width) for width in (1, 2.4)]
-        by_length.legend(handles=handles, labels=["at the start", "now"], loc="lower left")
-        said = room_for_a_line(figure)
+        beside.legend(handles=_legend(), loc="center", labelspacing=0.8)
+        beside.set_axis_off()
 
     def update(length: int, start: float, fall: float, **numbers: float) -> None:
         objective = validate(Objective(**numbers))
@@ -142,24 +147,21 @@ def corners_view(
     that average.
     """
     controls = {
-        name: slider("beta", value)
-        for name, value in (("summed", summed), ("per_token", per_token))
-    }
-    controls["summed"].description, controls["per_token"].description = "β summed", "β per token"
-    controls = {
         "lengths": lengths_box(lengths),
-        **controls,
+        "summed": slider("beta", summed, "β summed"),
+        "per_token": slider("beta", per_token, "β per token"),
         "start": slider("start", start),
         "fall": slider("fall", fall),
     }
     with style.look():
-        figure, panels = style.grid_figure(2, len(CORNERS), 10.4, 4.6, sharex=True, sharey="row")
+        figure, panels = style.grid_figure(2, len(CORNERS), WIDTH, 4.3, sharex=True, sharey="row")
         moving: dict[str, tuple[Any, Any]] = {}
         for (name, (_, normalize)), upper, lower in zip(CORNERS.items(), *panels, strict=True):
             look = {"marker": "o", "color": style.COLORS[name], "ms": 5}
             moving[name] = (upper.plot([], [], **look)[0], lower.plot([], [], **look)[0])
             lower.plot([1, 1000], [1, 1000**-normalize], ":", color="grey", lw=1)
-            upper.set_title(style.LABELS[name], color=style.COLORS[name], fontweight="bold")
+            title = SHORT.get(name, style.LABELS[name])
+            upper.set_title(title, color=style.COLORS[name], fontweight="bold")
             lower.set(
                 xscale="log",
                 yscale="log",
@@ -215,7 +217,7 @@ def pace_view(
     chosen = {name: known.get(name) or slider(name, value) for name, value in values.items()}
     span = np.geomspace(0.02, 50, 80)
     with style.look():
-        figure, ((falling, needed),) = style.grid_figure(1, 2, 10.4, 3.6)
+        figure, ((falling, needed),) = style.grid_figure(1, 2, WIDTH, 3.3)
         looks = {4: "-.", 20: "-", 80: "--"}
         paths = [falling.plot([], [], look, lw=2)[0] for look in looks.values()]
         falling.set(
@@ -259,6 +261,17 @@ def pace_view(
     return View(Picture(figure=figure, moving=(*paths, curve, said), update=update), chosen)
 
 
+def _legend() -> list[Line2D]:
+    """Return what the legend of the law explains: the mark of the square, then the lines below."""
+    return [
+        Line2D([], [], ls="", marker="o", ms=11, mfc="white", mec="black", label="the method here"),
+        Line2D([], [], color="black", lw=1, label="weight at the start"),
+        Line2D([], [], color="black", lw=2.4, label="weight now"),
+        Line2D([], [], color="black", ls="", marker="o", ms=6, label="the response of length |y|"),
+        Line2D([], [], color="grey", lw=0.7, label="weight 1, as of gradient ascent"),
+    ]
+
+
 def _square(axes: Axes) -> None:
     for name, (reference, normalize) in CORNERS.items():
         axes.plot(reference, normalize, "s", color=style.COLORS[name], ms=8)
@@ -266,10 +279,9 @@ def _square(axes: Axes) -> None:
             "ha": "right" if reference else "left",
             "va": "bottom" if normalize else "top",
         }
-        shift = (6 if reference else -6, 10 if normalize else -10)
-        text = SHORT.get(name, style.LABELS[name])
+        shift = (6 if reference else -6, 9 if normalize else -9)
         axes.annotate(
-            text,
+            style.LABELS[name],
             (reference, normalize),
             xytext=shift,
             textcoords="offset points",
@@ -278,7 +290,7 @@ def _square(axes: Axes) -> None:
         )
     axes.set(
         xlim=(-0.22, 1.22),
-        ylim=(-0.42, 1.42),
+        ylim=(-0.75, 1.75),
         xlabel="reference",
         ylabel="normalize",
         xticks=(0, 1),

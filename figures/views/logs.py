@@ -18,7 +18,8 @@ from figures.cache import Context
 from figures.language import sources
 from figures.language.runs import study
 from figures.scale import quick_scale
-from figures.views.view import Picture, View, plain_log_axis, room_for_a_line
+from figures.views.sliders import RoundSlider, lengths
+from figures.views.view import WIDTH, Picture, View, plain_log_axis, room_for_a_line
 from llm.data import tofu
 from llm.data.splits import tofu_sets
 from llm.evaluation.folders import evaluate_into
@@ -52,7 +53,7 @@ def quality_view(
     require_whole(examples, "examples", 3, count)
     look = {"style": {"description_width": "76px"}, "layout": widgets.Layout(width="98%")}
     controls = {
-        "examples": widgets.IntSlider(examples, min=3, max=count, description="examples", **look),
+        "examples": RoundSlider(examples, lengths(3, count), "examples"),
         "draw": widgets.IntSlider(draw, min=0, max=100, description="draw", **look),
         "variant": widgets.Dropdown(
             options=list(VARIANTS), value=variant, description="variant", **look
@@ -60,7 +61,7 @@ def quality_view(
     }
     cloud = subsampled(log, other, sizes, variant=variant)
     with style.look():
-        figure, ((left, right),) = style.grid_figure(1, 2, 10.4, 3.6)
+        figure, ((left, right),) = style.grid_figure(1, 2, WIDTH, 3.3)
         colors = (style.COLORS["npo"], "black")
         curves = [left.plot([], [], drawstyle="steps-post", color=color)[0] for color in colors]
         left.legend(handles=curves, labels=["the model", "retrained"], loc="upper left")

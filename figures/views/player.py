@@ -20,7 +20,7 @@ from scipy.special import softmax
 
 from figures import style
 from figures.scale import Scale
-from figures.views.view import Picture, View, heat, hint, mixed, quick, room_for_a_line
+from figures.views.view import WIDTH, Picture, View, heat, hint, mixed, quick, room_for_a_line
 from markov import diagnostics
 from markov.banks import best_table
 from markov.cases import CASES, Case
@@ -30,14 +30,13 @@ from markov.models import Model, Parameters
 from markov.objectives import method_name
 from markov.recording import Probe, kl_to_truth, log_laws
 from markov.running import load_model, model_jobs, models_folder, trajectory
-from markov.studies import ideal_forget_quality
+from markov.studies import ideal_forget_distance
 
 OnStep = Callable[[int, Parameters], None]
 Names = Mapping[str, str]
 STEPS = 40
 FORGET = ("forget1", "forget2")
-# of the player's picture: in inches, small enough to be read unscaled in a narrow window
-SIZE = (6.6, 4.3)
+HEIGHT = 4.3  # inches, of the player's picture
 INTERVAL = 250  # milliseconds between two moments that are played
 KEYS = "To move by single steps, click on the slider (or reach it by Tab) and press ← or →."
 
@@ -124,7 +123,7 @@ def record(experiment: Experiment, *, on_step: OnStep | None = None) -> Recordin
         known = log_laws(experiment.model, alone, tokens)
         goals.append(float(kl_to_truth(Probe(tokens, chain.transition, known, known), known)))
     table = diagnostics.table(
-        [experiment], found, [goals], [list(ideal_forget_quality(case).values())]
+        [experiment], found, [goals], [list(ideal_forget_distance(case).values())]
     )
     before, goal = (softmax(best_table(of.mixture()), axis=-1) for of in (case, case.retrained()))
     return Recording(
@@ -197,7 +196,7 @@ def player(recordings: Sequence[Recording], *, moment: int = 0) -> Player:
     controls = _controls(recordings, moment, last)
     names = style.COMPONENT_LABELS[first.experiment.case.name or "length"]
     with style.look():
-        figure = Figure(figsize=SIZE)
+        figure = Figure(figsize=(WIDTH, HEIGHT))
         said = room_for_a_line(figure, share=0.945)
         # Two figures in one, so that each row is laid out by itself.
         rows: Any = figure.subfigures(2, 1, height_ratios=(1, 1.5))

@@ -17,7 +17,7 @@ import torch
 
 from figures import style
 from figures.views.player import Recording, record, transitions
-from figures.views.view import Picture, View, heat, one_line
+from figures.views.view import WIDTH, Picture, View, heat, one_line
 from markov.errors import InvalidInput
 from markov.experiments import Experiment
 from markov.models import Parameters
@@ -127,7 +127,7 @@ def _matrix(experiment: Experiment) -> tuple[View, Callable[[np.ndarray], None]]
         ]
     )
     with style.look():
-        figure, ((left, right),) = style.grid_figure(1, 2, 6.4, 3.1)
+        figure, ((left, right),) = style.grid_figure(1, 2, WIDTH, 3.1)
         image = heat(left, states, "model now")
         heat(right, states, "the chains' own rows").set_data(truth)
         left.set_ylabel("state")

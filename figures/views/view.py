@@ -38,27 +38,12 @@ QUICK = "SIMNPO_LAB_QUICK"
 # too
 DPI = 115
 SHOWN = 96
+WIDTH = 6.6  # inches, of every view: as wide as a notebook in a window of 800 pixels has room for
 # A picture is not shown smaller than this share of its size, at which its text can still be read:
 # in a narrower window it scrolls.
 SMALLEST = 0.75
 NARROW = 250  # pixels that a control needs
 WRONG, RIGHT = "#D55E00", "#009E73"  # from the palette of the figures
-SLIDERS = {
-    "beta": (0.001, 30.0),
-    "gamma": (-2.0, 2.0),
-    "reference": (0.0, 1.0),
-    "normalize": (0.0, 1.0),
-    "length": (1, 200),
-    "start": (-4.0, -0.05),
-    "fall": (0.0, 3.0),
-}
-DESCRIPTIONS = {
-    "beta": "β",
-    "gamma": "γ",
-    "length": "|y|, tokens",
-    "start": "at the start",
-    "fall": "fallen by",
-}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -165,30 +150,6 @@ def _png(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).convert("RGB").save(buffer, "png", compress_level=1)
     return buffer.getvalue()
-
-
-def slider(name: str, value: float) -> Any:
-    """Return the control of a quantity named in `SLIDERS`: logarithmic for beta, whole for length.
-
-    Raises `InvalidInput` for a value beyond its limits.
-    """
-    require(name in SLIDERS, "slider", name, f"one of {sorted(SLIDERS)}")
-    low, high = SLIDERS[name]
-    require(low <= value <= high, name, value, f"a number from {low:g} to {high:g}")
-    shared = {"description": DESCRIPTIONS.get(name, name), "continuous_update": True}
-    shared["style"] = {"description_width": "76px"}
-    shared["layout"] = widgets.Layout(width="98%")
-    if name == "beta":
-        # A browser moves every value to the nearest step: with a coarse step beta = 4 would become
-        # 3.98.
-        return widgets.FloatLogSlider(
-            value, min=np.log10(low), max=np.log10(high), step=0.001, **shared
-        )
-    if name == "length":
-        return widgets.IntSlider(int(value), min=low, max=high, **shared)
-    return widgets.FloatSlider(
-        value, min=low, max=high, step=0.05 if high - low > 1 else 0.01, **shared
-    )
 
 
 def lengths_box(lengths: str) -> Any:

@@ -32,16 +32,17 @@ from figures.views.chains import chains_view
 from figures.views.ladder import exponents, ladder_figure, rung
 from figures.views.law import corners_view, law_view, pace_view, sequences
 from figures.views.player import Recording, player, record, small, transitions
+from figures.views.sliders import SLIDERS, lengths, slider, steps
 from figures.views.training import Cancelled, Training
 from figures.views.view import (
-    SLIDERS,
+    SHOWN,
+    WIDTH,
     View,
     friendly,
     mixed,
     one_line,
     quick,
     read_lengths,
-    slider,
     still,
 )
 from markov.cases import LENGTH, MEMORISATION
@@ -189,11 +190,11 @@ def test_a_figure_becomes_a_picture():
 
 @pytest.mark.parametrize("name", sorted(SLIDERS))
 def test_a_slider_keeps_its_value_and_refuses_one_beyond_its_limits(name: str):
-    low, high = SLIDERS[name]
+    low, *_, high = SLIDERS[name].stops
     middle = math.sqrt(low * high) if name == "beta" else round((low + high) / 2)
-    assert slider(name, middle).value == pytest.approx(middle)
+    assert slider(name, middle).value == middle
     for value in (low, high):
-        assert slider(name, value).value == pytest.approx(value)
+        assert slider(name, value).value == value
     with pytest.raises(InvalidInput, match=f"^{name} = "):
         slider(name, high + 1)
     with pytest.raises(InvalidInput, match=f"^{name} = "):
@@ -201,14 +202,76 @@ def test_a_slider_keeps_its_value_and_refuses_one_beyond_its_limits(name: str):
 
 
 def test_beta_is_on_a_logarithmic_scale_and_a_slider_has_a_known_name():
-    beta = slider("beta", 0.1)
-    assert (beta.base**beta.min, beta.base**beta.max) == pytest.approx(SLIDERS["beta"])
-    # the nearest step, to which a browser moves it, reads the same
-    for value in (0.05, 0.2, 2.5, 4.0, 4.5):
-        steps = round((math.log10(value) - beta.min) / beta.step)
-        assert 10 ** (beta.min + steps * beta.step) == pytest.approx(value, rel=1.2e-3)
+    stops = np.array(SLIDERS["beta"].stops)
+    assert stops[[0, -1]].tolist() == [0.001, 30.0] and {0.05, 0.2, 2.5, 4.0} <= set(stops)
+    assert (stops[1:] / stops[:-1]).max() <= 1.5
     with pytest.raises(InvalidInput, match="slider"):
         slider("delta", 1.0)
+
+
+@pytest.mark.parametrize("name", sorted(SLIDERS))
+def test_a_key_moves_a_slider_by_a_fiftieth_of_its_way_at_least_and_to_round_numbers(name: str):
+    control = slider(name, SLIDERS[name].stops[3])
+    # A key moves a slider of this kind to the next of its options, and they lie equally far apart.
+    assert [value for _, value in control.slider.options] == list(control.stops)
+    assert 1 / (len(control.stops) - 1) >= 1 / 50
+    assert all(len(f"{abs(one):g}".replace(".", "").strip("0")) <= 2 for one in control.stops)
+    reached = []
+    for place in range(len(control.stops)):
+        control.slider.index = place
+        reached.append(control.value)
+    assert reached == list(control.stops)
+
+
+@pytest.mark.parametrize("name", sorted(SLIDERS))
+def test_one_pressed_key_shows_in_the_law(name: str):
+    view = law_view(reference=0.5)  # with the whole reference the start does not matter
+    before, control = pixels(view), view.controls[name]
+    control.slider.index += 1 if control.slider.index + 1 < len(control.stops) else -1
+    assert (pixels(view) != before).any(-1).sum() > 100
+
+
+def pixels(view: View) -> np.ndarray:
+    return np.asarray(view.canvas.buffer_rgba()).copy()
+
+
+def test_a_number_between_the_stops_is_kept_as_it_is_and_a_key_goes_on_from_there():
+    control = slider("beta", 4.5)
+    heard: list[float] = []
+    control.observe(lambda change: heard.append(change["new"]), "value")
+    control.value = 0.37
+    assert (control.value, control.box.value, control.slider.value) == (0.37, 0.37, 0.4)
+    control.box.value = 4.4
+    assert (control.value, control.slider.value) == (4.4, 4.0)
+    control.slider.index += 1
+    assert (control.value, control.box.value) == (5.0, 5.0)
+    assert heard == [0.37, 4.4, 5.0]
+    for beyond, limit in ((99, 30.0), (-1, 0.001)):
+        control.value = beyond
+        assert (control.value, control.box.value, control.slider.value) == (limit,) * 3
+    length = slider("length", 19)
+    length.value = 21
+    assert isinstance(length.value, int) and length.value == length.box.value == 21
+
+
+def test_stops_are_round_and_begin_and_end_where_they_are_told_to():
+    assert steps(0.01, 0.3, 0.1) == (0.01, 0.1, 0.2, 0.3)
+    assert lengths(3, 27) == (3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 20, 25, 27)
+
+
+@pytest.mark.parametrize("name", sorted(VIEWS))
+def test_a_view_has_room_in_a_narrow_window_and_its_text_is_inside_and_readable(name: str):
+    view = made(name)
+    figure, canvas = view.picture.figure, view.canvas
+    assert SHOWN * figure.get_figwidth() <= SHOWN * WIDTH <= 640
+    renderer = canvas.get_renderer()
+    for one in figure.findobj(Text):
+        assert isinstance(one, Text)
+        box = Text.get_window_extent(one, renderer)
+        seen = one.get_visible() and one.get_text().strip()
+        if seen and all(axes.axison for axes in [one.axes] if axes):
+            assert box.x1 <= figure.bbox.width + 1 and box.y1 <= figure.bbox.height + 1, one
+            assert box.x0 >= -1 and box.y0 >= -1 and float(one.get_fontsize()) >= 7, one
 
 
 # --- wrong input ---
@@ -327,7 +390,7 @@ POINTS: list[dict[str, Any]] = [
 def test_the_law_view_draws_the_weight(numbers: dict[str, Any]):
     view = law_view(**numbers)
     values = view.values  # sliders round to their step
-    square, by_length, by_fall = view.picture.figure.axes
+    square, _, by_length, by_fall = view.picture.figure.axes
     expected = weight_by_hand(**values)
     for axes, at in ((by_length, values["length"]), (by_fall, values["fall"])):
         (point,) = [line for line in axes.lines if line.get_marker() == "o"]
@@ -357,7 +420,7 @@ def test_the_law_view_draws_the_weight(numbers: dict[str, Any]):
 def test_at_a_corner_the_line_has_the_colour_of_its_method(name: str):
     reference, normalize = CORNERS[name]
     view = law_view(reference=reference, normalize=normalize)
-    assert to_hex(view.picture.figure.axes[1].lines[1].get_color()).upper() == style.COLORS[name]
+    assert to_hex(view.picture.figure.axes[2].lines[1].get_color()).upper() == style.COLORS[name]
 
 
 def test_a_mixed_colour_lies_between():
@@ -448,7 +511,7 @@ def test_the_exponent_is_minus_one_for_a_small_beta_and_zero_per_token_and_where
 
 def test_the_view_of_a_chain_shows_its_matrix_its_sequences_and_the_bayes_law():
     view = chains_view(component="forget2", leakage=0.3, draw=5)
-    left, middle, right = view.picture.figure.axes[:3]
+    left, middle, _, right = view.picture.figure.axes[:4]
     case = replace(LENGTH, leakage=0.3)
     chain = case.chains().forget2
     np.testing.assert_array_equal(left.images[0].get_array(), chain.transition)

@@ -24,8 +24,9 @@ from figures.cache import Context
 from figures.language.runs import AuthorsStudy
 from figures.language.sources import VARIABLE
 from figures.views import logs
-from figures.views.answers import LINES, RELATIVE, AnswersView, answers_view, weights_of
+from figures.views.answers import FLOOR, LINES, AnswersView, answers_view, weights_of
 from figures.views.logs import example_files, quality_view, subsampled, tofu_logs
+from figures.views.view import WIDTH
 from llm.data.authors.corpus import Authors
 from llm.data.tofu import Example, read
 from llm.logs.log import Answers, EvaluationLog, truth_ratio
@@ -128,12 +129,64 @@ def test_the_dots_are_the_weights_of_the_law_over_their_mean(corner: str):
             for _, row in own.iterrows()
         ]
     )
-    expected = np.clip(weights / weights.mean(), *RELATIVE)
+    expected = np.maximum(weights / weights.mean(), FLOOR)
     for panel, x in ((0, own["length"]), (1, own["logp"] - own["retrained"])):
         drawn_x, drawn_y = dots(view, panel)
         np.testing.assert_allclose(drawn_x, x, rtol=1e-12)
         np.testing.assert_allclose(drawn_y, expected, rtol=1e-9)
     assert to_hex(view.picture.figure.axes[0].lines[0].get_color()).upper() == style.COLORS[corner]
+
+
+@pytest.mark.parametrize(("shorter", "fallen"), [(0.2, 0.1), (1, 1), (1, 0.02), (40, 3)])
+@pytest.mark.parametrize("beta", [0.01, 0.1, 1.0, 10.0])
+@pytest.mark.parametrize("corner", sorted(CORNERS))
+def test_the_axes_fit_every_answer_of_the_run_and_stay_still_along_its_epochs(
+    shorter: float, fallen: float, beta: float, corner: str
+):
+    table = scores(3)
+    length = np.ceil(shorter * table["length"])
+    logp = {
+        name: fallen * table[name] / table["length"] * length
+        for name in ("logp", "ref", "retrained")
+    }
+    table = table.assign(length=length, **logp)
+    reference, normalize = CORNERS[corner]
+    view = answers_view(table, examples(table), beta=beta, reference=reference, normalize=normalize)
+    seen: list[tuple[tuple[float, float], ...]] = []
+    drawn: list[list[np.ndarray]] = [[], [], []]
+    for epoch in range(3):
+        view.controls["epoch"].value = epoch
+        left, right = view.picture.figure.axes
+        seen.append((left.get_xlim(), right.get_xlim(), left.get_ylim(), right.get_ylim()))
+        (x, y), (needed, _) = dots(view, 0), dots(view, 1)
+        for values, own in zip(drawn, (x, needed, y), strict=True):
+            values.append(own)
+    assert set(seen) == {seen[0]} and seen[0][2] == seen[0][3]
+    logs = (np.log, lambda value: value, np.log)
+    for values, limits, scale in zip(drawn, seen[0], logs, strict=False):
+        every, (low, high) = np.concatenate(values), limits
+        assert every.min() > low and every.max() < high
+        # A run whose weights are nearly equal is not blown up until they differ.
+        if every.max() / every.min() > 1.5 or scale is not np.log:
+            covered = np.ptp(scale(every)) / (scale(np.array(high)) - scale(np.array(low)))
+            assert covered > 0.4
+    left, right = view.picture.figure.axes
+    for axis, (low, high) in ((left.xaxis, seen[0][0]), (left.yaxis, seen[0][2])):
+        ticks = [one for one in axis.get_majorticklocs() if low <= one <= high]
+        assert 2 <= len(ticks) <= 7
+    assert all(one == int(one) for one in left.xaxis.get_majorticklocs())
+    assert "tokens" in left.get_xlabel() and "<th>tokens</th>" in view.rows.value
+
+
+def test_the_axes_follow_a_method_that_weighs_otherwise():
+    table = scores(3)
+    view = answers_view(table, examples(table), epoch=2)
+    axes = view.picture.figure.axes[0]
+    before = axes.get_ylim()
+    view.controls["beta"].value = 2.0
+    assert axes.get_ylim() != before
+    view.controls["beta"].value = 0.1
+    assert axes.get_ylim() == before
 
 
 def test_weights_are_those_of_the_objective():
@@ -180,7 +233,7 @@ def test_a_click_on_a_dot_of_either_panel_chooses_its_answer(panel: int, place: 
     x, y = axes.transData.transform(np.stack(dots(view, panel), axis=1)[place])
     row = view.canvas.get_width_height()[1] - y
     assert clicked(view, 0, dataX=round(x) + 1, dataY=round(row) - 1) == place
-    assert f"|y| = {dots(view, 0)[0][place]:.0f}" in view.picture.figure.texts[0].get_text()
+    assert f"{dots(view, 0)[0][place]:.0f} tokens" in view.picture.figure.texts[0].get_text()
 
 
 def test_a_click_beside_all_dots_chooses_nothing_and_further_clicks_reach_hidden_dots():
@@ -312,6 +365,7 @@ def test_the_quality_view_draws_the_distributions_and_says_the_test():
 )
 def test_moving_the_test_changes_its_picture(name: str, value: Any):
     view = quality_view(log(1.0, 1), log(0.3, 2), examples=20)
+    assert view.picture.figure.get_figwidth() == made().picture.figure.get_figwidth() == WIDTH
     before = bytes(view.image.value)
     view.controls[name].value = value
     assert bytes(view.image.value) != before and view.message.value == ""

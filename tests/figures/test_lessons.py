@@ -29,7 +29,7 @@ from markov import (
     Objective,
     SequenceLogProbs,
     gradient_ascent,
-    ideal_forget_quality,
+    ideal_forget_distance,
     length_normalized_npo,
     npo,
     reference_free_npo,
@@ -60,7 +60,7 @@ def longest(objective: Objective, least: float) -> int:
 
 
 def retained(case: Any) -> dict[str, float]:
-    return ideal_forget_quality(case)
+    return ideal_forget_distance(case)
 
 
 def root(function: Callable[[float], float], low: float, high: float) -> float:

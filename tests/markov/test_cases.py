@@ -26,7 +26,7 @@ from markov.cases import (
 )
 from markov.chains import row_entropy, row_kl
 from markov.errors import InvalidInput
-from markov.studies import ideal_forget_quality
+from markov.studies import ideal_forget_distance
 
 SMALL = dataclasses.replace(LENGTH, retain_count=100, forget1_count=60, forget2_count=40)
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -74,7 +74,7 @@ def test_a_chain_may_live_on_any_states_in_any_order():
 
 
 def by_hand(leakage: float, states: int, size: int, length: int) -> float:
-    """Ideal forget quality from two occupation numbers: f on the forget set and r on the retain
+    """Ideal forget distance from two occupation numbers: f on the forget set and r on the retain
     set.
     """
     here, away = (1 - leakage) / size, leakage / (states - size)
@@ -95,18 +95,18 @@ def by_hand(leakage: float, states: int, size: int, length: int) -> float:
 
 
 @every_case
-def test_ideal_forget_quality_is_the_formula_by_hand_and_near_the_papers_star(case):
-    quality = ideal_forget_quality(case)
-    assert list(quality) == list(COMPONENTS) and quality["retain"] == 0
+def test_ideal_forget_distance_is_the_formula_by_hand_and_near_the_papers_star(case):
+    distance = ideal_forget_distance(case)
+    assert list(distance) == list(COMPONENTS) and distance["retain"] == 0
     for component in ("forget1", "forget2"):
         expected = by_hand(0.2, 10, 3, case.lengths[component])
-        assert quality[component] == pytest.approx(expected, abs=1e-12)
-        assert 0.42 < quality[component] < 0.45
+        assert distance[component] == pytest.approx(expected, abs=1e-12)
+        assert 0.42 < distance[component] < 0.45
 
 
 @settings(max_examples=15, deadline=None)
 @given(leakage=st.floats(0.05, 0.95), states=st.integers(3, 12), length=st.integers(2, 30))
-def test_ideal_forget_quality_is_the_formula_at_every_leakage_size_and_length(
+def test_ideal_forget_distance_is_the_formula_at_every_leakage_size_and_length(
     leakage, states, length
 ):
     size = states // 3
@@ -114,24 +114,24 @@ def test_ideal_forget_quality_is_the_formula_at_every_leakage_size_and_length(
         LENGTH, leakage=leakage, states=states, set_size=size, forget2_length=length
     )
     expected = by_hand(leakage, states, size, length)
-    assert ideal_forget_quality(case)["forget2"] == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert ideal_forget_distance(case)["forget2"] == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
 @every_case
-def test_ideal_forget_quality_is_what_the_retain_chain_scores_on_samples(case):
+def test_ideal_forget_distance_is_what_the_retain_chain_scores_on_samples(case):
     chains, data = case.chains(), case.sample(3)
-    for component, quality in ideal_forget_quality(case).items():
+    for component, distance in ideal_forget_distance(case).items():
         contexts = data.train[component][:, :-1]
         truth = getattr(chains, component).transition
         scores = row_kl(truth, chains.retain.transition)[contexts].mean(-1)
-        assert abs(scores.mean().item() - quality) <= 4 * scores.std().item() / math.sqrt(
+        assert abs(scores.mean().item() - distance) <= 4 * scores.std().item() / math.sqrt(
             len(scores)
         )
 
 
 @every_case
 def test_the_bayes_floor_is_low_where_pretraining_saw_the_component_and_high_where_not(case):
-    floor, ideal = bayes_floor(case, case.sample(0)), ideal_forget_quality(case)
+    floor, ideal = bayes_floor(case, case.sample(0)), ideal_forget_distance(case)
     assert 0.01 < floor["retain"] < 0.02
     for component in ("forget1", "forget2"):
         if component in case.pretrain_components:
@@ -176,7 +176,7 @@ def test_no_other_law_beats_the_bayes_floor_on_the_data_pretraining_draws():
 
 def test_a_mixture_of_retain_alone_has_no_floor_on_retain():
     alone = dataclasses.replace(SMALL, pretrain_components=("retain",))
-    floor, ideal = bayes_floor(alone, alone.sample(0)), ideal_forget_quality(alone)
+    floor, ideal = bayes_floor(alone, alone.sample(0)), ideal_forget_distance(alone)
     assert abs(floor["retain"]) < 1e-14
     assert floor["forget1"] == pytest.approx(ideal["forget1"], rel=0.3)
 
@@ -274,7 +274,7 @@ def test_the_mixture_weighs_components_by_their_counts():
 def fingerprint(case: Case) -> str:
     data = case.sample(0)
     shapes = [(split[name].shape, int(split[name].sum())) for split in data for name in COMPONENTS]
-    return repr((case.name, shapes, case.mixture().weights, ideal_forget_quality(case)))
+    return repr((case.name, shapes, case.mixture().weights, ideal_forget_distance(case)))
 
 
 CHANGES = {

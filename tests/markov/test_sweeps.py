@@ -22,7 +22,7 @@ from markov.diagnostics import crossings
 from markov.errors import InvalidInput
 from markov.experiments import Experiment
 from markov.models import Transformer
-from markov.studies import Data, Study, ideal_forget_quality
+from markov.studies import Data, Study, ideal_forget_distance
 from markov.sweeps import LENGTHS, SHARES, ComponentSweep
 from tests.helpers import check_close
 
@@ -266,16 +266,16 @@ def test_any_two_components_are_one_chain_under_other_names(
 
 @settings(max_examples=20)
 @given(sweep=sweeps())
-def test_ideal_forget_quality_depends_on_a_components_length_only(sweep: ComponentSweep):
-    whole = ideal_forget_quality(replace(sweep, alone=None))
+def test_ideal_forget_distance_depends_on_a_components_length_only(sweep: ComponentSweep):
+    whole = ideal_forget_distance(replace(sweep, alone=None))
     assert whole["retain"] == 0
     by_length = dict(zip(sweep.scored, list(whole.values())[1:], strict=True))
-    for name, quality in ideal_forget_quality(sweep).items():
-        assert quality == whole[name]
+    for name, distance in ideal_forget_distance(sweep).items():
+        assert distance == whole[name]
         if name != "retain":
             assert (
-                quality == pytest.approx(by_length[sweep.lengths[name] - 1], rel=1e-10)
-                and quality > 0
+                distance == pytest.approx(by_length[sweep.lengths[name] - 1], rel=1e-10)
+                and distance > 0
             )
 
 
