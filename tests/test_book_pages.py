@@ -195,8 +195,9 @@ def test_minutes_are_summed_from_the_table_of_a_notebook(teaching: ModuleType):
         teaching.minutes_of("no table, of five minutes")
     with pytest.raises(Exception, match="no number of minutes"):
         teaching.minutes_of(f"{head}| A | some |\n")
-    for path in SOURCES.glob("[0-9]*.ipynb"):
-        assert 10 <= teaching.minutes_of(teaching.prose_of(path)) <= 90
+    listed = {row[0].partition("]")[0][1:]: int(row[2]) for row in rows(page("README"))}
+    paths = SOURCES.glob("[0-9]*.ipynb")
+    assert listed == {one.stem: teaching.minutes_of(teaching.prose_of(one)) for one in paths}
 
 
 def test_prose_has_a_readable_width():
