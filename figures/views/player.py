@@ -91,7 +91,9 @@ def small(case: str = "length") -> Experiment:
     )
 
 
-def record(experiment: Experiment, *, on_step: OnStep | None = None) -> Recording:
+def record(
+    experiment: Experiment, *, on_step: OnStep | None = None, progress: bool = True
+) -> Recording:
     """Run one experiment in this process and keep what the player shows.
 
     `on_step` is as in `markov.training.unlearn`. Models that the cache lacks are pretrained first.
@@ -101,7 +103,7 @@ def record(experiment: Experiment, *, on_step: OnStep | None = None) -> Recordin
     if not isinstance(case, Case):
         require(False, "case", type(case).__name__, "a case of two forget components")
         raise AssertionError
-    retrained = load_model(folder, model_jobs(experiment)[1])
+    retrained = load_model(folder, model_jobs(experiment)[1], progress=progress)
     probes = [
         tokens[: experiment.test_examples]
         for tokens in case.sample(experiment.pretraining.seed).test.values()
@@ -117,7 +119,7 @@ def record(experiment: Experiment, *, on_step: OnStep | None = None) -> Recordin
         if on_step is not None:
             on_step(step, parameters)
 
-    found = trajectory([experiment], on_step=look)
+    found = trajectory([experiment], on_step=look, progress=progress)
     alone = {name: value[None] for name, value in retrained.items()}
     goals = []
     for tokens, chain in zip(probes, case.chains(), strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -97,7 +98,7 @@ def muse(command: Muse) -> None:
     from llm.data.muse import read_muse
     from llm.evaluation.muse import Measuring, as_json, report
     from llm.jobs.muse import scores_of_texts
-    from llm.models.language_model import check_same_vocabulary
+    from llm.jobs.values import model_beside
     from llm.training.checkpointing import parameters_digest
     from llm.unlearning.methods import described as in_words
 
@@ -115,8 +116,8 @@ def muse(command: Muse) -> None:
     described = _described(command) | {"data": storage.fingerprint(data)}
     described |= {"parameters": parameters_digest(language.model)}
     if command.retrained is not None:
-        other = load_model(command, command.retrained)
-        check_same_vocabulary(language.tokenizer, other.tokenizer, "retrained")
+        load = partial(load_model, command)
+        other = model_beside(command.retrained, language, "retrained", load=load)
         described |= {"retrained_parameters": parameters_digest(other.model)}
     with folders.given_back(command.out, JOB):
         folders.claim(command.out, JOB, described, names=NAMES, passing=(STATE,))

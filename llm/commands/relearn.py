@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -53,9 +54,8 @@ def relearn(command: Relearn) -> None:
     """Attack, and print what came back."""
     from llm.data.sources import read
     from llm.jobs.relearning import RATE, attacked, attacks, unfinished
-    from llm.jobs.values import rate_of
+    from llm.jobs.values import model_beside, rate_of
     from llm.models.answers import answer_log
-    from llm.models.language_model import check_same_vocabulary
 
     rate = rate_of(command.learning_rate, command.model, small=RATE)
     wanted = attacks(
@@ -79,12 +79,12 @@ def relearn(command: Relearn) -> None:
         bare = [example.index for example in forget if not example.perturbed]
         allowed = f"perturbed answers in {data}, which forget quality compares"
         require(not bare, "data, index", bare[:1], allowed)
-        other = load_model(command, command.retrained)
-        check_same_vocabulary(language.tokenizer, other.tokenizer, "retrained")
+        load = partial(load_model, command)
+        other = model_beside(command.retrained, language, "retrained", load=load)
         retrained = answer_log(other, forget, max_length=command.max_length, budget=command.budget)
         del other
     parts = unfinished(language, forget, command.max_length)
-    found = attacked(language, forget, wanted, retrained, parts, command.max_length)
+    found = attacked(language, forget, wanted, retrained, parts, max_length=command.max_length)
     write(found.examples, command.out, command)
     print("mean of logp/length over repeats, nats per token; relearned: of the examples taught")
     print(found)

@@ -117,10 +117,8 @@ def _of_model(
     else:
         sets = data
     options: dict[str, Any] = {"max_length": max_length, "budget": budget, "progress": progress}
-    language = language_of(model)
-    other = log_beside(
-        retrained, language, sets.forget, "retrained", max_length=max_length, budget=budget
-    )
+    language = language_of(model, progress=progress)
+    other = log_beside(retrained, language, sets.forget, "retrained", **options)
     found = evaluate_model(language, sets, words=words, max_new_tokens=max_new_tokens, **options)
     return found, other
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pandas as pd
 
@@ -65,6 +65,7 @@ def relearn(
     learning_rate: float | None = None,
     max_length: int = MAX_LENGTH,
     budget: int = BUDGET,
+    progress: bool = True,
 ) -> Relearned:
     """Return what comes back of the forgotten `data` when a `share` of it is taught again.
 
@@ -83,10 +84,11 @@ def relearn(
         check_retrained(str(retrained), source)
     rate = rate_of(learning_rate, model, small=RATE)
     wanted = attacks(which, share, repeats, epochs, batch, rate, budget)
-    forget, language = examples_of(source), language_of(model)
-    log = log_beside(retrained, language, forget, "retrained", max_length=max_length, budget=budget)
+    forget, language = examples_of(source), language_of(model, progress=progress)
+    ways: dict[str, Any] = {"max_length": max_length, "progress": progress}
+    log = log_beside(retrained, language, forget, "retrained", budget=budget, **ways)
     parts = unfinished(language, forget, max_length)
-    found = attacked(language, forget, wanted, log, parts, max_length)
+    found = attacked(language, forget, wanted, log, parts, **ways)
     leftovers.discard(parts)
     return found
 
@@ -122,18 +124,20 @@ def attacked(
     wanted: Sequence[Relearning],
     retrained: EvaluationLog | None,
     parts: Path,
+    *,
     max_length: int = MAX_LENGTH,
+    progress: bool = True,
 ) -> Relearned:
     """Return what came back under each attack; finished ones are kept in the folder `parts`."""
     from llm.evaluation.relearning import relearn as attack
     from llm.evaluation.relearning import returns
 
     tables, found = [], []
-    with bar(len(wanted), "attacks", leave=False) as done:
+    with bar(len(wanted), "attacks", show=progress, leave=False) as done:
         for one in wanted:
             path = parts / f"{storage.fingerprint(one)}.parquet"
             if storage.read_kept(path, storage.read_table) is None:
-                frame = attack(language, forget, one, max_length=max_length)
+                frame = attack(language, forget, one, max_length=max_length, progress=progress)
                 storage.write_table(frame, path, {})
             frame = storage.read_table(path)
             frame.attrs = {}

@@ -147,6 +147,7 @@ def sweep(
     epochs: int = 10,
     learning_rate: float | None = None,
     jobs: int = -1,
+    progress: bool = True,
     **options: Any,
 ) -> Swept:
     """Return TOFU's measures of a model after each of many methods, beside the retrained model.
@@ -174,7 +175,7 @@ def sweep(
         jobs=jobs,
         **options,
     )
-    return swept(checked(asked))
+    return swept(checked(asked), progress=progress)
 
 
 def checked(asked: Sweep) -> Sweep:
@@ -190,12 +191,13 @@ def checked(asked: Sweep) -> Sweep:
     return found
 
 
-def swept(asked: Sweep) -> Swept:
+def swept(asked: Sweep, *, progress: bool = True) -> Swept:
     """Make the runs that are not there, write their tables, and return the tables."""
     from llm.logs.summaries import best, latex, markdown, over_seeds, summary
     from llm.sweeps.sweep import sweep as make
 
-    found = make(asked.out, task_of(asked), runs_of(asked), n_jobs=asked.jobs)
+    task, runs = task_of(asked), runs_of(asked)
+    found = make(asked.out, task, runs, n_jobs=asked.jobs, progress=progress)
     table = summary(over_seeds(found))
     chosen = best(found, asked.tolerance)
     path = asked.out / "summary.parquet"

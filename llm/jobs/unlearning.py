@@ -111,14 +111,15 @@ def unlearn(
     preferred = (
         with_refusals(examples, seed, tuple(refusals or REFUSALS)) if chosen.prefers else None
     )
-    language = language_of(model)
+    language = language_of(model, progress=progress)
     if not isinstance(model, Word):
         language = language._replace(model=copy.deepcopy(language.model))
+    ways: dict[str, Any] = {"max_length": max_length, "progress": progress}
     others: dict[str, Any] = {
-        field: log_beside(other, language, examples, field, max_length=max_length)
+        field: log_beside(other, language, examples, field, **ways)
         for field, other in (("reference", reference), ("retrained", retrained))
     }
-    others |= {"preferred": preferred, "max_length": max_length, "progress": progress}
+    others |= {"preferred": preferred, **ways}
     if out is not None:
         return unlearn_into(out, language, examples, kept, settings, **others)
     run = unlearn_in_memory(language, examples, kept, settings, **others)
