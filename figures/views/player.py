@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -29,10 +29,9 @@ from markov.experiments import Experiment
 from markov.models import Model, Parameters
 from markov.objectives import method_name
 from markov.recording import Probe, kl_to_truth, log_laws
-from markov.running import load_model, model_jobs, models_folder, trajectory
+from markov.running import OnStep, load_model, model_jobs, models_folder, trajectory
 from markov.studies import ideal_forget_quality
 
-OnStep = Callable[[int, Parameters], None]
 Names = Mapping[str, str]
 STEPS = 40
 FORGET = ("forget1", "forget2")

@@ -14,6 +14,7 @@ from llm.commands.options import plain_warnings, write
 from llm.jobs.settings import left_out
 from llm.models.names import check_retrained, data_of
 from llm.models.source import ModelOptions, load_model
+from llm.scoring.limits import NEW_TOKENS
 from markov.errors import require
 from markov.files import folders, storage
 
@@ -64,7 +65,7 @@ class Evaluate(ModelOptions):
     """Compare the questions that both logs hold, where they hold different ones."""
     allow_identical: bool = False
     """Do not warn of two logs with the same losses."""
-    max_new_tokens: int = 200
+    max_new_tokens: int = NEW_TOKENS
     """With --model: at most so many tokens of an answer that it writes, as in open-unlearning."""
     words: Literal["latin", "any"] = "latin"
     """With --model: what ROUGE takes for words.

@@ -12,15 +12,13 @@ from llm.logs.log import EvaluationLog
 from llm.logs.log import shared as shared_by
 from llm.logs.measures import ForgetQuality, TofuLogs, forget_quality, measures
 from llm.logs.reading import read_log
-from llm.scoring.limits import BUDGET, MAX_LENGTH
+from llm.scoring.limits import BUDGET, MAX_LENGTH, NEW_TOKENS
 from markov.errors import InvalidInput, require
 from markov.files.storage import Location
 
 if TYPE_CHECKING:
     from llm.data.splits import TofuSets
     from llm.models.language_model import LanguageModel
-
-NEW_TOKENS = 200  # tokens of an answer, as in open-unlearning for TOFU
 
 
 class Evaluation(NamedTuple):

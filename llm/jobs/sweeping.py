@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from llm.jobs.settings import left_out, provenance_of
 from llm.models.names import check, check_retrained, data_of, is_small, made, retrained_of
 from llm.models.source import ModelOptions
-from llm.scoring.limits import BUDGET
+from llm.scoring.limits import BUDGET, NEW_TOKENS
 from markov.errors import InvalidInput, require, require_jobs
 from markov.files import folders, storage
 from markov.files.storage import Location
@@ -103,7 +103,7 @@ class Sweep(ModelOptions):
     """Mean of the wrong answers' probabilities in the truth ratio.
     geometric: as in the released code; arithmetic: as in the TOFU paper.
     """
-    max_new_tokens: int = 200
+    max_new_tokens: int = NEW_TOKENS
     """At most so many tokens of an answer that a model writes, as in open-unlearning."""
     tolerance: float = 0.05
     """Share of the original's utility that a method's best settings may lose, from 0 to below 1."""

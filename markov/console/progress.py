@@ -193,7 +193,8 @@ class Cell:
         """Leave what was done and how long it took, if anything was shown."""
         if self.handle is not None:
             seconds = self.count.report.clock() - self.count.began
-            self._put(f"{self.count.done()} in {duration(seconds)}")
+            took = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+            self._put(f"{self.count.done()} in {took}")
 
     def _put(self, line: str, picture: str = "") -> None:
         from IPython.display import DisplayHandle
