@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from llm.commands.options import plain_warnings, write
-from llm.jobs.settings import left_out
+from llm.jobs.settings import left_out, rate_of
 from llm.models.names import check, is_small
 from llm.models.source import ModelOptions, load_model
 from markov.errors import require, require_whole
@@ -217,7 +217,6 @@ def unlearning(command: Muse) -> Unlearning:
     Raises `InvalidInput` for values that are not allowed.
     """
     from llm.jobs.muse import RATE, settings_of
-    from llm.jobs.values import rate_of
 
     return settings_of(
         command.unlearn or "",
@@ -237,7 +236,6 @@ def resolved(command: Muse) -> Muse:
     Raises `InvalidInput` for options that do not go together.
     """
     from llm.jobs.muse import RATE, of_news
-    from llm.jobs.values import rate_of
 
     if command.unlearn is None:
         left_out(command, UNLEARN, "left out without --unlearn")

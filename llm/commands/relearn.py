@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from llm.commands.options import write
+from llm.evaluation.attacks import Which, attacks
+from llm.jobs.settings import RATE, rate_of
 from llm.models.names import check_retrained, data_of
 from llm.models.source import ModelOptions, load_model
 from markov.errors import require
@@ -32,7 +33,7 @@ class Relearn(ModelOptions):
     """
     retrained: str | None = None
     """The model retrained without the forget data, to compare with."""
-    which: tuple[Literal["shortest", "random"], ...] = ("shortest", "random")
+    which: tuple[Which, ...] = ("shortest", "random")
     """Which examples are taught: those with the shortest responses, or any."""
     share: float = 0.2
     """Share of the forget examples that is taught, between 0 and 1; the paper's is 0.2."""
@@ -52,11 +53,6 @@ class Relearn(ModelOptions):
 
 def relearn(command: Relearn) -> None:
     """Attack, and print what came back."""
-    from llm.data.sources import read
-    from llm.jobs.relearning import RATE, attacked, attacks, unfinished
-    from llm.jobs.values import model_beside, rate_of
-    from llm.models.answers import answer_log
-
     rate = rate_of(command.learning_rate, command.model, small=RATE)
     wanted = attacks(
         command.which,
@@ -73,6 +69,13 @@ def relearn(command: Relearn) -> None:
     inputs = (command.model, command.data, command.retrained)
     for path in (command.out, _returns(command)) if command.retrained else (command.out,):
         folders.check_table(path, inputs=inputs)
+
+    # What is refused above need not wait for these.
+    from llm.data.sources import read
+    from llm.jobs.relearning import attacked, unfinished
+    from llm.jobs.values import model_beside
+    from llm.models.answers import answer_log
+
     print(f"{command.model} is taught a share of {data}; learning rate {rate:g}")
     forget, language, retrained = read(data), load_model(command), None
     if command.retrained is not None:

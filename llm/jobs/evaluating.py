@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
-from llm.jobs.values import Other, Word, data_for, language_of, log_beside
+from llm.jobs.settings import Word
+from llm.jobs.values import Other, data_for, language_of, log_beside
 from llm.logs.log import EvaluationLog
 from llm.logs.log import shared as shared_by
 from llm.logs.measures import ForgetQuality, TofuLogs, forget_quality, measures

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
-from llm.jobs.values import Word, language_of, model_beside, rate_of, word_of
+from llm.jobs.settings import Word, rate_of
+from llm.jobs.values import language_of, model_beside, word_of
 from llm.models.names import check, is_small, made
 from llm.scoring.limits import BUDGET
 from llm.unlearning.methods import Method, objective, retaining

@@ -6,14 +6,13 @@ import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from llm.jobs.settings import RATE, Word, rate_of
 from llm.jobs.values import (
     Other,
-    Word,
     data_for,
     examples_of,
     language_of,
     log_beside,
-    rate_of,
     word_of,
 )
 from llm.scoring.limits import MAX_LENGTH
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from llm.unlearning.runs import Run
 
 METHOD = "simnpo:4.5@0.125"  # the paper's for forget10
-RATE = 2e-4  # largest step size for small models
 
 
 def unlearn(

@@ -16,8 +16,9 @@ import pandas as pd
 from llm.data.sources import read
 from llm.diagnostics.scores import beside, check_scores, read_scores
 from llm.diagnostics.weights import named
+from llm.jobs.settings import Word
 from llm.logs.log import EvaluationLog
-from llm.models.names import SMALL_BYTES, check, check_has_read, data_of, is_small
+from llm.models.names import check, check_has_read, data_of
 from llm.models.source import load
 from llm.scoring.limits import BUDGET, MAX_LENGTH
 from llm.unlearning.methods import objective
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from llm.data.tofu import Example
     from llm.models.language_model import LanguageModel
 
-Word = str | os.PathLike  # the types of words, as against values
 # Another model of the same examples: itself, its log, its scores, or a word for any of them.
 Other: TypeAlias = "LanguageModel | EvaluationLog | pd.DataFrame | Location"
 
@@ -98,22 +98,6 @@ def scores_of(scores: pd.DataFrame | Location, field: str) -> pd.DataFrame:
     if isinstance(scores, Word):
         return read_scores(scores, field)
     return check_scores(scores, field)
-
-
-def rate_of(
-    given: float | None, model: LanguageModel | Location, *, small: float, large: float = 1e-5
-) -> float:
-    """Return the step size that was given, or else the one for models of this size.
-
-    A model is small if its word says so (`llm.models.names.is_small`), or the size of its
-    parameters.
-    """
-    if given is not None:
-        return given
-    if isinstance(model, Word):
-        return small if is_small(model) else large
-    size = sum(one.numel() * one.element_size() for one in model.model.parameters())
-    return small if size < SMALL_BYTES else large
 
 
 def model_beside(
