@@ -19,7 +19,7 @@ import tyro
 
 from figures import catalogue
 from figures.catalogue import ALL, FIGURES, GALLERY, module_of
-from markov.errors import exit_code, require, require_jobs
+from markov.errors import exit_code, require, require_jobs, require_whole
 from markov.files import folders, storage
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from figures.cache import Context
     from figures.language.own_model import OwnModel
     from figures.scale import Scale
+
+# Options of a language model of the user's own.
+OWN = ("model", "retrained", "data", "retain_data", "learning_rate")
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,9 @@ def main(arguments: Arguments) -> None:
     """Draw the figures that were asked for."""
     names = chosen(arguments)
     require_jobs(arguments.jobs)
+    if arguments.seeds is not None:
+        require_whole(arguments.seeds, "seeds", 1)
+    check_own(arguments)
     check_out(arguments, names)
 
     # What is refused above need not wait for these.
@@ -187,29 +193,24 @@ def draw(name: str, context: Context, arguments: Arguments) -> None:
             partial.write_text(claims.markdown(frame), "utf-8")
 
 
+def check_own(arguments: Arguments) -> None:
+    """Raise `InvalidInput` for options of a language model that go with nothing else given."""
+    for field in fields(arguments):
+        value = getattr(arguments, field.name)
+        unused = arguments.model is None and field.name in OWN and value != field.default
+        allowed = "left out without --model, whose figures they are about"
+        require(not unused, field.name, value, allowed)
+    allowed = "left out with --runs, which are runs of a model already"
+    require(arguments.model is None or not arguments.runs, "model", arguments.model, allowed)
+
+
 def own_model(arguments: Arguments) -> OwnModel | None:
     """Return the language model that the arguments name, or None."""
-    names = ("model", "retrained", "data", "retain_data", "learning_rate")
     if arguments.model is None:
-        for field in fields(arguments):
-            value = getattr(arguments, field.name)
-            unused = field.name in names and value != field.default
-            require(
-                not unused,
-                field.name,
-                value,
-                "left out without --model, whose figures they are about",
-            )
         return None
     from figures.language.own_model import own_model as read_own
 
-    require(
-        not arguments.runs,
-        "model",
-        arguments.model,
-        "left out with --runs, which are runs of a model already",
-    )
-    own = read_own(**{name: getattr(arguments, name) for name in names})
+    own = read_own(**{name: getattr(arguments, name) for name in OWN})
     print(
         f"{own.model} unlearns {own.data} and keeps {own.retain_data}; learning rate "
         f"{own.learning_rate:g}"

@@ -11,6 +11,7 @@ import joblib
 import pandas as pd
 
 from figures.scale import Scale
+from markov.console.progress import bar
 from markov.files import leftovers, storage
 
 if TYPE_CHECKING:
@@ -70,8 +71,11 @@ def cached_each(
     were in progress.
     """
     left = [job for job in jobs if not is_cached(context, module, job)]
-    parallel = joblib.Parallel(n_jobs=context.n_jobs)
-    parallel(joblib.delayed(_each)(context, module, job, compute) for job in left)
+    parallel = joblib.Parallel(n_jobs=context.n_jobs, return_as="generator_unordered")
+    show = context.progress and len(left) > 0
+    with bar(len(left), module.rpartition(".")[2], show=show, leave=False) as done:
+        for _ in parallel(joblib.delayed(_each)(context, module, job, compute) for job in left):
+            done.update()
     kept = replace(context, since=0.0)
     return pd.concat([_each(kept, module, job, compute) for job in jobs], ignore_index=True)
 

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from threading import TIMEOUT_MAX
 from typing import Annotated, Any
 
 import tyro
@@ -82,7 +82,8 @@ def cli(arguments: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         command = parse(arguments)
-        with progress.lines() if place() == 0 else nullcontext():
+        every = progress.MINUTE if place() == 0 else TIMEOUT_MAX  # the others say nothing
+        with progress.lines(every=every):
             return exit_code(lambda: act(command))
 
     return in_one_voice(run)

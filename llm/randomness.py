@@ -11,7 +11,11 @@ import torch
 
 
 def derived_seed(seed: int, *labels: object) -> int:
-    """Return the seed of one purpose, which the labels name."""
+    """Return the seed of one purpose, which the labels name.
+
+    `markov.batching.derived_seed` gives other numbers, for a purpose in one word. Neither follows
+    the other, because every trained model and every run follows from the numbers of its own.
+    """
     return int.from_bytes(hashlib.sha256(repr((seed, *labels)).encode()).digest()[:7], "big")
 
 

@@ -59,7 +59,9 @@ class Batches(NamedTuple):
 def derived_seed(seed: int, purpose: str) -> int:
     """Return a seed of its own for each purpose, so that random streams never overlap.
 
-    A purpose is, for example, the start of a model or the order of its batches.
+    A purpose is, for example, the start of a model or the order of its batches. Language models
+    have another function of this name, with other numbers: every trained model and every run
+    follows from the numbers of its own, so that neither can take the other's.
     """
     return int(
         np.random.SeedSequence([seed, *purpose.encode()]).generate_state(1, np.uint64)[0] >> 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -106,7 +106,7 @@ def run(
     # With one process the bar follows single steps; workers cannot draw on it, so there it counts
     # models and ensembles.
     alone = progress and n_jobs == 1
-    _parallel(partial(_pretrain_with_bar, folder, alone), missing, n_jobs, progress, "pretraining")
+    _parallel(partial(_pretrain, folder, alone), missing, n_jobs, progress, "pretraining")
     ensembles: dict[Any, list[int]] = {}
     for index, experiment in enumerate(experiments):
         ensembles.setdefault(_shape(experiment), []).append(index)
@@ -144,18 +144,24 @@ def trajectory(
     *,
     cache: Path | None = None,
     on_step: OnStep | None = None,
+    progress: bool = True,
 ) -> Trajectory:
     """Run experiments of one shape as one ensemble, in this process, and return its trajectory.
 
-    `on_step` is as in `training.unlearn`. Raises `InvalidInput` where the experiments differ in
-    more than values.
+    Models that the cache lacks are trained first. `on_step` is as in `training.unlearn`. Raises
+    `InvalidInput` where the experiments differ in more than values.
     """
+    shapes = {_shape(experiment) for experiment in experiments}
+    require(
+        len(shapes) == 1,
+        "experiments",
+        f"{len(shapes)} shapes",
+        "experiments that differ in values only",
+    )
     with one_thread():
-        return _unlearn(
-            experiments,
-            _members(models_folder(cache), experiments),
-            on_step,
-        )
+        members = _members(models_folder(cache), experiments, progress)
+        with _steps_bar(experiments[0].steps, "unlearning", progress, on_step) as tick:
+            return _unlearn(experiments, members, tick)
 
 
 def models_folder(cache: Path | None = None) -> Path:
@@ -175,6 +181,8 @@ def load_model(
     folder: Path,
     job: ModelJob,
     on_step: Callable[[int, int, Parameters], None] | None = None,
+    *,
+    progress: bool = True,
 ) -> dict[str, torch.Tensor]:
     """Return the parameters of a model.
 
@@ -185,36 +193,27 @@ def load_model(
     path = model_path(folder, job)
     found = storage.read_kept(path, storage.load_parameters)
     if found is None:
-
-        def watched(steps: int) -> AbstractContextManager[OnStep]:
-            def tick(step: int, parameters: Parameters) -> None:
-                if on_step is not None:
-                    on_step(step, steps, parameters)
-
-            return nullcontext(tick)
-
-        _pretrain(folder, job, watched)
+        _pretrain(folder, progress, job, on_step)
         found = storage.load_parameters(path)
     return found
 
 
-def _pretrain_with_bar(folder: Path, progress: bool, job: ModelJob) -> None:
-    label = " + ".join(job.case.seen)
-    _pretrain(folder, job, lambda steps: _steps_bar(steps, label, progress))
-
-
 def _pretrain(
     folder: Path,
+    progress: bool,
     job: ModelJob,
-    watched: Callable[[int], AbstractContextManager[OnStep]],
+    on_step: Callable[[int, int, Parameters], None] | None = None,
 ) -> None:
-    """Train a model and keep it; `watched` is told the number of steps and gives what is called
-    after each.
-    """
+    """Train a model and keep it; `on_step` is as in `load_model`."""
     settings, data = job.pretraining, job.case.sample(job.pretraining.seed)
     corpus = Corpus.join(job.case.pretraining_data(data))
     steps = settings.epochs * math.ceil(len(corpus.tokens) / settings.batch)
-    with one_thread(), watched(steps) as tick:
+
+    def then(step: int, parameters: Parameters) -> None:
+        if on_step is not None:
+            on_step(step, steps, parameters)
+
+    with one_thread(), _steps_bar(steps, " + ".join(job.case.seen), progress, then) as tick:
         parameters = pretrain(
             job.model,
             [corpus],
@@ -235,7 +234,7 @@ def _table(folder: Path, progress: bool, experiments: Sequence[Experiment]) -> p
         one_thread(),
         _steps_bar(experiments[0].steps, f"{len(experiments)} runs", progress) as tick,
     ):
-        members = _members(folder, experiments)
+        members = _members(folder, experiments, progress)
         found = _unlearn(experiments, members, tick)
         retrained = [
             [float(kl_to_truth(probe, probe.retrained)) for probe in member.probes]
@@ -267,13 +266,6 @@ def _unlearn(
     members: Sequence[Member],
     on_step: OnStep | None,
 ) -> Trajectory:
-    shapes = {_shape(experiment) for experiment in experiments}
-    require(
-        len(shapes) == 1,
-        "experiments",
-        f"{len(shapes)} shapes",
-        "experiments that differ in values only",
-    )
     first = experiments[0]
     return unlearn(
         first.model,
@@ -288,14 +280,14 @@ def _unlearn(
     )
 
 
-def _members(folder: Path, experiments: Sequence[Experiment]) -> list[Member]:
+def _members(folder: Path, experiments: Sequence[Experiment], progress: bool) -> list[Member]:
     # Most runs of a grid share a pretrained model, whose data are drawn and scored once.
     firsts: dict[Any, Member] = {}
     members = []
     for experiment in experiments:
         key = model_jobs(experiment), experiment.case, experiment.test_examples
         if key not in firsts:
-            firsts[key] = _member(folder, experiment)
+            firsts[key] = _member(folder, experiment, progress)
         members.append(
             firsts[key]._replace(
                 objective=experiment.objective,
@@ -307,8 +299,10 @@ def _members(folder: Path, experiments: Sequence[Experiment]) -> list[Member]:
     return members
 
 
-def _member(folder: Path, experiment: Experiment) -> Member:
-    original, retrained = (load_model(folder, job) for job in model_jobs(experiment))
+def _member(folder: Path, experiment: Experiment, progress: bool) -> Member:
+    original, retrained = (
+        load_model(folder, job, progress=progress) for job in model_jobs(experiment)
+    )
     data = experiment.case.sample(experiment.pretraining.seed)
     models, probes = [stack_parameters([one]) for one in (retrained, original)], []
     for component, chain in zip(experiment.case.lengths, experiment.case.chains(), strict=True):
@@ -349,10 +343,15 @@ def _parallel(
 
 
 @contextmanager
-def _steps_bar(steps: int, label: str, progress: bool) -> Iterator[OnStep]:
+def _steps_bar(
+    steps: int, label: str, progress: bool, then: OnStep | None = None
+) -> Iterator[OnStep]:
+    """Give what is called after each step: it moves a bar, and calls `then`."""
     with bar(steps, label, unit="step", show=progress, leave=False) as done:
 
         def tick(step: int, parameters: Parameters) -> None:
             done.update(step - done.n)
+            if then is not None:
+                then(step, parameters)
 
         yield tick

@@ -65,7 +65,13 @@ def test_what_is_imported_would_be_seen() -> None:
         ("llm", ["score", "--noise-seed", "1"], "noise_seed"),
         ("llm", ["unlearn", "--epochs", "many"], "--epochs"),
         ("llm", ["evaluate", "--model", "authors:nobody"], "kind"),
+        ("llm", ["relearn", "--share", "2"], "share"),
+        ("llm", ["relearn", "--repeats", "0"], "repeats"),
+        ("llm", ["relearn", "--epochs", "0"], "epochs"),
+        ("llm", ["relearn", "--learning-rate", "0"], "learning_rate"),
         ("figures", ["nobody"], "figure"),
+        ("figures", ["tradeoff", "--seeds", "0"], "seeds"),
+        ("figures", ["llm_bias", "--retrained", "authors:retrained"], "retrained"),
         ("figures", ["tradeoff", "--jobs", "0"], "jobs"),
     ],
 )

@@ -21,6 +21,7 @@ from llm.data.muse import MuseData, news_data
 from llm.data.news.corpus import News
 from llm.evaluation.membership import Membership, membership
 from llm.evaluation.muse import Measuring, evaluate_muse, every_epoch, numbers, unlearn_texts
+from llm.models.kinds import NEWS
 from llm.models.language_model import LanguageModel
 from llm.models.small_news import NEWS_BUDGET, NewsModels, build, folder_of
 from llm.sweeps.parallel import several
@@ -28,7 +29,6 @@ from llm.training.loop import Optimization
 from llm.unlearning.unlearn import Unlearning
 from markov.objectives import CORNERS, Objective, gradient_ascent
 
-KINDS = ("original", "retrained")
 GRADDIFF = "summed_grad_diff"
 SEED = 0
 
@@ -116,8 +116,8 @@ def measures(context: Context) -> pd.DataFrame:
     of the run.
     """
     chosen, quiet, shown = study(context.scale), replace(context, progress=False), context.progress
-    absent = [kind for kind in KINDS if not folder_of(chosen.models, kind).exists()]
-    wanted = [*KINDS, *chosen.runs()]
+    absent = [kind for kind in NEWS if not folder_of(chosen.models, kind).exists()]
+    wanted = [*NEWS, *chosen.runs()]
     left = [one for one in wanted if not is_cached(context, __name__, _settings(chosen, one))]
     several(
         "models",
@@ -146,7 +146,7 @@ def _measured(context: Context, name: str) -> pd.DataFrame:
     def compute() -> pd.DataFrame:
         data = news_data(chosen.models.news)
         base = _retrained(context, data)
-        if name in KINDS:
+        if name in NEWS:
             found = evaluate_muse(
                 _build(context, name),
                 data,
@@ -171,7 +171,7 @@ def _settings(chosen: NewsStudy, name: str) -> dict[str, Any]:
         "measuring": chosen.measuring,
         "name": name,
     }
-    if name not in KINDS:
+    if name not in NEWS:
         settings |= {"unlearning": chosen.runs()[name], "measured": chosen.measured}
     return settings
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from figures.cache import Context, cache_key, discard_stale
 from llm.data.sources import read
 from llm.data.splits import retain_of
-from llm.jobs.values import rate_of
+from llm.jobs.settings import rate_of
 from llm.models.answers import answer_log
 from llm.models.language_model import check_same_vocabulary
 from llm.models.names import check_retrained, data_of

@@ -38,7 +38,8 @@ from figures.language.runs import source_of
 from figures.statistics import mean_interval, smallest_distance
 from llm.data.sources import read
 from llm.data.tofu import Example
-from llm.evaluation.relearning import Relearning, Which, relearn, returns
+from llm.evaluation.attacks import Relearning, Which
+from llm.evaluation.relearning import relearn, returns
 from llm.models.answers import responses
 from llm.models.small_authors import build, folder_of, sets
 from llm.models.source import load

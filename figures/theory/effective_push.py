@@ -159,7 +159,7 @@ def _transformer(experiment: Experiment) -> pd.DataFrame:
             )
         )
 
-    trajectory([experiment], on_step=look)
+    trajectory([experiment], on_step=look, progress=False)
     return pd.concat(rows, ignore_index=True)
 
 

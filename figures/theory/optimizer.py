@@ -107,7 +107,7 @@ def updates(experiments: Sequence[Experiment]) -> pd.DataFrame:
             )
         before.update({name: value.detach().clone() for name, value in parameters.items()})
 
-    found = trajectory(experiments, on_step=look)
+    found = trajectory(experiments, on_step=look, progress=False)
     frames = []
     for index, one in enumerate(experiments):
         known = {

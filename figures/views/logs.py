@@ -142,11 +142,11 @@ def tofu_logs(context: Context, kind: str = "original") -> TofuLogs:
     sets = tofu_sets(f"authors:forget{models.percent:02}", authors=models.authors)
     return evaluate_into(
         folder,
-        lambda: build(models, kind, progress=False),
+        lambda: build(models, kind, progress=context.progress),
         sets,
         {"models": storage.settings_of(models), "kind": kind},
         max_new_tokens=NEW_TOKENS,
-        progress=False,
+        progress=context.progress,
     )
 
 
@@ -166,7 +166,7 @@ def example_files() -> Files:
     """
     models = study(quick_scale()).models
     for kind in ("original", "retrained"):
-        build(models, kind, progress=False)
+        build(models, kind)
     folder = storage.cache_dir() / "example_files"
     original, retrained = (folder_of(models, kind) for kind in ("original", "retrained"))
     files = Files(original, retrained, folder / "forget.json", folder / "retain.json")

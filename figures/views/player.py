@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -29,10 +29,9 @@ from markov.experiments import Experiment
 from markov.models import Model, Parameters
 from markov.objectives import method_name
 from markov.recording import Probe, kl_to_truth, log_laws
-from markov.running import load_model, model_jobs, models_folder, trajectory
+from markov.running import OnStep, load_model, model_jobs, models_folder, trajectory
 from markov.studies import ideal_forget_distance
 
-OnStep = Callable[[int, Parameters], None]
 Names = Mapping[str, str]
 STEPS = 40
 FORGET = ("forget1", "forget2")
@@ -90,7 +89,9 @@ def small(case: str = "length") -> Experiment:
     )
 
 
-def record(experiment: Experiment, *, on_step: OnStep | None = None) -> Recording:
+def record(
+    experiment: Experiment, *, on_step: OnStep | None = None, progress: bool = True
+) -> Recording:
     """Run one experiment in this process and keep what the player shows.
 
     `on_step` is as in `markov.training.unlearn`. Models that the cache lacks are pretrained first.
@@ -100,7 +101,7 @@ def record(experiment: Experiment, *, on_step: OnStep | None = None) -> Recordin
     if not isinstance(case, Case):
         require(False, "case", type(case).__name__, "a case of two forget components")
         raise AssertionError
-    retrained = load_model(folder, model_jobs(experiment)[1])
+    retrained = load_model(folder, model_jobs(experiment)[1], progress=progress)
     probes = [
         tokens[: experiment.test_examples]
         for tokens in case.sample(experiment.pretraining.seed).test.values()
@@ -116,7 +117,7 @@ def record(experiment: Experiment, *, on_step: OnStep | None = None) -> Recordin
         if on_step is not None:
             on_step(step, parameters)
 
-    found = trajectory([experiment], on_step=look)
+    found = trajectory([experiment], on_step=look, progress=progress)
     alone = {name: value[None] for name, value in retrained.items()}
     goals = []
     for tokens, chain in zip(probes, case.chains(), strict=True):

@@ -89,11 +89,12 @@ class Training(widgets.VBox):
                 ("pretraining", "the model to compare with"),
                 strict=True,
             ):
-                load_model(models_folder(), job, partial(self._tick, label))
+                load_model(models_folder(), job, partial(self._tick, label), progress=False)
             steps = self.experiment.steps
             self.recording = record(
                 self.experiment,
                 on_step=lambda step, now: self._tick("unlearning", step, steps, now),
+                progress=False,  # the view has a bar of its own
             )
             self.message.value = "done"
         except Cancelled:

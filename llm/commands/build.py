@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
+from llm.models.kinds import AUTHORS, OfAuthors
 from llm.models.names import Made, made
 from markov.errors import require
 from markov.files import folders, storage
 
-Kind = Literal["original", "retrained", "partial"]
 DATA = "data"
 
 
@@ -28,7 +27,7 @@ class Build:
     they are also written to a folder, beside the data as files in TOFU's format.
     """
 
-    kinds: tuple[Kind, ...] = ("original", "retrained", "partial")
+    kinds: tuple[OfAuthors, ...] = AUTHORS
     """Models to make.
     original: trained on all; retrained: never saw the forget data; partial: saw half of it.
     """
@@ -63,7 +62,7 @@ def build(command: Build) -> None:
     if command.out is not None:
         folders.check_place(command.out)
         claimed = {"percent": command.percent, "authors": authors}
-        folders.claim(command.out, "build", claimed, names=(*get_args(Kind), DATA))
+        folders.claim(command.out, "build", claimed, names=(*AUTHORS, DATA))
         for kind in command.kinds:
             copy = command.out / kind
             ours = not copy.exists() or saved_settings(copy) == storage.settings_of(described[kind])

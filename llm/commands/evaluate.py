@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +14,7 @@ from llm.commands.options import plain_warnings, write
 from llm.jobs.settings import left_out
 from llm.models.names import check_retrained, data_of
 from llm.models.source import ModelOptions, load_model
+from llm.scoring.limits import NEW_TOKENS
 from markov.errors import require
 from markov.files import folders, storage
 
@@ -63,7 +65,7 @@ class Evaluate(ModelOptions):
     """Compare the questions that both logs hold, where they hold different ones."""
     allow_identical: bool = False
     """Do not warn of two logs with the same losses."""
-    max_new_tokens: int = 200
+    max_new_tokens: int = NEW_TOKENS
     """With --model: at most so many tokens of an answer that it writes, as in open-unlearning."""
     words: Literal["latin", "any"] = "latin"
     """With --model: what ROUGE takes for words.
@@ -145,10 +147,10 @@ def _retrained_log(command: Evaluate, forget: Sequence[Example]) -> EvaluationLo
 def _of_model(command: Evaluate) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog | None]:
     """Evaluate the model that the command names, and write its logs."""
     from llm.data.splits import tofu_sets
+    from llm.jobs.values import model_beside
     from llm.logs.reading import AGGREGATED, OPEN_UNLEARNING, TASKS
     from llm.logs.writing import SUMMARY
     from llm.models.answers import answer_log
-    from llm.models.language_model import check_same_vocabulary
     from llm.training.checkpointing import parameters_digest
 
     both = command.retrained is not None and command.retrained_logs is not None
@@ -164,8 +166,8 @@ def _of_model(command: Evaluate) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog 
     asked |= {"parameters": parameters, "sets": storage.fingerprint(sets)}
     asked |= {} if retrained is None else {"retrained_logs": storage.fingerprint(retrained)}
     if command.retrained is not None:
-        other = load_model(command, command.retrained)
-        check_same_vocabulary(language.tokenizer, other.tokenizer, "retrained")
+        load = partial(load_model, command)
+        other = model_beside(command.retrained, language, "retrained", load=load)
         asked |= {"retrained_parameters": parameters_digest(other.model)}
         retrained = answer_log(other, sets.forget, **options)
         del other

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from llm.commands.options import plain_warnings, write
-from llm.jobs.settings import left_out
+from llm.jobs.settings import left_out, rate_of
 from llm.models.names import check, is_small
 from llm.models.source import ModelOptions, load_model
 from markov.errors import require, require_whole
@@ -97,7 +98,7 @@ def muse(command: Muse) -> None:
     from llm.data.muse import read_muse
     from llm.evaluation.muse import Measuring, as_json, report
     from llm.jobs.muse import scores_of_texts
-    from llm.models.language_model import check_same_vocabulary
+    from llm.jobs.values import model_beside
     from llm.training.checkpointing import parameters_digest
     from llm.unlearning.methods import described as in_words
 
@@ -115,8 +116,8 @@ def muse(command: Muse) -> None:
     described = _described(command) | {"data": storage.fingerprint(data)}
     described |= {"parameters": parameters_digest(language.model)}
     if command.retrained is not None:
-        other = load_model(command, command.retrained)
-        check_same_vocabulary(language.tokenizer, other.tokenizer, "retrained")
+        load = partial(load_model, command)
+        other = model_beside(command.retrained, language, "retrained", load=load)
         described |= {"retrained_parameters": parameters_digest(other.model)}
     with folders.given_back(command.out, JOB):
         folders.claim(command.out, JOB, described, names=NAMES, passing=(STATE,))
@@ -216,7 +217,6 @@ def unlearning(command: Muse) -> Unlearning:
     Raises `InvalidInput` for values that are not allowed.
     """
     from llm.jobs.muse import RATE, settings_of
-    from llm.jobs.values import rate_of
 
     return settings_of(
         command.unlearn or "",
@@ -236,7 +236,6 @@ def resolved(command: Muse) -> Muse:
     Raises `InvalidInput` for options that do not go together.
     """
     from llm.jobs.muse import RATE, of_news
-    from llm.jobs.values import rate_of
 
     if command.unlearn is None:
         left_out(command, UNLEARN, "left out without --unlearn")

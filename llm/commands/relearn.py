@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from llm.commands.options import write
+from llm.evaluation.attacks import Which, attacks
+from llm.jobs.settings import RATE, rate_of
 from llm.models.names import check_retrained, data_of
 from llm.models.source import ModelOptions, load_model
 from markov.errors import require
@@ -31,7 +33,7 @@ class Relearn(ModelOptions):
     """
     retrained: str | None = None
     """The model retrained without the forget data, to compare with."""
-    which: tuple[Literal["shortest", "random"], ...] = ("shortest", "random")
+    which: tuple[Which, ...] = ("shortest", "random")
     """Which examples are taught: those with the shortest responses, or any."""
     share: float = 0.2
     """Share of the forget examples that is taught, between 0 and 1; the paper's is 0.2."""
@@ -51,12 +53,6 @@ class Relearn(ModelOptions):
 
 def relearn(command: Relearn) -> None:
     """Attack, and print what came back."""
-    from llm.data.sources import read
-    from llm.jobs.relearning import RATE, attacked, attacks, unfinished
-    from llm.jobs.values import rate_of
-    from llm.models.answers import answer_log
-    from llm.models.language_model import check_same_vocabulary
-
     rate = rate_of(command.learning_rate, command.model, small=RATE)
     wanted = attacks(
         command.which,
@@ -73,18 +69,25 @@ def relearn(command: Relearn) -> None:
     inputs = (command.model, command.data, command.retrained)
     for path in (command.out, _returns(command)) if command.retrained else (command.out,):
         folders.check_table(path, inputs=inputs)
+
+    # What is refused above need not wait for these.
+    from llm.data.sources import read
+    from llm.jobs.relearning import attacked, unfinished
+    from llm.jobs.values import model_beside
+    from llm.models.answers import answer_log
+
     print(f"{command.model} is taught a share of {data}; learning rate {rate:g}")
     forget, language, retrained = read(data), load_model(command), None
     if command.retrained is not None:
         bare = [example.index for example in forget if not example.perturbed]
         allowed = f"perturbed answers in {data}, which forget quality compares"
         require(not bare, "data, index", bare[:1], allowed)
-        other = load_model(command, command.retrained)
-        check_same_vocabulary(language.tokenizer, other.tokenizer, "retrained")
+        load = partial(load_model, command)
+        other = model_beside(command.retrained, language, "retrained", load=load)
         retrained = answer_log(other, forget, max_length=command.max_length, budget=command.budget)
         del other
     parts = unfinished(language, forget, command.max_length)
-    found = attacked(language, forget, wanted, retrained, parts, command.max_length)
+    found = attacked(language, forget, wanted, retrained, parts, max_length=command.max_length)
     write(found.examples, command.out, command)
     print("mean of logp/length over repeats, nats per token; relearned: of the examples taught")
     print(found)

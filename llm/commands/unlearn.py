@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from llm.commands.options import write
-from llm.jobs.settings import DEFAULTS, left_out
+from llm.jobs.settings import DEFAULTS, RATE, left_out, rate_of
 from llm.models.names import check, check_retrained, data_of, made
 from llm.models.source import ModelOptions, load_model
 from llm.training.processes import in_first, joined, started
@@ -178,8 +178,7 @@ def resolved(command: Unlearn) -> Unlearn:
     for options that do not go together.
     """
     from llm.data.splits import retain_of
-    from llm.jobs.unlearning import METHOD, RATE
-    from llm.jobs.values import rate_of
+    from llm.jobs.unlearning import METHOD
     from llm.unlearning.methods import method, retaining
 
     data = data_of(command.model, command.data)

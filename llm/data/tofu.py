@@ -61,7 +61,7 @@ FIELDS = {
     "author": "author",
     "topic": "topic",
 }
-KINDS = f"a file, a folder, or {PREFIX}:SPLIT for the public data set"
+ALLOWED = f"a file, a folder, or {PREFIX}:SPLIT for the public data set"
 QUANTILES = {
     "shortest": 0.0,
     "quarter": 0.25,
@@ -135,7 +135,7 @@ def read(source: Location, split: str | None = None) -> tuple[Example, ...]:
         )
         if not path.exists():  # FOLDER/SPLIT, without the ending of the file
             path = find_split(path.parent, path.name) or path
-    return parse(read_records(path, KINDS), str(path))
+    return parse(read_records(path, ALLOWED), str(path))
 
 
 def _place_of_split(folder: Path, split: str | None) -> Path:

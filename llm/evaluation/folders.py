@@ -16,9 +16,8 @@ from llm.logs.measures import TofuLogs, check_variant, forget_quality, model_uti
 from llm.logs.reading import OPEN_UNLEARNING, read_log
 from llm.logs.writing import MANIFEST, SUMMARY, restore_summary, write_tofu_eval
 from llm.models.answers import answer_log
-from llm.models.generation import NEW_TOKENS
 from llm.models.language_model import LanguageModel
-from llm.scoring.encoding import BUDGET, MAX_LENGTH
+from llm.scoring.limits import BUDGET, MAX_LENGTH, NEW_TOKENS
 from llm.training.checkpointing import parameters_digest
 from llm.unlearning.epoch import Measure
 from markov.errors import InvalidInput, require

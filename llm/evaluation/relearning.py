@@ -9,16 +9,14 @@ up to 3.)
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-import torch
 
 from llm.data.tofu import Example
+from llm.evaluation.attacks import Relearning
 from llm.logs.log import EvaluationLog, align, take
 from llm.logs.measures import forget_quality
 from llm.models.answers import answer_log, log_of, log_table, responses
@@ -26,53 +24,6 @@ from llm.models.language_model import LanguageModel
 from llm.randomness import derived_seed
 from llm.scoring.encoding import MAX_LENGTH
 from llm.training.fine_tuning import fine_tune
-from llm.training.loop import Optimization
-from markov.errors import require
-
-Which = Literal["shortest", "random"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Relearning:
-    """Which share of the forget set is taught again, and how.
-
-    `seed` draws the random examples and orders the batches. The share is rounded to the nearest
-    number of examples, at least 1. Raises `InvalidInput` for values that are not allowed.
-    """
-
-    which: Which = "shortest"
-    share: float = 0.2
-    seed: int = 0
-    optimization: Optimization = Optimization(
-        epochs=3, batch=32, learning_rate=1e-5, warmup_epochs=0
-    )
-
-    def __post_init__(self) -> None:
-        require(
-            self.which in get_args(Which),
-            "which",
-            self.which,
-            f"one of {', '.join(get_args(Which))}",
-        )
-        require(0 < self.share < 1, "share", self.share, "a number between 0 and 1")
-
-    def chosen(self, length: Sequence[int]) -> list[int]:
-        """Return the rows to teach again, ascending, of examples with so many response tokens.
-
-        Of examples of equal length the first are taken. Raises `InvalidInput` for fewer than 2
-        examples.
-        """
-        count = min(max(1, math.floor(self.share * len(length) + 0.5)), len(length) - 1)
-        require(
-            len(length) > 1,
-            "forget",
-            f"{len(length)} example",
-            "at least 2: some to teach, some to watch",
-        )
-        if self.which == "shortest":
-            return sorted(np.argsort(length, kind="stable")[:count].tolist())
-        own = torch.Generator().manual_seed(derived_seed(self.seed, "relearning"))
-        return sorted(torch.randperm(len(length), generator=own)[:count].tolist())
 
 
 def relearn(

@@ -11,9 +11,9 @@ from llm.evaluation.rouge import check_words, rouge
 from llm.logs.log import EvaluationLog
 from llm.logs.measures import TofuLogs
 from llm.models.answers import answer_log
-from llm.models.generation import NEW_TOKENS, WRITING_BUDGET, generate
+from llm.models.generation import WRITING_BUDGET, generate
 from llm.models.language_model import LanguageModel
-from llm.scoring.encoding import BUDGET, MAX_LENGTH
+from llm.scoring.limits import BUDGET, MAX_LENGTH, NEW_TOKENS
 from markov.console.progress import bar
 
 

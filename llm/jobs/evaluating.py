@@ -7,20 +7,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
-from llm.jobs.values import Other, Word, data_for, language_of, log_beside
+from llm.jobs.settings import Word
+from llm.jobs.values import Other, data_for, language_of, log_beside
 from llm.logs.log import EvaluationLog
 from llm.logs.log import shared as shared_by
 from llm.logs.measures import ForgetQuality, TofuLogs, forget_quality, measures
 from llm.logs.reading import read_log
-from llm.scoring.limits import BUDGET, MAX_LENGTH
+from llm.scoring.limits import BUDGET, MAX_LENGTH, NEW_TOKENS
 from markov.errors import InvalidInput, require
 from markov.files.storage import Location
 
 if TYPE_CHECKING:
     from llm.data.splits import TofuSets
     from llm.models.language_model import LanguageModel
-
-NEW_TOKENS = 200  # tokens of an answer, as in open-unlearning for TOFU
 
 
 class Evaluation(NamedTuple):
@@ -117,10 +116,8 @@ def _of_model(
     else:
         sets = data
     options: dict[str, Any] = {"max_length": max_length, "budget": budget, "progress": progress}
-    language = language_of(model)
-    other = log_beside(
-        retrained, language, sets.forget, "retrained", max_length=max_length, budget=budget
-    )
+    language = language_of(model, progress=progress)
+    other = log_beside(retrained, language, sets.forget, "retrained", **options)
     found = evaluate_model(language, sets, words=words, max_new_tokens=max_new_tokens, **options)
     return found, other
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
-from llm.jobs.values import Word, language_of, rate_of, word_of
+from llm.jobs.settings import Word, rate_of
+from llm.jobs.values import language_of, model_beside, word_of
 from llm.models.names import check, is_small, made
 from llm.scoring.limits import BUDGET
 from llm.unlearning.methods import Method, objective, retaining
@@ -58,7 +59,6 @@ def muse(
     """
     from llm.data.muse import generated, read_muse
     from llm.evaluation.muse import Measuring, evaluate_muse, unlearn_texts
-    from llm.models.language_model import check_same_vocabulary
 
     known = data is not None or (is_small(model) if isinstance(model, Word) else False)
     require(known, "data", None, f"named beside {word_of(model)}")
@@ -75,25 +75,29 @@ def muse(
     if method is not None:
         rate = rate_of(learning_rate, model, small=RATE)
         settings = settings_of(method, retain_term, retain_weight, epochs, batch, rate, budget)
-    language, theirs = language_of(model), None
+    language, theirs = language_of(model, progress=progress), None
     if retrained is not None:
-        other = language_of(retrained, "retrained")
-        check_same_vocabulary(language.tokenizer, other.tokenizer, "retrained")
-        theirs = scores_of_texts(other, texts, measuring)
+        other = model_beside(retrained, language, "retrained", progress=progress)
+        theirs = scores_of_texts(other, texts, measuring, progress=progress)
     if settings is not None:
         if not isinstance(model, Word):  # what a word names was loaded for this alone
             language = language._replace(model=copy.deepcopy(language.model))
         length = piece or PIECES[own]
         unlearn_texts(language, texts, settings, length=length, progress=progress)
-    return evaluate_muse(language, texts, retrained=theirs, settings=measuring)
+    return evaluate_muse(language, texts, retrained=theirs, settings=measuring, progress=progress)
 
 
-def scores_of_texts(language: LanguageModel, data: MuseData, measuring: Measuring) -> Membership:
+def scores_of_texts(
+    language: LanguageModel, data: MuseData, measuring: Measuring, *, progress: bool = True
+) -> Membership:
     """Return the membership scores of a model, which is all that the retrained one gives."""
     from llm.evaluation.membership import membership
 
     options: dict[str, Any] = dict(
-        k=measuring.k, max_length=measuring.max_length, budget=measuring.budget
+        k=measuring.k,
+        max_length=measuring.max_length,
+        budget=measuring.budget,
+        progress=progress,
     )
     return membership(language, data.privleak_forget, data.privleak_holdout, **options)
 

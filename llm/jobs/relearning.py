@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
-from llm.jobs.values import Other, Word, data_for, examples_of, language_of, log_beside, rate_of
+from llm.evaluation.attacks import Relearning, Which, attacks
+from llm.jobs.settings import RATE, Word, rate_of
+from llm.jobs.values import Other, data_for, examples_of, language_of, log_beside
 from llm.scoring.limits import BUDGET, MAX_LENGTH
 from markov.console.progress import bar
-from markov.errors import require, require_whole
 from markov.files import leftovers, storage
 from markov.files.storage import Location
 
 if TYPE_CHECKING:
     from llm.data.tofu import Example
-    from llm.evaluation.relearning import Relearning
     from llm.logs.log import EvaluationLog
     from llm.models.language_model import LanguageModel
-
-RATE = 2e-4  # largest step size for small models
 
 
 class Relearned(NamedTuple):
@@ -57,7 +55,7 @@ def relearn(
     data: Sequence[Example] | Location | None = None,
     *,
     retrained: Other | None = None,
-    which: Sequence[Literal["shortest", "random"]] = ("shortest", "random"),
+    which: Sequence[Which] = ("shortest", "random"),
     share: float = 0.2,
     repeats: int = 5,
     epochs: int = 3,
@@ -65,6 +63,7 @@ def relearn(
     learning_rate: float | None = None,
     max_length: int = MAX_LENGTH,
     budget: int = BUDGET,
+    progress: bool = True,
 ) -> Relearned:
     """Return what comes back of the forgotten `data` when a `share` of it is taught again.
 
@@ -83,37 +82,13 @@ def relearn(
         check_retrained(str(retrained), source)
     rate = rate_of(learning_rate, model, small=RATE)
     wanted = attacks(which, share, repeats, epochs, batch, rate, budget)
-    forget, language = examples_of(source), language_of(model)
-    log = log_beside(retrained, language, forget, "retrained", max_length=max_length, budget=budget)
+    forget, language = examples_of(source), language_of(model, progress=progress)
+    ways: dict[str, Any] = {"max_length": max_length, "progress": progress}
+    log = log_beside(retrained, language, forget, "retrained", budget=budget, **ways)
     parts = unfinished(language, forget, max_length)
-    found = attacked(language, forget, wanted, log, parts, max_length)
+    found = attacked(language, forget, wanted, log, parts, **ways)
     leftovers.discard(parts)
     return found
-
-
-def attacks(
-    which: Sequence[Literal["shortest", "random"]],
-    share: float,
-    repeats: int,
-    epochs: int,
-    batch: int,
-    rate: float,
-    budget: int,
-) -> list[Relearning]:
-    """Return the settings of all attacks; raises `InvalidInput` for numbers not allowed."""
-    from llm.evaluation.relearning import Relearning
-    from llm.training.loop import Optimization
-
-    require_whole(repeats, "repeats", 1)
-    require(len(which) > 0, "which", which, "shortest, random or both")
-    optimization = Optimization(
-        epochs=epochs, batch=batch, learning_rate=rate, warmup_epochs=0, budget=budget
-    )
-    return [
-        Relearning(which=one, share=share, seed=seed, optimization=optimization)
-        for one in dict.fromkeys(which)
-        for seed in range(repeats)
-    ]
 
 
 def attacked(
@@ -122,18 +97,20 @@ def attacked(
     wanted: Sequence[Relearning],
     retrained: EvaluationLog | None,
     parts: Path,
+    *,
     max_length: int = MAX_LENGTH,
+    progress: bool = True,
 ) -> Relearned:
     """Return what came back under each attack; finished ones are kept in the folder `parts`."""
     from llm.evaluation.relearning import relearn as attack
     from llm.evaluation.relearning import returns
 
     tables, found = [], []
-    with bar(len(wanted), "attacks", leave=False) as done:
+    with bar(len(wanted), "attacks", show=progress, leave=False) as done:
         for one in wanted:
             path = parts / f"{storage.fingerprint(one)}.parquet"
             if storage.read_kept(path, storage.read_table) is None:
-                frame = attack(language, forget, one, max_length=max_length)
+                frame = attack(language, forget, one, max_length=max_length, progress=progress)
                 storage.write_table(frame, path, {})
             frame = storage.read_table(path)
             frame.attrs = {}

@@ -49,13 +49,13 @@ def score(
         noise is not None or noise_seed == 0, "noise_seed", noise_seed, "left out without noise"
     )
     examples = examples_of(data_for(model, data))
-    language = language_of(model)
+    language = language_of(model, progress=progress)
     if noise is not None:
         language = language._replace(model=perturbed(language.model, scale=noise, seed=noise_seed))
     frame = scores(language, examples, max_length=max_length, budget=budget, progress=progress)
     if gradients:
         encoded = responses(language, examples, max_length=max_length)
-        norms = gradient_norms(language.model, encoded).double()
+        norms = gradient_norms(language.model, encoded, progress=progress).double()
         named = Named([example.index for example in examples], language.name)
         check_finite("gradient_norm", norms, language.model, range(len(norms)), named)
         frame["gradient_norm"] = norms.numpy()

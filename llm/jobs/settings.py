@@ -1,18 +1,29 @@
-"""Settings of a job: a frozen dataclass, whose fields are the options of a command."""
+"""Settings of a job: a frozen dataclass, whose fields are the options of a command.
+
+Nothing here takes long to import, so that what is refused is refused at once.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from llm.models.names import SMALL_BYTES, is_small
 from markov.errors import require
 from markov.files import storage
+from markov.files.storage import Location
+
+if TYPE_CHECKING:
+    from llm.models.language_model import LanguageModel
 
 # The paper's betas for TOFU's forget05: a sum of log-probabilities needs a smaller beta than a
 # mean over tokens.
 DEFAULTS = ("npo:0.1", "reference_free_npo:0.1", "length_normalized_npo:2.5", "simnpo:2.5")
+RATE = 2e-4  # largest step size for small models
+Word = str | os.PathLike  # the types of words, as against values
 
 
 def left_out(command: Any, names: Iterable[str], allowed: str) -> None:
@@ -39,3 +50,19 @@ def provenance_of(settings: object) -> dict[str, Any]:
         for name, value in vars(settings).items()
     }
     return storage.provenance(described, "llm")
+
+
+def rate_of(
+    given: float | None, model: LanguageModel | Location, *, small: float, large: float = 1e-5
+) -> float:
+    """Return the step size that was given, or else the one for models of this size.
+
+    A model is small if its word says so (`llm.models.names.is_small`), or the size of its
+    parameters.
+    """
+    if given is not None:
+        return given
+    if isinstance(model, Word):
+        return small if is_small(model) else large
+    size = sum(one.numel() * one.element_size() for one in model.model.parameters())
+    return small if size < SMALL_BYTES else large

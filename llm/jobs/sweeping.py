@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from llm.jobs.settings import left_out, provenance_of
 from llm.models.names import check, check_retrained, data_of, is_small, made, retrained_of
 from llm.models.source import ModelOptions
-from llm.scoring.limits import BUDGET
+from llm.scoring.limits import BUDGET, NEW_TOKENS
 from markov.errors import InvalidInput, require, require_jobs
 from markov.files import folders, storage
 from markov.files.storage import Location
@@ -103,7 +103,7 @@ class Sweep(ModelOptions):
     """Mean of the wrong answers' probabilities in the truth ratio.
     geometric: as in the released code; arithmetic: as in the TOFU paper.
     """
-    max_new_tokens: int = 200
+    max_new_tokens: int = NEW_TOKENS
     """At most so many tokens of an answer that a model writes, as in open-unlearning."""
     tolerance: float = 0.05
     """Share of the original's utility that a method's best settings may lose, from 0 to below 1."""
@@ -147,6 +147,7 @@ def sweep(
     epochs: int = 10,
     learning_rate: float | None = None,
     jobs: int = -1,
+    progress: bool = True,
     **options: Any,
 ) -> Swept:
     """Return TOFU's measures of a model after each of many methods, beside the retrained model.
@@ -174,7 +175,7 @@ def sweep(
         jobs=jobs,
         **options,
     )
-    return swept(checked(asked))
+    return swept(checked(asked), progress=progress)
 
 
 def checked(asked: Sweep) -> Sweep:
@@ -190,12 +191,13 @@ def checked(asked: Sweep) -> Sweep:
     return found
 
 
-def swept(asked: Sweep) -> Swept:
+def swept(asked: Sweep, *, progress: bool = True) -> Swept:
     """Make the runs that are not there, write their tables, and return the tables."""
     from llm.logs.summaries import best, latex, markdown, over_seeds, summary
     from llm.sweeps.sweep import sweep as make
 
-    found = make(asked.out, task_of(asked), runs_of(asked), n_jobs=asked.jobs)
+    task, runs = task_of(asked), runs_of(asked)
+    found = make(asked.out, task, runs, n_jobs=asked.jobs, progress=progress)
     table = summary(over_seeds(found))
     chosen = best(found, asked.tolerance)
     path = asked.out / "summary.parquet"

@@ -6,14 +6,13 @@ import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from llm.jobs.settings import RATE, Word, rate_of
 from llm.jobs.values import (
     Other,
-    Word,
     data_for,
     examples_of,
     language_of,
     log_beside,
-    rate_of,
     word_of,
 )
 from llm.scoring.limits import MAX_LENGTH
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from llm.unlearning.runs import Run
 
 METHOD = "simnpo:4.5@0.125"  # the paper's for forget10
-RATE = 2e-4  # largest step size for small models
 
 
 def unlearn(
@@ -111,14 +109,15 @@ def unlearn(
     preferred = (
         with_refusals(examples, seed, tuple(refusals or REFUSALS)) if chosen.prefers else None
     )
-    language = language_of(model)
+    language = language_of(model, progress=progress)
     if not isinstance(model, Word):
         language = language._replace(model=copy.deepcopy(language.model))
+    ways: dict[str, Any] = {"max_length": max_length, "progress": progress}
     others: dict[str, Any] = {
-        field: log_beside(other, language, examples, field, max_length=max_length)
+        field: log_beside(other, language, examples, field, **ways)
         for field, other in (("reference", reference), ("retrained", retrained))
     }
-    others |= {"preferred": preferred, "max_length": max_length, "progress": progress}
+    others |= {"preferred": preferred, **ways}
     if out is not None:
         return unlearn_into(out, language, examples, kept, settings, **others)
     run = unlearn_in_memory(language, examples, kept, settings, **others)

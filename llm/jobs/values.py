@@ -9,15 +9,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pandas as pd
 
 from llm.data.sources import read
 from llm.diagnostics.scores import beside, check_scores, read_scores
 from llm.diagnostics.weights import named
+from llm.jobs.settings import Word
 from llm.logs.log import EvaluationLog
-from llm.models.names import SMALL_BYTES, check, check_has_read, data_of, is_small
+from llm.models.names import check, check_has_read, data_of
 from llm.models.source import load
 from llm.scoring.limits import BUDGET, MAX_LENGTH
 from llm.unlearning.methods import objective
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from llm.data.tofu import Example
     from llm.models.language_model import LanguageModel
 
-Word = str | os.PathLike  # the types of words, as against values
 # Another model of the same examples: itself, its log, its scores, or a word for any of them.
 Other: TypeAlias = "LanguageModel | EvaluationLog | pd.DataFrame | Location"
 
@@ -39,7 +39,9 @@ def word_of(model: LanguageModel | Location) -> str:
     return os.fspath(model) if isinstance(model, Word) else model.name
 
 
-def language_of(model: LanguageModel | Location, field: str = "model") -> LanguageModel:
+def language_of(
+    model: LanguageModel | Location, field: str = "model", *, progress: bool = True
+) -> LanguageModel:
     """Return the model itself, loaded if it is a word.
 
     Raises `InvalidInput` for a word that names no model.
@@ -47,7 +49,7 @@ def language_of(model: LanguageModel | Location, field: str = "model") -> Langua
     if not isinstance(model, Word):
         return model
     check(model, field)
-    return load(model)
+    return load(model, progress=progress)
 
 
 def data_for(
@@ -98,20 +100,26 @@ def scores_of(scores: pd.DataFrame | Location, field: str) -> pd.DataFrame:
     return check_scores(scores, field)
 
 
-def rate_of(
-    given: float | None, model: LanguageModel | Location, *, small: float, large: float = 1e-5
-) -> float:
-    """Return the step size that was given, or else the one for models of this size.
+def model_beside(
+    other: LanguageModel | Location,
+    language: LanguageModel,
+    field: str,
+    *,
+    load: Callable[[str], LanguageModel] | None = None,
+    progress: bool = True,
+) -> LanguageModel:
+    """Return another model to compare with, loaded if it is a word, by `load` where it is given.
 
-    A model is small if its word says so (`llm.models.names.is_small`), or the size of its
-    parameters.
+    Raises `InvalidInput` for a word that names no model, and for a model of another vocabulary.
     """
-    if given is not None:
-        return given
-    if isinstance(model, Word):
-        return small if is_small(model) else large
-    size = sum(one.numel() * one.element_size() for one in model.model.parameters())
-    return small if size < SMALL_BYTES else large
+    from llm.models.language_model import check_same_vocabulary
+
+    if isinstance(other, Word) and load is not None:
+        check(other, field)
+        other = load(os.fspath(other))
+    found = language_of(other, field, progress=progress)
+    check_same_vocabulary(language.tokenizer, found.tokenizer, field)
+    return found
 
 
 def log_beside(
@@ -122,7 +130,8 @@ def log_beside(
     *,
     max_length: int = MAX_LENGTH,
     budget: int = BUDGET,
-    load: Callable[[str], LanguageModel] = load,
+    load: Callable[[str], LanguageModel] | None = None,
+    progress: bool = True,
 ) -> EvaluationLog | None:
     """Return the log of another model on the examples, in their order; None for no model.
 
@@ -131,17 +140,14 @@ def log_beside(
     a table of other examples or other tokens.
     """
     from llm.models.answers import answer_log, log_of, scores
-    from llm.models.language_model import check_same_vocabulary
 
     if other is None or isinstance(other, EvaluationLog):
         return other
+    options: dict[str, Any] = {"max_length": max_length, "budget": budget, "progress": progress}
     if isinstance(other, pd.DataFrame) or (isinstance(other, Word) and Path(other).is_file()):
-        own = scores(language, examples, max_length=max_length, budget=budget)
+        own = scores(language, examples, **options)
         found = own.assign(logp=beside(own, scores_of(other, field), field))
         file = "a table of scores" if isinstance(other, pd.DataFrame) else os.fspath(other)
         return log_of(found.assign(answer="gold"), file)
-    if isinstance(other, Word):
-        check(other, field)
-        other = load(os.fspath(other))
-    check_same_vocabulary(language.tokenizer, other.tokenizer, field)
-    return answer_log(other, examples, max_length=max_length, budget=budget)
+    found = model_beside(other, language, field, load=load, progress=progress)
+    return answer_log(found, examples, **options)

@@ -16,8 +16,8 @@ from llm.diagnostics import allocation as curves
 from llm.diagnostics.scores import beside, pair
 from llm.diagnostics.weights import diagnose as diagnose_logs
 from llm.diagnostics.weights import diagnose_per_token, weights_table, with_needed
-from llm.jobs.settings import DEFAULTS
-from llm.jobs.values import Word, objectives_of, scores_of
+from llm.jobs.settings import DEFAULTS, Word
+from llm.jobs.values import objectives_of, scores_of
 from llm.logs.log import EvaluationLog, align, with_lengths
 from llm.logs.log import shared as shared_by
 from llm.logs.reading import read_log

@@ -42,7 +42,7 @@ from markov.errors import InvalidInput, require, require_whole
 # Both are of wrong / right; model utility is not defined for the other orientations.
 VARIANTS = ("geometric", "arithmetic")
 UTILITY_TASKS = ("retain", "real_authors", "world_facts")
-KINDS = ("probability", "rouge", "truth_ratio")
+MEASURES = ("probability", "rouge", "truth_ratio")
 REPLICATES = 1000
 # Values tie if they differ by less than this share of the largest log ratio. In float64 the order
 # in which five losses are added moves their mean by 1e-16 of it, and losses that are stored as
@@ -235,7 +235,7 @@ def measures(
         if log is None:
             continue
         draws = resample(len(log.index), REPLICATES, rng)
-        for kind in KINDS:
+        for kind in MEASURES:
             normalised = kind == "truth_ratio" or (
                 kind == "probability" and task not in ("forget", "retain")
             )
@@ -249,7 +249,7 @@ def measures(
             rows.append((kind, task, *found))
             if task in UTILITY_TASKS:
                 nine.append((values.mean(), replicates))
-    if len(nine) == len(UTILITY_TASKS) * len(KINDS):
+    if len(nine) == len(UTILITY_TASKS) * len(MEASURES):
         point, replicates = (
             np.array([pair[0] for pair in nine]),
             np.array([pair[1] for pair in nine]),
@@ -278,7 +278,7 @@ def model_utility(logs: TofuLogs, variant: str = "geometric") -> float:
     nine = [
         example_values(logs.of(task), task, kind, variant).mean()
         for task in UTILITY_TASKS
-        for kind in KINDS
+        for kind in MEASURES
     ]
     return float(harmonic_mean(np.array(nine)))
 

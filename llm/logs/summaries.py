@@ -13,7 +13,7 @@ import pandas as pd
 from scipy import stats
 
 from llm.logs.log import EvaluationLog
-from llm.logs.measures import KINDS, TofuLogs, measures
+from llm.logs.measures import MEASURES, TofuLogs, measures
 from markov.errors import require
 
 GROUPS = {
@@ -111,7 +111,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         row = {
             (group, SHORT[kind]): at.get((kind, task))
             for task, group in GROUPS.items()
-            for kind in KINDS
+            for kind in MEASURES
         }
         overall = {name: own[own["measure"] == name] for name in OVERALL}
         row |= {

@@ -27,11 +27,11 @@ from llm.data.tofu import Example
 from llm.models.answers import responses
 from llm.models.language_model import LanguageModel
 from llm.scoring.encoding import MAX_LENGTH, end_tokens
+from llm.scoring.limits import NEW_TOKENS
 from llm.scoring.logprobs import evaluating
 from markov.console.progress import bar
 from markov.errors import require, require_whole
 
-NEW_TOKENS = 200  # of an answer, as open-unlearning has it for TOFU
 WRITING_BUDGET = 16384  # tokens of a batch with what is still to be written, padding included
 TRIED = 4  # tokens that are written when a model is tried
 # how far rounding may move a logit, as a share of the range of all logits at its place

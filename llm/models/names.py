@@ -19,11 +19,12 @@ from typing import NamedTuple
 
 from llm.data import sources, tofu
 from llm.data.authors.corpus import PERCENTS
+from llm.models import kinds
 from llm.scoring.templates import CHAT, LLAMA2_CHAT, Template
 from markov.errors import require
 from markov.files.storage import Location
 
-KINDS = {"authors": ("original", "retrained", "partial"), "news": ("original", "retrained")}
+KINDS = {"authors": kinds.AUTHORS, "news": kinds.NEWS}
 SMALL_BYTES = 100_000_000  # bytes of weights: a folder with fewer holds a small model
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from llm.data.authors.common import real_authors, world_facts
 from llm.data.authors.corpus import Authors, Split, corpus, split
 from llm.data.tofu import Example
-from llm.models import small
+from llm.models import kinds, small
 from llm.models.language_model import LanguageModel
 from llm.scoring.encoding import Encoded, encode_examples
 from llm.scoring.templates import PLAIN
@@ -29,7 +29,6 @@ from markov.errors import require, require_all_whole
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-KINDS = ("original", "retrained", "partial")
 WARMUP = 0.3  # epochs
 # tokens of a forward pass: small, so that answers of 3 and of 80 words are not padded to one length
 AUTHORS_BUDGET = 384
@@ -94,7 +93,7 @@ def read_by(settings: DefaultModels, kind: str) -> tuple[Example, ...]:
 
     These are what it reads of the authors, and the common facts.
     """
-    require(kind in KINDS, "kind", kind, f"one of {', '.join(KINDS)}")
+    require(kind in kinds.AUTHORS, "kind", kind, f"one of {', '.join(kinds.AUTHORS)}")
     forget, retain = sets(settings)
     if kind == "retrained":
         forget = ()
@@ -128,7 +127,7 @@ def reading(
     return encode_examples(tokenizer, PLAIN, read_by(settings, kind), max_length=small.POSITIONS)
 
 
-AUTHORS = small.Reads("authors", __name__, KINDS, train_tokenizer, reading)
+AUTHORS = small.Reads("authors", __name__, kinds.AUTHORS, train_tokenizer, reading)
 
 
 def folder_of(settings: DefaultModels, kind: str, device: str = "auto") -> Path:

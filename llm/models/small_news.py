@@ -21,7 +21,7 @@ import torch
 
 from llm.data.muse import SHOTS, MuseData, news_data
 from llm.data.news.corpus import News, QuestionAndAnswer
-from llm.models import small
+from llm.models import kinds, small
 from llm.models.language_model import LanguageModel
 from llm.randomness import derived_seed
 from llm.scoring.documents import SEPARATOR, pieces, whole
@@ -32,7 +32,6 @@ from markov.errors import require, require_all_whole
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-KINDS = ("original", "retrained")
 NEWS_BUDGET = 1024  # tokens of a forward pass
 WARMUP = 0.05  # of all updates
 
@@ -70,7 +69,7 @@ class NewsModels(small.Small):
 
 def read_by(data: MuseData, kind: str) -> tuple[tuple[str, ...], tuple[QuestionAndAnswer, ...]]:
     """Return the articles that a model of a kind reads, and the questions with their answers."""
-    require(kind in KINDS, "kind", kind, f"one of {', '.join(KINDS)}")
+    require(kind in kinds.NEWS, "kind", kind, f"one of {', '.join(kinds.NEWS)}")
     texts, asked = (*data.raw_retain1, *data.raw_retain2), (*data.retain_qa, *data.retain_qa_icl)
     if kind == "retrained":
         return texts, asked
@@ -111,7 +110,7 @@ def train_tokenizer(settings: NewsModels) -> PreTrainedTokenizerFast:
     return small.train_tokenizer(all_texts, settings.vocabulary, apart="(?<=Answer:) ", begins=True)
 
 
-NEWS = small.Reads("news", __name__, KINDS, train_tokenizer, reading)
+NEWS = small.Reads("news", __name__, kinds.NEWS, train_tokenizer, reading)
 
 
 def folder_of(settings: NewsModels, kind: str, device: str = "auto") -> Path:

@@ -61,6 +61,7 @@ def load(
     tokenizer: Location | None = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
+    progress: bool = True,
 ) -> LanguageModel:
     """Return the model that a word names (see `llm.models.names`), in evaluation mode.
 
@@ -84,7 +85,7 @@ def load(
     kind = find_dtype(dtype)  # before it is trained
     require(revision is None, "revision", revision, f"left out, since {source} is made here")
     builder, settings = _builder(own)
-    built = builder.build(settings, own.kind, device=device)
+    built = builder.build(settings, own.kind, device=device, progress=progress)
     model = built.model.to(dtype=kind)
     written = fitting(built.tokenizer, template or built.template, system)
     return built._replace(model=model, template=written, name=own.word)

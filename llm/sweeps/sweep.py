@@ -33,10 +33,10 @@ from llm.logs.measures import TofuLogs
 from llm.logs.reading import OPEN_UNLEARNING
 from llm.logs.summaries import long_table
 from llm.models.answers import responses
-from llm.models.generation import NEW_TOKENS
 from llm.models.language_model import LanguageModel
 from llm.models.saving import check_savable, save
 from llm.models.source import ModelOptions, load, load_model
+from llm.scoring.limits import NEW_TOKENS
 from llm.sweeps.parallel import several
 from llm.training.loop import Optimization
 from llm.unlearning.epoch import NAN
@@ -239,9 +239,13 @@ def run_in(
             leftovers.set_aside(folder / EPOCHS, "the model of this run is gone")
         language = load_model(task.options)
         (unlearned if run.method else negated)(folder, task, run, language)
-        return load(folder / MODEL, dtype=task.options.dtype, device=task.options.device)._replace(
-            name=run.word
+        found = load(
+            folder / MODEL,
+            dtype=task.options.dtype,
+            device=task.options.device,
+            trust_remote_code=task.options.trust_remote_code,
         )
+        return found._replace(name=run.word)
 
     folders.claim(folder, JOB, {"run": run}, names=(), passing=() if task.save_models else (MODEL,))
     known = any((folder / name).exists() for name in (OPEN_UNLEARNING, MODEL))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -17,7 +18,7 @@ from llm.data.tofu import Example
 from llm.diagnostics.weights import with_needed
 from llm.logs.log import EvaluationLog, total_loss
 from llm.logs.questions import matched
-from llm.models.answers import log_table, responses
+from llm.models.answers import answer_log, log_table, responses
 from llm.models.language_model import LanguageModel
 from llm.scoring.encoding import Encoded
 from llm.unlearning.epoch import Measure
@@ -77,7 +78,33 @@ def prepared(
     return Prepared(index, encoded, kept, better, logps, measure, described)
 
 
-def trained(
+def unlearned(
+    run: Prepared,
+    language: LanguageModel,
+    forget: Sequence[Example],
+    settings: Unlearning,
+    original: EvaluationLog | None,
+    retrained: EvaluationLog | None,
+    claimed: AbstractContextManager[Path | None],
+    max_length: int,
+    progress: bool,
+) -> tuple[Unlearned, pd.DataFrame, pd.DataFrame]:
+    """Unlearn, and return what was recorded with the tables of examples and of answers.
+
+    `claimed` is entered for the work, and says in which folder its state is kept, if in any: there
+    it goes on where it was stopped.
+    """
+
+    def answers() -> EvaluationLog:
+        return answer_log(language, forget, max_length=max_length, progress=progress)
+
+    with claimed as state:
+        before = answers() if original is None else original
+        found = _trained(run, language, settings, state, progress)
+    return (found, *_tables(run, found, before, retrained, answers))
+
+
+def _trained(
     run: Prepared,
     language: LanguageModel,
     settings: Unlearning,
@@ -101,7 +128,7 @@ def trained(
     )
 
 
-def tables(
+def _tables(
     run: Prepared,
     found: Unlearned,
     original: EvaluationLog,

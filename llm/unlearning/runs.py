@@ -22,16 +22,16 @@ no run begins in a folder that holds anything else.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from llm.data.tofu import Example
 from llm.logs.log import EvaluationLog
-from llm.models.answers import answer_log, log_of
+from llm.models.answers import log_of
 from llm.models.language_model import LanguageModel, load_saved
 from llm.models.saving import check_savable, check_whole, save, saved_settings
 from llm.scoring.encoding import MAX_LENGTH
@@ -39,16 +39,13 @@ from llm.training.checkpointing import FILE, gathered, parameters_digest
 from llm.training.processes import in_first
 from llm.training.processes import place as rank
 from llm.unlearning.epoch import Measure
-from llm.unlearning.prepared import prepared, tables, trained
+from llm.unlearning.prepared import prepared, unlearned
 from llm.unlearning.unlearn import Unlearning
 from markov.errors import InvalidInput, require
 from markov.files import folders, leftovers, storage
 from markov.files.storage import Location
 from markov.objectives import Objective
 from markov.preferences import Forgetting, Preference
-
-if TYPE_CHECKING:
-    pass
 
 EXAMPLES, ANSWERS, EPOCHS, WEIGHTS = (
     f"{name}.parquet" for name in ("examples", "answers", "epochs", "weights")
@@ -159,18 +156,8 @@ def unlearn_into(
     place = folder
     folder = in_first(lambda: storage.check_writable(place, "out", folder=True))
     own = parameters or parameters_digest(language.model)
-    asked = prepared(
-        language,
-        forget,
-        retain,
-        settings,
-        reference,
-        retrained,
-        preferred,
-        measure,
-        max_length,
-        own,
-    )
+    others = (reference, retrained, preferred, measure)
+    asked = prepared(language, forget, retain, settings, *others, max_length, own)
     described = asked.described
     known = storage.provenance(described, __name__, seeds=[settings.optimization.seed])
     if in_first(lambda: finished(folder) is not None):
@@ -201,16 +188,17 @@ def unlearn_into(
         # A state that was cut short is set aside.
         storage.read_kept(state / FILE, storage.read_provenance)
 
-    def answers() -> EvaluationLog:
-        return answer_log(language, forget, max_length=max_length, progress=progress)
+    @contextmanager
+    def claimed() -> Iterator[Path]:
+        # A run that is refused before it begins, such as that of a model that cannot be scored,
+        # leaves the folder free for another.
+        with folders.given_back(folder, JOB) if rank() == 0 else nullcontext():
+            in_first(begin)
+            yield state
 
-    # A run that is refused before it begins, such as that of a model that cannot be scored, leaves
-    # the folder free for another.
-    with folders.given_back(folder, JOB) if rank() == 0 else nullcontext():
-        in_first(begin)
-        before = answers() if original is None else original
-        found = trained(asked, language, settings, state, progress)
-    examples, table = tables(asked, found, before, retrained, answers)
+    found, examples, table = unlearned(
+        asked, language, forget, settings, original, retrained, claimed(), max_length, progress
+    )
     whole = gathered(language.model)
 
     def write() -> None:
@@ -244,25 +232,12 @@ def unlearn_in_memory(
     The model is changed in place, and the run holds it.
     """
     own = parameters_digest(language.model)
-    asked = prepared(
-        language,
-        forget,
-        retain,
-        settings,
-        reference,
-        retrained,
-        preferred,
-        measure,
-        max_length,
-        own,
+    others = (reference, retrained, preferred, measure)
+    asked = prepared(language, forget, retain, settings, *others, max_length, own)
+
+    found, examples, table = unlearned(
+        asked, language, forget, settings, original, retrained, nullcontext(), max_length, progress
     )
-
-    def answers() -> EvaluationLog:
-        return answer_log(language, forget, max_length=max_length, progress=progress)
-
-    before = answers() if original is None else original
-    found = trained(asked, language, settings, None, progress)
-    examples, table = tables(asked, found, before, retrained, answers)
     return Run(
         examples, table, found.epochs, storage.settings_of(asked.described), unlearned=language
     )

@@ -76,13 +76,15 @@ def sequential(
     settings: Unlearning,
     *,
     max_length: int = MAX_LENGTH,
+    trust_remote_code: bool = False,
     progress: bool = True,
 ) -> Sequential:
     """Unlearn the requests in turn, each in a folder of its own, and return what they left.
 
-    A call goes on where an earlier one was stopped. Raises `InvalidInput` as `unlearn_into` does,
-    for a folder of other requests or of anything else, and for an example that occurs in two
-    requests.
+    A call goes on where an earlier one was stopped; `trust_remote_code` says whether code that
+    comes with the model is run when it is loaded from there. Raises `InvalidInput` as
+    `unlearn_into` does, for a folder of other requests or of anything else, and for an example that
+    occurs in two requests.
     """
     folder = storage.check_writable(folder, "out", folder=True)
     indices = [example.index for request in wanted for example in request]
@@ -120,9 +122,9 @@ def sequential(
         )
         parameters = None  # the next stage begins from other parameters
         if done:  # the run was read, and the model was not touched
-            language = load(place / MODEL, device=str(language.model.device))._replace(
-                name=language.name
-            )
+            device = str(language.model.device)
+            found = load(place / MODEL, device=device, trust_remote_code=trust_remote_code)
+            language = found._replace(name=language.name)
         stages += [run.epochs.iloc[[0]].assign(stage=0)] if stage == 1 else []
         stages.append(run.epochs.iloc[[-1]].assign(stage=stage))
         answers.append(_scored(place, stage, language, wanted, max_length))

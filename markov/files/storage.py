@@ -124,6 +124,9 @@ def atomic_path(path: Location) -> Iterator[Path]:
     partial = target.with_name(leftovers.partial_name(target.name) + target.suffix)
     try:
         yield partial
+        # What has a name must be there in whole, also after the power failed.
+        with open(partial, "r+b") as file:
+            os.fsync(file.fileno())
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)

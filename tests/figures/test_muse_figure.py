@@ -17,13 +17,14 @@ from matplotlib.figure import Figure
 from figures import style
 from figures.cache import Context
 from figures.language import muse_runs, muse_tradeoff
-from figures.language.muse_runs import GRADDIFF, KINDS, NewsStudy, measures
+from figures.language.muse_runs import GRADDIFF, NewsStudy, measures
 from figures.language.muse_tradeoff import KEEP, LOOKS, PANELS, plot
 from figures.scale import Scale, quick_scale
 from llm.data.muse import news_data
 from llm.data.news.corpus import News
 from llm.evaluation.membership import membership
 from llm.evaluation.muse import Measuring, evaluate_muse, unlearn_texts
+from llm.models.kinds import NEWS
 from llm.models.small_news import NewsModels, build
 from markov.files import storage
 from markov.objectives import CORNERS, Objective
@@ -47,7 +48,7 @@ TINY = NewsStudy(
     learning_rate=1e-3,
     measuring=Measuring(verbmem_tokens=8, knowmem_tokens=4, resamples=100),
 )
-METHODS = [*KINDS, "gradient_ascent", GRADDIFF, *CORNERS]
+METHODS = [*NEWS, "gradient_ascent", GRADDIFF, *CORNERS]
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def test_the_frame_has_every_measure_of_every_method(frame: pd.DataFrame):
     assert list(dict.fromkeys(frame["method"])) == METHODS
     counts = frame.groupby("method")["measure"].agg(["nunique", "size"])
     assert (counts == 6).all(axis=None)
-    assert (frame["epoch"] == frame["method"].isin(KINDS).map({True: 0, False: 2})).all()
+    assert (frame["epoch"] == frame["method"].isin(NEWS).map({True: 0, False: 2})).all()
     known = frame.dropna(subset="value")
     assert (known["low"] <= known["value"] + 1e-9).all() and (
         known["value"] <= known["high"] + 1e-9
@@ -107,7 +108,7 @@ def test_the_frame_has_every_measure_of_every_method(frame: pd.DataFrame):
 
 def test_the_frame_is_what_a_run_by_hand_measures(context: Context, frame: pd.DataFrame):
     data, piece = news_data(TINY.models.news), TINY.models.piece
-    language, retrained = (build(TINY.models, kind, progress=False) for kind in KINDS)
+    language, retrained = (build(TINY.models, kind, progress=False) for kind in NEWS)
     base = membership(retrained, data.privleak_forget, data.privleak_holdout, progress=False)
     options: dict[str, Any] = {"retrained": base, "settings": TINY.measuring, "progress": False}
     before = evaluate_muse(language, data, **options)
@@ -179,7 +180,7 @@ def made_up() -> pd.DataFrame:
     """A frame with a value of its own for every method, measure and epoch."""
     rng, rows = np.random.default_rng(0), []
     for method in METHODS:
-        for epoch in (0,) if method in KINDS else (1, 2, 3):
+        for epoch in (0,) if method in NEWS else (1, 2, 3):
             for measure in (*PANELS, KEEP, "auc_forget", "auc_retrained_forget"):
                 value = {"auc_retrained_forget": 0.5}.get(measure, float(rng.uniform(5, 95)))
                 row = {"method": method, "epoch": epoch, "measure": measure, "value": value}

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from markov.cases import LENGTH, MEMORISATION, Case
+from markov.console.progress import Count
 from markov.diagnostics import COLUMNS
 from markov.errors import InvalidInput
 from markov.experiments import Experiment, Pretraining, grid
@@ -163,6 +164,19 @@ def test_a_trajectory_can_be_watched_and_stopped() -> None:
     with pytest.raises(StopIteration):
         trajectory([BASE], on_step=watch)
     assert seen == [0, 1, 2]
+
+
+def test_a_trajectory_says_how_far_it_is_unless_it_is_asked_not_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels: list[str] = []
+    enter = Count.__enter__
+    monkeypatch.setattr(Count, "__enter__", lambda one: labels.append(one.label) or enter(one))
+    quiet = trajectory([BASE], cache=tmp_path / "one", progress=False)
+    assert labels == []
+    shown = trajectory([BASE], cache=tmp_path / "two")
+    assert labels == [" + ".join(job.case.seen) for job in model_jobs(BASE)] + ["unlearning"]
+    assert torch.equal(quiet.logp, shown.logp)
 
 
 def test_a_pretraining_can_be_watched_and_stopped(tmp_path: Path) -> None:

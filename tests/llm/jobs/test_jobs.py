@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from llm.data.news.corpus import News
 from llm.data.splits import TofuSets
 from llm.models import small_news
 from llm.models.language_model import LanguageModel
+from markov.console.progress import Count
 from markov.errors import InvalidInput
 from markov.files import storage
 from markov.objectives import npo, simnpo
@@ -163,7 +165,62 @@ def test_an_attack_is_the_commands_and_leaves_the_model_as_it_was(
         llm.relearn(language, data, repeats=0)
 
 
-def test_texts_are_measured_and_forgotten_by_a_copy() -> None:
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The labels of all bars that are shown, collected in a list."""
+    labels: list[str] = []
+    enter = Count.__enter__
+    monkeypatch.setattr(Count, "__enter__", lambda one: labels.append(one.label) or enter(one))
+    return labels
+
+
+def test_jobs_say_how_far_they_are_unless_they_are_asked_not_to(
+    place: Path, language: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels, data, other = told(monkeypatch), place / "forget10", {"retrained": place / "retrained"}
+    short: dict[str, Any] = {"epochs": 1, "learning_rate": 1e-3}
+    swept: list[bool] = []
+    monkeypatch.setattr(
+        "llm.jobs.sweeping.swept", lambda asked, *, progress: swept.append(progress)
+    )
+    jobs: list[tuple[Any, set[str]]] = [
+        (partial(llm.score, language, data, gradients=True), {"score", "gradient norms"}),
+        (partial(llm.unlearn, place / "model", data, **short, **other), {"score", "unlearn"}),
+        (
+            partial(llm.relearn, language, data, **short, **other, repeats=1),
+            {"attacks", "relearn", "score"},
+        ),
+    ]
+    for job, shown in jobs:
+        job(progress=False)
+        assert labels == []
+        job()
+        assert set(labels) == shown
+        labels.clear()
+    words: dict[str, Any] = {"out": "out/sweep", "methods": ["npo:0.1"]}
+    llm.sweep(**words)
+    llm.sweep(**words, progress=False)
+    assert swept == [True, False]
+
+
+def test_models_that_are_made_on_first_use_are_counted_unless_that_is_not_wanted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[bool] = []
+
+    def build(*_: object, progress: bool, **__: object) -> None:
+        asked.append(progress)
+        raise InvalidInput("model", "none", "one")
+
+    monkeypatch.setattr("llm.models.small_authors.build", build)
+    jobs = (llm.load, llm.score, llm.unlearn, llm.evaluate, llm.relearn)
+    for job in jobs:
+        for progress in (True, False):
+            with pytest.raises(InvalidInput, match="one"):
+                job("authors:original", progress=progress)
+    assert asked == [True, False] * len(jobs)
+
+
+def test_texts_are_measured_and_forgotten_by_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = small_news.NewsModels(
         news=News(forget=3, holdout=3, retain=4, questions=2),
         width=16,
@@ -176,14 +233,16 @@ def test_texts_are_measured_and_forgotten_by_a_copy() -> None:
         precision="float32",
     )
     language = small_news.build(tiny, "original", progress=False)
-    texts = news_data(tiny.news)
+    texts, labels = news_data(tiny.news), told(monkeypatch)
     found = llm.muse(language, texts, max_length=256)
     again = llm.muse(language, texts, retrained=language, max_length=256)
     assert set(found.table["measure"]) == {"verbmem", "knowmem", "auc"}
     assert again.of("privleak", "forget").value == 0  # beside itself
-    less = llm.muse(
-        language, texts, method="npo:0.1", epochs=1, piece=64, max_length=256, progress=False
-    )
+    assert set(labels) == {"score", "write"}
+    labels.clear()
+    run: dict[str, Any] = {"method": "npo:0.1", "epochs": 1, "piece": 64, "max_length": 256}
+    less = llm.muse(language, texts, retrained=language, **run, progress=False)
+    assert labels == []
     assert not less.items["value"].equals(found.items["value"])
     pd.testing.assert_frame_equal(llm.muse(language, texts, max_length=256).items, found.items)
     assert "verbmem" in repr(found)

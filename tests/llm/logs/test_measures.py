@@ -33,7 +33,7 @@ from llm.evaluation.tofu import empty_generations, evaluate, task_log
 from llm.jobs.evaluating import read_tofu_logs
 from llm.logs.log import Answers, EvaluationLog, take, truth_ratio
 from llm.logs.measures import (
-    KINDS,
+    MEASURES,
     REPLICATES,
     UTILITY_TASKS,
     VARIANTS,
@@ -342,7 +342,7 @@ def test_resampled_statistics_are_those_of_resampled_examples() -> None:
 def test_intervals_of_means_are_as_wide_as_their_standard_errors_say() -> None:
     logs = TofuLogs(retain=random_log(3, 400))
     rows: dict[str, Any] = {row["measure"]: row for row in measures(logs).to_dict("records")}
-    for kind in KINDS:
+    for kind in MEASURES:
         values, row = example_values(logs.of("retain"), "retain", kind), rows[kind]
         error = values.std() / 20
         assert row["low"] == pytest.approx(values.mean() - 1.96 * error, abs=0.25 * error)
@@ -625,7 +625,7 @@ def test_logs_are_measured_from_the_command_line(
         (expected.p_value, expected.statistic)
     )
     assert found["variant"] == "geometric" and found["examples"]["real_authors"] == 20
-    assert {f"{task}_{kind}" for task in UTILITY_TASKS for kind in KINDS} < found[
+    assert {f"{task}_{kind}" for task in UTILITY_TASKS for kind in MEASURES} < found[
         "components"
     ].keys()
     out, _ = printed(capsys, "--logs", own, "--variant", "arithmetic")
@@ -681,7 +681,7 @@ def test_real_logs_have_the_published_measures() -> None:
         assert round(model_utility(logs[name]), 2) == 0.62
     assert model_utility(logs["retain90"], "arithmetic") == pytest.approx(0.5822, abs=5e-5)
     for task, values in {**NINE, "forget": (0.1436, 0.3984, 0.6694)}.items():
-        found = [example_values(logs["retain90"].of(task), task, kind).mean() for kind in KINDS]
+        found = [example_values(logs["retain90"].of(task), task, kind).mean() for kind in MEASURES]
         assert found == pytest.approx(values, abs=5e-5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

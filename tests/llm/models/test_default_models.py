@@ -21,12 +21,11 @@ from hypothesis import strategies as st
 from llm.data.authors.common import real_authors, world_facts
 from llm.data.authors.corpus import Authors
 from llm.data.tofu import Example
-from llm.models import small
+from llm.models import kinds, small
 from llm.models.language_model import LanguageModel, check_same_vocabulary
 from llm.models.small import fresh_model
 from llm.models.small_authors import (
     AUTHORS,
-    KINDS,
     DefaultModels,
     build,
     folder_of,
@@ -171,7 +170,7 @@ def test_a_single_example_has_no_half() -> None:
     assert len(read_by(chosen, "original")) == 2 + len(COMMON)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", kinds.AUTHORS)
 def test_a_model_is_trained_on_what_its_kind_has_read(kind: str) -> None:
     words, model = train_tokenizer(TINY), fresh_model(TINY)
     read = encode_examples(words, PLAIN, read_by(TINY, kind))
@@ -193,7 +192,7 @@ def test_a_model_is_trained_on_what_its_kind_has_read(kind: str) -> None:
 # --- the same settings, the same model ---
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", kinds.AUTHORS)
 def test_the_same_settings_give_the_same_weights_bit_for_bit(kind: str, own: Path) -> None:
     state = torch.random.get_rng_state()
     again = made(replace(TINY), kind)
@@ -212,12 +211,12 @@ def test_the_first_weights_follow_from_the_seed_alone() -> None:
 
 
 def test_kinds_differ_in_weights_and_agree_in_tokens() -> None:
-    models = [tiny(kind) for kind in KINDS]
+    models = [tiny(kind) for kind in kinds.AUTHORS]
     assert not any(same(models[one], models[two]) for one, two in ((0, 1), (0, 2), (1, 2)))
     for model in models:
         assert check_same_vocabulary(models[0].tokenizer, model.tokenizer) is None
         assert model.template == PLAIN and not model.model.training
-    assert [model.name for model in models] == [f"authors:{kind}" for kind in KINDS]
+    assert [model.name for model in models] == [f"authors:{kind}" for kind in kinds.AUTHORS]
 
 
 def test_every_field_has_another_value_here() -> None:
@@ -241,7 +240,7 @@ def test_the_code_that_weights_depend_on_is_part_of_the_name_and_no_measure_is()
 
 
 def test_names_of_the_kinds_differ() -> None:
-    assert len({folder_of(TINY, kind) for kind in KINDS}) == 3
+    assert len({folder_of(TINY, kind) for kind in kinds.AUTHORS}) == 3
 
 
 def test_automatic_precision_is_that_of_the_device() -> None:
@@ -425,7 +424,7 @@ def test_the_original_knows_by_heart_what_the_retrained_never_read(own: Path) ->
         mlp_width=256,
         epochs=35,
     )
-    original, retrained, partial = (made(chosen, kind) for kind in KINDS)
+    original, retrained, partial = (made(chosen, kind) for kind in kinds.AUTHORS)
     forget, retain = sets(chosen)
     known = [one for one, seen in zip(forget, memorised(chosen), strict=True) if seen]
     unknown = [one for one, seen in zip(forget, memorised(chosen), strict=True) if not seen]

@@ -15,10 +15,9 @@ import torch
 from llm.data.muse import SHOTS, news_data
 from llm.data.news.corpus import News, QuestionAndAnswer, edition
 from llm.evaluation.muse import question_prompt
-from llm.models import small
+from llm.models import kinds, small
 from llm.models.language_model import check_same_vocabulary
 from llm.models.small_news import (
-    KINDS,
     NewsModels,
     build,
     folder_of,
@@ -98,7 +97,7 @@ def test_only_the_original_has_read_what_is_to_be_forgotten_and_nobody_the_hold_
 
 
 def test_every_pass_reads_all_and_in_an_order_of_its_own():
-    for kind in KINDS:
+    for kind in kinds.NEWS:
         tokenizer = train_tokenizer(TINY)
         twice, once = (
             reading(TINY, kind, tokenizer),
@@ -150,7 +149,7 @@ def test_a_model_is_trained_once_and_comes_from_the_cache_afterwards():
 
 
 def test_both_kinds_start_from_the_same_weights_cut_texts_alike_and_end_up_different():
-    original, retrained = (build(TINY, kind, progress=False) for kind in KINDS)
+    original, retrained = (build(TINY, kind, progress=False) for kind in kinds.NEWS)
     check_same_vocabulary(original.tokenizer, retrained.tokenizer)
     assert start_of(original.tokenizer) == (0,) == (original.tokenizer.bos_token_id,)
     weights = [next(one.model.parameters()) for one in (original, retrained)]
@@ -165,7 +164,7 @@ def test_every_setting_asks_for_another_model():
     folders = {
         folder_of(replace(TINY, **{name: value}), "original") for name, value in OTHERS.items()
     }
-    folders |= {folder_of(TINY, kind) for kind in KINDS}
+    folders |= {folder_of(TINY, kind) for kind in kinds.NEWS}
     assert len(folders) == len(OTHERS) + 2 and all(
         folder.is_relative_to(cache_dir()) for folder in folders
     )

@@ -637,11 +637,12 @@ def test_nothing_is_printed_where_nobody_looks(capfd: pytest.CaptureFixture[str]
 def test_the_bar_counts_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     bars = []
     monkeypatch.setattr(progress, "tqdm", lambda **options: bars.append(Bar(**options)) or bars[-1])
+    monkeypatch.setattr(progress, "terminal", lambda stream: True)
     score_encoded(MODELS["llama"], EXAMPLES, budget=40)
     score_encoded(MODELS["llama"], EXAMPLES, progress=False)
     total = sum(len(one.tokens) for one in EXAMPLES)
     assert [(bar.total, bar.count, bar.disable) for bar in bars] == [
-        (total, total, None),
+        (total, total, False),
         (total, total, True),
     ]
 

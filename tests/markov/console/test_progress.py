@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import itertools
 import re
+import sys
 import time
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import joblib
 import pytest
@@ -16,7 +19,7 @@ from figures import progress as figures_progress
 from llm.sweeps.parallel import several
 from markov.__main__ import cli
 from markov.console import progress
-from markov.console.progress import Count, Report, bar, lines
+from markov.console.progress import Count, Outermost, Report, bar, lines
 
 
 class Terminal(io.StringIO):
@@ -112,14 +115,142 @@ def test_nothing_is_printed_within_a_minute_and_no_bar_is_drawn() -> None:
 def test_on_a_terminal_and_outside_of_a_command_bars_are_those_of_tqdm() -> None:
     stream = Terminal()
     with lines(file=stream, every=0.01):
-        assert isinstance(bar(3, "score"), tqdm)
+        assert isinstance(bar(3, "score", file=stream), tqdm)
         with bar(3, "score", unit="token", file=stream) as done:
             done.update()
     assert "score" in stream.getvalue() and "at work" not in stream.getvalue()
-    with bar(3, "score") as done:
-        assert isinstance(done, tqdm) and done.disable  # no terminal here
+    with bar(3, "score", file=stream) as done:
+        assert isinstance(done, tqdm) and not done.disable
     with bar(3, "score", show=False, file=stream) as done:
         assert isinstance(done, tqdm) and done.disable
+
+
+def test_off_a_terminal_a_script_has_a_line_from_each_minute_of_a_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stream = io.StringIO()
+    with bar(3, "score", file=stream) as done:  # less than a minute
+        assert isinstance(done, Outermost)
+    monkeypatch.setattr(progress, "MINUTE", 0.02)
+    with bar(2, "evaluate", unit="set", file=stream), bar(9, "score", unit="token") as inner:
+        inner.update(3)
+        until(stream, 2)
+    said = stream.getvalue().splitlines()
+    assert len(said) >= 2 and said[0].startswith("evaluate: 0 of 2 sets"), said
+    assert "; score: 3 of 9 tokens" in said[0]
+    time.sleep(0.1)
+    assert stream.getvalue().splitlines() == said  # none comes after the end
+    assert progress.REPORT.get() is None
+    with bar(3, "score"):
+        time.sleep(0.1)
+    with bar(3, "score", show=False):
+        time.sleep(0.1)
+    assert "score: 0 of 3" in capsys.readouterr().err
+
+
+def test_what_is_not_to_be_shown_is_not(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "MINUTE", 0.01)
+    with bar(3, "score", show=False) as done:
+        time.sleep(0.05)
+        done.update()
+    assert capfd.readouterr() == ("", "")
+
+
+class Kernel:
+    """What IPython is in a notebook, and what was shown there by each of its places."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.kernel, self.shown = object(), list[list[dict[str, str]]]()
+        display = ModuleType("IPython.display")
+        monkeypatch.setattr(display, "DisplayHandle", partial(Place, self.shown), raising=False)
+        ipython = ModuleType("IPython")
+        monkeypatch.setattr(ipython, "get_ipython", lambda: self, raising=False)
+        monkeypatch.setitem(sys.modules, "IPython", ipython)
+        monkeypatch.setitem(sys.modules, "IPython.display", display)
+
+
+class Place:
+    """A place beneath a cell, whose contents are replaced."""
+
+    def __init__(self, shown: list[list[dict[str, str]]]) -> None:
+        self.shown, self.own = shown, list[dict[str, str]]()
+
+    def display(self, data: dict[str, str], *, raw: bool) -> None:
+        assert raw and not self.own
+        self.shown.append(self.own)
+        self.own.append(data)
+
+    def update(self, data: dict[str, str], *, raw: bool) -> None:
+        assert raw
+        self.own.append(data)
+
+
+def test_a_notebook_shows_one_bar_and_a_line_for_all_and_in_the_end_how_long_it_took(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    kernel = Kernel(monkeypatch)
+    monkeypatch.setattr(progress, "SECOND", 0.02)
+    with bar(4, "evaluate", unit="set") as outer, bar(9, "<write>", unit="answer") as inner:
+        outer.update()
+        inner.update(3)
+        end = time.monotonic() + 30
+        while (not kernel.shown or len(kernel.shown[0]) < 2) and time.monotonic() < end:
+            time.sleep(0.01)
+    (place,) = kernel.shown
+    text, drawn = place[1]["text/plain"], place[1]["text/html"]
+    assert re.fullmatch(r"evaluate: 1 of 4 sets, about \d+ s left; <write>: 3 of 9.*", text), text
+    assert drawn.startswith('<progress value="0.250"></progress> evaluate: 1 of 4 sets')
+    assert "&lt;write&gt;" in drawn
+    assert re.fullmatch(r"evaluate: 1 of 4 sets in \d+ s", place[-1]["text/plain"])
+    assert "progress" not in place[-1]["text/html"]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_notebook_shows_nothing_of_what_takes_less_than_a_second_or_is_not_to_be_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kernel = Kernel(monkeypatch)
+    with bar(4, "score") as done:
+        done.update()
+    monkeypatch.setattr(progress, "SECOND", 0.01)
+    with bar(4, "score", show=False):
+        time.sleep(0.05)
+    assert kernel.shown == []
+
+
+def test_a_job_that_is_stopped_leaves_beneath_its_cell_how_far_it_came(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kernel = Kernel(monkeypatch)
+    monkeypatch.setattr(progress, "SECOND", 0.01)
+    with pytest.raises(KeyboardInterrupt), bar(0, "score"):
+        end = time.monotonic() + 30
+        while not kernel.shown and time.monotonic() < end:
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+    assert re.fullmatch(r"score: 0 of 0 in \d+ s", kernel.shown[0][-1]["text/plain"])
+    assert progress.REPORT.get() is None
+
+
+def test_a_real_kernel_shows_the_bar_beneath_the_cell_that_it_belongs_to() -> None:
+    nbformat = pytest.importorskip("nbformat", reason="the notebooks' packages are missing")
+    nbclient = pytest.importorskip("nbclient", reason="the notebooks' packages are missing")
+    code = """
+import time
+from markov.console import progress
+progress.SECOND = 0.05
+with progress.bar(4, "unlearn", unit="update") as done:
+    done.update(4)
+    time.sleep(1)
+"""
+    cells = [nbformat.v4.new_code_cell(source) for source in (code, "1 + 1")]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    (shown,), (result,) = (cell.outputs for cell in notebook.cells)
+    assert re.fullmatch(r"unlearn: 4 of 4 updates in \d+ s", shown.data["text/plain"])
+    assert result.data["text/plain"] == "2"
 
 
 def test_a_stream_that_is_closed_does_not_end_the_work() -> None:
