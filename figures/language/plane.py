@@ -89,9 +89,9 @@ def quality_axis(axes: Axes) -> None:
     axes.axhline(LEVEL, color="black", lw=0.6, ls="-.", zorder=0)
     axes.annotate(
         f"p = {LEVEL:g}",
-        (1, LEVEL),
+        (0.01, LEVEL),
         xycoords=axes.get_yaxis_transform(),
-        ha="right",
+        ha="left",  # where the curves of runs are low
         va="top",
         fontsize=7,
     )
