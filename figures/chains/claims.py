@@ -4,7 +4,8 @@ The number has a 95% interval over runs.
 
 Not tuned to agree: every run is listed in the table of `tradeoff`. A claim *holds* where the whole
 interval lies beyond its threshold, holds *weakly* where the interval excludes no effect but not the
-threshold, and *does not hold* otherwise.
+threshold, is *contradicted* where the whole interval lies on the other side of no effect, and is
+*inconclusive* otherwise.
 """
 
 from __future__ import annotations
@@ -140,7 +141,9 @@ def assess(frame: pd.DataFrame) -> pd.DataFrame:
 def _verdict(claim: Claim, estimate: Estimate) -> str:
     if estimate.low > claim.threshold:
         return "holds"
-    return "holds weakly" if estimate.low > 0 else "does not hold"
+    if estimate.low > 0:
+        return "holds weakly"
+    return "contradicted" if estimate.high < 0 else "inconclusive"
 
 
 def markdown(frame: pd.DataFrame) -> str:
@@ -175,7 +178,12 @@ def markdown(frame: pd.DataFrame) -> str:
 def plot(frame: pd.DataFrame) -> Figure:
     """Draw the frame of `data`, one panel per claim."""
     figure, panels = style.grid_figure(1, len(CLAIMS), 2.5 * len(CLAIMS), 2.8)
-    names = {"holds": "#0072B2", "holds weakly": "#56B4E9", "does not hold": "#D55E00"}
+    names = {
+        "holds": "#0072B2",
+        "holds weakly": "#56B4E9",
+        "inconclusive": "#999999",
+        "contradicted": "#D55E00",
+    }
     for axes, claim in zip(panels[0], CLAIMS, strict=True):
         own = frame[frame["claim"] == claim.name].reset_index(drop=True)
         for place, (_, row) in enumerate(own.iterrows()):

@@ -207,13 +207,17 @@ def test_verdicts_follow_the_numbers() -> None:
     costs |= {("memorisation", "npo"): 0.1, ("memorisation", "simnpo"): 0.1}
     found = claims.assess(_runs(costs)).set_index("claim")
     verdicts, values = found["verdict"].to_dict(), found["value"].to_dict()
-    assert (verdicts["A1"], verdicts["A2"]) == ("holds", "does not hold")
+    assert (verdicts["A1"], verdicts["A2"]) == ("holds", "contradicted")
     assert verdicts["B1"] == verdicts["B2"] == "holds"
     assert values["A1"] == pytest.approx(5 * 4 / 7)
     assert values["B1"] == pytest.approx(0.7 * 1.25 - 0.5)
     costs["length", "npo"] = 0.3
     weaker = claims.assess(_runs(costs)).set_index("claim")["verdict"].to_dict()
     assert weaker["A1"] == "holds weakly"
+    spread = _runs(costs)
+    last = (spread["seed"] == 5) & (spread["method"] == "simnpo")
+    spread.loc[last & (spread["component"] == "retain"), "kl_to_truth"] *= 1000
+    assert claims.assess(spread).set_index("claim")["verdict"]["A1"] == "inconclusive"
 
 
 def test_the_table_of_claims_lists_every_estimate_with_its_interval(
