@@ -38,8 +38,8 @@ def unread_note(scores: pd.DataFrame) -> str:
     if mean <= UNREAD:
         return ""
     return (
-        f"the responses look unread, with {mean:.2f} nats per token on average (below {UNREAD:g} "
-        "where a model was taught them): there is little to forget"
+        f"the responses look unread: {mean:.2f} nats per token, as a mean over them "
+        f"(below {UNREAD:g} where a model was taught them): there is little to forget"
     )
 
 
