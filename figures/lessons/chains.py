@@ -115,31 +115,26 @@ CHAINS: dict[str, Exercise | Task] = {
         hint="sum p log(p / 0.1) over the true row: three states of 0.8/3, seven of 0.2/7.",
     ),
     "gap_sign": Exercise(
-        answer=lambda: "a",
-        because="positive is over-forgetting: the short chain went past its goal on the way.",
-        hint="",
-        hints={
-            "b": "that would be a negative gap: other_gap is distance minus goal.",
-            "c": "the damage to retained data stands in the column retain_distance.",
-        },
+        answer=lambda: 0.31 - 0.47,
+        because="distance minus goal of the other chain: negative, so it is not there yet.",
+        hint="other_gap is about the other forget chain: its distance minus its own goal.",
     ),
     "same_step": Exercise(
-        answer=lambda: "c",
-        because="methods walk at different speeds: compare prices at the same forgetting.",
-        hint="",
-        hints={
-            "a": "A may simply take larger steps: what has it paid by then?",
-            "b": "B has paid less because it has done less: where is it when it has done as much?",
-        },
+        answer=lambda: 0.07 / 0.04,
+        because="the goal is reached after 20 steps by A and after 30 by B: prices differ there.",
+        hint="the price is the retain distance when the goal is reached: after which step is that?",
     ),
     "reference_or_length": Exercise(
-        answer=lambda: "d",
-        because="each change makes the short chain cheaper: both intervals lie below 1.",
+        answer=lambda: "b",
+        because=(
+            "the whole interval of the reference lies below 1; that of the length holds 1, so it "
+            "may make the chain cheaper, or dearer, or do nothing."
+        ),
         hint="",
         hints={
-            "a": "look at the line of the length on the short chain: is its interval below 1?",
-            "b": "look at the line of the reference on the short chain: is its interval below 1?",
-            "c": "look at the intervals on the short chain: do they hold 1?",
+            "a": "an interval that holds 1 does not show that there is no effect.",
+            "c": "a value below 1 is not enough: where are the ends of its interval?",
+            "d": "there are two questions and two intervals: what does the other one say?",
         },
     ),
     "graded": Task(

@@ -180,7 +180,7 @@ LOGS: dict[str, Exercise | Task] = {
         hint="",
         hints={
             "a": "how far does D move when the standard is trained once more?",
-            "c": "a smaller D is nearer to the standard; and is the difference larger than chance?",
+            "c": "that two numbers cannot be told apart does not make them equal.",
         },
     ),
     "logs_few_and_many": Task(

@@ -143,21 +143,16 @@ OBJECTIVES: dict[str, Exercise | Task] = {
         hint="z = beta * (logp - ref), and here logp - ref is +5; then 2σ(z).",
     ),
     "why_ga": Exercise(
-        answer=lambda: "c",
+        answer=lambda: "b",
         because=(
-            "NPO weighs by the ratio to the reference and nothing else, and at the start that "
-            "is 1 for all."
+            "NPO weighs by the ratio to the reference alone. It starts as gradient ascent where "
+            "that ratio is 1 for all, which needs the model itself as the reference."
         ),
         hint="",
         hints={
-            "a": "try another beta in the view: the weight at the start does not move.",
-            "b": (
-                "all lengths weigh the same at the start: what is the ratio to the reference then?"
-            ),
-            "d": (
-                "the retain term adds a gradient of its own; it does not touch the weights of "
-                "forget examples."
-            ),
+            "a": "why are the weights 1 otherwise? Put this reference into z = beta (logp - ref).",
+            "c": "two responses of one length, one likelier than under the reference: which z?",
+            "d": "they would be equal if all ratios to this reference were equal: are they?",
         },
     ),
     "npo_half": Exercise(
@@ -176,15 +171,16 @@ OBJECTIVES: dict[str, Exercise | Task] = {
         hint="the weight grows with logp, and no log-probability exceeds 0: what is z there?",
     ),
     "what_simnpo_changes": Exercise(
-        answer=lambda: "d",
+        answer=lambda: "b",
         because=(
-            "the paper changes both factors at once; each corner in between changes one of them."
+            "the weights go as 1/|y| and do not see the likelihood: the reference is still there. "
+            "SimNPO changes both, and gives the third response less than the second."
         ),
         hint="",
         hints={
-            "a": "that is reference-free NPO: something else changes as well.",
-            "b": "that is length-normalised NPO: something else changes as well.",
-            "c": "gamma is 0 in most runs of the paper: the change is elsewhere.",
+            "a": "NPO weighs nothing before the first step: what weights would it give?",
+            "c": "without a reference the likelihood counts: compare the last two responses.",
+            "d": "SimNPO has no reference: would it give the last two the same weight?",
         },
     ),
     "released_gamma": Exercise(

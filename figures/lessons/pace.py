@@ -61,23 +61,12 @@ PACE: dict[str, Exercise | Task] = {
         hint="under gradient ascent d theta/dt = -|y|: what is the time of each? Then divide.",
     ),
     "why_short_survive": Exercise(
-        answer=lambda: "b",
+        answer=lambda: 60 / 5,
         because=(
-            "the weights are equal, so what differs is the gradient: a sum over more tokens moves "
-            "the model faster, and short responses are left behind."
+            "the weights are equal, so the gradient sets the pace, a sum of 5 terms or of 60: that "
+            "is why short answers survive, and dividing by the length makes up for it."
         ),
-        hint="",
-        hints={
-            "a": (
-                "at the start both weights are 1, and later the long one's is the smaller, not "
-                "the larger."
-            ),
-            "c": "lengths are compared here at the same log-probability per token.",
-            "d": (
-                "the reference gives every length the weight 1 at the start: it protects none of "
-                "them."
-            ),
-        },
+        hint="d theta/dt = -|y| times the number in front, at weight 1: make the two equal.",
     ),
     "half_normalised": Exercise(
         answer=lambda: exponent(Objective(0.0, 0.0, 1.0, 0.5)),
@@ -95,30 +84,23 @@ PACE: dict[str, Exercise | Task] = {
         ),
     ),
     "what_is_over_corrected": Exercise(
-        answer=lambda: "a",
+        answer=lambda: "b",
         because=(
-            "the gradient of a response grows more slowly than |y|, so dividing by |y| takes away "
-            "too much: short responses are pushed hardest."
+            "if nothing cancels, the gradient grows as |y| and 1/|y| is right. SimNPO "
+            "over-corrects the length where the gradient grows more slowly, as in a transformer."
         ),
         hint="",
         hints={
-            "b": "that is NPO's own failure, the one that SimNPO sets out to mend.",
-            "c": (
-                "the weights do differ under SimNPO, from the first step on: look at the player's "
-                "bars."
-            ),
-            "d": (
-                "gamma moves all weights together; it does not tell a short response from a long "
-                "one."
-            ),
+            "a": "above, the gradient grows as about |y|^0.6, as tokens cancel: how does it here?",
+            "c": "the gradient is larger for the long ones, and what does the weight do?",
+            "d": "gamma moves z of all lengths alike: does it tell a short one from a long one?",
         },
     ),
     "push": Exercise(
         answer=lambda: 20.0**0.62 / 20.0 / (4.0**0.62 / 4.0),
-        because="a response of 20 tokens gets about half the push of one of 4, not the same.",
+        because="a response of 20 tokens gets about half of what one of 4 gets, not the same.",
         hint=(
-            "push = weight x gradient, and SimNPO's weight goes as 1/|y|: (20^0.62/20) / "
-            "(4^0.62/4)."
+            "it is weight x gradient, and SimNPO's weight goes as 1/|y|: (20^0.62/20) / (4^0.62/4)."
         ),
     ),
     "even_push": Exercise(

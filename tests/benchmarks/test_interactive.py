@@ -12,14 +12,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from figures.views.answers import answers_view
 from figures.views.chains import chains_view
 from figures.views.law import corners_view, law_view, pace_view
 from figures.views.player import player, record, small
 from figures.views.view import View
+from llm.data.tofu import Example
 from markov.experiments import Pretraining
 from markov.models import Tabular
 from tests import test_browser
@@ -39,12 +43,22 @@ def a_player() -> View:
     return player([record(replace(base, model=Tabular(), pretraining=settings))])
 
 
+def an_answers_view() -> View:
+    """Forty answers in two panels, whose axes are fitted to them at every redraw."""
+    length = np.arange(4.0, 84.0, 2.0)
+    columns = {"index": np.arange(len(length)), "length": length, "logp": -0.2 * length}
+    table = pd.DataFrame(columns).assign(ref=-0.2 * length, needed=1.8 * length)
+    examples = [Example(index=int(at), prompt="Who?", response="They.") for at in table["index"]]
+    return answers_view(table, examples, beta=4.5, reference=0.0, normalize=1.0)
+
+
 VIEWS: list[tuple[Callable[[], View], str, list[Any]]] = [
     (law_view, "fall", [0.1 * step for step in range(30)]),
     (corners_view, "fall", [0.1 * step for step in range(30)]),
     (pace_view, "reference", [0.03 * step for step in range(30)]),
     (chains_view, "leakage", [0.1 + 0.02 * step for step in range(30)]),
     (a_player, "moment", list(range(20))),
+    (an_answers_view, "beta", [0.5 + 0.1 * step for step in range(30)]),
 ]
 
 

@@ -26,7 +26,7 @@ from figures.theory import weights
 from llm.unlearning.methods import METHODS, method
 from markov.errors import InvalidInput
 from markov.objectives import CORNERS
-from tests.figures.lessons import LESSONS, Solved, asked, cells, lesson, letter, sigmoid
+from tests.figures.lessons import LESSONS, Solved, asked, cells, lesson, sigmoid
 
 OWN = [name for name in LESSONS if name >= "05"]
 GREY = {"npo": "#000000", "simnpo": "#BBBBBB"}
@@ -202,7 +202,15 @@ LOGS = {
         lambda: distance(40) / distance(400),
         lambda: (10, 1 / math.sqrt(10), 1, 100),
     ),
-    "logs_chance": letter("b", "What follows?"),
+    "logs_chance": Solved(
+        (
+            "D = 0.38$ from one retrained model, and 0.40 from another",
+            "= 0.10$, and method B leaves 0.12",
+        ),
+        # what another retrained model moves, against what is between the methods
+        lambda: "b" if round(0.40 - 0.38, 2) >= round(0.12 - 0.10, 2) else "a",
+        lambda: ("a", "c"),
+    ),
     "logs_few_and_many": Solved(
         ("$D = 0.2$", "above 0.05 in the first test and below 0.001", "`(few, many)`"),
         counted,
@@ -225,7 +233,12 @@ YOURS = {
         lambda: sum(-5 / 40 + 2.4 for _ in range(40)),
         lambda: (2.4 - 5, 96, 2.4 - 5 / 40, 101, -91),
     ),
-    "yours_price": letter("b", "Which one is better?"),
+    "yours_price": Solved(
+        ("has a `forget_nll` of 1.9", "`forget_nll` of 3.5", "of 0.6", "ends with 1.8 and 0.2"),
+        # nearer to the retrained model, and less damage
+        lambda: "b" if abs(1.8 - 1.9) < abs(3.5 - 1.9) and 0.2 < 0.6 else "a",
+        lambda: ("a", "c"),
+    ),
     "yours_strong_word": Solved(
         ("whose retain term is KL", "40 tokens and -0.1 nats per token", "below 0.01"),
         unread,
