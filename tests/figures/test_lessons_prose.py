@@ -63,6 +63,22 @@ def test_the_prose_is_in_short_sentences(path: Path):
     assert texts and [one for text in texts for one in too_long(text)] == []
 
 
+@pytest.mark.parametrize("path", PROSE, ids=lambda path: path.relative_to(FOLDER).as_posix())
+def test_no_formula_is_torn_by_the_mark_of_a_list(path: Path):
+    texts = cells(path, "markdown") if path.suffix == ".ipynb" else [path.read_text("utf-8")]
+    assert [one for text in texts for one in torn(text)] == []
+
+
+def torn(text: str) -> list[str]:
+    """The paragraphs and items of lists in which a formula begins that does not end there."""
+    plain = re.sub(r"^```.*?^```$|`[^`]*`|\\\$", " ", text, flags=re.S | re.M)
+    return [one for one in re.split(r"\n\n|\n[-+*] |\n\d+\. ", plain) if one.count("$") % 2]
+
+
+def test_a_minus_at_the_start_of_a_line_tears_a_formula():
+    assert torn("It goes as $|y|^{a\n- n}$, so") and not torn("It goes as\n$|y|^{a - n}$:\n- $n$")
+
+
 def test_a_sentence_ends_where_it_ends_and_what_is_no_prose_does_not_count():
     text = "A cat (of 3) sat. It `a b` left:\n\n```\nno prose. at all\n```\n\n- So $$x y$$ it is!"
     found = [" ".join(one.split()) for one in sentences(text)]
