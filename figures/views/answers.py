@@ -51,8 +51,9 @@ ENDS = (1, 1.5, 2, 3, 5, 7)  # of every power of ten: where the axis of the weig
 TICKS = ((1, 2, 5), (1, 3), (1,))  # the same of its ticks, from dense to sparse
 FEW = 6  # ticks of an axis, at most
 NEAR, SAME = 25, 2  # pixels: a click within NEAR of a dot means it; closer than SAME is one place
+ROOM = "padding:2px 6px"  # in the cells themselves, since a page of the book has no style sheet
 CLICKS = (
-    "<style>.simnpo-answers td {cursor: pointer; overflow-wrap: break-word; padding: 2px 6px; "
+    "<style>.simnpo-answers td {cursor: pointer; overflow-wrap: break-word; "
     "vertical-align: top}</style>"
     "To ring an answer, click on a dot, on a row of the table, or in the list."
 )
@@ -332,7 +333,7 @@ def _page(own: pd.DataFrame, texts: Mapping[int, Example], example: int, by: str
     heads = {"weight": "weight", "length": "tokens", "needed": "still needed, nats"}
     lines = [
         "".join(
-            f"<th>{name}</th>"
+            f'<th style="{ROOM}">{name}</th>'
             for name in ("rank", *(heads[name] for name in names), "question", "answer")
         )
     ]
@@ -343,7 +344,7 @@ def _page(own: pd.DataFrame, texts: Mapping[int, Example], example: int, by: str
         mark = ' style="background:#fff2cc;color:black"' if index == example else ""
         left = [
             f'<td class="answer-{index}" '
-            f'style="text-align:{"left" if at > len(names) else "right"}">{cell}</td>'
+            f'style="{ROOM};text-align:{"left" if at > len(names) else "right"}">{cell}</td>'
             for at, cell in enumerate(cells)
         ]
         lines.append(f"<tr{mark}>{''.join(left)}</tr>")

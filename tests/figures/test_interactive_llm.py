@@ -175,7 +175,7 @@ def test_the_axes_fit_every_answer_of_the_run_and_stay_still_along_its_epochs(
         ticks = [one for one in axis.get_majorticklocs() if low <= one <= high]
         assert 2 <= len(ticks) <= 7
     assert all(one == int(one) for one in left.xaxis.get_majorticklocs())
-    assert "tokens" in left.get_xlabel() and "<th>tokens</th>" in view.rows.value
+    assert "tokens" in left.get_xlabel() and ">tokens</th>" in view.rows.value
 
 
 def test_the_axes_follow_a_method_that_weighs_otherwise():
