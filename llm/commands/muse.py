@@ -42,7 +42,7 @@ class Muse(ModelOptions):
     """
 
     model: str = "news:original"
-    """A folder, a hub id, or a model made here.
+    """A folder, a GGUF file, a hub id, or a model made here.
     An id is such as muse-bench/MUSE-News_target.
     news:original is made here, and has read all articles of the news of --data.
     news:retrained has never read those to forget; news:KIND:SEED has read other news.

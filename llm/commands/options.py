@@ -15,10 +15,22 @@ from markov.files import storage
 if TYPE_CHECKING:
     import pandas as pd
 
+    from llm.models.language_model import LanguageModel
 
-def write(frame: pd.DataFrame, path: Path, settings: object) -> None:
-    """Write a command's table, with the command's settings as its provenance."""
-    storage.write_table(frame, path, provenance_of(settings))
+
+def write(
+    frame: pd.DataFrame, path: Path, settings: object, language: LanguageModel | None = None
+) -> None:
+    """Write a command's table, with the command's settings as its provenance.
+
+    If the table is of one model, its provenance also has that model's `source`.
+    """
+    known = provenance_of(settings)
+    if language is not None:
+        from llm.models.saving import with_source
+
+        known = with_source(known, language)
+    storage.write_table(frame, path, known)
 
 
 @contextmanager

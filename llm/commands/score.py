@@ -58,8 +58,9 @@ def score(command: Score) -> None:
     from llm.jobs.scoring import score as score_of
 
     examples = read(command.data or "", command.split)
+    language = load_model(command)
     frame = score_of(
-        load_model(command),
+        language,
         examples,
         gradients=command.gradients,
         noise=command.noise,
@@ -67,7 +68,7 @@ def score(command: Score) -> None:
         max_length=command.max_length,
         budget=command.budget,
     )
-    write(frame, command.out, command)
+    write(frame, command.out, command, language)
     # Sums of numpy, unlike those of pandas, do not skip a nan.
     length = frame["length"]
     mean = -frame["logp"].to_numpy().sum() / length.to_numpy().sum()

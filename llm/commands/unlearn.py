@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llm.commands.options import write
 from llm.jobs.settings import DEFAULTS, RATE, left_out, rate_of
+from llm.models.gguf_files import is_gguf
 from llm.models.names import check, check_retrained, data_of, made
 from llm.models.source import ModelOptions, load_model
 from llm.training.processes import in_first, joined, started
@@ -183,7 +184,8 @@ def resolved(command: Unlearn) -> Unlearn:
 
     data = data_of(command.model, command.data)
     check_retrained(command.retrained, data)
-    if command.reference is not None and not Path(command.reference).is_file():
+    table = command.reference is not None and Path(command.reference).is_file()
+    if command.reference is not None and (not table or is_gguf(command.reference)):
         check(command.reference, "reference")
     word = command.objective or (
         METHOD if command.retain_weight is None else METHOD.partition("@")[0]

@@ -17,6 +17,7 @@ from llm.logs.reading import OPEN_UNLEARNING, read_log
 from llm.logs.writing import MANIFEST, SUMMARY, restore_summary, write_tofu_eval
 from llm.models.answers import answer_log
 from llm.models.language_model import LanguageModel
+from llm.models.saving import with_source
 from llm.scoring.limits import BUDGET, MAX_LENGTH, NEW_TOKENS
 from llm.training.checkpointing import parameters_digest
 from llm.unlearning.epoch import Measure
@@ -36,7 +37,7 @@ def manifest(
 ) -> dict[str, Any]:
     """Return what an evaluation was made with; `parameters` is the model's digest, if known."""
     return {
-        **storage.provenance(settings, __name__),
+        **with_source(storage.provenance(settings, __name__), language),
         "model": language.name,
         "parameters": parameters or parameters_digest(language.model),
         "template": asdict(language.template),

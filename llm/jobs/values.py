@@ -18,6 +18,7 @@ from llm.diagnostics.scores import beside, check_scores, read_scores
 from llm.diagnostics.weights import named
 from llm.jobs.settings import Word
 from llm.logs.log import EvaluationLog
+from llm.models.gguf_files import is_gguf
 from llm.models.names import check, check_has_read, data_of
 from llm.models.source import load
 from llm.scoring.limits import BUDGET, MAX_LENGTH
@@ -122,6 +123,10 @@ def model_beside(
     return found
 
 
+def _is_table(word: Location) -> bool:
+    return Path(word).is_file() and not is_gguf(word)
+
+
 def log_beside(
     other: Other | None,
     language: LanguageModel,
@@ -144,7 +149,7 @@ def log_beside(
     if other is None or isinstance(other, EvaluationLog):
         return other
     options: dict[str, Any] = {"max_length": max_length, "budget": budget, "progress": progress}
-    if isinstance(other, pd.DataFrame) or (isinstance(other, Word) and Path(other).is_file()):
+    if isinstance(other, pd.DataFrame) or (isinstance(other, Word) and _is_table(other)):
         own = scores(language, examples, **options)
         found = own.assign(logp=beside(own, scores_of(other, field), field))
         file = "a table of scores" if isinstance(other, pd.DataFrame) else os.fspath(other)

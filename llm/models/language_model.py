@@ -1,10 +1,11 @@
 """Language models from a folder or the hub, each with the template that it was trained with.
 
 `load_saved` takes a folder in the layout of transformers, such as `llm.models.saving.save` writes,
-an id of the hub, or a name in `llm.models.names.READY`; `llm.models.source.load` also takes the
-words for the small models made here. Weights are read from safetensors only, and code that comes
-with a model is not run unless asked for. An adapter is added into the weights of its base
-(`llm.models.merging`), so that every model is a plain one.
+a GGUF file (`llm.models.gguf_files`), an id of the hub, or a name in `llm.models.names.READY`;
+`llm.models.source.load` also takes the words for the small models made here. Weights are read from
+safetensors and GGUF only, and code that comes with a model is not run unless asked for. An adapter
+is added into the weights of its base (`llm.models.merging`), and quantised weights of a GGUF file
+are dequantised, so that every model is a plain one.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 from torch import nn
 
+from llm.models.gguf_files import LINK, alone, drop_added, find_gguf, quantised, read_header
 from llm.models.merging import Adapter, find_adapter, merge, without_adapter
-from llm.models.names import NAMES, READY, Ready
+from llm.models.names import READY, Ready, check_id
+from llm.models.packages import find_packaged, hinted
 from llm.models.pretrained import (
     PROBES,
     check_folder,
@@ -57,13 +60,24 @@ DTYPES = {
 class LanguageModel(NamedTuple):
     """A causal language model, its tokenizer, its template, and the name that it was asked for by.
 
-    The template says how questions are put to it.
+    The template says how questions are put to it. `source` says where the weights come from if they
+    are no folder's own: which tensors of a GGUF file were quantised, or which commit of the hub.
     """
 
     model: PreTrainedModel
     tokenizer: Tokenizer
     template: Template
     name: str
+    source: str | None = None
+
+
+class _Read(NamedTuple):
+    """A model as it was read, with the template that is to be used, and its source."""
+
+    model: PreTrainedModel
+    tokenizer: Tokenizer
+    template: Template
+    source: str | None
 
 
 def load_saved(
@@ -77,7 +91,7 @@ def load_saved(
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> LanguageModel:
-    """Return the model of a folder, a hub id or a name in `READY`, in evaluation mode.
+    """Return the model of a folder, a GGUF file, a hub id or a name in `READY`, for evaluation.
 
     Its template is the one given; else the one saved with it; else that of the ready-made model of
     this name, id or folder name; else `template_of` its tokenizer. `system` is the system's turn
@@ -86,24 +100,51 @@ def load_saved(
     (`llm.scoring.encoding.fitted`), none, with a line on standard error. `tokenizer` is where the
     tokenizer lies if not beside the weights. `dtype` is one of `DTYPES`, "auto" being the one of
     the file; `device` "auto" is a GPU if there is one. An adapter without a template or a tokenizer
-    gets that of its base.
+    gets that of its base. A GGUF file has its own tokenizer and chat template; one line on standard
+    error says which of its tensors were quantised.
 
     Raises `InvalidInput`, as far as possible before weights are read, for a source that is not
-    there or cannot be fetched, weights that are missing, have no place or are not safetensors, a
+    there or cannot be fetched, weights that are missing, have no place or are neither safetensors
+    nor GGUF, a GGUF file that is cut short or of an architecture that transformers cannot read, a
     model that is not a causal language model, an adapter that cannot be added into its base, a
     tokenizer without end-of-sequence token or with more tokens than the model, and an unknown dtype
     or device.
     """
     kind, place, name = find_dtype(dtype), find_device(device), os.path.expanduser(source)
-    local, ready = Path(name).is_dir(), _ready(name)
-    if local:
-        require(revision is None, "revision", revision, f"left out, since {name} is a folder")
-    elif ready is None:
-        _check_word(name)
+    file, options = find_gguf(name), {"revision": revision, "trust_remote_code": trust_remote_code}
+    if file is not None or Path(name).is_dir():
+        what, package = "folder" if file is None else "file", None
+        require(revision is None, "revision", revision, f"left out, since {name} is a {what}")
     else:
-        revision = revision or ready.revision
+        package = READY[name].package if name in READY else None
+        file = find_packaged(name, package) if revision is None else None
+    with hinted(package):
+        asked = (options, kind, template, system, tokenizer)
+        found = _read(name, *asked) if file is None else _read_gguf(file, *asked)
+    came = f"from {package.word}, {found.source}" if package and file else found.source
+    if came is not None and (package or file):
+        note(f"{name} is {came}")
+    mend_generation(found.model, name)
+    model = found.model.to(device=place)  # pyright: ignore[reportCallIssue]
+    check_model(model)
+    return LanguageModel(model, found.tokenizer, found.template, name, came)
+
+
+def _read(
+    name: str,
+    options: Mapping[str, Any],
+    kind: torch.dtype | None,
+    template: Template | None,
+    system: str | None,
+    tokenizer: Location | None,
+) -> _Read:
+    """Return the model of a folder or the hub, an adapter added into its base."""
+    local, ready = Path(name).is_dir(), _ready(name)
+    if not local:
+        check_id(name)
     where = ready.hub if ready and not local else name
-    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if ready and not local:
+        options = {**options, "revision": options["revision"] or ready.revision}
     adapter = find_adapter(where, options)
     if adapter is None or adapter.base == where:
         if local:
@@ -121,10 +162,35 @@ def load_saved(
         model = read_weights(base, config, kind, own)
     else:
         model = _merged(adapter, config, kind, own)
-    mend_generation(model, name)
-    model = model.to(device=place)  # pyright: ignore[reportCallIssue]
-    check_model(model)
-    return LanguageModel(model, words, written, name)
+    commit = None if local else getattr(config, "_commit_hash", None)
+    return _Read(model, words, written, commit and f"{base} of the hub, commit {commit}")
+
+
+def _read_gguf(
+    file: Path,
+    options: Mapping[str, Any],
+    kind: torch.dtype | None,
+    template: Template | None,
+    system: str | None,
+    tokenizer: Location | None,
+) -> _Read:
+    """Return the model of a GGUF file, dequantised, with the tokenizer that is in the file."""
+    header = read_header(file)
+    options = {**options, "revision": None}
+    with alone(file) as folder:
+        own = {**options, "gguf_file": LINK}
+        config = read_config(folder, own)
+        if tokenizer is None:
+            words = read_tokenizer(folder, config, own)
+            drop_added(words, header)
+        else:
+            words = read_tokenizer(os.path.expanduser(tokenizer), config, options)
+        written = fitting(words, template or template_of(words), system)
+        model = read_weights(folder, config, kind, own)
+    for read in (model, words, model.config):  # the folder is gone
+        read.name_or_path = str(file)
+    source = f"a GGUF file ({file.name}) of which {quantised(header)}"
+    return _Read(model, words, written, source)
 
 
 def fitting(tokenizer: Tokenizer, template: Template, system: str | None) -> Template:
@@ -151,11 +217,6 @@ def _ready(name: str) -> Ready | None:
     names = {name, Path(name).resolve().name if local else name}
     known = READY.items()
     return next((one for key, one in known if names & {key, one.hub, Path(one.hub).name}), None)
-
-
-def _check_word(name: str) -> None:
-    good = name.count("/") < 2 and name[:1].isalnum()
-    require(good, "model", name, f"a folder that exists, or {NAMES}")
 
 
 def _config_of_base(adapter: Adapter, options: Mapping[str, Any]) -> Any:

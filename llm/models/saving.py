@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from llm.models.language_model import LanguageModel
 
 TEMPLATE, PROVENANCE = "template.json", "provenance.json"
+SOURCE = "model_source"  # in a provenance: where the weights came from that were changed
 
 
 def save(
@@ -34,7 +35,8 @@ def save(
     """Write model, tokenizer, template and provenance into a new folder that `load` takes.
 
     Either all of it is written or nothing: it is written beside its place and renamed. What killed
-    processes left of it is cleared. `parameters` are those of the whole model if it is in shards.
+    processes left of it is cleared. The provenance also gets the model's `source`, if it has one.
+    `parameters` are those of the whole model if it is in shards.
     Raises `InvalidInput` for a place that is taken or cannot be written, and for a model that
     transformers does not save.
     """
@@ -84,7 +86,8 @@ def _written(
     check_writable(target, "folder", folder=True)
     leftovers.clear(target.parent, target.name)
     partial = target.with_name(leftovers.partial_name(target.name))
-    described = {TEMPLATE: asdict(language_model.template), PROVENANCE: settings_of(provenance)}
+    known = with_source(provenance, language_model)
+    described = {TEMPLATE: asdict(language_model.template), PROVENANCE: settings_of(known)}
     try:
         partial.mkdir(parents=True)
         with quiet():
@@ -107,6 +110,12 @@ def _written(
         raise InvalidInput("model", name, allowed) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def with_source(provenance: Mapping[str, Any], language_model: LanguageModel) -> dict[str, Any]:
+    """Return a provenance that also has the model's `source`, if the model has one."""
+    source = language_model.source
+    return {**provenance, **({} if source is None else {SOURCE: source})}
 
 
 def check_whole(folder: Location) -> Path:

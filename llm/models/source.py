@@ -26,7 +26,7 @@ class ModelOptions:
     """Which model, and how it is run."""
 
     model: str = "authors:original"
-    """A folder, a hub id, a ready-made name, or a model made here.
+    """A folder, a GGUF file, a hub id, a ready-made name, or a model made here.
     Made here are authors:KIND[:PERCENT[:SEED]] and news:KIND[:SEED].
     authors:original saw all, authors:retrained nothing of the tenth to forget.
     authors:partial saw half of it.

@@ -33,7 +33,7 @@ from llm.data.tofu import Example
 from llm.logs.log import EvaluationLog
 from llm.models.answers import log_of
 from llm.models.language_model import LanguageModel, load_saved
-from llm.models.saving import check_savable, check_whole, save, saved_settings
+from llm.models.saving import check_savable, check_whole, save, saved_settings, with_source
 from llm.scoring.encoding import MAX_LENGTH
 from llm.training.checkpointing import FILE, gathered, parameters_digest
 from llm.training.processes import in_first
@@ -159,7 +159,9 @@ def unlearn_into(
     others = (reference, retrained, preferred, measure)
     asked = prepared(language, forget, retain, settings, *others, max_length, own)
     described = asked.described
-    known = storage.provenance(described, __name__, seeds=[settings.optimization.seed])
+    known = with_source(
+        storage.provenance(described, __name__, seeds=[settings.optimization.seed]), language
+    )
     if in_first(lambda: finished(folder) is not None):
         run = read_run(folder)
         same = run.settings == storage.settings_of(described)
