@@ -30,6 +30,7 @@ from llm.models.packages import find_packaged, hinted
 from llm.models.pretrained import (
     PROBES,
     check_folder,
+    fetch,
     mend_generation,
     note,
     read_config,
@@ -257,7 +258,13 @@ def _place_of_words(
     if base == where:
         return where, options
     absent = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "gated_repo")}
-    found = cached_file(where, "tokenizer_config.json", revision=options["revision"], **absent)
+    revision = options["revision"]
+    found = fetch(
+        "tokenizer",
+        where,
+        lambda: cached_file(where, "tokenizer_config.json", revision=revision, **absent),
+        revision,
+    )
     return (base, own) if found is None else (where, options)
 
 

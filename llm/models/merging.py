@@ -60,7 +60,7 @@ def find_adapter(where: str, options: Mapping[str, Any]) -> Adapter | None:
             return str(Path(where, name)) if Path(where, name).is_file() else None
         try:
             return cached_file(where, name, revision=revision, **quietly)
-        except (OSError, ValueError):  # no such model: what reads its configuration will say so
+        except Exception:  # no such model, no hub: what reads its configuration will say so
             return None
 
     file = found(CONFIG)

@@ -18,8 +18,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
+from llm.models.hub import FOLDER, is_of_network, reason_of_hub
 from markov.errors import InvalidInput, require
 
 if TYPE_CHECKING:
@@ -43,6 +44,16 @@ FAILURES = (
 DERIVED = re.compile(
     r"(rotary_emb\.\w+|[._]mask|\.masked_bias|\.(attn|attention)\.bias|\.position_ids|\.embed_positions|\.version)$"
 )
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")  # of transformers' trainers, by updates
+# Files of which a tokenizer has at least one.
+WORDS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+)
 # What tokenizers disagree on: capitals, digits, runs of blanks, letters beyond ASCII, other
 # scripts.
 PROBES = (
@@ -56,8 +67,12 @@ def check_folder(folder: Path) -> None:
     """Raise `InvalidInput` unless a folder has a configuration and weights that are no pickles."""
     where, kinds = str(folder), {file.suffix for file in folder.iterdir()}
     names = ("config.json", "adapter_config.json")
-    inner = sorted(file.parent.name for name in names for file in folder.glob(f"*/{name}"))
+    inner = sorted({file.parent.name for name in names for file in folder.glob(f"*/{name}")})
+    steps = [int(found[1]) for name in inner if (found := CHECKPOINT.fullmatch(name))]
     instead = f" (there is one in {', '.join(inner)} inside it)" if inner else ""
+    if steps:
+        newest = folder / f"checkpoint-{max(steps)}"
+        instead = f"; it holds {len(steps)} checkpoints of a trainer, the newest is {newest}"
     allowed = f"a folder with a config.json, as of transformers{instead}"
     require((folder / "config.json").is_file(), "model", where, allowed)
     reason = ", not as pickles, which can run code when they are read"
@@ -81,7 +96,8 @@ def read_config(where: str, options: Mapping[str, Any]) -> Any:
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
 
-    config = fetch("model", where, lambda: AutoConfig.from_pretrained(where, **options))
+    revision = options.get("revision")
+    config = fetch("model", where, lambda: AutoConfig.from_pretrained(where, **options), revision)
     heads = config.architectures or ["none"]
     if "gguf_file" in options and not config.architectures:
         heads = [KNOWN.get(config.model_type, "none")]
@@ -102,6 +118,11 @@ def read_tokenizer(where: str, config: Any, options: Mapping[str, Any]) -> PreTr
     """
     from transformers import AutoTokenizer
 
+    folder = Path(where)
+    there = "gguf_file" in options or any((folder / name).is_file() for name in WORDS)
+    allowed = f"a folder with a tokenizer: copy {WORDS[0]} and {WORDS[1]} of the model into it"
+    code = options["trust_remote_code"]  # may keep its words in files of other names
+    require(there or code or not folder.is_dir(), "tokenizer", where, allowed)
     found = fetch("tokenizer", where, lambda: AutoTokenizer.from_pretrained(where, **options))
     allowed = "one that has an end-of-sequence token"
     require(found.eos_token_id is not None, "tokenizer", where, allowed)
@@ -262,19 +283,35 @@ def _valid(settings: Any) -> bool:
     return True
 
 
-def fetch(field: str, where: str, read: Callable[[], Any]) -> Any:
-    """Return what `read` reads from a folder or the hub.
+def fetch(field: str, where: str, read: Callable[[], Any], revision: str | None = None) -> Any:
+    """Return what `read` reads from a folder or, at a revision, the hub.
 
     Raises `InvalidInput` with the reason if reading fails.
     """
     try:
         return read()
-    except FAILURES as error:
+    except Exception as error:
+        if not isinstance(error, FAILURES) and not is_of_network(error):
+            raise
         allowed = f"a folder that transformers can read ({reason_of(error)})"
         if not os.path.isdir(where):
-            instead = "offline, the path of a folder can be given instead"
-            allowed = f"one on the hub that can be fetched ({reason_of(error)}); {instead}"
+            reason = reason_of_hub(error, where, revision)
+            reason = reason or f"{reason_of(error)}; offline, {FOLDER}"
+            allowed = f"one on the hub that can be fetched: {reason}"
+        elif isinstance(error, SafetensorError) and (damaged := _damaged(Path(where))):
+            allowed = f"a folder of whole files: {damaged} is damaged or cut short"
         raise InvalidInput(field, where, allowed) from None
+
+
+def _damaged(folder: Path) -> str | None:
+    """Return the name of the first file of weights that cannot be opened, or None."""
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (OSError, SafetensorError):
+            return file.name
+    return None
 
 
 def reason_of(error: Exception) -> str:
