@@ -122,7 +122,7 @@ def load_saved(
     with hinted(package):
         asked = (options, kind, template, system, tokenizer)
         found = _read(name, *asked) if file is None else _read_gguf(file, *asked)
-    came = f"from {package.word}, {found.source}" if package and file else found.source
+    came = f"from the package {package.word}, {found.source}" if package and file else found.source
     if came is not None and (package or file):
         note(f"{name} is {came}")
     mend_generation(found.model, name)

@@ -46,7 +46,7 @@ def sharded(folder: Path) -> list[Path]:
 def adapter(folder: Path, base: str | Path) -> Path:
     inner: Any = fresh("llama")
     settings = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"])
-    peft.get_peft_model(inner, settings).save_pretrained(folder)
+    peft.get_peft_model(inner, settings).save_pretrained(str(folder))
     file = folder / "adapter_config.json"
     content = {**json.loads(file.read_text()), "base_model_name_or_path": str(base)}
     file.write_text(json.dumps(content))

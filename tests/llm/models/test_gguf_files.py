@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 
+from llm.__main__ import cli
 from llm.data.tofu import Example
 from llm.models import gguf_files, names, packages
 from llm.models.answers import scores
@@ -28,6 +29,7 @@ from llm.models.language_model import check_same_vocabulary
 from llm.models.saving import save
 from llm.models.source import load
 from llm.scoring.templates import CHAT, PLAIN
+from markov.files.storage import read_provenance
 from tests.llm.models.test_llm_models import TOKENS, fresh, refused, saved
 from tests.llm.scoring.test_encoding import by_bytes
 
@@ -221,6 +223,24 @@ def test_a_file_is_a_model_and_no_table_of_scores(tmp_path: Path) -> None:
     assert log.gold.total[0] == pytest.approx(-want[0])
 
 
+def test_a_command_says_once_what_was_quantised_and_its_table_keeps_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = written(tmp_path / "tiny.gguf", tiny(), kinds={"output.weight": "Q8_0"})
+    (tmp_path / "rows.jsonl").write_text('{"question": "Who?", "answer": "She was born there."}\n')
+    words = ["score", "--model", str(file), "--data", str(tmp_path / "rows.jsonl")]
+    assert cli([*words, "--out", str(tmp_path / "out.parquet")]) == 0
+    said = capsys.readouterr().err
+    assert said.count("output.weight (Q8_0") == 1
+    known = read_provenance(tmp_path / "out.parquet")
+    assert known["settings"]["model"] == str(file) and known["model_source"] in said
+    file.write_bytes(file.read_bytes()[:-1])
+    capsys.readouterr()
+    assert cli([*words, "--out", str(tmp_path / "other.parquet")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "a whole file" in said
+
+
 # --- what cannot be read ---
 
 
@@ -395,7 +415,7 @@ def test_a_ready_made_model_is_read_from_its_package_without_importing_it(
     assert torch.equal(found.model(TOKENS).logits, tiny()(TOKENS).logits)
     assert (found.name, found.template) == ("tiny", CHAT) and "tiny_package" not in sys.modules
     said = capsys.readouterr().err
-    assert "from tiny-package 1.2, a GGUF file" in said and said.count("\n") == 1
+    assert "from the package tiny-package 1.2, a GGUF file" in said and said.count("\n") == 1
     assert found.source and found.source in said
     # A revision is one of the hub, and so is the hub's own name.
     assert refused(lambda: load("tiny", revision="main")).value == "owner/tiny"
