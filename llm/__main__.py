@@ -1,5 +1,5 @@
 """Language models from the command line, `python -m llm COMMAND --help`:
-build, score, weights, unlearn, evaluate, relearn, sweep, muse, diagnose.
+build, finetune, score, weights, unlearn, evaluate, relearn, sweep, muse, diagnose.
 
 The same diagnostics as for the Markov chains, on any causal language model: score the responses of
 a data set, weigh them under any objective, unlearn, and ask whether the effort goes where it is
@@ -18,10 +18,16 @@ made here. Try
     python -m llm sweep --out out/table
     python -m llm muse --retrained news:retrained --unlearn simnpo:0.7
 
-on several GPUs, `torchrun --nproc_per_node 2 -m llm unlearn ...` (on CPUs with
-ACCELERATE_USE_CPU=1), which is the one command that can; and, where there are only evaluation logs
-of TOFU runs, `python -m llm evaluate --logs DIR --retrained-logs DIR` and `python -m llm diagnose
---logs DIR --retrained-logs DIR`.
+with a model of your own, which has to learn the answers first, all of them or all but some,
+
+    python -m llm finetune --model MODEL --data tofu:full --out out/original
+    python -m llm finetune --model MODEL --data tofu:full --without tofu:forget05 \\
+        --out out/retrained
+
+on several GPUs, `torchrun --nproc_per_node 2 -m llm unlearn ...` or finetune (on CPUs with
+ACCELERATE_USE_CPU=1), the two commands that can; and, where there are only evaluation logs of TOFU
+runs, `python -m llm evaluate --logs DIR --retrained-logs DIR` and `python -m llm diagnose --logs
+DIR --retrained-logs DIR`.
 """
 
 from __future__ import annotations
@@ -36,6 +42,7 @@ import tyro
 from llm.commands.build import Build, build
 from llm.commands.diagnose import Diagnose, diagnose
 from llm.commands.evaluate import Evaluate, evaluate
+from llm.commands.finetune import Finetune, finetune
 from llm.commands.muse import Muse, muse
 from llm.commands.relearn import Relearn, relearn
 from llm.commands.score import Score, score
@@ -49,6 +56,7 @@ from markov.errors import exit_code, require
 
 ACTIONS: dict[type, Callable[[Any], None]] = {
     Build: build,
+    Finetune: finetune,
     Score: score,
     Weights: weights,
     Unlearn: unlearn,
@@ -58,13 +66,14 @@ ACTIONS: dict[type, Callable[[Any], None]] = {
     Muse: muse,
     Diagnose: diagnose,
 }
-SPREAD = (Unlearn,)  # commands that deal their work out to several processes
+SPREAD = (Unlearn, Finetune)  # commands that deal their work out to several processes
 
 
 def parse(arguments: Sequence[str] | None = None) -> Any:
     """Return the command that the arguments (default: the process's own) ask for."""
     commands = (
         Annotated[Build, tyro.conf.subcommand("build", prefix_name=False)]
+        | Annotated[Finetune, tyro.conf.subcommand("finetune", prefix_name=False)]
         | Annotated[Score, tyro.conf.subcommand("score", prefix_name=False)]
         | Annotated[Weights, tyro.conf.subcommand("weights", prefix_name=False)]
         | Annotated[Unlearn, tyro.conf.subcommand("unlearn", prefix_name=False)]
@@ -99,7 +108,7 @@ def act(command: Any) -> None:
         spread or started() == 1,
         "processes",
         started(),
-        "1: of all commands unlearn alone deals its work out",
+        "1: of all commands unlearn and finetune alone deal their work out",
     )
     ACTIONS[type(command)](command)
 

@@ -156,6 +156,26 @@ class Epochs(Schema):
     status: Column[Status]
 
 
+class Learning(Schema):
+    """The epochs.parquet of a fine-tuning: a row per epoch."""
+
+    epoch: Column[Index]
+    step: Column[Index]
+    learning_rate: Column[Number]
+    loss: Column[Number]
+
+
+class Memorised(Schema):
+    """The memorised.parquet of a fine-tuning: a row per epoch and set of examples."""
+
+    epoch: Column[Index]
+    set: Column[Text]
+    examples: Column[Index]
+    nats_per_token: Column[Measured]
+    probability: Column[Measured]
+    recited: Column[Measured]
+
+
 class Log(Schema):
     """One task of an evaluation log, each measure by the index of its example.
 

@@ -1,21 +1,107 @@
-"""What the commands of `python -m llm` share: they write tables and print warnings alike."""
+"""What the commands of `python -m llm` share: options of training, tables and warnings."""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from llm.jobs.settings import provenance_of
+from llm.models.names import made
+from llm.models.source import ModelOptions
+from llm.training.processes import joined, started
+from llm.training.settings import Optimization
+from markov.errors import require
 from markov.files import storage
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from llm.models.language_model import LanguageModel
+    from llm.training.adapters import Lora
+
+Command = TypeVar("Command", bound=ModelOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(ModelOptions):
+    """Which model, and how it is trained."""
+
+    epochs: int = 10
+    """Passes over the data.
+    The learning rate rises over the first and falls to 0 over the others.
+    """
+    warmup_epochs: float = 1.0
+    """Passes over which the learning rate rises."""
+    batch: int = 32
+    """Examples per update."""
+    learning_rate: float | None = None
+    """Largest step size of AdamW."""
+    weight_decay: float = 0.01
+    """Weight decay of AdamW; 0 leaves it out."""
+    seed: int = 0
+    """Seed of the order of examples."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the products; bfloat16 by autocast."""
+    narrow_updates: bool = False
+    """With --dtype bfloat16: update the parameters themselves, not float32 masters of them.
+    It takes half the memory, and loses updates of less than 1/512 of a parameter.
+    At learning rates such as 1e-5 these are most of them.
+    """
+    gradient_checkpointing: bool = False
+    """Save memory by computing activations twice."""
+    lora_rank: int | None = None
+    """Train adapters of this rank in all linear layers, not the model itself."""
+
+
+def optimization_of(command: TrainingOptions) -> Optimization:
+    """Return how a command optimises; raises `InvalidInput` for numbers that are not allowed.
+
+    A learning rate that is left open counts as 1 for that.
+    """
+    given: dict[str, Any] = {
+        field.name: getattr(command, field.name)
+        for field in fields(Optimization)
+        if field.name in vars(command)
+    }
+    given |= {"learning_rate": 1.0} if given["learning_rate"] is None else {}
+    return Optimization(**given)
+
+
+def lora_of(command: TrainingOptions) -> Lora | None:
+    """Return the adapters that a command trains; raises `InvalidInput` for a rank not allowed."""
+    if command.lora_rank is None:
+        return None
+    from llm.training.adapters import Lora
+
+    return Lora(rank=command.lora_rank)
+
+
+def spread(command: Command, models: Iterable[str] = ("model",)) -> Command:
+    """Return the command for this process, with a device of its own where there are several.
+
+    `models` are the fields that name models. Process 0 prints how many processes there are. Raises
+    `InvalidInput` for processes that are not joined, and for small models that they would have to
+    train first.
+    """
+    if started() == 1:
+        return command
+    from llm.models.source import is_cached
+
+    state = joined()
+    print(f"{state.num_processes} processes", file=sys.stderr)
+    device = str(state.device) if command.device == "auto" else command.device
+    allowed = "one that is there before several processes start (see `python -m llm build`)"
+    for field in models:
+        word = getattr(command, field) or ""
+        own: Any = made(word, field)
+        require(own is None or is_cached(own, device), field, word, allowed)
+    return replace(command, device=device)
+
 
 
 def write(

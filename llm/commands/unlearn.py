@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from llm.commands.options import write
+from llm.commands.options import TrainingOptions, lora_of, optimization_of, spread, write
 from llm.jobs.settings import DEFAULTS, RATE, left_out, rate_of
 from llm.models.gguf_files import is_gguf
-from llm.models.names import check, check_retrained, data_of, made
-from llm.models.source import ModelOptions, load_model
-from llm.training.processes import in_first, joined, started
+from llm.models.names import check, check_retrained, data_of
+from llm.models.source import load_model
+from llm.training.processes import in_first
 from markov.errors import is_whole, require
 from markov.files import folders
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unlearn(ModelOptions):
+class Unlearn(TrainingOptions):
     """Unlearn a data set by any objective of the family.
     A run that was stopped goes on where it was.
 
@@ -71,21 +70,6 @@ class Unlearn(ModelOptions):
     """Largest step size of AdamW.
     Default: 2e-4 for small models, such as those made here, 1e-5 for others.
     """
-    weight_decay: float = 0.01
-    """Weight decay of AdamW; 0 leaves it out."""
-    seed: int = 0
-    """Seed of the order of examples."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the products; bfloat16 by autocast."""
-    narrow_updates: bool = False
-    """With --dtype bfloat16: update the parameters themselves, not float32 masters of them.
-    It takes half the memory, and loses updates of less than 1/512 of a parameter.
-    At learning rates such as 1e-5 these are most of them.
-    """
-    gradient_checkpointing: bool = False
-    """Save memory by computing activations twice."""
-    lora_rank: int | None = None
-    """Train adapters of this rank in all linear layers, not the model itself."""
     gradients: bool = False
     """Also record the norm of each example's gradient, after every epoch."""
     reference: str | None = None
@@ -131,7 +115,7 @@ def unlearn(command: Unlearn) -> None:
     named = ("model", "data", "retain_data", "reference", "retrained", "refusals")
     inputs = [getattr(command, name) for name in named]
     in_first(lambda: folders.check_place(command.out, inputs=inputs, finished=EPOCHS))
-    command = spread(command)
+    command = spread(command, ("model", "reference", "retrained"))
     forget, retain = read(data), read(kept)
     preferred = (
         with_refusals(forget, command.seed, refusals) if paired(settings.objective).prefer else None
@@ -203,46 +187,18 @@ def resolved(command: Unlearn) -> Unlearn:
     )
 
 
-def spread(command: Unlearn) -> Unlearn:
-    """Return the command for this process, with a device of its own where there are several.
-
-    Process 0 prints how many there are. Raises `InvalidInput` for processes that are not joined,
-    and for small models that they would have to train first.
-    """
-    if started() == 1:
-        return command
-    from llm.models.source import is_cached
-
-    state = joined()
-    print(f"{state.num_processes} processes", file=sys.stderr)
-    device = str(state.device) if command.device == "auto" else command.device
-    allowed = "one that is there before several processes start (see `python -m llm build`)"
-    for field in ("model", "reference", "retrained"):
-        word = getattr(command, field) or ""
-        own = made(word, field)
-        require(own is None or is_cached(own, device), field, word, allowed)
-    return replace(command, device=device)
-
-
 def unlearning(command: Unlearn) -> Unlearning:
     """Return the settings of a run that a `resolved` command describes.
 
     Raises `InvalidInput` for values that are not allowed.
     """
     from llm.jobs.unlearning import METHOD
-    from llm.training.loop import Optimization
     from llm.unlearning.methods import method
-    from llm.unlearning.unlearn import Lora
 
-    given = {
-        field.name: getattr(command, field.name)
-        for field in fields(Optimization)
-        if field.name in vars(command)
-    }
     return method(command.objective or METHOD, field="objective").unlearning(
-        Optimization(**given),
+        optimization_of(command),
         retain_term=command.retain_term,
         retain_weight=command.retain_weight,
-        lora=None if command.lora_rank is None else Lora(rank=command.lora_rank),
+        lora=lora_of(command),
         gradients=tuple(range(command.epochs + 1)) if command.gradients else (),
     )

@@ -12,6 +12,7 @@ A file may have any of the shapes that `llm.data.records` reads.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from llm.data import records, tofu
@@ -58,3 +59,19 @@ def seed_of(word: str) -> int:
     good = not colon or (seed.isascii() and seed.isdecimal())
     require(good, "data", word, f"{PREFIX}:SPLIT[:SEED], the seed a number")
     return int(seed or 0)
+
+
+def without(examples: Sequence[Example], others: Sequence[Example]) -> tuple[Example, ...]:
+    """Return the examples that are not among the others, in their order.
+
+    Two examples are the same if prompt and response are. Raises `InvalidInput` where some of the
+    others are not among the examples, since leaving them out would change nothing, and where no
+    example is left.
+    """
+    known, gone = ({(one.prompt, one.response) for one in part} for part in (examples, others))
+    strange = [one.index for one in others if (one.prompt, one.response) not in known]
+    allowed = f"examples of the data ({len(strange)} of {len(others)} are not among them)"
+    require(not strange, "without, index", strange[:1], allowed)
+    left = tuple(one for one in examples if (one.prompt, one.response) not in gone)
+    require(len(left) > 0, "without", f"all {len(examples)} examples", "fewer than all of the data")
+    return left

@@ -118,18 +118,21 @@ class Loop:
         self.optimizer.zero_grad()
         return done
 
-    def evaluate(self, encoded: Sequence[Encoded], losses: Losses) -> Float[Tensor, " examples"]:
+    def evaluate(
+        self, encoded: Sequence[Encoded], losses: Losses, budget: int | None = None
+    ) -> Float[Tensor, " examples"]:
         """Return the losses of all examples, in their order, without dropout and gradients.
 
         They are those of the model as it would be saved now. Every process gets them, on its CPU.
+        `budget` are the tokens of a forward pass, where that is fewer than the settings allow.
         """
         found, nothing = {}, torch.zeros(())
         with self.as_saved() as saved, evaluating(saved), torch.no_grad(), self._precision():
             model = saved if self.masters.own else self.model
-            for rows, counts in self._parts(encoded, range(len(encoded))):
+            for rows, counts in self._parts(encoded, range(len(encoded)), budget):
                 values = losses(model, Batch.pad([encoded[row] for row in rows]), rows)
                 # Every process makes a pass, even if it counts for nothing.
-                nothing = values.new_zeros(())
+                nothing = torch.zeros_like(values[0])
                 found |= dict(zip(rows, values, strict=True)) if counts else {}
         each = torch.stack([found.get(row, nothing) for row in range(len(encoded))])
         return self._over_processes(each).cpu()
