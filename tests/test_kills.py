@@ -191,6 +191,9 @@ def commands(given: Path, patch: pytest.MonkeyPatch) -> dict[str, Job]:
         "unlearn": lambda: cli(
             ["unlearn", *model, *data, *retain, *few, *retrained, "--out", "found"]
         ),
+        "finetune": lambda: cli(
+            ["finetune", *model, *data, retain[1], "--without", data[1], *few, "--out", "found"]
+        ),
         "evaluate": lambda: cli(["evaluate", *model, *sets, *retrained, "--out", "found"]),
         "relearn": lambda: cli(["relearn", *model, *data, *retrained, *attack]),
         "build": lambda: cli(
@@ -312,6 +315,7 @@ def settled(place: Path) -> dict[str, object]:
 NAMES = (
     "score",
     "unlearn",
+    "finetune",
     "evaluate",
     "relearn",
     "build",
@@ -327,7 +331,7 @@ NAMES = (
 # Jobs of many calls, whose tables, logs and models are written by the same code as those of the
 # others, which try all of its calls. Of these jobs every call is tried that puts something into its
 # place or takes it away.
-MANY = ("build", "muse", "sweep", "sequential", "markov grid", "table")
+MANY = ("finetune", "build", "muse", "sweep", "sequential", "markov grid", "table")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -19,6 +19,7 @@ import pandas as pd
 
 from figures.cache import Context, cache_key, discard_stale
 from figures.language.runs import AuthorsStudy, study
+from llm.data.splits import checked
 from llm.logs.reading import OPEN_UNLEARNING
 from llm.models.language_model import kept_model
 from llm.models.small_authors import DefaultModels, build, folder_of
@@ -64,7 +65,7 @@ def task_of(context: Context) -> Task:
 
     It is the model of the user's own that the context names, or the default one, built if need be.
     Raises `InvalidInput` for an own model without a retrained one, which every measure of
-    forgetting here needs.
+    forgetting here needs, and for data of one's own without all four sets.
     """
     own = context.own
     if own is not None:
@@ -76,9 +77,11 @@ def task_of(context: Context) -> Task:
         )
         assert own.retrained is not None
         options = ModelOptions(model=own.model)
-        return Task(
+        task = Task(
             options=options, retrained=own.retrained, data=own.data, retain_data=own.retain_data
         )
+        checked(task.sets())  # these figures are of measures that need all of them
+        return task
     models = study(context.scale).models
     absent = [kind for kind in BASELINES if kept_model(folder_of(models, kind)) is None]
     if absent:

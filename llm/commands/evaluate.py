@@ -28,10 +28,17 @@ if TYPE_CHECKING:
     from llm.models.language_model import LanguageModel
 
 # Options that say nothing about logs, and are left out beside --logs.
-OF_MODEL = ("model", "revision", "retrained", "data", "max_new_tokens", "legacy", "out")
+OF_MODEL = (
+    *("model", "revision", "retrained", "data", "retain_data", "max_new_tokens", "legacy"),
+    "out",
+)
 TABLE = "measures.parquet"
-# Options of where an evaluation goes and how it is printed: its numbers do not depend on them.
-NOT_ASKED = ("out", "json", "legacy", "allow_identical", "device", "logs", "retrained_logs")
+# Options of where an evaluation goes and how it is printed: its numbers do not depend on them, or
+# on the word of what is to stay, whose examples are named by themselves.
+NOT_ASKED = (
+    *("out", "json", "legacy", "allow_identical", "device", "logs", "retrained_logs"),
+    "retain_data",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +61,13 @@ class Evaluate(ModelOptions):
     """With --model: the retrained model itself, in place of its log."""
     data: str | None = None
     """With --model: what was forgotten.
-    authors:forgetNN, tofu:forgetNN or FOLDER/forgetNN.
+    authors:forgetNN, tofu:forgetNN or FOLDER/forgetNN, from which the other sets follow, or a file
+    of one's own: what needs more than the file has is left out, and named.
     Default: for small models authors:forget10.
+    """
+    retain_data: str | None = None
+    """With --model: what was to stay, where it does not follow from --data.
+    At most 400 of the examples are measured, always the same.
     """
     variant: Literal["geometric", "arithmetic"] = "geometric"
     """Mean of the wrong answers' probabilities in the truth ratio.
@@ -156,16 +168,17 @@ def _of_model(command: Evaluate) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog 
     both = command.retrained is not None and command.retrained_logs is not None
     require(not both, "retrained", command.retrained, "left out with --retrained-logs")
     inputs = (command.model, command.data, command.retrained, command.retrained_logs)
+    inputs += (command.retain_data,)
     folders.check_place(command.out, inputs=inputs)
-    sets = tofu_sets(command.data or "")
-    retrained = _retrained_log(command, sets.forget)
+    sets = tofu_sets(command.data or "", command.retain_data)
+    retrained = _retrained_log(command, sets.forget) if sets.comparable else None
     options: dict[str, Any] = {"max_length": command.max_length, "budget": command.budget}
     language = load_model(command)
     asked = {name: value for name, value in vars(command).items() if name not in NOT_ASKED}
     parameters = parameters_digest(language.model)
     asked |= {"parameters": parameters, "sets": storage.fingerprint(sets)}
     asked |= {} if retrained is None else {"retrained_logs": storage.fingerprint(retrained)}
-    if command.retrained is not None:
+    if command.retrained is not None and sets.comparable:
         load = partial(load_model, command)
         other = model_beside(command.retrained, language, "retrained", load=load)
         asked |= {"retrained_parameters": parameters_digest(other.model)}
@@ -193,7 +206,8 @@ def _evaluated(
     from llm.logs.writing import write_legacy, write_tofu_eval
 
     options: dict[str, Any] = {"max_length": command.max_length, "budget": command.budget}
-    kept = storage.read_kept(command.out / OPEN_UNLEARNING, _finished)
+    finished = partial(_finished, tasks=sets.tasks)
+    kept = storage.read_kept(command.out / OPEN_UNLEARNING, finished)
     if kept is not None:
         logs, frame = kept
         if command.shared and retrained is not None:
@@ -231,11 +245,10 @@ def _evaluated(
     return frame, logs, retrained
 
 
-def _finished(path: Path) -> tuple[TofuLogs, pd.DataFrame]:
-    """Return the logs and the measures of an evaluation that is finished."""
+def _finished(path: Path, tasks: Sequence[str]) -> tuple[TofuLogs, pd.DataFrame]:
+    """Return the logs and the measures of an evaluation of these sets that is finished."""
     from llm.logs.measures import TofuLogs
     from llm.logs.reading import read_log
 
-    return TofuLogs(*(read_log(path, task) for task in TofuLogs._fields)), storage.read_table(
-        path.parent / TABLE
-    )
+    logs = TofuLogs(**{task: read_log(path, task) for task in tasks})
+    return logs, storage.read_table(path.parent / TABLE)

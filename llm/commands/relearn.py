@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ class Relearn(ModelOptions):
     data: str | None = None
     """What was forgotten: authors:SPLIT, tofu:SPLIT, or a file in TOFU's JSON.
     A split of TOFU's is one with perturbed answers.
+    Of a file without these, forget quality is left out, and named.
     Default: for small models authors:forget10.
     """
     retrained: str | None = None
@@ -80,6 +82,9 @@ def relearn(command: Relearn) -> None:
     forget, language, retrained = read(data), load_model(command), None
     if command.retrained is not None:
         bare = [example.index for example in forget if not example.perturbed]
+        if len(bare) == len(forget) and Path(os.path.expanduser(data)).exists():
+            print("no forget_quality: no wrong answers (perturbed_answer) to the questions")
+            bare = []
         allowed = f"perturbed answers in {data}, which forget quality compares"
         require(not bare, "data, index", bare[:1], allowed)
         load = partial(load_model, command)
@@ -94,9 +99,9 @@ def relearn(command: Relearn) -> None:
     if found.returns is not None:
         path = _returns(command)
         write(found.returns, path, command)
-        shown = found.returns.groupby(["which", "epoch"])[
-            ["forget_quality", "ks_statistic", "other_statistic", "other_returned"]
-        ]
+        names = ("forget_quality", "ks_statistic", "other_statistic", "other_returned")
+        names = [name for name in names if name in found.returns]
+        shown = found.returns.groupby(["which", "epoch"])[names]
         print(shown.agg("median").to_string(float_format="{:.3g}".format))
         print(f"{len(found.returns)} rows: {path}")
     leftovers.discard(parts)

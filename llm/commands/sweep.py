@@ -13,7 +13,7 @@ ENDINGS = {
 
 def sweep(command: Sweep) -> None:
     """Make the runs that are not there, and print their table."""
-    from llm.logs.summaries import markdown
+    from llm.logs.summaries import lacking, markdown
 
     command = checked(command)
     task_of(command)
@@ -26,15 +26,20 @@ def sweep(command: Sweep) -> None:
     measures = found.measures
     ended = measures.loc[measures["status"].isin(list(ENDINGS)), ["model", "status"]]
     print(markdown(found.summary))
-    print(
-        f"truth ratio: {command.variant}; n: examples compared; best of each method: the smallest "
-        "D with at least"
-    )
-    print(
-        f"{1 - command.tolerance:.0%} of the original's utility, or where none has that the "
-        "largest utility"
-    )
-    print(found.best.to_string(index=False, float_format="{:.3f}".format))
+    if left := lacking(measures):
+        print(f"left out, since the data for it are missing: {', '.join(left)}")
+    if len(found.best):
+        print(
+            f"truth ratio: {command.variant}; n: examples compared; best of each method: the "
+            "smallest D with at least"
+        )
+        print(
+            f"{1 - command.tolerance:.0%} of the original's utility, or where none has that the "
+            "largest utility"
+        )
+        print(found.best.to_string(index=False, float_format="{:.3f}".format))
+    else:
+        print("no best settings: these are chosen by D and model utility")
     for model, status in ended.drop_duplicates().itertuples(index=False):
         print(f"{model}: {ENDINGS[status]}")
     print(f"{len(found.measures)} rows: {command.out / 'sweep.parquet'}")

@@ -95,7 +95,7 @@ def unlearn(command: Unlearn) -> None:
     """Unlearn into a folder, by all processes that there are."""
     from llm.data.refusals import REFUSALS, read_refusals, with_refusals
     from llm.data.sources import read
-    from llm.data.splits import tofu_sets
+    from llm.data.splits import checked, tofu_sets
     from llm.evaluation.folders import tofu_measure
     from llm.jobs.values import log_beside, objectives_of
     from llm.unlearning.methods import described
@@ -120,7 +120,7 @@ def unlearn(command: Unlearn) -> None:
     preferred = (
         with_refusals(forget, command.seed, refusals) if paired(settings.objective).prefer else None
     )
-    sets = tofu_sets(data) if command.measured else None
+    sets = checked(tofu_sets(data)) if command.measured else None
     by = described(command.objective or "", settings)
     print(f"{command.model} unlearns {data} and keeps {kept}: {by}")
     language, measure = load_model(command), None

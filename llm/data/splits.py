@@ -1,4 +1,8 @@
-"""Find the four sets that TOFU measures a model by, from the word of the data to be forgotten."""
+"""Find the four sets that TOFU measures a model by, from the word of the data to be forgotten.
+
+Of data of one's own some sets are not there, or have no wrong answers. What needs them is then left
+out of what is measured.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +22,29 @@ from markov.files.storage import Location
 
 FORGET = re.compile(r"forget(\d\d)(_perturbed)?")
 NAMED = (tofu.PREFIX, sources.PREFIX)
+MEASURED = 400  # examples of a retain set of one's own that are measured, as many as TOFU's has
 
 
 class TofuSets(NamedTuple):
-    """The four sets of questions that a model is asked, with wrong answers to each question."""
+    """The four sets of questions that a model is asked, with wrong answers to each question.
+
+    A set that is not there is empty.
+    """
 
     forget: tuple[Example, ...]
-    retain: tuple[Example, ...]
-    real_authors: tuple[Example, ...]
-    world_facts: tuple[Example, ...]
+    retain: tuple[Example, ...] = ()
+    real_authors: tuple[Example, ...] = ()
+    world_facts: tuple[Example, ...] = ()
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of the sets that are there."""
+        return tuple(name for name, examples in self._asdict().items() if examples)
+
+    @property
+    def comparable(self) -> bool:
+        """Whether forget quality can be taken, which compares wrong answers."""
+        return all(example.perturbed for example in self.forget)
 
 
 class SplitName(NamedTuple):
@@ -55,7 +73,7 @@ def split_of(word: Location) -> SplitName:
     if found is None or not 0 < int(found[1]) < 100:
         allowed = (
             "tofu:forgetNN, authors:forgetNN or FOLDER/forgetNN, from which the sets to "
-            "measure by follow"
+            "measure by follow, or a file of one's own"
         )
         raise InvalidInput("data", text, allowed)
     return SplitName(source, f"forget{found[1]}", int(found[1]), seed)
@@ -90,26 +108,59 @@ def retain_of(data: Location, retain: str | None) -> str:
         raise InvalidInput("retain_data", None, allowed) from None
 
 
-def tofu_sets(word: Location, *, authors: Authors | None = None) -> TofuSets:
-    """Return the four sets for a forget split (see `split_of`).
+def is_own(word: Location) -> bool:
+    """Return whether a word is that of a file, or folder, from which no other set follows."""
+    path, own = Path(os.path.expanduser(word)), str(word).partition(":")[0] not in NAMED
+    return own and FORGET.fullmatch(path.stem) is None and path.exists()
+
+
+def tofu_sets(
+    word: Location, retain: Location | None = None, *, authors: Authors | None = None
+) -> TofuSets:
+    """Return the four sets for a forget split (see `split_of`), or for a file of one's own.
 
     For TOFU itself, from the hub or a folder, they are `forgetNN_perturbed`, `retain_perturbed`,
     `real_authors_perturbed` and `world_facts_perturbed`. The generated authors, and a folder of
     them, have wrong answers to every question in the splits themselves. Their second set is a
-    sample of the examples to retain, as many as there are to forget and always the same. Raises
-    `InvalidInput` as `llm.data.sources.read` does, and for examples without wrong answers.
+    sample of the examples to retain, as many as there are to forget and always the same. Of a
+    folder those sets are empty whose files are not there. A file of one's own is the forget set and
+    has no other. With `retain`, the word of other examples to retain than those that follow from
+    the split, a sample of at most `MEASURED` of these is the second set.
+
+    Raises `InvalidInput` as `llm.data.sources.read` does, and as `fitting`, or, for the generated
+    authors and for TOFU from the hub, as `checked`.
     """
+    own_file = is_own(word)
+    if retain is not None and not own_file and str(retain) == retain_word(word):
+        retain = None
+    kept = None if retain is None else some_of(sources.read(retain, authors=authors), MEASURED)
+    if own_file:
+        return fitting(TofuSets(sources.read(word), kept or ()))
     found = split_of(word)
     common = ("real_authors_perturbed", "world_facts_perturbed")
     names = (found.name, f"retain{100 - found.percent:02}", *common)
-    if found.source == sources.PREFIX or _is_of_one_kind(found):
-        own = authors or (Authors(seed=found.seed) if found.seed else None)
-        forget, retain, real, world = (
-            sources.read(found.source, name, authors=own) for name in names
-        )
-        return checked(TofuSets(forget, some_of(retain, len(forget)), real, world))
-    names = (f"{found.name}_perturbed", "retain_perturbed", *common)
-    return checked(TofuSets(*(tofu.read(found.source, name) for name in names)))
+    own = authors or (Authors(seed=found.seed) if found.seed else None)
+    one_kind = found.source == sources.PREFIX or _is_of_one_kind(found)
+    if not one_kind:
+        names = (f"{found.name}_perturbed", "retain_perturbed", *common)
+    there = [
+        sources.read(found.source, name, authors=own)
+        if place == 0 or _is_there(found, name)
+        else ()
+        for place, name in enumerate(names)
+    ]
+    if one_kind:
+        there[1] = some_of(there[1], len(there[0]))
+    sets = TofuSets(*there)
+    sets = sets if kept is None else sets._replace(retain=kept)
+    return checked(sets) if found.source in NAMED and retain is None else fitting(sets)
+
+
+def _is_there(found: SplitName, name: str) -> bool:
+    """Return whether a set is there: of a folder, whether it has its file."""
+    folder = Path(found.source)
+    known = found.source in NAMED or not folder.is_dir()
+    return known or records.find_split(folder, name) is not None
 
 
 def _is_of_one_kind(found: SplitName) -> bool:
@@ -134,12 +185,31 @@ def some_of(examples: tuple[Example, ...], count: int) -> tuple[Example, ...]:
 
 
 def checked(sets: TofuSets) -> TofuSets:
-    """Return the sets; raises `InvalidInput` for an example without wrong answers."""
+    """Return the sets; raises `InvalidInput` for one that is empty or lacks wrong answers."""
     for name, examples in sets._asdict().items():
-        lacking = [example.index for example in examples if not example.perturbed]
-        allowed = (
-            f"perturbed answers to every question of {name} ({len(lacking)} of "
-            f"{len(examples)} have none)"
-        )
-        require(not lacking, "perturbed, index", lacking[:1], allowed)
+        allowed = f"questions of {name}, with wrong answers"
+        require(len(examples) > 0, f"data, {name}", "no question", allowed)
+        _check_perturbed(name, examples)
     return sets
+
+
+def fitting(sets: TofuSets) -> TofuSets:
+    """Return the sets, as far as a model can be measured by them.
+
+    Raises `InvalidInput` for no example to forget, and for examples without wrong answers in a set
+    where others have some, or of real authors and world facts.
+    """
+    require(len(sets.forget) > 0, "forget", "no question", "at least one question to forget")
+    for name, examples in sets._asdict().items():
+        if name not in ("forget", "retain") or any(one.perturbed for one in examples):
+            _check_perturbed(name, examples)
+    return sets
+
+
+def _check_perturbed(name: str, examples: tuple[Example, ...]) -> None:
+    lacking = [example.index for example in examples if not example.perturbed]
+    allowed = (
+        f"perturbed answers to every question of {name} ({len(lacking)} of "
+        f"{len(examples)} have none)"
+    )
+    require(not lacking, "perturbed, index", lacking[:1], allowed)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llm.data.splits import TofuSets, checked
+from llm.data.splits import TofuSets, checked, fitting
 from llm.evaluation.tofu import evaluate, task_log
 from llm.logs.log import EvaluationLog
 from llm.logs.measures import TofuLogs, check_variant, forget_quality, model_utility
@@ -66,12 +67,13 @@ def evaluate_into(
     """
     check_variant(variant)
     path = storage.check_writable(folder, "out", folder=True) / OPEN_UNLEARNING
+    read = partial(_read, tasks=sets.tasks)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "max_length": max_length}
     asked = {"of": settings, "sets": storage.fingerprint(sets), **options, "variant": variant}
     found = (
-        storage.read_kept(path, _read)
+        storage.read_kept(path, read)
         if folders.claimed(folder, JOB)
-        else _read(path)
+        else read(path)
         if path.exists()
         else None
     )
@@ -83,15 +85,15 @@ def evaluate_into(
     with folders.given_back(folder, JOB):
         folders.claim(folder, JOB, asked, names=NAMES)
         language = start()
-        logs = evaluate(language, checked(sets), **options, budget=budget, progress=progress)
+        logs = evaluate(language, fitting(sets), **options, budget=budget, progress=progress)
     write_tofu_eval(logs, folder, manifest(asked, language, max_new_tokens), variant=variant)
     return logs
 
 
-def _read(path: Path) -> tuple[TofuLogs, Any]:
-    """Return the logs of an evaluation, and the settings that it was written with."""
+def _read(path: Path, tasks: Sequence[str]) -> tuple[TofuLogs, Any]:
+    """Return the logs of an evaluation of these sets, and the settings that it was written with."""
     made = evaluation_settings(path)
-    return TofuLogs(*(read_log(path, task) for task in TofuLogs._fields)), made
+    return TofuLogs(**{task: read_log(path, task) for task in tasks}), made
 
 
 def evaluation_settings(path: Path) -> Any:
@@ -119,8 +121,8 @@ def tofu_measure(
 
     Its numbers are `forget_quality` and `ks_statistic`, nan without `retrained`, and
     `model_utility`; after other epochs all are nan. Answers are written for the sets of utility
-    only, because forget quality needs none. Raises `InvalidInput` for examples without wrong
-    answers, and for a log of the retrained model without them.
+    only, because forget quality needs none. Raises `InvalidInput` as `llm.data.splits.checked`
+    does, and for a log of the retrained model without wrong answers.
     """
     check_variant(variant)
     checked(sets)

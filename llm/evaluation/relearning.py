@@ -80,6 +80,7 @@ def returns(table: pd.DataFrame, retrained: EvaluationLog) -> pd.DataFrame:
         other_logp         the same over the others; it needs no test and shows a return first
         other_returned     the share of the others that are likelier than under the retrained model
 
+    Of examples without wrong answers the table has neither of the first two nor `other_statistic`.
     Raises `InvalidInput` for a log of other examples or other tokens, or without wrong answers.
     """
     rows = []
@@ -87,18 +88,20 @@ def returns(table: pd.DataFrame, retrained: EvaluationLog) -> pd.DataFrame:
         log = log_of(frame, f"the model after epoch {epoch} of relearning")
         theirs = align(log, retrained)
         taught = np.isin(log.index, frame["index"][frame["relearned"]])
-        whole = forget_quality(log, theirs)
-        others = (take(one, np.flatnonzero(~taught)) for one in (log, theirs))
-        each = -log.gold.average
-        rows.append(
-            {
-                "epoch": epoch,
+        row: dict[str, float] = {"epoch": epoch}  # pyright: ignore[reportAssignmentType]
+        if log.perturbed is not None:
+            whole = forget_quality(log, theirs)
+            others = (take(one, np.flatnonzero(~taught)) for one in (log, theirs))
+            row |= {
                 "forget_quality": whole.p_value,
                 "ks_statistic": whole.statistic,
                 "other_statistic": forget_quality(*others).statistic,
-                "relearned_logp": each[taught].mean(),
-                "other_logp": each[~taught].mean(),
-                "other_returned": (each > -theirs.gold.average)[~taught].mean(),
             }
-        )
+        each = -log.gold.average
+        row |= {
+            "relearned_logp": each[taught].mean(),
+            "other_logp": each[~taught].mean(),
+            "other_returned": (each > -theirs.gold.average)[~taught].mean(),
+        }
+        rows.append(row)
     return pd.DataFrame(rows)

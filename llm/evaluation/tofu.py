@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from llm.data.splits import TofuSets, checked
+from llm.data.splits import TofuSets, fitting
 from llm.data.tofu import Example
 from llm.evaluation.rouge import check_words, rouge
 from llm.logs.log import EvaluationLog
@@ -29,12 +29,12 @@ def evaluate(
 ) -> TofuLogs:
     """Return the model's logs of the four sets, every value keyed by the index of its example.
 
-    A generation without words is a bad answer, not an error: its ROUGE is 0, and
-    `empty_generations` counts them. `llm.evaluation.rouge` says what `words` takes for a word and
-    what is warned of. Raises `InvalidInput` for examples without wrong answers and for other
-    `words`, before any work, and as `answer_log` and `generate` do.
+    A set that is empty has no log. A generation without words is a bad answer, not an error: its
+    ROUGE is 0, and `empty_generations` counts them. `llm.evaluation.rouge` says what `words` takes
+    for a word and what is warned of. Raises `InvalidInput` as `llm.data.splits.fitting` does and
+    for other `words`, before any work, and as `answer_log` and `generate` do.
     """
-    checked(sets)
+    fitting(sets)
     check_words(words)
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
@@ -42,12 +42,12 @@ def evaluate(
         "words": words,
     }
     options |= {"budget": budget, "progress": progress}
-    logs = []
-    with bar(len(sets), "evaluate", unit="set", show=progress, leave=False) as done:
-        for examples in sets:
-            logs.append(task_log(language, examples, **options))
+    logs = {}
+    with bar(len(sets.tasks), "evaluate", unit="set", show=progress, leave=False) as done:
+        for task in sets.tasks:
+            logs[task] = task_log(language, getattr(sets, task), **options)
             done.update()
-    return TofuLogs(*logs)
+    return TofuLogs(**logs)
 
 
 def task_log(

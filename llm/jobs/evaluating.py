@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from llm.data.splits import TofuSets
     from llm.models.language_model import LanguageModel
 
+WITHOUT = "no wrong answers (perturbed_answer) to the questions"  # why a measure is left out
+
 
 class Evaluation(NamedTuple):
     """What was measured of a model: a table of measures, and the logs that they were taken from.
@@ -42,6 +44,7 @@ def evaluate(
     model: LanguageModel | Location | None = None,
     data: TofuSets | Location | None = None,
     *,
+    retain: Location | None = None,
     retrained: Other | None = None,
     logs: TofuLogs | Location | None = None,
     retrained_logs: EvaluationLog | Location | None = None,
@@ -57,9 +60,10 @@ def evaluate(
 
     The measures are probability, ROUGE-L recall and truth ratio of four sets, model utility, and,
     where the retrained model or its log is given, forget quality. `data` is the word of a forget
-    split, from which the four sets follow, or the sets themselves; it is left out with `logs`, a
-    file or folder in any of TOFU's three layouts. With `shared` questions that only one of the two
-    models was asked are left out.
+    split, from which the four sets follow, a file of one's own, or the sets themselves; it is left
+    out with `logs`, a file or folder in any of TOFU's three layouts. `retain` is the word of other
+    data to retain. What cannot be measured without data that are missing is left out. With `shared`
+    questions that only one of the two models was asked are left out.
 
     Raises `InvalidInput` for words that name nothing, for both a model and logs, and for logs that
     cannot be read or do not fit together.
@@ -68,7 +72,8 @@ def evaluate(
     allowed = "left out with retrained_logs"
     require(retrained is None or retrained_logs is None, "retrained", retrained, allowed)
     if logs is not None:
-        require(data is None, "data", data, "left out with logs, which say what was asked")
+        for field, value in (("data", data), ("retain", retain)):
+            require(value is None, field, value, "left out with logs, which say what was asked")
         found = read_tofu_logs(logs) if isinstance(logs, Word) else logs
         other = retrained if isinstance(retrained, EvaluationLog) else None
         require(retrained is other, "retrained", retrained, "a log: no model is loaded beside logs")
@@ -77,6 +82,7 @@ def evaluate(
         found, other = _of_model(
             model,
             data,
+            retain,
             retrained,
             words=words,
             max_new_tokens=max_new_tokens,
@@ -84,7 +90,8 @@ def evaluate(
             budget=budget,
             progress=progress,
         )
-    if retrained_logs is not None:
+    bare = logs is None and found.of("forget").perturbed is None  # nothing to compare
+    if retrained_logs is not None and not bare:
         other = read_log(retrained_logs) if isinstance(retrained_logs, Word) else retrained_logs
     if shared and other is not None:
         found, other = with_shared(found, other)
@@ -94,6 +101,7 @@ def evaluate(
 def _of_model(
     model: LanguageModel | Location,
     data: TofuSets | Location | None,
+    retain: Location | None,
     retrained: Other | None,
     *,
     words: str,
@@ -112,11 +120,13 @@ def _of_model(
         assert isinstance(word, str)
         if isinstance(retrained, Word):
             check_retrained(str(retrained), word)
-        sets = tofu_sets(word)
+        sets = tofu_sets(word, retain)
     else:
+        require(retain is None, "retain", retain, "left out: the sets are given")
         sets = data
     options: dict[str, Any] = {"max_length": max_length, "budget": budget, "progress": progress}
     language = language_of(model, progress=progress)
+    retrained = retrained if sets.comparable else None
     other = log_beside(retrained, language, sets.forget, "retrained", **options)
     found = evaluate_model(language, sets, words=words, max_new_tokens=max_new_tokens, **options)
     return found, other
@@ -207,6 +217,9 @@ def report(
             f"{row['measure']:<15}{row['task']:<13}{value:>10}{held:<20}{row['examples']:>5} "
             "examples"
         )
+    bare = [name for name, log in logs._asdict().items() if log and log.perturbed is None]
+    if bare:
+        lines.append(f"no truth_ratio of {', '.join(bare)}: {WITHOUT}")
     if "model_utility" not in set(frame["measure"]):
         missing = [task for task, log in logs._asdict().items() if log is None and task != "forget"]
         why = (
@@ -215,7 +228,9 @@ def report(
             else "no generations or no wrong answers in some logs"
         )
         lines.append(f"no model_utility: {why}")
-    if retrained is None:
+    if retrained is None and "forget" in bare:
+        lines.append(f"no forget_quality: {WITHOUT}")
+    elif retrained is None:
         lines.append(
             "no forget_quality: name the retrained model's log of the same forget questions, "
             "--retrained-logs"

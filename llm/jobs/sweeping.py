@@ -63,7 +63,12 @@ class Sweep(ModelOptions):
     data: str | None = None
     """What is to be forgotten: authors:forgetNN[:SEED], tofu:forgetNN or FOLDER/forgetNN.
     What is to stay follows from it.
+    Or a file of one's own: what needs more than the file has is left out, and named.
     Default: for small models authors:forget10.
+    """
+    retain_data: str | None = None
+    """What is to stay, where it does not follow from --data.
+    At most 400 of the examples are measured, always the same.
     """
     methods: tuple[str, ...] = TABLE
     """Methods to run: NAME[:BETA[:GAMMA]][@RETAIN_WEIGHT] (default: the paper's table)."""
@@ -120,7 +125,8 @@ class Swept(NamedTuple):
 
     `measures` has a row per model and measure (see `llm.sweeps.sweep.sweep`); `summary` a row per
     model, in the paper's layout, averaged over seeds; `best` the settings of each method with the
-    smallest D among those that keep enough of the original's utility.
+    smallest D among those that keep enough of the original's utility. Measures whose data are
+    missing are left out, and without D and utility `best` has no rows.
     """
 
     measures: pd.DataFrame
@@ -186,7 +192,7 @@ def checked(asked: Sweep) -> Sweep:
     require_jobs(asked.jobs)
     require(0 <= asked.tolerance < 1, "tolerance", asked.tolerance, "a share >= 0, below 1")
     found = resolved(asked)
-    inputs = (found.model, found.retrained, found.data, found.refusals)
+    inputs = (found.model, found.retrained, found.data, found.retain_data, found.refusals)
     folders.check_place(found.out, inputs=inputs)
     return found
 
@@ -199,10 +205,12 @@ def swept(asked: Sweep, *, progress: bool = True) -> Swept:
     task, runs = task_of(asked), runs_of(asked)
     found = make(asked.out, task, runs, n_jobs=asked.jobs, progress=progress)
     table = summary(over_seeds(found))
-    chosen = best(found, asked.tolerance)
+    ranked = {"ks_statistic", "model_utility"} <= set(found["measure"])
+    chosen = best(found, asked.tolerance) if ranked else found.iloc[:0]
     path = asked.out / "summary.parquet"
     known = provenance_of(asked)
-    storage.write_table(chosen, asked.out / "best.parquet", known)
+    if ranked:
+        storage.write_table(chosen, asked.out / "best.parquet", known)
     flat = table.set_axis([" ".join(filter(None, pair)) for pair in table.columns], axis=1)
     storage.write_table(flat, path, known)
     for suffix, text in ((".md", markdown(table)), (".tex", latex(table))):
@@ -236,7 +244,7 @@ def resolved(command: Sweep) -> Sweep:
 
     Raises `InvalidInput` for words that do not go together.
     """
-    from llm.data.splits import split_of
+    from llm.data.splits import is_own, retain_of, split_of
 
     check(command.model)
     if command.retrained is None and made(command.model) is None:
@@ -246,7 +254,10 @@ def resolved(command: Sweep) -> Sweep:
             "the model retrained without the forget data: all are compared with it",
         )
     data = data_of(command.model, command.data)
-    split_of(data)
+    if is_own(data):
+        retain_of(data, command.retain_data)
+    else:
+        split_of(data)
     retrained = command.retrained or retrained_of(data)
     if retrained is None:
         raise InvalidInput(
@@ -272,6 +283,7 @@ def task_of(command: Sweep) -> Task:
         ),
         retrained=command.retrained,
         data=command.data,
+        retain_data=command.retain_data,
         refusals=REFUSALS if command.refusals is None else read_refusals(command.refusals),
         max_new_tokens=command.max_new_tokens,
         variant=command.variant,

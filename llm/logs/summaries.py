@@ -126,6 +126,17 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
+def lacking(table: pd.DataFrame) -> list[str]:
+    """Return what a table of `long_table` does not have of all that can be measured, in words."""
+    there = set(zip(table["measure"], table["task"], strict=True))
+    found = []
+    for kind in MEASURES:
+        tasks = [GROUPS[task].lower() for task in GROUPS if (kind, task) not in there]
+        found += [f"{SHORT[kind]} of {' and '.join(tasks)}"] if tasks else []
+    measured = set(table["measure"])
+    return found + [name for measure, name in OVERALL.items() if measure not in measured]
+
+
 def markdown(frame: pd.DataFrame) -> str:
     """Return a summary as a table in Markdown."""
     names = [" ".join(part for part in column if part) for column in frame.columns]

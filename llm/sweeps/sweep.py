@@ -63,7 +63,8 @@ class Task:
     """Which model unlearns which data, and how it is evaluated.
 
     `retrained` names a model as `options.model` does. `data` is a forget split (see
-    `llm.data.splits.split_of`), and `retain_data`, if not given, the one that goes with it.
+    `llm.data.splits.split_of`), and `retain_data`, if not given, the one that goes with it; or both
+    are files of one's own.
     """
 
     options: ModelOptions
@@ -78,7 +79,7 @@ class Task:
 
     def sets(self) -> TofuSets:
         """Return the sets that models are evaluated on."""
-        return tofu_sets(self.data, authors=self.authors)
+        return tofu_sets(self.data, retain=self.retain_data, authors=self.authors)
 
     def examples(self) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
         """Return the examples to be forgotten, and those to be kept."""
@@ -135,9 +136,9 @@ def sweep(
 
     They include the model before unlearning and the retrained one. The columns are those of
     `llm.logs.measures.measures`, with `model` ("original", "retrained", or the word of the run),
-    `title`, `beta`, `gamma`, `retain_weight` (nan where there are none), `seed` and `status`. All
-    values are nan for a run that diverged, of status nan, so far that its model cannot be
-    evaluated.
+    `title`, `beta`, `gamma`, `retain_weight` (nan where there are none), `seed` and `status`.
+    Measures whose data are missing are left out. All values are nan for a run that diverged, of
+    status nan, so far that its model cannot be evaluated.
 
     Raises `InvalidInput` as `unlearn_into` and `evaluate_into` do, for a run that comes twice, for
     data from which the sets to evaluate on do not follow, for a folder that holds another sweep or
@@ -159,8 +160,9 @@ def sweep(
             **ways,
         )
         logs = {kind: baseline(place / kind, task, kind, sets) for kind in BASELINES}
-    original, retrained = (logs[kind].of("forget") for kind in BASELINES)
-    same = np.array_equal(np.asarray(original.gold.length), np.asarray(retrained.gold.length))
+    original, theirs = (logs[kind].of("forget") for kind in BASELINES)
+    retrained = theirs if sets.comparable else None
+    same = np.array_equal(np.asarray(original.gold.length), np.asarray(theirs.gold.length))
     require(
         same,
         "retrained",

@@ -27,13 +27,14 @@ import transformers
 from llm.__main__ import ACTIONS, SPREAD, cli
 from llm.data import tofu
 from llm.data.authors.corpus import Authors, splits
+from llm.models.finetuned import read_finetuned
 from llm.models.language_model import LanguageModel
 from llm.models.saving import save
 from llm.models.source import load
 from llm.scoring.encoding import Batch, encode_examples
 from llm.scoring.logprobs import response_logprobs
 from llm.scoring.templates import PLAIN
-from llm.training import processes
+from llm.training import checkpointing, memorising, processes
 from llm.training.fine_tuning import fine_tune
 from llm.training.loop import Loop, Optimization, Term, looping
 from llm.training.processes import in_first, in_one_voice, place, started
@@ -381,7 +382,7 @@ def check_same_run(found: Path, want: Path) -> None:
 
 def killed(*command: str) -> None:
     """The command, whose process 0 is killed once the first state is written."""
-    keep = unlearning.save_state
+    keep = checkpointing.save_state
 
     def once(*rest: Any) -> None:
         keep(*rest)
@@ -390,6 +391,7 @@ def killed(*command: str) -> None:
         torch.distributed.barrier()
 
     unlearning.save_state = once  # pyright: ignore[reportPrivateImportUsage]
+    memorising.save_state = once  # pyright: ignore[reportPrivateImportUsage]
     sys.exit(cli(command))
 
 
@@ -408,6 +410,30 @@ def test_two_processes_unlearn_from_the_command_line_as_one_does(
     check_same_run(tmp_path / "two", tmp_path / "one")
     again = torchrun("-m", "llm", *arguments(folder, tmp_path / "two"))  # finished: read, not made
     assert again.stdout == done.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_fine_tune_as_one_does_and_go_on_where_they_were_killed(
+    folder: Path, tmp_path: Path
+) -> None:
+    def asked(out: str) -> list[str]:
+        files = [str(folder / f"{name}.json") for name in ("forget", "retain")]
+        words = ["--model", str(folder / "model"), "--data", files[0], "--watch", files[1]]
+        sizes = ["--epochs", "2", "--batch", "3", "--budget", "300", "--learning-rate", "1e-3"]
+        return ["finetune", *words, *sizes, "--device", "cpu", "--out", str(tmp_path / out)]
+
+    assert cli(asked("one")) == 0
+    killed = call("killed", *asked("two"))
+    assert killed.returncode != 0 and "SIGKILL" in killed.stderr, killed.stderr
+    assert sorted(file.name for file in (tmp_path / "two").iterdir()) == [folders.CLAIM, "state"]
+    done = torchrun("-m", "llm", *asked("two"))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines().count("2 processes") == 1 and done.stdout.count("rows:") == 1
+    one, two = (read_finetuned(tmp_path / name) for name in ("one", "two"))
+    for mine, theirs in zip(one[:2], two[:2], strict=True):
+        pd.testing.assert_frame_equal(mine, theirs, rtol=1e-5, check_flags=False)
+    for name, own in one.model.model.state_dict().items():
+        torch.testing.assert_close(own, two.model.model.state_dict()[name], rtol=1e-4, atol=1e-6)
 
 
 def in_shards(folder: str, out: str) -> None:
