@@ -28,7 +28,7 @@ from llm.logs.log import Answers, EvaluationLog
 from llm.logs.measures import TofuLogs, measures
 from llm.logs.summaries import best
 from llm.models.answers import log_table
-from llm.schemas import Answered, ByEpoch, ByRelearning, Epochs, Scores
+from llm.schemas import Answered, ByEpoch, ByRelearning, Epochs, Memorised, Scores
 from llm.sweeps.sweep import PlannedRun, _described
 from llm.training.loop import Optimization
 from llm.unlearning.methods import method
@@ -91,6 +91,7 @@ def columns() -> dict[str, set[Any]]:
         | {"measure": ["ks_statistic", "model_utility"], "value": [0.5, 0.5]}
     )
     return {
+        "memorised": set(Memorised.model_fields),
         "scores": {*Scores.model_fields, "gradient_norm"},
         "weights": {*COLUMNS, "weight_NAME"},
         "examples": set(ByEpoch.model_fields),
@@ -128,7 +129,18 @@ def test_optional_columns_are_marked_and_required_ones_are_not():
 def test_the_commands_of_your_model_are_taken_by_the_program_in_their_order():
     text = page("your_model").replace("\\\n", " ")
     asked = [shlex.split(line)[3:] for line in re.findall(r"^python -m llm .*", text, re.M)]
-    order = ["build", "score", "score", "weights", "unlearn", "evaluate", "relearn", "sweep"]
+    order = [
+        "build",
+        "finetune",
+        "finetune",
+        "score",
+        "score",
+        "weights",
+        "unlearn",
+        "evaluate",
+        "relearn",
+        "sweep",
+    ]
     assert [one[0] for one in asked] == order
     assert all(type(parse(one)).__name__.lower() == one[0] for one in asked)
     blocks = re.findall(r"```text\n(.*?)```", page("your_model"), re.S)

@@ -135,9 +135,10 @@ def test_what_is_known_by_heart_is_what_scoring_and_greedy_decoding_find(
         for name, examples in zip(names, (data, other), strict=True):
             scores = llm.score(model, examples, progress=False)
             mean = (scores["logp"] / scores["length"]).to_numpy()
-            told = [written_by_heart(model, one) for one in responses(model, examples)]
-            want = [-mean.mean(), np.exp(mean).mean(), sum(told) / len(told)]
-            assert own.loc[name, list(COLUMNS)].tolist() == pytest.approx(want, rel=1e-4)
+            right = [written_by_heart(model, one) for one in responses(model, examples)]
+            want = [-mean.mean(), np.exp(mean).mean(), sum(right) / len(right)]
+            got: Any = own.loc[name, list(COLUMNS)]
+            assert list(got) == pytest.approx(want, rel=1e-4)
     end = found.memorised.query("epoch == 60").set_index("set")["recited"]
     assert end["data"] > 0.5 > end[names[1]] and end["data"] > 2 * end[names[1]]
 
