@@ -16,7 +16,9 @@ import pytest
 import torch
 
 import llm
-from llm.__main__ import cli
+from llm.__main__ import cli, parse
+from llm.commands.options import lora_of, optimization_of
+from llm.commands.unlearn import resolved, unlearning
 from llm.data import tofu
 from llm.data.sources import without
 from llm.jobs.finetuning import RATES, read_sets, with_rate
@@ -363,6 +365,16 @@ def test_the_step_size_follows_from_the_number_of_parameters(language: LanguageM
         for size in (2e6, 135e6, 1.2e9, 7e9)
     ]
     assert rates == [1e-3, 3e-4, 1e-5, 1e-5]
+
+
+def test_unlearn_takes_the_options_of_training_too() -> None:
+    words = ["--warmup-epochs", "0.5", "--weight-decay", "0", "--lora-rank", "3", "--batch", "7"]
+    found = parse(["unlearn", *words, "--learning-rate", "0.1"])
+    own = parse(["finetune", *words, "--learning-rate", "0.1", "--epochs", "10"])
+    settings = unlearning(resolved(found))
+    assert settings.optimization == optimization_of(own) and settings.lora == lora_of(own)
+    want = Optimization(epochs=10, batch=7, learning_rate=0.1, weight_decay=0, warmup_epochs=0.5)
+    assert settings.optimization == want and settings.lora == Lora(rank=3)
 
 
 def test_a_folder_of_something_else_and_an_unfinished_one_are_no_fine_tuning(
