@@ -199,25 +199,29 @@ STOPS = {
 
 @ADAPTED
 @pytest.mark.parametrize(
-    ("lora", "places"),
-    [((), STOPS), (("--lora-rank", "2"), {"llm.training.memorising.save_state": 3})],
-    ids=["whole", "adapters"],
+    ("more", "places"),
+    [
+        ((), STOPS),
+        (("--lora-rank", "2"), {"llm.training.memorising.save_state": 3}),
+        (("--dtype", "bfloat16"), {"llm.training.memorising.save_state": 2}),
+    ],
+    ids=["whole", "adapters", "masters"],
 )
 def test_a_fine_tuning_that_is_stopped_anywhere_ends_the_same(
     place: Path,
     tmp_path: Path,
-    lora: tuple[str, ...],
+    more: tuple[str, ...],
     places: dict[str, int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert cli(asked(place, *lora, "--out", "whole")) == 0
+    assert cli(asked(place, *more, "--out", "whole")) == 0
     for name, number in places.items():
         with monkeypatch.context() as patch:
             stopped(patch, name, number)
-            assert cli(asked(place, *lora)) == 130, name
+            assert cli(asked(place, *more)) == 130, name
         assert not (tmp_path / "run" / "epochs.parquet").exists()
     assert (tmp_path / "run" / "state").is_dir()
-    assert cli(asked(place, *lora)) == 0
+    assert cli(asked(place, *more)) == 0
     whole, parts = (finetuned.read_finetuned(tmp_path / name) for name in ("whole", "run"))
     for one, other in zip(whole[:2], parts[:2], strict=True):
         pd.testing.assert_frame_equal(one, other, check_flags=False)
