@@ -103,7 +103,6 @@ def spread(command: Command, models: Iterable[str] = ("model",)) -> Command:
     return replace(command, device=device)
 
 
-
 def write(
     frame: pd.DataFrame, path: Path, settings: object, language: LanguageModel | None = None
 ) -> None:
