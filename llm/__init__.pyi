@@ -5,6 +5,7 @@ from .jobs.finetuning import finetune as finetune
 from .jobs.muse import muse as muse
 from .jobs.relearning import relearn as relearn
 from .jobs.scoring import score as score
+from .jobs.studying import study as study
 from .jobs.sweeping import sweep as sweep
 from .jobs.unlearning import unlearn as unlearn
 from .jobs.weighing import allocation as allocation

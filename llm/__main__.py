@@ -1,5 +1,5 @@
 """Language models from the command line, `python -m llm COMMAND --help`:
-build, finetune, score, weights, unlearn, evaluate, relearn, sweep, muse, diagnose.
+build, study, finetune, score, weights, unlearn, evaluate, relearn, sweep, muse, diagnose.
 
 The same diagnostics as for the Markov chains, on any causal language model: score the responses of
 a data set, weigh them under any objective, unlearn, and ask whether the effort goes where it is
@@ -46,9 +46,11 @@ from llm.commands.finetune import Finetune, finetune
 from llm.commands.muse import Muse, muse
 from llm.commands.relearn import Relearn, relearn
 from llm.commands.score import Score, score
+from llm.commands.study import study
 from llm.commands.sweep import sweep
 from llm.commands.unlearn import Unlearn, unlearn
 from llm.commands.weights import Weights, weights
+from llm.jobs.studying import Study
 from llm.jobs.sweeping import Sweep
 from llm.training.processes import in_one_voice, place, started
 from markov.console import progress
@@ -56,6 +58,7 @@ from markov.errors import exit_code, require
 
 ACTIONS: dict[type, Callable[[Any], None]] = {
     Build: build,
+    Study: study,
     Finetune: finetune,
     Score: score,
     Weights: weights,
@@ -73,6 +76,7 @@ def parse(arguments: Sequence[str] | None = None) -> Any:
     """Return the command that the arguments (default: the process's own) ask for."""
     commands = (
         Annotated[Build, tyro.conf.subcommand("build", prefix_name=False)]
+        | Annotated[Study, tyro.conf.subcommand("study", prefix_name=False)]
         | Annotated[Finetune, tyro.conf.subcommand("finetune", prefix_name=False)]
         | Annotated[Score, tyro.conf.subcommand("score", prefix_name=False)]
         | Annotated[Weights, tyro.conf.subcommand("weights", prefix_name=False)]

@@ -1,0 +1,425 @@
+"""Study: from one pretrained model to the table of all methods, with the models that it needs.
+
+    data/                  the part of the data that is studied, if it is not all of it
+    seedN/original/        the model that learnt all of them (`llm.models.finetuned`)
+    seedN/retrained/       the one that learnt all but what is to be forgotten
+    seedN/sweep/           a folder per method, unlearned and evaluated (`llm.sweeps.sweep`)
+    seedN/attacks/         what comes back of each attacked model (`llm.jobs.relearning`)
+    gate.parquet           whether the two models are fit to compare methods by
+    measures.parquet       every measure of every model and seed
+    attacks.parquet        what came back, by model, seed, attack and epoch
+    summary.{parquet,md,tex}    the paper's table, with intervals over seeds where there are several
+
+Each part goes on where it was stopped, and is not done twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from llm.jobs.finetuning import BATCH, EPOCHS
+from llm.jobs.settings import provenance_of
+from llm.jobs.sweeping import Sweep, runs_of, task_of
+from llm.models.names import check
+from llm.models.source import ModelOptions
+from llm.scoring.limits import NEW_TOKENS
+from markov.errors import InvalidInput, require, require_whole
+from markov.files import folders, storage
+from markov.files.storage import Location
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from llm.data.tofu import Example
+    from llm.logs.log import EvaluationLog
+    from llm.sweeps.sweep import Task
+
+JOB = "study"
+FILES = (
+    *(f"{name}.parquet" for name in ("gate", "measures", "attacks", "summary")),
+    "summary.md",
+    "summary.tex",
+)
+# Fields that a study may be continued with other values of.
+FREE = ("out", "jobs", "seeds", "methods", "attacked", "despite_gate", "device")
+PROBE = 100  # answers that are measured after every epoch of learning
+# Largest step sizes of unlearning by the number of parameters below which they hold; the last is
+# the paper's for 7B, and SmolLM2 forgets at the one before.
+RATES = ((25e6, 6e-4), (500e6, 1e-4), (float("inf"), 1e-5))
+# The four corners, two baselines that ascend, one that descends on refusals; betas and retain
+# weights of the paper for forget05.
+METHODS = (
+    "gradient_ascent",
+    "grad_diff@1",
+    "weighted_grad_diff@1",
+    "idk@1",
+    "npo:0.1@1",
+    "reference_free_npo:0.1@1",
+    "length_normalized_npo:2.5@0.1375",
+    "simnpo:2.5@0.1375",
+)
+ATTACKED = ("npo:0.1@1", "simnpo:2.5@0.1375")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study(ModelOptions):
+    """Compare methods on a model of your own, from the pretrained weights to the paper's table.
+    A study that was stopped goes on where it was.
+
+    Fine-tunes the two models that a study needs, the original on all data and the retrained one
+    without those to forget. Asks whether they are fit for it, which is printed as a gate. Unlearns
+    by every method, evaluates each as TOFU does, and attacks some by teaching a fifth of the
+    answers again. All of that over --seeds, each with models of its own.
+
+    Writes to OUT gate.parquet, measures.parquet, attacks.parquet and summary.{parquet,md,tex}, and
+    a folder per seed with models and runs. Example: python -m llm study --model smollm2-135m --data
+    tofu:forget05 --forget-answers 60 --retain-answers 540 --measured-answers 40 --precision
+    bfloat16 --out out/study
+    """
+
+    data: str = "tofu:forget05"
+    """What is to be forgotten: authors:forgetNN[:SEED], tofu:forgetNN or FOLDER/forgetNN.
+    What is to stay follows from it.
+    """
+    forget_answers: int | None = None
+    """Learn and forget the last so many answers of the data only (default: all)."""
+    retain_answers: int | None = None
+    """Learn and keep the first so many answers of what is to stay only (default: all)."""
+    measured_answers: int | None = None
+    """Ask at most so many questions of each set that utility is measured by (default: all)."""
+    methods: tuple[str, ...] = METHODS
+    """Methods in the words of `sweep`: NAME[:BETA[:GAMMA]][@RETAIN_WEIGHT]."""
+    attacked: tuple[str, ...] = ATTACKED
+    """Those of the methods whose models are attacked, beside the retrained model; they are kept."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of the order of examples, in fine-tuning and in unlearning.
+    With several the table has means, and intervals over them.
+    """
+    learning_epochs: int = EPOCHS
+    """Passes over the data when the two models are made."""
+    learning_batch: int = BATCH
+    """Examples per update when the two models are made."""
+    learning_rate: float | None = None
+    """Largest step size of AdamW when the two models are made.
+    Default: 1e-3 below 25 million parameters, 3e-4 below 500 million, 1e-5 for others.
+    """
+    epochs: int = 10
+    """Passes over the forget data when a method unlearns."""
+    batch: int | None = None
+    """Forget examples per update, and as many retain examples.
+    Default: 16 for small models, 32 for others.
+    """
+    unlearning_rate: float | None = None
+    """Largest step size of AdamW when a method unlearns.
+    Default: 6e-4 below 25 million parameters, 1e-4 below 500 million, 1e-5 for others.
+    """
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the products in training; bfloat16 by autocast."""
+    gradient_checkpointing: bool = False
+    """Save memory by computing activations twice."""
+    max_new_tokens: int = NEW_TOKENS
+    """At most so many tokens of an answer that a model writes."""
+    share: float = 0.2
+    """Share of the forget answers that an attack teaches again."""
+    attack_epochs: int = 3
+    """Passes over what an attack teaches."""
+    attack_repeats: int = 1
+    """Attacks of each kind on each model, which choose other answers at random."""
+    despite_gate: bool = False
+    """Compare methods even if the two models are not fit for it."""
+    jobs: int = 1
+    """Runs of methods at a time, each with a model in memory; -1 is one per core."""
+    out: Path = Path("out/study")
+    """Folder to write, or to go on in."""
+
+
+class Studied(NamedTuple):
+    """What a study found.
+
+    `measures` has a row per seed, model and measure; `gate` a row per check (see
+    `llm.evaluation.gate`); `attacks` a row per seed, model, attack and epoch (see
+    `llm.evaluation.relearning.returns`), and `floor` D between the retrained models of two seeds.
+    """
+
+    measures: pd.DataFrame
+    gate: pd.DataFrame
+    attacks: pd.DataFrame
+    floor: tuple[float, ...]
+
+    @property
+    def summary(self) -> pd.DataFrame:
+        """A row per method in the paper's layout, the mean over seeds."""
+        from llm.logs.summaries import over_seeds, summary
+
+        return summary(over_seeds(self.measures))
+
+    def __repr__(self) -> str:
+        from llm.logs.summaries import markdown
+
+        return markdown(self.summary)
+
+
+class _Seed(NamedTuple):
+    """One seed of a study: its folder, its sweep in words, and what all runs of it share."""
+
+    place: Path
+    asked: Sweep
+    task: Task
+
+    @property
+    def seed(self) -> int:
+        return self.asked.seeds[0]
+
+    def retrained_log(self) -> EvaluationLog:
+        """Return what the retrained model says of the forget data."""
+        from llm.sweeps.sweep import baseline
+
+        return baseline(self.place / "sweep" / "retrained", self.task, "retrained").of("forget")
+
+
+def study(
+    model: Location,
+    data: Location = "tofu:forget05",
+    *,
+    out: Location,
+    methods: Sequence[str] = METHODS,
+    seeds: Sequence[int] = (0,),
+    progress: bool = True,
+    **options: Any,
+) -> Studied:
+    """Return what all methods do to a model, from its pretrained weights on.
+
+    Everything is written to the folder `out` as `python -m llm study` does, and goes on where it
+    was if it was stopped. `options` are further fields of `Study`. Raises `InvalidInput` for words
+    and numbers that are not allowed, for a folder of another study, and for two models by which
+    methods cannot be compared.
+    """
+    asked = Study(
+        model=str(model),
+        data=str(data),
+        out=Path(out),
+        methods=tuple(methods),
+        seeds=tuple(seeds),
+        **options,
+    )
+    return studied(checked(asked), progress=progress)
+
+
+def checked(asked: Study) -> Study:
+    """Return the same study; raises `InvalidInput` for what is refused before any work."""
+    from llm.data.parts import Part
+    from llm.data.splits import split_of
+    from llm.evaluation.attacks import attacks
+
+    check(asked.model)
+    split_of(asked.data)
+    Part(forget=asked.forget_answers, retain=asked.retain_answers, measured=asked.measured_answers)
+    for name in ("learning_epochs", "learning_batch", "epochs"):
+        require_whole(getattr(asked, name), name, 1)
+    require(len(set(asked.seeds)) == len(asked.seeds) > 0, "seeds", asked.seeds, "each seed once")
+    unknown = [word for word in asked.attacked if word not in asked.methods]
+    require(not unknown, "attacked", unknown[:1], "some of the methods, in the same words")
+    attacks(("random",), asked.share, asked.attack_repeats, asked.attack_epochs, 1, 1.0, 1)
+    for one in (asked.methods, asked.attacked):
+        place = _sweep_of(asked, Path("original"), Path("retrained"), asked.data, 0, 1.0)
+        runs_of(replace(place, methods=one))
+    folders.check_place(asked.out, inputs=(asked.model, asked.data))
+    return asked
+
+
+def studied(
+    asked: Study,
+    *,
+    progress: bool = True,
+    on_gate: Callable[[pd.DataFrame, tuple[float, ...]], object] | None = None,
+) -> Studied:
+    """Make what is not there yet, write the tables, and return them.
+
+    `on_gate` is called with the gate and the floor before any method is compared.
+    """
+    from llm.evaluation.gate import floor, gate
+
+    out = storage.check_writable(asked.out, "out", folder=True)
+    same = {name: getattr(asked, name) for name in vars(asked) if name not in FREE}
+    with folders.given_back(out, JOB):
+        folders.claim(out, JOB, same, names=("data", *FILES))
+        data = _data(asked, out)
+        seeds = [_prepared(asked, out, data, seed, progress) for seed in asked.seeds]
+    before = [_swept(one, (), progress) for one in seeds]
+    found = gate({one.seed: table for one, table in zip(seeds, before, strict=True)})
+    lowest = floor([one.retrained_log() for one in seeds])
+    if on_gate is not None:
+        on_gate(found, lowest)
+    storage.write_table(found, out / "gate.parquet", provenance_of(asked))
+    lacking = found[~found["passed"]]
+    if len(lacking) and not asked.despite_gate:
+        first = lacking.iloc[0]
+        raise InvalidInput(
+            f"gate, {first['check']}, seed {first['seed']}",
+            round(float(first["value"]), 3),
+            f"{first['allowed']}: with such models no method can be judged. Other "
+            "--learning-epochs or --learning-rate may help; --despite-gate goes on",
+        )
+    back = _stacked(_attacked(asked, one, progress) for one in seeds)
+    measured = _stacked(_swept(one, asked.methods, progress).assign(seed=one.seed) for one in seeds)
+    done = Studied(measured, found, back, lowest)
+    _write(asked, out, done)
+    return done
+
+
+def _data(asked: Study, out: Path) -> str:
+    """Return the word of what is to be forgotten: all of it, or a part that is written now."""
+    from llm.data.parts import Part, write_part
+
+    part = Part(
+        forget=asked.forget_answers, retain=asked.retain_answers, measured=asked.measured_answers
+    )
+    return asked.data if part == Part() else write_part(out / "data", asked.data, part)
+
+
+def _prepared(asked: Study, out: Path, data: str, seed: int, progress: bool) -> _Seed:
+    """Make the two models of a seed, and return how methods are compared by them."""
+    from llm.data.sources import read
+    from llm.data.splits import retain_word
+    from llm.jobs.finetuning import with_rate
+    from llm.models.finetuned import LEARNT, MODEL, finetune_into
+    from llm.models.source import load_model
+    from llm.training.settings import Optimization
+
+    place, forget, retain = out / f"seed{seed}", read(data), read(retain_word(data))
+    given = Optimization(
+        epochs=asked.learning_epochs,
+        batch=asked.learning_batch,
+        learning_rate=1.0,
+        seed=seed,
+        precision=asked.precision,
+        gradient_checkpointing=asked.gradient_checkpointing,
+        budget=asked.budget,
+    )
+    size = 0
+    for kind, examples in (("original", (*retain, *forget)), ("retrained", retain)):
+        language = load_model(asked)
+        size = sum(one.numel() for one in language.model.parameters())
+        settings = with_rate(given, asked.learning_rate, language)
+        finetune_into(
+            place / kind,
+            language,
+            examples,
+            settings,
+            watched={LEARNT: _probed(examples), "forget": _probed(forget)},
+            max_length=asked.max_length,
+            progress=progress,
+        )
+    rate = asked.unlearning_rate or next(rate for limit, rate in RATES if size < limit)
+    original, retrained = (place / kind / MODEL for kind in ("original", "retrained"))
+    sweep = _sweep_of(asked, original, retrained, data, seed, rate)
+    return _Seed(place, sweep, task_of(sweep))
+
+
+def _probed(examples: Sequence[Example]) -> tuple[Example, ...]:
+    """Return the examples that are measured after every epoch of learning."""
+    from llm.data.splits import some_of
+
+    return some_of(tuple(examples), PROBE)
+
+
+def _sweep_of(
+    asked: Study, original: Path, retrained: Path, data: str, seed: int, rate: float
+) -> Sweep:
+    """Return the sweep of one seed; raises `InvalidInput` for words that are not allowed."""
+    own = {"model", "template", "revision"}  # saved with the model that has learnt
+    options = {
+        field.name: getattr(asked, field.name)
+        for field in fields(ModelOptions)
+        if field.name not in own
+    }
+    return Sweep(
+        **options,
+        model=str(original),
+        retrained=str(retrained),
+        data=data,
+        methods=asked.methods,
+        seeds=(seed,),
+        epochs=asked.epochs,
+        learning_rate=rate,
+        batch=asked.batch,
+        precision=asked.precision,
+        gradient_checkpointing=asked.gradient_checkpointing,
+        max_new_tokens=asked.max_new_tokens,
+        jobs=asked.jobs,
+    )
+
+
+def _swept(one: _Seed, words: Sequence[str], progress: bool, *, keep: bool = False) -> pd.DataFrame:
+    """Return the measures of the two models and of methods, made now where they are not there."""
+    from llm.sweeps.sweep import sweep as make
+
+    task = replace(one.task, save_models=keep)
+    runs = runs_of(replace(one.asked, methods=tuple(words)))
+    return make(one.place / "sweep", task, runs, n_jobs=one.asked.jobs, progress=progress)
+
+
+def _attacked(asked: Study, one: _Seed, progress: bool) -> pd.DataFrame:
+    """Return what comes back of the retrained model and of each method that is attacked."""
+    from llm.data.sources import read
+    from llm.evaluation.attacks import attacks
+    from llm.jobs.relearning import attacked
+    from llm.models.source import load
+
+    _swept(one, asked.attacked, progress, keep=True)
+    models = {"retrained": Path(str(one.asked.retrained))}
+    for run in runs_of(replace(one.asked, methods=asked.attacked)):
+        models[run.word] = one.place / "sweep" / run.folder / "model"
+    rate = float(one.asked.learning_rate or 0.0)
+    share, repeats, epochs = asked.share, asked.attack_repeats, asked.attack_epochs
+    which = ("shortest", "random")
+    wanted = attacks(which, share, repeats, epochs, asked.learning_batch, rate, asked.budget)
+    forget = read(str(one.asked.data))
+    frames = []
+    for word, model in models.items():
+        path = one.place / "attacks" / f"{model.parent.name}.parquet"
+        if storage.read_kept(path, storage.read_table) is None:
+            if not model.exists():  # the run diverged, and left no model to attack
+                continue
+            language = load(model, dtype=asked.dtype, device=asked.device, progress=progress)
+            found = attacked(
+                language,
+                forget,
+                wanted,
+                one.retrained_log(),
+                path.parent / "unfinished" / model.parent.name,
+                max_length=asked.max_length,
+                progress=progress,
+            )
+            assert found.returns is not None
+            known = {"attacks": storage.fingerprint(wanted), "model": word}
+            storage.write_table(found.returns, path, storage.provenance(known, __name__))
+        frames.append(storage.read_table(path).assign(model=word, seed=one.seed))
+    return _stacked(frames)
+
+
+def _write(asked: Study, out: Path, done: Studied) -> None:
+    """Write the tables of a study; the measures last, so that where they are all others are."""
+    from llm.logs.summaries import latex, markdown
+
+    known, table = provenance_of(asked), done.summary
+    storage.write_table(done.attacks, out / "attacks.parquet", known)
+    flat = table.set_axis([" ".join(filter(None, pair)) for pair in table.columns], axis=1)
+    storage.write_table(flat, out / "summary.parquet", known)
+    for suffix, text in ((".md", markdown(table)), (".tex", latex(table))):
+        with storage.atomic_path(out / f"summary{suffix}") as partial:
+            partial.write_text(text, "utf-8")
+    storage.write_table(done.measures, out / "measures.parquet", known)
+
+
+def _stacked(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """Return tables below each other, without what they say of their making."""
+    import pandas as pd
+
+    every = [frame.copy(deep=False) for frame in frames]
+    for frame in every:
+        frame.attrs = {}
+    return pd.concat(every, ignore_index=True)
