@@ -15,14 +15,15 @@ Each part goes on where it was stopped, and is not done twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from llm.jobs.finetuning import BATCH, EPOCHS
+from llm.jobs.replicates import attacked_models, replicate, stacked, sweep_of, swept
 from llm.jobs.settings import provenance_of
-from llm.jobs.sweeping import Sweep, runs_of, task_of
+from llm.jobs.sweeping import runs_of
 from llm.models.names import check
 from llm.models.source import ModelOptions
 from llm.scoring.limits import NEW_TOKENS
@@ -33,9 +34,6 @@ from markov.files.storage import Location
 if TYPE_CHECKING:
     import pandas as pd
 
-    from llm.data.tofu import Example
-    from llm.logs.log import EvaluationLog
-    from llm.sweeps.sweep import Task
 
 JOB = "study"
 FILES = (
@@ -45,10 +43,6 @@ FILES = (
 )
 # Fields that a study may be continued with other values of.
 FREE = ("out", "jobs", "seeds", "methods", "attacked", "despite_gate", "device")
-PROBE = 100  # answers that are measured after every epoch of learning
-# Largest step sizes of unlearning by the number of parameters below which they hold; the last is
-# the paper's for 7B, and SmolLM2 forgets at the one before.
-RATES = ((25e6, 6e-4), (500e6, 1e-4), (float("inf"), 1e-5))
 # The four corners, two baselines that ascend, one that descends on refusals; betas and retain
 # weights of the paper for forget05.
 METHODS = (
@@ -162,24 +156,6 @@ class Studied(NamedTuple):
         return markdown(self.summary)
 
 
-class _Seed(NamedTuple):
-    """One seed of a study: its folder, its sweep in words, and what all runs of it share."""
-
-    place: Path
-    asked: Sweep
-    task: Task
-
-    @property
-    def seed(self) -> int:
-        return self.asked.seeds[0]
-
-    def retrained_log(self) -> EvaluationLog:
-        """Return what the retrained model says of the forget data."""
-        from llm.sweeps.sweep import baseline
-
-        return baseline(self.place / "sweep" / "retrained", self.task, "retrained").of("forget")
-
-
 def study(
     model: Location,
     data: Location = "tofu:forget05",
@@ -224,7 +200,7 @@ def checked(asked: Study) -> Study:
     require(not unknown, "attacked", unknown[:1], "some of the methods, in the same words")
     attacks(("random",), asked.share, asked.attack_repeats, asked.attack_epochs, 1, 1.0, 1)
     for one in (asked.methods, asked.attacked):
-        place = _sweep_of(asked, Path("original"), Path("retrained"), asked.data, 0, 1.0)
+        place = sweep_of(asked, Path("original"), Path("retrained"), asked.data, 0, 1.0)
         runs_of(replace(place, methods=one))
     folders.check_place(asked.out, inputs=(asked.model, asked.data))
     return asked
@@ -247,8 +223,8 @@ def studied(
     with folders.given_back(out, JOB):
         folders.claim(out, JOB, same, names=("data", *FILES))
         data = _data(asked, out)
-        seeds = [_prepared(asked, out, data, seed, progress) for seed in asked.seeds]
-    before = [_swept(one, (), progress) for one in seeds]
+        seeds = [replicate(asked, out, data, seed, progress) for seed in asked.seeds]
+    before = [swept(one, (), progress) for one in seeds]
     found = gate({one.seed: table for one, table in zip(seeds, before, strict=True)})
     lowest = floor([one.retrained_log() for one in seeds])
     if on_gate is not None:
@@ -263,8 +239,8 @@ def studied(
             f"{first['allowed']}: with such models no method can be judged. Other "
             "--learning-epochs or --learning-rate may help; --despite-gate goes on",
         )
-    back = _stacked(_attacked(asked, one, progress) for one in seeds)
-    measured = _stacked(_swept(one, asked.methods, progress).assign(seed=one.seed) for one in seeds)
+    back = stacked(attacked_models(asked, one, progress) for one in seeds)
+    measured = stacked(swept(one, asked.methods, progress).assign(seed=one.seed) for one in seeds)
     done = Studied(measured, found, back, lowest)
     _write(asked, out, done)
     return done
@@ -280,127 +256,6 @@ def _data(asked: Study, out: Path) -> str:
     return asked.data if part == Part() else write_part(out / "data", asked.data, part)
 
 
-def _prepared(asked: Study, out: Path, data: str, seed: int, progress: bool) -> _Seed:
-    """Make the two models of a seed, and return how methods are compared by them."""
-    from llm.data.sources import read
-    from llm.data.splits import retain_word
-    from llm.jobs.finetuning import with_rate
-    from llm.models.finetuned import LEARNT, MODEL, finetune_into
-    from llm.models.source import load_model
-    from llm.training.settings import Optimization
-
-    place, forget, retain = out / f"seed{seed}", read(data), read(retain_word(data))
-    given = Optimization(
-        epochs=asked.learning_epochs,
-        batch=asked.learning_batch,
-        learning_rate=1.0,
-        seed=seed,
-        precision=asked.precision,
-        gradient_checkpointing=asked.gradient_checkpointing,
-        budget=asked.budget,
-    )
-    size = 0
-    for kind, examples in (("original", (*retain, *forget)), ("retrained", retain)):
-        language = load_model(asked)
-        size = sum(one.numel() for one in language.model.parameters())
-        settings = with_rate(given, asked.learning_rate, language)
-        finetune_into(
-            place / kind,
-            language,
-            examples,
-            settings,
-            watched={LEARNT: _probed(examples), "forget": _probed(forget)},
-            max_length=asked.max_length,
-            progress=progress,
-        )
-    rate = asked.unlearning_rate or next(rate for limit, rate in RATES if size < limit)
-    original, retrained = (place / kind / MODEL for kind in ("original", "retrained"))
-    sweep = _sweep_of(asked, original, retrained, data, seed, rate)
-    return _Seed(place, sweep, task_of(sweep))
-
-
-def _probed(examples: Sequence[Example]) -> tuple[Example, ...]:
-    """Return the examples that are measured after every epoch of learning."""
-    from llm.data.splits import some_of
-
-    return some_of(tuple(examples), PROBE)
-
-
-def _sweep_of(
-    asked: Study, original: Path, retrained: Path, data: str, seed: int, rate: float
-) -> Sweep:
-    """Return the sweep of one seed; raises `InvalidInput` for words that are not allowed."""
-    own = {"model", "template", "revision"}  # saved with the model that has learnt
-    options = {
-        field.name: getattr(asked, field.name)
-        for field in fields(ModelOptions)
-        if field.name not in own
-    }
-    return Sweep(
-        **options,
-        model=str(original),
-        retrained=str(retrained),
-        data=data,
-        methods=asked.methods,
-        seeds=(seed,),
-        epochs=asked.epochs,
-        learning_rate=rate,
-        batch=asked.batch,
-        precision=asked.precision,
-        gradient_checkpointing=asked.gradient_checkpointing,
-        max_new_tokens=asked.max_new_tokens,
-        jobs=asked.jobs,
-    )
-
-
-def _swept(one: _Seed, words: Sequence[str], progress: bool, *, keep: bool = False) -> pd.DataFrame:
-    """Return the measures of the two models and of methods, made now where they are not there."""
-    from llm.sweeps.sweep import sweep as make
-
-    task = replace(one.task, save_models=keep)
-    runs = runs_of(replace(one.asked, methods=tuple(words)))
-    return make(one.place / "sweep", task, runs, n_jobs=one.asked.jobs, progress=progress)
-
-
-def _attacked(asked: Study, one: _Seed, progress: bool) -> pd.DataFrame:
-    """Return what comes back of the retrained model and of each method that is attacked."""
-    from llm.data.sources import read
-    from llm.evaluation.attacks import attacks
-    from llm.jobs.relearning import attacked
-    from llm.models.source import load
-
-    _swept(one, asked.attacked, progress, keep=True)
-    models = {"retrained": Path(str(one.asked.retrained))}
-    for run in runs_of(replace(one.asked, methods=asked.attacked)):
-        models[run.word] = one.place / "sweep" / run.folder / "model"
-    rate = float(one.asked.learning_rate or 0.0)
-    share, repeats, epochs = asked.share, asked.attack_repeats, asked.attack_epochs
-    which = ("shortest", "random")
-    wanted = attacks(which, share, repeats, epochs, asked.learning_batch, rate, asked.budget)
-    forget = read(str(one.asked.data))
-    frames = []
-    for word, model in models.items():
-        path = one.place / "attacks" / f"{model.parent.name}.parquet"
-        if storage.read_kept(path, storage.read_table) is None:
-            if not model.exists():  # the run diverged, and left no model to attack
-                continue
-            language = load(model, dtype=asked.dtype, device=asked.device, progress=progress)
-            found = attacked(
-                language,
-                forget,
-                wanted,
-                one.retrained_log(),
-                path.parent / "unfinished" / model.parent.name,
-                max_length=asked.max_length,
-                progress=progress,
-            )
-            assert found.returns is not None
-            known = {"attacks": storage.fingerprint(wanted), "model": word}
-            storage.write_table(found.returns, path, storage.provenance(known, __name__))
-        frames.append(storage.read_table(path).assign(model=word, seed=one.seed))
-    return _stacked(frames)
-
-
 def _write(asked: Study, out: Path, done: Studied) -> None:
     """Write the tables of a study; the measures last, so that where they are all others are."""
     from llm.logs.summaries import latex, markdown
@@ -413,13 +268,3 @@ def _write(asked: Study, out: Path, done: Studied) -> None:
         with storage.atomic_path(out / f"summary{suffix}") as partial:
             partial.write_text(text, "utf-8")
     storage.write_table(done.measures, out / "measures.parquet", known)
-
-
-def _stacked(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    """Return tables below each other, without what they say of their making."""
-    import pandas as pd
-
-    every = [frame.copy(deep=False) for frame in frames]
-    for frame in every:
-        frame.attrs = {}
-    return pd.concat(every, ignore_index=True)

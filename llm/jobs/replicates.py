@@ -1,0 +1,176 @@
+"""A replicate of a study: the two models of one seed, and what methods and attacks do to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from llm.jobs.sweeping import Sweep, runs_of, task_of
+from llm.models.source import ModelOptions
+from markov.files import storage
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from llm.data.tofu import Example
+    from llm.jobs.studying import Study
+    from llm.logs.log import EvaluationLog
+    from llm.sweeps.sweep import Task
+
+PROBE = 100  # answers that are measured after every epoch of learning
+# Largest step sizes of unlearning by the number of parameters below which they hold; the last is
+# the paper's for 7B, and SmolLM2 forgets at the one before.
+RATES = ((25e6, 6e-4), (500e6, 1e-4), (float("inf"), 1e-5))
+
+
+class Replicate(NamedTuple):
+    """One seed of a study: its folder, its sweep in words, and what all runs of it share."""
+
+    place: Path
+    asked: Sweep
+    task: Task
+
+    @property
+    def seed(self) -> int:
+        return self.asked.seeds[0]
+
+    def retrained_log(self) -> EvaluationLog:
+        """Return what the retrained model says of the forget data."""
+        from llm.sweeps.sweep import baseline
+
+        return baseline(self.place / "sweep" / "retrained", self.task, "retrained").of("forget")
+
+
+def replicate(asked: Study, out: Path, data: str, seed: int, progress: bool) -> Replicate:
+    """Make the two models of a seed, and return how methods are compared by them."""
+    from llm.data.sources import read
+    from llm.data.splits import retain_word
+    from llm.jobs.finetuning import with_rate
+    from llm.models.finetuned import LEARNT, MODEL, finetune_into
+    from llm.models.source import load_model
+    from llm.training.settings import Optimization
+
+    place, forget, retain = out / f"seed{seed}", read(data), read(retain_word(data))
+    given = Optimization(
+        epochs=asked.learning_epochs,
+        batch=asked.learning_batch,
+        learning_rate=1.0,
+        seed=seed,
+        precision=asked.precision,
+        gradient_checkpointing=asked.gradient_checkpointing,
+        budget=asked.budget,
+    )
+    size = 0
+    for kind, examples in (("original", (*retain, *forget)), ("retrained", retain)):
+        language = load_model(asked)
+        size = sum(one.numel() for one in language.model.parameters())
+        settings = with_rate(given, asked.learning_rate, language)
+        finetune_into(
+            place / kind,
+            language,
+            examples,
+            settings,
+            watched={LEARNT: _probed(examples), "forget": _probed(forget)},
+            max_length=asked.max_length,
+            progress=progress,
+        )
+    rate = asked.unlearning_rate or next(rate for limit, rate in RATES if size < limit)
+    original, retrained = (place / kind / MODEL for kind in ("original", "retrained"))
+    sweep = sweep_of(asked, original, retrained, data, seed, rate)
+    return Replicate(place, sweep, task_of(sweep))
+
+
+def _probed(examples: Sequence[Example]) -> tuple[Example, ...]:
+    """Return the examples that are measured after every epoch of learning."""
+    from llm.data.splits import some_of
+
+    return some_of(tuple(examples), PROBE)
+
+
+def sweep_of(
+    asked: Study, original: Path, retrained: Path, data: str, seed: int, rate: float
+) -> Sweep:
+    """Return the sweep of one seed; raises `InvalidInput` for words that are not allowed."""
+    own = {"model", "template", "revision"}  # saved with the model that has learnt
+    options = {
+        field.name: getattr(asked, field.name)
+        for field in fields(ModelOptions)
+        if field.name not in own
+    }
+    return Sweep(
+        **options,
+        model=str(original),
+        retrained=str(retrained),
+        data=data,
+        methods=asked.methods,
+        seeds=(seed,),
+        epochs=asked.epochs,
+        learning_rate=rate,
+        batch=asked.batch,
+        precision=asked.precision,
+        gradient_checkpointing=asked.gradient_checkpointing,
+        max_new_tokens=asked.max_new_tokens,
+        jobs=asked.jobs,
+    )
+
+
+def swept(
+    one: Replicate, words: Sequence[str], progress: bool, *, keep: bool = False
+) -> pd.DataFrame:
+    """Return the measures of the two models and of methods, made now where they are not there."""
+    from llm.sweeps.sweep import sweep as make
+
+    task = replace(one.task, save_models=keep)
+    runs = runs_of(replace(one.asked, methods=tuple(words)))
+    return make(one.place / "sweep", task, runs, n_jobs=one.asked.jobs, progress=progress)
+
+
+def attacked_models(asked: Study, one: Replicate, progress: bool) -> pd.DataFrame:
+    """Return what comes back of the retrained model and of each method that is attacked."""
+    from llm.data.sources import read
+    from llm.evaluation.attacks import attacks
+    from llm.jobs.relearning import attacked
+    from llm.models.source import load
+
+    swept(one, asked.attacked, progress, keep=True)
+    models = {"retrained": Path(str(one.asked.retrained))}
+    for run in runs_of(replace(one.asked, methods=asked.attacked)):
+        models[run.word] = one.place / "sweep" / run.folder / "model"
+    rate = float(one.asked.learning_rate or 0.0)
+    share, repeats, epochs = asked.share, asked.attack_repeats, asked.attack_epochs
+    which = ("shortest", "random")
+    wanted = attacks(which, share, repeats, epochs, asked.learning_batch, rate, asked.budget)
+    forget = read(str(one.asked.data))
+    frames = []
+    for word, model in models.items():
+        path = one.place / "attacks" / f"{model.parent.name}.parquet"
+        if storage.read_kept(path, storage.read_table) is None:
+            if not model.exists():  # the run diverged, and left no model to attack
+                continue
+            language = load(model, dtype=asked.dtype, device=asked.device, progress=progress)
+            found = attacked(
+                language,
+                forget,
+                wanted,
+                one.retrained_log(),
+                path.parent / "unfinished" / model.parent.name,
+                max_length=asked.max_length,
+                progress=progress,
+            )
+            assert found.returns is not None
+            known = {"attacks": storage.fingerprint(wanted), "model": word}
+            storage.write_table(found.returns, path, storage.provenance(known, __name__))
+        frames.append(storage.read_table(path).assign(model=word, seed=one.seed))
+    return stacked(frames)
+
+
+def stacked(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """Return tables below each other, without what they say of their making."""
+    import pandas as pd
+
+    every = [frame.copy(deep=False) for frame in frames]
+    for frame in every:
+        frame.attrs = {}
+    return pd.concat(every, ignore_index=True)

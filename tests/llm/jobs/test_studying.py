@@ -1,0 +1,220 @@
+"""A study: its part of the data, its gate, and all of it on a tiny model, stopped and gone on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from llm.data import tofu
+from llm.data.authors.corpus import Authors, splits
+from llm.data.parts import Part, write_part
+from llm.data.splits import tofu_sets
+from llm.evaluation import gate as gates
+from llm.evaluation.gate import floor, gate
+from llm.jobs import studying
+from llm.jobs.studying import Studied, study
+from llm.logs.log import EvaluationLog
+from llm.logs.reading import read_log
+from markov.errors import InvalidInput
+from tests.helpers import files_in
+
+NAMES = ("forget10", "retain90", "real_authors_perturbed", "world_facts_perturbed")
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in TOFU's layout: 4 answers to forget, 36 to keep, wrong answers to each."""
+    folder = tmp_path_factory.mktemp("questions")
+    found = splits(Authors(authors=10, questions=4))
+    for name in NAMES:
+        tofu.write(found[name], folder / f"{name}.json")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def options(place: Path, questions: Path) -> dict[str, Any]:
+    return {
+        "model": place / "model",
+        "data": questions / "forget10",
+        "methods": ("npo:0.1@1", "gradient_ascent"),
+        "attacked": ("npo:0.1@1",),
+        "retain_answers": 8,
+        "measured_answers": 3,
+        "learning_epochs": 1,
+        "learning_rate": 1e-3,
+        "epochs": 1,
+        "unlearning_rate": 1e-3,
+        "max_new_tokens": 4,
+        "attack_epochs": 1,
+        "progress": False,
+    }
+
+
+@pytest.fixture(scope="module")
+def done(options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Studied]:
+    out = tmp_path_factory.mktemp("study") / "out"
+    with pytest.raises(InvalidInput, match=r"gate.*seed 3.*--despite-gate"):
+        study(out=out, seeds=(3,), **options)  # a tiny model knows nothing by heart
+    assert (out / "gate.parquet").exists() and not (out / "measures.parquet").exists()
+    return out, study(out=out, seeds=(3,), despite_gate=True, **options)
+
+
+def test_a_part_has_the_last_to_forget_and_the_first_to_keep(questions: Path, tmp_path: Path):
+    word = write_part(
+        tmp_path / "part", questions / "forget10", Part(forget=3, retain=20, measured=5)
+    )
+    assert Path(word).name == "forget13"  # 3 of 23
+    whole, part = (tofu_sets(one) for one in (questions / "forget10", word))
+    texts = [one.response for one in tofu.read(f"{word}.json")]
+    assert texts == [one.response for one in tofu.read(questions / "forget10.json")][-3:]
+    assert [one.response for one in part.forget] == texts
+    kept = [one.response for one in tofu.read(Path(word).with_name("retain87.json"))]
+    assert kept == [one.response for one in tofu.read(questions / "retain90.json")][:20]
+    assert {one.response for one in part.retain} <= set(kept)
+    assert all(1 <= len(getattr(part, name)) <= 5 for name in ("retain", "real_authors"))
+    assert {one.prompt for one in part.world_facts} <= {one.prompt for one in whole.world_facts}
+    before = files_in(tmp_path / "part")
+    assert write_part(tmp_path / "part", questions / "forget10", Part(forget=3, retain=20)) == word
+    assert files_in(tmp_path / "part") == before
+
+
+@pytest.mark.parametrize(
+    ("field", "part"),
+    [
+        ("forget_answers", {"forget": 5}),
+        ("retain_answers", {"retain": 37}),
+        ("retain_answers", {"retain": 1}),
+        ("measured_answers", {"measured": 0}),
+    ],
+)
+def test_a_part_that_the_data_do_not_have_is_refused(
+    field: str, part: dict[str, int], questions: Path, tmp_path: Path
+):
+    with pytest.raises(InvalidInput, match=field):
+        write_part(tmp_path / "part", questions / "forget10", Part(**part))
+    assert not (tmp_path / "part").exists()
+
+
+def table(utility: tuple[float, float], known: tuple[float, float]) -> pd.DataFrame:
+    rows = [
+        *(("model_utility", "all", value) for value in utility),
+        *(("probability", "forget", value) for value in known),
+    ]
+    frame = pd.DataFrame(rows, columns=["measure", "task", "value"])
+    return frame.assign(model=["original", "retrained"] * 2)
+
+
+def test_the_gate_passes_two_models_that_differ_in_the_forget_data_only():
+    assert (gates.APART, gates.KNOWN, gates.FAR) == (0.03, 0.9, 0.3)
+    good = table((0.60, 0.62), (0.95, 0.2))
+    assert gate({0: good})["passed"].tolist() == [True, True, True]
+    for bad, which in (
+        (table((0.60, 0.64), (0.95, 0.2)), 0),
+        (table((0.60, 0.62), (0.89, 0.2)), 1),
+        (table((0.60, 0.62), (0.95, 0.7)), 2),
+    ):
+        found = gate({0: good, 7: bad})
+        assert found["seed"].tolist() == [0] * 3 + [7] * 3
+        assert found["passed"].tolist() == [at != which + 3 for at in range(6)]
+
+
+def retrained(out: Path, seed: int) -> EvaluationLog:
+    return read_log(out / f"seed{seed}" / "sweep" / "retrained" / "TOFU_EVAL.json", "forget")
+
+
+def test_the_floor_is_the_distance_between_any_two_retrained_models(done: tuple[Path, Studied]):
+    log = retrained(done[0], 3)
+    assert floor([log]) == () == done[1].floor
+    assert floor([log, log, log]) == (0.0, 0.0, 0.0)
+
+
+def test_a_study_has_every_model_its_measures_and_what_comes_back(done: tuple[Path, Studied]):
+    out, found = done
+    models = ["original", "retrained", "npo:0.1@1", "gradient_ascent"]
+    assert found.measures["model"].drop_duplicates().tolist() == models
+    assert set(found.measures["seed"]) == {3}
+    assert list(found.summary.index) == models and not found.gate["passed"].all()
+    back = found.attacks.groupby(["model", "which"])["epoch"].apply(list)
+    assert back.to_dict() == {
+        (model, which): [0, 1]
+        for model in ("npo:0.1@1", "retrained")
+        for which in ("random", "shortest")
+    }
+    assert {path.name for path in out.iterdir() if not path.name.startswith(".")} == {
+        "data",
+        "seed3",
+        *studying.FILES,
+    }
+    sweep = out / "seed3" / "sweep"
+    assert {path.parent.name for path in sweep.glob("*/model")} == {"npo_0.1_lambda1_seed3"}
+    kept = tofu.read(out / "data" / "retain67.json")
+    learnt = pd.read_parquet(out / "seed3" / "original" / "memorised.parquet")
+    assert len(kept) == 8 and set(learnt["set"]) == {"data", "forget"}
+    assert f"| {models[2]} |" in (out / "summary.md").read_text("utf-8")
+
+
+def test_a_study_that_is_done_is_read_and_one_that_lacks_a_method_adds_it(
+    done: tuple[Path, Studied], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    out, found = done
+    own = {name: value for name, value in options.items() if name != "methods"}
+    more = study(
+        out=out,
+        seeds=(3,),
+        despite_gate=True,
+        methods=("npo:0.1@1", "simnpo:2.5@0.1375"),
+        **own,
+    )
+    assert more.measures["model"].drop_duplicates().tolist()[2:] == [
+        "npo:0.1@1",
+        "simnpo:2.5@0.1375",
+    ]
+    monkeypatch.setattr("llm.models.finetuned._trained", fail)
+    monkeypatch.setattr("llm.sweeps.sweep.unlearned", fail)
+    monkeypatch.setattr("llm.jobs.relearning.attacked", fail)
+    again = study(out=out, seeds=(3,), despite_gate=True, **options)
+    pd.testing.assert_frame_equal(again.measures, found.measures)
+    pd.testing.assert_frame_equal(again.attacks, found.attacks)
+
+
+def fail(*_: object, **__: object) -> None:
+    raise AssertionError("nothing is to be made again")
+
+
+@pytest.mark.parametrize(
+    ("field", "changed"),
+    [
+        ("data", {"data": "questions.json"}),
+        ("seeds", {"seeds": ()}),
+        ("seeds", {"seeds": (1, 1)}),
+        ("attacked", {"attacked": ("simnpo:9",)}),
+        ("method", {"methods": ("mpo",), "attacked": ()}),
+        ("epochs", {"epochs": 0}),
+        ("share", {"share": 1.0}),
+        ("learning_epochs", {"learning_epochs": 0.5}),
+        ("retain_answers", {"retain_answers": 1}),
+        ("out", {"out": Path(__file__).parent}),
+    ],
+)
+def test_what_is_not_allowed_is_refused_before_any_work(
+    field: str,
+    changed: dict[str, Any],
+    options: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("llm.jobs.replicates.replicate", fail)
+    monkeypatch.setattr("llm.jobs.studying.replicate", fail)
+    with pytest.raises(InvalidInput, match=field):
+        study(**{"out": tmp_path / "out", **options, **changed})
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_another_study_is_refused(
+    done: tuple[Path, Studied], options: dict[str, Any], tmp_path: Path
+):
+    with pytest.raises(InvalidInput, match="out"):
+        study(out=done[0], seeds=(3,), despite_gate=True, **{**options, "learning_epochs": 2})
