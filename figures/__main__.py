@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 from figures import catalogue
-from figures.catalogue import ALL, FIGURES, GALLERY, module_of
+from figures.catalogue import ALL, BY_NAME, FIGURES, GALLERY, STUDY, module_of
 from markov.errors import exit_code, require, require_jobs, require_whole
 from markov.files import folders, storage
 
@@ -83,6 +83,10 @@ class Arguments:
     """
     logs: tuple[Path, Path] | None = None
     """For llm_bias and llm_truth_ratio: evaluation logs before unlearning, and retrained."""
+    study: Path | None = None
+    """A folder that `python -m llm study` wrote: its runs take the place of --runs.
+    Without a NAME, draw llm_study and the weights of its first seed.
+    """
     gallery: bool = False
     """Also refresh the small pictures of README and findings; without a NAME, draw those."""
 
@@ -124,18 +128,24 @@ def main(arguments: Arguments) -> None:
     if arguments.seeds is not None:
         scale = replace(scale, pretrained=arguments.seeds, sweep_pretrained=arguments.seeds)
     scale = replace(scale, whole=arguments.whole)
-    if arguments.runs:
+    runs = arguments.runs
+    if arguments.study is not None:
+        from figures.language.study import first_corners
+
+        runs = first_corners(arguments.study)
+    if runs:
         from llm.unlearning.runs import read_run
 
-        for folder in arguments.runs:
+        for folder in runs:
             read_run(folder)
     context = Context(
         scale=scale,
         n_jobs=arguments.jobs,
         since=time.time() if arguments.fresh else 0.0,
-        runs=arguments.runs,
+        runs=runs,
         own=own_model(arguments),
         logs=arguments.logs,
+        study=arguments.study,
     )
     both = {"architectures": arguments.architectures}
     with progress.display(progress.expected(names, context, **both)) as shown:
@@ -157,6 +167,7 @@ def check_out(arguments: Arguments, names: Sequence[str]) -> None:
     """
     storage.check_writable(arguments.out, "out", folder=True)
     inputs = (*arguments.runs, arguments.model, arguments.retrained, *(arguments.logs or ()))
+    inputs += (arguments.study,)
     for name in names:
         folders.check_table(arguments.out / f"{name}.parquet", inputs=inputs)
 
@@ -167,11 +178,12 @@ def chosen(arguments: Arguments) -> tuple[str, ...]:
     Raises `InvalidInput` for a name that no figure has.
     """
     for name in arguments.names:
-        require(name in ALL, "figure", name, f"one of {', '.join(ALL)}")
+        require(name in BY_NAME, "figure", name, f"one of {', '.join(BY_NAME)}")
     require(
         not (arguments.names and arguments.all), "all", True, "left out where figures are named"
     )
     whole = ALL if arguments.all else GALLERY if arguments.gallery else FIGURES
+    whole = STUDY if arguments.study and whole is FIGURES else whole
     return tuple(dict.fromkeys(arguments.names or whole))
 
 
@@ -200,6 +212,8 @@ def check_own(arguments: Arguments) -> None:
         unused = arguments.model is None and field.name in OWN and value != field.default
         allowed = "left out without --model, whose figures they are about"
         require(not unused, field.name, value, allowed)
+    unused = arguments.study is not None and (arguments.runs or arguments.model)
+    require(not unused, "study", str(arguments.study), "left out with --runs and --model")
     allowed = "left out with --runs, which are runs of a model already"
     require(arguments.model is None or not arguments.runs, "model", arguments.model, allowed)
 

@@ -32,6 +32,7 @@ class Context:
     runs: tuple[Path, ...] = ()  # runs of unlearning that the user made
     own: OwnModel | None = None  # a language model to unlearn in place of the default one
     logs: tuple[Path, Path] | None = None  # evaluation logs: before unlearning, and retrained
+    study: Path | None = None  # the folder of a study of a language model
 
 
 def read_fresh(context: Context, path: Path) -> pd.DataFrame | None:

@@ -19,8 +19,9 @@ class Entry(NamedTuple):
 
     `seconds` are those at full scale on two cores, all figures drawn in this order from an empty
     cache: the first of several that share models and runs pays for them. A `heavy` one trains many
-    models or attacks them, and is drawn with --all or by its name. `gallery`: the findings show a
-    small picture of it.
+    models or attacks them, and is drawn with --all or by its name. `asked`: it draws what is named
+    on the command line, and belongs to no group. `gallery`: the findings show a small picture of
+    it.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Entry(NamedTuple):
     shows: str
     seconds: float = OTHERWISE
     heavy: bool = False
+    asked: bool = False
     gallery: bool = False
 
 
@@ -166,12 +168,22 @@ CATALOGUE = (
     Entry(
         "llm_sequential", "figures.language.sequential", "A5", "requests in turn", 165, heavy=True
     ),
+    Entry(
+        "llm_study",
+        "figures.language.study",
+        "1c, 4 and 6",
+        "a study of your own, with --study",
+        asked=True,
+    ),
 )
 BY_NAME = {entry.name: entry for entry in CATALOGUE}
 FIGURES, HEAVY = (
-    tuple(one.name for one in CATALOGUE if one.heavy is heavy) for heavy in (False, True)
+    tuple(one.name for one in CATALOGUE if one.heavy is heavy and not one.asked)
+    for heavy in (False, True)
 )
 ALL = (*FIGURES, *HEAVY)
+# Drawn of a study where no figure is named: itself, and the weights of its runs.
+STUDY = ("llm_study", "llm_weights_epoch1", "llm_weight_boxes", "llm_weights_length")
 GALLERY = tuple(entry.name for entry in CATALOGUE if entry.gallery)
 
 
@@ -181,7 +193,7 @@ def module_of(name: str) -> ModuleType:
     The modules of language models take seconds. Raises `InvalidInput` for a name that no figure
     has.
     """
-    require(name in BY_NAME, "figure", name, f"one of {', '.join(ALL)}")
+    require(name in BY_NAME, "figure", name, f"one of {', '.join(BY_NAME)}")
     return importlib.import_module(BY_NAME[name].module)
 
 

@@ -1,0 +1,171 @@
+"""A study of a language model: how near each method comes, whom it weighs, and what comes back.
+
+Left: the statistic D of the test between the truth ratios of forget answers under a model and under
+the retrained one, against model utility; upper right is better. With several seeds dots are seeds,
+marks their means and bars 95% intervals over them; with one seed bars are intervals over examples,
+and another training could lie outside of them. Dotted: D between the retrained models of two seeds,
+which no method can be asked to beat. Middle: rank correlation of weight and length over the forget
+answers, along the epochs of unlearning. Right: mean log-probability per token of the answers that a
+relearning attack does not teach. Grey: the retrained model taught the same, which has nothing to
+remember. Lines in the middle and on the right are seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from figures import style
+from figures.cache import Context
+from figures.language import plane
+from llm.diagnostics.allocation import spearman
+from llm.evaluation.gate import floor
+from llm.logs.reading import OPEN_UNLEARNING, read_log
+from llm.logs.summaries import over_seeds
+from llm.unlearning.runs import EPOCHS, read_run
+from llm.unlearning.unlearn import weights_by_epoch
+from markov.errors import require
+from markov.files import storage
+from markov.objectives import CORNERS
+
+MEASURES = "measures.parquet"
+LINES = {"shortest": "--", "random": "-"}  # which answers an attack teaches
+
+
+def data(context: Context) -> pd.DataFrame:
+    """Return what the figure draws of a study's folder (see `llm.jobs.studying`).
+
+    The columns are `kind`, `model` (original, retrained, or a method in a word), `method`, `seed`,
+    and by kind:
+
+        seed       `measure`, `value`, `low`, `high` of one seed, the interval over examples
+        mean       the same over seeds, where there are several
+        floor      `value`, D between the retrained models of two seeds
+        weight     `epoch` and `spearman`, of weight and length over the forget answers
+        attack     `which`, `epoch` and `other_logp` (nats per token), the mean over repeats
+
+    Raises `InvalidInput` without a folder, and for one that no finished study wrote.
+    """
+    place = _check(context.study)
+    table = storage.read_table(place / MEASURES)
+    kept = table[table["measure"].isin(plane.MEASURES)]
+    parts = [kept.assign(kind="seed")]
+    if kept["seed"].nunique() > 1:
+        means = over_seeds(kept)
+        means["model"] = means["model"].str.replace(r" x\d+$", "", regex=True)
+        parts.append(means.assign(kind="mean"))
+    logs = [
+        read_log(place / f"seed{seed}" / "sweep" / "retrained" / OPEN_UNLEARNING, "forget")
+        for seed in kept["seed"].unique()
+    ]
+    parts += [
+        pd.DataFrame({"kind": "floor", "value": floor(logs)}),
+        pd.DataFrame(_weights(place, kept)).assign(kind="weight"),
+    ]
+    back = storage.read_table(place / "attacks.parquet")
+    known = ["model", "seed", "which", "epoch"]
+    parts.append(back.groupby(known, as_index=False)["other_logp"].mean().assign(kind="attack"))
+    for part in parts:
+        part.attrs = {}
+    frame = pd.concat([part for part in parts if len(part)], ignore_index=True)
+    return frame.assign(method=frame["model"].map(plane.method_of, na_action="ignore"))
+
+
+def runs_of(place: Path) -> tuple[Path, ...]:
+    """Return the folders of a study's runs, of all seeds."""
+    return tuple(sorted(path.parent for path in place.glob(f"seed*/sweep/*/{EPOCHS}")))
+
+
+def first_corners(place: Path) -> tuple[Path, ...]:
+    """Return the runs of the four corners of a study's first seed, as far as it has them.
+
+    Raises `InvalidInput` for a folder that no finished study wrote.
+    """
+    _check(place)
+    found = [path for path in runs_of(place) if path.parts[-3] == runs_of(place)[0].parts[-3]]
+    names = {path: path.name.partition("_seed")[0].rpartition("_lambda")[0] for path in found}
+    corners = [path for path, name in names.items() if name.rpartition("_")[0] in CORNERS]
+    return tuple(corners)
+
+
+def _check(place: Path | None) -> Path:
+    allowed = "a folder that `python -m llm study` wrote and finished"
+    require(
+        place is not None and (place / MEASURES).is_file(), "study", place and str(place), allowed
+    )
+    assert place is not None
+    return place
+
+
+def _weights(place: Path, kept: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """Yield the rank correlations of weight and length of every run that has weights."""
+    wanted = set(zip(kept["model"], kept["seed"], strict=True))
+    for folder in runs_of(place):
+        run = read_run(folder)
+        seed = int(run.settings["unlearning"]["optimization"]["seed"])
+        words = [word for word, own in wanted if own == seed and _is_of(folder, word)]
+        if not words or not len(run.examples):
+            continue
+        frame = weights_by_epoch(run.examples, {"own": run.objective})
+        for epoch, own in frame.groupby("epoch"):
+            length, weight = (own[name].to_numpy(dtype=float) for name in ("length", "weight_own"))
+            # Rounded, since equal weights that differ in their last digit would get other ranks.
+            found = float(spearman(length[None], np.round(weight, 12)[None])[0])
+            yield {"model": words[0], "seed": seed, "epoch": int(str(epoch)), "spearman": found}
+
+
+def _is_of(folder: Path, word: str) -> bool:
+    """Return whether a folder is that of a method's run in a sweep."""
+    named = word.replace(":", "_").replace("@", "_lambda")
+    return folder.name.rpartition("_seed")[0] == named
+
+
+def plot(frame: pd.DataFrame) -> Figure:
+    """Draw the frame of `data`."""
+    figure, ((left, middle, right),) = style.grid_figure(1, 3, 12.5, 4.4)
+    _plane(left, frame)
+    for (method, _), own in frame[frame["kind"] == "weight"].groupby(["method", "seed"]):
+        if own["spearman"].notna().any():
+            middle.plot(own["epoch"], own["spearman"], ".-", lw=1, **_color(str(method)))
+    middle.axhline(0, color="black", lw=0.6, zorder=0)
+    middle.set(ylim=(-1.05, 1.05), xlabel="epoch of unlearning")
+    middle.set_ylabel("rank correlation of weight and |y|")
+    attacked = frame[frame["kind"] == "attack"]
+    for (method, which, _), own in attacked.groupby(["method", "which", "seed"]):
+        right.plot(own["epoch"], own["other_logp"], LINES[str(which)], lw=1, **_color(str(method)))
+    for which, line in LINES.items():
+        right.plot([], [], line, color="black", lw=1, label=f"{which} answers taught")
+    right.set(xlabel="epoch of the attack", ylabel="log π / |y| of the others, nats")
+    right.legend()
+    for axes in (middle, right):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=5)
+    return figure
+
+
+def _plane(axes: Axes, frame: pd.DataFrame) -> None:
+    seeds, means = (frame[frame["kind"] == kind] for kind in ("seed", "mean"))
+    for _, row in plane.points(means if len(means) else seeds).iterrows():
+        plane.mark(axes, row, "ks_statistic")
+    if len(means):
+        for _, own in seeds.groupby("seed"):
+            for row in plane.points(own).to_dict("records"):
+                look = {"ms": 3, "alpha": 0.6, **_color(str(row["method"]))}
+                axes.plot(row["model_utility"], row["ks_statistic"], ".", **look)
+    for value in frame.loc[frame["kind"] == "floor", "value"]:
+        axes.axhline(value, color="#555555", lw=0.8, ls=":", zorder=0)
+    plane.distance_axis(axes)
+    axes.set_xlim(left=-0.02)
+
+
+def _color(method: str) -> dict[str, Any]:
+    known = {"retrained": "#888888", "original": "black"}
+    return {"color": style.COLORS.get(method) or known.get(method, "#555555")}
