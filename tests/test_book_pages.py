@@ -133,6 +133,7 @@ def test_the_commands_of_your_model_are_taken_by_the_program_in_their_order():
         "build",
         "finetune",
         "finetune",
+        "study",
         "score",
         "score",
         "weights",

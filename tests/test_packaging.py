@@ -41,6 +41,7 @@ TARGETS = [
     "help",
     "lab",
     "notebooks",
+    "real",
     "test",
     "test-elsewhere",
 ]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm.jobs.studying import Study, checked, studied
@@ -32,3 +36,17 @@ def study(command: Study) -> None:
     print(f"after {command.attack_epochs} epochs of relearning {command.share:.0%}:")
     print(last.to_string(index=False, float_format="{:.3f}".format))
     print(f"{len(found.measures)} rows: {command.out / 'measures.parquet'}")
+    if command.draw:
+        draw(command.out)
+
+
+def draw(out: Path) -> None:
+    """Draw the figures of a study by a process of its own, where they are installed.
+
+    This package knows nothing of figures, and works without them.
+    """
+    if find_spec("figures") is None:
+        print("figures are not drawn: the package figures of this project is not installed")
+        return
+    command = [sys.executable, "-m", "figures", "--study", str(out), "--out", str(out / "figures")]
+    subprocess.run(command, check=True)

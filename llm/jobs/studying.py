@@ -9,6 +9,7 @@
     measures.parquet       every measure of every model and seed
     attacks.parquet        what came back, by model, seed, attack and epoch
     summary.{parquet,md,tex}    the paper's table, with intervals over seeds where there are several
+    figures/               what `python -m figures --study` draws of it
 
 Each part goes on where it was stopped, and is not done twice.
 """
@@ -42,7 +43,7 @@ FILES = (
     "summary.tex",
 )
 # Fields that a study may be continued with other values of.
-FREE = ("out", "jobs", "seeds", "methods", "attacked", "despite_gate", "device")
+FREE = ("out", "draw", "jobs", "seeds", "methods", "attacked", "despite_gate", "device")
 # The four corners, two baselines that ascend, one that descends on refusals; betas and retain
 # weights of the paper for forget05.
 METHODS = (
@@ -68,10 +69,10 @@ class Study(ModelOptions):
     by every method, evaluates each as TOFU does, and attacks some by teaching a fifth of the
     answers again. All of that over --seeds, each with models of its own.
 
-    Writes to OUT gate.parquet, measures.parquet, attacks.parquet and summary.{parquet,md,tex}, and
-    a folder per seed with models and runs. Example: python -m llm study --model smollm2-135m --data
-    tofu:forget05 --forget-answers 60 --retain-answers 540 --measured-answers 40 --precision
-    bfloat16 --out out/study
+    Writes to OUT gate.parquet, measures.parquet, attacks.parquet and summary.{parquet,md,tex}, the
+    folder figures/, and a folder per seed with models and runs. Example: python -m llm study
+    --model smollm2-135m --data tofu:forget05 --forget-answers 60 --retain-answers 540
+    --measured-answers 40 --precision bfloat16 --out out/study
     """
 
     data: str = "tofu:forget05"
@@ -124,6 +125,8 @@ class Study(ModelOptions):
     """Attacks of each kind on each model, which choose other answers at random."""
     despite_gate: bool = False
     """Compare methods even if the two models are not fit for it."""
+    draw: bool = True
+    """Draw the figures of the study into OUT/figures, as `python -m figures --study OUT` does."""
     jobs: int = 1
     """Runs of methods at a time, each with a model in memory; -1 is one per core."""
     out: Path = Path("out/study")
@@ -221,7 +224,7 @@ def studied(
     out = storage.check_writable(asked.out, "out", folder=True)
     same = {name: getattr(asked, name) for name in vars(asked) if name not in FREE}
     with folders.given_back(out, JOB):
-        folders.claim(out, JOB, same, names=("data", *FILES))
+        folders.claim(out, JOB, same, names=("data", "figures", *FILES))
         data = _data(asked, out)
         seeds = [replicate(asked, out, data, seed, progress) for seed in asked.seeds]
     before = [swept(one, (), progress) for one in seeds]
