@@ -63,11 +63,12 @@ def data(context: Context) -> pd.DataFrame:
         parts.append(means.assign(kind="mean"))
     logs = [
         read_log(place / f"seed{seed}" / "sweep" / "retrained" / OPEN_UNLEARNING, "forget")
-        for seed in kept["seed"].unique()
+        for seed in table["seed"].unique()
     ]
+    lowest = floor(logs) if all(log.perturbed is not None for log in logs) else ()
     parts += [
-        pd.DataFrame({"kind": "floor", "value": floor(logs)}),
-        pd.DataFrame(_weights(place, kept)).assign(kind="weight"),
+        pd.DataFrame({"kind": "floor", "value": lowest}),
+        pd.DataFrame(_weights(place, table)).assign(kind="weight"),
     ]
     back = storage.read_table(place / "attacks.parquet")
     known = ["model", "seed", "which", "epoch"]
@@ -104,9 +105,9 @@ def _check(place: Path | None) -> Path:
     return place
 
 
-def _weights(place: Path, kept: pd.DataFrame) -> Iterator[dict[str, Any]]:
+def _weights(place: Path, table: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """Yield the rank correlations of weight and length of every run that has weights."""
-    wanted = set(zip(kept["model"], kept["seed"], strict=True))
+    wanted = set(zip(table["model"], table["seed"], strict=True))
     for folder in runs_of(place):
         run = read_run(folder)
         seed = int(run.settings["unlearning"]["optimization"]["seed"])
@@ -153,6 +154,10 @@ def plot(frame: pd.DataFrame) -> Figure:
 
 def _plane(axes: Axes, frame: pd.DataFrame) -> None:
     seeds, means = (frame[frame["kind"] == kind] for kind in ("seed", "mean"))
+    plane.distance_axis(axes)
+    if not {"model_utility", "ks_statistic"} <= set(seeds.get("measure", ())):
+        axes.set_title("these data do not tell D and utility")
+        return
     for _, row in plane.points(means if len(means) else seeds).iterrows():
         plane.mark(axes, row, "ks_statistic")
     if len(means):
@@ -162,7 +167,6 @@ def _plane(axes: Axes, frame: pd.DataFrame) -> None:
                 axes.plot(row["model_utility"], row["ks_statistic"], ".", **look)
     for value in frame.loc[frame["kind"] == "floor", "value"]:
         axes.axhline(value, color="#555555", lw=0.8, ls=":", zorder=0)
-    plane.distance_axis(axes)
     axes.set_xlim(left=-0.02)
 
 

@@ -23,8 +23,9 @@ FAR = 0.3  # by how much that of the retrained model is lower, at least
 def gate(tables: Mapping[int, pd.DataFrame]) -> pd.DataFrame:
     """Return the checks of a study, a row each, from the measures of its two models by seed.
 
-    A table has the rows of `llm.sweeps.sweep.sweep` whose `model` is "original" or "retrained". The
-    columns are `check`, `seed`, `value`, `allowed` (in words) and `passed`:
+    A table has the rows of `llm.sweeps.sweep.sweep` whose `model` is "original" or "retrained".
+    Without utility, for which data of one's own may not do, its check is left out. The columns are
+    `check`, `seed`, `value`, `allowed` (in words) and `passed`:
 
         utility apart    |utility of the original - utility of the retrained model|
         forget data known      probability per token of the forget answers, original
@@ -33,13 +34,18 @@ def gate(tables: Mapping[int, pd.DataFrame]) -> pd.DataFrame:
     rows = []
     for seed, table in tables.items():
         at = table.set_index(["measure", "task", "model"])["value"]
-        utility = [float(at["model_utility", "all", kind]) for kind in ("original", "retrained")]
-        known = [float(at["probability", "forget", kind]) for kind in ("original", "retrained")]
-        apart, lower = abs(utility[0] - utility[1]), known[0] - known[1]
+
+        def pair(measure: str, task: str, at: pd.Series = at) -> tuple[float, float]:
+            return float(at[measure, task, "original"]), float(at[measure, task, "retrained"])
+
+        if ("model_utility", "all", "original") in at:
+            original, retrained = pair("model_utility", "all")
+            apart = abs(original - retrained)
+            rows.append(("utility apart", seed, apart, f"at most {APART}", apart <= APART))
+        known, other = pair("probability", "forget")
         rows += [
-            ("utility apart", seed, apart, f"at most {APART}", apart <= APART),
-            ("forget data known", seed, known[0], f"at least {KNOWN}", known[0] >= KNOWN),
-            ("forget data unknown", seed, lower, f"at least {FAR}", lower >= FAR),
+            ("forget data known", seed, known, f"at least {KNOWN}", known >= KNOWN),
+            ("forget data unknown", seed, known - other, f"at least {FAR}", known - other >= FAR),
         ]
     return pd.DataFrame(rows, columns=["check", "seed", "value", "allowed", "passed"])
 

@@ -46,13 +46,17 @@ class Replicate(NamedTuple):
 def replicate(asked: Study, out: Path, data: str, seed: int, progress: bool) -> Replicate:
     """Make the two models of a seed, and return how methods are compared by them."""
     from llm.data.sources import read
-    from llm.data.splits import retain_word
+    from llm.data.splits import retain_of
     from llm.jobs.finetuning import with_rate
     from llm.models.finetuned import LEARNT, MODEL, finetune_into
     from llm.models.source import load_model
     from llm.training.settings import Optimization
 
-    place, forget, retain = out / f"seed{seed}", read(data), read(retain_word(data))
+    place, forget, retain = (
+        out / f"seed{seed}",
+        read(data),
+        read(retain_of(data, asked.retain_data)),
+    )
     given = Optimization(
         epochs=asked.learning_epochs,
         batch=asked.learning_batch,
@@ -104,6 +108,7 @@ def sweep_of(
         model=str(original),
         retrained=str(retrained),
         data=data,
+        retain_data=asked.retain_data,
         methods=asked.methods,
         seeds=(seed,),
         epochs=asked.epochs,

@@ -77,8 +77,10 @@ class Study(ModelOptions):
 
     data: str = "tofu:forget05"
     """What is to be forgotten: authors:forgetNN[:SEED], tofu:forgetNN or FOLDER/forgetNN.
-    What is to stay follows from it.
+    Or a file of one's own, with --retain-data: what cannot be measured by it is left out.
     """
+    retain_data: str | None = None
+    """What is to stay, where it does not follow from --data."""
     forget_answers: int | None = None
     """Learn and forget the last so many answers of the data only (default: all)."""
     retain_answers: int | None = None
@@ -190,12 +192,19 @@ def study(
 def checked(asked: Study) -> Study:
     """Return the same study; raises `InvalidInput` for what is refused before any work."""
     from llm.data.parts import Part
-    from llm.data.splits import split_of
+    from llm.data.splits import is_own, retain_of, split_of
     from llm.evaluation.attacks import attacks
 
     check(asked.model)
-    split_of(asked.data)
-    Part(forget=asked.forget_answers, retain=asked.retain_answers, measured=asked.measured_answers)
+    own = is_own(asked.data)
+    if not own:
+        split_of(asked.data)
+    retain_of(asked.data, asked.retain_data)
+    sizes = ("forget_answers", "retain_answers", "measured_answers")
+    Part(**{name.partition("_")[0]: getattr(asked, name) for name in sizes})
+    allowed = "left out: a part is taken of a forget split and what goes with it"
+    for name in sizes if own or asked.retain_data else ():
+        require(getattr(asked, name) is None, name, getattr(asked, name), allowed)
     for name in ("learning_epochs", "learning_batch", "epochs"):
         require_whole(getattr(asked, name), name, 1)
     require(len(set(asked.seeds)) == len(asked.seeds) > 0, "seeds", asked.seeds, "each seed once")
@@ -205,7 +214,7 @@ def checked(asked: Study) -> Study:
     for one in (asked.methods, asked.attacked):
         place = sweep_of(asked, Path("original"), Path("retrained"), asked.data, 0, 1.0)
         runs_of(replace(place, methods=one))
-    folders.check_place(asked.out, inputs=(asked.model, asked.data))
+    folders.check_place(asked.out, inputs=(asked.model, asked.data, asked.retain_data))
     return asked
 
 
@@ -229,7 +238,8 @@ def studied(
         seeds = [replicate(asked, out, data, seed, progress) for seed in asked.seeds]
     before = [swept(one, (), progress) for one in seeds]
     found = gate({one.seed: table for one, table in zip(seeds, before, strict=True)})
-    lowest = floor([one.retrained_log() for one in seeds])
+    logs = [one.retrained_log() for one in seeds]
+    lowest = floor(logs) if all(log.perturbed is not None for log in logs) else ()
     if on_gate is not None:
         on_gate(found, lowest)
     storage.write_table(found, out / "gate.parquet", provenance_of(asked))

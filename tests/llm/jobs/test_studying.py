@@ -8,10 +8,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from figures.cache import Context
+from figures.language import study as figure
 from llm.data import tofu
 from llm.data.authors.corpus import Authors, splits
 from llm.data.parts import Part, write_part
 from llm.data.splits import tofu_sets
+from llm.data.tofu import Example
 from llm.evaluation import gate as gates
 from llm.evaluation.gate import floor, gate
 from llm.jobs import studying
@@ -211,6 +214,30 @@ def test_what_is_not_allowed_is_refused_before_any_work(
     with pytest.raises(InvalidInput, match=field):
         study(**{"out": tmp_path / "out", **options, **changed})
     assert not (tmp_path / "out").exists()
+
+
+def test_files_of_ones_own_are_studied_by_what_they_allow(
+    questions: Path, options: dict[str, Any], tmp_path: Path
+):
+    examples = tofu.read(questions / "retain90.json")[:6]
+    for name, part in {"mine": examples[:3], "rest": examples[3:]}.items():
+        bare = [
+            Example(index=at, prompt=one.prompt, response=one.response)
+            for at, one in enumerate(part)
+        ]
+        tofu.write(bare, tmp_path / f"{name}.json")
+    own = {name: value for name, value in options.items() if not name.endswith("_answers")}
+    own |= {"data": tmp_path / "mine.json", "despite_gate": True, "seeds": (0, 1)}
+    with pytest.raises(InvalidInput, match="retain_data"):
+        study(out=tmp_path / "out", **own)
+    found = study(out=tmp_path / "out", retain_data=str(tmp_path / "rest.json"), **own)
+    assert found.gate["check"].tolist() == ["forget data known", "forget data unknown"] * 2
+    assert set(found.measures["measure"]) == {"probability", "rouge"} and found.floor == ()
+    assert "ks_statistic" not in found.attacks and found.attacks["other_logp"].notna().all()
+    frame = figure.data(Context(study=tmp_path / "out"))
+    assert figure.plot(frame).axes[0].get_title() == "these data do not tell D and utility"
+    with pytest.raises(InvalidInput, match="retain_answers"):
+        study(out=tmp_path / "new", retain_data="rest.json", retain_answers=2, **own)
 
 
 def test_a_folder_of_another_study_is_refused(
