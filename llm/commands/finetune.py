@@ -64,7 +64,7 @@ def finetune(command: Finetune) -> None:
 
     # What is refused above need not wait for these.
     from llm.jobs.finetuning import read_sets, with_rate
-    from llm.models.finetuned import LEARNT, MODEL, finetune_into
+    from llm.models.finetuned import LEARNT, MEMORISED, MODEL, finetune_into
 
     examples, watched = read_sets(command.data, command.without, command.watch, command.probe)
     command = spread(command)
@@ -89,4 +89,6 @@ def finetune(command: Finetune) -> None:
     )
     print("an answer's tokens that greedy decoding gets right before its first mistake")
     print(found.table)
-    print(f"{len(found.memorised)} rows: {command.out / MODEL}")
+    print(
+        f"{len(found.memorised)} rows: {command.out / MEMORISED}; the model: {command.out / MODEL}"
+    )
