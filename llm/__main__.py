@@ -24,10 +24,10 @@ with a model of your own, which has to learn the answers first, all of them or a
     python -m llm finetune --model MODEL --data tofu:full --without tofu:forget05 \\
         --out out/retrained
 
-on several GPUs, `torchrun --nproc_per_node 2 -m llm unlearn ...` or finetune (on CPUs with
-ACCELERATE_USE_CPU=1), the two commands that can; and, where there are only evaluation logs of TOFU
-runs, `python -m llm evaluate --logs DIR --retrained-logs DIR` and `python -m llm diagnose --logs
-DIR --retrained-logs DIR`.
+or all at once, `python -m llm study --model MODEL --data tofu:forget05`; on several GPUs, `torchrun
+--nproc_per_node 2 -m llm score ...`, and so evaluate, finetune, unlearn, relearn and muse; and,
+where there are only evaluation logs of TOFU runs, `python -m llm evaluate --logs DIR
+--retrained-logs DIR` and `python -m llm diagnose --logs DIR --retrained-logs DIR`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ from llm.commands.unlearn import Unlearn, unlearn
 from llm.commands.weights import Weights, weights
 from llm.jobs.studying import Study
 from llm.jobs.sweeping import Sweep
-from llm.training.processes import in_one_voice, place, started
+from llm.ranks import place, started
+from llm.training.processes import in_one_voice
 from markov.console import progress
 from markov.errors import exit_code, require
 
@@ -69,7 +70,8 @@ ACTIONS: dict[type, Callable[[Any], None]] = {
     Muse: muse,
     Diagnose: diagnose,
 }
-SPREAD = (Unlearn, Finetune)  # commands that deal their work out to several processes
+# Commands that deal their work out to several processes.
+SPREAD = (Score, Finetune, Unlearn, Evaluate, Relearn, Muse)
 
 
 def parse(arguments: Sequence[str] | None = None) -> Any:
@@ -112,7 +114,7 @@ def act(command: Any) -> None:
         spread or started() == 1,
         "processes",
         started(),
-        "1: of all commands unlearn and finetune alone deal their work out",
+        "1: this command does not deal its work out",
     )
     ACTIONS[type(command)](command)
 

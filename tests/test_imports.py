@@ -18,7 +18,7 @@ Rule = Callable[[Graph], list[str]]
 # other.
 LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "llm": (
-        ("randomness", "intervals", "schemas"),
+        ("randomness", "intervals", "schemas", "ranks"),
         ("data", "logs"),
         ("diagnostics",),
         ("scoring",),

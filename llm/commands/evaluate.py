@@ -10,11 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from llm.commands.options import plain_warnings, write
+from llm.commands.options import plain_warnings, spread, write
 from llm.jobs.settings import left_out
 from llm.models.names import check_retrained, data_of
 from llm.models.source import ModelOptions, load_model
 from llm.scoring.limits import NEW_TOKENS
+from llm.training.processes import first_alone, in_first
 from markov.errors import require
 from markov.files import folders, storage
 
@@ -157,7 +158,10 @@ def _retrained_log(command: Evaluate, forget: Sequence[Example]) -> EvaluationLo
 
 
 def _of_model(command: Evaluate) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog | None]:
-    """Evaluate the model that the command names, and write its logs."""
+    """Evaluate the model that the command names, by all processes that there are.
+
+    Process 0 writes its logs.
+    """
     from llm.data.splits import tofu_sets
     from llm.jobs.values import model_beside
     from llm.logs.reading import AGGREGATED, OPEN_UNLEARNING, TASKS
@@ -169,24 +173,25 @@ def _of_model(command: Evaluate) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog 
     require(not both, "retrained", command.retrained, "left out with --retrained-logs")
     inputs = (command.model, command.data, command.retrained, command.retrained_logs)
     inputs += (command.retain_data,)
-    folders.check_place(command.out, inputs=inputs)
+    in_first(lambda: folders.check_place(command.out, inputs=inputs))
     sets = tofu_sets(command.data or "", command.retain_data)
     retrained = _retrained_log(command, sets.forget) if sets.comparable else None
     options: dict[str, Any] = {"max_length": command.max_length, "budget": command.budget}
-    language = load_model(command)
     asked = {name: value for name, value in vars(command).items() if name not in NOT_ASKED}
+    here = spread(command)
+    language = load_model(here)
     parameters = parameters_digest(language.model)
     asked |= {"parameters": parameters, "sets": storage.fingerprint(sets)}
     asked |= {} if retrained is None else {"retrained_logs": storage.fingerprint(retrained)}
     if command.retrained is not None and sets.comparable:
-        load = partial(load_model, command)
+        load = partial(load_model, here)
         other = model_beside(command.retrained, language, "retrained", load=load)
         asked |= {"retrained_parameters": parameters_digest(other.model)}
         retrained = answer_log(other, sets.forget, **options)
         del other
-    with folders.given_back(command.out, "evaluate"):
-        names = (OPEN_UNLEARNING, SUMMARY, TABLE, *TASKS.values(), AGGREGATED)
-        folders.claim(command.out, "evaluate", asked, names=names)
+    names = (OPEN_UNLEARNING, SUMMARY, TABLE, *TASKS.values(), AGGREGATED)
+    with first_alone(folders.given_back(command.out, "evaluate")):
+        in_first(lambda: folders.claim(command.out, "evaluate", asked, names=names))
         return _evaluated(command, language, parameters, sets, retrained)
 
 
@@ -207,13 +212,13 @@ def _evaluated(
 
     options: dict[str, Any] = {"max_length": command.max_length, "budget": command.budget}
     finished = partial(_finished, tasks=sets.tasks)
-    kept = storage.read_kept(command.out / OPEN_UNLEARNING, finished)
+    kept = in_first(lambda: storage.read_kept(command.out / OPEN_UNLEARNING, finished))
     if kept is not None:
         logs, frame = kept
         if command.shared and retrained is not None:
             logs, retrained = with_shared(logs, retrained)
         if command.legacy:
-            write_legacy(logs, command.out)
+            in_first(lambda: write_legacy(logs, command.out))
         return frame, logs, retrained
     with plain_warnings():
         logs = evaluate_model(
@@ -231,11 +236,15 @@ def _evaluated(
         for name, value in vars(command).items()
     }
     about = manifest(described, language, command.max_new_tokens, parameters)
-    if command.legacy:
-        write_legacy(logs, command.out)
+
+    def write_logs() -> None:
+        if command.legacy:
+            write_legacy(logs, command.out)
+        # Written last, so that where it exists all other files exist.
+        write_tofu_eval(logs, command.out, about, variant=command.variant, aggregates=aggregates)
+
     write(frame, command.out / TABLE, command)
-    # Written last, so that where it exists all other files exist.
-    write_tofu_eval(logs, command.out, about, variant=command.variant, aggregates=aggregates)
+    in_first(write_logs)
     for task, count in empty_generations(logs).items():
         if count:
             print(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm.commands.options import TrainingOptions, lora_of, optimization_of, spread
+from llm.commands.options import PassOptions, lora_of, optimization_of, spread
 from llm.jobs.finetuning import BATCH, EPOCHS, PROBE
 from llm.models.names import check
 from llm.models.source import load_model
@@ -15,7 +15,7 @@ from markov.files import folders
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finetune(TrainingOptions):
+class Finetune(PassOptions):
     """Teach a model answers: the original of a study, or the model retrained without some of them.
     A fine-tuning that was stopped goes on where it was.
 

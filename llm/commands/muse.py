@@ -8,10 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from llm.commands.options import plain_warnings, write
+from llm.commands.options import plain_warnings, spread, write
 from llm.jobs.settings import left_out, rate_of
 from llm.models.names import check, is_small
 from llm.models.source import ModelOptions, load_model
+from llm.ranks import in_shards
+from llm.training.processes import first_alone, in_first
 from markov.errors import require, require_whole
 from markov.files import folders, storage
 
@@ -108,30 +110,34 @@ def muse(command: Muse) -> None:
     measuring = Measuring(max_length=command.max_length, budget=command.budget, words=command.words)
     if command.piece is not None:
         require_whole(command.piece, "piece", 2)
-    folders.check_place(command.out, inputs=(command.model, command.data, command.retrained))
+    inputs = (command.model, command.data, command.retrained)
+    in_first(lambda: folders.check_place(command.out, inputs=inputs))
     data = read_muse(source)
     if settings is not None and not command.json:
         print(f"{command.model} unlearns {source}: {in_words(command.unlearn or '', settings)}")
-    language, other = load_model(command), None
+    here = spread(command)
+    language, other = load_model(here), None
     described = _described(command) | {"data": storage.fingerprint(data)}
     described |= {"parameters": parameters_digest(language.model)}
     if command.retrained is not None:
-        load = partial(load_model, command)
+        load = partial(load_model, here)
         other = model_beside(command.retrained, language, "retrained", load=load)
         described |= {"retrained_parameters": parameters_digest(other.model)}
-    with folders.given_back(command.out, JOB):
-        folders.claim(command.out, JOB, described, names=NAMES, passing=(STATE,))
-        found = storage.read_kept(command.out / TABLE, lambda path: _read(path.parent))
+    with first_alone(folders.given_back(command.out, JOB)):
+        in_first(lambda: folders.claim(command.out, JOB, described, names=NAMES, passing=(STATE,)))
+        found = in_first(
+            lambda: storage.read_kept(command.out / TABLE, lambda path: _read(path.parent))
+        )
         if found is None:
             retrained = None if other is None else scores_of_texts(other, data, measuring)
             del other
             if settings is not None:
-                _unlearn(command, language, data, settings, described)
+                language = _unlearn(command, language, data, settings, described)
             found = _measure(language, data, retrained, measuring)
             write(found.items, command.out / ITEMS, command)
             # Written last, so that where it exists all other tables exist.
             write(found.table, command.out / TABLE, command)
-        folders.tidy(command.out, JOB)
+        in_first(lambda: folders.tidy(command.out, JOB))
     print(
         json.dumps(as_json(found), allow_nan=False)
         if command.json
@@ -166,8 +172,8 @@ def _unlearn(
     data: MuseData,
     settings: Unlearning,
     described: dict[str, Any],
-) -> None:
-    """Unlearn the texts, and keep the model and its table.
+) -> LanguageModel:
+    """Unlearn the texts, keep the model and its table, and return the model.
 
     The run goes on where an earlier call was stopped.
     """
@@ -175,18 +181,22 @@ def _unlearn(
     from llm.evaluation.muse import unlearn_texts
     from llm.jobs.muse import PIECES
     from llm.models.saving import check_savable, check_whole, save, saved_settings
-    from llm.training.checkpointing import FILE
+    from llm.training.checkpointing import FILE, gathered
 
     place = command.out / MODEL
-    kept = storage.read_kept(place, check_whole)
-    ours = kept is None or saved_settings(place) == storage.settings_of(described)
-    require(
-        ours, "out", str(command.out), f"a folder whose {MODEL} is of this command, or not there"
-    )
-    if kept is None:
-        check_savable(language, place)
-    # A state that was cut short is set aside.
-    storage.read_kept(command.out / STATE / FILE, storage.read_provenance)
+
+    def begin() -> bool:
+        kept = storage.read_kept(place, check_whole)
+        ours = kept is None or saved_settings(place) == storage.settings_of(described)
+        allowed = f"a folder whose {MODEL} is of this command, or not there"
+        require(ours, "out", str(command.out), allowed)
+        if kept is None:
+            check_savable(language, place)
+        # A state that was cut short is set aside.
+        storage.read_kept(command.out / STATE / FILE, storage.read_provenance)
+        return kept is not None
+
+    kept = in_first(begin)
     length = command.piece or PIECES[generated(command.data or "") is not None]
     run = unlearn_texts(
         language,
@@ -196,9 +206,15 @@ def _unlearn(
         state=command.out / STATE,
         parameters=described["parameters"],
     )
-    if kept is None:
-        save(language, place, storage.provenance(described, "markov.objectives", "llm"))
+    whole = gathered(language.model)
+    if not kept:
+        known = storage.provenance(described, "markov.objectives", "llm")
+        in_first(lambda: save(language, place, known, whole))
     write(run.epochs, command.out / EPOCHS, command)
+    if not in_shards(language.model):
+        return language
+    here = replace(command, device=str(language.model.device))
+    return load_model(here, str(place))._replace(name=language.name)  # whole, to write texts alone
 
 
 def _measure(

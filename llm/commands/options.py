@@ -1,10 +1,10 @@
-"""What the commands of `python -m llm` share: options of training, tables and warnings."""
+"""What the commands of `python -m llm` share: options of training, tables, warnings, processes."""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from llm.jobs.settings import provenance_of
 from llm.models.names import made
 from llm.models.source import ModelOptions
-from llm.training.processes import joined, started
+from llm.ranks import joined, started
+from llm.training.processes import in_first
 from llm.training.settings import Optimization
 from markov.errors import require
 from markov.files import storage
@@ -24,27 +25,17 @@ if TYPE_CHECKING:
     from llm.models.language_model import LanguageModel
     from llm.training.adapters import Lora
 
-Command = TypeVar("Command", bound=ModelOptions)
+Options = TypeVar("Options", bound=ModelOptions)
+# Options that may name a model, or else something that is no model made here.
+MODELS = ("model", "reference", "retrained")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(ModelOptions):
-    """Which model, and how it is trained."""
+    """How the parameters of a model are trained, whatever it is taught."""
 
-    epochs: int = 10
-    """Passes over the data.
-    The learning rate rises over the first and falls to 0 over the others.
-    """
-    warmup_epochs: float = 1.0
-    """Passes over which the learning rate rises."""
-    batch: int = 32
-    """Examples per update."""
-    learning_rate: float | None = None
-    """Largest step size of AdamW."""
     weight_decay: float = 0.01
     """Weight decay of AdamW; 0 leaves it out."""
-    seed: int = 0
-    """Seed of the order of examples."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of the products; bfloat16 by autocast."""
     narrow_updates: bool = False
@@ -58,22 +49,44 @@ class TrainingOptions(ModelOptions):
     """Train adapters of this rank in all linear layers, not the model itself."""
 
 
-def optimization_of(command: TrainingOptions) -> Optimization:
-    """Return how a command optimises; raises `InvalidInput` for numbers that are not allowed.
+@dataclass(frozen=True, kw_only=True)
+class PassOptions(TrainingOptions):
+    """How often and in which order a model is trained on its data, and with which steps."""
 
-    A learning rate that is left open counts as 1 for that.
+    epochs: int = 10
+    """Passes over the data.
+    The learning rate rises over the first and falls to 0 over the others.
+    """
+    warmup_epochs: float = 1.0
+    """Passes over which the learning rate rises."""
+    batch: int = 32
+    """Examples per update."""
+    learning_rate: float | None = None
+    """Largest step size of AdamW."""
+    seed: int = 0
+    """Seed of the order of examples."""
+
+
+def optimization_of(command: TrainingOptions, **others: Any) -> Optimization:
+    """Return how a command optimises: its own options, and `others` that it has no option for.
+
+    A learning rate that is left open counts as 1 for that. Raises `InvalidInput` for values that
+    are not allowed.
     """
     given: dict[str, Any] = {
         field.name: getattr(command, field.name)
         for field in fields(Optimization)
         if field.name in vars(command)
     }
-    given |= {"learning_rate": 1.0} if given["learning_rate"] is None else {}
-    return Optimization(**given)
+    given |= {"learning_rate": 1.0} if given.get("learning_rate", 0) is None else {}
+    return Optimization(**given, **others)
 
 
 def lora_of(command: TrainingOptions) -> Lora | None:
-    """Return the adapters that a command trains; raises `InvalidInput` for a rank not allowed."""
+    """Return the adapters that a command trains, or None where it trains the model itself.
+
+    Raises `InvalidInput` for a rank that is not allowed.
+    """
     if command.lora_rank is None:
         return None
     from llm.training.adapters import Lora
@@ -81,12 +94,11 @@ def lora_of(command: TrainingOptions) -> Lora | None:
     return Lora(rank=command.lora_rank)
 
 
-def spread(command: Command, models: Iterable[str] = ("model",)) -> Command:
+def spread(command: Options) -> Options:
     """Return the command for this process, with a device of its own where there are several.
 
-    `models` are the fields that name models. Process 0 prints how many processes there are. Raises
-    `InvalidInput` for processes that are not joined, and for small models that they would have to
-    train first.
+    Process 0 says on standard error how many there are. Raises `InvalidInput` for processes that
+    are not joined, and for small models that they would have to train first.
     """
     if started() == 1:
         return command
@@ -96,9 +108,9 @@ def spread(command: Command, models: Iterable[str] = ("model",)) -> Command:
     print(f"{state.num_processes} processes", file=sys.stderr)
     device = str(state.device) if command.device == "auto" else command.device
     allowed = "one that is there before several processes start (see `python -m llm build`)"
-    for field in models:
-        word = getattr(command, field) or ""
-        own: Any = made(word, field)
+    for field in MODELS:
+        word = getattr(command, field, None) or ""
+        own = made(word, field)
         require(own is None or is_cached(own, device), field, word, allowed)
     return replace(command, device=device)
 
@@ -106,7 +118,7 @@ def spread(command: Command, models: Iterable[str] = ("model",)) -> Command:
 def write(
     frame: pd.DataFrame, path: Path, settings: object, language: LanguageModel | None = None
 ) -> None:
-    """Write a command's table, with the command's settings as its provenance.
+    """Write a command's table, with its settings as provenance; of several processes one writes.
 
     If the table is of one model, its provenance also has that model's `source`.
     """
@@ -115,7 +127,7 @@ def write(
         from llm.models.saving import with_source
 
         known = with_source(known, language)
-    storage.write_table(frame, path, known)
+    in_first(lambda: storage.write_table(frame, path, known))
 
 
 @contextmanager

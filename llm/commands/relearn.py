@@ -7,17 +7,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from llm.commands.options import write
+from llm.commands.options import TrainingOptions, lora_of, optimization_of, spread, write
 from llm.evaluation.attacks import Which, attacks
 from llm.jobs.settings import RATE, rate_of
 from llm.models.names import check_retrained, data_of
-from llm.models.source import ModelOptions, load_model
+from llm.models.source import load_model
+from llm.training.processes import in_first
 from markov.errors import require
 from markov.files import folders, leftovers
 
 
 @dataclass(frozen=True, kw_only=True)
-class Relearn(ModelOptions):
+class Relearn(TrainingOptions):
     """A relearning attack: fine-tune on a share of the forget data.
     All of it is scored after every epoch.
 
@@ -56,21 +57,15 @@ class Relearn(ModelOptions):
 def relearn(command: Relearn) -> None:
     """Attack, and print what came back."""
     rate = rate_of(command.learning_rate, command.model, small=RATE)
-    wanted = attacks(
-        command.which,
-        command.share,
-        command.repeats,
-        command.epochs,
-        command.batch,
-        rate,
-        command.budget,
-    )
+    command = replace(command, learning_rate=rate)
+    every = optimization_of(command, warmup_epochs=0)
+    wanted = attacks(command.which, command.share, command.repeats, every, lora_of(command))
     data = data_of(command.model, command.data)
-    command = replace(command, learning_rate=rate, data=data)
+    command = replace(command, data=data)
     check_retrained(command.retrained, data)
     inputs = (command.model, command.data, command.retrained)
     for path in (command.out, _returns(command)) if command.retrained else (command.out,):
-        folders.check_table(path, inputs=inputs)
+        in_first(partial(folders.check_table, path, inputs=inputs))
 
     # What is refused above need not wait for these.
     from llm.data.sources import read
@@ -79,7 +74,8 @@ def relearn(command: Relearn) -> None:
     from llm.models.answers import answer_log
 
     print(f"{command.model} is taught a share of {data}; learning rate {rate:g}")
-    forget, language, retrained = read(data), load_model(command), None
+    here = spread(command)
+    forget, language, retrained = read(data), load_model(here), None
     if command.retrained is not None:
         bare = [example.index for example in forget if not example.perturbed]
         if len(bare) == len(forget) and Path(os.path.expanduser(data)).exists():
@@ -87,7 +83,7 @@ def relearn(command: Relearn) -> None:
             bare = []
         allowed = f"perturbed answers in {data}, which forget quality compares"
         require(not bare, "data, index", bare[:1], allowed)
-        load = partial(load_model, command)
+        load = partial(load_model, here)
         other = model_beside(command.retrained, language, "retrained", load=load)
         retrained = answer_log(other, forget, max_length=command.max_length, budget=command.budget)
         del other
@@ -104,7 +100,7 @@ def relearn(command: Relearn) -> None:
         shown = found.returns.groupby(["which", "epoch"])[names]
         print(shown.agg("median").to_string(float_format="{:.3g}".format))
         print(f"{len(found.returns)} rows: {path}")
-    leftovers.discard(parts)
+    in_first(lambda: leftovers.discard(parts))
     print(f"{len(found.examples)} rows: {command.out}")
 
 

@@ -9,10 +9,11 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llm.commands.options import write
+from llm.commands.options import spread, write
 from llm.jobs.settings import left_out
 from llm.models.names import data_of
 from llm.models.source import ModelOptions, load_model
+from llm.training.processes import in_first
 from markov.files import folders
 
 
@@ -50,7 +51,8 @@ def score(command: Score) -> None:
     command = replace(command, data=data_of(command.model, command.data))
     if command.noise is None:
         left_out(command, ["noise_seed"], "left out without --noise")
-    folders.check_table(command.out, inputs=(command.model, command.data))
+    inputs = (command.model, command.data)
+    in_first(lambda: folders.check_table(command.out, inputs=inputs))
 
     # What is refused above need not wait for these.
     from llm.data.sources import read
@@ -58,7 +60,7 @@ def score(command: Score) -> None:
     from llm.jobs.scoring import score as score_of
 
     examples = read(command.data or "", command.split)
-    language = load_model(command)
+    language = load_model(spread(command))
     frame = score_of(
         language,
         examples,

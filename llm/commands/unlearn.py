@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from llm.commands.options import TrainingOptions, lora_of, optimization_of, spread, write
+from llm.commands.options import PassOptions, lora_of, optimization_of, spread, write
 from llm.jobs.settings import DEFAULTS, RATE, left_out, rate_of
 from llm.models.gguf_files import is_gguf
 from llm.models.names import check, check_retrained, data_of
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unlearn(TrainingOptions):
+class Unlearn(PassOptions):
     """Unlearn a data set by any objective of the family.
     A run that was stopped goes on where it was.
 
@@ -115,7 +115,7 @@ def unlearn(command: Unlearn) -> None:
     named = ("model", "data", "retain_data", "reference", "retrained", "refusals")
     inputs = [getattr(command, name) for name in named]
     in_first(lambda: folders.check_place(command.out, inputs=inputs, finished=EPOCHS))
-    command = spread(command, ("model", "reference", "retrained"))
+    command = spread(command)
     forget, retain = read(data), read(kept)
     preferred = (
         with_refusals(forget, command.seed, refusals) if paired(settings.objective).prefer else None
@@ -147,7 +147,7 @@ def unlearn(command: Unlearn) -> None:
         measure=measure,
         max_length=command.max_length,
     )
-    in_first(lambda: write(weights_by_epoch(run.examples, chosen), command.out / WEIGHTS, asked))
+    write(weights_by_epoch(run.examples, chosen), command.out / WEIGHTS, asked)
     print(
         run.epochs.drop(columns=["gradient_norm"]).to_string(
             index=False, float_format="{:.4g}".format

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from llm.training.settings import Optimization
 from markov.errors import require, require_whole
+
+if TYPE_CHECKING:
+    from llm.training.adapters import Lora
 
 Which = Literal["shortest", "random"]
 
@@ -18,7 +21,8 @@ class Relearning:
     """Which share of the forget set is taught again, and how.
 
     `seed` draws the random examples and orders the batches. The share is rounded to the nearest
-    number of examples, at least 1. Raises `InvalidInput` for values that are not allowed.
+    number of examples, at least 1. With `lora` adapters are taught in place of the model itself.
+    Raises `InvalidInput` for values that are not allowed.
     """
 
     which: Which = "shortest"
@@ -27,6 +31,7 @@ class Relearning:
     optimization: Optimization = Optimization(
         epochs=3, batch=32, learning_rate=1e-5, warmup_epochs=0
     )
+    lora: Lora | None = None
 
     def __post_init__(self) -> None:
         require(
@@ -65,19 +70,14 @@ def attacks(
     which: Sequence[Which],
     share: float,
     repeats: int,
-    epochs: int,
-    batch: int,
-    rate: float,
-    budget: int,
+    optimization: Optimization,
+    lora: Lora | None = None,
 ) -> list[Relearning]:
     """Return the settings of all attacks; raises `InvalidInput` for numbers not allowed."""
     require_whole(repeats, "repeats", 1)
     require(len(which) > 0, "which", which, "shortest, random or both")
-    optimization = Optimization(
-        epochs=epochs, batch=batch, learning_rate=rate, warmup_epochs=0, budget=budget
-    )
     return [
-        Relearning(which=one, share=share, seed=seed, optimization=optimization)
+        Relearning(which=one, share=share, seed=seed, optimization=optimization, lora=lora)
         for one in dict.fromkeys(which)
         for seed in range(repeats)
     ]

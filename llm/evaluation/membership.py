@@ -49,10 +49,10 @@ from llm.scoring.logprobs import (
     check_fits,
     check_model,
     evaluating,
-    progress_bar,
     scored_logits,
     token_logprobs,
 )
+from llm.scoring.passes import by_batch
 from markov.errors import require, require_number
 
 K = 0.4  # MUSE's share of tokens
@@ -168,22 +168,25 @@ def _tokens(
     model, named = language.model, Named(range(len(encoded)), language.name)
     check_model(model)
     check_fits(model, encoded)
-    found: list[list[np.ndarray]] = [[] for _ in encoded]
-    with evaluating(model), torch.no_grad(), progress_bar(encoded, "score", show=progress) as bar:
-        for rows in batches(encoded, budget):
-            batch = Batch.pad([encoded[row] for row in rows])
-            logprobs = token_logprobs(model, batch)
-            values = [
-                logprobs,
-                *([_standardised(scored_logits(model, batch), logprobs)] if standardised else []),
-            ]
-            for part in values:
-                split = part.double().cpu().split(batch.scored.sum(-1).tolist())
-                check_finite("logp", torch.stack([own.sum() for own in split]), model, rows, named)
-                for row, own in zip(rows, split, strict=True):
-                    found[row].append(own.numpy())
-            bar.update(int(batch.length.sum()))
-    return found
+    plan, found = batches(encoded, budget), {}
+
+    def one(rows: Sequence[int]) -> list[list[np.ndarray]]:
+        batch = Batch.pad([encoded[row] for row in rows])
+        logprobs = token_logprobs(model, batch)
+        values, parts = [logprobs], []
+        if standardised:
+            values.append(_standardised(scored_logits(model, batch), logprobs))
+        for part in values:
+            split = part.double().cpu().split(batch.scored.sum(-1).tolist())
+            check_finite("logp", torch.stack([own.sum() for own in split]), model, rows, named)
+            parts.append([own.numpy() for own in split])
+        return [list(own) for own in zip(*parts, strict=True)]
+
+    with evaluating(model), torch.no_grad():
+        parts = by_batch(model, encoded, plan, one, "score", progress=progress)
+    for rows, part in zip(plan, parts, strict=True):
+        found |= dict(zip(rows, part, strict=True))
+    return [found[row] for row in range(len(encoded))]
 
 
 def _standardised(

@@ -9,8 +9,11 @@ up to 3.)
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +26,7 @@ from llm.models.answers import answer_log, log_of, log_table, responses
 from llm.models.language_model import LanguageModel
 from llm.randomness import derived_seed
 from llm.scoring.encoding import MAX_LENGTH
+from llm.training.adapters import adapted
 from llm.training.fine_tuning import fine_tune
 
 
@@ -36,31 +40,31 @@ def relearn(
 ) -> pd.DataFrame:
     """Teach the chosen examples again, and return the scores of all forget examples.
 
-    The model is afterwards as it was before. The table has a row per epoch (0 is before the first
-    update), forget example and answer: `epoch`, `relearned` (whether the example is one of those
-    taught), and the columns of `llm.models.answers.log_table`: `index`, `answer`, `logp` (nats),
-    `length`. Raises `InvalidInput` as `answer_log` and `fine_tune` do.
+    The model stays as it was, since a copy is taught. The table has a row per epoch (0 is before
+    the first update), forget example and answer: `epoch`, `relearned` (whether the example is one
+    of those taught), and the columns of `llm.models.answers.log_table`: `index`, `answer`, `logp`
+    (nats), `length`. Raises `InvalidInput` as `answer_log` and `fine_tune` do.
     """
     encoded = responses(language, forget, max_length=max_length)
     taught = settings.chosen([len(one.tokens) - one.prompt for one in encoded])
     index = [forget[row].index for row in taught]
     frames, optimization = [], settings.optimization
 
-    def record(epoch: int) -> None:
+    def record(epoch: int, model: Any = language.model) -> None:
+        now = language._replace(model=model)
         log = answer_log(
-            language, forget, max_length=max_length, budget=optimization.budget, progress=False
+            now, forget, max_length=max_length, budget=optimization.budget, progress=False
         )
         frames.append(log_table(log).assign(epoch=epoch))
 
-    before = {name: value.detach().clone() for name, value in language.model.state_dict().items()}
-    try:
-        record(0)
-        seed = derived_seed(settings.seed, "order")
-        ordered = replace(optimization, seed=seed)
-        chosen = [encoded[row] for row in taught]
-        fine_tune(language.model, chosen, ordered, progress=progress, label="relearn", after=record)
-    finally:
-        language.model.load_state_dict(before)
+    record(0)
+    seed = derived_seed(settings.seed, "order")
+    ordered = replace(optimization, seed=seed)
+    chosen = [encoded[row] for row in taught]
+    # A copy is taught, since a model that several processes hold in shards stays in shards.
+    with adapted(copy.deepcopy(language.model), settings.lora, seed) as model:
+        after = partial(record, model=model)
+        fine_tune(model, chosen, ordered, progress=progress, label="relearn", after=after)
     table = pd.concat(frames, ignore_index=True)
     return table.assign(relearned=table["index"].isin(index))[
         ["epoch", "relearned", "index", "answer", "logp", "length"]

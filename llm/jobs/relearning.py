@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,7 +12,10 @@ import pandas as pd
 from llm.evaluation.attacks import Relearning, Which, attacks
 from llm.jobs.settings import RATE, Word, rate_of
 from llm.jobs.values import Other, data_for, examples_of, language_of, log_beside
+from llm.ranks import place
 from llm.scoring.limits import BUDGET, MAX_LENGTH
+from llm.training.processes import in_first
+from llm.training.settings import Optimization
 from markov.console.progress import bar
 from markov.files import leftovers, storage
 from markov.files.storage import Location
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
     from llm.data.tofu import Example
     from llm.logs.log import EvaluationLog
     from llm.models.language_model import LanguageModel
+    from llm.training.adapters import Lora
 
 
 class Relearned(NamedTuple):
@@ -61,9 +66,11 @@ def relearn(
     epochs: int = 3,
     batch: int = 32,
     learning_rate: float | None = None,
+    lora: Lora | None = None,
     max_length: int = MAX_LENGTH,
     budget: int = BUDGET,
     progress: bool = True,
+    **optimization: Any,
 ) -> Relearned:
     """Return what comes back of the forgotten `data` when a `share` of it is taught again.
 
@@ -71,7 +78,8 @@ def relearn(
     the data after every epoch; the model stays as it was. With the retrained model, or its log,
     forget quality is taken as well. Finished attacks are kept until all are finished, so that a
     call that was stopped goes on where it was. The step size follows from the size of the model if
-    it is not given: 2e-4 for small models, 1e-5 for others.
+    it is not given: 2e-4 for small models, 1e-5 for others. With `lora` adapters are taught.
+    `optimization` are further fields of `llm.training.settings.Optimization`.
 
     Raises `InvalidInput` for words that name nothing and for numbers that are not allowed.
     """
@@ -81,13 +89,20 @@ def relearn(
     if isinstance(retrained, Word) and isinstance(source, str):
         check_retrained(str(retrained), source)
     rate = rate_of(learning_rate, model, small=RATE)
-    wanted = attacks(which, share, repeats, epochs, batch, rate, budget)
+    every = Optimization(
+        **{"warmup_epochs": 0, **optimization},
+        epochs=epochs,
+        batch=batch,
+        learning_rate=rate,
+        budget=budget,
+    )
+    wanted = attacks(which, share, repeats, every, lora)
     forget, language = examples_of(source), language_of(model, progress=progress)
     ways: dict[str, Any] = {"max_length": max_length, "progress": progress}
     log = log_beside(retrained, language, forget, "retrained", budget=budget, **ways)
     parts = unfinished(language, forget, max_length)
     found = attacked(language, forget, wanted, log, parts, **ways)
-    leftovers.discard(parts)
+    in_first(lambda: leftovers.discard(parts))
     return found
 
 
@@ -101,18 +116,21 @@ def attacked(
     max_length: int = MAX_LENGTH,
     progress: bool = True,
 ) -> Relearned:
-    """Return what came back under each attack; finished ones are kept in the folder `parts`."""
+    """Return what came back under each attack; finished ones are kept in the folder `parts`.
+
+    Of several processes the first one keeps them, and all share the work of each attack.
+    """
     from llm.evaluation.relearning import relearn as attack
     from llm.evaluation.relearning import returns
 
     tables, found = [], []
-    with bar(len(wanted), "attacks", show=progress, leave=False) as done:
+    with bar(len(wanted), "attacks", show=progress and place() == 0, leave=False) as done:
         for one in wanted:
             path = parts / f"{storage.fingerprint(one)}.parquet"
-            if storage.read_kept(path, storage.read_table) is None:
+            if (frame := in_first(partial(storage.read_kept, path, storage.read_table))) is None:
                 frame = attack(language, forget, one, max_length=max_length, progress=progress)
-                storage.write_table(frame, path, {})
-            frame = storage.read_table(path)
+                in_first(partial(storage.write_table, frame, path, {}))
+                frame = in_first(partial(storage.read_table, path))
             frame.attrs = {}
             tables.append(frame.assign(which=one.which, repeat=one.seed))
             if retrained is not None:
@@ -131,4 +149,4 @@ def unfinished(language: LanguageModel, forget: Sequence[Example], max_length: i
     from llm.training.checkpointing import parameters_digest
 
     key = [parameters_digest(language.model), language.template, list(forget), max_length]
-    return storage.unfinished(key, __name__)
+    return in_first(lambda: storage.unfinished(key, __name__))

@@ -15,6 +15,7 @@ the exception of the tokens that end a text.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from llm.data.tofu import Example
 from llm.models.answers import responses
 from llm.models.language_model import LanguageModel
+from llm.ranks import in_shards, place, pooled, share, started
 from llm.scoring.encoding import MAX_LENGTH, end_tokens
 from llm.scoring.limits import NEW_TOKENS
 from llm.scoring.logprobs import evaluating
@@ -107,7 +109,8 @@ def continuations(
     Each token is the most likely next one. A text goes on to `max_new_tokens`, or to the first
     token that ends one, which is not part of it: one of `ends`, the tokenizer's own, or one that
     the model's authors name. If `end` is False, writing continues past such tokens. Raises
-    `InvalidInput` for no prompt, an empty one, and a text beyond the model's positions.
+    `InvalidInput` for no prompt, an empty one, and a text beyond the model's positions. Of several
+    processes (`llm.ranks`) each writes some of the batches, and all get the whole result.
     """
     require(
         len(prompts) > 0 and all(map(len, prompts)),
@@ -129,25 +132,48 @@ def continuations(
     require(fits, "max_new_tokens", max_new_tokens, allowed)
     require_whole(budget, "budget", 1)
     stops = _ends(inner, tokenizer, ends) if end else []
-    found: list[list[int]] = [[] for _ in prompts]
-    left = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
-    counted = bar(len(prompts), "write", unit="answer", show=progress)
-    with evaluating(inner), torch.no_grad(), counted as done:
-        way = way_of(inner, prompts, min(TRIED, max_new_tokens))
-        while left:
-            done.set_description("write" if way.together else "write, one at a time")
-            rows = _batch(left, prompts, max_new_tokens, budget, way)
-            texts = [prompts[row] for row in rows]
-            written = _write(inner, texts, max_new_tokens, stops, way)
-            if way != WAYS[-1] and not all(
-                _likely(inner, texts[row], written[row]) for row in {0, len(rows) - 1}
-            ):
-                way = WAYS[WAYS.index(way) + 1]
-                continue
-            for row, new in zip(rows, written, strict=True):
-                found[row] = new[:-1] if new[-1] in stops else new
-            done.update(len(rows))
-            left = left[len(rows) :]
+    work = hash((tuple(map(tuple, prompts)), max_new_tokens)) if started() > 1 else 0
+    options: dict[str, Any] = {"budget": budget, "progress": progress and place() == 0}
+    written = pooled(work, lambda: _written(inner, prompts, max_new_tokens, stops, **options))
+    return [written[row] for row in range(len(prompts))]
+
+
+def _written(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    new: int,
+    stops: Sequence[int],
+    *,
+    budget: int,
+    progress: bool,
+) -> dict[int, list[int]]:
+    """Return what this process writes of its share of the prompts, by their places."""
+    found: dict[int, list[int]] = {}
+    # In shards all processes write all texts, to keep step.
+    world = 1 if in_shards(model) else started()
+    order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
+    with evaluating(model), torch.no_grad():
+        way = way_of(model, prompts, min(TRIED, new))
+        plan = _plan(order, prompts, new, budget, way, world)
+        if world > 1:
+            plan = [plan[item] for item, _ in share(len(plan), rank=place(), world=world)]
+        with bar(sum(map(len, plan)), "write", unit="answer", show=progress) as done:
+            while plan:
+                done.set_description("write" if way.together else "write, one at a time")
+                rows = plan[0]
+                texts = [prompts[row] for row in rows]
+                written = _write(model, texts, new, stops, way)
+                if way != WAYS[-1] and not all(
+                    _likely(model, texts[row], written[row]) for row in {0, len(rows) - 1}
+                ):
+                    way = WAYS[WAYS.index(way) + 1]
+                    left = [row for rows in plan for row in rows]
+                    plan = _plan(left, prompts, new, budget, way)
+                    continue
+                for row, own in zip(rows, written, strict=True):
+                    found[row] = own[:-1] if own[-1] in stops else own
+                done.update(len(rows))
+                plan = plan[1:]
     return found
 
 
@@ -210,16 +236,44 @@ def _rounding(model: Any, logits: Float[Tensor, "time vocab"]) -> Float[Tensor, 
     return max(TOLERANCE, 8 * eps) * (logits.amax(-1) - logits.amin(-1))
 
 
-def _batch(
-    left: Sequence[int], prompts: Sequence[Sequence[int]], new: int, budget: int, way: Way
-) -> list[int]:
-    """Return the first rows of those left, the longest first: as many as fit in `budget`, or one.
+def _plan(
+    left: Sequence[int],
+    prompts: Sequence[Sequence[int]],
+    new: int,
+    budget: int,
+    way: Way,
+    world: int = 1,
+) -> list[list[int]]:
+    """Return the rows that are left in batches of at most `budget` tokens each, or of one row.
 
-    The budget counts tokens, with those that are still to be written.
+    The rows come with the longest first. The budget counts tokens, with those that are still to be
+    written. Where the number of batches is not a multiple of `world`, they are made smaller and
+    alike, so that as many processes have as much to write.
     """
-    longest = len(prompts[left[0]])
-    count = max(1, budget // (longest + new)) if way.together else 1
-    return [row for row in left[:count] if way.padded or len(prompts[row]) == longest]
+    plan = _within(left, prompts, new, budget, way, len(left))
+    if way.together and len(plan) % world:
+        each = math.ceil(len(left) / (math.ceil(len(plan) / world) * world))
+        plan = _within(left, prompts, new, budget, way, each)
+    return plan
+
+
+def _within(
+    left: Sequence[int],
+    prompts: Sequence[Sequence[int]],
+    new: int,
+    budget: int,
+    way: Way,
+    most: int,
+) -> list[list[int]]:
+    """Return the rows that are left in batches within the budget, and of at most `most` rows."""
+    plan: list[list[int]] = []
+    while left:
+        longest = len(prompts[left[0]])
+        count = max(1, min(most, budget // (longest + new))) if way.together else 1
+        rows = [row for row in left[:count] if way.padded or len(prompts[row]) == longest]
+        plan.append(rows)
+        left = left[len(rows) :]
+    return plan
 
 
 def _write(

@@ -35,9 +35,9 @@ from llm.scoring.logprobs import (
     check_model,
     evaluating,
     logits,
-    progress_bar,
     response_logprobs,
 )
+from llm.scoring.passes import by_batch
 from markov.errors import require
 
 # tokens of a batch, padding included: activations and the logits of responses are held
@@ -84,20 +84,18 @@ def gradient_norms(
     check_fits(model, encoded)
     trainable = any(parameter.requires_grad for parameter in model.parameters())
     require(trainable, "model", type(model).__name__, "one with trainable parameters")
-    plan, found = batches(encoded, budget), []
-    with (
-        evaluating(model),
-        torch.enable_grad(),
-        progress_bar(encoded, "gradient norms", show=progress) as bar,
-    ):
+    plan = batches(encoded, budget)
+    with evaluating(model), torch.enable_grad():
         # Two of middling length, since a model that mixes up the examples of a batch would go
         # unnoticed in a batch of one.
         tried = sorted(encoded, key=lambda one: len(one.tokens))[(len(encoded) - 1) // 2 :][:2]
         norms = together if _agrees(model, tried) else one_by_one
-        for rows in plan:
-            found.append(norms(model, [encoded[row] for row in rows]))
-            bar.update(sum(len(encoded[row].tokens) for row in rows))
-    return torch.cat(found).cpu()[torch.tensor([row for rows in plan for row in rows]).argsort()]
+
+        def one(rows: Sequence[int]) -> Tensor:
+            return norms(model, [encoded[row] for row in rows]).detach().cpu()
+
+        found = by_batch(model, encoded, plan, one, "gradient norms", progress=progress)
+    return torch.cat(found)[torch.tensor([row for rows in plan for row in rows]).argsort()]
 
 
 def one_by_one(model: nn.Module, encoded: Sequence[Encoded]) -> Float[Tensor, " examples"]:

@@ -34,8 +34,8 @@ from llm.scoring.encoding import (
     batches,
     encode_examples,
 )
+from llm.scoring.passes import by_batch
 from llm.scoring.templates import PLAIN, Template
-from markov.console.progress import Bar, bar
 from markov.errors import InvalidInput, require
 from markov.objectives import Number, SequenceLogProbs
 
@@ -95,18 +95,23 @@ def score_encoded(
     and `NotFinite`, which is an `InvalidInput`, at the first batch with a log-probability that is
     not a finite number. Its message calls the examples and the model what `named` calls them;
     without `named` it gives the place of the example and the class of the model.
+
+    Of several processes (`llm.ranks`) each computes some of the batches, and all get the result.
     """
     check_model(model)
     check_fits(model, encoded)
-    found, plan = [], batches(encoded, budget)
-    with evaluating(model), torch.no_grad(), progress_bar(encoded, "score", show=progress) as bar:
-        for rows in plan:
-            batch = Batch.pad([encoded[row] for row in rows])
-            found.append(response_logprobs(model, batch, elements=elements))
-            check_finite("logp", found[-1].logp, model, rows, named)
-            bar.update(int(batch.length.sum()))
+    plan = batches(encoded, budget)
+
+    def one(rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        batch = Batch.pad([encoded[row] for row in rows])
+        seq = response_logprobs(model, batch, elements=elements)
+        check_finite("logp", seq.logp, model, rows, named)
+        return seq.logp.cpu(), seq.length.cpu()
+
+    with evaluating(model), torch.no_grad():
+        parts = by_batch(model, encoded, plan, one, "score", progress=progress)
     order = torch.tensor([row for rows in plan for row in rows]).argsort()
-    logp, length = (torch.cat([one[field] for one in found]).cpu()[order] for field in (0, 1))
+    logp, length = (torch.cat(part)[order] for part in zip(*parts, strict=True))
     found = _with_reference(logp, length, ref)
     bad = found.ref[~found.ref.isfinite()].tolist()
     require(not bad, "ref", bad[:1], f"finite numbers of nats ({len(bad)} of {len(logp)} are not)")
@@ -305,12 +310,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def progress_bar(encoded: Sequence[Encoded], label: str, *, show: bool) -> Bar:
-    """Return a bar that counts tokens."""
-    total = sum(len(one.tokens) for one in encoded)
-    return bar(total, label, unit="token", show=show, unit_scale=True)
 
 
 def _logprobs(

@@ -25,8 +25,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.tensor import DTensor
 
+from llm.ranks import in_shards
 from llm.training.loop import Loop
 from llm.training.processes import in_first
 from markov.errors import InvalidInput, require
@@ -142,7 +142,7 @@ def gathered(model: nn.Module) -> dict[str, Tensor] | None:
 
     All processes call this together; process 0 gets the parameters.
     """
-    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+    if not in_shards(model):
         return None
     whole: Any = get_model_state_dict(
         model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)

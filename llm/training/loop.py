@@ -27,6 +27,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from llm.randomness import own_randomness
+from llm.ranks import joined
 from llm.scoring.encoding import Batch, Encoded, batches
 from llm.scoring.logprobs import evaluating
 from llm.training.masters import NARROW, Masters
@@ -232,7 +233,7 @@ def looping(
     optimizer = torch.optim.AdamW(
         groups, settings.learning_rate, weight_decay=settings.weight_decay, fused=fused
     )
-    accelerator = Accelerator(device_placement=False)
+    accelerator = joined()
     accelerator.device_placement = accelerator.num_processes > 1
     shards = accelerator.distributed_type == DistributedType.FSDP
     allowed = (

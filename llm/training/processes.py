@@ -1,6 +1,5 @@
 """Several processes that were started together: which of them writes files and prints.
 
-`torchrun --nproc_per_node 2 -m llm unlearn ...` starts two processes, and accelerate joins them.
 Process 0 alone writes files and prints; the others wait for it and read what it wrote. An error in
 process 0 is raised in all of them.
 """
@@ -8,60 +7,19 @@ process 0 is raised in all of them.
 from __future__ import annotations
 
 import io
-import os
 import sys
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
-from typing import TYPE_CHECKING, Any, TypeVar
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr, redirect_stdout
+from typing import Any, TypeVar
 
-from markov.errors import InvalidInput, require
+from llm.ranks import joined, place, started
+from markov.errors import InvalidInput
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-# Environment variables set by whatever starts processes; accelerate reads the same names.
-COUNTS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "WORLD_SIZE")
-PLACES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "RANK")
 # Seconds in which process 0 may say what is wrong before other processes say it themselves.
 GRACE = 10.0
 Result = TypeVar("Result")
-
-
-def started() -> int:
-    """Return how many processes were started together; 1 for a program that was simply called."""
-    return max(1, _number(COUNTS, 1))
-
-
-def place() -> int:
-    """Return the number of this process among them, from 0."""
-    return max(0, _number(PLACES, 0)) if started() > 1 else 0
-
-
-def _number(names: tuple[str, ...], default: int) -> int:
-    return next(
-        (int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), default
-    )
-
-
-def joined() -> Accelerator:
-    """Return accelerate's view of the processes, which are joined by this call at the latest.
-
-    Raises `InvalidInput` where accelerate sees fewer processes than were started: each of them
-    would train, and write, alone.
-    """
-    from accelerate import Accelerator
-
-    # Not accelerate's states alone: made first, they would not learn of shards or
-    # ACCELERATE_USE_CPU.
-    found = Accelerator(device_placement=False)
-    allowed = (
-        f"processes that accelerate joins (it sees {found.num_processes}; on CPUs it needs "
-        "ACCELERATE_USE_CPU=1)"
-    )
-    require(found.num_processes == started(), "processes", started(), allowed)
-    return found
 
 
 def in_first(call: Callable[[], Result]) -> Result:
@@ -88,6 +46,11 @@ def in_first(call: Callable[[], Result]) -> Result:
     if sent[1] is not None:
         raise sent[1]
     return sent[0]
+
+
+def first_alone(context: AbstractContextManager[Any]) -> AbstractContextManager[Any]:
+    """Return the context in process 0, and one that does nothing in the others."""
+    return context if place() == 0 else nullcontext()
 
 
 def in_one_voice(command: Callable[[], int]) -> int:

@@ -36,8 +36,7 @@ from llm.models.language_model import LanguageModel, load_saved
 from llm.models.saving import check_savable, check_whole, save, saved_settings, with_source
 from llm.scoring.encoding import MAX_LENGTH
 from llm.training.checkpointing import FILE, gathered, parameters_digest
-from llm.training.processes import in_first
-from llm.training.processes import place as rank
+from llm.training.processes import first_alone, in_first
 from llm.unlearning.epoch import Measure
 from llm.unlearning.prepared import prepared, unlearned
 from llm.unlearning.unlearn import Unlearning
@@ -194,7 +193,7 @@ def unlearn_into(
     def claimed() -> Iterator[Path]:
         # A run that is refused before it begins, such as that of a model that cannot be scored,
         # leaves the folder free for another.
-        with folders.given_back(folder, JOB) if rank() == 0 else nullcontext():
+        with first_alone(folders.given_back(folder, JOB)):
             in_first(begin)
             yield state
 

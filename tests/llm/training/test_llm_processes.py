@@ -31,13 +31,14 @@ from llm.models.finetuned import read_finetuned
 from llm.models.language_model import LanguageModel
 from llm.models.saving import save
 from llm.models.source import load
+from llm.ranks import place, started
 from llm.scoring.encoding import Batch, encode_examples
 from llm.scoring.logprobs import response_logprobs
 from llm.scoring.templates import PLAIN
 from llm.training import checkpointing, memorising, processes
 from llm.training.fine_tuning import fine_tune
 from llm.training.loop import Loop, Optimization, Term, looping
-from llm.training.processes import in_first, in_one_voice, place, started
+from llm.training.processes import in_first, in_one_voice
 from llm.unlearning import unlearn as unlearning
 from llm.unlearning.retaining import cross_entropy
 from llm.unlearning.runs import read_run, unlearn_into
@@ -297,7 +298,7 @@ def test_other_processes_speak_only_where_process_0_does_not(
     monkeypatch.setenv("RANK", "1")
     waited: list[float] = []
     monkeypatch.setattr(processes.time, "sleep", waited.append)
-    assert place() == 1 and cli(["score"]) == 2
+    assert place() == 1 and cli(["sweep"]) == 2
     assert capsys.readouterr().err.startswith("process 1: error: processes = 2") and waited == [
         processes.GRACE
     ]
@@ -463,17 +464,3 @@ def test_a_model_in_shards_is_saved_whole(folder: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     into(folder, tmp_path / "one")
     check_same_run(tmp_path / "two", tmp_path / "one")
-
-
-@pytest.mark.slow
-def test_torchrun_of_another_command_is_one_line(folder: Path, tmp_path: Path) -> None:
-    out = tmp_path / "scores.parquet"
-    done = torchrun("-m", "llm", "score", "--model", str(folder / "model"), "--out", str(out))
-    assert done.stderr.count("error: processes = 2 is not allowed") == 1 and re.search(
-        r"exitcode\s*: 2", done.stderr
-    )
-    assert not out.exists()
-    alone = torchrun("-m", "llm", *arguments(folder, tmp_path / "run"), cpu=False)
-    if not torch.cuda.is_available():
-        assert alone.stderr.count("error: processes = 2 is not allowed") == 1
-        assert not (tmp_path / "run").exists()

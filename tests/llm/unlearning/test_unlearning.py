@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from llm.randomness import shuffled
+from llm.ranks import joined, place
 from llm.scoring.encoding import Batch, Encoded, batches
 from llm.scoring.gradients import gradient_norms
 from llm.scoring.logprobs import score_encoded
 from llm.training.adapters import Lora
 from llm.training.fine_tuning import fine_tune
 from llm.training.loop import Loop, Optimization
-from llm.training.processes import joined, place
 from llm.unlearning import retaining
 from llm.unlearning import unlearn as unlearning
 from llm.unlearning.epoch import Measure

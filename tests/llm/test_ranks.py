@@ -1,0 +1,341 @@
+"""Work that is dealt out to several processes, and put together again as one process has it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from llm import ranks
+from llm.__main__ import act, parse
+from llm.data import tofu
+from llm.data.authors.corpus import Authors, splits
+from llm.data.muse import news_data, write_muse
+from llm.models import generation
+from llm.models.generation import continuations
+from llm.models.language_model import LanguageModel
+from llm.models.saving import save
+from llm.models.source import load
+from llm.ranks import Done, place, share, started, together
+from llm.scoring.encoding import batches, encode_examples
+from llm.scoring.gradients import gradient_norms
+from llm.scoring.logprobs import NotFinite, score_encoded
+from llm.scoring.templates import PLAIN
+from llm.training.fine_tuning import fine_tune
+from llm.training.loop import Optimization
+from markov.errors import InvalidInput
+from markov.files import storage
+from tests.llm.evaluation.test_muse import QUICK, SMALL
+from tests.llm.models.test_generation import MODELS, Ends
+from tests.llm.scoring.test_encoding import by_bytes
+from tests.llm.training.test_llm_processes import torchrun
+from tests.llm.training.test_llm_training import llama, some
+
+# --- dealing and gathering, of values ---
+
+
+@given(st.integers(1, 40), st.integers(1, 9), st.booleans())
+def test_every_item_is_dealt_once_and_shares_differ_by_one_at_most(
+    count: int, world: int, in_step: bool
+) -> None:
+    dealt = [share(count, rank=rank, world=world, in_step=in_step) for rank in range(world)]
+    counted = [item for part in dealt for item, counts in part if counts]
+    assert sorted(counted) == list(range(count))
+    sizes = [sum(counts for _, counts in part) for part in dealt]
+    assert max(sizes) - min(sizes) <= 1 and max(sizes) == math.ceil(count / world)
+    if in_step:  # all make as many passes, over an item that is there
+        assert {len(part) for part in dealt} == {max(sizes)}
+        assert all(0 <= item < count for part in dealt for item, _ in part)
+    else:
+        assert [len(part) for part in dealt] == sizes
+
+
+def test_what_is_refused_is_what_one_process_would_have_refused_first() -> None:
+    late, early = NotFinite("logp", 1.0, "late"), NotFinite("logp", 2.0, "early")
+    parts = [Done(7, {0: "a"}, {4: late}), Done(7, {1: "b"}, {3: early})]
+    with pytest.raises(NotFinite, match="early"):
+        together(parts)
+    whole = together([Done(7, {0: "a", 2: "c"}, {}), Done(7, {1: "b"}, {})])
+    assert whole == {0: "a", 1: "b", 2: "c"}
+
+
+def test_processes_with_other_examples_are_refused() -> None:
+    with pytest.raises(InvalidInput, match=r"processes = 2 is not allowed: .* same examples"):
+        together([Done(7, {0: 1.0}, {}), Done(8, {1: 2.0}, {})])
+
+
+@pytest.fixture
+def several(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Make a call in each of a number of processes, one after the other; return what all give.
+
+    In the first round each process does its share. In the second it gets the shares of all.
+    """
+
+    def run(world: int, call: Any) -> list[Any]:
+        monkeypatch.setenv("WORLD_SIZE", str(world))
+        parts: list[Done] = []
+
+        class Shared(Exception):
+            pass
+
+        def collecting(own: Done) -> list[Done]:
+            parts.append(own)
+            raise Shared
+
+        monkeypatch.setattr(ranks, "exchanged", collecting)
+        for rank in range(world):
+            monkeypatch.setenv("RANK", str(rank))
+            with pytest.raises(Shared):
+                call()
+        monkeypatch.setattr(ranks, "exchanged", lambda own: parts[:world])
+        found = []
+        for rank in range(world):
+            monkeypatch.setenv("RANK", str(rank))
+            found.append(call())
+        monkeypatch.delenv("WORLD_SIZE")
+        return found
+
+    yield run
+
+
+EXAMPLES = some(*((4 + number % 7, 2) for number in range(11)), seed=5)
+PROMPTS = [list(one.tokens) for one in some(*((3 + number % 5, 1) for number in range(9)), seed=6)]
+
+
+@pytest.mark.parametrize("world", [2, 3, 20])
+def test_scores_and_norms_of_several_processes_are_the_bits_of_one(
+    world: int, several: Any
+) -> None:
+    model = llama()
+    for call in (
+        lambda: score_encoded(model, EXAMPLES, budget=20, progress=False).logp,
+        lambda: gradient_norms(model, EXAMPLES, budget=20, progress=False),
+    ):
+        want = call()
+        for found in several(world, call):
+            assert torch.equal(found, want)
+
+
+@pytest.mark.parametrize("world", [2, 3, 20])
+def test_texts_of_several_processes_are_those_of_one(world: int, several: Any) -> None:
+    def call() -> list[list[int]]:
+        return continuations(
+            MODELS["llama"], Ends(), PROMPTS, max_new_tokens=5, budget=40, progress=False
+        )
+
+    want = call()
+    assert len({tuple(text) for text in want}) > 1
+    for found in several(world, call):
+        assert found == want
+
+
+@given(st.integers(1, 60), st.integers(1, 6), st.integers(1, 400))
+def test_batches_to_write_are_dealt_evenly(count: int, world: int, budget: int) -> None:
+    prompts = [[1] * (1 + row % 9) for row in range(count)]
+    left = sorted(range(count), key=lambda row: -len(prompts[row]))
+    plan = generation._plan(left, prompts, 10, budget, generation.WAYS[0], world)
+    alone = generation._plan(left, prompts, 10, budget, generation.WAYS[0])
+    assert [row for rows in plan for row in rows] == left == [row for rows in alone for row in rows]
+    for rows in plan:
+        assert len(rows) == 1 or len(rows) * (len(prompts[rows[0]]) + 10) <= budget
+    own = [sum(map(len, plan[rank::world])) for rank in range(world)]
+    if len(alone) == 1:  # nobody is idle where there are as many texts
+        assert min(own) >= min(1, count // world) and max(own) <= math.ceil(count / world)
+
+
+# --- every command, by two processes ---
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two small models, TOFU's sets and MUSE's texts."""
+    where, tokenizer = tmp_path_factory.mktemp("models"), by_bytes(words=True)
+    parts = splits(Authors(authors=40, questions=4))
+    sets = {
+        "forget10": parts["forget10"],
+        "retain90": parts["retain90"][:80],
+        "real_authors_perturbed": parts["retain90"][80:90],
+        "world_facts_perturbed": parts["retain90"][90:100],
+    }
+    for name, examples in sets.items():
+        tofu.write(examples, where / f"{name}.json")
+    write_muse(news_data(replace(SMALL.news, forget=10, holdout=10, retain=10)), where / "muse")
+    sizes: dict[str, Any] = dict(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16
+    )
+    taught = {"model": sets["forget10"] + sets["retain90"], "retrained": sets["retain90"]}
+    for number, (name, examples) in enumerate(taught.items()):
+        torch.manual_seed(number)
+        config = transformers.LlamaConfig(
+            vocab_size=len(tokenizer), max_position_embeddings=2048, **sizes
+        )
+        model = transformers.LlamaForCausalLM(config)
+        encoded = encode_examples(tokenizer, PLAIN, examples)
+        fine_tune(
+            model, encoded, Optimization(epochs=3, batch=4, learning_rate=1e-2), progress=False
+        )
+        language = LanguageModel(model=model, tokenizer=tokenizer, template=PLAIN, name=name)
+        save(language, where / name, {"seed": number})
+    return where
+
+
+def commands(folder: Path, *, shards: bool) -> dict[str, list[str]]:
+    """Commands by the name of what they write, all with more batches than processes."""
+    model, other = f"--model {folder / 'model'}", f"--retrained {folder / 'retrained'}"
+    forget, retain = (folder / f"{name}.json" for name in ("forget10", "retain90"))
+    teach = "--batch 6 --budget 200 --learning-rate 1e-3 --epochs 1"
+    attack = f"relearn {model} --data {forget} {teach} --share 0.8"
+    found = {
+        "run": f"unlearn {model} --data {forget} --retain-data {retain} {teach} "
+        f"--objective npo:0.2 {'' if shards else '--gradients'}",
+        "relearning.parquet": f"{attack} {other} --repeats 1 --weight-decay 0.1",
+        "adapters.parquet": f"{attack} --repeats 2 --which random --lora-rank 2",
+        "muse": f"muse {model} --data {folder / 'muse'} {other} --unlearn npo:0.5 --piece 64 "
+        f"{teach}",
+    }
+    if not shards:  # where no model is trained, none is in shards
+        found["score.parquet"] = f"score {model} --data {retain} --gradients --budget 60"
+        found["evaluation"] = (
+            f"evaluate {model} --data {folder / 'forget10'} {other} --max-new-tokens 5 --budget 200"
+        )
+    return {name: words.split() for name, words in found.items()}
+
+
+def all_commands(folder: Path, out: Path, *, shards: bool = False) -> None:
+    """What the commands write, and how many forward passes each takes this process."""
+    passes: dict[str, int] = {}
+    count = [0]
+    forward = transformers.LlamaForCausalLM.forward
+
+    def counted(self: Any, *arguments: Any, **options: Any) -> Any:
+        count[0] += 1
+        return forward(self, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.setattr(transformers.LlamaForCausalLM, "forward", counted)
+        patch.setattr("llm.evaluation.tofu.WRITING_BUDGET", 1)
+        patch.setattr("llm.evaluation.muse.WRITING_BUDGET", 1)
+        patch.setattr("llm.evaluation.muse.Measuring", lambda **options: replace(QUICK, **options))
+        for name, arguments in commands(folder, shards=shards).items():
+            count[0] = 0
+            with contextlib.redirect_stdout(io.StringIO()):
+                act(parse([*arguments, "--device", "cpu", "--out", str(out / name)]))
+            passes[name] = count[0]
+    (out / f"passes{place()}.json").write_text(json.dumps(passes))
+
+
+def in_two(folder: str, whole: str, shards: str) -> None:
+    """All commands in this process of two: with whole models first, then with models in shards."""
+    from tests.llm.unlearning.test_unlearning import as_shards
+
+    torch.set_num_threads(1)
+    all_commands(Path(folder), Path(whole))
+    as_shards()
+    all_commands(Path(folder), Path(shards), shards=True)
+    assert started() == torch.distributed.get_world_size() == 2
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def outs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folders that one process wrote, and two."""
+    names = ("one", "two", "shards")
+    found = {name: tmp_path_factory.mktemp(name) for name in names}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SIMNPO_LAB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        all_commands(folder, found["one"])
+        paths = [str(folder), str(found["two"]), str(found["shards"])]
+        code = f"from tests.llm.test_ranks import *; in_two(*{paths!r})"
+        done = torchrun("--no-python", sys.executable, "-c", code, cpu=False)
+        assert done.returncode == 0, done.stderr
+    return found
+
+
+def check_tables(found: Path, want: Path) -> None:
+    mine, theirs = (storage.read_table(one) for one in (found, want))
+    # Norms of gradients are not taken where the model is in shards.
+    kept = [name for name in theirs if name in mine]
+    pd.testing.assert_frame_equal(mine[kept], theirs[kept], rtol=1e-5, atol=1e-5)
+
+
+def check_alike(found: Path, want: Path) -> int:
+    """Compare all tables, texts and weights; return how many files there were."""
+    files = [one for one in sorted(want.rglob("*")) if one.is_file()]
+    compared = 0
+    for file in files:
+        other = found / file.relative_to(want)
+        if file.suffix == ".parquet":
+            compared += 1
+            check_tables(other, file)
+        if file.name == "model.safetensors":
+            compared += 1
+            weights = [load_file(one) for one in (other, file)]
+            assert weights[0].keys() == weights[1].keys()
+            for name, own in weights[0].items():
+                torch.testing.assert_close(own, weights[1][name], rtol=0, atol=1e-6)
+    return compared
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind, name",
+    [
+        (kind, name)
+        for kind in ("two", "shards")
+        for name in commands(Path(), shards=kind == "shards")
+    ],
+)
+def test_two_processes_write_what_one_does(kind: str, name: str, outs: dict[str, Path]) -> None:
+    found, want = outs[kind] / name, outs["one"] / name
+    if want.is_file():
+        return check_tables(found, want)
+    assert check_alike(found, want) > 0
+    assert sorted(one.name for one in found.iterdir()) == sorted(one.name for one in want.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", commands(Path(), shards=False))
+def test_each_of_two_processes_makes_half_of_the_passes(name: str, outs: dict[str, Path]) -> None:
+    (one, *_), two = (
+        [json.loads(file.read_text())[name] for file in sorted(outs[kind].glob("passes*"))]
+        for kind in ("one", "two")
+    )
+    assert len(two) == 2 and max(two) <= 0.55 * one
+
+
+@pytest.mark.slow
+def test_what_one_of_two_processes_refuses_is_one_line_of_both(
+    folder: Path, tmp_path: Path
+) -> None:
+    language = load(folder / "model", device="cpu")
+    data = folder / "forget10.json"
+    encoded = encode_examples(language.tokenizer, PLAIN, tofu.read(data))
+    order = [rows[0] for rows in batches(encoded, 1)]
+    # A token that the second process alone meets, and whose place in the model is not a number.
+    met = [
+        {token for row in order[rank::2] for token in encoded[row].tokens[:-1]} for rank in (0, 1)
+    ]
+    weight: Any = language.model.get_input_embeddings().weight
+    weight.data[max(met[1] - met[0])] = torch.nan
+    save(language, tmp_path / "broken", {})
+    words = f"score --model {tmp_path / 'broken'} --data {data} --budget 1 --device cpu"
+    out = tmp_path / "scores.parquet"
+    done = torchrun("-m", "llm", *words.split(), "--out", str(out))
+    assert done.returncode != 0 and not out.exists()
+    assert done.stderr.count("error: logp = nan is not allowed: a finite number for example") == 1
