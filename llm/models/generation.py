@@ -35,6 +35,7 @@ from markov.console.progress import bar
 from markov.errors import require, require_whole
 
 WRITING_BUDGET = 16384  # tokens of a batch with what is still to be written, padding included
+STRETCH = 8  # tokens after which texts that have ended are dropped from a batch
 TRIED = 4  # tokens that are written when a model is tried
 # how far rounding may move a logit, as a share of the range of all logits at its place
 TOLERANCE = 1e-4
@@ -281,8 +282,7 @@ def _write(
 ) -> list[list[int]]:
     """Return what is written after each prompt, through the token that ends it if one does."""
     if way.cache:
-        with _greedy(model, count, ends):
-            rows = _generate(model, prompts)[:, max(map(len, prompts)) :].tolist()
+        rows = _in_stretches(model, prompts, count, ends, STRETCH if _droppable(model) else count)
         return [
             row[: next((place + 1 for place, token in enumerate(row) if token in ends), count)]
             for row in rows
@@ -295,10 +295,53 @@ def _write(
     return found
 
 
+def _in_stretches(
+    model: Any, prompts: Sequence[Sequence[int]], count: int, ends: Sequence[int], stretch: int
+) -> list[list[int]]:
+    """Return what is written after each prompt, through the token that ends it or beyond it.
+
+    After each stretch of so many tokens the texts that have ended are dropped from what is kept, so
+    that the others do not wait for them.
+    """
+    written: list[list[int]] = [[] for _ in prompts]
+    rows, done, kept = list(range(len(prompts))), 0, {}
+    tokens, present = (one.to(_device(model)) for one in _padded(prompts))
+    while rows and done < count:
+        with _greedy(model, min(stretch, count - done), ends, return_dict_in_generate=True):
+            found = model.generate(tokens, attention_mask=present.long(), **kept)
+        new = found.sequences[:, tokens.shape[1] :]
+        done += min(stretch, count - done)
+        for row, own in zip(rows, new.tolist(), strict=True):
+            written[row] += own
+        going = [place for place, own in enumerate(new.tolist()) if not set(own) & set(ends)]
+        if going and done < count:
+            present = torch.cat([present, torch.ones_like(new, dtype=torch.bool)], dim=1)[going]
+            kept = {"past_key_values": found.past_key_values}
+            if len(going) < len(rows):
+                places = torch.tensor(going, device=tokens.device)
+                found.past_key_values.batch_select_indices(places)
+        tokens, rows = found.sequences[going], [rows[place] for place in going]
+    return written
+
+
+def _droppable(model: Any) -> bool:
+    """Return whether the model keeps keys and values of each text apart, in every layer."""
+    from transformers import DynamicCache, cache_utils
+
+    kind = getattr(cache_utils, "DynamicLayer", None)  # older versions have none
+    default = getattr(model, "_supports_default_dynamic_cache", lambda: False)
+    if kind is None or not default():
+        return False
+    return all(type(layer) is kind for layer in DynamicCache(config=model.config).layers)
+
+
 def _generate(model: Any, prompts: Sequence[Sequence[int]]) -> Any:
-    tokens, present = _padded(prompts)
-    device = model.get_input_embeddings().weight.device
-    return model.generate(tokens.to(device), attention_mask=present.long().to(device))
+    tokens, present = (one.to(_device(model)) for one in _padded(prompts))
+    return model.generate(tokens, attention_mask=present.long())
+
+
+def _device(model: Any) -> torch.device:
+    return model.get_input_embeddings().weight.device
 
 
 def _padded(

@@ -4,6 +4,7 @@ words as by hand.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from llm.data.tofu import Example
 from llm.evaluation.rouge import rouge
+from llm.models import generation
 from llm.models.generation import continuations, generate
 from llm.models.language_model import LanguageModel
 from llm.scoring.templates import PLAIN
@@ -220,3 +222,50 @@ def test_rouge_refuses_unequal_counts_and_takes_none() -> None:
     assert all(
         values.shape == (0,) and values.dtype == np.float64 for values in rouge([], []).values()
     )
+
+
+# --- texts that have ended are dropped ---
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_dropping_texts_that_have_ended_changes_no_answer_and_saves_passes(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, count = MODELS[kind], 40
+    prompts = [[3 + row, *range(10, 11 + row % 5)] for row in range(12)]
+    options: dict[str, Any] = dict(max_new_tokens=count, progress=False)
+    free = continuations(model, Ends(None), prompts, **options, end=False)
+    # Tokens after which most texts end early and some never do.
+    ends = sorted({own[3 * row] for row, own in enumerate(free[:9])})
+    steps, found = {}, {}
+    for stretch in (1, 3, generation.STRETCH, count):
+        rows: list[int] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(generation, "STRETCH", stretch)
+            patch.setattr(model, "forward", counting(model.forward, rows))
+            found[stretch] = continuations(model, Ends(None), prompts, **options, ends=ends)
+        steps[stretch] = sum(rows)
+    assert len({len(own) for own in found[count]}) > 3
+    assert all(own == found[count] for own in found.values())
+    assert steps[1] < steps[3] < steps[generation.STRETCH] < steps[count]
+
+
+def counting(forward: Any, rows: list[int]) -> Any:
+    """The forward pass, which notes the number of texts."""
+
+    @functools.wraps(forward)
+    def wrapped(input_ids: Any = None, **options: Any) -> Any:
+        rows.append(len(input_ids))
+        return forward(input_ids, **options)
+
+    return wrapped
+
+
+def test_nothing_is_dropped_from_what_is_kept_in_another_way() -> None:
+    window = transformers.MistralConfig(
+        vocab_size=VOCAB, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, intermediate_size=32, sliding_window=4,
+    )  # fmt: skip
+    assert not generation._droppable(transformers.MistralForCausalLM(window))
+    assert not generation._droppable(torch.nn.Linear(1, 1))
+    assert all(generation._droppable(model) for model in MODELS.values())
