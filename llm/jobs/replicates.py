@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from llm.jobs.studying import Study
     from llm.logs.log import EvaluationLog
     from llm.sweeps.sweep import Task
+    from llm.training.settings import Optimization
 
 PROBE = 100  # answers that are measured after every epoch of learning
 # Largest step sizes of unlearning by the number of parameters below which they hold; the last is
@@ -144,9 +145,8 @@ def attacked_models(asked: Study, one: Replicate, progress: bool) -> pd.DataFram
     for run in runs_of(replace(one.asked, methods=asked.attacked)):
         models[run.word] = one.place / "sweep" / run.folder / "model"
     rate = float(one.asked.learning_rate or 0.0)
-    share, repeats, epochs = asked.share, asked.attack_repeats, asked.attack_epochs
-    which = ("shortest", "random")
-    wanted = attacks(which, share, repeats, epochs, asked.learning_batch, rate, asked.budget)
+    teaching = attack_of(asked, rate)
+    wanted = attacks(("shortest", "random"), asked.share, asked.attack_repeats, teaching)
     forget = read(str(one.asked.data))
     frames = []
     for word, model in models.items():
@@ -169,6 +169,21 @@ def attacked_models(asked: Study, one: Replicate, progress: bool) -> pd.DataFram
             storage.write_table(found.returns, path, storage.provenance(known, __name__))
         frames.append(storage.read_table(path).assign(model=word, seed=one.seed))
     return stacked(frames)
+
+
+def attack_of(asked: Study, rate: float) -> Optimization:
+    """Return how an attack teaches; raises `InvalidInput` for numbers that are not allowed."""
+    from llm.training.settings import Optimization
+
+    return Optimization(
+        epochs=asked.attack_epochs,
+        batch=asked.learning_batch,
+        learning_rate=rate,
+        warmup_epochs=0,
+        precision=asked.precision,
+        gradient_checkpointing=asked.gradient_checkpointing,
+        budget=asked.budget,
+    )
 
 
 def stacked(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:

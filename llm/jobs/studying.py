@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from llm.jobs.finetuning import BATCH, EPOCHS
-from llm.jobs.replicates import attacked_models, replicate, stacked, sweep_of, swept
+from llm.jobs.replicates import attack_of, attacked_models, replicate, stacked, sweep_of, swept
 from llm.jobs.settings import provenance_of
 from llm.jobs.sweeping import runs_of
 from llm.models.names import check
@@ -210,7 +210,7 @@ def checked(asked: Study) -> Study:
     require(len(set(asked.seeds)) == len(asked.seeds) > 0, "seeds", asked.seeds, "each seed once")
     unknown = [word for word in asked.attacked if word not in asked.methods]
     require(not unknown, "attacked", unknown[:1], "some of the methods, in the same words")
-    attacks(("random",), asked.share, asked.attack_repeats, asked.attack_epochs, 1, 1.0, 1)
+    attacks(("random",), asked.share, asked.attack_repeats, attack_of(asked, 1.0))
     for one in (asked.methods, asked.attacked):
         place = sweep_of(asked, Path("original"), Path("retrained"), asked.data, 0, 1.0)
         runs_of(replace(place, methods=one))
