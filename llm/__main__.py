@@ -99,9 +99,22 @@ def cli(arguments: Sequence[str] | None = None) -> int:
         command = parse(arguments)
         every = progress.MINUTE if place() == 0 else TIMEOUT_MAX  # the others say nothing
         with progress.lines(every=every):
-            return exit_code(lambda: act(command))
+            return exit_code(lambda: act(command), lower=lower(command))
 
     return in_one_voice(run)
+
+
+def lower(command: Any) -> str:
+    """Return the options of a command that lower the memory it takes, in words."""
+    words = {
+        "budget": f"--budget {max(1, getattr(command, 'budget', 0) // 2)}",
+        "gradient_checkpointing": "--gradient-checkpointing",
+        "lora_rank": "--lora-rank 8",
+        "dtype": "--dtype bfloat16",
+        "jobs": "--jobs 1",
+    }
+    found = [word for field, word in words.items() if field in vars(command)]
+    return " or ".join(found) or "smaller inputs"
 
 
 def act(command: Any) -> None:

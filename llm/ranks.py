@@ -45,6 +45,11 @@ def place() -> int:
     return max(0, _number(PLACES, 0)) if started() > 1 else 0
 
 
+def own_place() -> int:
+    """Return the number of this process among those on this machine, from 0."""
+    return _number(("LOCAL_RANK",), 0)
+
+
 def _number(names: tuple[str, ...], default: int) -> int:
     return next(
         (int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), default

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from numbers import Integral, Real
 
 FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows knows no quotas
+# What the allocators of torch and of other libraries say.
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 class InvalidInput(ValueError):
@@ -89,11 +91,22 @@ def require_jobs(jobs: object) -> None:
     require(is_whole(jobs, -1) and jobs != 0, "jobs", jobs, allowed)
 
 
-def exit_code(command: Callable[[], None]) -> int:
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception says that memory was not enough, of a processor or of a GPU."""
+    # By its name, because torch need not be imported to know it.
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if isinstance(error, MemoryError) or "OutOfMemoryError" in names:
+        return True
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in NO_MEMORY)
+
+
+def exit_code(
+    command: Callable[[], None], *, lower: str = "fewer runs or examples at a time"
+) -> int:
     """Run a command and return its exit code: 0 if it succeeds, 130 if it is interrupted.
 
-    For input that cannot be used and for a full disk it prints one line on standard error and
-    returns 2.
+    For input that cannot be used, for a full disk and where memory is not enough it prints one line
+    on standard error and returns 2. `lower` says what takes less memory.
     """
     try:
         command()
@@ -107,6 +120,12 @@ def exit_code(command: Callable[[], None]) -> int:
             f"error: {error.filename or 'the disk'} has no room left ({error.strerror})",
             file=sys.stderr,
         )
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        said = next(iter(str(error).splitlines()), "") or type(error).__name__
+        print(f"error: out of memory ({said}); {lower} take less", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; nothing is half-written, and what was finished is kept", file=sys.stderr)

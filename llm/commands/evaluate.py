@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from llm.commands.options import plain_warnings, spread, write
+from llm.jobs.planning import MemoryOption, planned
 from llm.jobs.settings import left_out
 from llm.models.names import check_retrained, data_of
 from llm.models.source import ModelOptions, load_model
@@ -31,19 +32,19 @@ if TYPE_CHECKING:
 # Options that say nothing about logs, and are left out beside --logs.
 OF_MODEL = (
     *("model", "revision", "retrained", "data", "retain_data", "max_new_tokens", "legacy"),
-    "out",
+    *("memory", "out"),
 )
 TABLE = "measures.parquet"
 # Options of where an evaluation goes and how it is printed: its numbers do not depend on them, or
 # on the word of what is to stay, whose examples are named by themselves.
 NOT_ASKED = (
-    *("out", "json", "legacy", "allow_identical", "device", "logs", "retrained_logs"),
+    *("out", "json", "legacy", "allow_identical", "device", "memory", "logs", "retrained_logs"),
     "retain_data",
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(ModelOptions):
+class Evaluate(ModelOptions, MemoryOption):
     """Measure as TOFU does: probability, ROUGE-L, truth ratio, utility, forget quality.
     All have 95% intervals.
 
@@ -174,6 +175,7 @@ def _of_model(command: Evaluate) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog 
     inputs = (command.model, command.data, command.retrained, command.retrained_logs)
     inputs += (command.retain_data,)
     in_first(lambda: folders.check_place(command.out, inputs=inputs))
+    planned(command, writing=command.max_new_tokens, copies=int(command.retrained is not None))
     sets = tofu_sets(command.data or "", command.retain_data)
     retrained = _retrained_log(command, sets.forget) if sets.comparable else None
     options: dict[str, Any] = {"max_length": command.max_length, "budget": command.budget}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from llm.commands.options import plain_warnings, spread, write
+from llm.jobs.planning import MemoryOption, planned
 from llm.jobs.settings import left_out, rate_of
 from llm.models.names import check, is_small
 from llm.models.source import ModelOptions, load_model
@@ -32,7 +33,7 @@ JOB, NAMES = "muse", (TABLE, ITEMS, EPOCHS, MODEL, STATE)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Muse(ModelOptions):
+class Muse(ModelOptions, MemoryOption):
     """Measure as MUSE does, with 95% intervals: VerbMem, KnowMem and the AUC behind PrivLeak.
 
     KnowMem is measured on forget and retain data. PrivLeak itself needs --retrained, the model that
@@ -112,6 +113,7 @@ def muse(command: Muse) -> None:
         require_whole(command.piece, "piece", 2)
     inputs = (command.model, command.data, command.retrained)
     in_first(lambda: folders.check_place(command.out, inputs=inputs))
+    planned(command, training=settings is not None, writing=measuring.verbmem_tokens)
     data = read_muse(source)
     if settings is not None and not command.json:
         print(f"{command.model} unlearns {source}: {in_words(command.unlearn or '', settings)}")
@@ -150,7 +152,7 @@ def _described(command: Muse) -> dict[str, Any]:
 
     Options of where results go, how they are printed and on which device are not among them.
     """
-    others = ("out", "json", "device")
+    others = ("out", "json", "device", "memory")
     return {name: value for name, value in vars(command).items() if name not in others}
 
 

@@ -36,8 +36,10 @@ class TrainingOptions(ModelOptions):
 
     weight_decay: float = 0.01
     """Weight decay of AdamW; 0 leaves it out."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the products; bfloat16 by autocast."""
+    precision: Literal["float32", "bfloat16"] | None = None
+    """Precision of the products; bfloat16 by autocast.
+    Default: bfloat16 on a GPU for models from 10^9 parameters, else float32.
+    """
     narrow_updates: bool = False
     """With --dtype bfloat16: update the parameters themselves, not float32 masters of them.
     It takes half the memory, and loses updates of less than 1/512 of a parameter.

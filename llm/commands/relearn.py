@@ -9,6 +9,7 @@ from pathlib import Path
 
 from llm.commands.options import TrainingOptions, lora_of, optimization_of, spread, write
 from llm.evaluation.attacks import Which, attacks
+from llm.jobs.planning import MemoryOption, planned
 from llm.jobs.settings import RATE, rate_of
 from llm.models.names import check_retrained, data_of
 from llm.models.source import load_model
@@ -18,7 +19,7 @@ from markov.files import folders, leftovers
 
 
 @dataclass(frozen=True, kw_only=True)
-class Relearn(TrainingOptions):
+class Relearn(TrainingOptions, MemoryOption):
     """A relearning attack: fine-tune on a share of the forget data.
     All of it is scored after every epoch.
 
@@ -66,6 +67,8 @@ def relearn(command: Relearn) -> None:
     inputs = (command.model, command.data, command.retrained)
     for path in (command.out, _returns(command)) if command.retrained else (command.out,):
         in_first(partial(folders.check_table, path, inputs=inputs))
+
+    planned(command, training=True, copies=1)
 
     # What is refused above need not wait for these.
     from llm.data.sources import read

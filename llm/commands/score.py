@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llm.commands.options import spread, write
+from llm.jobs.planning import MemoryOption, planned
 from llm.jobs.settings import left_out
 from llm.models.names import data_of
 from llm.models.source import ModelOptions, load_model
@@ -18,7 +19,7 @@ from markov.files import folders
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score(ModelOptions):
+class Score(ModelOptions, MemoryOption):
     """Write the log-probabilities of the responses of a data set.
     The table has the columns index, logp (nats) and length (scored tokens).
 
@@ -53,6 +54,8 @@ def score(command: Score) -> None:
         left_out(command, ["noise_seed"], "left out without --noise")
     inputs = (command.model, command.data)
     in_first(lambda: folders.check_table(command.out, inputs=inputs))
+
+    planned(command, copies=int(command.noise is not None))
 
     # What is refused above need not wait for these.
     from llm.data.sources import read

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from llm.commands.options import PassOptions, lora_of, optimization_of, spread, write
+from llm.jobs.planning import MemoryOption, planned, precision_of, state_minutes_of
 from llm.jobs.settings import DEFAULTS, RATE, left_out, rate_of
 from llm.models.gguf_files import is_gguf
 from llm.models.names import check, check_retrained, data_of
 from llm.models.source import load_model
+from llm.scoring.limits import NEW_TOKENS
 from llm.training.processes import in_first
 from markov.errors import is_whole, require
 from markov.files import folders
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unlearn(PassOptions):
+class Unlearn(PassOptions, MemoryOption):
     """Unlearn a data set by any objective of the family.
     A run that was stopped goes on where it was.
 
@@ -87,6 +89,11 @@ class Unlearn(PassOptions):
     """
     objectives: tuple[str, ...] = DEFAULTS
     """Objectives to report weights of; they cost nothing."""
+    keep_state: Literal["epoch", "never"] | float | None = None
+    """When the state is written from which a stopped run goes on.
+    epoch: after each; a number: after the first epoch that ends so many minutes after the last.
+    Default: after each up to 4 GB of state, else so seldom that it takes little time.
+    """
     out: Path = Path("out/unlearned")
     """Folder to write, or to go on in."""
 
@@ -116,6 +123,9 @@ def unlearn(command: Unlearn) -> None:
     inputs = [getattr(command, name) for name in named]
     in_first(lambda: folders.check_place(command.out, inputs=inputs, finished=EPOCHS))
     command = spread(command)
+    writing, before = NEW_TOKENS if command.measured else 0, command.retain_term == "kl"
+    copies = int(before and command.lora_rank is None)
+    plan = planned(command, training=True, writing=writing, copies=copies)
     forget, retain = read(data), read(kept)
     preferred = (
         with_refusals(forget, command.seed, refusals) if paired(settings.objective).prefer else None
@@ -146,6 +156,7 @@ def unlearn(command: Unlearn) -> None:
         preferred=preferred,
         measure=measure,
         max_length=command.max_length,
+        state_minutes=state_minutes_of(command.keep_state, plan),
     )
     write(weights_by_epoch(run.examples, chosen), command.out / WEIGHTS, asked)
     print(
@@ -184,6 +195,7 @@ def resolved(command: Unlearn) -> Unlearn:
         retain_term=term,
         retain_weight=weight,
         learning_rate=rate_of(command.learning_rate, command.model, small=RATE),
+        precision=precision_of(command),
     )
 
 

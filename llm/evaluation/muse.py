@@ -34,10 +34,11 @@ from llm.data.news.corpus import QuestionAndAnswer
 from llm.evaluation.membership import K, Membership, auc_interval, leakage, membership
 from llm.evaluation.rouge import Words, check_words, rouge
 from llm.intervals import LEVEL, Estimate, bootstrap
-from llm.models.generation import WRITING_BUDGET, continuations
+from llm.models.generation import continuations
 from llm.models.language_model import LanguageModel
 from llm.scoring.documents import pieces, start_of
 from llm.scoring.encoding import BUDGET
+from llm.scoring.limits import writing_budget
 from llm.unlearning.epoch import Measure
 from llm.unlearning.unlearn import Unlearned, Unlearning, unlearn
 from markov.errors import require, require_all_whole, require_number
@@ -184,7 +185,7 @@ def _written(
 ) -> pd.DataFrame:
     tokenizer = language.tokenizer
     tokens = [[*start_of(tokenizer), *_tokens(tokenizer, prompt)] for prompt in prompts]
-    budget = max(settings.budget, WRITING_BUDGET)
+    budget = writing_budget(settings.budget)
     new = continuations(
         language.model, tokenizer, tokens, max_new_tokens=count, budget=budget, progress=progress
     )

@@ -11,9 +11,9 @@ from llm.evaluation.rouge import check_words, rouge
 from llm.logs.log import EvaluationLog
 from llm.logs.measures import TofuLogs
 from llm.models.answers import answer_log
-from llm.models.generation import WRITING_BUDGET, generate
+from llm.models.generation import generate
 from llm.models.language_model import LanguageModel
-from llm.scoring.limits import BUDGET, MAX_LENGTH, NEW_TOKENS
+from llm.scoring.limits import BUDGET, MAX_LENGTH, NEW_TOKENS, writing_budget
 from markov.console.progress import bar
 
 
@@ -69,7 +69,7 @@ def task_log(
         examples,
         max_new_tokens=max_new_tokens,
         max_length=max_length,
-        budget=max(budget, WRITING_BUDGET),
+        budget=writing_budget(budget),
         progress=progress,
     )
     truths = [example.response for example in examples]

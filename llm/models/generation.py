@@ -29,12 +29,11 @@ from llm.models.answers import responses
 from llm.models.language_model import LanguageModel
 from llm.ranks import in_shards, place, pooled, share, started
 from llm.scoring.encoding import MAX_LENGTH, end_tokens
-from llm.scoring.limits import NEW_TOKENS
+from llm.scoring.limits import NEW_TOKENS, WRITING_BUDGET
 from llm.scoring.logprobs import evaluating
 from markov.console.progress import bar
 from markov.errors import require, require_whole
 
-WRITING_BUDGET = 16384  # tokens of a batch with what is still to be written, padding included
 STRETCH = 8  # tokens after which texts that have ended are dropped from a batch
 TRIED = 4  # tokens that are written when a model is tried
 # how far rounding may move a logit, as a share of the range of all logits at its place

@@ -39,6 +39,7 @@ from llm.models.pretrained import (
     vocabulary,
 )
 from llm.models.saving import TEMPLATE
+from llm.ranks import own_place, started
 from llm.scoring.encoding import fitted
 from llm.scoring.logprobs import check_model
 from llm.scoring.templates import CHAT, LLAMA2_CHAT, PLAIN, Template
@@ -380,9 +381,12 @@ def find_dtype(dtype: str) -> torch.dtype | None:
 def find_device(device: str) -> torch.device:
     """Return the device of this name; "auto" is a GPU if there is one.
 
+    Of several processes on a machine each takes a GPU of its own (LOCAL_RANK).
+
     Raises `InvalidInput` if the device cannot be used.
     """
-    wanted = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    own = f"cuda:{own_place()}" if started() > 1 else "cuda"
+    wanted = (own if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:
         torch.ones(1, device=wanted).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from llm.models.hub import FOLDER, is_of_network, reason_of_hub
-from markov.errors import InvalidInput, require
+from markov.errors import InvalidInput, out_of_memory, require
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -291,7 +291,8 @@ def fetch(field: str, where: str, read: Callable[[], Any], revision: str | None 
     try:
         return read()
     except Exception as error:
-        if not isinstance(error, FAILURES) and not is_of_network(error):
+        known = isinstance(error, FAILURES) or is_of_network(error)
+        if not known or out_of_memory(error):
             raise
         allowed = f"a folder that transformers can read ({reason_of(error)})"
         if not os.path.isdir(where):

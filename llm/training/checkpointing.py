@@ -10,8 +10,9 @@ number of processes.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +46,25 @@ WHOLE = StateDictOptions(
     full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False
 )
 Tables = Mapping[str, pd.DataFrame]
+
+
+@dataclass
+class Pace:
+    """When states are written: not before so many minutes have passed since the last one.
+
+    0 is at every opportunity, and infinity never.
+    """
+
+    minutes: float = 0.0
+    last: float = field(default_factory=time.monotonic)
+
+    def due(self) -> bool:
+        """Return whether a state is to be written now; all processes ask together."""
+        passed = in_first(lambda: time.monotonic() - self.last) if self.minutes else 0.0
+        if passed < 60 * self.minutes:
+            return False
+        self.last = time.monotonic()
+        return True
 
 
 class State(NamedTuple):

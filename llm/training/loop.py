@@ -242,7 +242,7 @@ def looping(
     require(
         not (shards and masters.own), "dtype", str(masters.own[:1] and masters.own[0][1]), allowed
     )
-    with evaluating(model), _checkpointed(model, settings.gradient_checkpointing):
+    with evaluating(model), checkpointed(model, settings.gradient_checkpointing):
         model.train()
         prepared, optimizer = accelerator.prepare(model, optimizer)
         try:
@@ -286,7 +286,7 @@ def _adding_nothing(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _checkpointed(model: nn.Module, wanted: bool) -> Iterator[None]:
+def checkpointed(model: nn.Module, wanted: bool) -> Iterator[None]:
     """Compute activations again in the backward pass inside the context, if that is wanted.
 
     A model that does so already is left as it is.

@@ -88,6 +88,7 @@ def unlearned(
     claimed: AbstractContextManager[Path | None],
     max_length: int,
     progress: bool,
+    state_minutes: float = 0.0,
 ) -> tuple[Unlearned, pd.DataFrame, pd.DataFrame]:
     """Unlearn, and return what was recorded with the tables of examples and of answers.
 
@@ -100,7 +101,7 @@ def unlearned(
 
     with claimed as state:
         before = answers() if original is None else original
-        found = _trained(run, language, settings, state, progress)
+        found = _trained(run, language, settings, state, state_minutes, progress)
     return (found, *_tables(run, found, before, retrained, answers))
 
 
@@ -109,6 +110,7 @@ def _trained(
     language: LanguageModel,
     settings: Unlearning,
     state: Path | None,
+    state_minutes: float,
     progress: bool,
 ) -> Unlearned:
     """Return what unlearning records; with the folder `state` it goes on where it was stopped."""
@@ -123,6 +125,7 @@ def _trained(
         index=run.index,
         measure=None if measure is None else _of_model(measure, language),
         state=state,
+        state_minutes=state_minutes,
         parameters=run.described["parameters"],
         progress=progress,
     )

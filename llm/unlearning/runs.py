@@ -137,6 +137,7 @@ def unlearn_into(
     measure: Measure[LanguageModel] | None = None,
     max_length: int = MAX_LENGTH,
     parameters: str | None = None,
+    state_minutes: float = 0.0,
     progress: bool = True,
 ) -> Run:
     """Unlearn in a folder, go on with what an earlier call left there, or read what it finished.
@@ -145,7 +146,8 @@ def unlearn_into(
     itself, a model `retrained` without the forget examples, and the `original`, which is scored now
     if not given. `preferred` are the same examples with the response that is preferred to theirs.
     `measure` is called after every epoch. `parameters` is the digest of the model as it is now,
-    where it is known (see `llm.unlearning.unlearn.unlearn`).
+    where it is known, and `state_minutes` how often the state is written (see
+    `llm.unlearning.unlearn.unlearn`).
 
     Raises `InvalidInput` as `unlearn` does, for logs of other examples or tokens, and for a folder
     that cannot be written, that holds a run of other settings, data, models or measures, or that
@@ -198,7 +200,16 @@ def unlearn_into(
             yield state
 
     found, examples, table = unlearned(
-        asked, language, forget, settings, original, retrained, claimed(), max_length, progress
+        asked,
+        language,
+        forget,
+        settings,
+        original,
+        retrained,
+        claimed(),
+        max_length,
+        progress,
+        state_minutes,
     )
     whole = gathered(language.model)
 

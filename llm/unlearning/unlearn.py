@@ -29,7 +29,7 @@ from llm.diagnostics.weights import weights_table
 from llm.scoring.encoding import Encoded
 from llm.scoring.logprobs import check_fits, check_model
 from llm.training.adapters import Lora, adapted, original_of
-from llm.training.checkpointing import find_state, parameters_digest, restore, save_state
+from llm.training.checkpointing import Pace, find_state, parameters_digest, restore, save_state
 from llm.training.loop import Optimization, check_finite, looping
 from llm.training.masters import widened
 from llm.unlearning.epoch import COLLAPSED, NAN, NOT_FORGETTING, OK, Measure, Unlearner
@@ -149,6 +149,7 @@ def unlearn(
     index: Int[np.ndarray, "examples"] | None = None,
     measure: Measure[nn.Module] | None = None,
     state: Location | None = None,
+    state_minutes: float = 0.0,
     parameters: str | None = None,
     progress: bool = True,
 ) -> Unlearned:
@@ -168,6 +169,8 @@ def unlearn(
                       started again with the same arguments and the same model as at first, and
                       gives the same tables and weights. The folder is left to the caller; for a run
                       that is finished it gives the result without work
+        state_minutes  how many minutes at least lie between two writings of the state, which is
+                      written at the end of an epoch: 0 for every epoch, infinity for never
         parameters    `parameters_digest` of the model as it is now, where the caller has it; it is
                       taken here if not, and a large model takes a while to read
 
@@ -212,6 +215,7 @@ def unlearn(
             run = Unlearner(
                 loop, forget, retain, settings, original, vocab, bar, preferred, measure
             )
+            pace = Pace(state_minutes)
             columns = ("ref", "preferred_ref")[: len(run.responses)]
             refs = [ref, None][: len(run.responses)]
             if found is not None:
@@ -234,7 +238,7 @@ def unlearn(
                 examples = pd.concat(
                     [examples, run.table(epoch, logp, refs, index)], ignore_index=True
                 )
-                if state is not None and epoch > 0:
+                if state is not None and epoch > 0 and pace.due():
                     save_state(
                         state,
                         loop,

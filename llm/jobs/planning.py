@@ -1,0 +1,159 @@
+"""Say how much memory a command will take, and refuse what cannot fit, before weights are read."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from llm.models.names import made
+from llm.models.source import ModelOptions
+from llm.ranks import started
+from llm.scoring.limits import writing_budget
+from llm.training.processes import in_first
+from markov.errors import InvalidInput, require_number
+
+if TYPE_CHECKING:
+    from llm.training.plan import Plan, Planner
+
+LARGE = 10**9  # parameters from which products are in bfloat16 on a GPU
+OFTEN = 4 * 10**9  # bytes of a state that is written after every epoch
+# A larger state is written so seldom that at 10^9 bytes a second it takes a twentieth of the time.
+SHARE = 20 / 1e9 / 60
+WORDS = {"epoch": 0.0, "never": math.inf}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryOption:
+    """How large the device is taken to be."""
+
+    memory: str | None = None
+    """Plan for a device with so much free memory, such as 24GB, and not for what is free here.
+    What does not fit is refused before weights are read, with what would.
+    """
+
+
+def planned(
+    command: Any, *, training: bool = False, writing: int = 0, copies: int = 0
+) -> Plan | None:
+    """Print what the work of a command takes at its peak, and return it.
+
+    The options of the command say the model and how it is run. `training` says whether all its
+    parameters, or adapters, are trained; `writing` how many tokens of an answer it writes; `copies`
+    how many whole copies of the parameters are held besides. It is None, and nothing is printed,
+    for models made here and others whose size is not known.
+
+    Raises `InvalidInput` for what takes more than is free, with the options that would fit.
+    """
+    from llm.training.memory import size_of
+
+    room = None if command.memory is None else size_of(command.memory)
+    if made(command.model) is not None:
+        return None
+    planner = _planner(command)
+    return None if planner is None else _checked(command, planner, room, training, writing, copies)
+
+
+def _checked(
+    command: Any, planner: Planner, given: int | None, training: bool, writing: int, copies: int
+) -> Plan:
+    from llm.models.language_model import find_device
+    from llm.training.memory import free_memory, gigabytes
+    from llm.training.plan import Work, fitting
+
+    device = find_device(command.device)
+    sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("true", "1")
+    shared = int(os.environ.get("LOCAL_WORLD_SIZE", started()))
+    work = Work(
+        dtype=command.dtype,
+        way=_way(command) if training else None,
+        budget=command.budget,
+        max_length=command.max_length,
+        writing=writing,
+        writing_budget=writing_budget(command.budget) if writing else 0,
+        copies=copies,
+        processes=started(),
+        shards=sharded and started() > 1,
+    )
+    free = given if given is not None else free_memory(device, shared)
+    plan = planner.plan(work)
+    kind = "processor" if device.type == "cpu" else "GPU" if device.type == "cuda" else device.type
+    where = f"free on this {kind}" if given is None else "on the device of --memory"
+    if free is None or plan.total <= free:
+        left = "" if free is None else f", {gigabytes(free)} GB {where}"
+        in_first(lambda: print(f"memory: {plan}{left}", file=sys.stderr))
+        return plan
+    found = fitting(planner, work, vars(command), lambda _: free)
+    instead = "no option makes it fit" if found is None else f"{found[0]} fits: {found[1]}"
+    allowed = f"at most {gigabytes(free)} GB, {where}; {instead}"
+    raise InvalidInput("memory", str(plan), allowed)
+
+
+def _planner(command: ModelOptions) -> Planner | None:
+    from llm.models.size import planner_of
+
+    trusted = {"revision": command.revision, "trust_remote_code": command.trust_remote_code}
+    return planner_of(command.model, trusted)
+
+
+def _way(command: Any) -> Any:
+    """Return how a command trains; what it has no option for is as in `Optimization`."""
+    from llm.training.adapters import Lora
+    from llm.training.rehearsal import Way
+
+    rank = getattr(command, "lora_rank", None)
+    return Way(
+        bfloat16=getattr(command, "precision", None) == "bfloat16",
+        gradient_checkpointing=getattr(command, "gradient_checkpointing", False),
+        narrow_updates=getattr(command, "narrow_updates", False),
+        lora=None if rank is None else Lora(rank=rank),
+    )
+
+
+def precision_of(command: Any) -> str:
+    """Return the precision of products that a command asks for, or else the default.
+
+    The default is bfloat16 on a GPU for models from 10^9 parameters, and float32 otherwise.
+    """
+    if command.precision is not None:
+        return command.precision
+    if made(command.model) is not None or not _on_gpu(command.device):
+        return "float32"
+    planner = _planner(command)
+    large = planner is not None and planner.count() >= LARGE
+    return "bfloat16" if large else "float32"
+
+
+def _on_gpu(device: str) -> bool:
+    import torch
+
+    return torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
+
+
+def state_minutes_of(asked: str | float | None, plan: Plan | None) -> float:
+    """Return after how many minutes at least the state of a run is written again, and print it.
+
+    It is 0 for every epoch, and infinite for never. Where nothing was asked for, a state of up to
+    4 GB is written after every epoch, and a larger one so seldom that writing takes little time.
+    Nothing is printed without a plan, which knows how large the state is. Raises `InvalidInput` for
+    negative minutes.
+    """
+    if asked is None:
+        state = 0 if plan is None else plan.state
+        minutes = 0.0 if state <= OFTEN else float(round(state * SHARE))
+    else:
+        if asked not in WORDS:
+            require_number(
+                asked, "keep_state", lambda one: one >= 0, "epoch, never or minutes >= 0"
+            )
+        minutes = WORDS[asked] if isinstance(asked, str) else float(asked)
+    if plan is not None:
+        from llm.training.memory import gigabytes
+
+        often = f"at most every {minutes:g} minutes" if minutes else "after every epoch"
+        often = "never written" if minutes == math.inf else f"written {often}"
+        line = f"state: {gigabytes(plan.state)} GB on disk until the run is finished, {often}"
+        in_first(lambda: print(line, file=sys.stderr))
+    return minutes

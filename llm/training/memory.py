@@ -1,0 +1,89 @@
+"""How much memory a device has for what is yet to come, and how sizes are written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from markov.errors import InvalidInput
+
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+UNITS |= {f"{unit}I": 2 ** (10 * place) for place, unit in enumerate("KMGT", start=1)}
+GROUPS = Path("/sys/fs/cgroup")
+GROUP_OF = Path("/proc/self/cgroup")
+
+
+def size_of(text: str, field: str = "memory") -> int:
+    """Return the bytes that a text such as 24GB, 500 MB or 16GiB says.
+
+    GB is 10^9 bytes and GiB 2^30; a number alone is in bytes. Raises `InvalidInput` for another
+    text.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", text.upper())
+    if found is None or found[2] not in UNITS or not float(found[1]) > 0:
+        raise InvalidInput(field, text, "a size above 0, such as 24GB or 16GiB")
+    return round(float(found[1]) * UNITS[found[2]])
+
+
+def gigabytes(size: float) -> str:
+    """Return a size in units of 10^9 bytes."""
+    return f"{size / 1e9:.1f}"
+
+
+def free_memory(device: torch.device, processes: int = 1) -> int | None:
+    """Return the bytes that this process may still take on a device, or None where nobody knows.
+
+    On a CPU it is what the machine has left, or what the limits of the control groups leave, if
+    that is less. It is shared by `processes` on this machine, but each of them has a GPU of its
+    own.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu":
+        return None
+    import psutil
+
+    return min(psutil.virtual_memory().available, *_left_by_groups()) // processes
+
+
+def _left_by_groups() -> Iterator[int]:
+    """Yield what the control groups that hold this process leave of their limits, in bytes.
+
+    Files that were read and can be read again count as free, as they do for the system.
+    """
+    yield 2**62
+    try:
+        lines = GROUP_OF.read_text("utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, kinds, path = line.split(":", 2)
+        names = ("memory.max", "memory.current", "inactive_file ")
+        root = GROUPS
+        if "memory" in kinds.split(","):  # the first version of control groups
+            root = GROUPS / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file ")
+        elif kinds:
+            continue
+        place = root / path.lstrip("/")
+        for folder in (place, *place.parents):
+            if folder == root.parent:
+                break
+            left = _left(folder, *names)
+            if left is not None:
+                yield left
+
+
+def _left(folder: Path, limit: str, used: str, cached: str) -> int | None:
+    try:
+        most, now = (folder / limit).read_text(), int((folder / used).read_text())
+        stat = (folder / "memory.stat").read_text().splitlines()
+        if not most.strip().isdigit():
+            return None
+        files = sum(int(line.split()[1]) for line in stat if line.startswith(cached))
+        return max(0, int(most) - now + files)
+    except (OSError, ValueError):
+        return None
