@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llm.models.names import made
+from llm.models.names import is_small, made
 from llm.models.source import ModelOptions
 from llm.ranks import started
 from llm.scoring.limits import writing_budget
@@ -43,14 +43,14 @@ def planned(
     The options of the command say the model and how it is run. `training` says whether all its
     parameters, or adapters, are trained; `writing` how many tokens of an answer it writes; `copies`
     how many whole copies of the parameters are held besides. It is None, and nothing is printed,
-    for models made here and others whose size is not known.
+    for small models, such as those made here, and for others whose size is not known.
 
     Raises `InvalidInput` for what takes more than is free, with the options that would fit.
     """
     from llm.training.memory import size_of
 
     room = None if command.memory is None else size_of(command.memory)
-    if made(command.model) is not None:
+    if made(command.model) is not None or (room is None and is_small(command.model)):
         return None
     planner = _planner(command)
     return None if planner is None else _checked(command, planner, room, training, writing, copies)
@@ -60,7 +60,7 @@ def _checked(
     command: Any, planner: Planner, given: int | None, training: bool, writing: int, copies: int
 ) -> Plan:
     from llm.models.language_model import find_device
-    from llm.training.memory import free_memory, gigabytes
+    from llm.training.memory import free_memory, gigabytes, give_back_at_once
     from llm.training.plan import Work, fitting
 
     device = find_device(command.device)
@@ -80,14 +80,16 @@ def _checked(
     free = given if given is not None else free_memory(device, shared)
     plan = planner.plan(work)
     kind = "processor" if device.type == "cpu" else "GPU" if device.type == "cuda" else device.type
-    where = f"free on this {kind}" if given is None else "on the device of --memory"
+    where = f"free on this {kind}" if given is None else "as --memory says"
     if free is None or plan.total <= free:
+        if free is not None and plan.total > free / 2 and device.type == "cpu":
+            give_back_at_once()
         left = "" if free is None else f", {gigabytes(free)} GB {where}"
         in_first(lambda: print(f"memory: {plan}{left}", file=sys.stderr))
         return plan
     found = fitting(planner, work, vars(command), lambda _: free)
     instead = "no option makes it fit" if found is None else f"{found[0]} fits: {found[1]}"
-    allowed = f"at most {gigabytes(free)} GB, {where}; {instead}"
+    allowed = f"at most {gigabytes(free)} GB {where}; {instead}"
     raise InvalidInput("memory", str(plan), allowed)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -12,6 +14,8 @@ from markov.errors import InvalidInput
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 UNITS |= {f"{unit}I": 2 ** (10 * place) for place, unit in enumerate("KMGT", start=1)}
+# A parameter of glibc's `mallopt`, and from which size pieces are apart.
+M_MMAP_THRESHOLD, PIECE = -3, 10**6
 GROUPS = Path("/sys/fs/cgroup")
 GROUP_OF = Path("/proc/self/cgroup")
 
@@ -87,3 +91,13 @@ def _left(folder: Path, limit: str, used: str, cached: str) -> int | None:
         return max(0, int(most) - now + files)
     except (OSError, ValueError):
         return None
+
+
+def give_back_at_once() -> None:
+    """Let the C library give pieces of a megabyte or more back to the system when they are freed.
+
+    Otherwise it keeps them for itself, with small pieces in between, so that a process can take
+    much more than it holds. It costs some time. Nothing is done where there is no such setting.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, PIECE)

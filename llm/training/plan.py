@@ -82,6 +82,8 @@ class Plan:
     state: int = 0
     count: int = 0
     """Parameters, adapters included."""
+    whole: bool = True
+    """Whether passes were counted too: the code of some models cannot run without numbers."""
 
     @property
     def parts(self) -> dict[str, int]:
@@ -90,7 +92,7 @@ class Plan:
         return {
             name: size
             for name, size in named.items()
-            if size and name not in ("state", "count", "cache")
+            if size and name not in ("state", "count", "cache", "whole")
         }
 
     @property
@@ -100,7 +102,8 @@ class Plan:
 
     def __str__(self) -> str:
         parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in self.parts.items())
-        return f"{gigabytes(self.total)} GB ({parts})"
+        least = "" if self.whole else "at least "
+        return f"{least}{gigabytes(self.total)} GB ({parts})"
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,8 @@ class Planner:
     def _phases(self, work: Work, *, passes: bool = True) -> Iterator[Plan]:
         """Yield what each phase of the work takes."""
         own = self._weights(work.dtype, None)
-        state, count, trained, after = 0, own.count, None, {"parameters": own.parameters}
+        state, count, after = 0, own.count, {"parameters": own.parameters}
+        largest, most = 0, NOTHING
         if work.way is not None:
             trained = self._weights(work.dtype, work.way)
             count, state = trained.count, (1 + MOMENTS) * trained.gradients
@@ -153,23 +157,29 @@ class Planner:
             elif work.processes > 1:
                 parts["gradients"] *= 2  # once more in what is exchanged
             held = self._held(work.dtype, self._shape(work), work.way) if passes else NOTHING
-            yield Plan(
+            plan = Plan(
                 **parts,
                 copies=work.copies * (trained.parameters + trained.masters),
                 activations=held.activations,
                 logits=held.logits,
                 state=state,
                 count=count,
+                whole=held != NOTHING,
             )
+            yield plan
+            largest, most = plan.total, held
             after = {name: parts[name] for name in ("parameters", "masters", "moments")}
             if trained.masters:  # rounded beside the masters whenever the model is looked at
                 after["parameters"] += own.parameters
         after["copies"] = work.copies * own.parameters
-        known = {**after, "state": state, "count": count}
+        known: dict[str, Any] = {**after, "state": state, "count": count}
         if work.shards:  # each process reads all weights before it keeps its part
             yield Plan(parameters=own.parameters, state=state, count=count)
-        held = self._held(work.dtype, self._shape(work), None) if passes else NOTHING
-        yield Plan(**known, activations=held.activations, logits=held.logits)
+        # A batch without gradients holds no more than one of training.
+        if not passes or Plan(**known).total + sum(most) > largest or work.way is None:
+            held = self._held(work.dtype, self._shape(work), None) if passes else NOTHING
+            known["whole"] = held != NOTHING
+            yield Plan(**known, activations=held.activations, logits=held.logits)
         if work.writing and passes:
             rows = max(1, work.writing_budget // (work.max_length + work.writing))
             held = self._held(work.dtype, Shape(rows, work.max_length), None, writing=True)
