@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from transformers import LlamaConfig
 
 pytest.importorskip("sphinx", reason="the notebooks' packages are missing")
 
@@ -28,13 +29,55 @@ from llm.logs.log import Answers, EvaluationLog
 from llm.logs.measures import TofuLogs, measures
 from llm.logs.summaries import best
 from llm.models.answers import log_table
+from llm.models.size import skeleton
 from llm.schemas import Answered, ByEpoch, ByRelearning, Epochs, Memorised, Scores
 from llm.sweeps.sweep import PlannedRun, _described
+from llm.training.adapters import Lora
 from llm.training.loop import Optimization
+from llm.training.memory import gigabytes
+from llm.training.plan import Planner, Work
+from llm.training.rehearsal import Way
 from llm.unlearning.methods import method
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ROOT / "notebooks"
+# The sizes of models that the page plans for.
+LLAMAS = {
+    "SmolLM2-135M": LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+    ),
+    "Llama-3.2-1B": LlamaConfig(
+        vocab_size=128256,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        tie_word_embeddings=True,
+    ),
+    "Llama-3.2-3B": LlamaConfig(
+        vocab_size=128256,
+        hidden_size=3072,
+        intermediate_size=8192,
+        num_hidden_layers=28,
+        num_attention_heads=24,
+        num_key_value_heads=8,
+        tie_word_embeddings=True,
+    ),
+    "Llama-2-7B": LlamaConfig(
+        vocab_size=32000,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+    ),
+}
 NEW = ("your_model", "class_plan", "cheat_sheet")
 WORDS = 30  # of a sentence
 
@@ -149,17 +192,21 @@ def test_the_commands_of_your_model_are_taken_by_the_program_in_their_order():
     assert retain_word("data/forget10") == "data/retain90"
 
 
-def test_memory_and_disk_follow_from_the_formula():
-    told = rows(section(page("your_model"), "Memory and disk"))
-    assert len(told) == 5
-    for size, *numbers in told:
-        count = float(size.split()[0])  # billions, so that bytes are GB
-        logits = 3 * 4 * 2**25 / 1e9
-        weights, gradients, moments = 4 * count, 4 * count, 8 * count
-        training, disk = weights + gradients + moments + logits, 12 * count + 4 * count
-        parts = (weights, gradients, moments, logits, training, weights + logits / 3, disk)
-        assert numbers == [f"{part:.1f}" for part in parts], size
-    assert "estimates by a formula" in page("your_model")
+def planned(config: Any) -> list[str]:
+    """What a row of the table of memory has to say of a model."""
+    own = Planner(lambda dtype: skeleton(config, dtype))
+    training, scoring = own.plan(Work(way=Way())), own.plan(Work())
+    narrow = Work(way=Way(gradient_checkpointing=True, lora=Lora()), dtype="bfloat16")
+    parts = [training.parts[name] for name in ("parameters", "gradients", "moments")]
+    parts += [training.activations, training.logits, training.total]
+    parts += [scoring.total, own.plan(narrow).total, training.state + scoring.parameters]
+    return [f"{training.count / 1e9:.2f} billion", *map(gigabytes, parts)]
+
+
+@pytest.mark.slow
+def test_the_table_of_memory_and_disk_is_what_the_plan_says():
+    told = {row[0]: row[1:] for row in rows(section(page("your_model"), "Memory and disk"))}
+    assert told == {name: planned(config) for name, config in LLAMAS.items()}
 
 
 def test_the_class_plan_fills_90_minutes_with_sections_and_views_that_are_there():

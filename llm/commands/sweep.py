@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llm.jobs.planning import planned
 from llm.jobs.sweeping import Sweep, checked, runs_of, swept, task_of
 
 ENDINGS = {
@@ -16,6 +17,7 @@ def sweep(command: Sweep) -> None:
     from llm.logs.summaries import lacking, markdown
 
     command = checked(command)
+    planned(command, training=True, writing=command.max_new_tokens)
     task_of(command)
     rates = {f"{run.optimization.learning_rate:g}" for run in runs_of(command)}
     print(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from llm.jobs.planning import MemoryOption
 from llm.jobs.settings import left_out, provenance_of
 from llm.models.names import check, check_retrained, data_of, is_small, made, retrained_of
 from llm.models.source import ModelOptions
@@ -38,7 +39,7 @@ SMALL = {"learning_rate": 6e-4, "batch": 16, "budget": 384}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sweep(ModelOptions):
+class Sweep(ModelOptions, MemoryOption):
     """Unlearn by many methods, evaluate each as TOFU does, and put them into the paper's table.
 
     Without arguments: the paper's table on the model made here. A method is
