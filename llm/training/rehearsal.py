@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from weakref import ref
 
 import torch
@@ -27,6 +27,8 @@ from llm.scoring.logprobs import ELEMENTS
 from llm.training.adapters import Lora, adapted
 from llm.training.loop import checkpointed
 from llm.training.masters import widened
+
+CHOSEN = "layers_chosen"  # the mark of a list of which some layers were left out
 
 
 class Held(NamedTuple):
@@ -105,18 +107,24 @@ def rehearsed(
     and values of all tokens, and takes the logits of the last ones alone.
     """
 
-    def call(model: Any) -> _Pass:
+    def call(model: Any, counts: Sequence[int]) -> _Pass:
         with _as_trained(model, way) as (trained, bfloat16), FakeTensorMode():
             _move(trained)
             checkpointing = way is not None and way.gradient_checkpointing
-            how = (way is not None, bfloat16, checkpointing, writing)
+            how = (counts, way is not None, bfloat16, checkpointing, writing)
             try:
                 return _counted(trained, shape, True, *how)
             except Exception:  # a model that takes no mask of queries and keys
                 return _counted(trained, shape, False, *how)
 
     try:
-        found = _of_all_layers(skeleton, call)
+        layers = layers_of(skeleton)
+        kinds = [] if layers is None else _kinds(layers)
+        # A layer of each kind, then a second one of those kinds that have several.
+        chosen = [one[0] for one in kinds] + [one[1] for one in kinds if len(one) > 1]
+        with _only(layers, chosen):
+            bare = deepcopy(skeleton)
+        found = call(bare, [max(0, len(one) - 2) for one in kinds])
     except Exception:  # code of models can raise anything on tensors without numbers
         return None
     return Held(found.held + max(0, found.inner - found.head), found.head, found.cache)
@@ -158,15 +166,13 @@ def _as_trained(model: Any, way: Way | None) -> Iterator[tuple[Any, bool]]:
             yield trained, way.bfloat16 or masters.computed == torch.bfloat16
 
 
-def _of_all_layers(skeleton: Any, call: Callable[[Any], Numbers]) -> Numbers:
+def _of_all_layers(skeleton: Any, call: Callable[[Any], Weights]) -> Weights:
     """Return the numbers of a whole model, from copies with one or two layers of each kind."""
     layers = layers_of(skeleton)
     if layers is None:
         return call(deepcopy(skeleton))
-    everything, kinds = list(layers), {}
-    for layer in everything:
-        kinds.setdefault(_kind(layer), []).append(layer)
-    first = [one[0] for one in kinds.values()]
+    kinds = _kinds(layers)
+    first = [one[0] for one in kinds]
 
     def of(chosen: Sequence[nn.Module]) -> Any:
         with _only(layers, chosen):
@@ -174,7 +180,7 @@ def _of_all_layers(skeleton: Any, call: Callable[[Any], Numbers]) -> Numbers:
 
     least = of(first)
     found = least
-    for same in kinds.values():
+    for same in kinds:
         if len(same) > 1:
             found = found.with_more(len(same) - 1, least, of([*first, same[1]]))
     return found
@@ -203,23 +209,12 @@ class _Pass(NamedTuple):
     head: int
     cache: int
 
-    def with_more(self, count: int, least: _Pass, more: _Pass) -> _Pass:
-        """Return the numbers with so many further layers, of which each works after the other."""
-        return _Pass(
-            self.held + count * max(0, more.held - least.held),
-            max(self.inner, more.inner),
-            max(self.head, more.head),
-            self.cache + count * max(0, more.cache - least.cache),
-        )
-
-
-Numbers = TypeVar("Numbers", Weights, _Pass)
-
 
 def _counted(
     model: Any,
     shape: Shape,
     masked: bool,
+    counts: Sequence[int],
     training: bool,
     bfloat16: bool,
     gradient_checkpointing: bool,
@@ -256,7 +251,15 @@ def _counted(
             losses.append(one.sum())
         return (hidden[None, :1], *args[1:])
 
-    handle = head.register_forward_pre_hook(enter)
+    begun: list[int] = []
+
+    def begin(*_: object) -> None:
+        if not entered:  # and not when a layer is computed again
+            begun.append(live.now)
+
+    layers = layers_of(model) if counts else None
+    handles = [layer.register_forward_pre_hook(begin) for layer in layers or ()]
+    handles.append(head.register_forward_pre_hook(enter))
     model.train(training)
     try:
         with (
@@ -283,10 +286,18 @@ def _counted(
                 )
             cache = live.now if past is not None else 0
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
         for parameter in trainable:
             parameter.grad = None
-    return _Pass(held - cache, max(0, before - held), max(0, after - held), cache)
+    inner, outer = max(0, before - held), max(0, after - held)
+    if training:
+        # What a layer leaves behind is what the next one finds.
+        ends = zip(counts, begun, begun[1:], strict=False)
+        held += sum(count * max(0, end - start) for count, start, end in ends)
+    # Of a pass without gradients nothing is left but keys and values, as many in every layer.
+    share = 1 + sum(counts) / max(1, len(layers or ()))
+    return _Pass(held - cache, inner, outer, round(cache * share))
 
 
 def _logp(head: nn.Module, hidden: Tensor) -> Tensor:
@@ -310,11 +321,19 @@ def _kind(layer: nn.Module) -> Any:
     return type(layer), shapes, words
 
 
+def _kinds(layers: Iterable[nn.Module]) -> list[list[nn.Module]]:
+    """Return the layers by kind."""
+    kinds: dict[Any, list[nn.Module]] = {}
+    for layer in layers:
+        kinds.setdefault(_kind(layer), []).append(layer)
+    return list(kinds.values())
+
+
 def layers_of(model: Any) -> nn.ModuleList | None:
     """Return the list of a model's layers, or None where it has none of the configured length."""
     count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     lists = [one for one in model.modules() if isinstance(one, nn.ModuleList)]
-    return next((one for one in lists if len(one) == count), None)
+    return next((one for one in lists if len(one) == count or hasattr(one, CHOSEN)), None)
 
 
 def _move(model: nn.Module) -> None:
@@ -341,11 +360,16 @@ def largest_layer(model: Any) -> tuple[int, int]:
 
 
 @contextmanager
-def _only(layers: nn.ModuleList, chosen: Sequence[nn.Module]) -> Iterator[None]:
+def _only(layers: nn.ModuleList | None, chosen: Sequence[nn.Module]) -> Iterator[None]:
     """Leave only the chosen layers in the model inside the context."""
+    if layers is None:
+        yield
+        return
     own = layers._modules
     layers._modules = {str(place): layer for place, layer in enumerate(chosen)}
+    setattr(layers, CHOSEN, True)
     try:
         yield
     finally:
         layers._modules = own
+        delattr(layers, CHOSEN)

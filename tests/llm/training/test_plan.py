@@ -183,6 +183,7 @@ def test_a_model_that_cannot_pretend_is_planned_by_its_parameters_alone(
     assert str(plan).startswith("at least ")
 
 
+@pytest.mark.slow
 def test_what_is_said_to_fit_fits_and_is_the_first_that_does() -> None:
     own = planner(transformers.LlamaConfig(num_hidden_layers=2, **SIZES))
     work = Work(way=Way(), budget=256, max_length=64)
