@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llm.commands.options import PassOptions, lora_of, optimization_of, spread
 from llm.jobs.finetuning import BATCH, EPOCHS, PROBE
+from llm.jobs.planning import MemoryOption, planned, precision_of
 from llm.models.names import check
 from llm.models.source import load_model
 from llm.training.processes import in_first
@@ -15,7 +16,7 @@ from markov.files import folders
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finetune(PassOptions):
+class Finetune(PassOptions, MemoryOption):
     """Teach a model answers: the original of a study, or the model retrained without some of them.
     A fine-tuning that was stopped goes on where it was.
 
@@ -57,6 +58,7 @@ def finetune(command: Finetune) -> None:
     check(command.model)
     require(len(command.data) > 0, "data", (), "at least one word or file of what is to be learnt")
     require_whole(command.probe, "probe", 1)
+    command = replace(command, precision=precision_of(command))
     given = optimization_of(command)
     inputs = (command.model, *command.data, *command.without, *command.watch)
     in_first(lambda: folders.check_place(command.out, inputs=inputs))
@@ -66,8 +68,9 @@ def finetune(command: Finetune) -> None:
     from llm.jobs.finetuning import read_sets, with_rate
     from llm.models.finetuned import LEARNT, MEMORISED, MODEL, finetune_into
 
-    examples, watched = read_sets(command.data, command.without, command.watch, command.probe)
     command = spread(command)
+    planned(command, training=True)
+    examples, watched = read_sets(command.data, command.without, command.watch, command.probe)
     language = load_model(command)
     settings = with_rate(given, command.learning_rate, language)
     less = f" without {' '.join(command.without)}" if command.without else ""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llm.commands.options import TrainingOptions, lora_of, optimization_of, spread, write
 from llm.evaluation.attacks import Which, attacks
-from llm.jobs.planning import MemoryOption, planned
+from llm.jobs.planning import MemoryOption, planned, precision_of
 from llm.jobs.settings import RATE, rate_of
 from llm.models.names import check_retrained, data_of
 from llm.models.source import load_model
@@ -58,7 +58,7 @@ class Relearn(TrainingOptions, MemoryOption):
 def relearn(command: Relearn) -> None:
     """Attack, and print what came back."""
     rate = rate_of(command.learning_rate, command.model, small=RATE)
-    command = replace(command, learning_rate=rate)
+    command = replace(command, learning_rate=rate, precision=precision_of(command))
     every = optimization_of(command, warmup_epochs=0)
     wanted = attacks(command.which, command.share, command.repeats, every, lora_of(command))
     data = data_of(command.model, command.data)

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llm.jobs.planning import planned
 from llm.jobs.studying import Study, checked, studied
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def study(command: Study) -> None:
     from llm.logs.summaries import markdown
 
     command = checked(command)
+    planned(command, training=True, writing=command.max_new_tokens)
     print(
         f"{command.model} learns and forgets {command.data}, seeds "
         f"{' '.join(map(str, command.seeds))}: {len(command.methods)} methods"

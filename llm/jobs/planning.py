@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llm.models.names import is_small, made
+from llm.models.names import SMALL_BYTES, is_small, made
 from llm.models.source import ModelOptions
 from llm.ranks import started
 from llm.scoring.limits import writing_budget
@@ -53,7 +53,9 @@ def planned(
     if made(command.model) is not None or (room is None and is_small(command.model)):
         return None
     planner = _planner(command)
-    return None if planner is None else _checked(command, planner, room, training, writing, copies)
+    if planner is None or (room is None and planner.count() * 4 < SMALL_BYTES):
+        return None
+    return _checked(command, planner, room, training, writing, copies)
 
 
 def _checked(

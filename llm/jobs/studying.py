@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from llm.jobs.finetuning import BATCH, EPOCHS
+from llm.jobs.planning import MemoryOption
 from llm.jobs.replicates import attack_of, attacked_models, replicate, stacked, sweep_of, swept
 from llm.jobs.settings import provenance_of
 from llm.jobs.sweeping import runs_of
@@ -43,7 +44,10 @@ FILES = (
     "summary.tex",
 )
 # Fields that a study may be continued with other values of.
-FREE = ("out", "draw", "jobs", "seeds", "methods", "attacked", "despite_gate", "device")
+FREE = (
+    *("out", "draw", "jobs", "seeds", "methods", "attacked", "despite_gate", "device"),
+    "memory",
+)
 # The four corners, two baselines that ascend, one that descends on refusals; betas and retain
 # weights of the paper for forget05.
 METHODS = (
@@ -60,7 +64,7 @@ ATTACKED = ("npo:0.1@1", "simnpo:2.5@0.1375")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study(ModelOptions):
+class Study(ModelOptions, MemoryOption):
     """Compare methods on a model of your own, from the pretrained weights to the paper's table.
     A study that was stopped goes on where it was.
 

@@ -374,7 +374,8 @@ def test_the_step_size_follows_from_the_number_of_parameters(language: LanguageM
 def test_unlearn_takes_the_options_of_training_too() -> None:
     words = ["--warmup-epochs", "0.5", "--weight-decay", "0", "--lora-rank", "3", "--batch", "7"]
     found = parse(["unlearn", *words, "--learning-rate", "0.1"])
-    own = parse(["finetune", *words, "--learning-rate", "0.1", "--epochs", "10"])
+    given = ["finetune", *words, "--learning-rate", "0.1", "--epochs", "10"]
+    own = parse([*given, "--precision", "float32"])
     settings = unlearning(resolved(found))
     assert settings.optimization == optimization_of(own) and settings.lora == lora_of(own)
     want = Optimization(epochs=10, batch=7, learning_rate=0.1, weight_decay=0, warmup_epochs=0.5)
