@@ -52,7 +52,7 @@ def planned(
     room = None if command.memory is None else size_of(command.memory)
     if made(command.model) is not None or (room is None and is_small(command.model)):
         return None
-    planner = _planner(command)
+    planner = _planner(command, always=room is not None)
     if planner is None or (room is None and planner.count() * 4 < SMALL_BYTES):
         return None
     return _checked(command, planner, room, training, writing, copies)
@@ -95,11 +95,11 @@ def _checked(
     raise InvalidInput("memory", str(plan), allowed)
 
 
-def _planner(command: ModelOptions) -> Planner | None:
+def _planner(command: ModelOptions, *, always: bool = False) -> Planner | None:
     from llm.models.size import planner_of
 
     trusted = {"revision": command.revision, "trust_remote_code": command.trust_remote_code}
-    return planner_of(command.model, trusted)
+    return planner_of(command.model, trusted, always=always)
 
 
 def _way(command: Any) -> Any:

@@ -154,7 +154,7 @@ def _read(
         config, base, own = read_config(where, options), where, options
     else:
         base, own = adapter.base, {**options, "revision": adapter.base_revision}
-        config = _config_of_base(adapter, own)
+        config = config_of_base(adapter, own)
     place_of_words, elsewhere = _place_of_words(tokenizer, where, base, options, own)
     words = read_tokenizer(place_of_words, config, elsewhere)
     known = [(where, ready), (base, _ready(base))] if base != where else [(where, ready)]
@@ -221,7 +221,7 @@ def _ready(name: str) -> Ready | None:
     return next((one for key, one in known if names & {key, one.hub, Path(one.hub).name}), None)
 
 
-def _config_of_base(adapter: Adapter, options: Mapping[str, Any]) -> Any:
+def config_of_base(adapter: Adapter, options: Mapping[str, Any]) -> Any:
     """Return the configuration of the model that an adapter changes.
 
     Raises `InvalidInput`, which names both.

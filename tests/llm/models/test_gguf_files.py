@@ -22,7 +22,7 @@ import torch
 
 from llm.__main__ import cli
 from llm.data.tofu import Example
-from llm.models import gguf_files, names, packages
+from llm.models import gguf_files, names, packages, size
 from llm.models.answers import scores
 from llm.models.gguf_files import find_gguf, is_gguf, quantised, read_header
 from llm.models.language_model import check_same_vocabulary
@@ -420,6 +420,28 @@ def test_a_ready_made_model_is_read_from_its_package_without_importing_it(
     # A revision is one of the hub, and so is the hub's own name.
     assert refused(lambda: load("tiny", revision="main")).value == "owner/tiny"
     assert refused(lambda: load("owner/tiny")).value == "owner/tiny"
+
+
+def test_memory_is_planned_from_the_file_of_a_package_and_never_asks_the_hub(
+    package: names.Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path / "installed")
+    options = {"revision": None, "trust_remote_code": False}
+    asked: list[str] = []
+    read = size.read_config
+    monkeypatch.setattr(
+        size, "read_config", lambda *given: (asked.append(given[0]), read(*given))[1]
+    )
+    assert size.planner_of("tiny", options) is None and asked == []  # a small file
+    planner = size.planner_of("tiny", options, always=True)
+    assert planner is not None and planner.count() == sum(
+        one.numel() for one in tiny().parameters()
+    )
+    assert asked and "owner/tiny" not in asked
+    # Without it the hub is asked, once, and what it says comes before any work.
+    monkeypatch.setattr(size, "find_packaged", lambda *_: None)
+    found = refused(lambda: size.planner_of("tiny", options))
+    assert found.value == "owner/tiny" and package.install in found.allowed
 
 
 def test_without_its_package_a_ready_made_model_is_the_hubs_and_the_line_says_how_to_get_it(
