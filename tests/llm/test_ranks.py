@@ -229,8 +229,8 @@ def all_commands(folder: Path, out: Path, *, shards: bool = False) -> None:
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         patch.setattr(transformers.LlamaForCausalLM, "forward", counted)
-        patch.setattr("llm.evaluation.tofu.WRITING_BUDGET", 1)
-        patch.setattr("llm.evaluation.muse.WRITING_BUDGET", 1)
+        patch.setattr("llm.evaluation.tofu.writing_budget", lambda _: 1)
+        patch.setattr("llm.evaluation.muse.writing_budget", lambda _: 1)
         patch.setattr("llm.evaluation.muse.Measuring", lambda **options: replace(QUICK, **options))
         for name, arguments in commands(folder, shards=shards).items():
             count[0] = 0
