@@ -25,7 +25,7 @@ from llm.jobs.finetuning import BATCH, EPOCHS
 from llm.jobs.planning import MemoryOption
 from llm.jobs.replicates import attack_of, attacked_models, replicate, stacked, sweep_of, swept
 from llm.jobs.settings import provenance_of
-from llm.jobs.sweeping import runs_of
+from llm.jobs.sweeping import runs_of, write_summary
 from llm.models.names import check
 from llm.models.source import ModelOptions
 from llm.scoring.limits import NEW_TOKENS
@@ -275,13 +275,7 @@ def _data(asked: Study, out: Path) -> str:
 
 def _write(asked: Study, out: Path, done: Studied) -> None:
     """Write the tables of a study; the measures last, so that where they are all others are."""
-    from llm.logs.summaries import latex, markdown
-
-    known, table = provenance_of(asked), done.summary
+    known = provenance_of(asked)
     storage.write_table(done.attacks, out / "attacks.parquet", known)
-    flat = table.set_axis([" ".join(filter(None, pair)) for pair in table.columns], axis=1)
-    storage.write_table(flat, out / "summary.parquet", known)
-    for suffix, text in ((".md", markdown(table)), (".tex", latex(table))):
-        with storage.atomic_path(out / f"summary{suffix}") as partial:
-            partial.write_text(text, "utf-8")
+    write_summary(done.summary, out, known)
     storage.write_table(done.measures, out / "measures.parquet", known)

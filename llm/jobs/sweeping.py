@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -202,7 +202,7 @@ def checked(asked: Sweep) -> Sweep:
 
 def swept(asked: Sweep, *, progress: bool = True) -> Swept:
     """Make the runs that are not there, write their tables, and return the tables."""
-    from llm.logs.summaries import best, latex, markdown, over_seeds, summary
+    from llm.logs.summaries import best, over_seeds, summary
     from llm.sweeps.sweep import sweep as make
 
     task, runs = task_of(asked), runs_of(asked)
@@ -210,18 +210,25 @@ def swept(asked: Sweep, *, progress: bool = True) -> Swept:
     table = summary(over_seeds(found))
     ranked = {"ks_statistic", "model_utility"} <= set(found["measure"])
     chosen = best(found, asked.tolerance) if ranked else found.iloc[:0]
-    path = asked.out / "summary.parquet"
     known = provenance_of(asked)
     if ranked:
         storage.write_table(chosen, asked.out / "best.parquet", known)
+    write_summary(table, asked.out, known)
+    # Written last, so that where it exists all other tables exist.
+    storage.write_table(found, asked.out / "sweep.parquet", known)
+    return Swept(found, table, chosen)
+
+
+def write_summary(table: pd.DataFrame, out: Path, known: Mapping[str, Any]) -> None:
+    """Write a summary as a table, in Markdown and in LaTeX, with its provenance `known`."""
+    from llm.logs.summaries import latex, markdown
+
+    path = out / "summary.parquet"
     flat = table.set_axis([" ".join(filter(None, pair)) for pair in table.columns], axis=1)
     storage.write_table(flat, path, known)
     for suffix, text in ((".md", markdown(table)), (".tex", latex(table))):
         with storage.atomic_path(path.with_suffix(suffix)) as partial:
             partial.write_text(text, "utf-8")
-    # Written last, so that where it exists all other tables exist.
-    storage.write_table(found, asked.out / "sweep.parquet", known)
-    return Swept(found, table, chosen)
 
 
 def _check_all_used(command: Sweep, found: Sequence[Method]) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,22 +23,21 @@ import pandas as pd
 from llm.data.tofu import Example
 from llm.models.answers import responses
 from llm.models.language_model import LanguageModel, load_saved
-from llm.models.saving import check_savable, check_whole, save, saved_settings
+from llm.models.saving import save
+from llm.models.trained import EPOCHS, MODEL, STATE, begin, read_finished
 from llm.scoring.encoding import MAX_LENGTH, Encoded
 from llm.scoring.logprobs import check_fits, check_model
 from llm.training.adapters import Lora, adapted
-from llm.training.checkpointing import FILE, gathered, parameters_digest
+from llm.training.checkpointing import gathered, parameters_digest
 from llm.training.fine_tuning import fine_tune
 from llm.training.loop import Optimization
 from llm.training.memorising import Memorising
-from llm.training.processes import in_first
-from llm.training.processes import place as rank
+from llm.training.processes import first_alone, in_first
 from markov.errors import InvalidInput, require
-from markov.files import folders, leftovers, storage
+from markov.files import folders, storage
 from markov.files.storage import Location
 
-EPOCHS, MEMORISED = "epochs.parquet", "memorised.parquet"
-MODEL, STATE = "model", "state"
+MEMORISED = "memorised.parquet"
 JOB, NAMES = "finetune", (EPOCHS, MEMORISED, MODEL, STATE)
 LEARNT = "data"  # what the set of examples that are learnt is called in the table
 
@@ -123,23 +122,10 @@ def finetune_into(
         return found
     state = folder / STATE
 
-    def begin() -> None:
-        folders.claim(folder, JOB, described, names=NAMES, passing=(STATE,))
-        # A model of this very run was written whole before the last table, and is kept; any other
-        # model is not touched.
-        there = os.path.lexists(folder / MODEL)
-        taken = there and saved_settings(folder / MODEL) != storage.settings_of(described)
-        allowed = f"a folder whose {MODEL} is of this run, or not there"
-        require(not taken, "out", str(folder), allowed)
-        if not there:
-            check_savable(language, folder / MODEL)
-        # A state that was cut short is set aside.
-        storage.read_kept(state / FILE, storage.read_provenance)
-
     @contextmanager
     def claimed() -> Iterator[None]:
-        with folders.given_back(folder, JOB) if rank() == 0 else nullcontext():
-            in_first(begin)
+        with first_alone(folders.given_back(folder, JOB)):
+            in_first(lambda: begin(folder, JOB, described, NAMES, language))
             try:
                 yield
             except InvalidInput as error:
@@ -253,7 +239,4 @@ def _finished(folder: Path) -> Finetuned | None:
     """
     if not folders.claimed(folder, JOB):
         return None
-    there, whole = (folder / MODEL).exists(), storage.read_kept(folder / MODEL, check_whole)
-    if there and whole is None and (folder / EPOCHS).exists():
-        leftovers.set_aside(folder / EPOCHS, "its model is made again")
-    return storage.read_kept(folder / EPOCHS, lambda path: read_finetuned(path.parent))
+    return read_finished(folder, read_finetuned)

@@ -33,23 +33,21 @@ from llm.data.tofu import Example
 from llm.logs.log import EvaluationLog
 from llm.models.answers import log_of
 from llm.models.language_model import LanguageModel, load_saved
-from llm.models.saving import check_savable, check_whole, save, saved_settings, with_source
+from llm.models.saving import save, with_source
+from llm.models.trained import EPOCHS, MODEL, STATE, begin, read_finished
 from llm.scoring.encoding import MAX_LENGTH
-from llm.training.checkpointing import FILE, gathered, parameters_digest
+from llm.training.checkpointing import gathered, parameters_digest
 from llm.training.processes import first_alone, in_first
 from llm.unlearning.epoch import Measure
 from llm.unlearning.prepared import prepared, unlearned
 from llm.unlearning.unlearn import Unlearning
 from markov.errors import InvalidInput, require
-from markov.files import folders, leftovers, storage
+from markov.files import folders, storage
 from markov.files.storage import Location
 from markov.objectives import Objective
 from markov.preferences import Forgetting, Preference
 
-EXAMPLES, ANSWERS, EPOCHS, WEIGHTS = (
-    f"{name}.parquet" for name in ("examples", "answers", "epochs", "weights")
-)
-MODEL, STATE = "model", "state"
+EXAMPLES, ANSWERS, WEIGHTS = (f"{name}.parquet" for name in ("examples", "answers", "weights"))
 SHOWN = ("epoch", "step", "forget_loss", "forget_nll", "retain_loss", "status")
 JOB, NAMES = "unlearn", (EXAMPLES, ANSWERS, EPOCHS, WEIGHTS, MODEL, STATE)
 
@@ -177,26 +175,12 @@ def unlearn_into(
 
     state = folder / STATE
 
-    def begin() -> None:
-        folders.claim(folder, JOB, described, names=NAMES, passing=(STATE,))
-        # A model of this very run was written whole before the last table, and is kept; any other
-        # model is not touched.
-        there = os.path.lexists(folder / MODEL)
-        taken = there and saved_settings(folder / MODEL) != storage.settings_of(described)
-        require(
-            not taken, "out", str(folder), f"a folder whose {MODEL} is of this run, or not there"
-        )
-        if not there:
-            check_savable(language, folder / MODEL)
-        # A state that was cut short is set aside.
-        storage.read_kept(state / FILE, storage.read_provenance)
-
     @contextmanager
     def claimed() -> Iterator[Path]:
         # A run that is refused before it begins, such as that of a model that cannot be scored,
         # leaves the folder free for another.
         with first_alone(folders.given_back(folder, JOB)):
-            in_first(begin)
+            in_first(lambda: begin(folder, JOB, described, NAMES, language))
             yield state
 
     found, examples, table = unlearned(
@@ -262,10 +246,7 @@ def finished(folder: Path) -> Run | None:
     """
     if not folders.claimed(folder, JOB):
         return read_run(folder) if (folder / EPOCHS).exists() else None
-    there, whole = (folder / MODEL).exists(), storage.read_kept(folder / MODEL, check_whole)
-    if there and whole is None and (folder / EPOCHS).exists():
-        leftovers.set_aside(folder / EPOCHS, "its model is made again")
-    return storage.read_kept(folder / EPOCHS, lambda path: read_run(path.parent))
+    return read_finished(folder, read_run)
 
 
 def read_run(folder: Location) -> Run:
