@@ -41,7 +41,7 @@ gallery: $(VENV)/.llm  ## refresh the small pictures of README and findings
 	$(RUN) figures --gallery $(ARGS)
 
 real: $(VENV)/.llm $(VENV)/.real  ## a pretrained model, SmolLM2-135M, on TOFU, hours on two cores: DATA=FOLDER/forget05
-	$(RUN) llm study --model smollm2-135m --data $(DATA) --forget-answers 60 --retain-answers 540 \
+	$(RUN) llm study --model smollm2-135m --data $(DATA) --forget-answers 60 --retain-answers 340 \
 		--measured-answers 40 --epochs 5 --batch 16 --max-new-tokens 100 --out out/real $(ARGS)
 
 claims: $(VENV)/.llm  ## the table of the paper's claims, each with an interval and a verdict
