@@ -50,6 +50,7 @@ from llm.commands.study import study
 from llm.commands.sweep import sweep
 from llm.commands.unlearn import Unlearn, unlearn
 from llm.commands.weights import Weights, weights
+from llm.jobs.planning import MemoryOption, check_weights
 from llm.jobs.studying import Study
 from llm.jobs.sweeping import Sweep
 from llm.ranks import place, started
@@ -72,6 +73,8 @@ ACTIONS: dict[type, Callable[[Any], None]] = {
 }
 # Commands that deal their work out to several processes.
 SPREAD = (Score, Finetune, Unlearn, Evaluate, Relearn, Muse)
+# Commands that train a model whatever they are asked.
+TRAINING = (Study, Finetune, Unlearn, Relearn, Sweep)
 
 
 def parse(arguments: Sequence[str] | None = None) -> Any:
@@ -120,7 +123,8 @@ def lower(command: Any) -> str:
 def act(command: Any) -> None:
     """Do what a command asks for.
 
-    Raises `InvalidInput` for a command that would do the same work in several processes.
+    Raises `InvalidInput` for a command that would do the same work in several processes, and for a
+    model whose weights cannot fit, before anything that takes seconds is imported.
     """
     spread = isinstance(command, SPREAD)
     require(
@@ -129,6 +133,8 @@ def act(command: Any) -> None:
         started(),
         "1: this command does not deal its work out",
     )
+    if isinstance(command, MemoryOption):
+        check_weights(command, training=isinstance(command, TRAINING))
     ACTIONS[type(command)](command)
 
 

@@ -23,6 +23,16 @@ OFTEN = 4 * 10**9  # bytes of a state that is written after every epoch
 # A larger state is written so seldom that at 10^9 bytes a second it takes a twentieth of the time.
 SHARE = 20 / 1e9 / 60
 WORDS = {"epoch": 0.0, "never": math.inf}
+# Of full training, bytes per parameter: a float32 master, its gradient and two moments.
+TRAINED = 4 * (1 + 1 + 2)
+WIDTHS = {"float32": 4}  # bytes of a number; of other dtypes 2
+# What weights of a suggestion leave of the memory to the rest, as a share and in bytes.
+REST, LEAST_REST = 0.3, 2 * 10**9
+SMALLER = {  # an option's words, and its value where nobody has asked for less
+    "lora_rank": ("--lora-rank 8", None),
+    "gradient_checkpointing": ("--gradient-checkpointing", False),
+    "dtype": ("--dtype bfloat16", "float32"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +66,46 @@ def planned(
     if planner is None or (room is None and planner.count() * 4 < SMALL_BYTES):
         return None
     return _checked(command, planner, room, training, writing, copies)
+
+
+def check_weights(command: Any, *, training: bool = False) -> None:
+    """Raise `InvalidInput` if the weights alone take more than there is, with what would fit.
+
+    This needs neither torch nor transformers, so that it takes no time. It knows what lies in files
+    (see `llm.models.counted`), and the memory of the machine itself or what --memory says. What it
+    lets pass, `planned` looks at closely.
+    """
+    from llm.models.counted import least_count
+    from llm.training.memory import free_beside, gigabytes, size_of
+
+    if started() > 1 or (command.memory is None and command.device != "cpu"):
+        return
+    free = free_beside() if command.memory is None else size_of(command.memory)
+    count = least_count(command.model)
+    if count is None:
+        return
+    width, narrow = WIDTHS.get(command.dtype, 2), getattr(command, "narrow_updates", False)
+    full = training and getattr(command, "lora_rank", None) is None
+    least = count * (4 * width if narrow else TRAINED) if full else count * width
+    if least <= free:
+        return
+    words = [
+        word
+        for name, (word, unset) in SMALLER.items()
+        if getattr(command, name, word) == unset and (training or name == "dtype")
+    ]
+    shrinks = not training or hasattr(command, "lora_rank")
+    less = count * 2 if shrinks else least
+    # Between these, and where several devices may do, only a closer look can tell.
+    fits = less + max(REST * free, LEAST_REST) <= free
+    if not fits and (less <= free or (training and shrinks)):
+        return
+    instead = f"{' '.join(words)} fits: parameters {gigabytes(less)} GB, and what passes hold"
+    instead = instead if fits else "no option makes it fit"
+    parts = "parameters, gradients and moments" if full else "parameters"
+    where = "free on this processor" if command.memory is None else "as --memory says"
+    allowed = f"at most {gigabytes(free)} GB {where}; {instead}"
+    raise InvalidInput("memory", f"at least {gigabytes(least)} GB ({parts})", allowed)
 
 
 def _checked(

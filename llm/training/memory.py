@@ -7,10 +7,12 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from markov.errors import InvalidInput
+
+if TYPE_CHECKING:
+    import torch
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 UNITS |= {f"{unit}I": 2 ** (10 * place) for place, unit in enumerate("KMGT", start=1)}
@@ -45,9 +47,14 @@ def free_memory(device: torch.device, processes: int = 1) -> int | None:
     own.
     """
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.mem_get_info(device)[0]
-    if device.type != "cpu":
-        return None
+    return free_beside(processes) if device.type == "cpu" else None
+
+
+def free_beside(processes: int = 1) -> int:
+    """Return the bytes that this process may still take of the machine's own memory."""
     import psutil
 
     return min(psutil.virtual_memory().available, *_left_by_groups()) // processes
