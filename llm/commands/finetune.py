@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llm.commands.options import PassOptions, lora_of, optimization_of, spread
 from llm.jobs.finetuning import BATCH, EPOCHS, PROBE
-from llm.jobs.planning import MemoryOption, planned, precision_of
+from llm.jobs.planning import MemoryOption, planned, precision_of, state_minutes_of
 from llm.models.names import check
 from llm.models.source import load_model
 from llm.training.processes import in_first
@@ -69,7 +69,7 @@ def finetune(command: Finetune) -> None:
     from llm.models.finetuned import LEARNT, MEMORISED, MODEL, finetune_into
 
     command = spread(command)
-    planned(command, training=True)
+    plan = planned(command, training=True)
     examples, watched = read_sets(command.data, command.without, command.watch, command.probe)
     language = load_model(command)
     settings = with_rate(given, command.learning_rate, language)
@@ -86,6 +86,7 @@ def finetune(command: Finetune) -> None:
         lora=lora,
         watched=watched,
         max_length=command.max_length,
+        state_minutes=state_minutes_of(command.keep_state, plan),
     )
     print(
         f"loss: over the tokens of an epoch, as seen; {LEARNT}: what is learnt; recited: share of"

@@ -67,6 +67,11 @@ class PassOptions(TrainingOptions):
     """Largest step size of AdamW."""
     seed: int = 0
     """Seed of the order of examples."""
+    keep_state: Literal["epoch", "never"] | float | None = None
+    """When the state is written from which a stopped run goes on.
+    epoch: after each; a number: after the first epoch that ends so many minutes after the last.
+    Default: after each up to 4 GB of state, else so seldom that it takes little time.
+    """
 
 
 def optimization_of(command: TrainingOptions, **others: Any) -> Optimization:

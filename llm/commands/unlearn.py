@@ -89,11 +89,6 @@ class Unlearn(PassOptions, MemoryOption):
     """
     objectives: tuple[str, ...] = DEFAULTS
     """Objectives to report weights of; they cost nothing."""
-    keep_state: Literal["epoch", "never"] | float | None = None
-    """When the state is written from which a stopped run goes on.
-    epoch: after each; a number: after the first epoch that ends so many minutes after the last.
-    Default: after each up to 4 GB of state, else so seldom that it takes little time.
-    """
     out: Path = Path("out/unlearned")
     """Folder to write, or to go on in."""
 

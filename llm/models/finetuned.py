@@ -97,12 +97,14 @@ def finetune_into(
     watched: Mapping[str, Sequence[Example]],
     max_length: int = MAX_LENGTH,
     parameters: str | None = None,
+    state_minutes: float = 0.0,
     progress: bool = True,
 ) -> Finetuned:
     """Fine-tune in a folder, go on with what an earlier call left there, or read what it finished.
 
     The model is changed in place. After every epoch the `watched` sets of examples are measured.
-    `parameters` is the digest of the model as it is now, where it is known.
+    `parameters` is the digest of the model as it is now, where it is known, and `state_minutes` how
+    often the state is written (see `llm.training.checkpointing.Pace`).
 
     Raises `InvalidInput` as `fine_tune` does, and for a folder that cannot be written, or that
     holds anything but a fine-tuning of these settings, data and model; before any work also for a
@@ -134,7 +136,9 @@ def finetune_into(
                 raise
 
     with claimed():
-        epochs, memorised = _trained(language, asked, settings, lora, state, progress)
+        epochs, memorised = _trained(
+            language, asked, settings, lora, state, state_minutes, progress
+        )
     whole = gathered(language.model)
 
     def write() -> None:
@@ -163,7 +167,7 @@ def finetune_in_memory(
     The model is changed in place, and what is returned holds it.
     """
     asked = _asked(language, examples, settings, lora, watched, max_length, None)
-    epochs, memorised = _trained(language, asked, settings, lora, None, progress)
+    epochs, memorised = _trained(language, asked, settings, lora, None, 0.0, progress)
     described = storage.settings_of(asked.described)
     return Finetuned(epochs, memorised, described, learnt=language)
 
@@ -220,11 +224,12 @@ def _trained(
     settings: Optimization,
     lora: Lora | None,
     state: Path | None,
+    state_minutes: float,
     progress: bool,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Fine-tune, and return the tables of epochs and of what was memorised."""
     key = "" if state is None else storage.fingerprint(asked.described, __name__)
-    recorder = Memorising(asked.sets, state=state, fingerprint=key)
+    recorder = Memorising(asked.sets, state=state, fingerprint=key, state_minutes=state_minutes)
     with adapted(language.model, lora, settings.seed) as trained:
         epochs = fine_tune(
             trained, asked.encoded, settings, progress=progress, label="finetune", recorder=recorder

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from llm.scoring.encoding import Batch, Encoded
 from llm.scoring.logprobs import ELEMENTS, scored_logits
-from llm.training.checkpointing import find_state, restore, save_state
+from llm.training.checkpointing import Pace, find_state, restore, save_state
 from llm.training.fine_tuning import Epoch
 from llm.training.loop import Loop
 
@@ -32,7 +32,8 @@ class Memorising:
 
     Its `table` has a row per epoch and set: `epoch`, `set`, `examples` and `COLUMNS`. With a folder
     `state` the tables and the state of the training are kept there, under a `fingerprint` of all
-    that determines them. Raises `InvalidInput` as `find_state` does.
+    that determines them, and at least `state_minutes` apart. Raises `InvalidInput` as `find_state`
+    does.
     """
 
     def __init__(
@@ -41,9 +42,10 @@ class Memorising:
         *,
         state: Path | None = None,
         fingerprint: str = "",
+        state_minutes: float = 0.0,
     ) -> None:
         self.sets, self.state, self.fingerprint = sets, state, fingerprint
-        self.table = pd.DataFrame()
+        self.table, self.pace = pd.DataFrame(), Pace(state_minutes)
 
     def begin(self, loop: Loop) -> list[Epoch]:
         """Return the epochs that are done, and give the loop the state after the last of them."""
@@ -59,7 +61,7 @@ class Memorising:
         """Measure all sets after an epoch, and keep the state."""
         now = epochs[-1].epoch
         self.table = pd.concat([self.table, self._measured(loop, now)], ignore_index=True)
-        if self.state is not None:
+        if self.state is not None and self.pace.due():
             tables = {"memorised": self.table, "epochs": pd.DataFrame(list(epochs))}
             save_state(self.state, loop, self.fingerprint, now, tables)
 

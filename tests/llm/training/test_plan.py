@@ -415,23 +415,29 @@ def test_how_often_follows_from_the_size_of_the_state(capsys: pytest.CaptureFixt
         state_minutes_of(-1.0, large)
 
 
-def test_a_run_whose_state_is_never_written_ends_as_the_others(place: Path, tmp_path: Path) -> None:
-    named = ["--data", str(place / "forget10.json"), "--retain-data", str(place / "retain90.json")]
-    command = ["unlearn", "--model", str(place / "model"), *named, "--epochs", "2", "--out"]
+@pytest.mark.parametrize(
+    ("job", "module"),
+    [("unlearn", "llm.unlearning.unlearn"), ("finetune", "llm.training.memorising")],
+)
+def test_a_run_whose_state_is_never_written_ends_as_the_others(
+    job: str, module: str, place: Path, tmp_path: Path
+) -> None:
+    named = ["--data", str(place / "forget10.json")]
+    if job == "unlearn":
+        named += ["--retain-data", str(place / "retain90.json")]
+    command = [job, "--model", str(place / "model"), *named, "--epochs", "2", "--out"]
     written: list[bytes] = []
-    for name, how in (("never", "never"), ("epoch", "epoch")):
+    for how in ("never", "epoch"):
         with pytest.MonkeyPatch.context() as patch:
             calls: list[object] = []
-            own: Callable[..., None] = __import__(
-                "llm.unlearning.unlearn", fromlist=["save_state"]
-            ).save_state
+            own: Callable[..., None] = __import__(module, fromlist=["save_state"]).save_state
             patch.setattr(
-                "llm.unlearning.unlearn.save_state",
+                f"{module}.save_state",
                 lambda *a, own=own, calls=calls: (calls.append(1), own(*a)),
             )
-            assert cli([*command, str(tmp_path / name), "--keep-state", how]) == 0
+            assert cli([*command, str(tmp_path / how), "--keep-state", how]) == 0
         assert len(calls) == (0 if how == "never" else 2)
-        written.append((tmp_path / name / "model" / "model.safetensors").read_bytes())
+        written.append((tmp_path / how / "model" / "model.safetensors").read_bytes())
     assert written[0] == written[1]
 
 
