@@ -245,6 +245,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_whole_script_on_tiny_models_without_what_it_does_not_ask_for(
     model: Path, tmp_path: Path
 ):
@@ -258,9 +259,17 @@ def test_the_whole_script_on_tiny_models_without_what_it_does_not_ask_for(
     before += f"sys.path.append({str(tmp_path / 'site')!r})"
     options = ("--device", "cpu", "--quick", "--model", str(model), "--out", str(tmp_path / "out"))
     done = tried(*options, before=before)
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert done.stderr == "" and done.returncode in (0, 1), done.stderr
     frame = read_table(tmp_path / "out" / "gpu.parquet")
-    assert {"holds", "measured"} == set(frame["verdict"]), frame[["what", "verdict"]].to_string()
+    failed = frame[frame["verdict"] == FAILS]
+    assert {HOLDS, SEEN} <= set(frame["verdict"]) <= {HOLDS, SEEN, FAILS}, frame[
+        "verdict"
+    ].to_list()
+    # How near the plan comes to models as tiny as these is for tests of the plan.
+    assert failed["bound"].str.contains("planned").all() and done.returncode == (len(failed) > 0)
+    planned = frame[frame["bound"].str.contains("planned")]
+    ratios = planned["value"] / planned["bound"].str.split("planned ").str[1].astype(float)
+    assert len(planned) == 4 and ratios.between(0.8, 1.25).all(), planned.to_string()
     assert frame["what"].is_unique and frame["value"].gt(0).any()
     share = frame[frame["unit"] == "%"]
     speed = frame[frame["unit"] == "tokens/s"]

@@ -28,6 +28,10 @@ def about(device: torch.device) -> dict[str, str]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "CUDA": str(torch.version.cuda),
+        "work": (
+            f"2 x parameters x tokens for a pass, {TRAINED} times that with the way back; those of "
+            "the head for scored tokens alone, none for products of queries and keys"
+        ),
         "float32 products": f"torch's default, {torch.get_float32_matmul_precision()}",
     }
 

@@ -81,7 +81,11 @@ def _scoring(
 
 
 def unlearning(bench: Bench, subject: Subject, sizes: tuple[int, ...]) -> Iterator[Row]:
-    """Yield the speed of unlearning in both precisions, with so many answers per update."""
+    """Yield the speed of unlearning in both precisions, with so many answers per update.
+
+    The tokens are those of the updates. The time is that of whole epochs, with the look at the
+    forget answers and at some of the others that ends each; its work counts in the share.
+    """
     for word in DTYPES:
         for batch in sizes:
             what = f"unlearning, {subject.name}, products in {word}, batches of {batch}"

@@ -14,9 +14,7 @@ from llm.models.size import skeleton
 from llm.scoring.encoding import Encoded
 from llm.training.plan import Planner
 
-COMMON: dict[str, Any] = dict(
-    model_type="llama", max_position_embeddings=4096, bos_token_id=1, eos_token_id=2
-)
+COMMON: dict[str, Any] = dict(max_position_embeddings=4096, bos_token_id=1, eos_token_id=2)
 # The shape of SmolLM2-135M.
 SMALL: dict[str, Any] = dict(
     vocab_size=49152,
