@@ -17,7 +17,7 @@ ELSEWHERE ?= MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=
 # Tests of words, files and refusals, in which nothing is computed that another processor could round otherwise,
 # of what is drawn, and of several processes and of runs that are kept or go on, which are compared with themselves.
 WORDS := architecture authors book book_pages chat_templates cheat_sheet checkpoints cli closure corpora damage defaults diverged \
-	encoding facades folders gguf_files help hub imports interactive interactive_llm jobs kills lessons lessons_language \
+	encoding facades folders gguf_files gpu help hub imports interactive interactive_llm jobs kills lessons lessons_language \
 	lessons_prose llm_attack_figures llm_cli llm_models llm_processes llm_run_figures llm_sweep_figures merging \
 	muse_data muse_figure news notebooks packaging plan progress ranks readme records restarts schemas score storage study_figure studying sweep \
 	waist whole_numbers
@@ -26,7 +26,7 @@ WORDS := architecture authors book book_pages chat_templates cheat_sheet checkpo
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help figures figures-all real test test-elsewhere check format lab notebooks book cheat-sheet browser gallery claims benchmark constraints clean
+.PHONY: help figures figures-all real gpu gpu-real test test-elsewhere check format lab notebooks book cheat-sheet browser gallery claims benchmark constraints clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
@@ -43,6 +43,17 @@ gallery: $(VENV)/.llm  ## refresh the small pictures of README and findings
 real: $(VENV)/.llm $(VENV)/.real  ## a pretrained model, SmolLM2-135M, on TOFU, hours on two cores: DATA=FOLDER/forget05
 	$(RUN) llm study --model smollm2-135m --data $(DATA) --forget-answers 60 --retain-answers 340 \
 		--measured-answers 40 --epochs 5 --batch 16 --max-new-tokens 100 --out out/real $(ARGS)
+
+# These two take the torch and transformers that the machine has for its card, and install nothing.
+gpu:  ## numbers, speed and memory on one GPU, under 8 minutes, into out/gpu/; with the machine's own torch
+	$(PYTHON) tests/benchmarks/gpu $(ARGS)
+
+gpu-real:  ## all of TOFU, forget05 and forget10, five seeds, on one GPU (not run on one yet): DATA=FOLDER/forget05
+	$(PYTHON) tests/benchmarks/gpu/needs.py study
+	for data in $(sort $(DATA) $(DATA:forget05=forget10)); do $(PYTHON) -m llm study --model smollm2-135m --data $$data \
+		--seeds 0 1 2 3 4 --learning-epochs 8 --learning-batch 64 --learning-rate 6e-4 --epochs 5 --batch 32 \
+		--budget 16384 --precision bfloat16 --measured-answers 100 --max-new-tokens 100 --jobs 4 \
+		--out out/gpu-real/$${data##*[:/]} $(ARGS) || exit; done
 
 claims: $(VENV)/.llm  ## the table of the paper's claims, each with an interval and a verdict
 	$(RUN) figures claims $(ARGS)
