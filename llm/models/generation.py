@@ -154,7 +154,7 @@ def _written(
     order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
     with evaluating(model), torch.no_grad():
         way = way_of(model, prompts, min(TRIED, new))
-        plan = _plan(order, prompts, new, budget, way, world)
+        plan = planned(order, prompts, new, budget, way, world)
         if world > 1:
             plan = [plan[item] for item, _ in share(len(plan), rank=place(), world=world)]
         with bar(sum(map(len, plan)), "write", unit="answer", show=progress) as done:
@@ -168,7 +168,7 @@ def _written(
                 ):
                     way = WAYS[WAYS.index(way) + 1]
                     left = [row for rows in plan for row in rows]
-                    plan = _plan(left, prompts, new, budget, way)
+                    plan = planned(left, prompts, new, budget, way)
                     continue
                 for row, own in zip(rows, written, strict=True):
                     found[row] = own[:-1] if own[-1] in stops else own
@@ -236,7 +236,7 @@ def _rounding(model: Any, logits: Float[Tensor, "time vocab"]) -> Float[Tensor, 
     return max(TOLERANCE, 8 * eps) * (logits.amax(-1) - logits.amin(-1))
 
 
-def _plan(
+def planned(
     left: Sequence[int],
     prompts: Sequence[Sequence[int]],
     new: int,

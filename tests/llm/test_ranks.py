@@ -148,8 +148,8 @@ def test_texts_of_several_processes_are_those_of_one(world: int, several: Any) -
 def test_batches_to_write_are_dealt_evenly(count: int, world: int, budget: int) -> None:
     prompts = [[1] * (1 + row % 9) for row in range(count)]
     left = sorted(range(count), key=lambda row: -len(prompts[row]))
-    plan = generation._plan(left, prompts, 10, budget, generation.WAYS[0], world)
-    alone = generation._plan(left, prompts, 10, budget, generation.WAYS[0])
+    plan = generation.planned(left, prompts, 10, budget, generation.WAYS[0], world)
+    alone = generation.planned(left, prompts, 10, budget, generation.WAYS[0])
     assert [row for rows in plan for row in rows] == left == [row for rows in alone for row in rows]
     for rows in plan:
         assert len(rows) == 1 or len(rows) * (len(prompts[rows[0]]) + 10) <= budget
