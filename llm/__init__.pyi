@@ -1,5 +1,6 @@
 # The jobs of this package; `llm/__init__.py` loads each from where it is written here.
 from .data.sources import read as read
+from .jobs.estimating import estimate as estimate
 from .jobs.evaluating import evaluate as evaluate
 from .jobs.finetuning import finetune as finetune
 from .jobs.muse import muse as muse

@@ -23,7 +23,7 @@ def print_gate(gate: pd.DataFrame, floor: tuple[float, ...]) -> None:
 
 
 def study(command: Study) -> None:
-    """Make what is not there, and print the gate, the table and what comes back."""
+    """Make what is not there, and print an estimate, the gate, the table and what comes back."""
     from llm.logs.summaries import markdown
 
     command = checked(command)
@@ -32,6 +32,9 @@ def study(command: Study) -> None:
         f"{command.model} learns and forgets {command.data}, seeds "
         f"{' '.join(map(str, command.seeds))}: {len(command.methods)} methods"
     )
+    print_estimate(command)
+    if command.estimate_only:
+        return
     found = studied(command, on_gate=print_gate)
     print(markdown(found.summary))
     last = found.attacks[found.attacks["epoch"] == found.attacks["epoch"].max()]
@@ -40,6 +43,13 @@ def study(command: Study) -> None:
     print(f"{len(found.measures)} rows: {command.out / 'measures.parquet'}")
     if command.draw:
         draw(command.out)
+
+
+def print_estimate(command: Study) -> None:
+    """Print how long what is left of a study takes on this machine."""
+    from llm.jobs.estimating import estimated, lines
+
+    print("\n".join(lines(estimated(command), command.jobs)), flush=True)
 
 
 def draw(out: Path) -> None:

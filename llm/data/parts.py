@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from llm.data.sources import read
-from llm.data.splits import retain_word, some_of, tofu_sets
+from llm.data.splits import TofuSets, retain_word, some_of, tofu_sets
 from llm.data.tofu import Example, write
 from markov.errors import require, require_whole
 from markov.files.storage import Location
@@ -35,6 +36,14 @@ class Part:
                 require_whole(getattr(self, name), f"{name}_answers", 2)
 
 
+class Learnt(NamedTuple):
+    """What is learnt, to be forgotten and to stay, and the sets that a model is measured by."""
+
+    forget: tuple[Example, ...]
+    retain: tuple[Example, ...]
+    sets: TofuSets
+
+
 def write_part(folder: Path, data: Location, part: Part) -> str:
     """Write a part of a forget split and of what goes with it; return the word of its forget split.
 
@@ -43,21 +52,15 @@ def write_part(folder: Path, data: Location, part: Part) -> str:
     for counts above those of the data, and where none of the questions about what is to stay is
     among those that are kept.
     """
-    sets = tofu_sets(data)
-    forget = _some(read(data), part.forget, "forget_answers", last=True)
-    retain = _some(read(retain_word(data)), part.retain, "retain_answers", last=False)
-    percent = min(99, max(1, round(100 * len(forget) / (len(forget) + len(retain)))))
-    asked = _among(sets.retain, retain)
-    allowed = "enough for some of the questions that utility is measured by to be among them"
-    require(len(asked) > 0, "retain_answers", part.retain, allowed)
-    count = part.measured or len(asked) + len(sets.real_authors) + len(sets.world_facts)
+    own = part_of(data, part)
+    percent = min(99, max(1, round(100 * len(own.forget) / (len(own.forget) + len(own.retain)))))
     files = {
-        f"forget{percent:02}": forget,
-        f"forget{percent:02}_perturbed": _among(sets.forget, forget),
-        f"retain{100 - percent:02}": retain,
-        "retain_perturbed": some_of(asked, count),
-        "real_authors_perturbed": some_of(sets.real_authors, count),
-        "world_facts_perturbed": some_of(sets.world_facts, count),
+        f"forget{percent:02}": own.forget,
+        f"forget{percent:02}_perturbed": own.sets.forget,
+        f"retain{100 - percent:02}": own.retain,
+        "retain_perturbed": own.sets.retain,
+        "real_authors_perturbed": own.sets.real_authors,
+        "world_facts_perturbed": own.sets.world_facts,
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, examples in files.items():
@@ -65,6 +68,23 @@ def write_part(folder: Path, data: Location, part: Part) -> str:
         if not path.exists():
             write([replace(one, index=row) for row, one in enumerate(examples)], path)
     return str(folder / f"forget{percent:02}")
+
+
+def part_of(data: Location, part: Part) -> Learnt:
+    """Return a part of a forget split and of what goes with it.
+
+    Raises `InvalidInput` as `write_part` does.
+    """
+    sets = tofu_sets(data)
+    forget = _some(read(data), part.forget, "forget_answers", last=True)
+    retain = _some(read(retain_word(data)), part.retain, "retain_answers", last=False)
+    asked = _among(sets.retain, retain)
+    allowed = "enough for some of the questions that utility is measured by to be among them"
+    require(len(asked) > 0, "retain_answers", part.retain, allowed)
+    count = part.measured or len(asked) + len(sets.real_authors) + len(sets.world_facts)
+    rest = (asked, sets.real_authors, sets.world_facts)
+    measured = TofuSets(_among(sets.forget, forget), *(some_of(one, count) for one in rest))
+    return Learnt(forget, retain, measured)
 
 
 def _some(

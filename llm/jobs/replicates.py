@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from llm.jobs.sweeping import Sweep, runs_of, task_of
 from llm.models.source import ModelOptions
-from markov.files import storage
+from markov.files import folders, storage
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from llm.data.tofu import Example
+    from llm.evaluation.attacks import Relearning
     from llm.jobs.studying import Study
     from llm.logs.log import EvaluationLog
     from llm.sweeps.sweep import Task
@@ -24,6 +25,7 @@ PROBE = 100  # answers that are measured after every epoch of learning
 # Largest step sizes of unlearning by the number of parameters below which they hold; the last is
 # the paper's for 7B, and SmolLM2 forgets at the one before.
 RATES = ((25e6, 6e-4), (500e6, 1e-4), (float("inf"), 1e-5))
+TIMES = "times.jsonl"  # how long each part of a seed took
 
 
 class Replicate(NamedTuple):
@@ -49,16 +51,50 @@ def replicate(asked: Study, out: Path, data: str, seed: int, progress: bool) -> 
     from llm.data.sources import read
     from llm.data.splits import retain_of
     from llm.jobs.finetuning import with_rate
-    from llm.models.finetuned import LEARNT, MODEL, finetune_into
+    from llm.models.finetuned import EPOCHS, JOB, MODEL, finetune_into
     from llm.models.source import load_model
+    from llm.sweeps.times import laps
+
+    place, size = out / f"seed{seed}", 0
+    forget, retain = read(data), read(retain_of(data, asked.retain_data))
+    for kind, (examples, watched) in lessons(forget, retain).items():
+        with laps(place / TIMES, kind) as lap:
+            if not (place / kind / EPOCHS).exists():
+                lap("learn", resumed=folders.claimed(place / kind, JOB))
+            language = load_model(asked)
+            size = sum(one.numel() for one in language.model.parameters())
+            finetune_into(
+                place / kind,
+                language,
+                examples,
+                with_rate(learning_of(asked, seed), asked.learning_rate, language),
+                watched=watched,
+                max_length=asked.max_length,
+                progress=progress,
+            )
+    original, retrained = (place / kind / MODEL for kind in ("original", "retrained"))
+    sweep = sweep_of(asked, original, retrained, data, seed, unlearning_rate(asked, size))
+    return Replicate(place, sweep, replace(task_of(sweep), times=place / TIMES))
+
+
+def lessons(
+    forget: Sequence[Example], retain: Sequence[Example]
+) -> dict[str, tuple[tuple[Example, ...], dict[str, tuple[Example, ...]]]]:
+    """Return what each of the two models learns, and the sets that are measured meanwhile."""
+    from llm.models.finetuned import LEARNT
+
+    learnt = {"original": (*retain, *forget), "retrained": tuple(retain)}
+    return {
+        kind: (examples, {LEARNT: _probed(examples), "forget": _probed(forget)})
+        for kind, examples in learnt.items()
+    }
+
+
+def learning_of(asked: Study, seed: int) -> Optimization:
+    """Return how the two models of a seed are made, but for the step size."""
     from llm.training.settings import Optimization
 
-    place, forget, retain = (
-        out / f"seed{seed}",
-        read(data),
-        read(retain_of(data, asked.retain_data)),
-    )
-    given = Optimization(
+    return Optimization(
         epochs=asked.learning_epochs,
         batch=asked.learning_batch,
         learning_rate=1.0,
@@ -67,24 +103,11 @@ def replicate(asked: Study, out: Path, data: str, seed: int, progress: bool) -> 
         gradient_checkpointing=asked.gradient_checkpointing,
         budget=asked.budget,
     )
-    size = 0
-    for kind, examples in (("original", (*retain, *forget)), ("retrained", retain)):
-        language = load_model(asked)
-        size = sum(one.numel() for one in language.model.parameters())
-        settings = with_rate(given, asked.learning_rate, language)
-        finetune_into(
-            place / kind,
-            language,
-            examples,
-            settings,
-            watched={LEARNT: _probed(examples), "forget": _probed(forget)},
-            max_length=asked.max_length,
-            progress=progress,
-        )
-    rate = asked.unlearning_rate or next(rate for limit, rate in RATES if size < limit)
-    original, retrained = (place / kind / MODEL for kind in ("original", "retrained"))
-    sweep = sweep_of(asked, original, retrained, data, seed, rate)
-    return Replicate(place, sweep, task_of(sweep))
+
+
+def unlearning_rate(asked: Study, size: int) -> float:
+    """Return the largest step size of unlearning, for a model of so many parameters."""
+    return asked.unlearning_rate or next(rate for limit, rate in RATES if size < limit)
 
 
 def _probed(examples: Sequence[Example]) -> tuple[Example, ...]:
@@ -136,39 +159,58 @@ def swept(
 def attacked_models(asked: Study, one: Replicate, progress: bool) -> pd.DataFrame:
     """Return what comes back of the retrained model and of each method that is attacked."""
     from llm.data.sources import read
-    from llm.evaluation.attacks import attacks
     from llm.jobs.relearning import attacked
     from llm.models.source import load
+    from llm.sweeps.times import laps
 
     swept(one, asked.attacked, progress, keep=True)
     models = {"retrained": Path(str(one.asked.retrained))}
     for run in runs_of(replace(one.asked, methods=asked.attacked)):
         models[run.word] = one.place / "sweep" / run.folder / "model"
-    rate = float(one.asked.learning_rate or 0.0)
-    teaching = attack_of(asked, rate)
-    wanted = attacks(("shortest", "random"), asked.share, asked.attack_repeats, teaching)
+    wanted = attacks_of(asked, float(one.asked.learning_rate or 0.0))
     forget = read(str(one.asked.data))
     frames = []
     for word, model in models.items():
-        path = one.place / "attacks" / f"{model.parent.name}.parquet"
+        path = finished_attack(one.place, model)
         if storage.read_kept(path, storage.read_table) is None:
             if not model.exists():  # the run diverged, and left no model to attack
                 continue
-            language = load(model, dtype=asked.dtype, device=asked.device, progress=progress)
-            found = attacked(
-                language,
-                forget,
-                wanted,
-                one.retrained_log(),
-                path.parent / "unfinished" / model.parent.name,
-                max_length=asked.max_length,
-                progress=progress,
-            )
+            parts = unfinished(one.place, model)
+            with laps(one.place / TIMES, word) as lap:
+                lap("attack", resumed=parts.exists())
+                language = load(model, dtype=asked.dtype, device=asked.device, progress=progress)
+                found = attacked(
+                    language,
+                    forget,
+                    wanted,
+                    one.retrained_log(),
+                    parts,
+                    max_length=asked.max_length,
+                    progress=progress,
+                )
             assert found.returns is not None
             known = {"attacks": storage.fingerprint(wanted), "model": word}
             storage.write_table(found.returns, path, storage.provenance(known, __name__))
         frames.append(storage.read_table(path).assign(model=word, seed=one.seed))
     return stacked(frames)
+
+
+def finished_attack(place: Path, model: Path) -> Path:
+    """Return where a seed keeps what came back of a model."""
+    return place / "attacks" / f"{model.parent.name}.parquet"
+
+
+def unfinished(place: Path, model: Path) -> Path:
+    """Return where a seed keeps the finished attacks on a model until all are finished."""
+    return place / "attacks" / "unfinished" / model.parent.name
+
+
+def attacks_of(asked: Study, rate: float) -> list[Relearning]:
+    """Return the attacks on each model that is attacked."""
+    from llm.evaluation.attacks import attacks
+
+    teaching = attack_of(asked, rate)
+    return attacks(("shortest", "random"), asked.share, asked.attack_repeats, teaching)
 
 
 def attack_of(asked: Study, rate: float) -> Optimization:

@@ -8,6 +8,7 @@
     gate.parquet           whether the two models are fit to compare methods by
     measures.parquet       every measure of every model and seed
     attacks.parquet        what came back, by model, seed, attack and epoch
+    times.parquet          how long each part of it took (see `llm.sweeps.times`)
     summary.{parquet,md,tex}    the paper's table, with intervals over seeds where there are several
     figures/               what `python -m figures --study` draws of it
 
@@ -16,14 +17,24 @@ Each part goes on where it was stopped, and is not done twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from llm.jobs.finetuning import BATCH, EPOCHS
 from llm.jobs.planning import MemoryOption
-from llm.jobs.replicates import attack_of, attacked_models, replicate, stacked, sweep_of, swept
+from llm.jobs.replicates import (
+    TIMES,
+    Replicate,
+    attack_of,
+    attacked_models,
+    replicate,
+    stacked,
+    sweep_of,
+    swept,
+)
 from llm.jobs.settings import provenance_of
 from llm.jobs.sweeping import runs_of, write_summary
 from llm.models.names import check
@@ -36,17 +47,18 @@ from markov.files.storage import Location
 if TYPE_CHECKING:
     import pandas as pd
 
+    from llm.data.parts import Part
 
 JOB = "study"
 FILES = (
-    *(f"{name}.parquet" for name in ("gate", "measures", "attacks", "summary")),
+    *(f"{name}.parquet" for name in ("gate", "measures", "attacks", "summary", "times")),
     "summary.md",
     "summary.tex",
 )
 # Fields that a study may be continued with other values of.
 FREE = (
     *("out", "draw", "jobs", "seeds", "methods", "attacked", "despite_gate", "device"),
-    "memory",
+    *("memory", "estimate_only"),
 )
 # The four corners, two baselines that ascend, one that descends on refusals; betas and retain
 # weights of the paper for forget05.
@@ -135,6 +147,10 @@ class Study(ModelOptions, MemoryOption):
     """Draw the figures of the study into OUT/figures, as `python -m figures --study OUT` does."""
     jobs: int = 1
     """Runs of methods at a time, each with a model in memory; -1 is one per core."""
+    estimate_only: bool = False
+    """Print how long the study would take on this machine, and what is left of it, and make none.
+    Nothing is written.
+    """
     out: Path = Path("out/study")
     """Folder to write, or to go on in."""
 
@@ -182,15 +198,26 @@ def study(
     and numbers that are not allowed, for a folder of another study, and for two models by which
     methods cannot be compared.
     """
-    asked = Study(
-        model=str(model),
-        data=str(data),
-        out=Path(out),
-        methods=tuple(methods),
-        seeds=tuple(seeds),
-        **options,
-    )
-    return studied(checked(asked), progress=progress)
+    asked = asked_for(model, data, out=out, methods=methods, seeds=seeds, **options)
+    return studied(asked, progress=progress)
+
+
+def asked_for(
+    model: Location,
+    data: Location,
+    *,
+    out: Location,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    **options: Any,
+) -> Study:
+    """Return a study in words; raises `InvalidInput` as `checked` does."""
+    words: dict[str, Any] = {"model": str(model), "data": str(data), "out": Path(out)}
+    words |= {"methods": tuple(methods), "seeds": tuple(seeds)}
+    asked = checked(Study(**words, **options))
+    allowed = "left out: llm.estimate returns how long a study takes"
+    require(not asked.estimate_only, "estimate_only", True, allowed)
+    return asked
 
 
 def checked(asked: Study) -> Study:
@@ -232,14 +259,27 @@ def studied(
 
     `on_gate` is called with the gate and the floor before any method is compared.
     """
-    from llm.evaluation.gate import floor, gate
-
     out = storage.check_writable(asked.out, "out", folder=True)
     same = {name: getattr(asked, name) for name in vars(asked) if name not in FREE}
     with folders.given_back(out, JOB):
         folders.claim(out, JOB, same, names=("data", "figures", *FILES))
         data = _data(asked, out)
-        seeds = [replicate(asked, out, data, seed, progress) for seed in asked.seeds]
+        with _timed(asked):
+            seeds = [replicate(asked, out, data, seed, progress) for seed in asked.seeds]
+    with _timed(asked):
+        return _compared(asked, seeds, progress, on_gate)
+
+
+def _compared(
+    asked: Study,
+    seeds: Sequence[Replicate],
+    progress: bool,
+    on_gate: Callable[[pd.DataFrame, tuple[float, ...]], object] | None,
+) -> Studied:
+    """Compare the methods by the models of all seeds, if these pass the gate."""
+    from llm.evaluation.gate import floor, gate
+
+    out = asked.out
     before = [swept(one, (), progress) for one in seeds]
     found = gate({one.seed: table for one, table in zip(seeds, before, strict=True)})
     logs = [one.retrained_log() for one in seeds]
@@ -267,10 +307,37 @@ def _data(asked: Study, out: Path) -> str:
     """Return the word of what is to be forgotten: all of it, or a part that is written now."""
     from llm.data.parts import Part, write_part
 
-    part = Part(
+    part = part_asked(asked)
+    return asked.data if part == Part() else write_part(out / "data", asked.data, part)
+
+
+def part_asked(asked: Study) -> Part:
+    """Return which part of the data is studied."""
+    from llm.data.parts import Part
+
+    return Part(
         forget=asked.forget_answers, retain=asked.retain_answers, measured=asked.measured_answers
     )
-    return asked.data if part == Part() else write_part(out / "data", asked.data, part)
+
+
+@contextmanager
+def _timed(asked: Study) -> Iterator[None]:
+    """Write afterwards, however it ends, how long all parts took so far, if there are any.
+
+    A seed that is not asked for now keeps its rows.
+    """
+    from llm.sweeps.times import read_times
+
+    try:
+        yield
+    finally:
+        files = {
+            int(file.parent.name.removeprefix("seed")): file
+            for file in asked.out.glob(f"seed*/{TIMES}")
+        }
+        table = read_times(dict(sorted(files.items())))
+        if len(table):
+            storage.write_table(table, asked.out / "times.parquet", provenance_of(asked))
 
 
 def _write(asked: Study, out: Path, done: Studied) -> None:

@@ -40,7 +40,7 @@ def answer_log(
     example has perturbed responses, the log has none. Raises `InvalidInput` as `encode_examples`
     and `score_encoded` do, and for examples that differ in their numbers of perturbed responses.
     """
-    columns = _encoded(language, examples, max_length)
+    columns = encoded_columns(language, examples, max_length)
     flat = [one for column in columns for one in column]
     kinds = ("gold", "paraphrased", *(f"{PERTURBED}{place}" for place in range(len(columns) - 2)))
     named = Named(
@@ -158,9 +158,13 @@ def _counted(log: EvaluationLog, answers: Answers) -> tuple[np.ndarray, np.ndarr
     return answers.total, answers.length
 
 
-def _encoded(
+def encoded_columns(
     language: LanguageModel, examples: Sequence[Example], max_length: int
 ) -> list[list[Encoded]]:
+    """Return the tokens of all answers that `answer_log` scores: a list of examples per kind.
+
+    Raises `InvalidInput` as `answer_log` does.
+    """
     require(len(examples) > 0, "examples", examples, "at least one")
     counts = {len(example.perturbed) for example in examples}
     require(

@@ -154,7 +154,7 @@ def _written(
     order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
     with evaluating(model), torch.no_grad():
         way = way_of(model, prompts, min(TRIED, new))
-        plan = _plan(order, prompts, new, budget, way, world)
+        plan = planned(order, prompts, new, budget, way, world)
         if world > 1:
             plan = [plan[item] for item, _ in share(len(plan), rank=place(), world=world)]
         with bar(sum(map(len, plan)), "write", unit="answer", show=progress) as done:
@@ -168,7 +168,7 @@ def _written(
                 ):
                     way = WAYS[WAYS.index(way) + 1]
                     left = [row for rows in plan for row in rows]
-                    plan = _plan(left, prompts, new, budget, way)
+                    plan = planned(left, prompts, new, budget, way)
                     continue
                 for row, own in zip(rows, written, strict=True):
                     found[row] = own[:-1] if own[-1] in stops else own
@@ -236,7 +236,7 @@ def _rounding(model: Any, logits: Float[Tensor, "time vocab"]) -> Float[Tensor, 
     return max(TOLERANCE, 8 * eps) * (logits.amax(-1) - logits.amin(-1))
 
 
-def _plan(
+def planned(
     left: Sequence[int],
     prompts: Sequence[Sequence[int]],
     new: int,
@@ -250,10 +250,9 @@ def _plan(
     written. Where the number of batches is not a multiple of `world`, they are made smaller and
     alike, so that as many processes have as much to write.
     """
-    plan = _within(left, prompts, new, budget, way, len(left))
+    plan = _within(left, prompts, new, budget, way, 1)
     if way.together and len(plan) % world:
-        each = math.ceil(len(left) / (math.ceil(len(plan) / world) * world))
-        plan = _within(left, prompts, new, budget, way, each)
+        plan = _within(left, prompts, new, budget, way, math.ceil(len(plan) / world) * world)
     return plan
 
 
@@ -263,12 +262,16 @@ def _within(
     new: int,
     budget: int,
     way: Way,
-    most: int,
+    least: int,
 ) -> list[list[int]]:
-    """Return the rows that are left in batches within the budget, and of at most `most` rows."""
+    """Return the rows that are left in batches within the budget, and in at least `least` alike.
+
+    Where there are fewer rows than that, each is a batch.
+    """
     plan: list[list[int]] = []
     while left:
         longest = len(prompts[left[0]])
+        most = math.ceil(len(left) / max(1, least - len(plan)))
         count = max(1, min(most, budget // (longest + new))) if way.together else 1
         rows = [row for row in left[:count] if way.padded or len(prompts[row]) == longest]
         plan.append(rows)

@@ -29,6 +29,7 @@ from llm.data.sources import read
 from llm.data.splits import TofuSets, retain_word, tofu_sets
 from llm.data.tofu import Example
 from llm.evaluation.folders import COLUMNS, evaluate_into, tofu_measure
+from llm.evaluation.folders import JOB as EVALUATION
 from llm.logs.measures import TofuLogs
 from llm.logs.reading import OPEN_UNLEARNING
 from llm.logs.summaries import long_table
@@ -38,10 +39,12 @@ from llm.models.saving import check_savable, save
 from llm.models.source import ModelOptions, load, load_model
 from llm.scoring.limits import NEW_TOKENS
 from llm.sweeps.parallel import several
+from llm.sweeps.times import laps
 from llm.training.loop import Optimization
 from llm.unlearning.epoch import NAN
 from llm.unlearning.methods import METHODS, Method
 from llm.unlearning.runs import EPOCHS, MODEL, unlearn_into
+from llm.unlearning.runs import JOB as UNLEARNING
 from llm.unlearning.task_vectors import negate_task_vector
 from llm.unlearning.unlearn import Unlearning
 from markov.errors import InvalidInput, is_whole, require
@@ -64,7 +67,8 @@ class Task:
 
     `retrained` names a model as `options.model` does. `data` is a forget split (see
     `llm.data.splits.split_of`), and `retain_data`, if not given, the one that goes with it; or both
-    are files of one's own.
+    are files of one's own. Into the file `times`, if there is one, goes how long every part took
+    (see `llm.sweeps.times`).
     """
 
     options: ModelOptions
@@ -76,6 +80,7 @@ class Task:
     max_new_tokens: int = NEW_TOKENS
     variant: str = "geometric"
     save_models: bool = False
+    times: Path | None = None
 
     def sets(self) -> TofuSets:
         """Return the sets that models are evaluated on."""
@@ -224,7 +229,14 @@ def baseline(folder: Path, task: Task, kind: str, sets: TofuSets | None = None) 
     `kind` says which; it is evaluated now if its logs are not there.
     """
     word = task.options.model if kind == "original" else task.retrained
-    return _evaluated(folder, task, {"model": word}, sets, lambda: load_model(task.options, word))
+    begun = folders.claimed(folder, EVALUATION)
+    with laps(task.times, kind) as lap:
+
+        def start() -> LanguageModel:
+            lap("evaluate", resumed=begun)
+            return load_model(task.options, word)
+
+        return _evaluated(folder, task, {"model": word}, sets, start)
 
 
 def run_in(
@@ -239,8 +251,11 @@ def run_in(
         # A run that is finished but not evaluated has its model, or it has to be made again.
         if (folder / EPOCHS).exists() and not os.path.lexists(folder / MODEL):
             leftovers.set_aside(folder / EPOCHS, "the model of this run is gone")
+        if not (folder / EPOCHS).exists():
+            lap("unlearn", resumed=UNLEARNING in begun)
         language = load_model(task.options)
         (unlearned if run.method else negated)(folder, task, run, language)
+        lap("evaluate", resumed=EVALUATION in begun)
         found = load(
             folder / MODEL,
             dtype=task.options.dtype,
@@ -253,8 +268,11 @@ def run_in(
     known = any((folder / name).exists() for name in (OPEN_UNLEARNING, MODEL))
     if _status(folder) == NAN and not known:
         return None
+    begun = [job for job in (UNLEARNING, EVALUATION) if folders.claimed(folder, job)]
+    settings = {"model": task.options.model, "run": run}
     try:
-        logs = _evaluated(folder, task, {"model": task.options.model, "run": run}, sets, made)
+        with laps(task.times, run.word) as lap:
+            logs = _evaluated(folder, task, settings, sets, made)
     except InvalidInput:
         if _status(folder) != NAN:
             raise

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -144,12 +144,13 @@ def test_texts_of_several_processes_are_those_of_one(world: int, several: Any) -
         assert found == want
 
 
+@example(4, 3, 56)
 @given(st.integers(1, 60), st.integers(1, 6), st.integers(1, 400))
 def test_batches_to_write_are_dealt_evenly(count: int, world: int, budget: int) -> None:
     prompts = [[1] * (1 + row % 9) for row in range(count)]
     left = sorted(range(count), key=lambda row: -len(prompts[row]))
-    plan = generation._plan(left, prompts, 10, budget, generation.WAYS[0], world)
-    alone = generation._plan(left, prompts, 10, budget, generation.WAYS[0])
+    plan = generation.planned(left, prompts, 10, budget, generation.WAYS[0], world)
+    alone = generation.planned(left, prompts, 10, budget, generation.WAYS[0])
     assert [row for rows in plan for row in rows] == left == [row for rows in alone for row in rows]
     for rows in plan:
         assert len(rows) == 1 or len(rows) * (len(prompts[rows[0]]) + 10) <= budget
