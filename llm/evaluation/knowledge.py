@@ -41,6 +41,7 @@ from llm.logs.log import Answers, EvaluationLog
 from llm.models.language_model import LanguageModel
 from llm.scoring.limits import BUDGET, MAX_LENGTH, NEW_TOKENS
 
+COUNTS = ("source", "way", "asked", "right", "share", "chance", "guessed")
 TIE = 1e-5  # nats per token, by which rounding may part equal sums of float32 numbers
 Chosen = Bool[np.ndarray, "questions answers"]
 
@@ -123,8 +124,7 @@ def counts(chosen: Mapping[str, Chosen], sources: Sequence[str]) -> pd.DataFrame
             chance = 1 / one.shape[1] if of_choices else float("nan")
             right = int(one[:, 0].sum())
             rows.append((name, way, len(one), right, right / len(one), chance, guessed(one)))
-    columns = ["source", "way", "asked", "right", "share", "chance", "guessed"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=list(COUNTS))
 
 
 def _recalls(

@@ -29,6 +29,10 @@ Way = Literal["probability", "writing", "both"]  # see `llm.evaluation.knowledge
 WAY: Way = "writing"
 SHARE, RECALL = 0.5, 1.0
 WRITTEN = 50  # tokens of an answer: the longer a text, the more words it has by chance
+COLUMNS = (
+    *("source", "index", "question", "answer", "logp", "length", "probability", "rank", "written"),
+    *("rouge", "right", "part"),
+)
 PARTS = ("forget", "retain", "known", "unknown")
 
 
@@ -108,11 +112,12 @@ def known(
 
     if isinstance(model, Word):
         check(model)
-    split = checked_split(way, share, seed, recall, retains=not _is_empty(retain))
+    split = checked_split(way, share, seed, recall, retains=len(_listed(retain)) > 0)
     require_whole(max_new_tokens, "max_new_tokens", 1)
     questions = read_questions(data, retain, way)
     if out is not None:
-        folders.check_place(out, inputs=[one for one in (model,) if isinstance(one, Word)])
+        given = [*_listed(data), *_listed(retain), model]
+        folders.check_place(out, inputs=[one for one in given if isinstance(one, Word)])
     language = language_of(model, progress=progress)
     options: dict[str, Any] = {"recall": recall, "words": words, "max_length": max_length}
     options |= {"max_new_tokens": max_new_tokens}
@@ -166,8 +171,8 @@ def read_questions(data: Any, retain: Any, way: str) -> Questions:
     )
 
 
-def _is_empty(data: Any) -> bool:
-    return not isinstance(data, Word) and len(data) == 0
+def _listed(data: Any) -> tuple[Any, ...]:
+    return (data,) if isinstance(data, Word) else tuple(data)
 
 
 def _read(data: Any) -> list[tuple[str, Example]]:
@@ -175,7 +180,7 @@ def _read(data: Any) -> list[tuple[str, Example]]:
     from llm.data.sources import read
 
     found: list[tuple[str, Example]] = []
-    for one in (data,) if isinstance(data, Word) else data:
+    for one in _listed(data):
         if isinstance(one, Word):
             found += [(os.fspath(one), example) for example in read(one)]
         else:
@@ -204,7 +209,7 @@ def asked(language: LanguageModel, questions: Questions, split: Split, **options
             "answer": [one.response for one in questions.examples],
         }
     )
-    table = pd.concat([labels, found.table], axis=1).assign(right=right, part=part)
+    table = pd.concat([labels, found.table], axis=1).assign(right=right, part=part)[list(COLUMNS)]
     forget, retain = (
         tuple(
             replace(questions.examples[row], index=new)

@@ -12,11 +12,13 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 import llm
 from llm.__main__ import cli
 from llm.data import tofu
-from llm.jobs.knowing import NAMES, SHARE, Split, parts, report
+from llm.evaluation.knowledge import COUNTS
+from llm.jobs.knowing import COLUMNS, NAMES, SHARE, Split, parts, report, spread, weights_of
 from llm.jobs.settings import DEFAULTS
 from llm.models.saving import save
 from markov.errors import InvalidInput
@@ -112,6 +114,7 @@ def test_the_command_writes_what_the_job_returns(
     assert report(found) in said and repr(found) == report(found)
     table = storage.read_table(tmp_path / "out" / "known.parquet")
     pd.testing.assert_frame_equal(table, found.table, check_flags=False, check_dtype=False)
+    assert tuple(table) == COLUMNS and tuple(found.counts) == COUNTS
     assert {path.name for path in files_in(tmp_path / "out")} == {*NAMES, CLAIM}
     assert table["source"].tolist() == ["authors.json"] * 7 + ["facts.json"] * 3
     assert table["index"].tolist() == [*range(6), 8, 6, 7, 9]
@@ -195,6 +198,23 @@ def test_weights_are_those_of_the_commands_score_and_weights(learnt: Path) -> No
     assert found.weights["weight_npo_b0.1"].eq(1).all()
     again = storage.read_table("out/weights.parquet")
     pd.testing.assert_frame_equal(found.weights, again, check_flags=False)
+
+
+def test_the_spread_of_weights_tells_whom_a_corner_pushes() -> None:
+    logp, length = np.array([-2.0, -9.0, -4.0, -30.0]), np.array([2, 3, 4, 5])
+    table = pd.DataFrame({"logp": logp, "length": length, "part": "forget"})
+    found = spread(weights_of(table))
+    assert found.loc["npo_b0.1", ["least", "mean", "greatest"]].eq(1).all()
+    assert found.loc["npo_b0.1", ["length", "nats_per_token"]].isna().all()
+    own = 2 / (1 + np.exp(-2.5 * logp / length)) / length
+    np.testing.assert_allclose(found.loc["simnpo_b2.5", "mean"], own.mean())
+    nats = stats.spearmanr(own, -logp / length).statistic
+    assert found.loc["simnpo_b2.5", "nats_per_token"] == pytest.approx(nats) and nats < 0
+    # at the start a longer answer weighs less by length-normalised NPO, however well it is known
+    assert found.loc["length_normalized_npo_b2.5", "length"] == -1
+    assert found.loc["reference_free_npo_b0.1", "greatest"] < 1
+    one = spread(weights_of(table.iloc[:1]))
+    assert one["length"].isna().all() and one["mean"].notna().all()
 
 
 def test_what_is_known_is_forgotten_and_the_rest_of_it_kept(
