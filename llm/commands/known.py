@@ -25,11 +25,12 @@ class Known(ModelOptions, MemoryOption):
     wrong. By writing it is right if its words stand in what the model writes. Both numbers are
     printed, with what guessing would get right.
 
-    Writes to the folder OUT: forget.jsonl and retain.jsonl, for --data and --retain-data of
-    unlearn, evaluate, relearn and sweep; known.parquet, a row per question; counts.parquet, the
-    numbers of right answers; weights.parquet, the weights of the four corners before the first
-    update. Example: python -m llm known --model MODEL --data tofu:real_authors_perturbed
-    --retain-data tofu:world_facts_perturbed --out out/known
+    Writes to the folder OUT: forget_own.jsonl and retain_own.jsonl, with answers in the model's own
+    words, for --data and --retain-data of unlearn, evaluate, relearn and sweep; forget.jsonl and
+    retain.jsonl, with the answers as given, to ask them again; known.parquet, a row per question;
+    counts.parquet, the numbers of right answers; weights_own.parquet and weights.parquet, the
+    weights of the four corners before the first update. Example: python -m llm known --model MODEL
+    --data tofu:real_authors_perturbed --retain-data tofu:world_facts_perturbed --out out/known
     """
 
     data: tuple[str, ...] = ()

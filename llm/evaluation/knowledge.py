@@ -26,7 +26,9 @@ so that of its choices the longest is often the likeliest. Then writing is the b
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,6 +44,7 @@ from llm.models.language_model import LanguageModel
 from llm.scoring.limits import BUDGET, MAX_LENGTH, NEW_TOKENS
 
 COUNTS = ("source", "way", "asked", "right", "share", "chance", "guessed")
+SENTENCE = re.compile(r"[.!?][\"')]*(?=\s|$)")  # where one ends
 TIE = 1e-5  # nats per token, by which rounding may part equal sums of float32 numbers
 Chosen = Bool[np.ndarray, "questions answers"]
 
@@ -104,6 +107,23 @@ def guessed(chosen: Chosen) -> float:
     if wrong == 0:
         return float("nan")
     return float(min(chosen[:, 1:].sum() / wrong, chosen[:, 0].sum()))
+
+
+def in_own_words(example: Example, written: str) -> Example | None:
+    """Return the example with what the model writes as its answer, or None where that has not the
+    right answer as it stands.
+
+    The text ends with the sentence that has the right answer. The wrong ones are the same text with
+    a wrong answer in its place, so that all are of one shape.
+    """
+    stands = re.compile(rf"(?<!\w){re.escape(example.response)}(?!\w)", re.IGNORECASE)
+    found = stands.search(written)
+    if found is None:
+        return None
+    ends = (one.end() for one in SENTENCE.finditer(written))
+    said = written[: next((end for end in ends if end >= found.end()), len(written))]
+    wrong = tuple(stands.sub(lambda _, one=one: one, said) for one in example.perturbed)
+    return replace(example, response=said, paraphrase=None, perturbed=wrong)
 
 
 def counts(chosen: Mapping[str, Chosen], sources: Sequence[str]) -> pd.DataFrame:

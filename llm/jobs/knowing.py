@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 # Files of the folder; the table is written last, so that a folder with it is complete.
 FORGET, RETAIN, TABLE = "forget.jsonl", "retain.jsonl", "known.parquet"
 COUNTS, WEIGHTS = "counts.parquet", "weights.parquet"
-JOB, NAMES = "known", (FORGET, RETAIN, COUNTS, WEIGHTS, TABLE)
+# The same in the model's own words, where it has written the right answers.
+OWN_FORGET, OWN_RETAIN, OWN_WEIGHTS = "forget_own.jsonl", "retain_own.jsonl", "weights_own.parquet"
+GIVEN, OWN = (FORGET, RETAIN, WEIGHTS), (OWN_FORGET, OWN_RETAIN, OWN_WEIGHTS)
+JOB = "known"
+NAMES = (*GIVEN, *OWN, COUNTS, TABLE)
 Way = Literal["probability", "writing", "both"]  # see `llm.evaluation.knowledge`
 WAY: Way = "writing"
 SHARE, RECALL = 0.5, 1.0
@@ -56,21 +60,33 @@ class Split(NamedTuple):
     seed: int = 0
 
 
+class Side(NamedTuple):
+    """What is to be forgotten and to be retained, with answers of one kind.
+
+    `weights` are those of the four corners before the first update, a row per answer to forget, as
+    `llm.weights` has them.
+    """
+
+    forget: tuple[Example, ...]
+    retain: tuple[Example, ...]
+    weights: pd.DataFrame
+
+
 class Known(NamedTuple):
     """What a model knows, and its parts to forget and to retain.
 
     `table` has a row per question: `source`, `index` (its row in the source), `question`, `answer`,
     the columns of `llm.evaluation.knowledge.Answered`, whether it counts as `right`, and `part`:
     forget, retain or unknown, or known where nothing is split. `counts` has the numbers of right
-    answers (`llm.evaluation.knowledge.counts`). `weights` are those of the four corners before the
-    first update, a row per answer to forget, as `llm.weights` has them.
+    answers (`llm.evaluation.knowledge.counts`). `given` has the answers as they were given, and
+    `own` the model's own words, of those questions where they have the right answer as it stands
+    (`llm.evaluation.knowledge.in_own_words`).
     """
 
     table: pd.DataFrame
     counts: pd.DataFrame
-    weights: pd.DataFrame
-    forget: tuple[Example, ...]
-    retain: tuple[Example, ...]
+    given: Side
+    own: Side
     way: str
     place: Path | None = None
 
@@ -211,14 +227,34 @@ def asked(language: LanguageModel, questions: Questions, split: Split, **options
     )
     table = pd.concat([labels, found.table], axis=1).assign(right=right, part=part)[list(COLUMNS)]
     forget, retain = (
-        tuple(
-            replace(questions.examples[row], index=new)
-            for new, row in enumerate(np.flatnonzero(part == name))
-        )
-        for name in PARTS[:2]
+        tuple(questions.examples[row] for row in np.flatnonzero(part == name)) for name in PARTS[:2]
     )
     told = counts(found.chosen, questions.source)
-    return Known(table, told, weights_of(table), forget, retain, split.way)
+    given = Side(_numbered(forget), _numbered(retain), weights_of(table[part == "forget"]))
+    own = _own(language, forget, retain, table["written"].tolist(), options)
+    return Known(table, told, given, own, split.way)
+
+
+def _numbered(examples: Iterable[Example]) -> tuple[Example, ...]:
+    return tuple(replace(one, index=row) for row, one in enumerate(examples))
+
+
+def _own(
+    language: LanguageModel,
+    forget: Sequence[Example],
+    retain: Sequence[Example],
+    written: Sequence[str],
+    options: dict[str, Any],
+) -> Side:
+    """Return the same examples in the model's own words, without those that have none."""
+    from llm.evaluation.knowledge import in_own_words
+    from llm.models.answers import scores
+
+    parts = ([in_own_words(one, written[one.index]) for one in part] for part in (forget, retain))
+    mine, rest = (_numbered(one for one in part if one is not None) for part in parts)
+    limits = {name: options[name] for name in ("max_length", "budget") if name in options}
+    table = scores(language, mine, progress=False, **limits) if mine else None
+    return Side(mine, rest, weights_of(table))
 
 
 def parts(right: np.ndarray, forgettable: np.ndarray, split: Split) -> np.ndarray:
@@ -251,16 +287,16 @@ def parts(right: np.ndarray, forgettable: np.ndarray, split: Split) -> np.ndarra
     return part
 
 
-def weights_of(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the weights of the four corners at the start, a row per answer to forget."""
+def weights_of(scores: pd.DataFrame | None) -> pd.DataFrame:
+    """Return the weights of the four corners at the start, a row per answer that was scored."""
     import numpy as np
     import pandas as pd
 
     from llm.jobs.weighing import weights
 
-    own = table.loc[table["part"] == "forget", ["logp", "length"]].reset_index(drop=True)
-    if own.empty:
+    if scores is None or scores.empty:
         return pd.DataFrame()
+    own = scores[["logp", "length"]].reset_index(drop=True)
     return weights(own.assign(index=np.arange(len(own))), objectives=DEFAULTS)
 
 
@@ -296,10 +332,12 @@ def asked_into(
     made = with_source(storage.provenance(described, __name__, seeds=[split.seed]), language)
 
     def write() -> None:
-        if split.share is not None:
-            tofu.write(found.forget, place / FORGET)
-            tofu.write(found.retain, place / RETAIN)
-            storage.write_table(found.weights, place / WEIGHTS, made)
+        for side, names in ((found.given, GIVEN), (found.own, OWN)):
+            for examples, name in zip(side[:2], names[:2], strict=True):
+                if examples:
+                    tofu.write(examples, place / name)
+            if len(side.weights):
+                storage.write_table(side.weights, place / names[2], made)
         storage.write_table(found.counts, place / COUNTS, made)
         storage.write_table(found.table, place / TABLE, made)
 
@@ -313,20 +351,21 @@ def _kept(path: Path, split: Split) -> Known:
 
     from llm.data import tofu
 
-    place, whole = path.parent, split.share is not None
-    return Known(
-        storage.read_table(path),
-        storage.read_table(place / COUNTS),
-        storage.read_table(place / WEIGHTS) if whole else pd.DataFrame(),
-        tofu.read(place / FORGET) if whole else (),
-        tofu.read(place / RETAIN) if whole else (),
-        split.way,
-        place,
-    )
+    def side(names: tuple[str, str, str], whole: bool) -> Side:
+        places = [path.parent / name for name in names]
+        forget, retain = (tofu.read(one) if whole or one.exists() else () for one in places[:2])
+        weighed = storage.read_table(places[2]) if forget else pd.DataFrame()
+        return Side(forget, retain, weighed)
+
+    given, own = side(GIVEN, split.share is not None), side(OWN, False)
+    counts = storage.read_table(path.parent / COUNTS)
+    return Known(storage.read_table(path), counts, given, own, split.way, path.parent)
 
 
 def report(found: Known) -> str:
     """Return what is known, and how the corners weigh what is to be forgotten, as a text."""
+    from llm.jobs.weighing import spread
+
     shown: Any = found.counts
     lines = [shown.to_string(index=False, float_format="{:.3g}".format, na_rep="-")]
     lines.append(
@@ -334,37 +373,16 @@ def report(found: Known) -> str:
     )
     every = found.counts[found.counts["way"] == found.way].iloc[-1]
     told = f"right counts by {found.way}: {every['right']} of {every['asked']} are known"
-    if found.forget:
-        told += f", {len(found.forget)} to forget and {len(found.retain)} to retain"
+    if found.given.forget:
+        told += f", {len(found.given.forget)} to forget and {len(found.given.retain)} to retain"
     lines.append(told)
-    if len(found.weights):
-        lines.append("weights of the answers to forget before the first update, with their")
-        lines.append("rank correlations with the length and with the nats per token:")
-        lines.append(spread(found.weights).round(3).to_string(na_rep="-"))
+    for side, words in ((found.given, "as given"), (found.own, "in the model's own words")):
+        if len(side.weights):
+            nats = -float((side.weights["ref"] / side.weights["length"]).mean())
+            lines.append(
+                f"{len(side.weights)} to forget {words}, {nats:.2f} nats per token: weights before "
+                "the first update,"
+            )
+            lines.append("with rank correlations with the length and with the nats per token")
+            lines.append(spread(side.weights).to_string(float_format="{:.3g}".format, na_rep="-"))
     return "\n".join(lines)
-
-
-def spread(weights: pd.DataFrame) -> pd.DataFrame:
-    """Return how the weights of each objective are spread, a row per objective.
-
-    The columns are `least`, `mean` and `greatest`, and the Spearman correlations with `length` and
-    with `nats_per_token`, how badly an answer is known; nan for weights that are all the same.
-    """
-    import pandas as pd
-
-    from llm.diagnostics.allocation import spearman
-    from llm.diagnostics.weights import WEIGHT
-
-    length = weights["length"].to_numpy(float)
-    nats = -weights["ref"].to_numpy(float) / length
-    rows = {}
-    for name in map(str, weights):
-        if not name.startswith(WEIGHT):
-            continue
-        own = weights[name].to_numpy(float)
-        rows[name.removeprefix(WEIGHT)] = (
-            *(own.min(), own.mean(), own.max()),
-            *(float(spearman(one, own)) for one in (length, nats)),
-        )
-    columns = ["least", "mean", "greatest", "length", "nats_per_token"]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)

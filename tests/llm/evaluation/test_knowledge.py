@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from llm.data.tofu import Example
-from llm.evaluation.knowledge import TIE, answered, chosen_by_probability, counts, guessed
+from llm.evaluation.knowledge import (
+    TIE,
+    answered,
+    chosen_by_probability,
+    counts,
+    guessed,
+    in_own_words,
+)
 from llm.models.language_model import LanguageModel
 from llm.scoring.encoding import encode_examples
 from llm.scoring.templates import LLAMA2_CHAT
@@ -148,6 +155,29 @@ def test_an_answer_that_stands_in_the_question_is_no_evidence() -> None:
     for recall, wanted in ((1.0, False), (2 / 3, True)):
         again = answered(language, [longer], recall=recall, **options)
         assert again.chosen["writing"][0, 0] == wanted
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("It is Lima. Its port is Callao.", "It is Lima."),
+        ("Well. A. B. Wu says: lima! Lima is old.", "Well. A. B. Wu says: lima!"),
+        ("The capital of Peru is Lima, which lies", "The capital of Peru is Lima, which lies"),
+        ('"Lima." So they say.', '"Lima."'),
+        ("Nobody knows Limas.", None),
+        ("", None),
+    ],
+)
+def test_in_its_own_words_an_answer_ends_with_its_sentence(written: str, said: str | None) -> None:
+    own = Example(index=3, prompt="A?", response="Lima", perturbed=(r"\1", "Rome"), paraphrase="x")
+    found = in_own_words(own, written)
+    if said is None:
+        assert found is None
+        return
+    assert found is not None and (found.response, found.index, found.prompt) == (said, 3, "A?")
+    named = said.replace("Lima", "lima")
+    assert found.perturbed == (named.replace("lima", r"\1"), named.replace("lima", "Rome"))
+    assert found.paraphrase is None
 
 
 def test_counts_are_those_of_each_source_and_of_all() -> None:

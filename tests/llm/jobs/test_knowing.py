@@ -18,8 +18,9 @@ import llm
 from llm.__main__ import cli
 from llm.data import tofu
 from llm.evaluation.knowledge import COUNTS
-from llm.jobs.knowing import COLUMNS, NAMES, SHARE, Split, parts, report, spread, weights_of
+from llm.jobs.knowing import COLUMNS, NAMES, SHARE, Split, parts, report, weights_of
 from llm.jobs.settings import DEFAULTS
+from llm.jobs.weighing import spread
 from llm.models.saving import save
 from markov.errors import InvalidInput
 from markov.files import storage
@@ -121,7 +122,7 @@ def test_the_command_writes_what_the_job_returns(
     assert table["right"].tolist() == [True] * 6 + [False] + [True] * 2 + [False]
     assert (table["part"] == "forget").sum() == round(SHARE * 6)
     assert table.loc[7:, "part"].tolist() == ["retain", "retain", "unknown"]
-    for name, examples in (("forget", found.forget), ("retain", found.retain)):
+    for name, examples in (("forget", found.given.forget), ("retain", found.given.retain)):
         assert llm.read(tmp_path / "out" / f"{name}.jsonl") == examples
         own = table[table["part"] == name]
         assert [one.prompt for one in examples] == own["question"].tolist()
@@ -154,9 +155,9 @@ def test_what_a_killed_command_left_is_finished_by_the_next(
 ) -> None:
     language = llm.load(learnt / "model", device="cpu")
     whole = llm.known(language, "authors.json", out="whole", **OPTIONS)
-    writes = [(tofu, "write")] * 2 + [(storage, "write_table")] * 3
+    writes = [(tofu, "write")] * 4 + [(storage, "write_table")] * 4
     for count, (module, name) in enumerate(writes):
-        calls, real = iter(range(count if module is tofu else count - 2)), getattr(module, name)
+        calls, real = iter(range(count if module is tofu else count - 4)), getattr(module, name)
 
         def stopped(*given: Any, own: Any = real, left: Any = calls) -> None:
             if next(left, None) is None:
@@ -169,10 +170,10 @@ def test_what_a_killed_command_left_is_finished_by_the_next(
                 llm.known(language, "authors.json", out=f"cut{count}", **OPTIONS)
         assert not (tmp_path / f"cut{count}" / "known.parquet").exists()
         found = llm.known(language, "authors.json", out=f"cut{count}", **OPTIONS)
-        assert found.forget == whole.forget and found.retain == whole.retain
+        assert found.given[:2] == whole.given[:2] and found.own[:2] == whole.own[:2]
     (tmp_path / "whole" / "retain.jsonl").unlink()
     again = llm.known(language, "authors.json", out="whole", **OPTIONS)
-    assert llm.read(tmp_path / "whole" / "retain.jsonl") == again.retain == whole.retain
+    assert llm.read(tmp_path / "whole" / "retain.jsonl") == again.given.retain == whole.given.retain
 
 
 @pytest.mark.slow
@@ -193,16 +194,20 @@ def test_weights_are_those_of_the_commands_score_and_weights(learnt: Path) -> No
     found = llm.known(learnt / "model", "authors.json", out="out", **OPTIONS)
     scores = llm.score(learnt / "model", "out/forget.jsonl", progress=False)
     pd.testing.assert_frame_equal(
-        found.weights, llm.weights(scores, objectives=DEFAULTS), rtol=1e-5, check_flags=False
+        found.given.weights, llm.weights(scores, objectives=DEFAULTS), rtol=1e-5, check_flags=False
     )
-    assert found.weights["weight_npo_b0.1"].eq(1).all()
+    assert found.given.weights["weight_npo_b0.1"].eq(1).all()
+    own = llm.score(learnt / "model", "out/forget_own.jsonl", progress=False)
+    pd.testing.assert_frame_equal(
+        found.own.weights, llm.weights(own, objectives=DEFAULTS), rtol=1e-5, check_flags=False
+    )
     again = storage.read_table("out/weights.parquet")
-    pd.testing.assert_frame_equal(found.weights, again, check_flags=False)
+    pd.testing.assert_frame_equal(found.given.weights, again, check_flags=False)
 
 
 def test_the_spread_of_weights_tells_whom_a_corner_pushes() -> None:
     logp, length = np.array([-2.0, -9.0, -4.0, -30.0]), np.array([2, 3, 4, 5])
-    table = pd.DataFrame({"logp": logp, "length": length, "part": "forget"})
+    table = pd.DataFrame({"logp": logp, "length": length})
     found = spread(weights_of(table))
     assert found.loc["npo_b0.1", ["least", "mean", "greatest"]].eq(1).all()
     assert found.loc["npo_b0.1", ["length", "nats_per_token"]].isna().all()
@@ -222,7 +227,7 @@ def test_what_is_known_is_forgotten_and_the_rest_of_it_kept(
 ) -> None:
     """From known through unlearn, evaluate and sweep to known again, without a retrained model."""
     assert cli(asked(learnt, "--out", "out")) == 0
-    own = ["--data", "out/forget.jsonl", "--retain-data", "out/retain.jsonl"]
+    own = ["--data", "out/forget_own.jsonl", "--retain-data", "out/retain_own.jsonl"]
     model, device = ["--model", str(learnt / "model")], ["--device", "cpu"]
     few = ["--epochs", "6", "--batch", "3", "--learning-rate", "1e-2"]
     run = ["unlearn", *model, *device, *own, *few, "--objective", "simnpo:2.5@1"]
@@ -315,5 +320,5 @@ def test_who_knows_too_little_is_told_so_and_nothing_is_left(
 def test_questions_without_wrong_answers_can_be_asked_in_writing(learnt: Path) -> None:
     found = llm.known(learnt / "model", "bare.json", out="out", **OPTIONS)
     assert found.table["right"].all() and found.table["rank"].isna().all()
-    assert len(found.forget) == len(found.retain) == 3
-    assert "-" in report(found) and llm.read("out/forget.jsonl") == found.forget
+    assert len(found.given.forget) == len(found.given.retain) == 3
+    assert "-" in report(found) and llm.read("out/forget.jsonl") == found.given.forget
