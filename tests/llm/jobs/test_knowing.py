@@ -208,7 +208,7 @@ def test_weights_are_those_of_the_commands_score_and_weights(learnt: Path) -> No
 def test_the_spread_of_weights_tells_whom_a_corner_pushes() -> None:
     logp, length = np.array([-2.0, -9.0, -4.0, -30.0]), np.array([2, 3, 4, 5])
     table = pd.DataFrame({"logp": logp, "length": length})
-    found = spread(weights_of(table))
+    found: Any = spread(weights_of(table))
     assert found.loc["npo_b0.1", ["least", "mean", "greatest"]].eq(1).all()
     assert found.loc["npo_b0.1", ["length", "nats_per_token"]].isna().all()
     own = 2 / (1 + np.exp(-2.5 * logp / length)) / length
