@@ -3,6 +3,7 @@ from .data.sources import read as read
 from .jobs.estimating import estimate as estimate
 from .jobs.evaluating import evaluate as evaluate
 from .jobs.finetuning import finetune as finetune
+from .jobs.knowing import known as known
 from .jobs.muse import muse as muse
 from .jobs.relearning import relearn as relearn
 from .jobs.scoring import score as score

@@ -1,5 +1,5 @@
 """Language models from the command line, `python -m llm COMMAND --help`:
-build, study, finetune, score, weights, unlearn, evaluate, relearn, sweep, muse, diagnose.
+build, study, finetune, known, score, weights, unlearn, evaluate, relearn, sweep, muse, diagnose.
 
 The same diagnostics as for the Markov chains, on any causal language model: score the responses of
 a data set, weigh them under any objective, unlearn, and ask whether the effort goes where it is
@@ -24,10 +24,15 @@ with a model of your own, which has to learn the answers first, all of them or a
     python -m llm finetune --model MODEL --data tofu:full --without tofu:forget05 \\
         --out out/retrained
 
-or all at once, `python -m llm study --model MODEL --data tofu:forget05`; on several GPUs, `torchrun
---nproc_per_node 2 -m llm score ...`, and so evaluate, finetune, unlearn, relearn and muse; and,
-where there are only evaluation logs of TOFU runs, `python -m llm evaluate --logs DIR
---retrained-logs DIR` and `python -m llm diagnose --logs DIR --retrained-logs DIR`.
+or all at once, `python -m llm study --model MODEL --data tofu:forget05`; with what a model knows
+already, which nobody has to teach it,
+
+    python -m llm known --model MODEL --data tofu:real_authors_perturbed --out out/known
+
+on several GPUs, `torchrun --nproc_per_node 2 -m llm score ...`, and so evaluate, finetune, known,
+unlearn, relearn and muse; and, where there are only evaluation logs of TOFU runs, `python -m llm
+evaluate --logs DIR --retrained-logs DIR` and `python -m llm diagnose --logs DIR --retrained-logs
+DIR`.
 """
 
 from __future__ import annotations
@@ -43,6 +48,7 @@ from llm.commands.build import Build, build
 from llm.commands.diagnose import Diagnose, diagnose
 from llm.commands.evaluate import Evaluate, evaluate
 from llm.commands.finetune import Finetune, finetune
+from llm.commands.known import Known, known
 from llm.commands.muse import Muse, muse
 from llm.commands.relearn import Relearn, relearn
 from llm.commands.score import Score, score
@@ -62,6 +68,7 @@ ACTIONS: dict[type, Callable[[Any], None]] = {
     Build: build,
     Study: study,
     Finetune: finetune,
+    Known: known,
     Score: score,
     Weights: weights,
     Unlearn: unlearn,
@@ -72,7 +79,7 @@ ACTIONS: dict[type, Callable[[Any], None]] = {
     Diagnose: diagnose,
 }
 # Commands that deal their work out to several processes.
-SPREAD = (Score, Finetune, Unlearn, Evaluate, Relearn, Muse)
+SPREAD = (Score, Finetune, Known, Unlearn, Evaluate, Relearn, Muse)
 # Commands that train a model whatever they are asked.
 TRAINING = (Study, Finetune, Unlearn, Relearn, Sweep)
 
@@ -83,6 +90,7 @@ def parse(arguments: Sequence[str] | None = None) -> Any:
         Annotated[Build, tyro.conf.subcommand("build", prefix_name=False)]
         | Annotated[Study, tyro.conf.subcommand("study", prefix_name=False)]
         | Annotated[Finetune, tyro.conf.subcommand("finetune", prefix_name=False)]
+        | Annotated[Known, tyro.conf.subcommand("known", prefix_name=False)]
         | Annotated[Score, tyro.conf.subcommand("score", prefix_name=False)]
         | Annotated[Weights, tyro.conf.subcommand("weights", prefix_name=False)]
         | Annotated[Unlearn, tyro.conf.subcommand("unlearn", prefix_name=False)]

@@ -24,7 +24,9 @@ pytest.importorskip("sphinx", reason="the notebooks' packages are missing")
 from llm.__main__ import parse
 from llm.data.splits import retain_word
 from llm.diagnostics.weights import COLUMNS
+from llm.evaluation.knowledge import COUNTS
 from llm.evaluation.relearning import returns
+from llm.jobs.knowing import COLUMNS as COLUMNS_KNOWN
 from llm.logs.log import Answers, EvaluationLog
 from llm.logs.measures import TofuLogs, measures
 from llm.logs.summaries import best
@@ -135,6 +137,8 @@ def columns() -> dict[str, set[Any]]:
     )
     return {
         "memorised": set(Memorised.model_fields),
+        "known": set(COLUMNS_KNOWN),
+        "counts": set(COUNTS),
         "scores": {*Scores.model_fields, "gradient_norm"},
         "weights": {*COLUMNS, "weight_NAME"},
         "examples": set(ByEpoch.model_fields),
@@ -184,6 +188,10 @@ def test_the_commands_of_your_model_are_taken_by_the_program_in_their_order():
         "evaluate",
         "relearn",
         "sweep",
+        "known",
+        "unlearn",
+        "evaluate",
+        "known",
     ]
     assert [one[0] for one in asked] == order
     assert all(type(parse(one)).__name__.lower() == one[0] for one in asked)

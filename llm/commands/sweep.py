@@ -20,10 +20,8 @@ def sweep(command: Sweep) -> None:
     planned(command, training=True, writing=command.max_new_tokens)
     task_of(command)
     rates = {f"{run.optimization.learning_rate:g}" for run in runs_of(command)}
-    print(
-        f"{command.model} unlearns {command.data}, beside {command.retrained}; learning rate "
-        f"{', '.join(rates)}"
-    )
+    beside = f", beside {command.retrained}" if command.retrained else ", beside no retrained model"
+    print(f"{command.model} unlearns {command.data}{beside}; learning rate {', '.join(rates)}")
     found = swept(command)
     measures = found.measures
     ended = measures.loc[measures["status"].isin(list(ENDINGS)), ["model", "status"]]

@@ -60,6 +60,7 @@ class Sweep(ModelOptions, MemoryOption):
     retrained: str | None = None
     """The model retrained without the forget data, which all are compared with.
     Default, for a model made here and authors:forgetNN: the one that read all but these.
+    For a file of one's own it may be left out: then so is what compares with it, and is named.
     """
     data: str | None = None
     """What is to be forgotten: authors:forgetNN[:SEED], tofu:forgetNN or FOLDER/forgetNN.
@@ -257,7 +258,8 @@ def resolved(command: Sweep) -> Sweep:
     from llm.data.splits import is_own, retain_of, split_of
 
     check(command.model)
-    if command.retrained is None and made(command.model) is None:
+    free = command.data is not None and is_own(command.data)
+    if command.retrained is None and made(command.model) is None and not free:
         raise InvalidInput(
             "retrained",
             None,
@@ -269,7 +271,7 @@ def resolved(command: Sweep) -> Sweep:
     else:
         split_of(data)
     retrained = command.retrained or retrained_of(data)
-    if retrained is None:
+    if retrained is None and not free:
         raise InvalidInput(
             "retrained", None, f"named: of {data} none is known that was retrained without them"
         )
@@ -286,7 +288,7 @@ def task_of(command: Sweep) -> Task:
     from llm.sweeps.sweep import Task
 
     command = resolved(command)
-    assert command.data is not None and command.retrained is not None
+    assert command.data is not None
     return Task(
         options=ModelOptions(
             **{name: getattr(command, name) for name in ModelOptions.__dataclass_fields__}

@@ -14,8 +14,8 @@ import pandas as pd
 
 from llm.diagnostics import allocation as curves
 from llm.diagnostics.scores import beside, pair
+from llm.diagnostics.weights import WEIGHT, diagnose_per_token, weights_table, with_needed
 from llm.diagnostics.weights import diagnose as diagnose_logs
-from llm.diagnostics.weights import diagnose_per_token, weights_table, with_needed
 from llm.jobs.settings import DEFAULTS, Word
 from llm.jobs.values import objectives_of, scores_of
 from llm.logs.log import EvaluationLog, align, with_lengths
@@ -54,6 +54,27 @@ def weights(
     if retrained is None:
         return frame
     return with_needed(frame, beside(own, scores_of(retrained, "retrained"), "retrained"))
+
+
+def spread(weights: pd.DataFrame) -> pd.DataFrame:
+    """Return how the weights of each objective are spread, a row per objective.
+
+    The columns are `least`, `mean` and `greatest`, and the Spearman correlations with `length` and
+    with `nats_per_token`, how badly an answer is known; nan for weights that are all the same.
+    """
+    length = weights["length"].to_numpy(float)
+    nats = -weights["ref"].to_numpy(float) / length
+    rows = {}
+    for name in map(str, weights):
+        if not name.startswith(WEIGHT):
+            continue
+        own = weights[name].to_numpy(float)
+        rows[name.removeprefix(WEIGHT)] = (
+            *(own.min(), own.mean(), own.max()),
+            *(float(curves.spearman(one, own)) for one in (length, nats)),
+        )
+    columns = ["least", "mean", "greatest", "length", "nats_per_token"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
 
 def diagnose(

@@ -5,8 +5,8 @@
                              its word and seed
 
 Several runs are made at a time. What is finished is not done again, and what was stopped goes on.
-All models are compared with the retrained one. The rule by which one of several runs of a method is
-called its best is that of `llm.logs.summaries.best`.
+All models are compared with the retrained one, where there is one. The rule by which one of several
+runs of a method is called its best is that of `llm.logs.summaries.best`.
 """
 
 from __future__ import annotations
@@ -65,14 +65,14 @@ TABLES = (
 class Task:
     """Which model unlearns which data, and how it is evaluated.
 
-    `retrained` names a model as `options.model` does. `data` is a forget split (see
-    `llm.data.splits.split_of`), and `retain_data`, if not given, the one that goes with it; or both
-    are files of one's own. Into the file `times`, if there is one, goes how long every part took
-    (see `llm.sweeps.times`).
+    `retrained` names a model as `options.model` does, or is None where there is none. `data` is a
+    forget split (see `llm.data.splits.split_of`), and `retain_data`, if not given, the one that
+    goes with it; or both are files of one's own. Into the file `times`, if there is one, goes how
+    long every part took (see `llm.sweeps.times`).
     """
 
     options: ModelOptions
-    retrained: str
+    retrained: str | None
     data: str
     retain_data: str | None = None
     authors: Authors | None = None
@@ -81,6 +81,11 @@ class Task:
     variant: str = "geometric"
     save_models: bool = False
     times: Path | None = None
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        """The models that are evaluated beside those of the runs."""
+        return BASELINES if self.retrained is not None else BASELINES[:1]
 
     def sets(self) -> TofuSets:
         """Return the sets that models are evaluated on."""
@@ -139,9 +144,9 @@ def sweep(
 ) -> pd.DataFrame:
     """Make the runs that are not there yet, and return the measures of all models.
 
-    They include the model before unlearning and the retrained one. The columns are those of
-    `llm.logs.measures.measures`, with `model` ("original", "retrained", or the word of the run),
-    `title`, `beta`, `gamma`, `retain_weight` (nan where there are none), `seed` and `status`.
+    They include the model before unlearning and the retrained one, if there is one. The columns are
+    those of `llm.logs.measures.measures`, with `model` ("original", "retrained", or the word of the
+    run), `title`, `beta`, `gamma`, `retain_weight` (nan where there are none), `seed` and `status`.
     Measures whose data are missing are left out. All values are nan for a run that diverged, of
     status nan, so far that its model cannot be evaluated.
 
@@ -158,15 +163,15 @@ def sweep(
         folders.claim(place, "sweep", _shared(task), names=(*BASELINES, *TABLES))
         for name in (*BASELINES, *names):
             folders.check_place(place / name)
-        missing = [kind for kind in BASELINES if not (place / kind / OPEN_UNLEARNING).exists()]
+        missing = [kind for kind in task.baselines if not (place / kind / OPEN_UNLEARNING).exists()]
         several(
             "baselines",
             [joblib.delayed(baseline)(place / kind, task, kind) for kind in missing],
             **ways,
         )
-        logs = {kind: baseline(place / kind, task, kind, sets) for kind in BASELINES}
-    original, theirs = (logs[kind].of("forget") for kind in BASELINES)
-    retrained = theirs if sets.comparable else None
+        logs = {kind: baseline(place / kind, task, kind, sets) for kind in task.baselines}
+    original, theirs = (logs[kind].of("forget") for kind in (BASELINES[0], task.baselines[-1]))
+    retrained = theirs if sets.comparable and task.retrained is not None else None
     same = np.array_equal(np.asarray(original.gold.length), np.asarray(theirs.gold.length))
     require(
         same,
@@ -229,6 +234,7 @@ def baseline(folder: Path, task: Task, kind: str, sets: TofuSets | None = None) 
     `kind` says which; it is evaluated now if its logs are not there.
     """
     word = task.options.model if kind == "original" else task.retrained
+    assert word is not None  # else there is no such baseline
     begun = folders.claimed(folder, EVALUATION)
     with laps(task.times, kind) as lap:
 
@@ -292,7 +298,9 @@ def unlearned(folder: Path, task: Task, run: PlannedRun, language: LanguageModel
     )
     measure, options = None, {"max_length": task.options.max_length}
     if run.measured:
-        retrained = baseline(folder.parent / "retrained", task, "retrained").of("forget")
+        retrained = None
+        if task.retrained is not None:
+            retrained = baseline(folder.parent / "retrained", task, "retrained").of("forget")
         options |= {"max_new_tokens": task.max_new_tokens, "budget": task.options.budget}
         measure = tofu_measure(
             task.sets(), retrained, run.measured, variant=task.variant, **options
