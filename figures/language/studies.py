@@ -147,7 +147,7 @@ def relearned(place: Path) -> tuple[pd.DataFrame, int]:
         lengths, before = np.asarray(log.gold.length).astype(int), -np.asarray(log.gold.average)
         count = len(lengths)
         for (which, repeat), part in own.groupby(["which", "repeat"], sort=False):
-            attack = Relearning(which=which, share=share, seed=int(repeat))  # pyright: ignore
+            attack = Relearning(which=which, share=share, seed=int(repeat))  # pyright: ignore[reportArgumentType]
             others = np.delete(before, attack.chosen(lengths.tolist()))
             frames.append(part.assign(original_logp=others.mean()))
     found = pd.concat(frames, ignore_index=True).assign(share=share)
@@ -268,7 +268,8 @@ def note(figure: Figure, frame: pd.DataFrame) -> None:
     width, height = figure.get_size_inches()
     lines = textwrap.wrap(f"{name}; {text}", int(width / CHARACTER))
     room = (0.05 + LINE * len(lines)) / height
-    figure.get_layout_engine().set(rect=(0, room, 1, 1 - room))  # pyright: ignore
+    layout: Any = figure.get_layout_engine()
+    layout.set(rect=(0, room, 1, 1 - room))
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for legend in figure.legends:  # which would lie on it: they are placed beside the panels
