@@ -13,12 +13,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
 from figures import catalogue
-from figures.catalogue import ALL, BY_NAME, FIGURES, GALLERY, STUDY, module_of
+from figures.catalogue import (
+    ALL,
+    BY_NAME,
+    EVALUATED,
+    FIGURES,
+    GALLERY,
+    STUDY,
+    module_of,
+    unstudied,
+)
+from llm.scoring.limits import BUDGET, MAX_LENGTH
 from markov.errors import exit_code, require, require_jobs, require_whole
 from markov.files import folders, storage
 
@@ -30,7 +40,12 @@ if TYPE_CHECKING:
     from figures.scale import Scale
 
 # Options of a language model of the user's own.
-OWN = ("model", "retrained", "data", "retain_data", "learning_rate")
+OWN = (
+    *("model", "retrained", "data", "retain_data", "learning_rate", "epochs", "batch"),
+    *("precision", "lora_rank", "gradient_checkpointing", "template", "system", "dtype", "device"),
+    *("revision", "trust_remote_code", "max_length", "budget", "memory"),
+)
+LANGUAGE = "figures.language."
 
 
 @dataclass(frozen=True)
@@ -81,11 +96,41 @@ class Arguments:
     """With --model: largest step size of AdamW.
     Default: 2e-4 for small models, such as those made here, 1e-5 for others.
     """
+    epochs: int | None = None
+    """With --model: passes over the forget data (default: 10, or 5 with --quick)."""
+    batch: int = 32
+    """With --model: forget examples per update, and as many retain examples."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """With --model: precision of the products in training; bfloat16 by autocast."""
+    lora_rank: int | None = None
+    """With --model: train adapters of this rank in all linear layers, not the model itself.
+    Figures whose models are evaluated on all of TOFU cannot be drawn so.
+    """
+    gradient_checkpointing: bool = False
+    """With --model: save memory by computing activations twice."""
+    template: Literal["auto", "plain", "llama2_chat", "chat"] = "auto"
+    """With --model: how prompt and response are written (default: as the model was trained)."""
+    system: str | None = None
+    """With --model: what a chat template is given as the system's turn; "" leaves it out."""
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    """With --model: floating-point numbers of the model."""
+    device: str = "auto"
+    """With --model: cpu, cuda, cuda:1, mps; auto takes a GPU where there is one."""
+    revision: str | None = None
+    """With --model: commit, tag or branch of a model from the hub."""
+    trust_remote_code: bool = False
+    """With --model: run code that comes with it; only where you trust its authors."""
+    max_length: int = MAX_LENGTH
+    """With --model: tokens that prompt and response may have; a longer one is refused."""
+    budget: int = BUDGET
+    """With --model: tokens of a batch, padding included, which changes speed and memory."""
+    memory: str | None = None
+    """With --model: plan for a device with so much free memory, such as 24GB."""
     logs: tuple[Path, Path] | None = None
     """For llm_bias and llm_truth_ratio: evaluation logs before unlearning, and retrained."""
     study: Path | None = None
-    """A folder that `python -m llm study` wrote: its runs take the place of --runs.
-    Without a NAME, draw llm_study and the weights of its first seed.
+    """A folder that `python -m llm study` wrote: figures of language models are drawn of it.
+    Without a NAME, draw all that it has the runs and measures for, and name the others.
     """
     gallery: bool = False
     """Also refresh the small pictures of README and findings; without a NAME, draw those."""
@@ -118,32 +163,32 @@ def main(arguments: Arguments) -> None:
         require_whole(arguments.seeds, "seeds", 1)
     check_own(arguments)
     check_out(arguments, names)
+    if arguments.study is not None:
+        names = of_study(arguments.study, names, named=bool(arguments.names))
 
     # What is refused above need not wait for these.
     from figures import progress
     from figures.cache import Context
     from figures.scale import Scale, quick_scale
 
+    own = own_model(arguments)
+    if own is not None:
+        names = of_own(own, names, named=bool(arguments.names))
     scale = quick_scale() if arguments.quick else Scale()
     if arguments.seeds is not None:
         scale = replace(scale, pretrained=arguments.seeds, sweep_pretrained=arguments.seeds)
     scale = replace(scale, whole=arguments.whole)
-    runs = arguments.runs
-    if arguments.study is not None:
-        from figures.language.study import first_corners
-
-        runs = first_corners(arguments.study)
-    if runs:
+    if arguments.runs:
         from llm.unlearning.runs import read_run
 
-        for folder in runs:
+        for folder in arguments.runs:
             read_run(folder)
     context = Context(
         scale=scale,
         n_jobs=arguments.jobs,
         since=time.time() if arguments.fresh else 0.0,
-        runs=runs,
-        own=own_model(arguments),
+        runs=arguments.runs,
+        own=own,
         logs=arguments.logs,
         study=arguments.study,
     )
@@ -182,8 +227,45 @@ def chosen(arguments: Arguments) -> tuple[str, ...]:
         not (arguments.names and arguments.all), "all", True, "left out where figures are named"
     )
     whole = ALL if arguments.all else GALLERY if arguments.gallery else FIGURES
-    whole = STUDY if arguments.study and whole is FIGURES else whole
+    whole = STUDY if arguments.study else whole
     return tuple(dict.fromkeys(arguments.names or whole))
+
+
+def of_study(place: Path, names: Sequence[str], *, named: bool) -> tuple[str, ...]:
+    """Return the figures that can be drawn of a study, and print why panels of the paper cannot.
+
+    Raises `InvalidInput` for no study, and where a figure that was `named` cannot be drawn of it.
+    """
+    from figures.language.studies import lacking
+
+    missing = lacking(place)
+    why = {name: unstudied(name, missing) for name in (names if named else BY_NAME)}
+    for name, reason in why.items():
+        panel = BY_NAME[name].panel
+        require(not (named and reason), "study", str(place), f"left out with {name}: {reason}")
+        if reason and panel:
+            print(f"{name} (paper: {panel}) is not drawn: {reason}")
+    return tuple(name for name in names if not why[name])
+
+
+def of_own(own: OwnModel, names: Sequence[str], *, named: bool) -> tuple[str, ...]:
+    """Return the figures that can be drawn of a model of the user's own, and print its memory.
+
+    Raises `InvalidInput` for what takes more memory than there is, and where a figure that was
+    `named` cannot be drawn with adapters.
+    """
+    from llm.jobs.planning import planned
+    from llm.scoring.limits import NEW_TOKENS
+
+    evaluated = [name for name in names if name in EVALUATED]
+    if evaluated and own.lora_rank is not None:
+        reason = "models that are evaluated are trained without adapters"
+        require(not named, "lora_rank", own.lora_rank, f"left out with {evaluated[0]}: {reason}")
+        print(f"{', '.join(evaluated)} not drawn with --lora-rank: {reason}")
+        names, evaluated = [name for name in names if name not in EVALUATED], []
+    if any(BY_NAME[name].module.startswith(LANGUAGE) for name in names):
+        planned(own, training=True, writing=NEW_TOKENS if evaluated else 0)
+    return tuple(names)
 
 
 def draw(name: str, context: Context, arguments: Arguments) -> None:
@@ -193,6 +275,10 @@ def draw(name: str, context: Context, arguments: Arguments) -> None:
     module = module_of(name)
     both = arguments.architectures and module is claims
     frame = claims.both_architectures(context) if both else module.data(context)
+    if context.study is not None:
+        from figures.language import studies
+
+        frame = studies.signed(context.study, frame)
     small = (
         Path(__file__).parent / "gallery" / f"{name}.png"
         if arguments.gallery and name in GALLERY
@@ -211,8 +297,9 @@ def check_own(arguments: Arguments) -> None:
         unused = arguments.model is None and field.name in OWN and value != field.default
         allowed = "left out without --model, whose figures they are about"
         require(not unused, field.name, value, allowed)
-    unused = arguments.study is not None and (arguments.runs or arguments.model)
-    require(not unused, "study", str(arguments.study), "left out with --runs and --model")
+    others = arguments.runs or arguments.model or arguments.gallery
+    unused = arguments.study is not None and others
+    require(not unused, "study", str(arguments.study), "left out with --runs, --model, --gallery")
     allowed = "left out with --runs, which are runs of a model already"
     require(arguments.model is None or not arguments.runs, "model", arguments.model, allowed)
 
@@ -251,6 +338,10 @@ def write(
     frame.attrs = {}  # pandas would copy the attributes with every part of the frame that is drawn
     with style.look():
         figure = module.plot(frame)
+        if "study" in frame:
+            from figures.language import studies
+
+            studies.note(figure, frame)
         for path, dpi in pictures if small is None else [*pictures, (small, 80)]:
             with storage.atomic_path(path) as partial:
                 style.save(figure, partial, dpi)

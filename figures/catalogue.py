@@ -6,6 +6,7 @@ It also says how long each takes.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from types import ModuleType
 from typing import NamedTuple
 
@@ -21,7 +22,8 @@ class Entry(NamedTuple):
     cache: the first of several that share models and runs pays for them. A `heavy` one trains many
     models or attacks them, and is drawn with --all or by its name. `asked`: it draws what is named
     on the command line, and belongs to no group. `gallery`: the findings show a small picture of
-    it.
+    it. `study`: what it needs of a study to be drawn of it (see `figures.language.studies.lacking`;
+    any: whatever the study), or "" for a figure that no study holds.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Entry(NamedTuple):
     heavy: bool = False
     asked: bool = False
     gallery: bool = False
+    study: str = ""
 
 
 CATALOGUE = (
@@ -55,21 +58,51 @@ CATALOGUE = (
     Entry("weights", "figures.theory.weights", "", "weights against length, exactly"),
     Entry("logistic", "figures.theory.logistic", "", "the NPO paper's own study", 16),
     Entry(
-        "llm_weights_epoch1", "figures.language.weights_epoch1", "3a", "weights after an epoch", 270
+        "llm_weights_epoch1",
+        "figures.language.weights_epoch1",
+        "3a",
+        "weights after an epoch",
+        270,
+        study="corners",
     ),
-    Entry("llm_weight_boxes", "figures.language.weight_boxes", "3b", "weights by thirds of length"),
+    Entry(
+        "llm_weight_boxes",
+        "figures.language.weight_boxes",
+        "3b",
+        "weights by thirds of length",
+        study="corners",
+    ),
     Entry(
         "llm_weights_length",
         "figures.language.weights_length",
         "4",
         "weights against length",
         gallery=True,
+        study="corners",
     ),
     Entry(
-        "llm_bias", "figures.language.bias", "", "is the effort where it is needed?", gallery=True
+        "llm_bias",
+        "figures.language.bias",
+        "",
+        "is the effort where it is needed?",
+        gallery=True,
+        study="corners",
     ),
-    Entry("llm_effective_push", "figures.language.effective_push", "", "weight x gradient norm"),
-    Entry("llm_tradeoff", "figures.language.tradeoff", "1c", "forget quality against utility", 275),
+    Entry(
+        "llm_effective_push",
+        "figures.language.effective_push",
+        "",
+        "weight x gradient norm",
+        study="corners",
+    ),
+    Entry(
+        "llm_tradeoff",
+        "figures.language.tradeoff",
+        "1c",
+        "forget quality against utility",
+        275,
+        study="measures",
+    ),
     Entry("llm_epochs", "figures.language.epochs", "3c and 3d", "both along the epochs"),
     Entry("muse_tradeoff", "figures.language.muse_tradeoff", "1d", "MUSE's measures on news", 200),
     Entry(
@@ -123,6 +156,7 @@ CATALOGUE = (
         "what was not memorised",
         300,
         heavy=True,
+        study="ratios",
     ),
     Entry(
         "llm_reference_noise",
@@ -139,6 +173,7 @@ CATALOGUE = (
         "GradDiff along its retain weight",
         240,
         heavy=True,
+        study="measures",
     ),
     Entry(
         "llm_beta_gamma",
@@ -147,6 +182,7 @@ CATALOGUE = (
         "SimNPO's beta and gamma",
         330,
         heavy=True,
+        study="grid",
     ),
     Entry(
         "llm_best",
@@ -156,6 +192,7 @@ CATALOGUE = (
         700,
         heavy=True,
         gallery=True,
+        study="settings",
     ),
     Entry(
         "llm_relearning",
@@ -164,6 +201,7 @@ CATALOGUE = (
         "what a fifth taught again brings back",
         345,
         heavy=True,
+        study="attacks",
     ),
     Entry(
         "llm_sequential", "figures.language.sequential", "A5", "requests in turn", 165, heavy=True
@@ -174,6 +212,7 @@ CATALOGUE = (
         "1c, 4 and 6",
         "a study of your own, with --study",
         asked=True,
+        study="any",
     ),
 )
 BY_NAME = {entry.name: entry for entry in CATALOGUE}
@@ -182,8 +221,18 @@ FIGURES, HEAVY = (
     for heavy in (False, True)
 )
 ALL = (*FIGURES, *HEAVY)
-# Drawn of a study where no figure is named: itself, and the weights of its runs.
-STUDY = ("llm_study", "llm_weights_epoch1", "llm_weight_boxes", "llm_weights_length")
+# Drawn of a study where no figure is named, as far as it has what they need: itself first.
+STUDY = tuple(one.name for one in sorted(CATALOGUE, key=lambda one: not one.asked) if one.study)
+# Of models that sweeps unlearn and evaluate, and that write answers for it.
+EVALUATED = ("llm_tradeoff", "llm_epochs", "llm_w_graddiff", "llm_beta_gamma", "llm_best")
+# Why no study holds what a figure draws.
+UNSTUDIED = {
+    "llm_epochs": "the runs of a study are measured at their end only",
+    "muse_tradeoff": "a study forgets answers to questions, not MUSE's texts",
+    "llm_reference_noise": "no run of a study has a perturbed reference",
+    "llm_sequential": "a study makes one request, not several in turn",
+    "divergence": "a study does not record the KL to the original along its runs",
+}
 GALLERY = tuple(entry.name for entry in CATALOGUE if entry.gallery)
 
 
@@ -195,6 +244,14 @@ def module_of(name: str) -> ModuleType:
     """
     require(name in BY_NAME, "figure", name, f"one of {', '.join(BY_NAME)}")
     return importlib.import_module(BY_NAME[name].module)
+
+
+def unstudied(name: str, lacking: Mapping[str, str]) -> str:
+    """Return why a figure cannot be drawn of a study that lacks some things, or ""."""
+    entry = BY_NAME[name]
+    if entry.study:
+        return lacking.get(entry.study, "")
+    return UNSTUDIED.get(name, "it is not of a language model")
 
 
 def described(*, heavy: bool) -> str:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TextIO
 from tqdm.auto import tqdm
 
 from figures.cache import Context
-from figures.catalogue import BY_NAME
+from figures.catalogue import BY_NAME, OTHERWISE
 from markov.console.progress import MINUTE, duration, lines
 from markov.errors import InvalidInput, require
 from markov.files import storage
@@ -47,6 +47,8 @@ def expected(names: Sequence[str], context: Context, **more: Any) -> dict[str, E
         known = journal.get(_key(name, context, more), {})
         cached = known.get("code") == code and not context.since
         guess = BY_NAME[name].seconds * (QUICK if context.scale.quick else 1)
+        if context.study is not None:  # its models are made already
+            guess = OTHERWISE
         kind, otherwise = (REDRAWN, AGAIN) if cached else (COMPUTED, max(guess, AGAIN))
         found[name] = Expected(float(known.get(kind, otherwise)), cached)
     return found
@@ -73,6 +75,7 @@ def _key(name: str, context: Context, more: Mapping[str, Any]) -> str:
     }
     settings = {
         "scale": context.scale,
+        "study": str(context.study) if context.study else None,
         "own": vars(context.own) if context.own else None,
         **paths,
         **more,

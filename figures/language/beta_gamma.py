@@ -48,8 +48,16 @@ def words_of(chosen: AuthorsStudy) -> tuple[str, ...]:
 
 
 def data(context: Context) -> pd.DataFrame:
-    """Return all measures of SimNPO on the grid, and of original and retrained, with `source`."""
-    return swept(context, words_of(study(context.scale))).assign(source=source_of(context))
+    """Return all measures of SimNPO on the grid, and of original and retrained, with `source`.
+
+    Where a study has SimNPO at several retain weights, the grid is of the one with most settings.
+    """
+    frame = swept(context, words_of(study(context.scale)))
+    found = frame.drop_duplicates("model")["retain_weight"].dropna()
+    frame = frame[
+        frame["retain_weight"].isin([found.mode().iloc[0]]) | frame["retain_weight"].isna()
+    ]
+    return frame.assign(source=source_of(context)).reset_index(drop=True)
 
 
 def plot(frame: pd.DataFrame) -> Figure:
@@ -72,11 +80,11 @@ def _heat(axes: Axes, grid: pd.DataFrame, measure: str, colors: str, before: flo
     p-values have the colours of their logarithms.
     """
     values = grid.to_numpy(dtype=float)
-    shown, low, high = values, 0.0, max(before, values.max())
+    shown, low, high = values, 0.0, max(before, np.nanmax(values))
     if measure == "forget_quality":
         shown, low, high = np.log(values.clip(plane.SMALLEST)), np.log(plane.SMALLEST), 0.0
     image = axes.imshow(shown, origin="lower", aspect="auto", cmap=colors, vmin=low, vmax=high)
-    for row, column in np.ndindex(*values.shape):
+    for row, column in np.argwhere(np.isfinite(values)):  # a study's grid may have gaps
         red, green, blue, _ = image.cmap(image.norm(shown[row, column]))
         dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
         text = (

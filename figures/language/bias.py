@@ -20,6 +20,7 @@ locuslab/tofu, beside the retain90 model of OPTML-Group/Unlearn-Simple.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from matplotlib.figure import Figure
 
 from figures import style
 from figures.cache import Context
-from figures.language import runs, sources
+from figures.language import runs, sources, studies
 from figures.language.sources import Logs
 from figures.statistics import interval_text
 from llm.diagnostics.allocation import allocation, bias, spearman
@@ -61,10 +62,29 @@ def data(context: Context) -> pd.DataFrame:
     """
     logs, chosen = sources.chosen(context), sources.objectives()
     of_logs = [frame_of_logs(logs)] if logs else []
+    if context.study is not None:
+        return pd.concat([_frame_of_study(context, context.study), *of_logs], ignore_index=True)
     table = runs.start_of(runs.runs(context)[0], chosen)
     return pd.concat(
         [frame_of_table(runs.source_of(context), table, chosen), *of_logs], ignore_index=True
     )
+
+
+def _frame_of_study(context: Context, place: Path) -> pd.DataFrame:
+    """Return the frame of a study, with the corners at the settings that it has of them.
+
+    Of several seeds the statistics are means over them, and all else is of the first.
+    """
+    source, known = runs.source_of(context), [run.objective for run in runs.runs(context)]
+    chosen = {_word(one): one for one in known}
+    tables = [sources.weights_at_the_start(one, chosen) for one in studies.logs_of(place, source)]
+    seeds = [frame_of_table(source, table, chosen) for table in tables]
+    bounds = {name: (f"{name}_low", f"{name}_high") for name in ("spearman", "area", "misplaced")}
+    return studies.over(seeds, ["objective", "effort", "need"], bounds)
+
+
+def _word(objective: Objective) -> str:
+    return f"{method_name(objective)}:{float(objective.beta):g}:{float(objective.gamma):g}"
 
 
 def frame_of_logs(

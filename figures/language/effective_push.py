@@ -15,6 +15,7 @@ small in how far.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -23,14 +24,21 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from figures import style
-from figures.cache import Context
+from figures.cache import Context, cached
 from figures.fits import power_law
+from figures.language import studies
 from figures.language.runs import runs, trajectories
 from figures.language.trajectories import KNOWN, at_epochs, panels_of
 from figures.statistics import interval_text
+from llm.data.tofu import Example
 from llm.intervals import Estimate
+from llm.models.answers import responses
+from llm.models.source import load
+from llm.scoring.gradients import gradient_norms
+from llm.scoring.limits import MAX_LENGTH
 from llm.unlearning.runs import Run
 from markov.errors import require
+from markov.files import storage
 
 QUANTITIES = {"gradient_norm": "norm, q", "push": "push, p"}
 
@@ -38,9 +46,48 @@ QUANTITIES = {"gradient_norm": "norm, q", "push": "push, p"}
 def data(context: Context) -> pd.DataFrame:
     """Return the frame of the user's runs, or of the four corners on the default model.
 
-    See `frame_of_runs`.
+    See `frame_of_runs`. A study's runs record no gradients. Those of its saved models are computed
+    now: the original one, and the last one of each run whose model is kept. Of several seeds the
+    exponents are means over them, and all else is of the first.
     """
-    return frame_of_runs(runs(context))
+    if context.study is None:
+        return frame_of_runs(runs(context))
+    forget = studies.forget_of(context.study)
+    longest = int(studies.settings_of(context.study)["max_length"])
+    seeds = [
+        frame_of_runs([with_norms(context, run, forget, longest) for run in own])
+        for own in studies.corners(context.study)
+    ]
+    keys = ["run", "epoch", "kind", "quantity", "length"]
+    return studies.over(seeds, keys, {"value": ("low", "high")})
+
+
+def with_norms(
+    context: Context, run: Run, forget: Sequence[Example], max_length: int = MAX_LENGTH
+) -> Run:
+    """Return a study's run with the gradient norms of its saved models, and their epochs only."""
+    made, frames = run.epochs.attrs[storage.KEY]["fingerprint"], []
+    budget = run.settings["unlearning"]["optimization"]["budget"]
+    for epoch, place in studies.saved_models(run).items():
+        # The original is the same for all runs of a seed.
+        of = {"run": made} if epoch else {"parameters": run.settings["parameters"]}
+        known = {**of, "forget": run.settings["forget"]}
+
+        def compute(place: Path = place) -> pd.DataFrame:
+            language = load(place, progress=context.progress)
+            encoded = responses(language, forget, max_length=max_length)
+            same = storage.fingerprint([one.tokens for one in encoded]) == run.settings["forget"]
+            require(same, "study", str(place), "a folder whose data are still those of its runs")
+            norms = gradient_norms(
+                language.model, encoded, budget=budget, progress=context.progress
+            )
+            index = [one.index for one in forget]
+            return pd.DataFrame({"index": index, "gradient_norm": norms.double().numpy()})
+
+        norms = cached(context, __name__, known, compute)
+        own = run.examples[run.examples["epoch"] == epoch]
+        frames.append(own.merge(norms, on="index", validate="one_to_one"))
+    return run._replace(examples=pd.concat(frames, ignore_index=True))
 
 
 def frame_of_runs(found: Sequence[Run]) -> pd.DataFrame:
@@ -78,9 +125,9 @@ def frame_of_runs(found: Sequence[Run]) -> pd.DataFrame:
 
 
 def stages(examples: pd.DataFrame) -> list[int]:
-    """Return the epochs shown: 0, 1 and the last that was run."""
-    last = int(examples["epoch"].max())
-    return sorted({0, min(1, last), last})
+    """Return the epochs shown: 0, 1 and the last that was run, as far as there are examples."""
+    known = set(examples["epoch"].astype(int))
+    return sorted({0, 1, max(known)} & known)
 
 
 def _fits(own: pd.DataFrame) -> pd.DataFrame:
@@ -118,8 +165,11 @@ def plot(frame: pd.DataFrame) -> Figure:
                 _panel(
                     line[column], own[own["epoch"] == epochs[place]], f"epoch {epochs[place]:.0f}"
                 )
+            else:
+                line[column].set_visible(False)
         panels[0][column].set_title(label, pad=38, fontweight="bold")
-        panels[-1][column].set_xlabel("|y|, scored tokens")
+        panels[len(epochs) - 1][column].tick_params(labelbottom=True)
+        panels[len(epochs) - 1][column].set_xlabel("|y|, scored tokens")
     for line in panels:
         line[0].set_ylabel("weight × |grad log π(y|x)|")
     return figure

@@ -66,9 +66,9 @@ def plot(frame: pd.DataFrame) -> Figure:
     """Draw the frame of `data`."""
     figure, ((axes,),) = style.grid_figure(1, 1, 7.4, 5.2)
     points = plane.points(frame)
-    paths = points[points.groupby("method")["method"].transform("size") > 1]
+    paths = points[points.groupby("method")["retain_weight"].transform("nunique") > 1]
     for method, own in points.groupby("method", sort=False):
-        if len(own) > 1:
+        if own["retain_weight"].nunique() > 1:
             path = own.sort_values("retain_weight")
             axes.plot(
                 path["model_utility"],

@@ -3,38 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 from figures.cache import Context, cache_key, discard_stale
 from llm.data.sources import read
 from llm.data.splits import retain_of
+from llm.jobs.planning import MemoryOption
 from llm.jobs.settings import rate_of
 from llm.models.answers import answer_log
 from llm.models.language_model import check_same_vocabulary
 from llm.models.names import check_retrained, data_of
-from llm.models.source import load
-from llm.scoring.encoding import BUDGET
+from llm.models.source import ModelOptions, load_model
+from llm.training.adapters import Lora
 from llm.training.checkpointing import parameters_digest
+from llm.training.settings import Optimization
 from llm.unlearning.runs import EPOCHS, Run, unlearn_into
 from llm.unlearning.unlearn import Unlearning
-from markov.errors import require
+from markov.errors import require, require_whole
 from markov.files import storage
 
 
 @dataclass(frozen=True, kw_only=True)
-class OwnModel:
+class OwnModel(ModelOptions, MemoryOption):
     """What unlearns what, in the words of `python -m llm unlearn`.
 
     The optimisation is one that a large model takes. `batch` is the paper's for Llama-2-7B.
-    `own_model` says what follows from what.
+    `own_model` says what follows from what, and `model` is never left out. Without `epochs` they
+    are those of the figures.
     """
 
-    model: str
     retrained: str | None
     data: str
     retain_data: str
     learning_rate: float
+    epochs: int | None = None
     batch: int = 32
+    precision: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
+    lora_rank: int | None = None
+
+    def options(self) -> ModelOptions:
+        """Return how the model is loaded and run."""
+        return ModelOptions(**{one.name: getattr(self, one.name) for one in fields(ModelOptions)})
+
+    def optimization(self, every: Optimization) -> Optimization:
+        """Return the optimisation of the figures with what this model has of its own."""
+        return replace(
+            every,
+            epochs=self.epochs or every.epochs,
+            learning_rate=self.learning_rate,
+            batch=self.batch,
+            budget=self.budget,
+            precision=self.precision,
+            gradient_checkpointing=self.gradient_checkpointing,
+        )
 
 
 def own_model(
@@ -43,47 +66,62 @@ def own_model(
     data: str | None,
     retain_data: str | None,
     learning_rate: float | None,
+    **options: Any,
 ) -> OwnModel:
     """Return a model of the user's own.
 
-    What is to stay follows from the data, the step size from the model. Raises `InvalidInput` for
-    words that do not go together, before anything is loaded.
+    What is to stay follows from the data, the step size from the model. `options` are further
+    fields of `OwnModel`. Raises `InvalidInput` for words that do not go together and for numbers
+    that are not allowed, before anything is loaded.
     """
     data = data_of(model, data)
     check_retrained(retrained, data)
     rate = rate_of(learning_rate, model, small=2e-4)
-    return OwnModel(
+    found = OwnModel(
         model=model,
         retrained=retrained,
         data=data,
         retain_data=retain_of(data, retain_data),
         learning_rate=rate,
+        **options,
     )
+    require_whole(1 if found.epochs is None else found.epochs, "epochs", 1)
+    require_whole(found.max_length, "max_length", 1)
+    found.optimization(Optimization(epochs=1, batch=1, learning_rate=1.0))
+    if found.lora_rank is not None:
+        Lora(rank=found.lora_rank)
+    return found
 
 
 def runs_of_own(context: Context, own: OwnModel, wanted: Iterable[Unlearning]) -> list[Run]:
-    """Return a run for each of the settings, with the batch and the learning rate of `own`.
+    """Return a run for each of the settings, with the optimisation of `own`.
 
-    Runs come from the cache or are made now. Raises `InvalidInput` as `load`, `read` and
+    Runs come from the cache or are made now. Raises `InvalidInput` as `load_model`, `read` and
     `unlearn_into` do, and for a retrained model of another vocabulary.
     """
     forget, retain = read(own.data), read(own.retain_data)
-    language, retrained = load(own.model), None
+    options, lora = own.options(), None if own.lora_rank is None else Lora(rank=own.lora_rank)
+    language, retrained = load_model(options), None
     if own.retrained is not None:
-        other = load(own.retrained)
+        other = load_model(options, own.retrained)
         check_same_vocabulary(language.tokenizer, other.tokenizer, "retrained")
-        retrained = answer_log(other, forget, progress=context.progress)
-    digest, found = parameters_digest(language.model), []
-    for number, one in enumerate(wanted):
-        every = replace(
-            one.optimization, learning_rate=own.learning_rate, batch=own.batch, budget=BUDGET
+        retrained = answer_log(
+            other,
+            forget,
+            max_length=own.max_length,
+            budget=own.budget,
+            progress=context.progress,
         )
-        settings = replace(one, optimization=every)
-        key = {"own": vars(own), "parameters": digest, "unlearning": settings}
+        del other  # its memory is needed
+    digest, found = parameters_digest(language.model), []
+    described = {**vars(own), "memory": None}  # which only says what is refused
+    for number, one in enumerate(wanted):
+        settings = replace(one, optimization=own.optimization(one.optimization), lora=lora)
+        key = {"own": described, "parameters": digest, "unlearning": settings}
         folder = storage.cache_dir() / "unlearning" / cache_key(key, __name__)
         discard_stale(context, folder, folder / EPOCHS)
         if number > 0:  # the run before changed the model in place
-            language = load(own.model)
+            language = load_model(options)
             same = parameters_digest(language.model) == digest
             require(same, "model", own.model, "one that stays as it is meanwhile")
         found.append(
@@ -94,6 +132,7 @@ def runs_of_own(context: Context, own: OwnModel, wanted: Iterable[Unlearning]) -
                 retain,
                 settings,
                 retrained=retrained,
+                max_length=own.max_length,
                 parameters=digest,
                 progress=context.progress,
             )

@@ -33,7 +33,8 @@ from matplotlib.lines import Line2D
 
 from figures import style
 from figures.cache import Context, cached
-from figures.language import runs
+from figures.language import runs, studies
+from figures.language.own_model import OwnModel
 from figures.language.runs import source_of
 from figures.statistics import mean_interval, smallest_distance
 from llm.data.sources import read
@@ -41,13 +42,16 @@ from llm.data.tofu import Example
 from llm.evaluation.attacks import Relearning, Which
 from llm.evaluation.relearning import relearn, returns
 from llm.models.answers import responses
+from llm.models.language_model import LanguageModel
 from llm.models.small_authors import build, folder_of, sets
-from llm.models.source import load
+from llm.models.source import load, load_model
+from llm.scoring.limits import MAX_LENGTH
 from llm.sweeps.parallel import several
 from llm.training.loop import Optimization
 from llm.unlearning.runs import MODEL, Run
 from markov.errors import require
 from markov.files import storage
+from markov.files.storage import Location
 from markov.objectives import method_name
 
 # 24 of the 120 answers of the default model are taught: three updates per epoch
@@ -78,9 +82,9 @@ class Attack(NamedTuple):
 def data(context: Context) -> pd.DataFrame:
     """Return what comes back of the forget set of the user's runs, or of the four corners.
 
-    The corners are on the default model. Columns `source`, `kind`, `which` (shortest or random),
-    `share`, `model` (a method, or `RETRAINED`: the retrained model itself, taught the same),
-    `method`, and by kind:
+    The corners are on the default model; a study has attacked its models already. Columns
+    `source`, `kind`, `which` (shortest or random), `share`, `model` (a method, or `RETRAINED`: the
+    retrained model itself, taught the same), `method`, and by kind:
 
         attack     `repeat`, `epoch`, what `llm.evaluation.relearning.returns` has, and the
                    `original_logp` of the answers that are not taught, before unlearning (nats per
@@ -93,6 +97,8 @@ def data(context: Context) -> pd.DataFrame:
     Raises `InvalidInput` for runs without a retrained model, without their model, or on another
     forget set.
     """
+    if context.study is not None:
+        return frame_of_attacks(*studies.relearned(context.study)).assign(source=source_of(context))
     found = runs.runs(context, far=True)
     attacks = _attacks(context, found)
     count = QUICK_REPEATS if context.scale.quick else REPEATS
@@ -142,6 +148,8 @@ def _settings(run: Run, repeats: int) -> list[Relearning]:
         learning_rate=made["learning_rate"],
         warmup_epochs=0,
         budget=made["budget"],
+        precision=made["precision"],
+        gradient_checkpointing=made["gradient_checkpointing"],
     )
     return [
         Relearning(which=which, share=SHARE, seed=seed, optimization=every)
@@ -163,7 +171,7 @@ def _attacks(context: Context, found: Sequence[Run]) -> list[Attack]:
         )
         require((run.folder / MODEL).is_dir(), "run", folder, "one that has kept its model")
         if context.runs:
-            tokens = [one.tokens for one in responses(load(run.folder / MODEL), forget)]
+            tokens = [one.tokens for one in responses(_loaded(context, run.folder / MODEL), forget)]
             allowed = (
                 "one on the forget set of the default model; `python -m llm relearn` attacks "
                 "any other"
@@ -177,7 +185,8 @@ def _attacks(context: Context, found: Sequence[Run]) -> list[Attack]:
         for name, run in zip(names, found, strict=True)
     ]
     first = found[0]
-    own = context.own.retrained if context.own and not context.runs else None
+    chosen = _own(context)
+    own = chosen.retrained if chosen else None
     models = runs.study(context.scale).models
     if own is None:
         build(models, RETRAINED, progress=context.progress)  # where it is no longer in the cache
@@ -186,8 +195,17 @@ def _attacks(context: Context, found: Sequence[Run]) -> list[Attack]:
 
 
 def _forget(context: Context) -> Sequence[Example]:
-    own = context.own if not context.runs else None
+    own = _own(context)
     return read(own.data) if own else sets(runs.study(context.scale).models).forget
+
+
+def _own(context: Context) -> OwnModel | None:
+    return None if context.runs else context.own
+
+
+def _loaded(context: Context, place: Location) -> LanguageModel:
+    own = _own(context)
+    return load_model(own.options(), str(place)) if own else load(place)
 
 
 def _attacked(context: Context, attack: Attack, settings: Relearning) -> pd.DataFrame:
@@ -196,7 +214,12 @@ def _attacked(context: Context, attack: Attack, settings: Relearning) -> pd.Data
 
     def compute() -> pd.DataFrame:
         logs = run.logs
-        table = relearn(load(attack.place), _forget(context), settings, progress=context.progress)
+        own = _own(context)
+        longest = own.max_length if own else MAX_LENGTH
+        language = _loaded(context, attack.place)
+        table = relearn(
+            language, _forget(context), settings, max_length=longest, progress=context.progress
+        )
         taught = table.loc[table["relearned"], "index"]
         before = pd.Series(-logs["original"].gold.average, logs["original"].index)
         frame = returns(table, logs[RETRAINED])

@@ -17,6 +17,7 @@ import joblib
 import pandas as pd
 
 from figures.cache import Context, cache_key, cached, is_fresh
+from figures.language import studies
 from figures.language.own_model import runs_of_own
 from figures.language.sources import Models, models
 from figures.scale import Scale
@@ -177,12 +178,15 @@ def run_of(
 def runs(context: Context, start: str = "original", *, far: bool = False) -> list[Run]:
     """Return the user's own runs where there are any, else the four corners.
 
-    The corners are on the user's model or on the default one.
+    The corners are on the user's model, in the first seed of a study, or on the default model.
     """
     chosen = study(context.scale)
     if context.runs:
         return [read_run(folder) for folder in context.runs]
+    if context.study:
+        return studies.corners(context.study)[0]
     if context.own:
+        chosen = replace(chosen, epochs=context.own.epochs or chosen.epochs)
         settings = (
             chosen.unlearning(objective, far=far) for objective in chosen.objectives().values()
         )
@@ -236,6 +240,8 @@ def _kept(context: Context, folder: Path) -> bool:
 
 def source_of(context: Context) -> str:
     """Return what unlearns, for titles."""
+    if context.study:
+        return studies.name_of(context.study)
     if context.own and not context.runs:
         return f"{Path(context.own.model).name}, {Path(context.own.data).stem}"
     return ", ".join(folder.name for folder in context.runs) or DEFAULT

@@ -167,7 +167,8 @@ def chosen(context: Context) -> list[Logs]:
             Logs(source=context.logs[0].name, original=context.logs[0], retrained=context.logs[1])
         ]
     found = real_logs()
-    return [] if found is None or context.runs or context.own else [found]
+    others = context.runs or context.own or context.study
+    return [] if found is None or others else [found]
 
 
 def hint(figure: Figure) -> None:

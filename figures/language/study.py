@@ -24,18 +24,12 @@ from matplotlib.ticker import MaxNLocator
 
 from figures import style
 from figures.cache import Context
-from figures.language import plane
+from figures.language import plane, studies
 from llm.diagnostics.allocation import spearman
 from llm.evaluation.gate import floor
-from llm.logs.reading import OPEN_UNLEARNING, read_log
-from llm.logs.summaries import over_seeds
-from llm.unlearning.runs import EPOCHS, read_run
+from llm.unlearning.runs import read_run
 from llm.unlearning.unlearn import weights_by_epoch
-from markov.errors import require
-from markov.files import storage
-from markov.objectives import CORNERS
 
-MEASURES = "measures.parquet"
 LINES = {"shortest": "--", "random": "-"}  # which answers an attack teaches
 
 
@@ -53,62 +47,29 @@ def data(context: Context) -> pd.DataFrame:
 
     Raises `InvalidInput` without a folder, and for one that no finished study wrote.
     """
-    place = _check(context.study)
-    table = storage.read_table(place / MEASURES)
+    place = studies.check(context.study)
+    table = studies.table_of(place)
     kept = table[table["measure"].isin(plane.MEASURES)]
     parts = [kept.assign(kind="seed")]
     if kept["seed"].nunique() > 1:
-        means = over_seeds(kept)
-        means["model"] = means["model"].str.replace(r" x\d+$", "", regex=True)
-        parts.append(means.assign(kind="mean"))
-    logs = [
-        read_log(place / f"seed{seed}" / "sweep" / "retrained" / OPEN_UNLEARNING, "forget")
-        for seed in table["seed"].unique()
-    ]
+        parts.append(studies.means(kept).assign(kind="mean"))
+    logs = [studies.retrained_log(seed) for seed in studies.seeds_of(place)]
     lowest = floor(logs) if all(log.perturbed is not None for log in logs) else ()
     parts += [
         pd.DataFrame({"kind": "floor", "value": lowest}),
         pd.DataFrame(_weights(place, table)).assign(kind="weight"),
     ]
-    back = storage.read_table(place / "attacks.parquet")
+    back = studies.attacks_of(place)
     known = ["model", "seed", "which", "epoch"]
     parts.append(back.groupby(known, as_index=False)["other_logp"].mean().assign(kind="attack"))
-    for part in parts:
-        part.attrs = {}
     frame = pd.concat([part for part in parts if len(part)], ignore_index=True)
     return frame.assign(method=frame["model"].map(plane.method_of, na_action="ignore"))
-
-
-def runs_of(place: Path) -> tuple[Path, ...]:
-    """Return the folders of a study's runs, of all seeds."""
-    return tuple(sorted(path.parent for path in place.glob(f"seed*/sweep/*/{EPOCHS}")))
-
-
-def first_corners(place: Path) -> tuple[Path, ...]:
-    """Return the runs of the four corners of a study's first seed, as far as it has them.
-
-    Raises `InvalidInput` for a folder that no finished study wrote.
-    """
-    _check(place)
-    found = [path for path in runs_of(place) if path.parts[-3] == runs_of(place)[0].parts[-3]]
-    names = {path: path.name.partition("_seed")[0].rpartition("_lambda")[0] for path in found}
-    corners = [path for path, name in names.items() if name.rpartition("_")[0] in CORNERS]
-    return tuple(corners)
-
-
-def _check(place: Path | None) -> Path:
-    allowed = "a folder that `python -m llm study` wrote and finished"
-    require(
-        place is not None and (place / MEASURES).is_file(), "study", place and str(place), allowed
-    )
-    assert place is not None
-    return place
 
 
 def _weights(place: Path, table: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """Yield the rank correlations of weight and length of every run that has weights."""
     wanted = set(zip(table["model"], table["seed"], strict=True))
-    for folder in runs_of(place):
+    for folder in studies.runs_of(place):
         run = read_run(folder)
         seed = int(run.settings["unlearning"]["optimization"]["seed"])
         words = [word for word, own in wanted if own == seed and _is_of(folder, word)]

@@ -18,13 +18,13 @@ import joblib
 import pandas as pd
 
 from figures.cache import Context, cache_key, discard_stale
+from figures.language import plane, studies
 from figures.language.runs import AuthorsStudy, study
 from llm.data.splits import checked
 from llm.logs.reading import OPEN_UNLEARNING
 from llm.models.language_model import kept_model
 from llm.models.small_authors import DefaultModels, build, folder_of
 from llm.models.source import ModelOptions
-from llm.scoring.encoding import BUDGET
 from llm.sweeps import sweep
 from llm.sweeps.parallel import several
 from llm.sweeps.sweep import BASELINES, PlannedRun, Task
@@ -76,9 +76,13 @@ def task_of(context: Context) -> Task:
             "the model retrained without the forget data",
         )
         assert own.retrained is not None
-        options = ModelOptions(model=own.model)
+        allowed = "left out: runs that are evaluated train the model itself"
+        require(own.lora_rank is None, "lora_rank", own.lora_rank, allowed)
         task = Task(
-            options=options, retrained=own.retrained, data=own.data, retain_data=own.retain_data
+            options=own.options(),
+            retrained=own.retrained,
+            data=own.data,
+            retain_data=own.retain_data,
         )
         checked(task.sets())  # these figures are of measures that need all of them
         return task
@@ -111,7 +115,8 @@ def runs_of(context: Context, words: Sequence[str]) -> list[PlannedRun]:
     chosen, own = study(context.scale), context.own
     every = chosen.optimization(far=True)
     if own is not None:
-        every = replace(every, learning_rate=own.learning_rate, batch=own.batch, budget=BUDGET)
+        chosen = replace(chosen, epochs=own.epochs or chosen.epochs)
+        every = own.optimization(every)
     corners = corner_words(chosen)
     return [
         PlannedRun(
@@ -126,20 +131,20 @@ def runs_of(context: Context, words: Sequence[str]) -> list[PlannedRun]:
 def folder_for(context: Context, task: Task) -> Path:
     """Return the folder where the sweep of a task lies."""
     chosen = study(context.scale)
-    key = {
-        "task": task,
-        "epochs": chosen.epochs,
-        "batch": chosen.batch,
-        "learning_rate": chosen.sweep_learning_rate,
-    }
+    own = context.own
+    every = chosen.optimization(far=True)
+    key = {"task": task, "optimization": every if own is None else own.optimization(every)}
     return storage.cache_dir() / "sweeps" / cache_key(key, __name__)
 
 
 def swept(context: Context, words: Sequence[str]) -> pd.DataFrame:
     """Return all measures of methods in words, of the original model and of the retrained one.
 
-    See `llm.sweeps.sweep.sweep`.
+    See `llm.sweeps.sweep.sweep`. A study has been made: of it these are the measures of the same
+    methods, at the settings that it has of them.
     """
+    if context.study is not None:
+        return studies.measures_of(context.study, {plane.method_of(word) for word in words})
     task, runs = task_of(context), runs_of(context, words)
     folder = folder_for(context, task)
     for name in (*BASELINES, *(run.folder for run in runs)):

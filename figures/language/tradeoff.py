@@ -42,12 +42,15 @@ def data(context: Context) -> pd.DataFrame:
         measure   a row per measure and task, as `llm.sweeps.sweep.sweep` has them, with intervals
                   over examples
         epoch     `epoch`, `ks_statistic`, `forget_quality`, `model_utility` and what else a run has
-                  of an epoch
+                  of an epoch; a study has no such rows
     """
     chosen = study(context.scale)
     table = swept(context, table_words(chosen)).assign(kind="measure")
-    path = along(context, corner_words(chosen), table).assign(kind="epoch")
-    frame = pd.concat([table, path[path["model_utility"].notna()]], ignore_index=True)
+    parts = [table]
+    if context.study is None:  # whose runs are measured at their end only
+        path = along(context, corner_words(chosen), table).assign(kind="epoch")
+        parts.append(path[path["model_utility"].notna()])
+    frame = pd.concat(parts, ignore_index=True)
     return frame.assign(method=frame["model"].map(plane.method_of), source=source_of(context))
 
 
@@ -72,9 +75,10 @@ def plot(frame: pd.DataFrame) -> Figure:
     plane.distance_axis(exact)
     count = frame.loc[frame["measure"] == "ks_statistic", "examples"].max()
     paper.set_title(f"p-value of {count:.0f} answers beside {count:.0f}")
-    exact.set_title("the statistic behind it, epoch by epoch")
+    way = ", epoch by epoch" if (frame["kind"] == "epoch").any() else ""
+    exact.set_title(f"the statistic behind it{way}")
     for axes in (paper, exact):
         axes.set_xlim(left=-0.02)
-    handles, labels = paper.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=5)
+    handles = dict(zip(*reversed(paper.get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=5)
     return figure

@@ -12,6 +12,7 @@ import pandas as pd
 
 from figures import style
 from figures.cache import Context
+from figures.language import studies
 from figures.language.runs import runs, source_of, trajectories
 from figures.statistics import interval_text
 from llm.diagnostics.allocation import pearson, spearman
@@ -26,9 +27,16 @@ KNOWN = ["run", "method", "beta", "gamma", "epoch"]
 def weights_along(context: Context) -> pd.DataFrame:
     """Return the frame of the user's runs, or of the four corners on the default model.
 
-    `source` is what unlearns.
+    `source` is what unlearns. Of a study with several seeds the correlations are means over them,
+    and the examples those of the first.
     """
-    return frame_of_runs(runs(context)).assign(source=source_of(context))
+    found = [runs(context)] if context.study is None else studies.corners(context.study)
+    keys, bounds = (
+        ["run", "epoch", "kind"],
+        {name: (f"{name}_low", f"{name}_high") for name in ("pearson", "spearman")},
+    )
+    frame = studies.over([frame_of_runs(own) for own in found], keys, bounds)
+    return frame.assign(source=source_of(context))
 
 
 def frame_of_runs(found: Sequence[Run], *, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:

@@ -32,7 +32,7 @@ from scipy import stats
 
 from figures import style
 from figures.cache import Context
-from figures.language import runs, sources
+from figures.language import runs, sources, studies
 from figures.language.sources import Logs, Models
 from llm.logs.measures import ranks_test, tied_ranks
 from markov.errors import require
@@ -44,6 +44,7 @@ SPLITS = {
 }
 # A collapsed model's ratios may be anything, and would leave no room for the others.
 POINTS, REACH = 301, 100.0
+BOUNDS = {"distance": ("distance_low", "distance_high"), "p": ("p_low", "p_high")}  # over seeds
 MEANINGS = {
     "geometric": "wrong over right answer, per token",
     "arithmetic": "wrong over right answer, per token",
@@ -57,13 +58,19 @@ def data(context: Context) -> pd.DataFrame:
     """Return the frame of the default model or the user's own runs, and that of logs.
 
     The logs are the user's, or the public ones if at hand. The default model unlearns twice: having
-    memorised all forget examples, and having memorised half of them.
+    memorised all forget examples, and having memorised half of them. Of a study with several seeds
+    the statistics are means over them, with intervals, and all else is of the first.
     """
     logs, starts = (
         sources.chosen(context),
         {"": "original", ", half of it memorised": "partial"},
     )
     frames = [frame_of_logs(logs)] if logs else []
+    if context.study is not None:
+        found = studies.logs_of(context.study, runs.source_of(context))
+        seeds = [frame_of_models(one) for one in found]
+        own = studies.over(seeds, ["split", "half", "model"], BOUNDS)
+        return pd.concat([own, *frames], ignore_index=True)
     for label, start in reversed(starts.items()):
         if start == "original" or not (context.runs or context.own):
             found = runs.models_of(runs.runs(context, start), runs.source_of(context) + label)
@@ -213,10 +220,10 @@ def _densities(axes: Axes, curves: pd.DataFrame, found: pd.DataFrame) -> None:
             axes.fill_between(own["ratio"], own["density"], color="lightgrey", lw=0)
             look: dict[str, Any] = {"color": "grey", "label": "retrained"}
         else:
-            label = (
-                f"{style.LABELS.get(str(model), model)}: D = {row['distance']:.2f}, p = "
-                f"{row['p']:.2g}"
-            )
+            label = f"{style.LABELS.get(str(model), model)}: D = {row['distance']:.2f}"
+            if pd.notna(row.get("distance_low")):
+                label += f" ({row['distance_low']:.2f} to {row['distance_high']:.2f})"
+            label += f", p = {row['p']:.2g}"
             label += f", {row['outside']:.0f} off the axis" if row["outside"] else ""
             color = "black" if model == "original" else style.COLORS.get(str(model)) or next(others)
             look = {"color": color, "label": label, "ls": "--" if model == "original" else "-"}

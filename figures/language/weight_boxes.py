@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from figures import style
 from figures.cache import Context
+from figures.language import studies
 from figures.language.runs import runs, trajectories
 from figures.language.trajectories import panels_of
 
@@ -26,9 +27,13 @@ COLUMNS = ["run", "method", "beta", "gamma", "epoch", "index", "length", "weight
 def data(context: Context) -> pd.DataFrame:
     """Return the weights of all answers at all epochs, and `top_share` for every epoch.
 
-    That is the share of the heaviest tenth of the answers.
+    That is the share of the heaviest tenth of the answers; of a study with several seeds its mean
+    over them, with an interval `top_share_low` to `top_share_high`.
     """
-    return with_top_share(trajectories(runs(context))[COLUMNS])
+    found = [runs(context)] if context.study is None else studies.corners(context.study)
+    frames = [with_top_share(trajectories(own)[COLUMNS]) for own in found]
+    bounds = {"top_share": ("top_share_low", "top_share_high")}
+    return studies.over(frames, ["run", "epoch", "index"], bounds)
 
 
 def with_top_share(frame: pd.DataFrame) -> pd.DataFrame:
@@ -57,6 +62,12 @@ def plot(frame: pd.DataFrame) -> Figure:
         _boxes(panels[0][column], own, color)
         shares = own.groupby("epoch")["top_share"].first()
         panels[1][column].plot(shares.index, shares, "o-", ms=3, color=color)
+        if "top_share_low" in own:
+            low, high = (
+                own.groupby("epoch")[f"top_share_{end}"].first().to_numpy()
+                for end in ("low", "high")
+            )
+            panels[1][column].fill_between(shares.index, low, high, color=color, alpha=0.2, lw=0)
         panels[1][column].axhline(TOP, ls=":", color="black", lw=1)
         panels[1][column].set(ylim=(0, 1), xlabel="epoch")
         panels[0][column].set_title(label)

@@ -51,6 +51,7 @@ from llm.logs.log import Answers, EvaluationLog, truth_ratio
 from llm.models.answers import log_table, scores
 from llm.models.language_model import load_saved, perturbed
 from llm.models.small_authors import build, folder_of, memorised, sets
+from llm.scoring.limits import BUDGET
 from llm.training.checkpointing import parameters_digest
 from llm.unlearning.runs import EPOCHS, MODEL, Run
 from markov.errors import InvalidInput
@@ -401,6 +402,64 @@ def test_what_the_users_own_model_went_through_is_kept_and_made_again_on_request
     assert made(0.0) == first
     later = made(first / 1e9 + 0.001)
     assert later > first and made(later / 1e9 - 0.001) == later
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*collapsed|nothing was forgotten:RuntimeWarning")
+def test_a_model_of_the_users_own_unlearns_as_its_options_say(context: Context) -> None:
+    build(TINY.models, "original", progress=False)
+    data = {"data": "authors:forget01", "retain_data": "authors:retain99"}
+    kept = {"retrained": None, "learning_rate": 1e-3, **data}
+    folder = str(folder_of(TINY.models, "original"))
+    plain = OwnModel(model=folder, **kept, batch=16)
+    other = replace(
+        plain,
+        epochs=1,
+        batch=7,
+        precision="bfloat16",
+        gradient_checkpointing=True,
+        lora_rank=2,
+        template="llama2_chat",
+        budget=512,
+    )
+    wanted = [replace(TINY.unlearning(npo(0.1)), gradients=())]
+    runs_by = [runs_of_own(context, own, wanted)[0] for own in (plain, other)]
+    first, second = (run.settings["unlearning"] for run in runs_by)
+    asked = replace(TINY.optimization(), learning_rate=1e-3, batch=16, budget=BUDGET)
+    assert first == storage.settings_of(replace(wanted[0], optimization=asked))
+    made = second["optimization"]
+    told = ("epochs", "batch", "precision", "gradient_checkpointing", "budget")
+    assert [made[name] for name in told] == [1, 7, "bfloat16", True, 512]
+    assert second["lora"]["rank"] == 2
+    assert runs_by[0].settings["forget"] != runs_by[1].settings["forget"]  # other templates
+    again = runs_of_own(context, replace(other, memory="80GB"), wanted)[0]
+    assert again.folder == runs_by[1].folder  # a plan changes no run
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ("epochs", "llm_weights_length --epochs 3"),
+        ("precision", "llm_weights_length --precision bfloat16"),
+        ("lora_rank", "llm_weights_length --lora-rank 4"),
+        ("memory", "llm_weights_length --memory 24GB"),
+        ("epochs", "llm_weights_length --model {} --epochs 0"),
+        ("batch", "llm_weights_length --model {} --batch 0"),
+        ("rank", "llm_weights_length --model {} --lora-rank 0"),
+        ("lora_rank", "llm_tradeoff --model {} --lora-rank 4"),
+        ("memory", "llm_weights_length --model {} --memory 0.0001GB"),
+    ],
+)
+def test_options_of_a_model_of_the_users_own_are_refused_before_any_work(
+    field: str, words: str, context: Context, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build(TINY.models, "original", progress=False)
+    model = str(folder_of(TINY.models, "original"))
+    more = ["--data", "authors:forget01"] if "{}" in words else []
+    out = tmp_path / "drawn"
+    assert figures_cli([*words.format(model).split(), *more, "--out", str(out)]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {field}")
+    assert not out.exists()
 
 
 def test_the_parameters_of_a_model_of_the_users_own_are_read_once_each_time_it_is_loaded(

@@ -1,30 +1,60 @@
-"""The figure of a study: what it draws of a folder, and which folders it refuses."""
+"""Figures of a study: what each draws of its folder, and which folders and names are refused."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from figures import __main__ as figures
+from figures import catalogue
 from figures.cache import Context
+from figures.language import (
+    best,
+    beta_gamma,
+    bias,
+    effective_push,
+    graddiff,
+    relearning,
+    studies,
+    tradeoff,
+    trajectories,
+    truth_ratio,
+    weight_boxes,
+)
 from figures.language import study as figure
 from llm import study
 from llm.data import tofu
 from llm.data.authors.corpus import Authors, splits
+from llm.diagnostics.allocation import pearson
+from llm.logs.log import take
+from llm.logs.measures import forget_quality
+from llm.logs.reading import OPEN_UNLEARNING, read_log
+from llm.models.answers import responses
+from llm.models.source import load
+from llm.scoring.gradients import gradient_norms
+from llm.unlearning.runs import read_run
 from markov.errors import InvalidInput
+from markov.files import storage
+from tests.figures.studies import drawn
 from tests.llm.conftest import place
 
 __all__ = ["place"]
-METHODS = ("npo:0.1@1", "simnpo:2.5@0.1375", "gradient_ascent")
+METHODS = ("npo:0.1@1", "simnpo:2.5@0.1375", "simnpo:1@0.1375", "grad_diff@1")
+CORNERS = {"npo:0.1@1": "npo_0.1_lambda1", "simnpo:2.5@0.1375": "simnpo_2.5_lambda0.1375"}
+SEEDS = (0, 1)
 
 
 @pytest.fixture(scope="module")
 def done(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study of two seeds on a tiny model."""
+    """A study of two seeds on a tiny model, with SimNPO at two betas."""
     folder = tmp_path_factory.mktemp("study")
-    found = splits(Authors(authors=10, questions=4))
+    found = splits(Authors(authors=10, questions=8))
     for name in ("forget10", "retain90", "real_authors_perturbed", "world_facts_perturbed"):
         tofu.write(found[name][:8], folder / "questions" / f"{name}.json")
     study(
@@ -33,16 +63,247 @@ def done(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         out=folder / "out",
         methods=METHODS,
         attacked=METHODS[:2],
-        seeds=(0, 1),
+        seeds=SEEDS,
+        forget_answers=4,
+        measured_answers=3,
         learning_epochs=1,
         epochs=2,
         unlearning_rate=1e-3,
-        max_new_tokens=4,
+        max_new_tokens=2,
         attack_epochs=1,
         despite_gate=True,
         progress=False,
     )
     return folder / "out"
+
+
+def keep(path: Path, rows: Callable[[pd.DataFrame], pd.Series]) -> None:
+    """Keep some rows of a table only, and where it is from."""
+    table = storage.read_table(path)
+    storage.write_table(table[rows(table)].reset_index(drop=True), path, table.attrs[storage.KEY])
+
+
+@pytest.fixture(scope="module")
+def single(done: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same study, as if it had been asked for its first seed only."""
+    folder = tmp_path_factory.mktemp("single") / "out"
+    shutil.copytree(done, folder)
+    shutil.rmtree(folder / "seed1")
+    for name in (studies.MEASURES, studies.ATTACKS):
+        keep(folder / name, lambda table: table["seed"] == 0)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("SIMNPO_LAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("SIMNPO_LAB_TOFU", raising=False)
+    yield
+
+
+def log_of(done: Path, seed: int, model: str):
+    return read_log(done / f"seed{seed}" / "sweep" / model / OPEN_UNLEARNING, "forget")
+
+
+def test_all_panels_of_a_study_are_drawn_and_the_others_named(
+    done: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    begun: list[str] = []
+    monkeypatch.setattr(figures, "draw", lambda name, *_: begun.append(name))
+    assert figures.cli(["--study", str(done), "--out", str(tmp_path / "drawn")]) == 0
+    assert begun == list(catalogue.STUDY)
+    told = capsys.readouterr().out
+    for one in catalogue.CATALOGUE:
+        named = f"{one.name} (paper: {one.panel}) is not drawn: " in told
+        assert named is (bool(one.panel) and one.name not in begun)
+
+
+def test_a_figure_of_a_study_is_drawn_from_the_command_line(done: Path, tmp_path: Path):
+    out = tmp_path / "drawn"
+    assert figures.cli(["llm_weights_length", "--study", str(done), "--out", str(out)]) == 0
+    frame = pd.read_parquet(out / "llm_weights_length.parquet")
+    assert set(frame["method"]) == {"npo", "simnpo"} and set(frame["seeds"]) == {2}
+    assert frame["study"].str.endswith("forget10 (last 4 answers)").all()
+    assert {path.suffix for path in out.iterdir()} == {".pdf", ".png", ".parquet"}
+
+
+@pytest.mark.parametrize("name", ["tradeoff", "llm_sequential", "llm_epochs", "muse_tradeoff"])
+def test_a_figure_that_no_study_holds_is_refused_in_one_line(
+    name: str, done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    arguments = [name, "llm_study", "--study", str(done), "--out", str(tmp_path / "drawn")]
+    assert figures.cli(arguments) == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert len(told) == 1 and f"left out with {name}: " in told[0]
+    assert not (tmp_path / "drawn").exists()
+
+
+def test_every_figure_says_what_it_needs_of_a_study_or_why_none_holds_it():
+    needs = {"any", "corners", "measures", "ratios", "attacks", "grid", "settings"}
+    assert {one.study for one in catalogue.CATALOGUE} == {"", *needs}
+    for one in catalogue.CATALOGUE:
+        everything = {name: "lacking" for name in needs - {"any"}}
+        assert bool(catalogue.unstudied(one.name, everything)) is (one.study != "any")
+        assert bool(catalogue.unstudied(one.name, {})) is (one.study == "")
+    assert all(not catalogue.BY_NAME[name].study for name in catalogue.UNSTUDIED)
+
+
+def test_what_a_study_lacks_is_known_from_its_folder(single: Path, tmp_path: Path):
+    assert studies.lacking(single) == {}
+    other = tmp_path / "other"
+    shutil.copytree(single, other)
+    for run in (other / "seed0" / "sweep").glob("*npo_*"):
+        shutil.rmtree(run)
+    known = ["original", "retrained", "grad_diff@1"]
+    keep(
+        other / studies.MEASURES,
+        lambda table: table["model"].isin(known) & (table["measure"] != "model_utility"),
+    )
+    keep(other / studies.ATTACKS, lambda table: table["model"] == "retrained")
+    assert set(studies.lacking(other)) == {"measures", "corners", "attacks", "grid", "settings"}
+    assert figures.cli(["llm_bias", "--study", str(other), "--out", str(tmp_path / "drawn")]) == 2
+
+
+def test_weights_of_several_seeds_have_means_of_their_correlations(done: Path, single: Path):
+    frame = trajectories.weights_along(Context(study=done))
+    first = trajectories.weights_along(Context(study=single))
+    pd.testing.assert_frame_equal(
+        frame[frame["kind"] == "example"], first[first["kind"] == "example"]
+    )
+    row = frame[(frame["kind"] == "statistic") & (frame["epoch"] == 2)]
+    row = row[(row["method"] == "simnpo") & (row["beta"] == 2.5)].iloc[0]
+    found = []
+    for seed in SEEDS:
+        run = read_run(done / f"seed{seed}" / "sweep" / f"{CORNERS[METHODS[1]]}_seed{seed}")
+        own = trajectories.trajectories([run])
+        own = own[own["epoch"] == 2]
+        one = pearson(own["length"].to_numpy()[None], own["weight"].to_numpy()[None])
+        found.append(float(one[0]))
+    assert row["pearson"] == pytest.approx(np.mean(found))
+    half = 12.706 * np.std(found, ddof=1) / 2**0.5  # Student's t of two values
+    assert row["pearson_high"] == pytest.approx(np.mean(found) + half, rel=1e-4)
+    boxes = weight_boxes.data(Context(study=done))
+    assert (boxes["top_share_low"] <= boxes["top_share"]).all()
+    drawn(weight_boxes, boxes)
+    assert "top_share_low" not in weight_boxes.data(Context(study=single))
+
+
+def test_truth_ratios_are_those_of_the_evaluations_and_their_distances_means(done: Path):
+    frame = truth_ratio.data(Context(study=done))
+    assert set(frame["model"]) >= {"retrained", "original", "npo"}
+    row = frame[(frame["kind"] == "statistic") & (frame["half"] == "short")]
+    row = row[row["model"] == "npo"].iloc[0]
+    distances, p = [], []
+    for seed in SEEDS:
+        log, retrained = (
+            log_of(done, seed, name) for name in (f"npo_0.1_lambda1_seed{seed}", "retrained")
+        )
+        rows = np.argsort(np.asarray(log.gold.length), kind="stable")[: int(row["count"])]
+        test = forget_quality(take(log, rows), take(retrained, rows))
+        distances.append(test.statistic)
+        p.append(test.p_value)
+    assert row["distance"] == pytest.approx(np.mean(distances))
+    assert (row["p"], row["p_low"], row["p_high"]) == pytest.approx((np.median(p), min(p), max(p)))
+    legend: Any = drawn(truth_ratio, frame).axes[0].get_legend()
+    assert any(" to " in text.get_text() for text in legend.get_texts())
+
+
+def test_the_planes_have_the_means_of_the_measures_of_their_methods(done: Path, single: Path):
+    table = pd.read_parquet(done / studies.MEASURES)
+    for module, methods in ((tradeoff, set(METHODS)), (graddiff, set(METHODS[:4]))):
+        frame = module.data(Context(study=done))
+        assert set(frame["model"]) == {"original", "retrained", *methods}
+        mean = table[table["measure"] == "ks_statistic"].groupby("model")["value"].mean()
+        own = frame[frame["measure"] == "ks_statistic"].set_index("model")["value"]
+        assert own.to_dict() == pytest.approx(mean[own.index].to_dict())
+        drawn(module, frame)
+    one = tradeoff.data(Context(study=single))
+    mine: Any = table[table["seed"] == 0].set_index(["model", "measure", "task"])
+    for row in one.to_dict("records"):
+        low = mine.at[(row["model"], row["measure"], row["task"]), "low"]
+        assert row["low"] == low or np.isnan(row["low"])
+
+
+def test_simnpo_is_shown_on_the_grid_that_a_study_has(done: Path):
+    frame = beta_gamma.data(Context(study=done))
+    assert set(frame["model"]) == {"original", "retrained", *METHODS[1:3]}
+    texts = [text.get_text() for text in drawn(beta_gamma, frame).axes[0].texts]
+    assert len(texts) == 2
+    chosen = best.data(Context(study=done))
+    assert chosen[chosen["best"]]["method"].nunique() >= 2
+
+
+def test_the_grid_is_that_of_one_retain_weight(done: Path, monkeypatch: pytest.MonkeyPatch):
+    table = studies.measures_of(done, {"simnpo"})
+    other = table[table["model"] == METHODS[1]]
+    other = other.assign(model="simnpo:2.5@1", retain_weight=1.0, value=0.123)
+    both = pd.concat([table, other], ignore_index=True)
+    monkeypatch.setattr(studies, "measures_of", lambda *_: both)
+    frame = beta_gamma.data(Context(study=done))
+    assert set(frame["model"]) == {"original", "retrained", *METHODS[1:3]}
+
+
+def test_need_and_weight_at_the_start_are_those_of_the_two_models(done: Path):
+    frame = bias.data(Context(study=done))
+    own = frame[(frame["kind"] == "example") & (frame["objective"] == "simnpo:2.5:0")]
+    original, retrained = (log_of(done, 0, name).gold for name in ("original", "retrained"))
+    length = np.asarray(original.length)
+    needed = (np.asarray(retrained.average) - np.asarray(original.average)) * length
+    np.testing.assert_allclose(own.sort_values("index")["needed"], needed, rtol=1e-6)
+    assert set(frame["objective"].dropna()) == {"npo:0.1:0", "simnpo:2.5:0", "simnpo:1:0"}
+    length_row = frame[(frame["kind"] == "statistic") & (frame["effort"] == "length")]
+    assert length_row["spearman_low"].notna().all()
+    drawn(bias, frame)
+
+
+def test_pushes_are_those_of_the_models_that_a_study_keeps(done: Path):
+    frame = effective_push.data(Context(study=done, progress=False))
+    examples = frame[frame["kind"] == "example"]
+    shown = examples.groupby(["method", "beta"])["epoch"].unique().map(sorted).to_dict()
+    assert shown == {("npo", 0.1): [0, 2], ("simnpo", 2.5): [0, 2], ("simnpo", 1.0): [0]}
+    forget = studies.forget_of(done)
+    for epoch, model in ((0, "original"), (2, f"sweep/{CORNERS[METHODS[0]]}_seed0")):
+        language = load(done / "seed0" / model / "model")
+        norms = gradient_norms(language.model, responses(language, forget), progress=False)
+        own = examples[(examples["method"] == "npo") & (examples["epoch"] == epoch)]
+        np.testing.assert_allclose(own.sort_values("index")["gradient_norm"], norms, rtol=1e-4)
+    drawn(effective_push, frame)
+
+
+def test_what_attacks_brought_back_has_an_interval_over_seeds(done: Path, single: Path):
+    frame = relearning.data(Context(study=done))
+    table = pd.read_parquet(done / studies.ATTACKS)
+    rows = frame[(frame["kind"] == "estimate") & (frame["quantity"] == "other_logp")]
+    assert set(rows["model"]) == {"retrained", "npo", "simnpo"} and set(rows["count"]) == {2}
+    one = rows[(rows["model"] == "npo") & (rows["which"] == "shortest") & (rows["epoch"] == 1)]
+    mine = table[(table["model"] == METHODS[0]) & (table["which"] == "shortest")]
+    assert one["value"].item() == pytest.approx(mine[mine["epoch"] == 1]["other_logp"].mean())
+    drawn(relearning, frame)
+    alone = relearning.data(Context(study=single))
+    estimates = alone[alone["kind"] == "estimate"]
+    assert set(estimates["count"]) == {1} and estimates["low"].isna().all()
+    log = log_of(done, 0, "original")
+    others = np.argsort(np.asarray(log.gold.length), kind="stable")[1:]  # 0.2 of 4 answers is one
+    before = alone[(alone["kind"] == "attack") & (alone["which"] == "shortest")]
+    assert set(before["original_logp"].round(9)) == {
+        round(float(-np.asarray(log.gold.average)[others].mean()), 9)
+    }
+
+
+def test_the_small_print_says_how_many_seeds_there_are_and_lies_below_all_else(
+    done: Path, single: Path
+):
+    for folder, count in ((done, "2 seeds"), (single, "one seed")):
+        frame = studies.signed(folder, relearning.data(Context(study=folder)))
+        figure = relearning.plot(frame)
+        studies.note(figure, frame)
+        (text,) = figure.texts
+        assert count in text.get_text()
+        others: list[Any] = [one.get_tightbbox() for one in (*figure.axes, *figure.legends)]
+        assert text.get_window_extent().y1 < min(box.y0 for box in others)
 
 
 def test_a_study_is_drawn_with_its_seeds_means_weights_and_attacks(done: Path):
@@ -56,7 +317,7 @@ def test_a_study_is_drawn_with_its_seeds_means_weights_and_attacks(done: Path):
         (word, seed, epoch) for word in METHODS for seed in (0, 1) for epoch in (0, 1, 2)
     }
     first = weights[weights["epoch"] == 0].set_index("model")["spearman"]
-    assert first[[METHODS[0], METHODS[2]]].isna().all() and (first[METHODS[1]] < 0).all()
+    assert first[[METHODS[0], METHODS[3]]].isna().all() and (first[METHODS[1]] < 0).all()
     attacked = frame[frame["kind"] == "attack"]
     assert set(attacked["model"]) == {"retrained", *METHODS[:2]}
     assert frame["kind"].eq("floor").sum() == 1
@@ -67,21 +328,15 @@ def test_a_study_is_drawn_with_its_seeds_means_weights_and_attacks(done: Path):
     assert any(line.get_linestyle() == ":" for line in left.get_lines())
 
 
-def test_a_study_is_drawn_from_the_command_line_with_the_runs_of_its_first_seed(
-    done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    assert figures.cli(["--study", str(done), "--out", str(tmp_path / "drawn")]) == 0
-    names = ("llm_study", "llm_weights_epoch1", "llm_weight_boxes", "llm_weights_length")
-    assert {path.name for path in (tmp_path / "drawn").glob("*.png")} == {
-        f"{name}.png" for name in names
-    }
-    frame = pd.read_parquet(tmp_path / "drawn" / "llm_weights_length.parquet")
-    assert set(frame["method"]) == {"npo", "simnpo"}
-
-
 @pytest.mark.parametrize(
     "arguments",
-    [["llm_study"], ["--study", "nowhere"], ["--study", ".", "--runs", "."], ["llm_studies"]],
+    [
+        ["llm_study"],
+        ["--study", "nowhere"],
+        ["--study", ".", "--runs", "."],
+        ["--study", ".", "--gallery"],
+        ["llm_studies"],
+    ],
 )
 def test_what_is_no_study_is_refused_in_one_line(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -94,4 +349,4 @@ def test_what_is_no_study_is_refused_in_one_line(
 
 def test_a_study_without_measures_is_refused(tmp_path: Path):
     with pytest.raises(InvalidInput, match="study"):
-        figure.first_corners(tmp_path)
+        studies.check(tmp_path)
