@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def print_gate(gate: pd.DataFrame, floor: tuple[float, ...]) -> None:
     """Print whether the models of a study are fit to compare methods by."""
-    print(gate.to_string(index=False, float_format="{:.3f}".format))
+    print(gate.to_string(index=False, float_format="{:.3f}".format, na_rep="-"))
     for value in floor:
         print(f"D between two retrained models: {value:.3f}, which no method can be asked to beat")
 

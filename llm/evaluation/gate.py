@@ -8,6 +8,7 @@ everything else.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -17,6 +18,7 @@ from llm.logs.measures import forget_quality
 
 APART = 0.03  # by how much the utilities of the two models may differ
 KNOWN = 0.9  # probability per token of the forget answers under the original, at least
+NO_BOUNDS = (math.nan, math.nan)
 FAR = 0.3  # by how much that of the retrained model is lower, at least
 
 
@@ -25,11 +27,15 @@ def gate(tables: Mapping[int, pd.DataFrame]) -> pd.DataFrame:
 
     A table has the rows of `llm.sweeps.sweep.sweep` whose `model` is "original" or "retrained".
     Without utility, for which data of one's own may not do, its check is left out. The columns are
-    `check`, `seed`, `value`, `allowed` (in words) and `passed`:
+    `check`, `seed`, `value`, `low`, `high`, `allowed` (in words) and `passed`:
 
         utility apart    |utility of the original - utility of the retrained model|
         forget data known      probability per token of the forget answers, original
         forget data unknown    by how much it is lower under the retrained model
+
+    From `low` to `high` is a 95% interval over questions of how far the utilities are apart. It is
+    made of those of the two utilities, as if the models were asked different questions, so that it
+    is rather too wide. A value that does not pass can be chance if `low` would.
     """
     rows = []
     for seed, table in tables.items():
@@ -41,13 +47,34 @@ def gate(tables: Mapping[int, pd.DataFrame]) -> pd.DataFrame:
         if ("model_utility", "all", "original") in at:
             original, retrained = pair("model_utility", "all")
             apart = abs(original - retrained)
-            rows.append(("utility apart", seed, apart, f"at most {APART}", apart <= APART))
+            bounds = _apart(table)
+            rows.append(("utility apart", seed, apart, *bounds, f"at most {APART}", apart <= APART))
         known, other = pair("probability", "forget")
-        rows += [
-            ("forget data known", seed, known, f"at least {KNOWN}", known >= KNOWN),
-            ("forget data unknown", seed, known - other, f"at least {FAR}", known - other >= FAR),
-        ]
-    return pd.DataFrame(rows, columns=["check", "seed", "value", "allowed", "passed"])
+        for check, value, least in (
+            ("forget data known", known, KNOWN),
+            ("forget data unknown", known - other, FAR),
+        ):
+            rows.append((check, seed, value, *NO_BOUNDS, f"at least {least}", value >= least))
+    names = ["check", "seed", "value", "low", "high", "allowed", "passed"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def _apart(table: pd.DataFrame) -> tuple[float, float]:
+    """Return an interval of |u - v| for two utilities, from that of each.
+
+    With u in (u1, u2) and v in (v1, v2) that of u - v ends at
+    u - v - sqrt((u - u1)^2 + (v2 - v)^2) and u - v + sqrt((u2 - u)^2 + (v - v1)^2)
+    (Zou and Donner 2008). Where a table has no intervals, there is none.
+    """
+    if not {"low", "high"} <= set(table):
+        return NO_BOUNDS
+    rows = table[table["measure"] == "model_utility"].set_index("model")
+    (u, u1, u2), (v, v1, v2) = (
+        (float(rows[name][model]) for name in ("value", "low", "high"))
+        for model in ("original", "retrained")
+    )
+    low, high = u - v - math.hypot(u - u1, v2 - v), u - v + math.hypot(u2 - u, v - v1)
+    return max(0.0, low, -high), max(abs(low), abs(high))
 
 
 def floor(logs: Sequence[EvaluationLog], variant: str = "geometric") -> tuple[float, ...]:

@@ -289,18 +289,30 @@ def _compared(
     storage.write_table(found, out / "gate.parquet", provenance_of(asked))
     lacking = found[~found["passed"]]
     if len(lacking) and not asked.despite_gate:
-        first = lacking.iloc[0]
-        raise InvalidInput(
-            f"gate, {first['check']}, seed {first['seed']}",
-            round(float(first["value"]), 3),
-            f"{first['allowed']}: with such models no method can be judged. Other "
-            "--learning-epochs or --learning-rate may help; --despite-gate goes on",
-        )
+        raise _refusal(lacking.iloc[0])
     back = stacked(attacked_models(asked, one, progress) for one in seeds)
     measured = stacked(swept(one, asked.methods, progress).assign(seed=one.seed) for one in seeds)
     done = Studied(measured, found, back, lowest)
     _write(asked, out, done)
     return done
+
+
+def _refusal(check: pd.Series) -> InvalidInput:
+    """Return what is said of a check that does not pass."""
+    from llm.evaluation.gate import APART
+
+    instead = "Other --learning-epochs or --learning-rate may help"
+    if check["low"] <= APART:
+        instead = (
+            f"It is between {check['low']:.3f} and {check['high']:.3f}, so that it can be chance: "
+            "more --measured-answers would tell"
+        )
+    return InvalidInput(
+        f"gate, {check['check']}, seed {check['seed']}",
+        round(float(check["value"]), 3),
+        f"{check['allowed']}: with such models no method can be judged. {instead}; "
+        "--despite-gate goes on",
+    )
 
 
 def _data(asked: Study, out: Path) -> str:

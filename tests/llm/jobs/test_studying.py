@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,27 @@ def test_the_gate_passes_two_models_that_differ_in_the_forget_data_only():
         found = gate({0: good, 7: bad})
         assert found["seed"].tolist() == [0] * 3 + [7] * 3
         assert found["passed"].tolist() == [at != which + 3 for at in range(6)]
+
+
+def test_a_difference_of_utilities_has_an_interval_that_holds_it():
+    equal = table((0.5, 0.5), (0.95, 0.2)).assign(low=[0.4, 0.4, 0, 0], high=[0.6, 0.6, 1, 1])
+    row = gate({0: equal}).iloc[0]
+    assert (row["low"], row["high"]) == (0, pytest.approx(math.hypot(0.1, 0.1)))
+    apart = table((0.2, 0.6), (0.95, 0.2)).assign(low=[0.1, 0.5, 0, 0], high=[0.3, 0.7, 1, 1])
+    for frame in (apart, apart.assign(model=["retrained", "original"] * 2)):
+        row = gate({0: frame}).iloc[0]
+        assert row["low"] < row["value"] == pytest.approx(0.4) < row["high"]
+        assert row["high"] - 0.4 == pytest.approx(math.hypot(0.1, 0.1)) == 0.4 - row["low"]
+    same = apart.assign(low=apart["value"], high=apart["value"])
+    assert gate({0: same})[["low", "high"]].iloc[0].tolist() == pytest.approx([0.4, 0.4])
+    assert gate({0: table((0.2, 0.6), (0.95, 0.2))})["low"].isna().all()
+
+
+@pytest.mark.parametrize(("low", "words"), [(0.01, "can be chance"), (0.2, "--learning-epochs")])
+def test_a_gate_that_refuses_says_what_would_help(low: float, words: str):
+    check = pd.Series({"check": "utility apart", "seed": 0, "value": 0.3, "allowed": "at most"})
+    said = str(studying._refusal(pd.concat([check, pd.Series({"low": low, "high": 0.5})])))
+    assert words in said and "--despite-gate" in said
 
 
 def retrained(out: Path, seed: int) -> EvaluationLog:
