@@ -70,7 +70,7 @@ def _apart(table: pd.DataFrame) -> tuple[float, float]:
         return NO_BOUNDS
     rows = table[table["measure"] == "model_utility"].set_index("model")
     (u, u1, u2), (v, v1, v2) = (
-        (float(rows[name][model]) for name in ("value", "low", "high"))
+        [float(rows[name][model]) for name in ("value", "low", "high")]
         for model in ("original", "retrained")
     )
     low, high = u - v - math.hypot(u - u1, v2 - v), u - v + math.hypot(u2 - u, v - v1)
