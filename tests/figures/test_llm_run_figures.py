@@ -390,7 +390,7 @@ def test_what_the_users_own_model_went_through_is_kept_and_made_again_on_request
     for kind in folders:
         build(TINY.models, kind, progress=False)
     rates: dict[str, Any] = {"learning_rate": 1e-3, "batch": 7}
-    data = {"data": "authors:forget01", "retain_data": "authors:retain99"}
+    data: dict[str, Any] = {"data": "authors:forget01", "retain_data": "authors:retain99"}
     own = OwnModel(model=folders["original"], retrained=folders["retrained"], **data, **rates)
     wanted = [replace(TINY.unlearning(npo(0.1)), gradients=())]
 
@@ -408,8 +408,8 @@ def test_what_the_users_own_model_went_through_is_kept_and_made_again_on_request
 @pytest.mark.filterwarnings("ignore:.*collapsed|nothing was forgotten:RuntimeWarning")
 def test_a_model_of_the_users_own_unlearns_as_its_options_say(context: Context) -> None:
     build(TINY.models, "original", progress=False)
-    data = {"data": "authors:forget01", "retain_data": "authors:retain99"}
-    kept = {"retrained": None, "learning_rate": 1e-3, **data}
+    data: dict[str, Any] = {"data": "authors:forget01", "retain_data": "authors:retain99"}
+    kept: dict[str, Any] = {"retrained": None, "learning_rate": 1e-3, **data}
     folder = str(folder_of(TINY.models, "original"))
     plain = OwnModel(model=folder, **kept, batch=16)
     other = replace(
@@ -475,7 +475,7 @@ def test_the_parameters_of_a_model_of_the_users_own_are_read_once_each_time_it_i
 
     for module in ("figures.language.own_model", "llm.unlearning.runs", "llm.unlearning.unlearn"):
         monkeypatch.setattr(f"{module}.parameters_digest", counted)
-    data = {"data": "authors:forget01", "retain_data": "authors:retain99"}
+    data: dict[str, Any] = {"data": "authors:forget01", "retain_data": "authors:retain99"}
     chosen = OwnModel(model=own, retrained=None, **data, learning_rate=2e-3, batch=7)
     wanted = [replace(TINY.unlearning(one), gradients=()) for one in (npo(0.1), simnpo(4.5))]
     made = runs_of_own(context, chosen, wanted)
