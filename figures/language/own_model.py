@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from figures.cache import Context, cache_key, discard_stale
 from llm.data.sources import read
 from llm.data.splits import retain_of
+from llm.jobs.estimating import seconds_of_runs, spoken
 from llm.jobs.planning import MemoryOption
 from llm.jobs.settings import rate_of
 from llm.models.answers import answer_log
 from llm.models.language_model import check_same_vocabulary
-from llm.models.names import check_retrained, data_of
+from llm.models.names import check_retrained, data_of, is_small
 from llm.models.source import ModelOptions, load_model
 from llm.training.adapters import Lora
 from llm.training.checkpointing import parameters_digest
@@ -96,7 +99,8 @@ def own_model(
 def runs_of_own(context: Context, own: OwnModel, wanted: Iterable[Unlearning]) -> list[Run]:
     """Return a run for each of the settings, with the optimisation of `own`.
 
-    Runs come from the cache or are made now. Raises `InvalidInput` as `load_model`, `read` and
+    Runs come from the cache or are made now; how long that takes for a large model is printed
+    first, at the speed that is measured for it. Raises `InvalidInput` as `load_model`, `read` and
     `unlearn_into` do, and for a retrained model of another vocabulary.
     """
     forget, retain = read(own.data), read(own.retain_data)
@@ -115,11 +119,19 @@ def runs_of_own(context: Context, own: OwnModel, wanted: Iterable[Unlearning]) -
         del other  # its memory is needed
     digest, found = parameters_digest(language.model), []
     described = {**vars(own), "memory": None}  # which only says what is refused
-    for number, one in enumerate(wanted):
+    asked: list[tuple[Path, Unlearning]] = []
+    for one in wanted:
         settings = replace(one, optimization=own.optimization(one.optimization), lora=lora)
         key = {"own": described, "parameters": digest, "unlearning": settings}
         folder = storage.cache_dir() / "unlearning" / cache_key(key, __name__)
         discard_stale(context, folder, folder / EPOCHS)
+        asked.append((folder, settings))
+    left = [settings for folder, settings in asked if not (folder / EPOCHS).exists()]
+    if left and not is_small(own.model):
+        length = own.max_length
+        seconds = seconds_of_runs(language, forget, retain, left, max_length=length)
+        print(f"runs of {own.model} to make: {len(left)}, {spoken(seconds)}", file=sys.stderr)
+    for number, (folder, settings) in enumerate(asked):
         if number > 0:  # the run before changed the model in place
             language = load_model(options)
             same = parameters_digest(language.model) == digest
