@@ -133,7 +133,9 @@ class Arguments:
     Without a NAME, draw all that it has the runs and measures for, and name the others.
     """
     gallery: bool = False
-    """Also refresh the small pictures of README and findings; without a NAME, draw those."""
+    """Also refresh the small pictures of README and findings; without a NAME, draw those.
+    With --study those of the NAMEs, and their frames.
+    """
 
 
 DESCRIPTION = f"""Draw figures; each NAME writes NAME.pdf, NAME.png and NAME.parquet (the frame it
@@ -279,12 +281,15 @@ def draw(name: str, context: Context, arguments: Arguments) -> None:
         from figures.language import studies
 
         frame = studies.signed(context.study, frame)
-    small = (
-        Path(__file__).parent / "gallery" / f"{name}.png"
-        if arguments.gallery and name in GALLERY
-        else None
-    )
+    kept = Path(__file__).parent / "gallery"
+    small = kept / f"{name}.png" if arguments.gallery and name in GALLERY else None
+    if arguments.gallery and context.study is not None:
+        small = kept / "study" / f"{name}.png"
     write(name, module, frame, context.scale, arguments.out, small)
+    if small is not None and context.study is not None:
+        # What is said of the study is compared with this.
+        with storage.atomic_path(small.with_suffix(".csv")) as partial:
+            frame.to_csv(partial, index=False, float_format="%.6g")
     if module is claims:
         with storage.atomic_path(arguments.out / f"{name}.md") as partial:
             partial.write_text(claims.markdown(frame), "utf-8")
@@ -297,9 +302,10 @@ def check_own(arguments: Arguments) -> None:
         unused = arguments.model is None and field.name in OWN and value != field.default
         allowed = "left out without --model, whose figures they are about"
         require(not unused, field.name, value, allowed)
-    others = arguments.runs or arguments.model or arguments.gallery
-    unused = arguments.study is not None and others
-    require(not unused, "study", str(arguments.study), "left out with --runs, --model, --gallery")
+    unused = arguments.study is not None and (arguments.runs or arguments.model)
+    require(not unused, "study", str(arguments.study), "left out with --runs and --model")
+    whole = arguments.study is not None and arguments.gallery and not arguments.names
+    require(not whole, "gallery", True, "with --study, beside the NAMEs of the figures to refresh")
     allowed = "left out with --runs, which are runs of a model already"
     require(arguments.model is None or not arguments.runs, "model", arguments.model, allowed)
 
