@@ -160,7 +160,7 @@ def attacked_models(asked: Study, one: Replicate, progress: bool) -> pd.DataFram
     """Return what comes back of the retrained model and of each method that is attacked."""
     from llm.data.sources import read
     from llm.jobs.relearning import attacked
-    from llm.models.source import load
+    from llm.models.source import load_model
     from llm.sweeps.times import laps
 
     swept(one, asked.attacked, progress, keep=True)
@@ -178,7 +178,7 @@ def attacked_models(asked: Study, one: Replicate, progress: bool) -> pd.DataFram
             parts = unfinished(one.place, model)
             with laps(one.place / TIMES, word) as lap:
                 lap("attack", resumed=parts.exists())
-                language = load(model, dtype=asked.dtype, device=asked.device, progress=progress)
+                language = load_model(one.asked, str(model))
                 found = attacked(
                     language,
                     forget,

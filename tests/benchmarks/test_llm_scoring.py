@@ -35,6 +35,16 @@ def llama(vocab: int, width: int = 192, depth: int = 4) -> LlamaForCausalLM:
     ).eval()
 
 
+def smollm2() -> LlamaForCausalLM:
+    """Random weights in the shape of SmolLM2-135M."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    shape: dict[str, Any] = dict(hidden_size=576, intermediate_size=1536, num_hidden_layers=30)
+    heads: dict[str, Any] = dict(num_attention_heads=9, num_key_value_heads=3)
+    config = LlamaConfig(vocab_size=49152, tie_word_embeddings=True, **shape, **heads)
+    return LlamaForCausalLM(config).eval()
+
+
 def answers(count: int, vocab: int, shortest: int = 20, longest: int = 120) -> list[Encoded]:
     """Sequences of evenly spread lengths, a third of each the prompt: about the proportions of
     TOFU.
@@ -65,12 +75,20 @@ def fastest(benchmark: BenchmarkFixture) -> float:
 
 
 @pytest.mark.benchmark(timer=time.process_time)
-@pytest.mark.parametrize("vocab", [2000, 32000])
-def test_scoring_throughput(benchmark: BenchmarkFixture, vocab: int) -> None:
-    """200 answers in batches of the default budget, beside bare forward passes, heads included,
-    on the same batches.
+@pytest.mark.parametrize(
+    ("made", "count"),
+    [(lambda: llama(2000), 200), (lambda: llama(32000), 200), (smollm2, 30)],
+    ids=["vocabulary of 2k", "vocabulary of 32k", "SmolLM2"],
+)
+def test_scoring_throughput(
+    benchmark: BenchmarkFixture, made: Callable[[], LlamaForCausalLM], count: int
+) -> None:
+    """Answers in batches of the default budget, beside bare forward passes, heads included, on
+    the same batches.
     """
-    model, encoded = llama(vocab), answers(200, vocab)
+    model = made()
+    vocab = model.config.vocab_size
+    encoded = answers(count, vocab)
     padded = [Batch.pad([encoded[row] for row in rows]) for rows in batches(encoded)]
 
     @torch.no_grad()

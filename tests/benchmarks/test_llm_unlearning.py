@@ -7,19 +7,28 @@ Times are of the processor, on one thread.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
+from transformers import LlamaForCausalLM
 
 from llm.diagnostics.weights import corners
 from llm.models.small_authors import DefaultModels
-from llm.scoring.encoding import Batch, Encoded, batches
+from llm.scoring.encoding import BUDGET, Batch, Encoded, batches
 from llm.training.fine_tuning import fine_tune
 from llm.training.loop import Optimization
 from llm.unlearning.unlearn import Unlearning, unlearn
-from tests.benchmarks.test_llm_scoring import answers, fastest, llama, report, seconds
+from tests.benchmarks.test_llm_scoring import (
+    answers,
+    fastest,
+    llama,
+    report,
+    seconds,
+    smollm2,
+)
 
 VOCAB = DefaultModels().vocabulary
 
@@ -67,12 +76,20 @@ def test_an_epoch_of_npo_beside_one_of_simnpo(benchmark: BenchmarkFixture) -> No
 
 
 @pytest.mark.benchmark(timer=time.process_time)
-def test_fine_tuning_beside_bare_passes(benchmark: BenchmarkFixture) -> None:
+@pytest.mark.parametrize(
+    ("made", "count", "budget"),
+    [(lambda: llama(VOCAB), 96, 384), (smollm2, 16, BUDGET)],
+    ids=["small", "SmolLM2"],
+)
+def test_fine_tuning_beside_bare_passes(
+    benchmark: BenchmarkFixture, made: Callable[[], LlamaForCausalLM], count: int, budget: int
+) -> None:
     """An epoch of fine-tuning beside forward and backward passes of transformers' own loss on
     the same batches.
     """
-    model, encoded = llama(VOCAB), answers(96, VOCAB)
-    settings = Optimization(epochs=1, batch=96, learning_rate=1e-5, budget=384)
+    model = made()
+    encoded = answers(count, model.config.vocab_size)
+    settings = Optimization(epochs=1, batch=count, learning_rate=1e-5, budget=budget)
 
     def passes() -> None:
         for rows in batches(encoded, settings.budget):
