@@ -77,7 +77,8 @@ def test_weights_that_say_nothing_are_left_to_loading(
 
 
 def test_what_is_no_plain_model_is_not_counted(tmp_path: Path) -> None:
-    saved(transformers.LlamaConfig(**SIZES, quantization_config={"quant_method": "x"}), tmp_path)
+    quantised: dict[str, Any] = {"quantization_config": {"quant_method": "x"}}
+    saved(transformers.LlamaConfig(**SIZES, **quantised), tmp_path)
     assert least_count(tmp_path) is None
     assert least_count("authors:original") is None and least_count("owner/name") is None
     gpt2 = tmp_path / "gpt2"

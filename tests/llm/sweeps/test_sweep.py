@@ -423,7 +423,8 @@ def test_a_second_sweep_loads_nothing_and_gives_the_same_table(
     folder, table = swept
     before = files_in(folder)
     runs = [*wanted(measured=(0, 2)), PlannedRun(method=None, scale=0.5, optimization=EVERY)]
-    models = [Path(word) for word in (task.options.model, task.retrained)]
+    models = [Path(word) for word in (task.options.model, task.retrained) if word]
+    assert len(models) == 2
     aside = [model.rename(tmp_path / model.name) for model in models]
     try:
         again = sweep(folder, task, runs, n_jobs=1, progress=False)
