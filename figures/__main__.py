@@ -213,7 +213,11 @@ def check_out(arguments: Arguments, names: Sequence[str]) -> None:
     NAME.parquet that this program did not write.
     """
     storage.check_writable(arguments.out, "out", folder=True)
-    inputs = (*arguments.runs, arguments.model, arguments.retrained, *(arguments.logs or ()))
+    inputs = [*arguments.runs, arguments.model, arguments.retrained, *(arguments.logs or ())]
+    if arguments.study is not None:  # whose own folder for figures may be written to
+        inputs += [arguments.study / "data", *arguments.study.glob("seed*")]
+        same = arguments.out.resolve() == arguments.study.resolve()
+        require(not same, "out", str(arguments.out), "a folder apart from the study, which is read")
     for name in names:
         folders.check_table(arguments.out / f"{name}.parquet", inputs=inputs)
 

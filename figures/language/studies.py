@@ -35,7 +35,7 @@ MEASURES, ATTACKS = "measures.parquet", "attacks.parquet"
 NAME, SEEDS = "study", "seeds"  # columns of a frame that shows a study
 CHARACTER, LINE = 0.055, 0.14  # inches that the small print below a figure takes
 P_VALUES = ("p", "forget_quality")
-CORNER = re.compile(rf"({'|'.join(CORNERS)})_\d.*_seed\d+")  # the folder of a corner's run
+CORNER = re.compile(rf"({'|'.join(CORNERS)})_\d.*_seed-?\d+")  # the folder of a corner's run
 
 
 def check(place: Path | None) -> Path:
@@ -237,6 +237,8 @@ def lacking(place: Path) -> dict[str, str]:
     found = {}
     if not {"model_utility", "ks_statistic"} <= set(table["measure"]):
         found["measures"] = "its data do not tell D and model utility"
+    if methods.empty:
+        found["measures"] = "it has no method"
     if not corners(place)[0]:
         found["corners"] = "it has no run of NPO, SimNPO or a corner between them"
     if retrained_log(seeds_of(place)[0]).perturbed is None:

@@ -22,8 +22,8 @@ class Known(ModelOptions, MemoryOption):
     Nothing is taught: the model is asked, and what it answers right is kept.
 
     By probability an answer is right if it is likelier, per token, than every wrong one; a tie is
-    wrong. By writing it is right if its words stand in what the model writes. Both numbers are
-    printed, with what guessing would get right.
+    wrong. By writing it is right if its words stand, in their order, in what the model writes, and
+    not in the question. The numbers by each way and by both are printed, with the guesses.
 
     Writes to the folder OUT: forget_own.jsonl and retain_own.jsonl, with answers in the model's own
     words, for --data and --retain-data of unlearn, evaluate, relearn and sweep; forget.jsonl and
@@ -55,8 +55,8 @@ class Known(ModelOptions, MemoryOption):
     """
     share: float | None = SHARE
     """Share of what is known of --data that is to be forgotten.
-    1 forgets all of it, where there is --retain-data. None asks only, and splits nothing: so see
-    what is left after unlearning.
+    1 forgets all of it, where there is --retain-data. None asks only, and splits nothing, which
+    shows after unlearning what is left.
     """
     seed: int = 0
     """Seed of the split."""

@@ -44,7 +44,7 @@ from llm.models.language_model import LanguageModel
 from llm.scoring.limits import BUDGET, MAX_LENGTH, NEW_TOKENS
 
 COUNTS = ("source", "way", "asked", "right", "share", "chance", "guessed")
-SENTENCE = re.compile(r"[.!?][\"')]*(?=\s|$)")  # where one ends
+SENTENCE = re.compile(r"[.!?][\"')]*(?=\s|$)|(?=\s*\n)")  # where one ends
 TIE = 1e-5  # nats per token, by which rounding may part equal sums of float32 numbers
 Chosen = Bool[np.ndarray, "questions answers"]
 
@@ -92,6 +92,8 @@ def answered(
     )
     found = stands & ~asked
     chosen = {"probability": likeliest, "writing": found, "both": likeliest & found}
+    if log.perturbed is None:  # an answer alone is the likeliest of all, which tells nothing
+        chosen = {"writing": found}
     return Answered(_table(log, own, written), chosen)
 
 
@@ -116,7 +118,9 @@ def in_own_words(example: Example, written: str) -> Example | None:
     The text ends with the sentence that has the right answer. The wrong ones are the same text with
     a wrong answer in its place, so that all are of one shape.
     """
-    stands = re.compile(rf"(?<!\w){re.escape(example.response)}(?!\w)", re.IGNORECASE)
+    # Not a part of a word or of a number such as 3.5.
+    before, behind = r"(?<!\w)(?<!\d[.,])", r"(?!\w|[.,]\d)"
+    stands = re.compile(f"{before}{re.escape(example.response)}{behind}", re.IGNORECASE)
     found = stands.search(written)
     if found is None:
         return None

@@ -26,6 +26,7 @@ FORGET, RETAIN, TABLE = "forget.jsonl", "retain.jsonl", "known.parquet"
 COUNTS, WEIGHTS = "counts.parquet", "weights.parquet"
 # The same in the model's own words, where it has written the right answers.
 OWN_FORGET, OWN_RETAIN, OWN_WEIGHTS = "forget_own.jsonl", "retain_own.jsonl", "weights_own.parquet"
+OWN_COUNTS = "own"  # in the provenance of the table: how many examples there are of each
 GIVEN, OWN = (FORGET, RETAIN, WEIGHTS), (OWN_FORGET, OWN_RETAIN, OWN_WEIGHTS)
 JOB = "known"
 NAMES = (*GIVEN, *OWN, COUNTS, TABLE)
@@ -313,7 +314,7 @@ def asked_into(
     """Ask and write to a folder, or read what was written there by the same question.
 
     Of several processes the first one writes. Raises `InvalidInput` as `asked` does, and for a
-    folder that holds anything else.
+    folder of other questions, or one that no command of this project wrote.
     """
     from llm.data import tofu
     from llm.models.saving import with_source
@@ -321,7 +322,9 @@ def asked_into(
     from llm.training.processes import first_alone, in_first
 
     place = Path(folder)
-    described = {"split": split, **options, "questions": storage.fingerprint(questions)}
+    sources = {name: questions.source.count(name) for name in questions.source}
+    described = {"split": split, **options, "asked": sources}
+    described |= {"questions": storage.fingerprint(questions)}
     described |= {"template": language.template, "parameters": parameters_digest(language.model)}
     with first_alone(folders.given_back(place, JOB)):
         in_first(lambda: folders.claim(place, JOB, described, names=NAMES))
@@ -339,7 +342,8 @@ def asked_into(
             if len(side.weights):
                 storage.write_table(side.weights, place / names[2], made)
         storage.write_table(found.counts, place / COUNTS, made)
-        storage.write_table(found.table, place / TABLE, made)
+        counted = {**made, OWN_COUNTS: [len(part) for part in found.own[:2]]}
+        storage.write_table(found.table, place / TABLE, counted)
 
     in_first(write)
     return found._replace(place=place)
@@ -358,8 +362,11 @@ def _kept(path: Path, split: Split) -> Known:
         return Side(forget, retain, weighed)
 
     given, own = side(GIVEN, split.share is not None), side(OWN, False)
-    counts = storage.read_table(path.parent / COUNTS)
-    return Known(storage.read_table(path), counts, given, own, split.way, path.parent)
+    counts, table = storage.read_table(path.parent / COUNTS), storage.read_table(path)
+    there = [len(part) for part in own[:2]]
+    allowed = "a folder with as many examples in the model's own words as were written"
+    require(table.attrs[storage.KEY][OWN_COUNTS] == there, "out", str(path.parent), allowed)
+    return Known(table, counts, given, own, split.way, path.parent)
 
 
 def report(found: Known) -> str:
@@ -372,7 +379,7 @@ def report(found: Known) -> str:
         "chance: share that guessing gets right; guessed: expected guesses among the right"
     )
     every = found.counts[found.counts["way"] == found.way].iloc[-1]
-    told = f"right counts by {found.way}: {every['right']} of {every['asked']} are known"
+    told = f"answered right, by {found.way}: {every['right']} of {every['asked']}"
     if found.given.forget:
         told += f", {len(found.given.forget)} to forget and {len(found.given.retain)} to retain"
     lines.append(told)

@@ -246,7 +246,13 @@ def checked(asked: Study) -> Study:
         place = sweep_of(asked, Path("original"), Path("retrained"), asked.data, 0, 1.0)
         runs_of(replace(place, methods=one))
     folders.check_place(asked.out, inputs=(asked.model, asked.data, asked.retain_data))
+    folders.check_claim(asked.out, JOB, described(asked))
     return asked
+
+
+def described(asked: Study) -> dict[str, Any]:
+    """Return the fields of a study that it can only be continued with."""
+    return {name: getattr(asked, name) for name in vars(asked) if name not in FREE}
 
 
 def studied(
@@ -260,9 +266,8 @@ def studied(
     `on_gate` is called with the gate and the floor before any method is compared.
     """
     out = storage.check_writable(asked.out, "out", folder=True)
-    same = {name: getattr(asked, name) for name in vars(asked) if name not in FREE}
     with folders.given_back(out, JOB):
-        folders.claim(out, JOB, same, names=("data", "figures", *FILES))
+        folders.claim(out, JOB, described(asked), names=("data", "figures", *FILES))
         data = _data(asked, out)
         with _timed(asked):
             seeds = [replicate(asked, out, data, seed, progress) for seed in asked.seeds]

@@ -25,6 +25,10 @@ LIKE_LLAMA = (
     *("olmo2", "granite", "smollm3"),
 )
 WHOLE, PARTS = "model.safetensors", "model.safetensors.index.json"
+BAD = (
+    *(InvalidInput, OSError, ValueError, TypeError, KeyError, AttributeError, struct.error),
+    *(ArithmeticError, RecursionError),
+)
 LONGEST = 100_000_000  # bytes of a header, as safetensors itself has it
 
 
@@ -40,16 +44,16 @@ def least_count(word: str | os.PathLike[str]) -> int | None:
     try:
         file = find_gguf(name)
         if file is not None:
-            return sum(one.numbers for one in read_header(file).tensors)
+            return sum(one.numbers for one in read_header(file).tensors) or None
         place = Path(name)
         if not (place / "config.json").is_file() or (place / "adapter_config.json").exists():
             return None
         config = json.loads((place / "config.json").read_bytes())
         if not isinstance(config, dict) or config.get("quantization_config") is not None:
             return None
-        return _of_weights(place) or _of_config(config)
-    # Loading says what is wrong with the files.
-    except (InvalidInput, OSError, ValueError, TypeError, KeyError, AttributeError, struct.error):
+        found = _of_weights(place) or _of_config(config)
+        return found if found is not None and found > 0 else None
+    except BAD:  # loading says what is wrong with the files
         return None
 
 
@@ -69,7 +73,7 @@ def _numbers(file: Path) -> int:
     with file.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
         header = json.loads(stream.read(min(length, LONGEST)))
-    return sum(prod(one["shape"]) for name, one in header.items() if name != "__metadata__")
+    return sum(int(prod(one["shape"])) for name, one in header.items() if name != "__metadata__")
 
 
 def _of_config(config: Mapping[str, Any]) -> int | None:

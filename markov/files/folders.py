@@ -113,6 +113,20 @@ def claim(
     leftovers.clear(place)
 
 
+def check_claim(folder: Location, job: str, settings: object, field: str = "out") -> None:
+    """Raise `InvalidInput` for a folder that the same job has claimed with other settings.
+
+    Nothing is written. It is what `claim` would refuse, known before any work.
+    """
+    place = Path(folder)
+    claims = _claims(place, field)
+    if job not in claims or _abandoned(place, claims):
+        return
+    other = _difference(claims[job].get("settings"), storage.settings_of(settings))
+    allowed = f"an empty folder, or that of a run of these settings, data and models ({other})"
+    require(not other, field, str(folder), allowed)
+
+
 @contextmanager
 def given_back(folder: Location, job: str) -> Iterator[None]:
     """Give back a claim that is made meanwhile if the job is refused.

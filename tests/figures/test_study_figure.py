@@ -42,6 +42,7 @@ from llm.unlearning.runs import read_run
 from markov.errors import InvalidInput
 from markov.files import storage
 from tests.figures.studies import drawn
+from tests.helpers import files_in
 from tests.llm.conftest import place
 
 __all__ = ["place"]
@@ -225,6 +226,30 @@ def test_the_planes_have_the_means_of_the_measures_of_their_methods(done: Path, 
     for row in one.to_dict("records"):
         low = mine.at[(row["model"], row["measure"], row["task"]), "low"]
         assert row["low"] == low or np.isnan(row["low"])
+
+
+def test_a_study_without_methods_lacks_measures_and_says_so(
+    done: Path, monkeypatch: pytest.MonkeyPatch
+):
+    table = studies.table_of(done)
+    bare = table[table["model"].isin(["original", "retrained"])]
+    monkeypatch.setattr(studies, "table_of", lambda _: bare)
+    assert studies.lacking(done)["measures"] == "it has no method"
+
+
+def test_runs_of_any_seed_are_found():
+    for name in ("simnpo_2.5_lambda0.1375_seed0", "npo_0.1_lambda1_seed-1"):
+        assert studies.CORNER.fullmatch(name)
+    assert not studies.CORNER.fullmatch("grad_diff_lambda1_seed0")
+
+
+def test_a_figure_is_not_drawn_into_what_it_reads(single: Path, capsys: pytest.CaptureFixture[str]):
+    before = files_in(single)
+    for out in (single, single / "seed0", single / "data"):
+        assert figures.cli(["llm_study", "--study", str(single), "--out", str(out)]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert "out" in line and "which is read" in line
+    assert files_in(single) == before
 
 
 def test_simnpo_is_shown_on_the_grid_that_a_study_has(done: Path):

@@ -23,6 +23,7 @@ from llm.evaluation.knowledge import (
 )
 from llm.models.language_model import LanguageModel
 from llm.scoring.encoding import encode_examples
+from llm.scoring.logprobs import score_encoded
 from llm.scoring.templates import LLAMA2_CHAT
 from llm.training.fine_tuning import fine_tune
 from llm.training.loop import Optimization
@@ -61,7 +62,10 @@ def tiny(learnt: list[Example], *, seed: int = 0) -> LanguageModel:
     model = transformers.LlamaForCausalLM(config)
     if learnt:
         encoded = encode_examples(tokenizer, LLAMA2_CHAT, learnt)
-        fine_tune(model, encoded, Optimization(epochs=100, batch=4, learning_rate=2e-2))
+        for _ in range(8):  # how fast it learns depends on the processor
+            fine_tune(model, encoded, Optimization(epochs=60, batch=6, learning_rate=1e-2))
+            if score_encoded(model, encoded, progress=False).logp.min() > -0.1:
+                break
     model.eval()
     return LanguageModel(model=model, tokenizer=tokenizer, template=LLAMA2_CHAT, name="tiny")
 
@@ -136,7 +140,8 @@ def test_without_wrong_answers_nothing_is_said_of_guesses(language: LanguageMode
         Example(index=one.index, prompt=one.prompt, response=one.response) for one in questions()
     ]
     found = answered(language, bare, **OPTIONS)
-    assert found.chosen["writing"].all() and found.table["rank"].isna().all()
+    assert list(found.chosen) == ["writing"] and found.chosen["writing"].all()
+    assert found.table["rank"].isna().all()
     told = counts(found.chosen, ["bare"] * 6)
     assert told["guessed"].isna().all() and told["chance"].isna().all()
 
@@ -164,6 +169,8 @@ def test_an_answer_that_stands_in_the_question_is_no_evidence() -> None:
         ("Well. A. B. Wu says: lima! Lima is old.", "Well. A. B. Wu says: lima!"),
         ("The capital of Peru is Lima, which lies", "The capital of Peru is Lima, which lies"),
         ('"Lima." So they say.', '"Lima."'),
+        ("Lima \n\nQuestion: What of Oslo?", "Lima"),
+        ("Between 1.Lima and 2.", None),
         ("Nobody knows Limas.", None),
         ("", None),
     ],

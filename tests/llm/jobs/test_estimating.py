@@ -42,7 +42,7 @@ from llm.training.loop import Optimization
 from llm.unlearning.methods import method
 from llm.unlearning.runs import unlearn_in_memory
 from markov.errors import InvalidInput
-from markov.files import storage
+from markov.files import folders, storage
 from tests.helpers import files_in
 
 NAMES = ("forget10", "retain90", "real_authors_perturbed", "world_facts_perturbed")
@@ -360,6 +360,10 @@ def test_estimating_alone_prints_a_few_lines_and_writes_nothing(
     with pytest.raises(InvalidInput, match="method"):
         estimate(**{**options, "methods": ("mpo",), "attacked": ()}, out=tmp_path / "out")
     assert files_in(tmp_path) == {}
+    folders.claim(tmp_path / "other", "study", {"epochs": 99}, names=["gate.parquet"])
+    (tmp_path / "other" / "gate.parquet").write_text("begun")
+    with pytest.raises(InvalidInput, match="a run of these settings"):
+        estimate(**options, out=tmp_path / "other")
 
 
 def test_a_model_that_is_yet_to_be_made_is_not_made_for_an_estimate(

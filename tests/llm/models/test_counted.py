@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,35 @@ def test_headers_of_weights_tell_all_parameters(parts: int, tmp_path: Path) -> N
 )
 def test_settings_that_say_nothing_are_left_to_loading(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)
+    assert least_count(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"num_attention_heads": 0, "head_dim": None},
+        {"hidden_size": math.inf},
+        {"num_hidden_layers": -1000},
+    ],
+)
+def test_settings_of_no_model_are_left_to_loading(changed: dict[str, Any], tmp_path: Path) -> None:
+    saved(transformers.LlamaConfig(**SIZES), tmp_path)
+    said = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**said, **changed}))
+    assert least_count(tmp_path) is None
+
+
+def test_what_is_nested_too_deep_is_left_to_loading(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    assert least_count(tmp_path) is None
+
+
+@pytest.mark.parametrize("shape", ["[-1, 3]", "[1e400]"])
+def test_shapes_of_no_weights_are_left_to_loading(shape: str, tmp_path: Path) -> None:
+    saved(transformers.LlamaConfig(**SIZES), tmp_path)
+    header = f'{{"one": {{"shape": {shape}}}}}'.encode()
+    written = len(header).to_bytes(8, "little") + header
+    (tmp_path / "model.safetensors").write_bytes(written)
     assert least_count(tmp_path) is None
 
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from markov.errors import InvalidInput
 from markov.files import folders, leftovers, storage
 from markov.files.folders import CLAIM
+from tests.helpers import files_in
 
 NAMES = ("table.parquet", "model", "state")
 SETTINGS = {"model": "a", "unlearning": {"beta": 0.1, "seed": 0}}
@@ -107,6 +108,23 @@ def test_another_claim_names_what_differs(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput) as caught:
         begin(tmp_path / "out", made={"model": "a", "unlearning": {"beta": 0.2, "seed": 0}})
     assert "its unlearning.beta is 0.1, not 0.2" in caught.value.allowed
+
+
+def test_a_claim_of_other_settings_is_known_before_any_work_and_nothing_is_written(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "out"
+    folders.check_claim(out, "run", {"beta": 1})
+    assert not out.exists()
+    folders.claim(out, "run", {"beta": 1}, names=["table.parquet"])
+    folders.check_claim(out, "run", {"beta": 2})  # nothing lies there: the claim is replaced
+    (out / "table.parquet").write_text("begun")
+    before = files_in(out)
+    folders.check_claim(out, "run", {"beta": 1})
+    folders.check_claim(out, "another", {"beta": 2})
+    with pytest.raises(InvalidInput, match="its beta is 1, not 2"):
+        folders.check_claim(out, "run", {"beta": 2})
+    assert files_in(out) == before
 
 
 def test_jobs_share_a_folder_if_they_write_different_names(tmp_path: Path) -> None:
