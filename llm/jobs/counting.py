@@ -20,9 +20,10 @@ from llm.models.speed import Passes, Work
 from llm.randomness import derived_seed, shuffled
 from llm.scoring.encoding import MAX_LENGTH, Encoded
 from llm.scoring.limits import BUDGET, NEW_TOKENS, writing_budget
-from llm.scoring.logprobs import ELEMENTS
+from llm.scoring.logprobs import logits_budget
 from llm.training.loop import Optimization
-from llm.unlearning.retaining import RETAIN_LOSSES, kl_budget
+from llm.unlearning.epoch import probed
+from llm.unlearning.retaining import RETAIN_LOSSES
 from llm.unlearning.unlearn import Unlearning
 from markov.preferences import paired
 
@@ -62,7 +63,7 @@ def learning(
     `llm.training.memorising`).
     """
     epochs = settings.epochs - done
-    budget = max(1, min(settings.budget, ELEMENTS // size.vocab))
+    budget = logits_budget(size.vocab, settings.budget)
     probe = _sum(Passes.over(own, budget) for own in watched)
     return (
         Work(
@@ -100,9 +101,7 @@ def unlearning(
     kinds = (forget,) if preferred is None else (forget, preferred)
     watched = [*(Passes.over(own, every.budget) for own in kinds)]
     if retain:
-        seed, count = every.seed, len(retain)
-        order = shuffled(count, count, seed, 0, label="probe")[0][: settings.retain_probe]
-        watched.append(Passes.over([retain[row] for row in order], every.budget))
+        watched.append(Passes.over(probed(retain, settings), every.budget))
     one = _forgotten(forget, retain, settings, size, preferred)
     return Work(
         watched=_sum(watched) * (epochs + (not done)),
@@ -127,7 +126,7 @@ def _forgotten(
     if not (settings.retain_term in RETAIN_LOSSES and settings.retain_weight):
         return found
     twice = settings.retain_term == "kl"  # the original model passes the same
-    own = kl_budget(size.vocab, every.budget) if twice else every.budget
+    own = logits_budget(size.vocab, every.budget) if twice else every.budget
     rows = shuffled(len(retain), *order, label="retain", total=len(forget))
     kept = _sum(Passes.over([retain[row] for row in part], own) for part in rows)
     return found + Work(trained=kept, watched=kept if twice else Passes())

@@ -24,6 +24,7 @@ from llm.data.sources import read
 from llm.data.splits import retain_of, tofu_sets
 from llm.data.tofu import Example
 from llm.jobs import counting
+from llm.jobs.relearning import finished_in
 from llm.jobs.replicates import (
     attacks_of,
     finished_attack,
@@ -185,12 +186,7 @@ def left(asked: Study, language: LanguageModel, learnt: Learnt) -> list[Remainin
         for word, model in attacked.items():
             if not finished_attack(place, model).exists():
                 parts = unfinished(place, model)
-                names = [f"{storage.fingerprint(one)}.parquet" for one in attacks]
-                wanted = [
-                    one
-                    for one, name in zip(attacks, names, strict=True)
-                    if not (parts / name).exists()
-                ]
+                wanted = [one for one in attacks if not finished_in(parts, one).exists()]
                 ways = {"max_length": asked.max_length}
                 work = counting.attacking(language, learnt.forget, wanted, size, **ways)
                 found.append(Remaining(seed, "attack", word, work))

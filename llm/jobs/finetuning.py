@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from llm.jobs.settings import Word
+from llm.jobs.settings import Word, rate_for
 from llm.scoring.limits import MAX_LENGTH
 from llm.training.settings import Optimization
 from markov.errors import require, require_whole
@@ -93,7 +93,7 @@ def with_rate(
     if learning_rate is not None:
         return replace(given, learning_rate=learning_rate)
     size = sum(one.numel() for one in language.model.parameters())
-    return replace(given, learning_rate=next(rate for limit, rate in RATES if size < limit))
+    return replace(given, learning_rate=rate_for(size, RATES))
 
 
 def read_sets(

@@ -106,6 +106,11 @@ def relearn(
     return found
 
 
+def finished_in(parts: Path, attack: Relearning) -> Path:
+    """Return where a folder keeps the table of an attack that is finished."""
+    return parts / f"{storage.fingerprint(attack)}.parquet"
+
+
 def attacked(
     language: LanguageModel,
     forget: Sequence[Example],
@@ -126,7 +131,7 @@ def attacked(
     tables, found = [], []
     with bar(len(wanted), "attacks", show=progress and place() == 0, leave=False) as done:
         for one in wanted:
-            path = parts / f"{storage.fingerprint(one)}.parquet"
+            path = finished_in(parts, one)
             if (frame := in_first(partial(storage.read_kept, path, storage.read_table))) is None:
                 frame = attack(language, forget, one, max_length=max_length, progress=progress)
                 in_first(partial(storage.write_table, frame, path, {}))

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from llm.jobs.settings import rate_for
 from llm.jobs.sweeping import Sweep, runs_of, task_of
 from llm.models.source import ModelOptions
 from markov.files import folders, storage
@@ -107,7 +108,7 @@ def learning_of(asked: Study, seed: int) -> Optimization:
 
 def unlearning_rate(asked: Study, size: int) -> float:
     """Return the largest step size of unlearning, for a model of so many parameters."""
-    return asked.unlearning_rate or next(rate for limit, rate in RATES if size < limit)
+    return asked.unlearning_rate or rate_for(size, RATES)
 
 
 def _probed(examples: Sequence[Example]) -> tuple[Example, ...]:

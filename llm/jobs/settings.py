@@ -6,7 +6,7 @@ Nothing here takes long to import, so that what is refused is refused at once.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +22,14 @@ if TYPE_CHECKING:
 # The paper's betas for TOFU's forget05: a sum of log-probabilities needs a smaller beta than a
 # mean over tokens.
 DEFAULTS = ("npo:0.1", "reference_free_npo:0.1", "length_normalized_npo:2.5", "simnpo:2.5")
+Rates = Sequence[tuple[float, float]]  # numbers of parameters, and step sizes below each
 RATE = 2e-4  # largest step size for small models
 Word = str | os.PathLike  # the types of words, as against values
+
+
+def rate_for(size: int, rates: Rates) -> float:
+    """Return the step size for a model of so many parameters: that of the first limit above it."""
+    return next(rate for limit, rate in rates if size < limit)
 
 
 def left_out(command: Any, names: Iterable[str], allowed: str) -> None:

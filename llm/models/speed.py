@@ -31,7 +31,7 @@ from llm.randomness import shuffled
 from llm.scoring.encoding import Batch, Encoded, batches
 from llm.scoring.logprobs import check_fits, evaluating, response_logprobs
 from llm.training.adapters import Lora, adapted
-from llm.training.loop import Loop, Optimization, Term, looping
+from llm.training.loop import Loop, Optimization, Term, fusable, looping
 from llm.training.masters import widened
 
 DISK = 5e8  # bytes a second, to write or to read, and to take a digest of
@@ -220,7 +220,7 @@ def _update(model: nn.Module, limit: float) -> float:
     size = min(count, SAMPLE)
     other = nn.Parameter(torch.zeros(size, dtype=like.dtype, device=like.device))
     other.grad = torch.zeros_like(other)
-    optimizer = torch.optim.AdamW([other], fused=like.device.type in ("cpu", "cuda"))
+    optimizer = torch.optim.AdamW([other], fused=fusable([other]))
 
     def step() -> None:
         optimizer.step()

@@ -151,6 +151,11 @@ def check_finite(
     raise NotFinite(field, bad[row], allowed)
 
 
+def logits_budget(vocab: int, budget: int) -> int:
+    """Return the tokens of a pass whose logits are all kept: about `ELEMENTS` logits at most."""
+    return max(1, min(budget, ELEMENTS // vocab))
+
+
 def response_logprobs(
     model: nn.Module, batch: Batch, ref: Number = 0.0, *, elements: int = ELEMENTS
 ) -> SequenceLogProbs:

@@ -15,7 +15,7 @@ in shards have to keep step.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -229,10 +229,8 @@ def looping(
         "weight_decay": 0.0,
     }
     groups = [group for group in (decayed, others) if group["params"]]
-    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in trainable)
-    optimizer = torch.optim.AdamW(
-        groups, settings.learning_rate, weight_decay=settings.weight_decay, fused=fused
-    )
+    ways = {"weight_decay": settings.weight_decay, "fused": fusable(trainable)}
+    optimizer = torch.optim.AdamW(groups, settings.learning_rate, **ways)
     accelerator = joined()
     accelerator.device_placement = accelerator.num_processes > 1
     shards = accelerator.distributed_type == DistributedType.FSDP
@@ -250,6 +248,11 @@ def looping(
         finally:
             optimizer.zero_grad()
             accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
+
+
+def fusable(parameters: Iterable[nn.Parameter]) -> bool:
+    """Return whether AdamW can update parameters in one pass over them on their devices."""
+    return all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
 
 
 def check_finite(model: nn.Module) -> None:

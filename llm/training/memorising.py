@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from llm.scoring.encoding import Batch, Encoded
-from llm.scoring.logprobs import ELEMENTS, scored_logits
+from llm.scoring.logprobs import logits_budget, scored_logits
 from llm.training.checkpointing import Pace, find_state, restore, save_state
 from llm.training.fine_tuning import Epoch
 from llm.training.loop import Loop
@@ -81,7 +81,7 @@ def memorised(loop: Loop, encoded: Sequence[Encoded]) -> Float[Tensor, "examples
     model: Any = loop.accelerator.unwrap_model(loop.model)
     vocab = model.config.get_text_config().vocab_size
     # The likeliest token is found among all logits of a pass, which are therefore kept few.
-    budget = max(1, min(loop.settings.budget, ELEMENTS // vocab))
+    budget = logits_budget(vocab, loop.settings.budget)
     return loop.evaluate(encoded, by_heart, budget)
 
 

@@ -19,10 +19,10 @@ from llm.diagnostics.weights import weights_table
 from llm.randomness import own_randomness, shuffled
 from llm.scoring.encoding import Batch, Encoded
 from llm.scoring.gradients import gradient_norms
-from llm.scoring.logprobs import evaluating, response_logprobs
+from llm.scoring.logprobs import evaluating, logits_budget, response_logprobs
 from llm.training.adapters import Original
 from llm.training.loop import Loop, Term
-from llm.unlearning.retaining import RETAIN_LOSSES, cross_entropy, divisor, kl_budget
+from llm.unlearning.retaining import RETAIN_LOSSES, cross_entropy, divisor
 from markov.console.progress import Bar
 from markov.errors import InvalidInput, require
 from markov.objectives import SequenceLogProbs
@@ -33,6 +33,13 @@ if TYPE_CHECKING:
 
 OK, NOT_FORGETTING, COLLAPSED, NAN = "ok", "not forgetting", "collapsed", "nan"
 Model = TypeVar("Model")
+
+
+def probed(retain: Sequence[Encoded], settings: Unlearning) -> list[Encoded]:
+    """Return the retain examples on which the retain loss is measured after every epoch."""
+    seed = settings.optimization.seed
+    order = shuffled(len(retain), len(retain), seed, 0, label="probe")[0]
+    return [retain[row] for row in order[: settings.retain_probe]]
 
 
 class Measure(NamedTuple, Generic[Model]):
@@ -109,7 +116,9 @@ class Unlearner:
         row["forget_nll"] = float(-(seqs[0].logp / seqs[0].length).double().mean())
         if self.retain:
             row["retain_loss"] = float(
-                self.loop.evaluate(self.probe(), cross_entropy).double().mean()
+                self.loop.evaluate(probed(self.retain, self.settings), cross_entropy)
+                .double()
+                .mean()
             )
         if not all(
             math.isfinite(row[name])
@@ -128,7 +137,7 @@ class Unlearner:
             return
         every, weight = self.settings.optimization, self.settings.retain_weight
         keep = RETAIN_LOSSES.get(self.settings.retain_term) if weight else None
-        budget = kl_budget(self.vocab, every.budget) if self.original else None
+        budget = logits_budget(self.vocab, every.budget) if self.original else None
         average = self.settings.average
 
         law, sides = paired(self.settings.objective), list(zip(self.responses, ref, strict=True))
@@ -170,13 +179,6 @@ class Unlearner:
                 share = weight / divisor(average, [self.retain[row] for row in kept])
                 terms.append(Term(self.retain, kept, retaining, share, budget))
             yield terms
-
-    def probe(self) -> list[Encoded]:
-        """Return the retain examples on which the retain loss is measured."""
-        order = shuffled(
-            len(self.retain), len(self.retain), self.settings.optimization.seed, 0, label="probe"
-        )[0]
-        return [self.retain[row] for row in order[: self.settings.retain_probe]]
 
     def measured(self, epoch: int, row: Mapping[str, Any]) -> dict[str, float]:
         """Return what `measure` finds, without dropout and gradients and with its own randomness.

@@ -43,7 +43,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from llm.scoring.encoding import Batch, Encoded
-from llm.scoring.logprobs import ELEMENTS, response_logprobs, scored_logits
+from llm.scoring.logprobs import response_logprobs, scored_logits
 from llm.training.adapters import Original
 
 RetainTerm = Literal["none", "cross_entropy", "kl"]
@@ -91,11 +91,6 @@ def _divergences(
     wide = torch.promote_types(own.dtype, torch.float32)
     truth, own = truth.to(own.device, wide).log_softmax(-1), own.to(wide).log_softmax(-1)
     return (truth.exp() * (truth - own)).sum(-1)
-
-
-def kl_budget(vocab: int, budget: int) -> int:
-    """Return the tokens of a forward pass that holds about `ELEMENTS` logits of each model."""
-    return max(1, min(budget, ELEMENTS // vocab))
 
 
 RETAIN_LOSSES: dict[str, Callable[..., Float[Tensor, " batch"]]] = {

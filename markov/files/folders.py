@@ -22,6 +22,7 @@ from markov.files import leftovers, storage
 from markov.files.storage import Location
 
 CLAIM = ".simnpo-lab.json"
+ALLOWED = "an empty folder, or that of a run of these settings, data and models"
 
 
 def check_place(
@@ -86,7 +87,7 @@ def claim(
     """
     place, rendered = Path(folder), storage.settings_of(settings)
     claims = _claims(place, field)
-    other = _difference(claims[job].get("settings"), rendered) if job in claims else ""
+    other = _other(claims, job, rendered)
     if job in claims and not other:
         leftovers.clear(place)
         return
@@ -95,12 +96,11 @@ def claim(
     claimed = {name for own in claims.values() for name in own.get("names", ())}
     taken = [name for name in names if name in claimed or os.path.lexists(place / name)]
     if other or taken:
-        allowed = "an empty folder, or that of a run of these settings, data and models"
         require(
             _abandoned(place, claims),
             field,
             str(folder),
-            f"{allowed} ({other or f'{taken[0]} lies there'})",
+            f"{ALLOWED} ({other or f'{taken[0]} lies there'})",
         )
         claims = {}
     made = {
@@ -120,11 +120,14 @@ def check_claim(folder: Location, job: str, settings: object, field: str = "out"
     """
     place = Path(folder)
     claims = _claims(place, field)
-    if job not in claims or _abandoned(place, claims):
-        return
-    other = _difference(claims[job].get("settings"), storage.settings_of(settings))
-    allowed = f"an empty folder, or that of a run of these settings, data and models ({other})"
-    require(not other, field, str(folder), allowed)
+    other = _other(claims, job, storage.settings_of(settings))
+    fits = not other or _abandoned(place, claims)
+    require(fits, field, str(folder), f"{ALLOWED} ({other})")
+
+
+def _other(claims: Mapping[str, Mapping[str, Any]], job: str, rendered: Any) -> str:
+    """Return in words how the settings of a job's earlier claim differ; "" if nothing does."""
+    return _difference(claims[job].get("settings"), rendered) if job in claims else ""
 
 
 @contextmanager

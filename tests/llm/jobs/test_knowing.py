@@ -144,7 +144,10 @@ def test_it_is_done_once_and_the_same_seed_makes_the_same_bytes(
     capsys.readouterr()
     monkeypatch.setattr("llm.evaluation.knowledge.answered", pytest.fail)
     assert cli(asked(learnt, "--out", "one")) == 0
-    assert "answered right, by writing: 8 of 10, 3 to forget and 5 to retain" in capsys.readouterr().out
+    assert (
+        "answered right, by writing: 8 of 10, 3 to forget and 5 to retain"
+        in capsys.readouterr().out
+    )
     assert files_in(tmp_path / "one") == before
     assert cli(asked(learnt, "--out", "one", "--seed", "1")) == 2
     assert "seed" in capsys.readouterr().err and files_in(tmp_path / "one") == before

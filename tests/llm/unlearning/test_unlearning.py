@@ -26,7 +26,7 @@ from llm.randomness import shuffled
 from llm.ranks import joined, place
 from llm.scoring.encoding import Batch, Encoded, batches
 from llm.scoring.gradients import gradient_norms
-from llm.scoring.logprobs import score_encoded
+from llm.scoring.logprobs import ELEMENTS, logits_budget, score_encoded
 from llm.training.adapters import Lora
 from llm.training.fine_tuning import fine_tune
 from llm.training.loop import Loop, Optimization
@@ -267,9 +267,9 @@ def test_a_divergence_of_more_positions_than_are_held_at_once_is_that_of_each() 
 
 
 def test_logits_of_large_vocabularies_are_held_of_fewer_tokens_at_once() -> None:
-    assert retaining.kl_budget(10, 500) == 500
-    assert retaining.kl_budget(retaining.ELEMENTS // 70, 500) == 70
-    assert retaining.kl_budget(2 * retaining.ELEMENTS, 500) == 1
+    assert logits_budget(10, 500) == 500
+    assert logits_budget(ELEMENTS // 70, 500) == 70
+    assert logits_budget(2 * ELEMENTS, 500) == 1
 
 
 def test_a_seed_gives_one_table_and_another_seed_another() -> None:
