@@ -208,6 +208,7 @@ def commands(folder: Path, *, shards: bool) -> dict[str, list[str]]:
         "adapters.parquet": f"{attack} --repeats 2 --which random --lora-rank 2",
         "muse": f"muse {model} --data {folder / 'muse'} {other} --unlearn npo:0.5 --piece 64 "
         f"{teach}",
+        "finetuning": f"finetune {model} --data {forget} {retain} --watch {forget} {teach}",
     }
     if not shards:  # where no model is trained, none is in shards
         found["score.parquet"] = f"score {model} --data {retain} --gradients --budget 60"
