@@ -23,6 +23,7 @@ from llm.data.news.corpus import News
 from llm.data.tofu import Example
 from llm.evaluation.membership import Membership, auc_interval
 from llm.intervals import bootstrap
+from llm.jobs.sweeping import runs_of
 from llm.logs.measures import exact_log10_p
 from llm.models.generation import continuations
 from llm.models.small_authors import DefaultModels
@@ -91,6 +92,7 @@ TAKERS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "jobs": (require_jobs, "jobs"),
     "markov, jobs": (lambda n: experiment(Unlearn(jobs=n)), "jobs"),
     "sweep, jobs": (lambda n: sweep(Sweep(jobs=n)), "jobs"),
+    "sweep, probe": (lambda n: runs_of(Sweep(probe=n)), "probe"),
     "figures, jobs": (
         lambda n: drawing.main(drawing.Arguments(names=("tradeoff",), jobs=n)),
         "jobs",

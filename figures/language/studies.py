@@ -105,6 +105,12 @@ def means(table: pd.DataFrame) -> pd.DataFrame:
     return found.assign(model=found["model"].str.replace(r" x\d+$", "", regex=True))
 
 
+def retrained_of(place: Path) -> list[Path]:
+    """Return the folders of all seeds that have a retrained model that was evaluated."""
+    found = place.glob(f"seed*/sweep/retrained/{OPEN_UNLEARNING}")
+    return sorted(file.parents[2] for file in found)
+
+
 def retrained_log(seed: Path) -> EvaluationLog:
     """Return what the retrained model of a seed says of the forget data."""
     return read_log(seed / "sweep" / "retrained" / OPEN_UNLEARNING, "forget")

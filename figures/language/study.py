@@ -41,7 +41,7 @@ def data(context: Context) -> pd.DataFrame:
 
         seed       `measure`, `value`, `low`, `high` of one seed, the interval over examples
         mean       the same over seeds, where there are several
-        floor      `value`, D between the retrained models of two seeds
+        floor      `value`, D between any two retrained models of the folder
         weight     `epoch` and `spearman`, of weight and length over the forget answers
         attack     `which`, `epoch` and `other_logp` (nats per token), the mean over repeats
 
@@ -53,7 +53,7 @@ def data(context: Context) -> pd.DataFrame:
     parts = [kept.assign(kind="seed")]
     if kept["seed"].nunique() > 1:
         parts.append(studies.means(kept).assign(kind="mean"))
-    logs = [studies.retrained_log(seed) for seed in studies.seeds_of(place)]
+    logs = [studies.retrained_log(seed) for seed in studies.retrained_of(place)]
     lowest = floor(logs) if all(log.perturbed is not None for log in logs) else ()
     parts += [
         pd.DataFrame({"kind": "floor", "value": lowest}),

@@ -26,6 +26,7 @@ from llm.data.tofu import Example
 from llm.jobs import counting
 from llm.jobs.relearning import finished_in
 from llm.jobs.replicates import (
+    KINDS,
     attacks_of,
     finished_attack,
     learning_of,
@@ -150,17 +151,21 @@ def left(asked: Study, language: LanguageModel, learnt: Learnt) -> list[Remainin
         language, learnt.sets, size, max_new_tokens=asked.max_new_tokens, **limits
     )
     found: list[Remaining] = []
-    for seed in asked.seeds:
+    for seed in (*asked.seeds, *asked.floor_seeds):
         place = asked.out / f"seed{seed}"
         models = {kind: place / kind / MODEL for kind in taught}
-        for kind, (examples, watched) in taught.items():
+        kinds = KINDS if seed in asked.seeds else KINDS[1:]
+        for kind in kinds:
+            examples, watched = taught[kind]
             if not (place / kind / EPOCHS).exists():
                 ways = {"done": epochs_done(place / kind)}
                 work = counting.learning(examples, learning_of(asked, seed), watched, size, **ways)
                 found.append(Remaining(seed, "learn", kind, work))
-        for kind in taught:
+        for kind in kinds:
             if not (place / "sweep" / kind / OPEN_UNLEARNING).exists():
                 found.append(Remaining(seed, "evaluate", kind, evaluated))
+        if seed in asked.floor_seeds:
+            continue
         attacked = {"retrained": models["retrained"]}
         for run in planned_runs(asked, models, seed, rate, size):
             folder = place / "sweep" / run.folder

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from llm.jobs.settings import rate_for
-from llm.jobs.sweeping import Sweep, runs_of, task_of
+from llm.jobs.sweeping import PROBE, Sweep, runs_of, task_of
 from llm.models.source import ModelOptions
 from markov.files import folders, storage
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from llm.sweeps.sweep import Task
     from llm.training.settings import Optimization
 
-PROBE = 100  # answers that are measured after every epoch of learning
+KINDS = ("original", "retrained")
 # Largest step sizes of unlearning by the number of parameters below which they hold; the last is
 # the paper's for 7B, and SmolLM2 forgets at the one before.
 RATES = ((25e6, 6e-4), (500e6, 1e-4), (float("inf"), 1e-5))
@@ -41,24 +41,59 @@ class Replicate(NamedTuple):
         return self.asked.seeds[0]
 
     def retrained_log(self) -> EvaluationLog:
-        """Return what the retrained model says of the forget data."""
-        from llm.sweeps.sweep import baseline
+        """Return what the retrained model says of the forget data, asked now if it was not yet."""
+        from llm.sweeps.sweep import retrained_alone
 
-        return baseline(self.place / "sweep" / "retrained", self.task, "retrained").of("forget")
+        return retrained_alone(self.place / "sweep", self.task).of("forget")
 
 
 def replicate(asked: Study, out: Path, data: str, seed: int, progress: bool) -> Replicate:
     """Make the two models of a seed, and return how methods are compared by them."""
+    place = out / f"seed{seed}"
+    size = _learnt(asked, place, data, seed, KINDS, progress)
+    original, retrained = models_of(place)
+    sweep = sweep_of(asked, original, retrained, data, seed, unlearning_rate(asked, size))
+    return Replicate(place, sweep, replace(task_of(sweep), times=place / TIMES))
+
+
+def retrained_beside(asked: Study, first: Replicate, seed: int, progress: bool) -> Replicate:
+    """Make the retrained model alone of another seed than the `first`, and return that seed.
+
+    Should it be asked for with both models later, what it has is what it would have made.
+    """
+    place = first.place.with_name(f"seed{seed}")
+    _learnt(asked, place, str(first.asked.data), seed, KINDS[1:], progress)
+    original, retrained = map(str, models_of(place))
+    sweep = replace(first.asked, model=original, retrained=retrained, seeds=(seed,))
+    options = replace(first.task.options, model=original)
+    task = replace(first.task, options=options, retrained=retrained, times=place / TIMES)
+    return Replicate(place, sweep, task)
+
+
+def models_of(place: Path) -> tuple[Path, Path]:
+    """Return where the two models of a seed are: the original, and the retrained one."""
+    from llm.models.finetuned import MODEL
+
+    original, retrained = (place / kind / MODEL for kind in KINDS)
+    return original, retrained
+
+
+def _learnt(
+    asked: Study, place: Path, data: str, seed: int, kinds: Collection[str], progress: bool
+) -> int:
+    """Make models of a seed that are not there, and return how many parameters one has."""
     from llm.data.sources import read
     from llm.data.splits import retain_of
     from llm.jobs.finetuning import with_rate
-    from llm.models.finetuned import EPOCHS, JOB, MODEL, finetune_into
+    from llm.models.finetuned import EPOCHS, JOB, finetune_into
     from llm.models.source import load_model
     from llm.sweeps.times import laps
 
-    place, size = out / f"seed{seed}", 0
+    size = 0
     forget, retain = read(data), read(retain_of(data, asked.retain_data))
-    for kind, (examples, watched) in lessons(forget, retain).items():
+    taught = lessons(forget, retain)
+    for kind in kinds:
+        examples, watched = taught[kind]
         with laps(place / TIMES, kind) as lap:
             if not (place / kind / EPOCHS).exists():
                 lap("learn", resumed=folders.claimed(place / kind, JOB))
@@ -73,9 +108,7 @@ def replicate(asked: Study, out: Path, data: str, seed: int, progress: bool) -> 
                 max_length=asked.max_length,
                 progress=progress,
             )
-    original, retrained = (place / kind / MODEL for kind in ("original", "retrained"))
-    sweep = sweep_of(asked, original, retrained, data, seed, unlearning_rate(asked, size))
-    return Replicate(place, sweep, replace(task_of(sweep), times=place / TIMES))
+    return size
 
 
 def lessons(
@@ -142,6 +175,7 @@ def sweep_of(
         precision=asked.precision,
         gradient_checkpointing=asked.gradient_checkpointing,
         max_new_tokens=asked.max_new_tokens,
+        probe=min(PROBE, asked.measured_answers or PROBE),
         jobs=asked.jobs,
     )
 

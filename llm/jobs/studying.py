@@ -31,6 +31,7 @@ from llm.jobs.replicates import (
     attack_of,
     attacked_models,
     replicate,
+    retrained_beside,
     stacked,
     sweep_of,
     swept,
@@ -57,8 +58,8 @@ FILES = (
 )
 # Fields that a study may be continued with other values of.
 FREE = (
-    *("out", "draw", "jobs", "seeds", "methods", "attacked", "despite_gate", "device"),
-    *("memory", "estimate_only"),
+    *("out", "draw", "jobs", "seeds", "floor_seeds", "methods", "attacked", "despite_gate"),
+    *("device", "memory", "estimate_only"),
 )
 # The four corners, two baselines that ascend, one that descends on refusals; betas and retain
 # weights of the paper for forget05.
@@ -102,7 +103,9 @@ class Study(ModelOptions, MemoryOption):
     retain_answers: int | None = None
     """Learn and keep the first so many answers of what is to stay only (default: all)."""
     measured_answers: int | None = None
-    """Ask at most so many questions of each set that utility is measured by (default: all)."""
+    """Ask at most so many questions of each set that utility is measured by (default: all).
+    No more retained answers than these are scored after an epoch, and 100 at most.
+    """
     methods: tuple[str, ...] = METHODS
     """Methods in the words of `sweep`: NAME[:BETA[:GAMMA]][@RETAIN_WEIGHT]."""
     attacked: tuple[str, ...] = ATTACKED
@@ -110,6 +113,10 @@ class Study(ModelOptions, MemoryOption):
     seeds: tuple[int, ...] = (0,)
     """Seeds of the order of examples, in fine-tuning and in unlearning.
     With several the table has means, and intervals over them.
+    """
+    floor_seeds: tuple[int, ...] = ()
+    """Further seeds, of which only the retrained model is made.
+    D between two retrained models is the floor: no method can be asked to come nearer.
     """
     learning_epochs: int = EPOCHS
     """Passes over the data when the two models are made."""
@@ -160,7 +167,8 @@ class Studied(NamedTuple):
 
     `measures` has a row per seed, model and measure; `gate` a row per check (see
     `llm.evaluation.gate`); `attacks` a row per seed, model, attack and epoch (see
-    `llm.evaluation.relearning.returns`), and `floor` D between the retrained models of two seeds.
+    `llm.evaluation.relearning.returns`), and `floor` D between the retrained models of any two
+    seeds, with those of `floor_seeds`.
     """
 
     measures: pd.DataFrame
@@ -239,6 +247,9 @@ def checked(asked: Study) -> Study:
     for name in ("learning_epochs", "learning_batch", "epochs"):
         require_whole(getattr(asked, name), name, 1)
     require(len(set(asked.seeds)) == len(asked.seeds) > 0, "seeds", asked.seeds, "each seed once")
+    every = (*asked.seeds, *asked.floor_seeds)
+    allowed = "other seeds than --seeds, each once"
+    require(len(set(every)) == len(every), "floor_seeds", asked.floor_seeds, allowed)
     unknown = [word for word in asked.attacked if word not in asked.methods]
     require(not unknown, "attacked", unknown[:1], "some of the methods, in the same words")
     attacks(("random",), asked.share, asked.attack_repeats, attack_of(asked, 1.0))
@@ -271,23 +282,30 @@ def studied(
         data = _data(asked, out)
         with _timed(asked):
             seeds = [replicate(asked, out, data, seed, progress) for seed in asked.seeds]
+            alone = [
+                retrained_beside(asked, seeds[0], seed, progress) for seed in asked.floor_seeds
+            ]
     with _timed(asked):
-        return _compared(asked, seeds, progress, on_gate)
+        return _compared(asked, seeds, alone, progress, on_gate)
 
 
 def _compared(
     asked: Study,
     seeds: Sequence[Replicate],
+    alone: Sequence[Replicate],
     progress: bool,
     on_gate: Callable[[pd.DataFrame, tuple[float, ...]], object] | None,
 ) -> Studied:
-    """Compare the methods by the models of all seeds, if these pass the gate."""
+    """Compare the methods by the models of all seeds, if these pass the gate.
+
+    Those `alone` have a retrained model only.
+    """
     from llm.evaluation.gate import floor, gate
 
     out = asked.out
     before = [swept(one, (), progress) for one in seeds]
     found = gate({one.seed: table for one, table in zip(seeds, before, strict=True)})
-    logs = [one.retrained_log() for one in seeds]
+    logs = [one.retrained_log() for one in (*seeds, *alone)]
     lowest = floor(logs) if all(log.perturbed is not None for log in logs) else ()
     if on_gate is not None:
         on_gate(found, lowest)

@@ -12,7 +12,7 @@ from llm.jobs.settings import left_out, provenance_of
 from llm.models.names import check, check_retrained, data_of, is_small, made, retrained_of
 from llm.models.source import ModelOptions
 from llm.scoring.limits import BUDGET, NEW_TOKENS
-from markov.errors import InvalidInput, require, require_jobs
+from markov.errors import InvalidInput, require, require_jobs, require_whole
 from markov.files import folders, storage
 from markov.files.storage import Location
 
@@ -32,6 +32,7 @@ TABLE = (
     "length_normalized_npo:4.5@0.125",
     "simnpo:4.5@0.125",
 )
+PROBE = 100  # retained answers that are scored after every epoch
 # Step size, batch, and tokens of a forward pass. A small model takes few tokens, so that short
 # answers are not padded to the length of long ones.
 LARGE = {"learning_rate": 1e-5, "batch": 32, "budget": BUDGET}
@@ -116,6 +117,8 @@ class Sweep(ModelOptions, MemoryOption):
     """Share of the original's utility that a method's best settings may lose, from 0 to below 1."""
     save_models: bool = False
     """Keep the unlearned models, not only what was measured of them."""
+    probe: int = PROBE
+    """At most so many retained answers are scored after every epoch."""
     jobs: int = -1
     """Runs at a time; -1 is one per core. On a GPU it is always one."""
     out: Path = Path("out/sweep")
@@ -313,6 +316,7 @@ def runs_of(command: Sweep) -> list[PlannedRun]:
     from llm.unlearning.methods import methods
 
     require(len(command.seeds) > 0, "seeds", command.seeds, "at least one")
+    require_whole(command.probe, "probe", 1)
     given = SMALL if is_small(command.model) else LARGE
     asked = {
         name: getattr(command, name)
@@ -334,7 +338,9 @@ def runs_of(command: Sweep) -> list[PlannedRun]:
     words = methods(command.methods, **grid) if command.methods else []
     _check_all_used(command, words)
     runs = [
-        PlannedRun(method=one, optimization=optimization) for one in words for optimization in every
+        PlannedRun(method=one, optimization=optimization, retain_probe=command.probe)
+        for one in words
+        for optimization in every
     ]
     return runs + [
         PlannedRun(method=None, scale=one, optimization=own)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,9 +160,7 @@ def sweep(
     sets, ways = task.sets(), {"n_jobs": n_jobs, "progress": progress}
     task.examples()  # refuses what cannot be read before the baselines are made
     with folders.given_back(place, "sweep"):
-        folders.claim(place, "sweep", _shared(task), names=(*BASELINES, *TABLES))
-        for name in (*BASELINES, *names):
-            folders.check_place(place / name)
+        _claim(place, task, names)
         missing = [kind for kind in task.baselines if not (place / kind / OPEN_UNLEARNING).exists()]
         several(
             "baselines",
@@ -194,6 +192,25 @@ def sweep(
             own = long_table({run.word: found}, retrained, variant=task.variant)
         frames.append(own.assign(**_described(run), status=_status(place / run.folder)))
     return pd.concat(frames, ignore_index=True)
+
+
+def retrained_alone(folder: Location, task: Task) -> TofuLogs:
+    """Return the logs of the retrained model, in the folder of a sweep of which nothing else is.
+
+    It is evaluated now if its logs are not there, and a sweep that follows finds it. Raises
+    `InvalidInput` as `sweep` does.
+    """
+    place = storage.check_writable(folder, "out", folder=True)
+    with folders.given_back(place, "sweep"):
+        _claim(place, task)
+        return baseline(place / "retrained", task, "retrained")
+
+
+def _claim(place: Path, task: Task, names: Iterable[str] = ()) -> None:
+    """Claim the folder of a sweep, and look whether the places of its runs are free."""
+    folders.claim(place, "sweep", _shared(task), names=(*BASELINES, *TABLES))
+    for name in (*BASELINES, *names):
+        folders.check_place(place / name)
 
 
 def _shared(task: Task) -> dict[str, Any]:

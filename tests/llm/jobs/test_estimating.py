@@ -299,6 +299,11 @@ def test_every_seed_and_every_method_adds_its_own(
     several = found(seeds=(3, 0, 7))
     assert several["seed"].value_counts().to_dict() == dict.fromkeys((3, 0, 7), len(one))
     pd.testing.assert_frame_equal(several[several["seed"] == 3], one)
+    lower = found(floor_seeds=(7,))
+    alone = one[(one["model"] == "retrained") & one["part"].isin(["learn", "evaluate"])]
+    alone = alone.assign(seed=7).reset_index(drop=True)
+    pd.testing.assert_frame_equal(lower[len(one) :].reset_index(drop=True), alone)
+    pd.testing.assert_frame_equal(lower[: len(one)], one)
     more = found(methods=(*METHODS, "gradient_ascent"))
     added = more[more["model"] == "gradient_ascent"]
     assert added["part"].tolist() == ["unlearn", "evaluate"]

@@ -19,7 +19,9 @@ from llm.data.tofu import Example
 from llm.evaluation import gate as gates
 from llm.evaluation.gate import floor, gate
 from llm.jobs import studying
-from llm.jobs.studying import Studied, study
+from llm.jobs.replicates import sweep_of
+from llm.jobs.studying import Studied, Study, study
+from llm.jobs.sweeping import runs_of
 from llm.logs.log import EvaluationLog
 from llm.logs.reading import read_log
 from markov.errors import InvalidInput
@@ -63,7 +65,7 @@ def done(options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> t
     with pytest.raises(InvalidInput, match=r"gate.*seed 3.*--despite-gate"):
         study(out=out, seeds=(3,), **options)  # a tiny model knows nothing by heart
     assert (out / "gate.parquet").exists() and not (out / "measures.parquet").exists()
-    return out, study(out=out, seeds=(3,), despite_gate=True, **options)
+    return out, study(out=out, seeds=(3,), floor_seeds=(4,), despite_gate=True, **options)
 
 
 def test_a_part_has_the_last_to_forget_and_the_first_to_keep(questions: Path, tmp_path: Path):
@@ -152,9 +154,20 @@ def retrained(out: Path, seed: int) -> EvaluationLog:
 
 
 def test_the_floor_is_the_distance_between_any_two_retrained_models(done: tuple[Path, Studied]):
-    log = retrained(done[0], 3)
-    assert floor([log]) == () == done[1].floor
-    assert floor([log, log, log]) == (0.0, 0.0, 0.0)
+    out, found = done
+    log, other = (retrained(out, seed) for seed in (3, 4))
+    assert floor([log]) == () and floor([log, log, log]) == (0.0, 0.0, 0.0)
+    assert len(found.floor) == 1 and found.floor == floor([log, other])
+    frame = figure.data(Context(study=out))
+    assert frame.loc[frame["kind"] == "floor", "value"].tolist() == list(found.floor)
+
+
+def test_of_a_seed_for_the_floor_there_is_the_retrained_model_alone(done: tuple[Path, Studied]):
+    found = {path.name for path in (done[0] / "seed4").iterdir()}
+    assert found == {"retrained", "sweep", "times.jsonl"}
+    assert [path.name for path in (done[0] / "seed4" / "sweep").glob("[!.]*")] == ["retrained"]
+    took = pd.read_parquet(done[0] / "times.parquet")
+    assert set(took.loc[took["seed"] == 4, "model"]) == {"retrained"}
 
 
 def test_a_study_has_every_model_its_measures_and_what_comes_back(done: tuple[Path, Studied]):
@@ -172,6 +185,7 @@ def test_a_study_has_every_model_its_measures_and_what_comes_back(done: tuple[Pa
     assert {path.name for path in out.iterdir() if not path.name.startswith(".")} == {
         "data",
         "seed3",
+        "seed4",
         *studying.FILES,
     }
     sweep = out / "seed3" / "sweep"
@@ -216,6 +230,8 @@ def fail(*_: object, **__: object) -> None:
         ("data", {"data": "questions.json"}),
         ("seeds", {"seeds": ()}),
         ("seeds", {"seeds": (1, 1)}),
+        ("floor_seeds", {"floor_seeds": (1, 1)}),
+        ("floor_seeds", {"seeds": (0, 1), "floor_seeds": (1,)}),
         ("attacked", {"attacked": ("simnpo:9",)}),
         ("method", {"methods": ("mpo",), "attacked": ()}),
         ("epochs", {"epochs": 0}),
@@ -261,6 +277,15 @@ def test_files_of_ones_own_are_studied_by_what_they_allow(
     assert figure.plot(frame).axes[0].get_title() == "these data do not tell D and utility"
     with pytest.raises(InvalidInput, match="retain_answers"):
         study(out=tmp_path / "new", retain_data="rest.json", retain_answers=2, **own)
+
+
+@pytest.mark.parametrize(("measured", "probe"), [(None, 100), (40, 40), (400, 100)])
+def test_no_more_retained_answers_are_scored_after_an_epoch_than_measured(
+    measured: int | None, probe: int
+):
+    asked = Study(measured_answers=measured)
+    swept = sweep_of(asked, Path("original"), Path("retrained"), "tofu:forget05", 0, 1e-4)
+    assert {run.unlearning().retain_probe for run in runs_of(swept)} == {probe}
 
 
 def test_a_folder_of_another_study_is_refused(
