@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llm.commands.options import PassOptions, lora_of, optimization_of, spread
+from llm.commands.options import PassOptions, optimization_of, spread
 from llm.jobs.finetuning import BATCH, EPOCHS, PROBE
 from llm.jobs.planning import MemoryOption, planned, precision_of, state_minutes_of
+from llm.jobs.settings import lora_of
 from llm.models.names import check
 from llm.models.source import load_model
 from llm.training.processes import in_first
@@ -62,7 +63,7 @@ def finetune(command: Finetune) -> None:
     given = optimization_of(command)
     inputs = (command.model, *command.data, *command.without, *command.watch)
     in_first(lambda: folders.check_place(command.out, inputs=inputs))
-    lora = lora_of(command)
+    lora = lora_of(command.lora_rank)
 
     # What is refused above need not wait for these.
     from llm.jobs.finetuning import read_sets, with_rate

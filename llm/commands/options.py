@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from llm.models.language_model import LanguageModel
-    from llm.training.adapters import Lora
 
 Options = TypeVar("Options", bound=ModelOptions)
 # Options that may name a model, or else something that is no model made here.
@@ -87,18 +86,6 @@ def optimization_of(command: TrainingOptions, **others: Any) -> Optimization:
     }
     given |= {"learning_rate": 1.0} if given.get("learning_rate", 0) is None else {}
     return Optimization(**given, **others)
-
-
-def lora_of(command: TrainingOptions) -> Lora | None:
-    """Return the adapters that a command trains, or None where it trains the model itself.
-
-    Raises `InvalidInput` for a rank that is not allowed.
-    """
-    if command.lora_rank is None:
-        return None
-    from llm.training.adapters import Lora
-
-    return Lora(rank=command.lora_rank)
 
 
 def spread(command: Options) -> Options:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from llm.commands.options import TrainingOptions, lora_of, optimization_of, spread, write
+from llm.commands.options import TrainingOptions, optimization_of, spread, write
 from llm.evaluation.attacks import Which, attacks
 from llm.jobs.planning import MemoryOption, planned, precision_of
-from llm.jobs.settings import RATE, rate_of
+from llm.jobs.settings import RATE, lora_of, rate_of
 from llm.models.names import check_retrained, data_of
 from llm.models.source import load_model
 from llm.training.processes import in_first
@@ -60,7 +60,9 @@ def relearn(command: Relearn) -> None:
     rate = rate_of(command.learning_rate, command.model, small=RATE)
     command = replace(command, learning_rate=rate, precision=precision_of(command))
     every = optimization_of(command, warmup_epochs=0)
-    wanted = attacks(command.which, command.share, command.repeats, every, lora_of(command))
+    wanted = attacks(
+        command.which, command.share, command.repeats, every, lora_of(command.lora_rank)
+    )
     data = data_of(command.model, command.data)
     command = replace(command, data=data)
     check_retrained(command.retrained, data)

@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from llm.commands.options import PassOptions, lora_of, optimization_of, spread, write
+from llm.commands.options import PassOptions, optimization_of, spread, write
 from llm.jobs.planning import MemoryOption, planned, precision_of, state_minutes_of
-from llm.jobs.settings import DEFAULTS, RATE, left_out, rate_of
+from llm.jobs.settings import DEFAULTS, RATE, left_out, lora_of, rate_of
 from llm.models.gguf_files import is_gguf
 from llm.models.names import check, check_retrained, data_of
 from llm.models.source import load_model
@@ -206,6 +206,6 @@ def unlearning(command: Unlearn) -> Unlearning:
         optimization_of(command),
         retain_term=command.retain_term,
         retain_weight=command.retain_weight,
-        lora=lora_of(command),
+        lora=lora_of(command.lora_rank),
         gradients=tuple(range(command.epochs + 1)) if command.gradients else (),
     )

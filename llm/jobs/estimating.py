@@ -35,6 +35,7 @@ from llm.jobs.replicates import (
     unfinished,
     unlearning_rate,
 )
+from llm.jobs.settings import lora_of
 from llm.jobs.studying import METHODS, Study, asked_for, part_asked
 from llm.jobs.sweeping import LARGE, SMALL, runs_of
 from llm.logs.reading import OPEN_UNLEARNING
@@ -101,7 +102,8 @@ def estimated(asked: Study) -> pd.DataFrame:
     longest = max(one.prompt for one in encoded) + asked.max_new_tokens
     most = max(len(own) for own in learnt.sets)
     together = min(most, max(1, writing_budget(asked.budget) // longest))
-    speed = measured(language, encoded, learning_of(asked, asked.seeds[0]), together=together)
+    every, lora = learning_of(asked, asked.seeds[0]), lora_of(asked.lora_rank)
+    speed = measured(language, encoded, every, lora=lora, together=together)
     return table(tasks, speed)
 
 

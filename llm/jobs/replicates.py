@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from llm.jobs.settings import rate_for
+from llm.jobs.settings import lora_of, rate_for
 from llm.jobs.sweeping import PROBE, Sweep, runs_of, task_of
 from llm.models.source import ModelOptions
 from markov.files import folders, storage
@@ -104,6 +104,7 @@ def _learnt(
                 language,
                 examples,
                 with_rate(learning_of(asked, seed), asked.learning_rate, language),
+                lora=lora_of(asked.lora_rank),
                 watched=watched,
                 max_length=asked.max_length,
                 progress=progress,
@@ -174,6 +175,7 @@ def sweep_of(
         batch=asked.batch,
         precision=asked.precision,
         gradient_checkpointing=asked.gradient_checkpointing,
+        lora_rank=asked.lora_rank,
         max_new_tokens=asked.max_new_tokens,
         probe=min(PROBE, asked.measured_answers or PROBE),
         jobs=asked.jobs,
@@ -245,7 +247,8 @@ def attacks_of(asked: Study, rate: float) -> list[Relearning]:
     from llm.evaluation.attacks import attacks
 
     teaching = attack_of(asked, rate)
-    return attacks(("shortest", "random"), asked.share, asked.attack_repeats, teaching)
+    lora = lora_of(asked.lora_rank)
+    return attacks(("shortest", "random"), asked.share, asked.attack_repeats, teaching, lora)
 
 
 def attack_of(asked: Study, rate: float) -> Optimization:

@@ -18,6 +18,7 @@ from markov.files.storage import Location
 
 if TYPE_CHECKING:
     from llm.models.language_model import LanguageModel
+    from llm.training.adapters import Lora
 
 # The paper's betas for TOFU's forget05: a sum of log-probabilities needs a smaller beta than a
 # mean over tokens.
@@ -30,6 +31,18 @@ Word = str | os.PathLike  # the types of words, as against values
 def rate_for(size: int, rates: Rates) -> float:
     """Return the step size for a model of so many parameters: that of the first limit above it."""
     return next(rate for limit, rate in rates if size < limit)
+
+
+def lora_of(rank: int | None) -> Lora | None:
+    """Return adapters of a rank, or None, where the model itself is trained.
+
+    Raises `InvalidInput` for a rank that is not allowed.
+    """
+    if rank is None:
+        return None
+    from llm.training.adapters import Lora
+
+    return Lora(rank=rank)
 
 
 def left_out(command: Any, names: Iterable[str], allowed: str) -> None:

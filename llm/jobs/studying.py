@@ -140,6 +140,10 @@ class Study(ModelOptions, MemoryOption):
     """Precision of the products in training; bfloat16 by autocast."""
     gradient_checkpointing: bool = False
     """Save memory by computing activations twice."""
+    lora_rank: int | None = None
+    """Train adapters of this rank in all linear layers, not the models themselves, in learning,
+    in unlearning and in attacks. They take larger step sizes.
+    """
     max_new_tokens: int = NEW_TOKENS
     """At most so many tokens of an answer that a model writes."""
     share: float = 0.2

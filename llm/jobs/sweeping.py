@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from llm.jobs.planning import MemoryOption
-from llm.jobs.settings import left_out, provenance_of
+from llm.jobs.settings import left_out, lora_of, provenance_of
 from llm.models.names import check, check_retrained, data_of, is_small, made, retrained_of
 from llm.models.source import ModelOptions
 from llm.scoring.limits import BUDGET, NEW_TOKENS
@@ -103,6 +103,8 @@ class Sweep(ModelOptions, MemoryOption):
     """Precision of the products; bfloat16 by autocast."""
     gradient_checkpointing: bool = False
     """Save memory by computing activations twice."""
+    lora_rank: int | None = None
+    """Train adapters of this rank in all linear layers, not the model itself."""
     refusals: Path | None = None
     """For idk, dpo and simpo: a file of refusals, one per line.
     Default: a hundred that come with this package.
@@ -336,9 +338,12 @@ def runs_of(command: Sweep) -> list[PlannedRun]:
     ]
     grid = {"beta": command.beta, "gamma": command.gamma, "retain_weight": command.retain_weight}
     words = methods(command.methods, **grid) if command.methods else []
+    lora = lora_of(command.lora_rank)
+    if command.task_vectors:
+        left_out(command, {"lora_rank"}, "left out: a task vector is of all parameters")
     _check_all_used(command, words)
     runs = [
-        PlannedRun(method=one, optimization=optimization, retain_probe=command.probe)
+        PlannedRun(method=one, optimization=optimization, retain_probe=command.probe, lora=lora)
         for one in words
         for optimization in every
     ]

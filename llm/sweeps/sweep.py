@@ -40,6 +40,7 @@ from llm.models.source import ModelOptions, load, load_model
 from llm.scoring.limits import NEW_TOKENS
 from llm.sweeps.parallel import several
 from llm.sweeps.times import laps
+from llm.training.adapters import Lora
 from llm.training.loop import Optimization
 from llm.unlearning.epoch import NAN
 from llm.unlearning.methods import METHODS, Method
@@ -102,7 +103,8 @@ class PlannedRun:
     """A run of a sweep: a method, or the scale of a task vector, and how it is optimised.
 
     After the epochs `measured`, besides the start and the end, forget quality and model utility are
-    taken as well (see `epochs`). Raises `InvalidInput` for numbers that are not allowed.
+    taken as well (see `epochs`). With `lora` a method trains adapters, not the model itself. Raises
+    `InvalidInput` for numbers that are not allowed, and for the adapters of a task vector.
     """
 
     method: Method | None
@@ -110,12 +112,15 @@ class PlannedRun:
     scale: float = 0.0
     retain_probe: int = 100
     measured: tuple[int, ...] = ()
+    lora: Lora | None = None
 
     def __post_init__(self) -> None:
         require(0 <= self.scale < math.inf, "scale", self.scale, "a finite number >= 0")
         last = self.optimization.epochs
         known = all(is_whole(epoch, 0, last) for epoch in self.measured)
         require(known, "measured", self.measured, f"epochs from 0 to {last}")
+        adapted = self.lora is not None and self.method is None
+        require(not adapted, "lora", self.lora, "left out: a task vector is of all parameters")
         object.__setattr__(self, "measured", tuple(map(int, self.measured)))
 
     @property
@@ -131,7 +136,8 @@ class PlannedRun:
     def unlearning(self) -> Unlearning:
         """Return the settings of unlearning, for a run that has a method."""
         assert self.method is not None
-        return self.method.unlearning(self.optimization, retain_probe=self.retain_probe)
+        options = {"retain_probe": self.retain_probe, "lora": self.lora}
+        return self.method.unlearning(self.optimization, **options)
 
 
 def sweep(

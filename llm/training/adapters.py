@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,7 +68,9 @@ def adapted(model: nn.Module, lora: Lora | None, seed: int) -> Iterator[nn.Modul
     )
     try:
         try:
-            with own_randomness(seed, "adapters"):
+            with own_randomness(seed, "adapters"), warnings.catch_warnings():
+                # peft asks by a name that transformers has given up; no user can change that.
+                warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
                 wrapped: Any = peft.get_peft_model(
                     inner,  # pyright: ignore[reportArgumentType]
                     peft.LoraConfig(task_type="CAUSAL_LM", **options),

@@ -408,7 +408,6 @@ def test_what_the_users_own_model_went_through_is_kept_and_made_again_on_request
     assert later > first and made(later / 1e9 - 0.001) == later
 
 
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 @pytest.mark.filterwarnings("ignore:.*collapsed|nothing was forgotten:RuntimeWarning")
 def test_a_model_of_the_users_own_unlearns_as_its_options_say(context: Context) -> None:
     build(TINY.models, "original", progress=False)

@@ -314,7 +314,6 @@ def test_every_seed_and_every_method_adds_its_own(
 # --- the speed of a model ---
 
 
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize("lora", [None, Lora(rank=2)], ids=["whole", "adapters"])
 def test_measuring_changes_no_weight_and_no_random_number(
     lora: Lora | None, questions: Path, language: LanguageModel, monkeypatch: pytest.MonkeyPatch

@@ -17,11 +17,12 @@ import torch
 
 import llm
 from llm.__main__ import cli, parse
-from llm.commands.options import lora_of, optimization_of
+from llm.commands.options import optimization_of
 from llm.commands.unlearn import resolved, unlearning
 from llm.data import tofu
 from llm.data.sources import without
 from llm.jobs.finetuning import RATES, read_sets, with_rate
+from llm.jobs.settings import lora_of
 from llm.models import finetuned
 from llm.models.answers import responses
 from llm.models.language_model import LanguageModel
@@ -36,7 +37,6 @@ from markov.files.folders import CLAIM
 from tests.helpers import files_in
 from tests.markov.console.test_progress import told
 
-ADAPTED = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 RUN: dict[str, Any] = {"epochs": 3, "batch": 3, "learning_rate": 1e-3, "progress": False}
 
 
@@ -197,7 +197,6 @@ STOPS = {
 }
 
 
-@ADAPTED
 @pytest.mark.parametrize(
     ("more", "places"),
     [
@@ -259,7 +258,6 @@ def test_what_was_done_is_not_done_again(
     assert cli(asked(place)) == 0 and steps == [5, 6]
 
 
-@ADAPTED
 def test_adapters_learn_and_are_added_into_the_model(place: Path, language: LanguageModel) -> None:
     data = place / "retain90.json"
     plain = llm.finetune(language, data, **RUN)
@@ -377,7 +375,7 @@ def test_unlearn_takes_the_options_of_training_too() -> None:
     given = ["finetune", *words, "--learning-rate", "0.1", "--epochs", "10"]
     own = parse([*given, "--precision", "float32"])
     settings = unlearning(resolved(found))
-    assert settings.optimization == optimization_of(own) and settings.lora == lora_of(own)
+    assert settings.optimization == optimization_of(own) and settings.lora == lora_of(own.lora_rank)
     want = Optimization(epochs=10, batch=7, learning_rate=0.1, weight_decay=0, warmup_epochs=0.5)
     assert settings.optimization == want and settings.lora == Lora(rank=3)
 

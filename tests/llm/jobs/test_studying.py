@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ from llm.data.tofu import Example
 from llm.evaluation import gate as gates
 from llm.evaluation.gate import floor, gate
 from llm.jobs import studying
-from llm.jobs.replicates import sweep_of
+from llm.jobs.replicates import attacks_of, sweep_of
 from llm.jobs.studying import Studied, Study, study
-from llm.jobs.sweeping import runs_of
+from llm.jobs.sweeping import Sweep, runs_of
 from llm.logs.log import EvaluationLog
 from llm.logs.reading import read_log
+from llm.training.adapters import Lora
 from markov.errors import InvalidInput
 from tests.helpers import files_in
 
@@ -255,7 +257,7 @@ def test_what_is_not_allowed_is_refused_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
-def test_files_of_ones_own_are_studied_by_what_they_allow(
+def test_files_of_ones_own_are_studied_by_what_they_allow_and_with_adapters(
     questions: Path, options: dict[str, Any], tmp_path: Path
 ):
     examples = tofu.read(questions / "retain90.json")[:6]
@@ -266,12 +268,21 @@ def test_files_of_ones_own_are_studied_by_what_they_allow(
         ]
         tofu.write(bare, tmp_path / f"{name}.json")
     own = {name: value for name, value in options.items() if not name.endswith("_answers")}
-    own |= {"data": tmp_path / "mine.json", "despite_gate": True, "seeds": (0, 1)}
+    own |= {"data": tmp_path / "mine.json", "despite_gate": True, "seeds": (0, 1), "lora_rank": 2}
     with pytest.raises(InvalidInput, match="retain_data"):
         study(out=tmp_path / "out", **own)
     found = study(out=tmp_path / "out", retain_data=str(tmp_path / "rest.json"), **own)
     assert found.gate["check"].tolist() == ["forget data known", "forget data unknown"] * 2
     assert set(found.measures["measure"]) == {"probability", "rouge"} and found.floor == ()
+    seed, rank = tmp_path / "out" / "seed1", Lora(rank=2).rank
+    for folder, job in (
+        (seed / "original", "finetune"),
+        (seed / "retrained", "finetune"),
+        (seed / "sweep" / "npo_0.1_lambda1_seed1", "unlearn"),
+    ):
+        settings = json.loads((folder / ".simnpo-lab.json").read_text("utf-8"))[job]["settings"]
+        assert (settings.get("lora") or settings["unlearning"]["lora"])["rank"] == rank
+    assert {one.lora for one in attacks_of(Study(lora_rank=2), 1e-4)} == {Lora(rank=2)}
     assert "ks_statistic" not in found.attacks and found.attacks["other_logp"].notna().all()
     frame = figure.data(Context(study=tmp_path / "out"))
     assert figure.plot(frame).axes[0].get_title() == "these data do not tell D and utility"
@@ -286,6 +297,15 @@ def test_no_more_retained_answers_are_scored_after_an_epoch_than_measured(
     asked = Study(measured_answers=measured)
     swept = sweep_of(asked, Path("original"), Path("retrained"), "tofu:forget05", 0, 1e-4)
     assert {run.unlearning().retain_probe for run in runs_of(swept)} == {probe}
+
+
+def test_a_sweep_trains_adapters_where_they_are_asked_for():
+    runs = runs_of(Sweep(methods=("npo:0.1@1", "grad_diff"), lora_rank=3))
+    assert [run.unlearning().lora for run in runs] == [Lora(rank=3)] * 2
+    assert runs_of(Sweep(methods=("npo:0.1@1",)))[0].unlearning().lora is None
+    for refused in (Sweep(lora_rank=0), Sweep(lora_rank=2, task_vectors=(0.5,))):
+        with pytest.raises(InvalidInput, match="rank"):
+            runs_of(refused)
 
 
 def test_a_folder_of_another_study_is_refused(

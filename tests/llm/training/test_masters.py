@@ -29,7 +29,6 @@ from llm.unlearning.unlearn import Unlearning, unlearn
 from markov.errors import InvalidInput
 from tests.llm.training.test_llm_training import EXAMPLES, FAST, same
 from tests.llm.unlearning.test_unlearning import (
-    ADAPTED,
     FORGET,
     NPO,
     RETAIN,
@@ -206,7 +205,6 @@ def test_gradients_that_float16_cannot_hold_are_kept() -> None:
 # --- what is recorded ---
 
 
-@ADAPTED
 @NARROW
 @pytest.mark.parametrize("lora", [None, Lora(rank=2)], ids=["whole", "adapters"])
 def test_what_is_recorded_is_of_the_model_that_would_be_saved(

@@ -36,11 +36,8 @@ from llm.training.rehearsal import Shape, Way, rehearsed, weighed
 from markov.errors import InvalidInput, exit_code, out_of_memory
 
 ROOT = Path(__file__).parents[3]
-# What peft says of a version of transformers, and of layers whose matrices lie the other way.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning"),
-]
+# What peft says of layers whose matrices lie the other way.
+pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning")
 SIZES: dict[str, Any] = dict(
     vocab_size=300, hidden_size=64, intermediate_size=160, num_attention_heads=4
 )

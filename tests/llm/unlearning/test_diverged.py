@@ -29,7 +29,6 @@ from tests.llm.sweeps.test_sweep import EVERY, own_cache, task, wanted
 from tests.llm.training.test_llm_processes import arguments, folder
 
 __all__ = ["folder", "own_cache", "task"]  # fixtures
-ADAPTED = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 DIVERGES = pytest.mark.filterwarnings(
     "ignore:unlearning ends|answers of the unlearned model|the model has collapsed:RuntimeWarning"
 )
@@ -43,7 +42,6 @@ def given(folder: Path, tmp_path: Path, **changes: str) -> list[str]:
 
 
 @DIVERGES
-@ADAPTED
 @pytest.mark.parametrize(
     ("changes", "epoch"),
     [

@@ -68,7 +68,6 @@ FAMILY = {
     "gradient_ascent": gradient_ascent(),
     "between": Objective(0.7, 0.1, 0.5, 0.5),
 }
-ADAPTED = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
 
 @cache
@@ -305,7 +304,6 @@ CHANGES: list[dict[str, Any]] = [
 ]
 
 
-@ADAPTED
 @pytest.mark.parametrize("change", CHANGES, ids=str)
 def test_every_setting_changes_the_result(change: dict[str, Any]) -> None:
     model, other = llama(), llama()
@@ -498,7 +496,6 @@ def test_a_run_whose_answers_became_likelier_says_so_once() -> None:
 # --- adapters ---
 
 
-@ADAPTED
 def test_adapters_alone_are_trained_and_end_up_in_the_weights() -> None:
     model, start = llama(), llama()
     names, flags = (
@@ -518,7 +515,6 @@ def test_adapters_alone_are_trained_and_end_up_in_the_weights() -> None:
     np.testing.assert_allclose(last["logp"], score_encoded(model, FORGET).logp, rtol=1e-5)
 
 
-@ADAPTED
 @pytest.mark.parametrize(
     "lora",
     [
@@ -535,7 +531,6 @@ def test_every_setting_of_adapters_changes_the_result(lora: Lora) -> None:
     assert not same(model, other)
 
 
-@ADAPTED
 def test_adapters_follow_from_the_seed() -> None:
     models = [llama(), llama(), llama()]
     for number, model in enumerate(models):
@@ -544,7 +539,6 @@ def test_adapters_follow_from_the_seed() -> None:
     assert same(models[0], models[1]) and not same(models[0], models[2])
 
 
-@ADAPTED
 def test_the_original_of_adapters_is_that_of_a_copy() -> None:
     """The divergence from a model without its adapters is that from a copy made before there
     were any.
@@ -563,7 +557,6 @@ def test_the_original_of_adapters_is_that_of_a_copy() -> None:
     torch.testing.assert_close(found[0], found[1])
 
 
-@ADAPTED
 @pytest.mark.parametrize("lora", [None, Lora(rank=2)])
 def test_checkpointing_changes_nothing(lora: Lora | None) -> None:
     model, other = llama(), llama()
@@ -580,7 +573,6 @@ def broken_off(epoch: int, _: nn.Module) -> dict[str, float]:
     return {}
 
 
-@ADAPTED
 def test_adapters_of_a_run_that_breaks_off_leave_the_model_as_it_was() -> None:
     model, start = llama(), llama()
     with pytest.raises(KeyboardInterrupt):
@@ -615,7 +607,6 @@ RESUMED = [
 ]
 
 
-@ADAPTED
 @pytest.mark.parametrize("settings", RESUMED, ids=["whole", "adapters"])
 @pytest.mark.parametrize(
     ("place", "call"),
@@ -725,7 +716,6 @@ BAD: list[tuple[str, Callable[[Any], Any]]] = [
 ]
 
 
-@ADAPTED
 @pytest.mark.parametrize(("field", "call"), BAD)
 def test_bad_input_is_refused_before_any_work(field: str, call: Callable[[Any], Any]) -> None:
     model, start = llama(), llama()
@@ -794,7 +784,6 @@ SPREAD = {
 
 
 @pytest.mark.slow
-@ADAPTED
 @pytest.mark.parametrize("shards", [False, True], ids=["whole", "shards"])
 def test_two_processes_give_the_tables_of_one(shards: bool, tmp_path: Path) -> None:
     order = sorted(FORGET, key=lambda one: -len(one.tokens))
