@@ -124,8 +124,8 @@ def site(call: str) -> str:
     return names
 
 
-def chosen(calls: list[str], *, passing: bool = True) -> list[int]:
-    """The calls to be killed at: of each site the first and the last.
+def chosen(calls: list[str], *, passing: bool = True, last: bool = True) -> list[int]:
+    """The calls to be killed at: of each site the first and the last, or the first alone.
 
     Without `passing` those are left out that happen under a passing name: beginning, filling or
     removing it there. What moves a result into its place, or begins to remove one, is not.
@@ -137,7 +137,8 @@ def chosen(calls: list[str], *, passing: bool = True) -> list[int]:
         apart = "PARTIAL" in where or (where.startswith("os.remove ") and "/" not in where)
         if passing or not apart or where.startswith(("os.rename ", "shutil.rmtree ")):
             places.setdefault(where, []).append(number)
-    return sorted({number for own in places.values() for number in (own[0], own[-1])})
+    numbers = {own[0] for own in places.values()}
+    return sorted(numbers | {own[-1] for own in places.values() if last})
 
 
 def tree(folder: Path) -> dict[str, object]:
