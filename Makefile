@@ -41,8 +41,9 @@ gallery: $(VENV)/.llm  ## refresh the small pictures of README and findings
 	$(RUN) figures --gallery $(ARGS)
 
 real: $(VENV)/.llm $(VENV)/.real  ## a pretrained model, SmolLM2-135M, on TOFU, hours on two cores: DATA=FOLDER/forget05
-	$(RUN) llm study --model smollm2-135m --data $(DATA) --forget-answers 60 --retain-answers 340 \
-		--measured-answers 40 --epochs 5 --batch 16 --max-new-tokens 100 --out out/real $(ARGS)
+	$(RUN) llm study --model smollm2-135m --data $(DATA) --forget-answers 60 --retain-answers 140 \
+		--measured-answers 40 --floor-seeds 1 --learning-epochs 6 --learning-rate 1.6e-4 \
+		--epochs 5 --batch 16 --max-new-tokens 100 --out out/real $(ARGS)
 
 # These two take the torch and transformers that the machine has for its card, and install nothing.
 gpu:  ## numbers, speed and memory on one GPU, under 8 minutes, into out/gpu/; with the machine's own torch
