@@ -103,7 +103,13 @@ CATALOGUE = (
         275,
         study="measures",
     ),
-    Entry("llm_epochs", "figures.language.epochs", "3c and 3d", "both along the epochs"),
+    Entry(
+        "llm_epochs",
+        "figures.language.epochs",
+        "3c and 3d",
+        "both along the epochs",
+        study="along",
+    ),
     Entry("muse_tradeoff", "figures.language.muse_tradeoff", "1d", "MUSE's measures on news", 200),
     Entry(
         "time_to_forget",
@@ -227,7 +233,6 @@ STUDY = tuple(one.name for one in sorted(CATALOGUE, key=lambda one: not one.aske
 EVALUATED = ("llm_tradeoff", "llm_epochs", "llm_w_graddiff", "llm_beta_gamma", "llm_best")
 # Why no study holds what a figure draws.
 UNSTUDIED = {
-    "llm_epochs": "the runs of a study are measured at their end only",
     "muse_tradeoff": "a study forgets answers to questions, not MUSE's texts",
     "llm_reference_noise": "no run of a study has a perturbed reference",
     "llm_sequential": "a study makes one request, not several in turn",

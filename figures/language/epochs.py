@@ -36,7 +36,8 @@ def data(context: Context) -> pd.DataFrame:
     Columns `source`, `kind`, `model`, `method`, and by kind:
 
         epoch   `epoch`, `forget_quality`, `ks_statistic`, `model_utility`, `forget_loss`,
-                `retain_loss`, `status`
+                `retain_loss`, `status`; of a study with several seeds means of the measures, each
+                with an interval from `<measure>_low` to `<measure>_high`
         level   `measure` and its `value`, with `low` and `high`, of original and retrained
     """
     words = corner_words(study(context.scale))
@@ -58,12 +59,16 @@ def plot(frame: pd.DataFrame) -> Figure:
         frame[frame["kind"] == "level"].set_index(["model", "measure"]),
     )
     for axes, (measure, label) in zip(line, PANELS.items(), strict=True):
-        for method, own in path.groupby("method", sort=False):
-            color, name = style.COLORS[str(method)], style.LABELS[str(method)]
+        for model, own in path.groupby("model", sort=False):
+            method = plane.method_of(str(model))
+            color, name = style.COLORS[method], style.LABELS[method]
             least = plane.SMALLEST if measure == "forget_quality" else 0.0
             axes.plot(
                 own["epoch"], own[measure].clip(lower=least), "o-", ms=3.5, color=color, label=name
             )
+            if f"{measure}_low" in own:
+                low, high = (own[f"{measure}_{end}"].clip(lower=least) for end in ("low", "high"))
+                axes.fill_between(own["epoch"], low, high, color=color, alpha=0.15, lw=0)
         for model, dashes in (("original", ":"), ("retrained", "--")):
             level = float(levels.loc[(model, measure), "value"])  # pyright: ignore[reportArgumentType]
             axes.axhline(
@@ -74,5 +79,6 @@ def plot(frame: pd.DataFrame) -> Figure:
     line[1].set_ylim(1.02, -0.04)
     line[2].set_ylim(bottom=0)
     handles, labels = line[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=6)
+    shown = dict(zip(labels, handles, strict=True))  # a method at two settings has one entry
+    figure.legend(list(shown.values()), list(shown), loc="outside upper center", ncols=6)
     return figure

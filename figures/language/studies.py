@@ -22,9 +22,11 @@ from figures.statistics import mean_interval
 from llm.data.sources import read
 from llm.data.tofu import Example
 from llm.evaluation.attacks import Relearning
+from llm.evaluation.folders import COLUMNS
 from llm.logs.log import EvaluationLog
 from llm.logs.reading import OPEN_UNLEARNING, read_log
 from llm.logs.summaries import over_seeds
+from llm.sweeps.along import with_ends
 from llm.unlearning.epoch import NAN
 from llm.unlearning.runs import EPOCHS, MODEL, Run, read_run
 from markov.errors import require
@@ -114,6 +116,39 @@ def retrained_of(place: Path) -> list[Path]:
 def retrained_log(seed: Path) -> EvaluationLog:
     """Return what the retrained model of a seed says of the forget data."""
     return read_log(seed / "sweep" / "retrained" / OPEN_UNLEARNING, "forget")
+
+
+def along(place: Path) -> pd.DataFrame:
+    """Return what was recorded along the runs of the four corners, with the measures of both ends.
+
+    See `llm.sweeps.along.with_ends`. Of several seeds the measures are means (see `over`). Of a
+    study that measured at the ends alone there are no rows.
+    """
+    table, frames = table_of(place), []
+    if not is_measured_along(place):
+        return pd.DataFrame(columns=["model", *COLUMNS])
+    for seed, runs in zip(seeds_of(place), corners(place), strict=True):
+        number = int(seed.name.removeprefix("seed"))
+        mine = table[table["seed"] == number]
+        words = {run_name(word): word for word in mine["model"].unique()}
+        every = [
+            with_ends(run.epochs, mine, words[name], number)
+            for run in runs
+            if (name := run.folder.name.rpartition("_seed")[0]) in words
+        ]
+        frames.append(pd.concat(every, ignore_index=True))
+    bounds = {name: (f"{name}_low", f"{name}_high") for name in COLUMNS}
+    return over(frames, ["model", "epoch"], bounds)
+
+
+def is_measured_along(place: Path) -> bool:
+    """Return whether the corners of a study were measured along their runs."""
+    return any("model_utility" in run.epochs for runs in corners(place) for run in runs)
+
+
+def run_name(word: str) -> str:
+    """Return the name of the folder of a method's run in a sweep, without its seed."""
+    return word.replace(":", "_").replace("@", "_lambda")
 
 
 def logs_of(place: Path, source: str) -> list[Models]:
@@ -241,6 +276,8 @@ def lacking(place: Path) -> dict[str, str]:
     settings = methods.drop_duplicates("model")
     own = settings[settings["method"].isin(list(CORNERS))]
     found = {}
+    if not is_measured_along(place):
+        found["along"] = "its runs were measured at their ends only: see --measured-epochs"
     if not {"model_utility", "ks_statistic"} <= set(table["measure"]):
         found["measures"] = "its data do not tell D and model utility"
     if methods.empty:

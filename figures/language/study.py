@@ -85,8 +85,7 @@ def _weights(place: Path, table: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 def _is_of(folder: Path, word: str) -> bool:
     """Return whether a folder is that of a method's run in a sweep."""
-    named = word.replace(":", "_").replace("@", "_lambda")
-    return folder.name.rpartition("_seed")[0] == named
+    return folder.name.rpartition("_seed")[0] == studies.run_name(word)
 
 
 def plot(frame: pd.DataFrame) -> Figure:

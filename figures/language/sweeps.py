@@ -26,6 +26,7 @@ from llm.models.language_model import kept_model
 from llm.models.small_authors import DefaultModels, build, folder_of
 from llm.models.source import ModelOptions
 from llm.sweeps import sweep
+from llm.sweeps.along import epochs
 from llm.sweeps.parallel import several
 from llm.sweeps.sweep import BASELINES, PlannedRun, Task
 from llm.unlearning.methods import methods
@@ -155,6 +156,9 @@ def swept(context: Context, words: Sequence[str]) -> pd.DataFrame:
 def along(context: Context, words: Sequence[str], table: pd.DataFrame) -> pd.DataFrame:
     """Return what was recorded after every epoch of runs that `swept` made, with their `table`.
 
-    See `llm.sweeps.sweep.epochs`.
+    See `llm.sweeps.along.epochs`. Of a study, whose runs are measured at their ends unless it was
+    asked for more, it is that of the corners at the settings that it has of them.
     """
-    return sweep.epochs(folder_for(context, task_of(context)), runs_of(context, words), table)
+    if context.study is not None:
+        return studies.along(context.study)
+    return epochs(folder_for(context, task_of(context)), runs_of(context, words), table)

@@ -42,15 +42,13 @@ def data(context: Context) -> pd.DataFrame:
         measure   a row per measure and task, as `llm.sweeps.sweep.sweep` has them, with intervals
                   over examples
         epoch     `epoch`, `ks_statistic`, `forget_quality`, `model_utility` and what else a run has
-                  of an epoch; a study has no such rows
+                  of an epoch; of a study only where it measured along its runs
     """
     chosen = study(context.scale)
     table = swept(context, table_words(chosen)).assign(kind="measure")
-    parts = [table]
-    if context.study is None:  # whose runs are measured at their end only
-        path = along(context, corner_words(chosen), table).assign(kind="epoch")
-        parts.append(path[path["model_utility"].notna()])
-    frame = pd.concat(parts, ignore_index=True)
+    path = along(context, corner_words(chosen), table).assign(kind="epoch")
+    ways = [path.loc[path["model_utility"].notna()]] if len(path) else []
+    frame = pd.concat([table, *ways], ignore_index=True)
     return frame.assign(method=frame["model"].map(plane.method_of), source=source_of(context))
 
 
@@ -60,7 +58,9 @@ def plot(frame: pd.DataFrame) -> Figure:
     for _, row in plane.points(frame[frame["kind"] == "measure"]).iterrows():
         plane.mark(paper, row, "forget_quality")
         plane.mark(exact, row, "ks_statistic")
-    for method, own in frame[frame["kind"] == "epoch"].groupby("method", sort=False):
+    for (method, _), own in frame[frame["kind"] == "epoch"].groupby(
+        ["method", "model"], sort=False
+    ):
         exact.plot(
             own["model_utility"],
             own["ks_statistic"],

@@ -6,7 +6,7 @@ process. Padding depends on how an epoch is shuffled: every epoch counts as the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -142,11 +142,26 @@ def evaluating(
     budget: int = BUDGET,
 ) -> Work:
     """Return the work of TOFU's measures of a model: answers scored, and answers written."""
-    found = Work(stored=2 * size.weights)
+    ways = {"max_new_tokens": max_new_tokens, "max_length": max_length, "budget": budget}
+    return Work(stored=2 * size.weights) + measuring(language, sets, sets.tasks, **ways)
+
+
+def measuring(
+    language: LanguageModel,
+    sets: TofuSets,
+    written: Collection[str],
+    *,
+    max_new_tokens: int = NEW_TOKENS,
+    max_length: int = MAX_LENGTH,
+    budget: int = BUDGET,
+) -> Work:
+    """Return the work of D and utility along a run: answers to those sets are `written`."""
+    found = Work()
     for task in sets.tasks:
         columns = encoded_columns(language, getattr(sets, task), max_length)
         found += Work(scored=Passes.over([one for own in columns for one in own], budget))
-        found += _written(columns[0], max_new_tokens, writing_budget(budget))
+        if task in written:
+            found += _written(columns[0], max_new_tokens, writing_budget(budget))
     return found
 
 

@@ -38,6 +38,7 @@ from llm.jobs.replicates import (
 from llm.jobs.settings import lora_of
 from llm.jobs.studying import METHODS, Study, asked_for, part_asked
 from llm.jobs.sweeping import LARGE, SMALL, runs_of
+from llm.logs.measures import UTILITY_TASKS
 from llm.logs.reading import OPEN_UNLEARNING
 from llm.models.answers import encoded_columns, responses
 from llm.models.language_model import LanguageModel
@@ -149,9 +150,11 @@ def left(asked: Study, language: LanguageModel, learnt: Learnt) -> list[Remainin
         for kind, (examples, watched) in lessons(learnt.forget, learnt.retain).items()
     }
     limits = {"max_length": asked.max_length, "budget": asked.budget}
-    evaluated = counting.evaluating(
-        language, learnt.sets, size, max_new_tokens=asked.max_new_tokens, **limits
-    )
+    limits["max_new_tokens"] = asked.max_new_tokens
+    evaluated = counting.evaluating(language, learnt.sets, size, **limits)
+    along = Work()
+    if asked.measured_epochs:
+        along = counting.measuring(language, learnt.sets, UTILITY_TASKS, **limits)
     found: list[Remaining] = []
     for seed in (*asked.seeds, *asked.floor_seeds):
         place = asked.out / f"seed{seed}"
@@ -175,7 +178,7 @@ def left(asked: Study, language: LanguageModel, learnt: Learnt) -> list[Remainin
             if run.word in asked.attacked and (not made or (folder / MODEL).exists()):
                 attacked[run.word] = folder / MODEL
             if not (made or measured):
-                preferred = None
+                preferred, done = None, epochs_done(folder)
                 if run.method is not None and run.method.prefers:
                     preferred = encoded(with_refusals(learnt.forget, seed))
                 work = counting.unlearning(
@@ -185,8 +188,9 @@ def left(asked: Study, language: LanguageModel, learnt: Learnt) -> list[Remainin
                     size,
                     preferred=preferred,
                     answers=answers,
-                    done=epochs_done(folder),
+                    done=done,
                 )
+                work += along * sum(epoch > done or not done for epoch in run.measured)
                 found.append(Remaining(seed, "unlearn", run.word, work))
             if not measured and not (made and not (folder / MODEL).exists()):
                 found.append(Remaining(seed, "evaluate", run.word, evaluated))

@@ -177,6 +177,7 @@ def sweep_of(
         gradient_checkpointing=asked.gradient_checkpointing,
         lora_rank=asked.lora_rank,
         max_new_tokens=asked.max_new_tokens,
+        measured_epochs=asked.measured_epochs,
         probe=min(PROBE, asked.measured_answers or PROBE),
         jobs=asked.jobs,
     )

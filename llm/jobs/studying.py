@@ -140,6 +140,10 @@ class Study(ModelOptions, MemoryOption):
     """Precision of the products in training; bfloat16 by autocast."""
     gradient_checkpointing: bool = False
     """Save memory by computing activations twice."""
+    measured_epochs: tuple[int, ...] = ()
+    """Epochs of unlearning after which D and model utility are taken as well as at its end.
+    Each takes an evaluation of every method.
+    """
     lora_rank: int | None = None
     """Train adapters of this rank in all linear layers, not the models themselves, in learning,
     in unlearning and in attacks. They take larger step sizes.

@@ -103,6 +103,8 @@ class Sweep(ModelOptions, MemoryOption):
     """Precision of the products; bfloat16 by autocast."""
     gradient_checkpointing: bool = False
     """Save memory by computing activations twice."""
+    measured_epochs: tuple[int, ...] = ()
+    """Epochs after which D and model utility are taken as well; each takes an evaluation."""
     lora_rank: int | None = None
     """Train adapters of this rank in all linear layers, not the model itself."""
     refusals: Path | None = None
@@ -343,7 +345,13 @@ def runs_of(command: Sweep) -> list[PlannedRun]:
         left_out(command, {"lora_rank"}, "left out: a task vector is of all parameters")
     _check_all_used(command, words)
     runs = [
-        PlannedRun(method=one, optimization=optimization, retain_probe=command.probe, lora=lora)
+        PlannedRun(
+            method=one,
+            optimization=optimization,
+            retain_probe=command.probe,
+            measured=command.measured_epochs,
+            lora=lora,
+        )
         for one in words
         for optimization in every
     ]

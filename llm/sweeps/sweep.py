@@ -26,10 +26,10 @@ import pandas as pd
 from llm.data.authors.corpus import Authors
 from llm.data.refusals import REFUSALS, with_refusals
 from llm.data.sources import read
-from llm.data.splits import TofuSets, retain_word, tofu_sets
+from llm.data.splits import TofuSets, checked, retain_word, tofu_sets
 from llm.data.tofu import Example
-from llm.evaluation.folders import COLUMNS, evaluate_into, tofu_measure
 from llm.evaluation.folders import JOB as EVALUATION
+from llm.evaluation.folders import evaluate_into, tofu_measure
 from llm.logs.measures import TofuLogs
 from llm.logs.reading import OPEN_UNLEARNING
 from llm.logs.summaries import long_table
@@ -103,8 +103,9 @@ class PlannedRun:
     """A run of a sweep: a method, or the scale of a task vector, and how it is optimised.
 
     After the epochs `measured`, besides the start and the end, forget quality and model utility are
-    taken as well (see `epochs`). With `lora` a method trains adapters, not the model itself. Raises
-    `InvalidInput` for numbers that are not allowed, and for the adapters of a task vector.
+    taken as well (see `llm.sweeps.along`). With `lora` a method trains adapters, not the model
+    itself. Raises `InvalidInput` for numbers that are not allowed, and for the adapters of a task
+    vector.
     """
 
     method: Method | None
@@ -164,6 +165,8 @@ def sweep(
     names = [run.folder for run in runs]
     require(len(set(names)) == len(names), "methods", names, "each method and seed once")
     sets, ways = task.sets(), {"n_jobs": n_jobs, "progress": progress}
+    if any(run.measured for run in runs):
+        checked(sets)  # D and utility along a run need all of them
     task.examples()  # refuses what cannot be read before the baselines are made
     with folders.given_back(place, "sweep"):
         _claim(place, task, names)
@@ -373,23 +376,3 @@ def _evaluated(
         budget=task.options.budget,
         progress=False,
     )
-
-
-def epochs(folder: Location, runs: Sequence[PlannedRun], table: pd.DataFrame) -> pd.DataFrame:
-    """Return the tables of epochs of runs that have methods, with `model`, `title` and `seed`.
-
-    They are those of `llm.unlearning.unlearn.Unlearned`. Forget quality and model utility before
-    the first update and after the last are those of `table`, which `sweep` has made: no run needs
-    to take them again.
-    """
-    known, frames = table[table["measure"].isin(COLUMNS)], []
-    for run in runs:
-        seed = run.optimization.seed
-        own = storage.read_table(Path(folder) / run.folder / EPOCHS)
-        before = known[known["model"] == "original"]
-        after = known[(known["model"] == run.word) & (known["seed"] == seed)]
-        for epoch, ends in ((own["epoch"].min(), before), (own["epoch"].max(), after)):
-            values = ends.set_index("measure")["value"].reindex(list(COLUMNS))
-            own.loc[own["epoch"] == epoch, list(COLUMNS)] = values.to_numpy()
-        frames.append(own.assign(model=run.word, title=_described(run)["title"], seed=seed))
-    return pd.concat(frames, ignore_index=True)

@@ -19,6 +19,7 @@ from figures.language import (
     beta_gamma,
     bias,
     effective_push,
+    epochs,
     graddiff,
     relearning,
     studies,
@@ -70,6 +71,7 @@ def done(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         learning_epochs=1,
         epochs=2,
         unlearning_rate=1e-3,
+        measured_epochs=(1,),
         max_new_tokens=2,
         attack_epochs=1,
         despite_gate=True,
@@ -131,7 +133,7 @@ def test_a_figure_of_a_study_is_drawn_from_the_command_line(done: Path, tmp_path
     assert {path.suffix for path in out.iterdir()} == {".pdf", ".png", ".parquet"}
 
 
-@pytest.mark.parametrize("name", ["tradeoff", "llm_sequential", "llm_epochs", "muse_tradeoff"])
+@pytest.mark.parametrize("name", ["tradeoff", "llm_sequential", "muse_tradeoff"])
 def test_a_figure_that_no_study_holds_is_refused_in_one_line(
     name: str, done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -143,7 +145,7 @@ def test_a_figure_that_no_study_holds_is_refused_in_one_line(
 
 
 def test_every_figure_says_what_it_needs_of_a_study_or_why_none_holds_it():
-    needs = {"any", "corners", "measures", "ratios", "attacks", "grid", "settings"}
+    needs = {"any", "corners", "measures", "ratios", "attacks", "grid", "settings", "along"}
     assert {one.study for one in catalogue.CATALOGUE} == {"", *needs}
     for one in catalogue.CATALOGUE:
         everything = {name: "lacking" for name in needs - {"any"}}
@@ -164,7 +166,8 @@ def test_what_a_study_lacks_is_known_from_its_folder(single: Path, tmp_path: Pat
         lambda table: table["model"].isin(known) & (table["measure"] != "model_utility"),
     )
     keep(other / studies.ATTACKS, lambda table: table["model"] == "retrained")
-    assert set(studies.lacking(other)) == {"measures", "corners", "attacks", "grid", "settings"}
+    lacking = {"measures", "corners", "attacks", "grid", "settings", "along"}
+    assert set(studies.lacking(other)) == lacking
     assert figures.cli(["llm_bias", "--study", str(other), "--out", str(tmp_path / "drawn")]) == 2
 
 
@@ -222,10 +225,46 @@ def test_the_planes_have_the_means_of_the_measures_of_their_methods(done: Path, 
         assert own.to_dict() == pytest.approx(mean[own.index].to_dict())
         drawn(module, frame)
     one = tradeoff.data(Context(study=single))
+    one = one[one["kind"] == "measure"]
     mine: Any = table[table["seed"] == 0].set_index(["model", "measure", "task"])
     for row in one.to_dict("records"):
         low = mine.at[(row["model"], row["measure"], row["task"]), "low"]
         assert row["low"] == low or np.isnan(row["low"])
+
+
+def test_the_corners_of_a_study_are_followed_along_their_epochs(done: Path, single: Path):
+    table, one = pd.read_parquet(done / studies.MEASURES), epochs.data(Context(study=single))
+    several = epochs.data(Context(study=done))
+    for frame in (one, several):
+        path = frame[frame["kind"] == "epoch"]
+        assert set(path["model"]) == set(METHODS[:3])
+        assert path.groupby("model")["epoch"].apply(tuple).tolist() == [(0, 1, 2)] * 3
+        drawn(epochs, frame)
+    drawn(tradeoff, tradeoff.data(Context(study=done)))
+    for word, folder in CORNERS.items():
+        ways = []
+        for seed in SEEDS:
+            run = read_run(done / f"seed{seed}" / "sweep" / f"{folder}_seed{seed}")
+            own = run.epochs.set_index("epoch")["ks_statistic"]
+            assert own[[0, 2]].isna().all()  # the run itself was measured in between alone
+            mine = table[(table["seed"] == seed) & (table["measure"] == "ks_statistic")]
+            ends = mine.set_index("model")["value"]
+            ways.append([ends["original"], own[1], ends[word]])
+        for frame, want in ((one, ways[0]), (several, np.mean(ways, axis=0))):
+            path = frame[(frame["kind"] == "epoch") & (frame["model"] == word)]
+            assert path["ks_statistic"].tolist() == pytest.approx(list(want))
+    path = several[several["kind"] == "epoch"]
+    assert (path["ks_statistic_low"] <= path["ks_statistic"]).all()
+
+
+def test_a_study_that_measured_at_the_ends_has_no_way_along_its_epochs(
+    single: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(studies, "is_measured_along", lambda _: False)
+    assert set(studies.lacking(single)) == {"along"} and studies.along(single).empty
+    frame = tradeoff.data(Context(study=single))
+    assert set(frame["kind"]) == {"measure"}
+    drawn(tradeoff, frame)
 
 
 def test_a_study_without_methods_lacks_measures_and_says_so(

@@ -304,6 +304,16 @@ def test_every_seed_and_every_method_adds_its_own(
     alone = alone.assign(seed=7).reset_index(drop=True)
     pd.testing.assert_frame_equal(lower[len(one) :].reset_index(drop=True), alone)
     pd.testing.assert_frame_equal(lower[: len(one)], one)
+    once, twice = (
+        table[table["part"] == "unlearn"].set_index("model")
+        for table in (found(measured_epochs=(1,)), found(measured_epochs=(0, 1)))
+    )
+    end = one[one["part"] == "evaluate"].set_index("model").loc[list(METHODS)]
+    for name in ("scored_tokens", "written_tokens"):
+        before = one[one["part"] == "unlearn"].set_index("model")[name]
+        added = once[name] - before  # of the forget answers nothing is written along a run
+        assert (added > 0).all() and (added < end[name]).all()
+        assert (twice[name] - before == 2 * added).all()
     more = found(methods=(*METHODS, "gradient_ascent"))
     added = more[more["model"] == "gradient_ascent"]
     assert added["part"].tolist() == ["unlearn", "evaluate"]

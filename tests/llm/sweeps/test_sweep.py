@@ -34,7 +34,8 @@ from llm.models.language_model import LanguageModel
 from llm.models.small_authors import DefaultModels, build, folder_of, sets
 from llm.models.source import ModelOptions, load
 from llm.sweeps import sweep as sweep_module
-from llm.sweeps.sweep import PlannedRun, Task, baseline, epochs, sweep
+from llm.sweeps.along import epochs
+from llm.sweeps.sweep import PlannedRun, Task, baseline, sweep
 from llm.training.fine_tuning import fine_tune
 from llm.training.loop import Optimization
 from llm.unlearning.methods import METHODS, Method, method, method_of, methods, objective

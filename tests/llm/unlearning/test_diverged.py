@@ -22,7 +22,8 @@ from llm.logs.reading import OPEN_UNLEARNING
 from llm.logs.summaries import best, summary
 from llm.models.saving import save
 from llm.models.source import load
-from llm.sweeps.sweep import Task, epochs, sweep
+from llm.sweeps.along import epochs
+from llm.sweeps.sweep import Task, sweep
 from llm.unlearning.runs import MODEL, read_run
 from markov.errors import InvalidInput
 from tests.llm.sweeps.test_sweep import EVERY, own_cache, task, wanted
