@@ -13,7 +13,7 @@ from typing import NamedTuple
 from llm.data.splits import TofuSets
 from llm.data.tofu import Example
 from llm.evaluation.attacks import Relearning
-from llm.models.answers import encoded_columns, responses
+from llm.models.answers import distinct, encoded_columns, responses
 from llm.models.generation import STRETCH, TRIED, WAYS, planned
 from llm.models.language_model import LanguageModel
 from llm.models.speed import Passes, Work
@@ -159,7 +159,7 @@ def measuring(
     found = Work()
     for task in sets.tasks:
         columns = encoded_columns(language, getattr(sets, task), max_length)
-        found += Work(scored=Passes.over([one for own in columns for one in own], budget))
+        found += Work(scored=Passes.over(distinct(columns)[0], budget))
         if task in written:
             found += _written(columns[0], max_new_tokens, writing_budget(budget))
     return found
@@ -196,7 +196,7 @@ def attacking(
 ) -> Work:
     """Return the work of relearning attacks on a model, which is read for them."""
     columns = encoded_columns(language, forget, max_length)
-    flat, encoded = [one for own in columns for one in own], columns[0]
+    flat, encoded = distinct(columns)[0], columns[0]
     found = Work(stored=size.weights)
     for one in wanted:
         taught = one.chosen([len(own.tokens) - own.prompt for own in encoded])
@@ -221,7 +221,7 @@ def runs(
     size = Size.of(language)
     columns = encoded_columns(language, forget, max_length)
     kept = responses(language, retain, max_length=max_length)
-    answers = [one for own in columns for one in own]
+    answers, _ = distinct(columns)
     found = Work()
     for one in wanted:
         found += unlearning(columns[0], kept, one, size, answers=answers)

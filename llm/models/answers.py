@@ -37,19 +37,21 @@ def answer_log(
 
     Losses are in nats and in the order of the examples. If an example has no paraphrase, its
     response takes the place of one, as in TOFU's sets of real authors and world facts. If no
-    example has perturbed responses, the log has none. Raises `InvalidInput` as `encode_examples`
-    and `score_encoded` do, and for examples that differ in their numbers of perturbed responses.
+    example has perturbed responses, the log has none. No text is scored twice. Raises
+    `InvalidInput` as `encode_examples` and `score_encoded` do, and for examples that differ in
+    their numbers of perturbed responses.
     """
     columns = encoded_columns(language, examples, max_length)
-    flat = [one for column in columns for one in column]
+    texts, rows = distinct(columns)
     kinds = ("gold", "paraphrased", *(f"{PERTURBED}{place}" for place in range(len(columns) - 2)))
-    named = Named(
-        [f"{example.index} ({kind})" for kind in kinds for example in examples], language.name
-    )
-    seq = score_encoded(language.model, flat, budget=budget, progress=progress, named=named)
+    names = [f"{example.index} ({kind})" for kind in kinds for example in examples]
+    # A text is called after the first example that has it.
+    called = dict(zip(reversed(rows), reversed(names), strict=True))
+    named = Named([called[text] for text in range(len(texts))], language.name)
+    seq = score_encoded(language.model, texts, budget=budget, progress=progress, named=named)
     # A column per kind of answer: the response, its paraphrase, then the perturbed ones.
     shape = (len(columns), len(examples))
-    total, length = (part.double().reshape(shape).numpy() for part in (-seq.logp, seq.length))
+    total, length = (part[rows].double().reshape(shape).numpy() for part in (-seq.logp, seq.length))
     gold, paraphrased = (
         Answers(total[row] / length[row], total[row], length[row]) for row in (0, 1)
     )
@@ -186,6 +188,16 @@ def encoded_columns(
         encode_examples(language.tokenizer, language.template, column, max_length=max_length)
         for column in columns
     ]
+
+
+def distinct(columns: Sequence[Sequence[Encoded]]) -> tuple[list[Encoded], list[int]]:
+    """Return the texts of some columns, each once, and which of them stands where.
+
+    The places are in the order of the columns, one below the other.
+    """
+    found: dict[Encoded, int] = {}
+    rows = [found.setdefault(one, len(found)) for column in columns for one in column]
+    return list(found), rows
 
 
 def responses(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from llm.diagnostics.scores import beside, pair, read_scores, score_table
 from llm.jobs.settings import DEFAULTS
 from llm.jobs.values import objectives_of
 from llm.logs.log import truth_ratio
+from llm.models import answers
 from llm.models.answers import answer_log, log_of, log_table, responses
 from llm.models.language_model import LanguageModel
 from llm.scoring.logprobs import score
@@ -86,6 +88,36 @@ def test_a_log_of_answers_is_each_answer_scored_alone(language: LanguageModel) -
         for place, text in enumerate(example.perturbed):
             found = [float(part[row, place]) for part in log.perturbed if part is not None]
             np.testing.assert_allclose(found, alone(example, text), rtol=1e-5)
+
+
+def test_no_answer_is_scored_twice(
+    language: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    real = answers.score_encoded
+
+    def counted(model: Any, encoded: Any, **options: Any) -> SequenceLogProbs:
+        seen.append(len(encoded))
+        assert len(set(encoded)) == len(encoded)
+        return real(model, encoded, **options)
+
+    monkeypatch.setattr(answers, "score_encoded", counted)
+    log = answer_log(language, (*SEVERAL, replace(SEVERAL[0], index=9)), progress=False)
+    assert seen == [7]  # 4 answers of the first, which comes twice, and 3 of the second
+    assert log.paraphrased is not None and log.perturbed is not None
+    assert log.paraphrased.average[1] == log.gold.average[1]  # its answer stands for a paraphrase
+    for own in (log.gold, log.paraphrased, log.perturbed):
+        assert (own.average[2] == own.average[0]).all()
+
+
+def test_an_answer_that_is_refused_is_called_after_its_first_example(
+    language: LanguageModel,
+) -> None:
+    broken = language._replace(model=copy.deepcopy(language.model))
+    with torch.no_grad():
+        next(broken.model.parameters()).fill_(torch.inf)
+    with pytest.raises(InvalidInput, match=r"4 \(gold\)"):
+        answer_log(broken, [SEVERAL[0], replace(SEVERAL[0], index=9)], progress=False)
 
 
 def test_examples_without_wrong_answers_have_none_and_uneven_ones_are_refused(
