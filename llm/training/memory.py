@@ -35,8 +35,8 @@ def size_of(text: str, field: str = "memory") -> int:
 
 
 def gigabytes(size: float) -> str:
-    """Return a size in units of 10^9 bytes."""
-    return f"{size / 1e9:.1f}"
+    """Return a size in units of 10^9 bytes; one below 0.1 is not 0.0 but has its first digit."""
+    return f"{size / 1e9:.1f}" if size >= 5e7 or size <= 0 else f"{size / 1e9:.1g}"
 
 
 def free_memory(device: torch.device, processes: int = 1) -> int | None:

@@ -30,7 +30,7 @@ from llm.scoring.logprobs import ELEMENTS, response_logprobs
 from llm.training import memory
 from llm.training.adapters import Lora, adapted
 from llm.training.checkpointing import Pace
-from llm.training.memory import free_memory, size_of
+from llm.training.memory import free_memory, gigabytes, size_of
 from llm.training.plan import Plan, Planner, Work, changes, fitting
 from llm.training.rehearsal import Shape, Way, rehearsed, weighed
 from markov.errors import InvalidInput, exit_code, out_of_memory
@@ -292,6 +292,14 @@ def test_every_command_that_reads_weights_refuses_what_cannot_fit(
         assert cli([command, *where, "--memory", "100MB"]) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert line.startswith("error: memory = '") and "no option makes it fit" in line
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0.0"), (1, "1e-09"), (4e6, "0.004"), (5e7, "0.1"), (1.26e9, "1.3"), (81e9, "81.0")],
+)
+def test_a_size_is_never_said_to_be_nothing(size: float, text: str) -> None:
+    assert gigabytes(size) == text
 
 
 @pytest.mark.parametrize("text", ["", "much", "0GB", "-1GB", "12 XB", "nan"])
