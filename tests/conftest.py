@@ -31,6 +31,14 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
+# Begun first, so that at the end no worker is left with one of them while the others are idle.
+LONGEST = ("test_kills.py", "test_processors.py", "test_sweep_figures.py", "test_llm_cli.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda one: one.path.name not in LONGEST)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     torch.set_num_threads(1)
