@@ -94,7 +94,8 @@ class Arguments:
     """
     learning_rate: float | None = None
     """With --model: largest step size of AdamW.
-    Default: 2e-4 for small models, such as those made here, 1e-5 for others.
+    Default: 2e-4 for small models, below 100 MB as those made here are, 1e-4 for others below
+    500 million parameters, 1e-5 for larger ones and for an id of the hub.
     """
     epochs: int | None = None
     """With --model: passes over the forget data (default: 10, or 5 with --quick)."""
@@ -103,9 +104,7 @@ class Arguments:
     precision: Literal["float32", "bfloat16"] = "float32"
     """With --model: precision of the products in training; bfloat16 by autocast."""
     lora_rank: int | None = None
-    """With --model: train adapters of this rank in all linear layers, not the model itself.
-    Figures whose models are evaluated on all of TOFU cannot be drawn so.
-    """
+    """With --model: train adapters of this rank in all linear layers, not the model itself."""
     gradient_checkpointing: bool = False
     """With --model: save memory by computing activations twice."""
     template: Literal["auto", "plain", "llama2_chat", "chat"] = "auto"
@@ -175,7 +174,7 @@ def main(arguments: Arguments) -> None:
 
     own = own_model(arguments)
     if own is not None:
-        names = of_own(own, names, named=bool(arguments.names))
+        check_memory(own, names)
     scale = quick_scale() if arguments.quick else Scale()
     if arguments.seeds is not None:
         scale = replace(scale, pretrained=arguments.seeds, sweep_pretrained=arguments.seeds)
@@ -254,24 +253,17 @@ def of_study(place: Path, names: Sequence[str], *, named: bool) -> tuple[str, ..
     return tuple(name for name in names if not why[name])
 
 
-def of_own(own: OwnModel, names: Sequence[str], *, named: bool) -> tuple[str, ...]:
-    """Return the figures that can be drawn of a model of the user's own, and print its memory.
+def check_memory(own: OwnModel, names: Sequence[str]) -> None:
+    """Print the memory that figures of a model of the user's own take.
 
-    Raises `InvalidInput` for what takes more memory than there is, and where a figure that was
-    `named` cannot be drawn with adapters.
+    Raises `InvalidInput` for what takes more than there is.
     """
     from llm.jobs.planning import planned
     from llm.scoring.limits import NEW_TOKENS
 
-    evaluated = [name for name in names if name in EVALUATED]
-    if evaluated and own.lora_rank is not None:
-        reason = "models that are evaluated are trained without adapters"
-        require(not named, "lora_rank", own.lora_rank, f"left out with {evaluated[0]}: {reason}")
-        print(f"{', '.join(evaluated)} not drawn with --lora-rank: {reason}")
-        names, evaluated = [name for name in names if name not in EVALUATED], []
+    evaluated = any(name in EVALUATED for name in names)
     if any(BY_NAME[name].module.startswith(LANGUAGE) for name in names):
         planned(own, training=True, writing=NEW_TOKENS if evaluated else 0)
-    return tuple(names)
 
 
 def draw(name: str, context: Context, arguments: Arguments) -> None:

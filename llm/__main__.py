@@ -57,7 +57,7 @@ from llm.commands.sweep import sweep
 from llm.commands.unlearn import Unlearn, unlearn
 from llm.commands.weights import Weights, weights
 from llm.jobs.planning import MemoryOption, check_weights
-from llm.jobs.studying import Study
+from llm.jobs.study_settings import Study
 from llm.jobs.sweeping import Sweep
 from llm.ranks import place, started
 from llm.training.processes import in_one_voice

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -49,6 +50,9 @@ def test_help_is_answered_before_anything_heavy_is_imported(module: str) -> None
         usage = " ".join(["usage: python -m", module, *call[:-1]])
         assert code == 0 and said.startswith(usage), (call, said)
         assert heavy == [], call
+        # A line that begins with a sign is not joined to the one before, and breaks an example.
+        broken = re.findall(r"(?m)^[^\w\s].*", said.partition("╭")[0])
+        assert broken == [], call
 
 
 def test_what_is_imported_would_be_seen() -> None:

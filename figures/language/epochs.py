@@ -28,6 +28,7 @@ PANELS = {
     "ks_statistic": plane.DISTANCE,
     "model_utility": plane.UTILITY,
 }
+LINES = ("-", "--", "-.", ":")  # of the settings of one method
 
 
 def data(context: Context) -> pd.DataFrame:
@@ -36,8 +37,8 @@ def data(context: Context) -> pd.DataFrame:
     Columns `source`, `kind`, `model`, `method`, and by kind:
 
         epoch   `epoch`, `forget_quality`, `ks_statistic`, `model_utility`, `forget_loss`,
-                `retain_loss`, `status`; of a study with several seeds means of the measures, each
-                with an interval from `<measure>_low` to `<measure>_high`
+                `retain_loss`, `status`; of a study with several seeds means of the numbers, of
+                p-values the median, each with an interval from `<number>_low` to `<number>_high`
         level   `measure` and its `value`, with `low` and `high`, of original and retrained
     """
     words = corner_words(study(context.scale))
@@ -58,13 +59,24 @@ def plot(frame: pd.DataFrame) -> Figure:
         frame[frame["kind"] == "epoch"],
         frame[frame["kind"] == "level"].set_index(["model", "measure"]),
     )
+    models = list(path["model"].unique())
     for axes, (measure, label) in zip(line, PANELS.items(), strict=True):
         for model, own in path.groupby("model", sort=False):
             method = plane.method_of(str(model))
             color, name = style.COLORS[method], style.LABELS[method]
+            others = [one for one in models if plane.method_of(one) == method]
+            if len(others) > 1:  # one method at several settings
+                name = str(model)
+            line_style = LINES[others.index(model) % len(LINES)]
             least = plane.SMALLEST if measure == "forget_quality" else 0.0
             axes.plot(
-                own["epoch"], own[measure].clip(lower=least), "o-", ms=3.5, color=color, label=name
+                own["epoch"],
+                own[measure].clip(lower=least),
+                marker="o",
+                ls=line_style,
+                ms=3.5,
+                color=color,
+                label=name,
             )
             if f"{measure}_low" in own:
                 low, high = (own[f"{measure}_{end}"].clip(lower=least) for end in ("low", "high"))
@@ -79,6 +91,5 @@ def plot(frame: pd.DataFrame) -> Figure:
     line[1].set_ylim(1.02, -0.04)
     line[2].set_ylim(bottom=0)
     handles, labels = line[0].get_legend_handles_labels()
-    shown = dict(zip(labels, handles, strict=True))  # a method at two settings has one entry
-    figure.legend(list(shown.values()), list(shown), loc="outside upper center", ncols=6)
+    figure.legend(handles, labels, loc="outside upper center", ncols=6)
     return figure

@@ -13,12 +13,11 @@ from llm.data.sources import read
 from llm.data.splits import retain_of
 from llm.jobs.estimating import seconds_of_runs, spoken
 from llm.jobs.planning import MemoryOption
-from llm.jobs.settings import rate_of
+from llm.jobs.settings import lora_of, rate_of
 from llm.models.answers import answer_log
 from llm.models.language_model import check_same_vocabulary
 from llm.models.names import check_retrained, data_of, is_small
 from llm.models.source import ModelOptions, load_model
-from llm.training.adapters import Lora
 from llm.training.checkpointing import parameters_digest
 from llm.training.settings import Optimization
 from llm.unlearning.runs import EPOCHS, Run, unlearn_into
@@ -91,8 +90,7 @@ def own_model(
     require_whole(1 if found.epochs is None else found.epochs, "epochs", 1)
     require_whole(found.max_length, "max_length", 1)
     found.optimization(Optimization(epochs=1, batch=1, learning_rate=1.0))
-    if found.lora_rank is not None:
-        Lora(rank=found.lora_rank)
+    lora_of(found.lora_rank)
     return found
 
 
@@ -104,7 +102,7 @@ def runs_of_own(context: Context, own: OwnModel, wanted: Iterable[Unlearning]) -
     `unlearn_into` do, and for a retrained model of another vocabulary.
     """
     forget, retain = read(own.data), read(own.retain_data)
-    options, lora = own.options(), None if own.lora_rank is None else Lora(rank=own.lora_rank)
+    options, lora = own.options(), lora_of(own.lora_rank)
     language, retrained = load_model(options), None
     if own.retrained is not None:
         other = load_model(options, own.retrained)

@@ -27,6 +27,7 @@ from llm.logs.log import EvaluationLog
 from llm.logs.reading import OPEN_UNLEARNING, read_log
 from llm.logs.summaries import over_seeds
 from llm.sweeps.along import with_ends
+from llm.sweeps.sweep import in_a_path
 from llm.unlearning.epoch import NAN
 from llm.unlearning.runs import EPOCHS, MODEL, Run, read_run
 from markov.errors import require
@@ -121,34 +122,45 @@ def retrained_log(seed: Path) -> EvaluationLog:
 def along(place: Path) -> pd.DataFrame:
     """Return what was recorded along the runs of the four corners, with the measures of both ends.
 
-    See `llm.sweeps.along.with_ends`. Of several seeds the measures are means (see `over`). Of a
-    study that measured at the ends alone there are no rows.
+    See `llm.sweeps.along.with_ends`. Of several seeds the numbers are means (see `over`), as far as
+    all of them have them, and the status is that of the first. Of a study that measured at the ends
+    alone there are no rows.
     """
-    table, frames = table_of(place), []
-    if not is_measured_along(place):
-        return pd.DataFrame(columns=["model", *COLUMNS])
-    for seed, runs in zip(seeds_of(place), corners(place), strict=True):
-        number = int(seed.name.removeprefix("seed"))
+    table, numbers, known = table_of(place), [*COLUMNS, "forget_loss", "retain_loss"], []
+    for number, runs in _measured_along(place, table).items():
         mine = table[table["seed"] == number]
-        words = {run_name(word): word for word in mine["model"].unique()}
-        every = [
-            with_ends(run.epochs, mine, words[name], number)
+        every = [with_ends(run.epochs, mine, word, number) for word, run in runs.items()]
+        known.append(pd.concat(every, ignore_index=True)[["model", "epoch", *numbers, "status"]])
+    if not known:
+        return pd.DataFrame(columns=["model", *COLUMNS])
+    # Of what a seed lacks, since its run has ended or is not finite, there is no mean of all.
+    key = ["model", "epoch"]
+    sound = pd.concat(known).groupby(key)[numbers].count() == len(known)
+    frames = []
+    for frame in known:
+        at = sound.loc[pd.MultiIndex.from_frame(frame[key])].to_numpy()
+        frame = frame.assign(**frame[numbers].where(at))
+        frames.append(frame[at.any(axis=1)].reset_index(drop=True))
+    return over(frames, key, {name: (f"{name}_low", f"{name}_high") for name in numbers})
+
+
+def _measured_along(place: Path, table: pd.DataFrame) -> dict[int, dict[str, Run]]:
+    """Return the corners' runs that were measured along their epochs, by seed and model.
+
+    They are those of the models in the table; a seed that has none is left out.
+    """
+    found = {}
+    for seed, runs in zip(seeds_of(place), corners(place), strict=True):
+        names = {in_a_path(word): str(word) for word in table["model"].unique()}
+        own = {
+            names[name]: run
             for run in runs
-            if (name := run.folder.name.rpartition("_seed")[0]) in words
-        ]
-        frames.append(pd.concat(every, ignore_index=True))
-    bounds = {name: (f"{name}_low", f"{name}_high") for name in COLUMNS}
-    return over(frames, ["model", "epoch"], bounds)
-
-
-def is_measured_along(place: Path) -> bool:
-    """Return whether the corners of a study were measured along their runs."""
-    return any("model_utility" in run.epochs for runs in corners(place) for run in runs)
-
-
-def run_name(word: str) -> str:
-    """Return the name of the folder of a method's run in a sweep, without its seed."""
-    return word.replace(":", "_").replace("@", "_lambda")
+            if (name := run.folder.name.rpartition("_seed")[0]) in names
+            and "model_utility" in run.epochs
+        }
+        if own:
+            found[int(seed.name.removeprefix("seed"))] = own
+    return found
 
 
 def logs_of(place: Path, source: str) -> list[Models]:
@@ -203,7 +215,7 @@ def relearned(place: Path) -> tuple[pd.DataFrame, int]:
 
 
 def settings_of(place: Path) -> Mapping[str, Any]:
-    """Return the settings of a study (see `llm.jobs.studying.Study`)."""
+    """Return the settings of a study (see `llm.jobs.study_settings.Study`)."""
     return storage.read_table(check(place) / MEASURES).attrs[storage.KEY]["settings"]
 
 
@@ -276,14 +288,15 @@ def lacking(place: Path) -> dict[str, str]:
     settings = methods.drop_duplicates("model")
     own = settings[settings["method"].isin(list(CORNERS))]
     found = {}
-    if not is_measured_along(place):
-        found["along"] = "its runs were measured at their ends only: see --measured-epochs"
     if not {"model_utility", "ks_statistic"} <= set(table["measure"]):
         found["measures"] = "its data do not tell D and model utility"
     if methods.empty:
         found["measures"] = "it has no method"
     if not corners(place)[0]:
         found["corners"] = "it has no run of NPO, SimNPO or a corner between them"
+    if not _measured_along(place, table):
+        ends = "its runs were measured at their ends only: see --measured-epochs"
+        found["along"] = found.get("corners", ends)
     if retrained_log(seeds_of(place)[0]).perturbed is None:
         found["ratios"] = "its data have no wrong answers to compare right ones with"
     if "ks_statistic" not in attacks or set(attacks["model"]) <= {"retrained"}:

@@ -27,6 +27,7 @@ from figures.cache import Context
 from figures.language import plane, studies
 from llm.diagnostics.allocation import spearman
 from llm.evaluation.gate import floor
+from llm.sweeps.sweep import in_a_path
 from llm.unlearning.runs import read_run
 from llm.unlearning.unlearn import weights_by_epoch
 
@@ -85,7 +86,7 @@ def _weights(place: Path, table: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 def _is_of(folder: Path, word: str) -> bool:
     """Return whether a folder is that of a method's run in a sweep."""
-    return folder.name.rpartition("_seed")[0] == studies.run_name(word)
+    return folder.name.rpartition("_seed")[0] == in_a_path(word)
 
 
 def plot(frame: pd.DataFrame) -> Figure:

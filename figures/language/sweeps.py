@@ -21,6 +21,7 @@ from figures.cache import Context, cache_key, discard_stale
 from figures.language import plane, studies
 from figures.language.runs import AuthorsStudy, study
 from llm.data.splits import checked
+from llm.jobs.settings import lora_of
 from llm.logs.reading import OPEN_UNLEARNING
 from llm.models.language_model import kept_model
 from llm.models.small_authors import DefaultModels, build, folder_of
@@ -77,8 +78,6 @@ def task_of(context: Context) -> Task:
             "the model retrained without the forget data",
         )
         assert own.retrained is not None
-        allowed = "left out: runs that are evaluated train the model itself"
-        require(own.lora_rank is None, "lora_rank", own.lora_rank, allowed)
         task = Task(
             options=own.options(),
             retrained=own.retrained,
@@ -124,6 +123,7 @@ def runs_of(context: Context, words: Sequence[str]) -> list[PlannedRun]:
             method=one,
             optimization=every,
             measured=measured_epochs(chosen) if one.word in corners else (),
+            lora=None if own is None else lora_of(own.lora_rank),
         )
         for one in methods(words)
     ]
@@ -135,6 +135,8 @@ def folder_for(context: Context, task: Task) -> Path:
     own = context.own
     every = chosen.optimization(far=True)
     key = {"task": task, "optimization": every if own is None else own.optimization(every)}
+    if own is not None and own.lora_rank is not None:
+        key["lora"] = lora_of(own.lora_rank)
     return storage.cache_dir() / "sweeps" / cache_key(key, __name__)
 
 

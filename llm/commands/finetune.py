@@ -24,8 +24,8 @@ class Finetune(PassOptions, MemoryOption):
     Writes to the folder OUT: epochs.parquet, a row per epoch with the loss as it was seen;
     memorised.parquet, a row per epoch and set with what the model knows by heart; and model/, for
     transformers and for every other command. A model has learnt the data if `probability` is near 1
-    on them. A retrained one must not know what was left out. Example: python -m llm finetune
-    --model MODEL --data tofu:full --without tofu:forget05 --out out/retrained
+    on them. A retrained one must not know what was left out. Example:
+    python -m llm finetune --model MODEL --data tofu:full --without tofu:forget05 --out out/less
     """
 
     data: tuple[str, ...] = ()

@@ -26,11 +26,11 @@ class Known(ModelOptions, MemoryOption):
     not in the question. The numbers by each way and by both are printed, with the guesses.
 
     Writes to the folder OUT: forget_own.jsonl and retain_own.jsonl, with answers in the model's own
-    words, for --data and --retain-data of unlearn, evaluate, relearn and sweep; forget.jsonl and
-    retain.jsonl, with the answers as given, to ask them again; known.parquet, a row per question;
-    counts.parquet, the numbers of right answers; weights_own.parquet and weights.parquet, the
-    weights of the four corners before the first update. Example: python -m llm known --model MODEL
-    --data tofu:real_authors_perturbed --retain-data tofu:world_facts_perturbed --out out/known
+    words, for --data and --retain-data of unlearn, evaluate and sweep, and --data of relearn;
+    forget.jsonl and retain.jsonl, with the answers as given, to ask them again; known.parquet, a
+    row per question; counts.parquet, the numbers of right answers; weights_own.parquet and
+    weights.parquet, the weights of the four corners before the first update. Example:
+    python -m llm known --model MODEL --data FILE --retain-data OTHER --out out/known
     """
 
     data: tuple[str, ...] = ()

@@ -40,8 +40,8 @@ class Muse(ModelOptions, MemoryOption):
     never read what is to be forgotten. With --unlearn the model first forgets the texts, in pieces.
     Writes measures.parquet and items.parquet, a row per passage, question and text, to OUT, and of
     an unlearned model epochs.parquet and model/. A command that was stopped goes on where it was,
-    and one that is finished is read. Example: python -m llm muse --retrained news:retrained
-    --unlearn simnpo:0.7
+    and one that is finished is read. Example:
+    python -m llm muse --retrained news:retrained --unlearn simnpo:0.7
     """
 
     model: str = "news:original"
@@ -78,7 +78,8 @@ class Muse(ModelOptions, MemoryOption):
     """With --unlearn: pieces per update."""
     learning_rate: float | None = None
     """With --unlearn: largest step size of AdamW.
-    Default: 5e-4 for small models, such as those made here, 1e-5 for others.
+    Default: 5e-4 for small models, below 100 MB as those made here are, 1e-4 for others below
+    500 million parameters, 1e-5 for larger ones and for an id of the hub.
     """
     piece: int | None = None
     """With --unlearn: tokens of a piece of text, at least 2.

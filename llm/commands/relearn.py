@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -49,7 +48,8 @@ class Relearn(TrainingOptions, MemoryOption):
     """Examples per update."""
     learning_rate: float | None = None
     """Largest step size of AdamW, from which it falls to 0.
-    Default: 2e-4 for small models, such as those made here, 1e-5 for others.
+    Default: 2e-4 for small models, below 100 MB as those made here are, 1e-4 for others below
+    500 million parameters, 1e-5 for larger ones and for an id of the hub.
     """
     out: Path = Path("out/relearning.parquet")
     """Table to write."""
@@ -74,20 +74,25 @@ def relearn(command: Relearn) -> None:
 
     # What is refused above need not wait for these.
     from llm.data.sources import read
+    from llm.data.splits import forget_of
     from llm.jobs.relearning import attacked, unfinished
     from llm.jobs.values import model_beside
     from llm.models.answers import answer_log
 
     print(f"{command.model} is taught a share of {data}; learning rate {rate:g}")
     here = spread(command)
-    forget, language, retrained = read(data), load_model(here), None
+    # Wrong answers are asked for only where they are compared.
+    forget = read(data) if command.retrained is None else forget_of(data)
+    retrained = None
     if command.retrained is not None:
         bare = [example.index for example in forget if not example.perturbed]
-        if len(bare) == len(forget) and Path(os.path.expanduser(data)).exists():
+        if len(bare) == len(forget):
             print("no forget_quality: no wrong answers (perturbed_answer) to the questions")
             bare = []
         allowed = f"perturbed answers in {data}, which forget quality compares"
         require(not bare, "data, index", bare[:1], allowed)
+    language = load_model(here)
+    if command.retrained is not None:
         load = partial(load_model, here)
         other = model_beside(command.retrained, language, "retrained", load=load)
         retrained = answer_log(other, forget, max_length=command.max_length, budget=command.budget)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm.jobs.planning import planned
-from llm.jobs.studying import Study, checked, studied
+from llm.jobs.study_settings import Study, checked
+from llm.jobs.studying import studied
 
 if TYPE_CHECKING:
     import pandas as pd

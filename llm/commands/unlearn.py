@@ -31,8 +31,8 @@ class Unlearn(PassOptions, MemoryOption):
     ref; weights.parquet, the same with a column of weights per objective of --objectives;
     epochs.parquet, a row per epoch with both losses; answers.parquet, scores of right, paraphrased
     and wrong answers before and after; and model/, for transformers. What nobody said is taken from
-    what was, and printed: what is to stay from --data, the step size from --model. Example: python
-    -m llm unlearn --objective npo:0.1@1 --retrained authors:retrained --out out/npo
+    what was, and printed: what is to stay from --data, the step size from --model. Example:
+    python -m llm unlearn --objective npo:0.1@1 --retrained authors:retrained --out out/npo
     """
 
     data: str | None = None
@@ -70,7 +70,8 @@ class Unlearn(PassOptions, MemoryOption):
     """Forget examples per update, and as many retain examples."""
     learning_rate: float | None = None
     """Largest step size of AdamW.
-    Default: 2e-4 for small models, such as those made here, 1e-5 for others.
+    Default: 2e-4 for small models, below 100 MB as those made here are, 1e-4 for others below
+    500 million parameters, 1e-5 for larger ones and for an id of the hub.
     """
     gradients: bool = False
     """Also record the norm of each example's gradient, after every epoch."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,6 +69,8 @@ def split_of(word: Location) -> SplitName:
     seed = 0
     if not colon or source not in NAMED:
         source, name = str(Path(text).parent), Path(text).stem
+        # A folder may be called as what is fetched or made here.
+        source = os.path.join(os.curdir, source) if source in NAMED else source
     elif source == sources.PREFIX:
         name, seed = name.partition(":")[0], sources.seed_of(text)
     found = FORGET.fullmatch(name)
@@ -154,6 +158,40 @@ def tofu_sets(
     sets = TofuSets(*there)
     sets = sets if kept is None else sets._replace(retain=kept)
     return checked(sets) if found.source in NAMED and retain is None else fitting(sets)
+
+
+def forget_of(word: Location, *, authors: Authors | None = None) -> tuple[Example, ...]:
+    """Return the examples that a word names, with wrong answers where those to forget have any.
+
+    TOFU has them in a split of their own, `forgetNN_perturbed`. Raises `InvalidInput` as
+    `llm.data.sources.read` does.
+    """
+    plain = sources.read(word, authors=authors)
+    if is_own(word) or all(one.perturbed for one in plain):
+        return plain
+    try:
+        found = split_of(word)
+    except InvalidInput:  # another split, of which nothing is to be forgotten
+        return plain
+    name = f"{found.name}_perturbed"
+    if found.source == sources.PREFIX or not _is_there(found, name):
+        return plain
+    return with_wrong(plain, sources.read(found.source, name))
+
+
+def with_wrong(forget: Sequence[Example], asked: Sequence[Example]) -> tuple[Example, ...]:
+    """Return the examples to forget with the other answers that `asked` has to each of them.
+
+    They stay as they are if any of them is not among those asked, or has no wrong answer there.
+    """
+    known = {(one.prompt, one.response): one for one in asked if one.perturbed}
+    found = [known[key] for one in forget if (key := (one.prompt, one.response)) in known]
+    if len(found) < len(forget):
+        return tuple(forget)
+    return tuple(
+        replace(one, paraphrase=other.paraphrase, perturbed=other.perturbed)
+        for one, other in zip(forget, found, strict=True)
+    )
 
 
 def _is_there(found: SplitName, name: str) -> bool:

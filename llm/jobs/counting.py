@@ -21,6 +21,7 @@ from llm.randomness import derived_seed, shuffled
 from llm.scoring.encoding import MAX_LENGTH, Encoded
 from llm.scoring.limits import BUDGET, NEW_TOKENS, writing_budget
 from llm.scoring.logprobs import logits_budget
+from llm.training.adapters import Lora, adapted
 from llm.training.loop import Optimization
 from llm.unlearning.epoch import probed
 from llm.unlearning.retaining import RETAIN_LOSSES
@@ -38,14 +39,16 @@ class Size(NamedTuple):
     state: int
 
     @classmethod
-    def of(cls, language: LanguageModel) -> Size:
-        """Return the size of a model all of whose parameters are trained."""
+    def of(cls, language: LanguageModel, lora: Lora | None = None) -> Size:
+        """Return the size of a model all of whose parameters are trained, or adapters of it."""
         every = list(language.model.parameters())
-        # A state has the float32 parameters and two moments of each.
+        with adapted(language.model, lora, 0) as model:
+            trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
+        # A state has the float32 parameters that are trained, and two moments of each.
         return cls(
             language.model.config.get_text_config().vocab_size,
             sum(one.numel() * one.element_size() for one in every),
-            12 * sum(one.numel() for one in every if one.requires_grad),
+            12 * trained,
         )
 
 
@@ -218,13 +221,13 @@ def runs(
     max_length: int = MAX_LENGTH,
 ) -> Work:
     """Return the work of a run of unlearning for each of the settings, on single responses."""
-    size = Size.of(language)
+    sizes = {one.lora: Size.of(language, one.lora) for one in wanted}
     columns = encoded_columns(language, forget, max_length)
     kept = responses(language, retain, max_length=max_length)
     answers, _ = distinct(columns)
     found = Work()
     for one in wanted:
-        found += unlearning(columns[0], kept, one, size, answers=answers)
+        found += unlearning(columns[0], kept, one, sizes[one.lora], answers=answers)
     return found
 
 

@@ -21,7 +21,7 @@ import pandas as pd
 from llm.data.parts import Learnt, Part, part_of
 from llm.data.refusals import with_refusals
 from llm.data.sources import read
-from llm.data.splits import retain_of, tofu_sets
+from llm.data.splits import retain_of, tofu_sets, with_wrong
 from llm.data.tofu import Example
 from llm.jobs import counting
 from llm.jobs.relearning import finished_in
@@ -134,10 +134,11 @@ def learnt_of(asked: Study) -> Learnt:
 
 def left(asked: Study, language: LanguageModel, learnt: Learnt) -> list[Remaining]:
     """Return what of a study is left to do in its folder, with its work."""
-    size = counting.Size.of(language)
+    size = counting.Size.of(language, lora_of(asked.lora_rank))
     count = sum(one.numel() for one in language.model.parameters())
     rate = unlearning_rate(asked, count)
     attacks = attacks_of(asked, rate)
+    attacked_on = with_wrong(learnt.forget, learnt.sets.forget)
 
     def encoded(examples: Sequence[Example]) -> Any:
         return responses(language, examples, max_length=asked.max_length)
@@ -176,7 +177,8 @@ def left(asked: Study, language: LanguageModel, learnt: Learnt) -> list[Remainin
             made, measured = _made(folder), (folder / OPEN_UNLEARNING).exists()
             if run.word in asked.attacked and (not made or (folder / MODEL).exists()):
                 attacked[run.word] = folder / MODEL
-            if not (made or measured):
+            kept = finished_attack(place, folder / MODEL).exists() or run.word not in asked.attacked
+            if not made and not (measured and kept):
                 preferred, done = None, epochs_done(folder)
                 if run.method is not None and run.method.prefers:
                     preferred = encoded(with_refusals(learnt.forget, seed))
@@ -198,7 +200,7 @@ def left(asked: Study, language: LanguageModel, learnt: Learnt) -> list[Remainin
                 parts = unfinished(place, model)
                 wanted = [one for one in attacks if not finished_in(parts, one).exists()]
                 ways = {"max_length": asked.max_length}
-                work = counting.attacking(language, learnt.forget, wanted, size, **ways)
+                work = counting.attacking(language, attacked_on, wanted, size, **ways)
                 found.append(Remaining(seed, "attack", word, work))
     return found
 

@@ -92,9 +92,9 @@ def check_weights(command: Any, *, training: bool = False) -> None:
     words = [
         word
         for name, (word, unset) in SMALLER.items()
-        if getattr(command, name, word) == unset and (training or name == "dtype")
+        if _options(command).get(name, word) == unset and (training or name == "dtype")
     ]
-    shrinks = not training or hasattr(command, "lora_rank")
+    shrinks = not training or "lora_rank" in _options(command)
     less = count * 2 if shrinks else least
     # Between these, and where several devices may do, only a closer look can tell.
     fits = less + max(REST * free, LEAST_REST) <= free
@@ -139,10 +139,16 @@ def _checked(
         left = "" if free is None else f", {gigabytes(free)} GB {where}"
         in_first(lambda: print(f"memory: {plan}{left}", file=sys.stderr))
         return plan
-    found = fitting(planner, work, vars(command), lambda _: free)
+    found = fitting(planner, work, _options(command), lambda _: free)
     instead = "no option makes it fit" if found is None else f"{found[0]} fits: {found[1]}"
     allowed = f"at most {gigabytes(free)} GB {where}; {instead}"
     raise InvalidInput("memory", str(plan), allowed)
+
+
+def _options(command: Any) -> dict[str, Any]:
+    """Return the options that a command can be given; task vectors cannot be made of adapters."""
+    free = {} if getattr(command, "task_vectors", ()) else {"lora_rank"}
+    return {name: one for name, one in vars(command).items() if name != "lora_rank" or name in free}
 
 
 def _planner(command: ModelOptions, *, always: bool = False) -> Planner | None:

@@ -78,11 +78,12 @@ def relearn(
     the data after every epoch; the model stays as it was. With the retrained model, or its log,
     forget quality is taken as well. Finished attacks are kept until all are finished, so that a
     call that was stopped goes on where it was. The step size follows from the size of the model if
-    it is not given: 2e-4 for small models, 1e-5 for others. With `lora` adapters are taught.
+    it is not given (`llm.jobs.settings.rate_of`). With `lora` adapters are taught.
     `optimization` are further fields of `llm.training.settings.Optimization`.
 
     Raises `InvalidInput` for words that name nothing and for numbers that are not allowed.
     """
+    from llm.data.splits import forget_of
     from llm.models.names import check_retrained
 
     source = data_for(model, data)
@@ -97,7 +98,11 @@ def relearn(
         budget=budget,
     )
     wanted = attacks(which, share, repeats, every, lora)
-    forget, language = examples_of(source), language_of(model, progress=progress)
+    if retrained is not None and isinstance(source, Word):
+        forget = forget_of(source)
+    else:
+        forget = examples_of(source)
+    language = language_of(model, progress=progress)
     ways: dict[str, Any] = {"max_length": max_length, "progress": progress}
     log = log_beside(retrained, language, forget, "retrained", budget=budget, **ways)
     parts = unfinished(language, forget, max_length)

@@ -7,8 +7,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from llm.jobs.settings import lora_of, rate_for
-from llm.jobs.sweeping import PROBE, Sweep, runs_of, task_of
+from llm.jobs.settings import LARGE_RATE, MIDDLE, MIDDLE_RATE, lora_of, rate_for
+from llm.jobs.sweeping import PROBE, RATE, Sweep, jobs_of, runs_of, task_of
 from llm.models.source import ModelOptions
 from markov.files import folders, storage
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
     from llm.data.tofu import Example
     from llm.evaluation.attacks import Relearning
-    from llm.jobs.studying import Study
+    from llm.jobs.study_settings import Study
     from llm.logs.log import EvaluationLog
     from llm.sweeps.sweep import Task
     from llm.training.settings import Optimization
 
 KINDS = ("original", "retrained")
-# Largest step sizes of unlearning by the number of parameters below which they hold; the last is
-# the paper's for 7B, and SmolLM2 forgets at the one before.
-RATES = ((25e6, 6e-4), (500e6, 1e-4), (float("inf"), 1e-5))
+SCORED = 100  # answers of a set that are scored after every epoch of learning
+# Largest step sizes of unlearning by the number of parameters below which they hold.
+RATES = ((25e6, RATE), (MIDDLE, MIDDLE_RATE), (float("inf"), LARGE_RATE))
 TIMES = "times.jsonl"  # how long each part of a seed took
 
 
@@ -149,7 +149,7 @@ def _probed(examples: Sequence[Example]) -> tuple[Example, ...]:
     """Return the examples that are measured after every epoch of learning."""
     from llm.data.splits import some_of
 
-    return some_of(tuple(examples), PROBE)
+    return some_of(tuple(examples), SCORED)
 
 
 def sweep_of(
@@ -190,23 +190,27 @@ def swept(
     from llm.sweeps.sweep import sweep as make
 
     task = replace(one.task, save_models=keep)
-    runs = runs_of(replace(one.asked, methods=tuple(words)))
-    return make(one.place / "sweep", task, runs, n_jobs=one.asked.jobs, progress=progress)
+    runs, jobs = runs_of(replace(one.asked, methods=tuple(words))), jobs_of(one.asked)
+    return make(one.place / "sweep", task, runs, n_jobs=jobs, progress=progress)
 
 
 def attacked_models(asked: Study, one: Replicate, progress: bool) -> pd.DataFrame:
     """Return what comes back of the retrained model and of each method that is attacked."""
     from llm.data.sources import read
+    from llm.data.splits import with_wrong
     from llm.jobs.relearning import attacked
     from llm.models.source import load_model
     from llm.sweeps.times import laps
 
-    swept(one, asked.attacked, progress, keep=True)
-    models = {"retrained": Path(str(one.asked.retrained))}
-    for run in runs_of(replace(one.asked, methods=asked.attacked)):
+    models, left = {"retrained": Path(str(one.asked.retrained))}, []
+    for word in asked.attacked:
+        (run,) = runs_of(replace(one.asked, methods=(word,)))
         models[run.word] = one.place / "sweep" / run.folder / "model"
+        if not finished_attack(one.place, models[run.word]).exists():
+            left.append(word)  # a model that is attacked already need not be there any more
+    swept(one, left, progress, keep=True)
     wanted = attacks_of(asked, float(one.asked.learning_rate or 0.0))
-    forget = read(str(one.asked.data))
+    forget = with_wrong(read(str(one.asked.data)), one.task.sets().forget)
     frames = []
     for word, model in models.items():
         path = finished_attack(one.place, model)

@@ -11,8 +11,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm.models.counted import least_count
 from llm.models.names import SMALL_BYTES, is_small
-from markov.errors import require
+from markov.errors import require, require_whole
 from markov.files import storage
 from markov.files.storage import Location
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 DEFAULTS = ("npo:0.1", "reference_free_npo:0.1", "length_normalized_npo:2.5", "simnpo:2.5")
 Rates = Sequence[tuple[float, float]]  # numbers of parameters, and step sizes below each
 RATE = 2e-4  # largest step size for small models
+# SmolLM2, of 135 million parameters, forgets and learns again at the first; the second is the
+# paper's for 7 * 10^9.
+MIDDLE, MIDDLE_RATE, LARGE_RATE = 500_000_000, 1e-4, 1e-5
 Word = str | os.PathLike  # the types of words, as against values
 
 
@@ -40,6 +44,7 @@ def lora_of(rank: int | None) -> Lora | None:
     """
     if rank is None:
         return None
+    require_whole(rank, "lora_rank", 1)
     from llm.training.adapters import Lora
 
     return Lora(rank=rank)
@@ -71,17 +76,22 @@ def provenance_of(settings: object) -> dict[str, Any]:
     return storage.provenance(described, "llm")
 
 
-def rate_of(
-    given: float | None, model: LanguageModel | Location, *, small: float, large: float = 1e-5
-) -> float:
+def rate_of(given: float | None, model: LanguageModel | Location, *, small: float) -> float:
     """Return the step size that was given, or else the one for models of this size.
 
     A model is small if its word says so (`llm.models.names.is_small`), or the size of its
-    parameters.
+    parameters. Others have `MIDDLE_RATE` below `MIDDLE` parameters, and else `LARGE_RATE`, also
+    where no file tells how many there are, as of an id of the hub.
     """
     if given is not None:
         return given
     if isinstance(model, Word):
-        return small if is_small(model) else large
-    size = sum(one.numel() * one.element_size() for one in model.model.parameters())
-    return small if size < SMALL_BYTES else large
+        if is_small(model):
+            return small
+        count = least_count(model)
+    else:
+        every = list(model.model.parameters())
+        if sum(one.numel() * one.element_size() for one in every) < SMALL_BYTES:
+            return small
+        count = sum(one.numel() for one in every)
+    return MIDDLE_RATE if count is not None and count < MIDDLE else LARGE_RATE

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from llm.jobs.planning import MemoryOption
-from llm.jobs.settings import left_out, lora_of, provenance_of
+from llm.jobs.settings import left_out, lora_of, provenance_of, rate_of
 from llm.models.names import check, check_retrained, data_of, is_small, made, retrained_of
 from llm.models.source import ModelOptions
 from llm.scoring.limits import BUDGET, NEW_TOKENS
-from markov.errors import InvalidInput, require, require_jobs, require_whole
+from markov.errors import InvalidInput, is_whole, require, require_jobs, require_whole
 from markov.files import folders, storage
 from markov.files.storage import Location
 
@@ -33,10 +33,11 @@ TABLE = (
     "simnpo:4.5@0.125",
 )
 PROBE = 100  # retained answers that are scored after every epoch
-# Step size, batch, and tokens of a forward pass. A small model takes few tokens, so that short
+# Batch, and tokens of a forward pass. A small model takes few tokens, so that short
 # answers are not padded to the length of long ones.
-LARGE = {"learning_rate": 1e-5, "batch": 32, "budget": BUDGET}
-SMALL = {"learning_rate": 6e-4, "batch": 16, "budget": 384}
+LARGE = {"batch": 32, "budget": BUDGET}
+SMALL = {"batch": 16, "budget": 384}
+RATE = 6e-4  # largest step size for small models
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +45,12 @@ class Sweep(ModelOptions, MemoryOption):
     """Unlearn by many methods, evaluate each as TOFU does, and put them into the paper's table.
 
     Without arguments: the paper's table on the model made here. A method is
-    NAME[:BETA[:GAMMA]][@RETAIN_WEIGHT]; what its word leaves open takes every value of --beta,
-    --gamma and --retain-weight in turn, so that --methods simnpo --beta 2.5 4.5 --gamma 0 1
-    --retain-weight 0.125 is a grid of four. Names: gradient_ascent, weighted_grad_diff, npo,
-    simnpo, length_normalized_npo, reference_free_npo, idk, dpo, simpo; grad_diff, as in the
-    released code a mean over tokens, mean_gradient_ascent without its retain term, and
-    summed_grad_diff, where log-probabilities are summed; and ga_kl, npo_kl, simnpo_kl with a KL
-    retain term.
+    NAME[:BETA[:GAMMA]][@RETAIN_WEIGHT]. What its word leaves open takes each value of --beta,
+    of --gamma and of --retain-weight in turn: --methods simnpo@1 --beta 2.5 4.5 --gamma 0 1 is a
+    grid of four. Names: gradient_ascent, weighted_grad_diff, npo, simnpo, length_normalized_npo,
+    reference_free_npo, idk, dpo, simpo; grad_diff, as in the released code a mean over tokens,
+    mean_gradient_ascent without its retain term, and summed_grad_diff, where log-probabilities are
+    summed; and ga_kl, npo_kl, simnpo_kl with a KL retain term.
 
     Writes to OUT a folder per run, sweep.parquet (all measures with intervals), summary.parquet,
     summary.md and summary.tex (a row per run), best.parquet (the best settings of each method by
@@ -93,7 +93,8 @@ class Sweep(ModelOptions, MemoryOption):
     """Passes over the forget data."""
     learning_rate: float | None = None
     """Largest step size of AdamW.
-    Default: 6e-4 for small models, such as those made here, 1e-5 for others.
+    Default: 6e-4 for small models, below 100 MB as those made here are, 1e-4 for others below
+    500 million parameters, 1e-5 for larger ones and for an id of the hub.
     """
     batch: int | None = None
     """Forget examples per update, and as many retain examples.
@@ -104,7 +105,10 @@ class Sweep(ModelOptions, MemoryOption):
     gradient_checkpointing: bool = False
     """Save memory by computing activations twice."""
     measured_epochs: tuple[int, ...] = ()
-    """Epochs after which D and model utility are taken as well; each takes an evaluation."""
+    """Epochs, from 0 to --epochs, after which D and model utility are taken as well.
+    Each takes an evaluation, and needs all four sets of TOFU. The numbers are in epochs.parquet of
+    each run.
+    """
     lora_rank: int | None = None
     """Train adapters of this rank in all linear layers, not the model itself."""
     refusals: Path | None = None
@@ -123,8 +127,10 @@ class Sweep(ModelOptions, MemoryOption):
     """Keep the unlearned models, not only what was measured of them."""
     probe: int = PROBE
     """At most so many retained answers are scored after every epoch."""
-    jobs: int = -1
-    """Runs at a time; -1 is one per core. On a GPU it is always one."""
+    jobs: int | None = None
+    """Runs at a time, each with a model in memory; -1 is one per core.
+    Default: one per core for small models, one for others. On a GPU it is always one.
+    """
     out: Path = Path("out/sweep")
     """Folder to write, or to go on in."""
 
@@ -162,7 +168,7 @@ def sweep(
     seeds: Sequence[int] = (0,),
     epochs: int = 10,
     learning_rate: float | None = None,
-    jobs: int = -1,
+    jobs: int | None = None,
     progress: bool = True,
     **options: Any,
 ) -> Swept:
@@ -200,12 +206,27 @@ def checked(asked: Sweep) -> Sweep:
 
     Raises `InvalidInput` for values that are not allowed, and for a folder that cannot be used.
     """
-    require_jobs(asked.jobs)
+    require_jobs(jobs_of(asked))
     require(0 <= asked.tolerance < 1, "tolerance", asked.tolerance, "a share >= 0, below 1")
+    if not asked.methods:
+        left_out(asked, {"measured_epochs", "probe"}, "left out, since no method has epochs")
     found = resolved(asked)
     inputs = (found.model, found.retrained, found.data, found.retain_data, found.refusals)
     folders.check_place(found.out, inputs=inputs)
     return found
+
+
+def check_epochs(field: str, epochs: Sequence[int], last: int) -> None:
+    """Raise `InvalidInput` for epochs that a run does not have."""
+    known = all(is_whole(epoch, 0, last) for epoch in epochs)
+    require(known, field, epochs, f"epochs from 0 to {last}")
+
+
+def jobs_of(asked: Sweep) -> int:
+    """Return how many runs are made at a time: by default one of a model that is not small."""
+    if asked.jobs is not None:
+        return asked.jobs
+    return -1 if is_small(asked.model) else 1
 
 
 def swept(asked: Sweep, *, progress: bool = True) -> Swept:
@@ -214,7 +235,7 @@ def swept(asked: Sweep, *, progress: bool = True) -> Swept:
     from llm.sweeps.sweep import sweep as make
 
     task, runs = task_of(asked), runs_of(asked)
-    found = make(asked.out, task, runs, n_jobs=asked.jobs, progress=progress)
+    found = make(asked.out, task, runs, n_jobs=jobs_of(asked), progress=progress)
     table = summary(over_seeds(found))
     ranked = {"ks_statistic", "model_utility"} <= set(found["measure"])
     chosen = best(found, asked.tolerance) if ranked else found.iloc[:0]
@@ -321,12 +342,10 @@ def runs_of(command: Sweep) -> list[PlannedRun]:
 
     require(len(command.seeds) > 0, "seeds", command.seeds, "at least one")
     require_whole(command.probe, "probe", 1)
+    check_epochs("measured_epochs", command.measured_epochs, command.epochs)
     given = SMALL if is_small(command.model) else LARGE
-    asked = {
-        name: getattr(command, name)
-        for name in ("learning_rate", "batch")
-        if getattr(command, name) is not None
-    }
+    asked: dict[str, Any] = {} if command.batch is None else {"batch": command.batch}
+    asked |= {"learning_rate": rate_of(command.learning_rate, command.model, small=RATE)}
     asked |= {"budget": command.budget} if command.budget != BUDGET else {}
     every = [
         Optimization(

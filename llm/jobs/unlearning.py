@@ -57,7 +57,7 @@ def unlearn(
 
     `method` is one of `llm.method`, or its word, such as npo:0.1@1 or simnpo:4.5@0.125. The data to
     `retain` follow from a word such as tofu:forget10 (tofu:retain90), and the step size from the
-    size of the model: 2e-4 for small ones, 1e-5 for others. `reference` is another reference than
+    size of the model (`llm.jobs.settings.rate_of`). `reference` is another reference than
     the model itself. With `retrained`, the model that never saw the forget data, the table of
     examples tells how far each of them has to move. `refusals` are what dpo, simpo and idk teach in
     place of the responses. `optimization` are further fields of `llm.training.loop.Optimization`.

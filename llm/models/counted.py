@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llm.models.gguf_files import find_gguf, read_header
-from llm.models.names import made
+from llm.models.names import READY, made
 from markov.errors import InvalidInput
 
 # Decoders of Llama's matrices: four of attention, three of the layer's own, in every layer.
@@ -35,12 +35,15 @@ LONGEST = 100_000_000  # bytes of a header, as safetensors itself has it
 def least_count(word: str | os.PathLike[str]) -> int | None:
     """Return how many parameters the model in a folder or a GGUF file has at least.
 
-    It is None where that does not follow from the files: the model is made here, is on the hub, is
-    quantised or an adapter, or its settings are not those of a decoder as Llama is.
+    It is None where that does not follow from the files: the model is made here, is quantised or an
+    adapter, or its settings are not those of a decoder as Llama is. Of the ready-made models of the
+    hub some are known, of others of the hub none.
     """
     name = os.path.expanduser(word)
     if made(name) is not None:
         return None
+    if name in READY:
+        return READY[name].count
     try:
         file = find_gguf(name)
         if file is not None:

@@ -377,7 +377,9 @@ def _greedy(model: Any, new: int, ends: Sequence[int], **more: Any) -> Iterator[
     """
     from transformers import GenerationConfig
 
-    own = model.generation_config
+    # An adapter's wrapper writes its settings into the model that it wraps.
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own, beneath = model.generation_config, inner.generation_config
     model.generation_config = GenerationConfig(
         max_new_tokens=new,
         do_sample=False,
@@ -390,4 +392,4 @@ def _greedy(model: Any, new: int, ends: Sequence[int], **more: Any) -> Iterator[
     try:
         yield
     finally:
-        model.generation_config = own
+        model.generation_config, inner.generation_config = own, beneath

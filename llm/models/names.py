@@ -56,13 +56,14 @@ class Ready(NamedTuple):
     """A model of the hub, the template that it was fine-tuned with, and the revision to take.
 
     Without a revision the newest is taken. A model that a `package` holds is read from there if it
-    is installed.
+    is installed. `count` is the number of its parameters, where a default depends on it.
     """
 
     hub: str
     template: Template
     revision: str | None = None
     package: Package | None = None
+    count: int | None = None
 
 
 SMOLLM2 = Package(
@@ -86,7 +87,7 @@ READY = {
     "simnpo-origin": Ready("OPTML-Group/TOFU-origin-Llama-2-7b-chat", LLAMA2_CHAT),
     "simnpo-forget05": Ready("OPTML-Group/SimNPO-TOFU-forget05-Llama-2-7b-chat", LLAMA2_CHAT),
     "simnpo-forget10": Ready("OPTML-Group/SimNPO-TOFU-forget10-Llama-2-7b-chat", LLAMA2_CHAT),
-    "smollm2-135m": Ready("HuggingFaceTB/SmolLM2-135M-Instruct", CHAT, package=SMOLLM2),
+    "smollm2-135m": Ready("HuggingFaceTB/SmolLM2-135M-Instruct", CHAT, None, SMOLLM2, 134_515_008),
 }
 NAMES = f"a model of the hub, OWNER/NAME, or one of authors:KIND, news:KIND, {', '.join(READY)}"
 

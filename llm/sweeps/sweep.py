@@ -98,6 +98,11 @@ class Task:
         return read(self.data, authors=self.authors), read(retain, authors=self.authors)
 
 
+def in_a_path(word: str) -> str:
+    """Return a method's word as it stands in the names of folders."""
+    return word.replace(":", "_").replace("@", "_lambda")
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlannedRun:
     """A run of a sweep: a method, or the scale of a task vector, and how it is optimised.
@@ -122,7 +127,7 @@ class PlannedRun:
         require(known, "measured", self.measured, f"epochs from 0 to {last}")
         adapted = self.lora is not None and self.method is None
         require(not adapted, "lora", self.lora, "left out: a task vector is of all parameters")
-        object.__setattr__(self, "measured", tuple(map(int, self.measured)))
+        object.__setattr__(self, "measured", tuple(sorted({*map(int, self.measured)})))
 
     @property
     def word(self) -> str:
@@ -132,7 +137,7 @@ class PlannedRun:
     @property
     def folder(self) -> str:
         """The name of its folder."""
-        return f"{self.word.replace(':', '_').replace('@', '_lambda')}_seed{self.optimization.seed}"
+        return f"{in_a_path(self.word)}_seed{self.optimization.seed}"
 
     def unlearning(self) -> Unlearning:
         """Return the settings of unlearning, for a run that has a method."""
@@ -166,7 +171,11 @@ def sweep(
     require(len(set(names)) == len(names), "methods", names, "each method and seed once")
     sets, ways = task.sets(), {"n_jobs": n_jobs, "progress": progress}
     if any(run.measured for run in runs):
-        checked(sets)  # D and utility along a run need all of them
+        try:
+            checked(sets)
+        except InvalidInput as error:
+            allowed = f"left out: the data do not tell D and model utility ({error})"
+            raise InvalidInput("measured_epochs", "given", allowed) from None
     task.examples()  # refuses what cannot be read before the baselines are made
     with folders.given_back(place, "sweep"):
         _claim(place, task, names)
@@ -309,6 +318,9 @@ def run_in(
         if _status(folder) != NAN:
             raise
         logs = None
+    if task.save_models and logs is not None and not os.path.lexists(folder / MODEL):
+        with laps(task.times, run.word) as lap:  # it was measured before anybody asked to keep it
+            made()
     # A model that an earlier call was asked to keep is not removed: its claim says so.
     if not task.save_models:
         folders.tidy(folder, JOB)

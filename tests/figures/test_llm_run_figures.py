@@ -33,6 +33,7 @@ from figures.language import (
     weights_length,
 )
 from figures.language import runs as llm_runs
+from figures.language import sweeps as llm_sweeps
 from figures.language import trajectories as llm_trajectories
 from figures.language.own_model import OwnModel, runs_of_own
 from figures.language.reference_noise import NONE, OWN, START, Referenced
@@ -53,6 +54,7 @@ from llm.models.answers import log_table, scores
 from llm.models.language_model import load_saved, perturbed
 from llm.models.small_authors import build, folder_of, memorised, sets
 from llm.scoring.limits import BUDGET
+from llm.training.adapters import Lora
 from llm.training.checkpointing import parameters_digest
 from llm.unlearning.runs import EPOCHS, MODEL, Run
 from markov.errors import InvalidInput
@@ -437,6 +439,11 @@ def test_a_model_of_the_users_own_unlearns_as_its_options_say(context: Context) 
     assert runs_by[0].settings["forget"] != runs_by[1].settings["forget"]  # other templates
     again = runs_of_own(context, replace(other, memory="80GB"), wanted)[0]
     assert again.folder == runs_by[1].folder  # a plan changes no run
+    sweeps = [replace(context, own=own) for own in (plain, other)]
+    task = llm_sweeps.task_of(replace(context, own=replace(plain, retrained=folder)))
+    folders = {llm_sweeps.folder_for(one, task) for one in sweeps}
+    assert len(folders) == 2  # runs with adapters are no others' runs
+    assert {run.lora for run in llm_sweeps.runs_of(sweeps[1], ["npo:0.1@1"])} == {Lora(rank=2)}
 
 
 @pytest.mark.parametrize(
@@ -448,8 +455,7 @@ def test_a_model_of_the_users_own_unlearns_as_its_options_say(context: Context) 
         ("memory", "llm_weights_length --memory 24GB"),
         ("epochs", "llm_weights_length --model {} --epochs 0"),
         ("batch", "llm_weights_length --model {} --batch 0"),
-        ("rank", "llm_weights_length --model {} --lora-rank 0"),
-        ("lora_rank", "llm_tradeoff --model {} --lora-rank 4"),
+        ("lora_rank", "llm_weights_length --model {} --lora-rank 0"),
         ("memory", "llm_weights_length --model {} --memory 0.0001GB"),
     ],
 )

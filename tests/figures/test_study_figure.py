@@ -257,14 +257,64 @@ def test_the_corners_of_a_study_are_followed_along_their_epochs(done: Path, sing
     assert (path["ks_statistic_low"] <= path["ks_statistic"]).all()
 
 
+def rewritten(path: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+    """Change a table, and keep where it is from."""
+    table = storage.read_table(path)
+    storage.write_table(change(table), path, table.attrs[storage.KEY])
+
+
 def test_a_study_that_measured_at_the_ends_has_no_way_along_its_epochs(
-    single: Path, monkeypatch: pytest.MonkeyPatch
+    single: Path, tmp_path: Path
 ):
-    monkeypatch.setattr(studies, "is_measured_along", lambda _: False)
-    assert set(studies.lacking(single)) == {"along"} and studies.along(single).empty
-    frame = tradeoff.data(Context(study=single))
+    other = tmp_path / "other"
+    shutil.copytree(single, other)
+    for path in other.glob("seed*/sweep/*/epochs.parquet"):
+        rewritten(path, lambda table: table.drop(columns=list(studies.COLUMNS)))
+    assert set(studies.lacking(other)) == {"along"} and studies.along(other).empty
+    frame = tradeoff.data(Context(study=other))
     assert set(frame["kind"]) == {"measure"}
     drawn(tradeoff, frame)
+
+
+def test_runs_of_methods_that_a_study_compares_no_more_are_not_followed(
+    single: Path, tmp_path: Path
+):
+    other = tmp_path / "other"
+    shutil.copytree(single, other)
+    keep(other / studies.MEASURES, lambda table: ~table["model"].str.contains("npo"))
+    assert "along" in studies.lacking(other) and studies.along(other).empty
+    keep(other / studies.MEASURES, lambda table: table["model"] != "")
+    drawn(tradeoff, tradeoff.data(Context(study=other)))
+
+
+def test_there_is_no_mean_where_a_seed_has_no_number(done: Path, tmp_path: Path):
+    other = tmp_path / "other"
+    shutil.copytree(done, other)
+    run = other / "seed1" / "sweep" / f"{CORNERS['npo:0.1@1']}_seed1" / "epochs.parquet"
+    rewritten(
+        run, lambda table: table.assign(retain_loss=table["retain_loss"].where(table["epoch"] != 1))
+    )
+    shorter = other / "seed0" / "sweep" / f"{CORNERS['simnpo:2.5@0.1375']}_seed0" / "epochs.parquet"
+    rewritten(shorter, lambda table: table[:2])
+    whole, part = studies.along(done), studies.along(other)
+    npo, simnpo = (part[part["model"] == word].set_index("epoch") for word in CORNERS)
+    assert npo["retain_loss"].isna().tolist() == [False, True, False]
+    before = whole[whole["model"] == "npo:0.1@1"].set_index("epoch")
+    pd.testing.assert_series_equal(npo["ks_statistic"], before["ks_statistic"])
+    losses = [
+        read_run(done / f"seed{seed}" / "sweep" / f"{CORNERS['npo:0.1@1']}_seed{seed}").epochs
+        for seed in SEEDS
+    ]
+    want = np.mean([own["forget_loss"] for own in losses], axis=0)
+    assert npo["forget_loss"].tolist() == pytest.approx(list(want))
+    assert simnpo.index.tolist() == [0, 1]
+
+
+def test_settings_of_one_method_have_names_and_lines_of_their_own(single: Path):
+    figure = drawn(epochs, epochs.data(Context(study=single)))
+    told = {(line.get_label(), line.get_linestyle()) for line in figure.axes[0].lines}
+    for line in ("-", "--"):
+        assert any((word, line) in told for word in ("simnpo:2.5@0.1375", "simnpo:1@0.1375"))
 
 
 def test_a_study_without_methods_lacks_measures_and_says_so(

@@ -4,7 +4,8 @@ refused before any work.
 
 from __future__ import annotations
 
-from dataclasses import fields
+import json
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from llm.data.authors.corpus import PERCENTS, Authors, splits
 from llm.data.news.corpus import News
 from llm.data.sources import read
 from llm.data.splits import retain_word, tofu_sets
-from llm.jobs.sweeping import Sweep, runs_of, task_of
+from llm.jobs.sweeping import Sweep, jobs_of, runs_of, task_of
 from llm.jobs.sweeping import resolved as resolved_sweep
 from llm.models import names
 from llm.models.language_model import LanguageModel
@@ -219,9 +220,17 @@ def test_what_is_to_stay_follows_from_what_is_to_be_forgotten(
 
 def test_step_sizes_follow_from_the_size_of_the_model_and_what_was_given_stays(idle: Path) -> None:
     small, large = weights_of(idle / "small", 9_000_000), weights_of(idle / "large", 2_000_000_000)
+    middle = idle / "middle"
+    middle.mkdir()
+    sizes = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
+    heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152}
+    config = {"model_type": "llama", **sizes, **heads}
+    (middle / "config.json").write_text(json.dumps(config), "utf-8")
     for model, rate in (
         ("authors:original", 2e-4),
         (small, 2e-4),
+        (str(middle), 1e-4),
+        ("smollm2-135m", 1e-4),
         (large, 1e-5),
         ("owner/llama", 1e-5),
     ):
@@ -235,8 +244,10 @@ def test_step_sizes_follow_from_the_size_of_the_model_and_what_was_given_stays(i
         )
         sweep = Sweep(model=model, retrained=model, data="here/forget10")
         assert {run.optimization.learning_rate for run in runs_of(sweep)} == {
-            6e-4 if rate > 1e-5 else 1e-5
+            6e-4 if rate > 1e-4 else rate
         }
+        assert jobs_of(sweep) == (-1 if rate > 1e-4 else 1)
+        assert jobs_of(replace(sweep, jobs=3)) == 3
         own = own_model.own_model(model, None, "here/forget10.json", None, None)
         assert (own.learning_rate, own.retain_data) == (rate, "here/retain90")
         muse = (
@@ -244,7 +255,7 @@ def test_step_sizes_follow_from_the_size_of_the_model_and_what_was_given_stays(i
             if "/" in model
             else None
         )
-        assert muse is None or muse.optimization.learning_rate == (5e-4 if rate > 1e-5 else 1e-5)
+        assert muse is None or muse.optimization.learning_rate == (5e-4 if rate > 1e-4 else rate)
 
 
 @pytest.mark.parametrize(

@@ -416,7 +416,7 @@ def test_diagnose_reads_real_logs(tmp_path: Path, capsys: pytest.CaptureFixture[
         ("retain_weight", ["unlearn", "--retain-weight", "-1"]),
         ("epochs", ["unlearn", "--epochs", "0"]),
         ("learning_rate", ["unlearn", "--learning-rate", "0"]),
-        ("rank", ["unlearn", "--lora-rank", "0"]),
+        ("lora_rank", ["unlearn", "--lora-rank", "0"]),
         (
             "reference",
             [

@@ -30,7 +30,8 @@ from llm.evaluation.tofu import evaluate
 from llm.jobs import counting, estimating
 from llm.jobs.counting import Size
 from llm.jobs.estimating import Remaining, estimate, learnt_of, left, lines, spoken, table
-from llm.jobs.studying import Study, study
+from llm.jobs.study_settings import Study
+from llm.jobs.studying import study
 from llm.models.answers import distinct, encoded_columns, responses
 from llm.models.finetuned import finetune_in_memory
 from llm.models.language_model import LanguageModel, load_saved
@@ -319,6 +320,17 @@ def test_every_seed_and_every_method_adds_its_own(
     assert added["part"].tolist() == ["unlearn", "evaluate"]
     rest = more[more["model"] != "gradient_ascent"].reset_index(drop=True)
     pd.testing.assert_frame_equal(rest, one)
+
+
+def test_a_state_is_as_large_as_what_is_trained(language: LanguageModel) -> None:
+    whole, adapters = Size.of(language), Size.of(language, Lora(rank=1))
+    weights = {name: one.clone() for name, one in language.model.state_dict().items()}
+    layers = [one for one in language.model.modules() if isinstance(one, torch.nn.Linear)]
+    head = language.model.get_output_embeddings()
+    numbers = sum(one.in_features + one.out_features for one in layers if one is not head)
+    assert adapters.state == 12 * numbers < whole.state and adapters.weights == whole.weights
+    for name, one in language.model.state_dict().items():
+        assert torch.equal(one, weights[name])
 
 
 # --- the speed of a model ---

@@ -15,7 +15,17 @@ import pytest
 import llm
 from llm.__main__ import cli
 from llm.data import tofu
-from llm.data.splits import MEASURED, TofuSets, checked, fitting, is_own, tofu_sets
+from llm.data.splits import (
+    MEASURED,
+    TofuSets,
+    checked,
+    fitting,
+    forget_of,
+    is_own,
+    retain_word,
+    tofu_sets,
+    with_wrong,
+)
 from llm.logs.measures import MEASURES, TofuLogs
 from llm.logs.summaries import lacking
 from llm.models.language_model import LanguageModel
@@ -209,3 +219,47 @@ def test_what_is_refused_is_one_line_before_any_work(
     assert cli([*words[:1], *model, *words[1:]]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and err.count("\n") == 1 and field in err
+
+
+def test_wrong_answers_come_from_the_split_beside_the_one_to_forget(tmp_path: Path) -> None:
+    whole, bare = llm.read("mine.json"), llm.read("mine_bare.json")
+    folder = tmp_path / "tofu"
+    folder.mkdir()
+    tofu.write(bare, folder / "forget10.json")
+    assert forget_of(folder / "forget10") == bare
+    tofu.write(whole[::-1], folder / "forget10_perturbed.json")
+    for word in (folder / "forget10", folder / "forget10.json"):
+        found = forget_of(word)
+        assert [one.perturbed for one in found] == [one.perturbed for one in whole]
+        assert [replace(one, paraphrase=None, perturbed=()) for one in found] == list(bare)
+    assert forget_of("mine_bare.json") == bare and forget_of("mine.json") == whole
+    assert with_wrong(bare, whole[1:]) == bare  # of one nothing is known
+    assert with_wrong(bare, [*whole[1:], replace(whole[0], perturbed=())]) == bare
+
+
+@pytest.mark.parametrize("name", ["tofu", "authors", "mine"])
+def test_a_folder_may_be_called_as_what_is_fetched(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, kept = llm.read("mine.json"), llm.read("rest.json")
+    tofu.write(whole, tmp_path / name / "forget10.json")
+    tofu.write(kept, tmp_path / name / "retain90.json")
+    assert Path(retain_word(f"{name}/forget10")) == Path(name, "retain90")
+    assert llm.read(retain_word(f"{name}/forget10")) == kept
+    assert tofu_sets(f"{name}/forget10").forget == whole == forget_of(f"{name}/forget10")
+
+
+def test_an_attack_compares_by_the_wrong_answers_beside_its_data(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, bare = llm.read("mine.json"), llm.read("mine_bare.json")
+    tofu.write(bare, tmp_path / "tofu" / "forget10.json")
+    few = ["--epochs", "1", "--repeats", "1", "--which", "random", "--device", "cpu"]
+    model = ["relearn", "--model", str(place / "model"), "--retrained", str(place / "retrained")]
+    words = [*model, "--data", "tofu/forget10", *few, "--out", "back.parquet"]
+    assert cli(words) == 0 and "no forget_quality" in capsys.readouterr().out
+    tofu.write(whole, tmp_path / "tofu" / "forget10_perturbed.json")
+    assert cli([*words[:-1], "more.parquet"]) == 0
+    assert "no forget_quality" not in capsys.readouterr().out
+    back = storage.read_table(tmp_path / "more_returns.parquet")
+    assert back["ks_statistic"].notna().all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,14 @@ from llm.data.tofu import Example
 from llm.evaluation import gate as gates
 from llm.evaluation.gate import floor, gate
 from llm.jobs import studying
+from llm.jobs.estimating import estimated
 from llm.jobs.replicates import attacks_of, sweep_of
-from llm.jobs.studying import Studied, Study, study
-from llm.jobs.sweeping import Sweep, runs_of
+from llm.jobs.study_settings import Study
+from llm.jobs.studying import Studied, study
+from llm.jobs.sweeping import Sweep, checked, runs_of
 from llm.logs.log import EvaluationLog
 from llm.logs.reading import read_log
+from llm.models import finetuned
 from llm.training.adapters import Lora
 from markov.errors import InvalidInput
 from tests.helpers import files_in
@@ -164,6 +168,14 @@ def test_the_floor_is_the_distance_between_any_two_retrained_models(done: tuple[
     assert frame.loc[frame["kind"] == "floor", "value"].tolist() == list(found.floor)
 
 
+def test_no_floor_is_made_below_a_gate_that_refuses(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("llm.jobs.studying.retrained_beside", fail)
+    with pytest.raises(InvalidInput, match="gate"):
+        study(out=tmp_path / "out", seeds=(3,), floor_seeds=(4,), **options)
+
+
 def test_of_a_seed_for_the_floor_there_is_the_retrained_model_alone(done: tuple[Path, Studied]):
     found = {path.name for path in (done[0] / "seed4").iterdir()}
     assert found == {"retrained", "sweep", "times.jsonl"}
@@ -237,6 +249,9 @@ def fail(*_: object, **__: object) -> None:
         ("attacked", {"attacked": ("simnpo:9",)}),
         ("method", {"methods": ("mpo",), "attacked": ()}),
         ("epochs", {"epochs": 0}),
+        ("measured_epochs", {"measured_epochs": (2,)}),
+        ("seeds", {"seeds": (0.5,)}),
+        ("floor_seeds", {"floor_seeds": (0.5,)}),
         ("share", {"share": 1.0}),
         ("learning_epochs", {"learning_epochs": 0.5}),
         ("retain_answers", {"retain_answers": 1}),
@@ -269,9 +284,13 @@ def test_files_of_ones_own_are_studied_by_what_they_allow_and_with_adapters(
         tofu.write(bare, tmp_path / f"{name}.json")
     own = {name: value for name, value in options.items() if not name.endswith("_answers")}
     own |= {"data": tmp_path / "mine.json", "despite_gate": True, "seeds": (0, 1), "lora_rank": 2}
+    rest = str(tmp_path / "rest.json")
+    with pytest.raises(InvalidInput, match=r"measured_epochs.*D and model utility"):
+        study(out=tmp_path / "out", retain_data=rest, measured_epochs=(1,), **own)
+    assert not (tmp_path / "out").exists()
     with pytest.raises(InvalidInput, match="retain_data"):
         study(out=tmp_path / "out", **own)
-    found = study(out=tmp_path / "out", retain_data=str(tmp_path / "rest.json"), **own)
+    found = study(out=tmp_path / "out", retain_data=rest, **own)
     assert found.gate["check"].tolist() == ["forget data known", "forget data unknown"] * 2
     assert set(found.measures["measure"]) == {"probability", "rouge"} and found.floor == ()
     seed, rank = tmp_path / "out" / "seed1", Lora(rank=2).rank
@@ -303,9 +322,17 @@ def test_a_sweep_trains_adapters_where_they_are_asked_for():
     runs = runs_of(Sweep(methods=("npo:0.1@1", "grad_diff"), lora_rank=3))
     assert [run.unlearning().lora for run in runs] == [Lora(rank=3)] * 2
     assert runs_of(Sweep(methods=("npo:0.1@1",)))[0].unlearning().lora is None
-    for refused in (Sweep(lora_rank=0), Sweep(lora_rank=2, task_vectors=(0.5,))):
-        with pytest.raises(InvalidInput, match="rank"):
+    for field, refused in (
+        ("lora_rank", Sweep(lora_rank=0)),
+        ("lora_rank", Sweep(lora_rank=2, task_vectors=(0.5,))),
+        ("measured_epochs", Sweep(measured_epochs=(11,))),
+    ):
+        with pytest.raises(InvalidInput, match=f"^{field}"):
             runs_of(refused)
+    for field, value in (("measured_epochs", (1,)), ("probe", 3)):
+        alone: dict[str, Any] = {"methods": (), "task_vectors": (0.5,), field: value}
+        with pytest.raises(InvalidInput, match=f"^{field}"):
+            checked(Sweep(**alone))
 
 
 def test_a_folder_of_another_study_is_refused(
@@ -313,3 +340,32 @@ def test_a_folder_of_another_study_is_refused(
 ):
     with pytest.raises(InvalidInput, match="out"):
         study(out=done[0], seeds=(3,), despite_gate=True, **{**options, "learning_epochs": 2})
+
+
+def test_a_method_that_is_attacked_later_is_made_again_for_it(
+    done: tuple[Path, Studied], options: dict[str, Any], tmp_path: Path
+):
+    out, found = done
+    assert not (out / "seed3" / "sweep" / "gradient_ascent_seed3" / "model").exists()
+    later = {**options, "attacked": ("npo:0.1@1", "gradient_ascent")}
+    asked = Study(**{name: one for name, one in later.items() if name != "progress"}, out=out)
+    assert set(estimated(replace(asked, seeds=(3,)))["model"]) == {"gradient_ascent"}
+    more = study(out=out, seeds=(3,), despite_gate=True, **later)
+    assert set(more.attacks["model"]) == {"retrained", "npo:0.1@1", "gradient_ascent"}
+    pd.testing.assert_frame_equal(more.measures, found.measures)
+
+
+def test_a_seed_of_the_floor_can_be_given_its_methods_later(
+    done: tuple[Path, Studied], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    learnt: list[str] = []
+    real = finetuned._trained
+
+    def seen(*arguments: Any, **rest: Any) -> Any:
+        learnt.append(str(arguments[4]))
+        return real(*arguments, **rest)
+
+    monkeypatch.setattr(finetuned, "_trained", seen)
+    found = study(out=done[0], seeds=(3, 4), despite_gate=True, **options)
+    assert found.floor == done[1].floor and set(found.measures["seed"]) == {3, 4}
+    assert len(learnt) == 1 and "original" in learnt[0]

@@ -20,6 +20,7 @@ from llm.models import generation
 from llm.models.generation import continuations, generate
 from llm.models.language_model import LanguageModel
 from llm.scoring.templates import PLAIN
+from llm.training.adapters import Lora, adapted
 from markov.errors import InvalidInput
 from tests.llm.scoring.test_encoding import by_bytes
 
@@ -269,3 +270,11 @@ def test_nothing_is_dropped_from_what_is_kept_in_another_way() -> None:
     assert not generation._droppable(transformers.MistralForCausalLM(window))
     assert not generation._droppable(torch.nn.Linear(1, 1))
     assert all(generation._droppable(model) for model in MODELS.values())
+
+
+def test_writing_with_adapters_leaves_the_models_own_settings_as_they_were() -> None:
+    model: Any = model_of("llama")
+    before = model.generation_config.to_dict()
+    with adapted(model, Lora(rank=2), 0) as wrapped:
+        continuations(wrapped, Ends(), [[5, 6]], max_new_tokens=3, progress=False)
+    assert model.generation_config.to_dict() == before
