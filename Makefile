@@ -40,7 +40,7 @@ figures-all: $(VENV)/.llm  ## draw the heavy ones too, about an hour; what is dr
 gallery: $(VENV)/.llm  ## refresh the small pictures of README and findings
 	$(RUN) figures --gallery $(ARGS)
 
-real: $(VENV)/.llm $(VENV)/.real  ## a pretrained model, SmolLM2-135M, on TOFU, hours on two cores: DATA=FOLDER/forget05
+real: $(VENV)/.llm $(VENV)/.real  ## a pretrained model, SmolLM2-135M, on TOFU from the hub or DATA=FOLDER/forget05: hours on two cores
 	$(RUN) llm study --model smollm2-135m --data $(DATA) --forget-answers 60 --retain-answers 140 \
 		--measured-answers 40 --floor-seeds 1 --learning-epochs 6 --learning-rate 1.6e-4 \
 		--epochs 5 --batch 16 --max-new-tokens 100 --out out/real $(ARGS)
