@@ -332,8 +332,8 @@ NAMES = (
 # others, which try all of its calls. Of these jobs every call is tried that puts something into its
 # place or takes it away.
 MANY = ("finetune", "relearn", "build", "muse", "sweep", "sequential", "markov grid", "table")
-# Of these, which take longest, only the first call of each site.
-LONG = ("build", "muse", "sweep", "sequential")
+# Of those that take longest only the first call of each site.
+LONG = ("unlearn", "build", "muse", "sweep", "sequential")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ from llm.training.loop import Loop, Optimization, Term, looping
 from llm.training.processes import in_first, in_one_voice
 from llm.unlearning import unlearn as unlearning
 from llm.unlearning.retaining import cross_entropy
-from llm.unlearning.runs import read_run, unlearn_into
+from llm.unlearning.runs import read_run
 from llm.unlearning.unlearn import Unlearning, unlearn
 from markov.errors import InvalidInput
 from markov.files import folders
@@ -435,32 +434,3 @@ def test_two_processes_fine_tune_as_one_does_and_go_on_where_they_were_killed(
         pd.testing.assert_frame_equal(mine, theirs, rtol=1e-5, check_flags=False)
     for name, own in one.model.model.state_dict().items():
         torch.testing.assert_close(own, two.model.model.state_dict()[name], rtol=1e-4, atol=1e-6)
-
-
-def in_shards(folder: str, out: str) -> None:
-    """A run of a model that the processes hold in shards."""
-    from tests.llm.unlearning.test_unlearning import as_shards
-
-    torch.set_num_threads(1)
-    as_shards()
-    into(Path(folder), Path(out))
-    torch.distributed.destroy_process_group()
-
-
-def into(folder: Path, out: Path) -> None:
-    forget, retain = (tofu.read(folder / name) for name in ("forget.json", "retain.json"))
-    language, every = (
-        load(folder / "model", device="cpu"),
-        replace(SETTINGS.optimization, batch=3, budget=300),
-    )
-    unlearn_into(
-        out, language, forget, retain, replace(SETTINGS, optimization=every), progress=False
-    )
-
-
-@pytest.mark.slow
-def test_a_model_in_shards_is_saved_whole(folder: Path, tmp_path: Path) -> None:
-    done = call("in_shards", folder, tmp_path / "two")
-    assert done.returncode == 0, done.stderr
-    into(folder, tmp_path / "one")
-    check_same_run(tmp_path / "two", tmp_path / "one")
