@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 
 FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows knows no quotas
@@ -71,6 +71,12 @@ def require_whole(value: object, field: str, least: int = 0, most: int | None = 
         else f"a whole number from {least} to {most}"
     )
     require(is_whole(value, least, most), field, value, allowed)
+
+
+def require_epochs(epochs: Iterable[object], field: str, last: int) -> None:
+    """Raise `InvalidInput` unless all epochs are whole numbers from 0 to the last one of a run."""
+    known = all(is_whole(epoch, 0, last) for epoch in epochs)
+    require(known, field, epochs, f"epochs from 0 to {last}")
 
 
 def require_all_whole(settings: object, **bounds: int | tuple[int, int]) -> None:

@@ -15,7 +15,7 @@ from llm.models.names import check, check_retrained, data_of
 from llm.models.source import load_model
 from llm.scoring.limits import NEW_TOKENS
 from llm.training.processes import in_first
-from markov.errors import is_whole, require
+from markov.errors import require_epochs
 from markov.files import folders
 
 if TYPE_CHECKING:
@@ -113,8 +113,7 @@ def unlearn(command: Unlearn) -> None:
     if not paired(settings.objective).prefer:
         left_out(command, ["refusals"], f"left out with {command.objective}, which teaches none")
     refusals = REFUSALS if command.refusals is None else read_refusals(command.refusals)
-    known = all(is_whole(epoch, 0, command.epochs) for epoch in command.measured)
-    require(known, "measured", command.measured, f"epochs from 0 to {command.epochs}")
+    require_epochs(command.measured, "measured", command.epochs)
     named = ("model", "data", "retain_data", "reference", "retrained", "refusals")
     inputs = [getattr(command, name) for name in named]
     in_first(lambda: folders.check_place(command.out, inputs=inputs, finished=EPOCHS))

@@ -231,6 +231,15 @@ def checked(sets: TofuSets) -> TofuSets:
     return sets
 
 
+def checked_for(sets: TofuSets, field: str, value: object) -> TofuSets:
+    """Return the sets; raises `InvalidInput` for a field that needs D and utility, as `checked`."""
+    try:
+        return checked(sets)
+    except InvalidInput as error:
+        allowed = f"left out: the data do not tell D and model utility ({error})"
+        raise InvalidInput(field, value, allowed) from None
+
+
 def fitting(sets: TofuSets) -> TofuSets:
     """Return the sets, as far as a model can be measured by them.
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from llm.jobs.finetuning import BATCH, EPOCHS
 from llm.jobs.planning import MemoryOption
 from llm.jobs.replicates import attack_of, sweep_of
-from llm.jobs.sweeping import check_epochs, runs_of
+from llm.jobs.sweeping import runs_of
 from llm.models.names import check
 from llm.models.source import ModelOptions
 from llm.scoring.limits import NEW_TOKENS
-from markov.errors import InvalidInput, require, require_whole
+from markov.errors import require, require_epochs, require_whole
 from markov.files import folders
 from markov.files.storage import Location
 
@@ -201,16 +201,11 @@ def checked(asked: Study) -> Study:
 
 def _check_measured(asked: Study) -> None:
     """Raise `InvalidInput` for epochs that no run has, and for data without D or utility."""
-    from llm.data.splits import checked as whole
-    from llm.data.splits import tofu_sets
+    from llm.data.splits import checked_for, tofu_sets
 
     name = "measured_epochs"
-    check_epochs(name, asked.measured_epochs, asked.epochs)
-    try:
-        whole(tofu_sets(asked.data, retain=asked.retain_data))
-    except InvalidInput as error:
-        allowed = f"left out: the data do not tell D and model utility ({error})"
-        raise InvalidInput(name, asked.measured_epochs, allowed) from None
+    require_epochs(asked.measured_epochs, name, asked.epochs)
+    checked_for(tofu_sets(asked.data, retain=asked.retain_data), name, asked.measured_epochs)
 
 
 def described(asked: Study) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from llm.jobs.settings import left_out, lora_of, provenance_of, rate_of
 from llm.models.names import check, check_retrained, data_of, is_small, made, retrained_of
 from llm.models.source import ModelOptions
 from llm.scoring.limits import BUDGET, NEW_TOKENS
-from markov.errors import InvalidInput, is_whole, require, require_jobs, require_whole
+from markov.errors import InvalidInput, require, require_epochs, require_jobs, require_whole
 from markov.files import folders, storage
 from markov.files.storage import Location
 
@@ -216,12 +216,6 @@ def checked(asked: Sweep) -> Sweep:
     return found
 
 
-def check_epochs(field: str, epochs: Sequence[int], last: int) -> None:
-    """Raise `InvalidInput` for epochs that a run does not have."""
-    known = all(is_whole(epoch, 0, last) for epoch in epochs)
-    require(known, field, epochs, f"epochs from 0 to {last}")
-
-
 def jobs_of(asked: Sweep) -> int:
     """Return how many runs are made at a time: by default one of a model that is not small."""
     if asked.jobs is not None:
@@ -342,7 +336,7 @@ def runs_of(command: Sweep) -> list[PlannedRun]:
 
     require(len(command.seeds) > 0, "seeds", command.seeds, "at least one")
     require_whole(command.probe, "probe", 1)
-    check_epochs("measured_epochs", command.measured_epochs, command.epochs)
+    require_epochs(command.measured_epochs, "measured_epochs", command.epochs)
     given = SMALL if is_small(command.model) else LARGE
     asked: dict[str, Any] = {} if command.batch is None else {"batch": command.batch}
     asked |= {"learning_rate": rate_of(command.learning_rate, command.model, small=RATE)}

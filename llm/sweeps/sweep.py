@@ -26,7 +26,7 @@ import pandas as pd
 from llm.data.authors.corpus import Authors
 from llm.data.refusals import REFUSALS, with_refusals
 from llm.data.sources import read
-from llm.data.splits import TofuSets, checked, retain_word, tofu_sets
+from llm.data.splits import TofuSets, checked_for, retain_word, tofu_sets
 from llm.data.tofu import Example
 from llm.evaluation.folders import JOB as EVALUATION
 from llm.evaluation.folders import evaluate_into, tofu_measure
@@ -48,7 +48,7 @@ from llm.unlearning.runs import EPOCHS, MODEL, unlearn_into
 from llm.unlearning.runs import JOB as UNLEARNING
 from llm.unlearning.task_vectors import negate_task_vector
 from llm.unlearning.unlearn import Unlearning
-from markov.errors import InvalidInput, is_whole, require
+from markov.errors import InvalidInput, require, require_epochs
 from markov.files import folders, leftovers, storage
 from markov.files.storage import Location
 
@@ -123,8 +123,7 @@ class PlannedRun:
     def __post_init__(self) -> None:
         require(0 <= self.scale < math.inf, "scale", self.scale, "a finite number >= 0")
         last = self.optimization.epochs
-        known = all(is_whole(epoch, 0, last) for epoch in self.measured)
-        require(known, "measured", self.measured, f"epochs from 0 to {last}")
+        require_epochs(self.measured, "measured", last)
         adapted = self.lora is not None and self.method is None
         require(not adapted, "lora", self.lora, "left out: a task vector is of all parameters")
         object.__setattr__(self, "measured", tuple(sorted({*map(int, self.measured)})))
@@ -170,12 +169,9 @@ def sweep(
     names = [run.folder for run in runs]
     require(len(set(names)) == len(names), "methods", names, "each method and seed once")
     sets, ways = task.sets(), {"n_jobs": n_jobs, "progress": progress}
-    if any(run.measured for run in runs):
-        try:
-            checked(sets)
-        except InvalidInput as error:
-            allowed = f"left out: the data do not tell D and model utility ({error})"
-            raise InvalidInput("measured_epochs", "given", allowed) from None
+    for run in runs:
+        if run.measured:
+            checked_for(sets, "measured_epochs", run.measured)
     task.examples()  # refuses what cannot be read before the baselines are made
     with folders.given_back(place, "sweep"):
         _claim(place, task, names)

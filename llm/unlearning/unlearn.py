@@ -34,7 +34,7 @@ from llm.training.loop import Optimization, check_finite, looping
 from llm.training.masters import widened
 from llm.unlearning.epoch import COLLAPSED, NAN, NOT_FORGETTING, OK, Measure, Unlearner
 from llm.unlearning.retaining import Average, RetainTerm
-from markov.errors import is_whole, require, require_all_whole
+from markov.errors import require, require_all_whole, require_epochs
 from markov.files.storage import Location, fingerprint
 from markov.numerics import SINGLE_MARGIN, exceeds
 from markov.objectives import Objective, SequenceLogProbs
@@ -92,8 +92,7 @@ class Unlearning:
         )
         require_all_whole(self, retain_probe=1)
         last = self.optimization.epochs
-        known = all(is_whole(epoch, 0, last) for epoch in self.gradients)
-        require(known, "gradients", self.gradients, f"epochs from 0 to {last}")
+        require_epochs(self.gradients, "gradients", last)
         object.__setattr__(self, "gradients", tuple(map(int, self.gradients)))
 
 
