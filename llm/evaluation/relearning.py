@@ -35,29 +35,29 @@ def relearn(
     forget: Sequence[Example],
     settings: Relearning,
     *,
+    before: EvaluationLog | None = None,
     max_length: int = MAX_LENGTH,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Teach the chosen examples again, and return the scores of all forget examples.
 
-    The model stays as it was, since a copy is taught. The table has a row per epoch (0 is before
-    the first update), forget example and answer: `epoch`, `relearned` (whether the example is one
-    of those taught), and the columns of `llm.models.answers.log_table`: `index`, `answer`, `logp`
-    (nats), `length`. Raises `InvalidInput` as `answer_log` and `fine_tune` do.
+    The model stays as it was, since a copy is taught. `before` is what it says of the examples now,
+    where that is known (see `llm.models.answers.answer_log`). The table has a row per epoch (0 is
+    before the first update), forget example and answer: `epoch`, `relearned` (whether the example
+    is one of those taught), and the columns of `llm.models.answers.log_table`: `index`, `answer`,
+    `logp` (nats), `length`. Raises `InvalidInput` as `answer_log` and `fine_tune` do.
     """
     encoded = responses(language, forget, max_length=max_length)
     taught = settings.chosen([len(one.tokens) - one.prompt for one in encoded])
     index = [forget[row].index for row in taught]
     frames, optimization = [], settings.optimization
 
-    def record(epoch: int, model: Any = language.model) -> None:
-        now = language._replace(model=model)
-        log = answer_log(
-            now, forget, max_length=max_length, budget=optimization.budget, progress=False
-        )
+    def record(epoch: int, model: Any = language.model, known: EvaluationLog | None = None) -> None:
+        now, budget = language._replace(model=model), optimization.budget
+        log = known or answer_log(now, forget, max_length=max_length, budget=budget, progress=False)
         frames.append(log_table(log).assign(epoch=epoch))
 
-    record(0)
+    record(0, known=before)
     seed = derived_seed(settings.seed, "order")
     ordered = replace(optimization, seed=seed)
     chosen = [encoded[row] for row in taught]

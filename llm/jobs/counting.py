@@ -18,6 +18,7 @@ from llm.models.generation import STRETCH, TRIED, WAYS, planned
 from llm.models.language_model import LanguageModel
 from llm.models.speed import Passes, Work
 from llm.randomness import derived_seed, shuffled
+from llm.scoring import shared
 from llm.scoring.encoding import MAX_LENGTH, Encoded
 from llm.scoring.limits import BUDGET, NEW_TOKENS, writing_budget
 from llm.scoring.logprobs import logits_budget
@@ -92,12 +93,13 @@ def unlearning(
     size: Size,
     *,
     preferred: Some | None = None,
-    answers: Some = (),
+    answers: Passes | None = None,
     done: int = 0,
 ) -> Work:
     """Return the work of a run of unlearning into a folder, after the epochs that are `done`.
 
-    `answers` are all answers to the forget data that the run scores at its start and end.
+    `answers` are the passes over all answers to the forget data (see `answering`), which the run
+    scores at its start and end.
     """
     every = settings.optimization
     epochs = every.epochs - done
@@ -108,7 +110,7 @@ def unlearning(
     one = _forgotten(forget, retain, settings, size, preferred)
     return Work(
         watched=_sum(watched) * (epochs + (not done)),
-        scored=Passes.over(answers, BUDGET) * 2 if answers else Passes(),
+        scored=(answers or Passes()) * 2,
         stored=3 * size.weights + epochs * size.state,
     ) + (one * epochs)
 
@@ -149,6 +151,22 @@ def evaluating(
     return Work(stored=2 * size.weights) + measuring(language, sets, sets.tasks, **ways)
 
 
+def answering(language: LanguageModel, columns: Sequence[Some], budget: int = BUDGET) -> Passes:
+    """Return the passes over all answers to some examples, as `llm.models.answers` scores them.
+
+    `columns` are the tokens of the answers (see `llm.models.answers.encoded_columns`).
+    """
+    texts, _ = distinct(columns)
+    if not shared.shares(language.model, texts):
+        return Passes.over(texts, budget)
+    found = Passes()
+    for rows in shared.planned(texts, budget):
+        first, rest, _ = shared.parts([texts[row] for row in rows])
+        for part in (first, rest):
+            found += Passes(1, len(part) * max(len(one.tokens) - 1 for one in part))
+    return found
+
+
 def measuring(
     language: LanguageModel,
     sets: TofuSets,
@@ -162,7 +180,7 @@ def measuring(
     found = Work()
     for task in sets.tasks:
         columns = encoded_columns(language, getattr(sets, task), max_length)
-        found += Work(scored=Passes.over(distinct(columns)[0], budget))
+        found += Work(scored=answering(language, columns, budget))
         if task in written:
             found += _written(columns[0], max_new_tokens, writing_budget(budget))
     return found
@@ -199,13 +217,13 @@ def attacking(
 ) -> Work:
     """Return the work of relearning attacks on a model, which is read for them."""
     columns = encoded_columns(language, forget, max_length)
-    flat, encoded = distinct(columns)[0], columns[0]
-    found = Work(stored=size.weights)
-    for one in wanted:
+    encoded, found = columns[0], Work(stored=size.weights)
+    for place, one in enumerate(wanted):
         taught = one.chosen([len(own.tokens) - own.prompt for own in encoded])
         ordered = replace(one.optimization, seed=derived_seed(one.seed, "order"))
-        scored = Passes.over(flat, ordered.budget)
-        found += Work(scored=scored)
+        scored = answering(language, columns, ordered.budget)
+        if place == 0:  # all attacks begin with the same model
+            found += Work(scored=scored)
         found += (_taught([encoded[row] for row in taught], ordered) + Work(scored=scored)) * (
             ordered.epochs
         )
@@ -224,8 +242,7 @@ def runs(
     sizes = {one.lora: Size.of(language, one.lora) for one in wanted}
     columns = encoded_columns(language, forget, max_length)
     kept = responses(language, retain, max_length=max_length)
-    answers, _ = distinct(columns)
-    found = Work()
+    answers, found = answering(language, columns, BUDGET), Work()
     for one in wanted:
         found += unlearning(columns[0], kept, one, sizes[one.lora], answers=answers)
     return found

@@ -40,7 +40,7 @@ from llm.jobs.studying import METHODS, Study, asked_for, part_asked
 from llm.jobs.sweeping import LARGE, SMALL, runs_of
 from llm.logs.measures import UTILITY_TASKS
 from llm.logs.reading import OPEN_UNLEARNING
-from llm.models.answers import distinct, encoded_columns, responses
+from llm.models.answers import encoded_columns, responses
 from llm.models.language_model import LanguageModel
 from llm.models.names import SMALL_BYTES, made
 from llm.models.source import is_cached, load_model
@@ -144,7 +144,8 @@ def left(asked: Study, language: LanguageModel, learnt: Learnt) -> list[Remainin
         return responses(language, examples, max_length=asked.max_length)
 
     forget, retain = encoded(learnt.forget), encoded(learnt.retain)
-    answers, _ = distinct(encoded_columns(language, learnt.forget, asked.max_length))
+    columns = encoded_columns(language, learnt.forget, asked.max_length)
+    answers = counting.answering(language, columns)
     taught = {
         kind: (encoded(examples), [encoded(own) for own in watched.values()])
         for kind, (examples, watched) in lessons(learnt.forget, learnt.retain).items()

@@ -132,13 +132,17 @@ def attacked(
     """
     from llm.evaluation.relearning import relearn as attack
     from llm.evaluation.relearning import returns
+    from llm.models.answers import answer_log
 
-    tables, found = [], []
+    ways: dict[str, Any] = {"max_length": max_length, "progress": progress}
+    tables, found, before = [], [], None
     with bar(len(wanted), "attacks", show=progress and place() == 0, leave=False) as done:
         for one in wanted:
             path = finished_in(parts, one)
             if (frame := in_first(partial(storage.read_kept, path, storage.read_table))) is None:
-                frame = attack(language, forget, one, max_length=max_length, progress=progress)
+                budget = one.optimization.budget
+                before = before or answer_log(language, forget, budget=budget, **ways)
+                frame = attack(language, forget, one, before=before, **ways)
                 in_first(partial(storage.write_table, frame, path, {}))
                 frame = in_first(partial(storage.read_table, path))
             frame.attrs = {}

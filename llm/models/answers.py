@@ -19,6 +19,7 @@ from llm.logs.log import Answers, EvaluationLog
 from llm.models.language_model import LanguageModel
 from llm.scoring.encoding import BUDGET, MAX_LENGTH, Encoded, encode_examples
 from llm.scoring.logprobs import Named, score_encoded
+from llm.scoring.shared import score_responses
 from markov.errors import InvalidInput, require
 
 LAYOUT = "scored"
@@ -37,7 +38,8 @@ def answer_log(
 
     Losses are in nats and in the order of the examples. If an example has no paraphrase, its
     response takes the place of one, as in TOFU's sets of real authors and world facts. If no
-    example has perturbed responses, the log has none. No text is scored twice. Raises
+    example has perturbed responses, the log has none. No text is scored twice, and a prompt is read
+    once for all answers to it where the model allows it (`llm.scoring.shared`). Raises
     `InvalidInput` as `encode_examples` and `score_encoded` do, and for examples that differ in
     their numbers of perturbed responses.
     """
@@ -48,7 +50,7 @@ def answer_log(
     # A text is called after the first example that has it.
     called = dict(zip(reversed(rows), reversed(names), strict=True))
     named = Named([called[text] for text in range(len(texts))], language.name)
-    seq = score_encoded(language.model, texts, budget=budget, progress=progress, named=named)
+    seq = score_responses(language.model, texts, budget=budget, progress=progress, named=named)
     # A column per kind of answer: the response, its paraphrase, then the perturbed ones.
     shape = (len(columns), len(examples))
     total, length = (part[rows].double().reshape(shape).numpy() for part in (-seq.logp, seq.length))

@@ -29,6 +29,7 @@ from llm.models.answers import responses
 from llm.models.language_model import LanguageModel
 from llm.ranks import in_shards, place, pooled, share, started
 from llm.scoring.encoding import MAX_LENGTH, end_tokens
+from llm.scoring.kept import keeps_apart
 from llm.scoring.limits import NEW_TOKENS, WRITING_BUDGET
 from llm.scoring.logprobs import evaluating
 from markov.console.progress import bar
@@ -284,7 +285,7 @@ def _write(
 ) -> list[list[int]]:
     """Return what is written after each prompt, through the token that ends it if one does."""
     if way.cache:
-        rows = _in_stretches(model, prompts, count, ends, STRETCH if _droppable(model) else count)
+        rows = _in_stretches(model, prompts, count, ends, STRETCH if keeps_apart(model) else count)
         return [
             row[: next((place + 1 for place, token in enumerate(row) if token in ends), count)]
             for row in rows
@@ -324,17 +325,6 @@ def _in_stretches(
                 found.past_key_values.batch_select_indices(places)
         tokens, rows = found.sequences[going], [rows[place] for place in going]
     return written
-
-
-def _droppable(model: Any) -> bool:
-    """Return whether the model keeps keys and values of each text apart, in every layer."""
-    from transformers import DynamicCache, cache_utils
-
-    kind = getattr(cache_utils, "DynamicLayer", None)  # older versions have none
-    default = getattr(model, "_supports_default_dynamic_cache", lambda: False)
-    if kind is None or not default():
-        return False
-    return all(type(layer) is kind for layer in DynamicCache(config=model.config).layers)
 
 
 def _generate(model: Any, prompts: Sequence[Sequence[int]]) -> Any:

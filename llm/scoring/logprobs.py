@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
@@ -34,16 +34,18 @@ from llm.scoring.encoding import (
     batches,
     encode_examples,
 )
+from llm.scoring.inside import CAUSAL, config_of, embedding, head
 from llm.scoring.passes import by_batch
 from llm.scoring.templates import PLAIN, Template
 from markov.errors import InvalidInput, require
 from markov.objectives import Number, SequenceLogProbs
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
+
+    from llm.scoring.kept import Kept
 
 ELEMENTS = 2**25  # logits held at once: 128 MiB in float32, 256 positions of 128k words
-CAUSAL = "a causal language model of transformers"
 
 
 class NotFinite(InvalidInput):
@@ -100,11 +102,36 @@ def score_encoded(
     """
     check_model(model)
     check_fits(model, encoded)
+
+    def logprobs(rows: Sequence[int]) -> SequenceLogProbs:
+        batch = Batch.pad([encoded[row] for row in rows])
+        return response_logprobs(model, batch, elements=elements)
+
     plan = batches(encoded, budget)
+    found = scored_in(model, encoded, plan, logprobs, progress=progress, named=named)
+    found = _with_reference(found.logp, found.length, ref)
+    bad = found.ref[~found.ref.isfinite()].tolist()
+    count = len(found.logp)
+    require(not bad, "ref", bad[:1], f"finite numbers of nats ({len(bad)} of {count} are not)")
+    return found
+
+
+def scored_in(
+    model: nn.Module,
+    encoded: Sequence[Encoded],
+    plan: Sequence[Sequence[int]],
+    logprobs: Callable[[Sequence[int]], SequenceLogProbs],
+    *,
+    progress: bool = True,
+    named: Named | None = None,
+) -> SequenceLogProbs:
+    """Return what `logprobs(rows)` gives for each batch of a plan, in the order of the examples.
+
+    Everything else is as in `score_encoded`; there is no reference.
+    """
 
     def one(rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        batch = Batch.pad([encoded[row] for row in rows])
-        seq = response_logprobs(model, batch, elements=elements)
+        seq = logprobs(rows)
         check_finite("logp", seq.logp, model, rows, named)
         return seq.logp.cpu(), seq.length.cpu()
 
@@ -112,10 +139,7 @@ def score_encoded(
         parts = by_batch(model, encoded, plan, one, "score", progress=progress)
     order = torch.tensor([row for rows in plan for row in rows]).argsort()
     logp, length = (torch.cat(part)[order] for part in zip(*parts, strict=True))
-    found = _with_reference(logp, length, ref)
-    bad = found.ref[~found.ref.isfinite()].tolist()
-    require(not bad, "ref", bad[:1], f"finite numbers of nats ({len(bad)} of {len(logp)} are not)")
-    return found
+    return _with_reference(logp, length, 0.0)
 
 
 def check_finite(
@@ -136,7 +160,7 @@ def check_finite(
     }
     if not bad:
         return
-    row, dtype = min(bad), str(_embedding(model).dtype).removeprefix("torch.")
+    row, dtype = min(bad), str(embedding(model).dtype).removeprefix("torch.")
     example, name = (
         (row, type(model).__name__) if named is None else (named.examples[row], named.model)
     )
@@ -157,15 +181,21 @@ def logits_budget(vocab: int, budget: int) -> int:
 
 
 def response_logprobs(
-    model: nn.Module, batch: Batch, ref: Number = 0.0, *, elements: int = ELEMENTS
+    model: nn.Module,
+    batch: Batch,
+    ref: Number = 0.0,
+    *,
+    elements: int = ELEMENTS,
+    before: Kept | None = None,
 ) -> SequenceLogProbs:
     """Return the log-probabilities of the responses of one batch, differentiable.
 
-    They are computed in the mode that the model is in, and stay on the device of the logits. Raises
-    `InvalidInput` for a `ref` that does not broadcast to the batch.
+    They are computed in the mode that the model is in, and stay on the device of the logits. With
+    what was kept of prompts `before` the batch its rows go on from there. Raises `InvalidInput` for
+    a `ref` that does not broadcast to the batch.
     """
     scored = batch.scored
-    each = token_logprobs(model, batch, elements=elements)
+    each = token_logprobs(model, batch, elements=elements, before=before)
     # Every place is written once, so that the sum is the same at every run, unlike one by scattered
     # addition.
     places = tuple(index.to(each.device) for index in scored.nonzero(as_tuple=True))
@@ -174,7 +204,7 @@ def response_logprobs(
 
 
 def token_logprobs(
-    model: nn.Module, batch: Batch, *, elements: int = ELEMENTS
+    model: nn.Module, batch: Batch, *, elements: int = ELEMENTS, before: Kept | None = None
 ) -> Float[Tensor, " scored"]:
     """Return log pi(y_t | prompt, y_<t) of the scored tokens, row after row.
 
@@ -182,15 +212,15 @@ def token_logprobs(
     the model's dtype. If gradients are wanted and the logits are computed in parts, each part is
     computed again in the backward pass rather than kept.
     """
-    head, config = _head(model), _config(model)
+    last, config = head(model), config_of(model)
     targets = batch.tokens[:, 1:][batch.scored]
     step = max(1, elements // config.vocab_size)
     if step >= len(targets):
-        return _logprobs(scored_logits(model, batch), targets)
+        return _logprobs(scored_logits(model, batch, before), targets)
     finish, parts, tried = _finish(config), [], []
 
     def part(hidden: Tensor, target: Tensor) -> Tensor:
-        return _logprobs(finish(head.forward(hidden)), target)
+        return _logprobs(finish(last.forward(hidden)), target)
 
     def change(hidden: Tensor) -> Tensor:
         hidden = hidden[batch.scored.to(hidden.device)]
@@ -200,54 +230,67 @@ def token_logprobs(
                 if torch.is_grad_enabled()
                 else part(*own)
             )
-        tried.append(finish(head.forward(hidden[None, :1])))
+        tried.append(finish(last.forward(hidden[None, :1])))
         return hidden[None, :1]
 
     # For one position the logits come from the model itself. If `finish` does not give the same,
     # the model has to compute all of them.
-    one = logits(model, batch, change)
+    one = logits(model, batch, change, before=before)
     if torch.allclose(one, tried[0], rtol=2 * torch.finfo(one.dtype).eps, atol=0.0):
         return torch.cat(parts)
-    return _logprobs(scored_logits(model, batch), targets)
+    return _logprobs(scored_logits(model, batch, before), targets)
 
 
-def scored_logits(model: nn.Module, batch: Batch) -> Float[Tensor, "scored vocab"]:
+def scored_logits(
+    model: nn.Module, batch: Batch, before: Kept | None = None
+) -> Float[Tensor, "scored vocab"]:
     """Return the logits that predict each scored token, row after row, as the model computes them.
 
     They are differentiable.
     """
-    return logits(model, batch, lambda hidden: hidden[batch.scored.to(hidden.device)][None])[0]
+    scored = batch.scored
+    return logits(model, batch, lambda own: own[scored.to(own.device)][None], before=before)[0]
 
 
 def logits(
-    model: nn.Module, batch: Batch, change: Callable[[Tensor], Tensor]
+    model: nn.Module,
+    batch: Batch,
+    change: Callable[[Tensor], Tensor],
+    *,
+    before: Kept | None = None,
+    kept: list[Any] | None = None,
 ) -> Float[Tensor, "rows positions vocab"]:
     """Return the model's logits, with `change(hidden)` as the input of its head.
 
-    `hidden` are the hidden states (batch, time-1, width). Raises `InvalidInput` if the model's
-    forward pass does not put all its hidden states through its head, once.
+    `hidden` are the hidden states (batch, time-1, width). The rows go on from what was kept of
+    prompts `before`, if anything was, and to the list `kept` is added what the model keeps of them.
+    Raises `InvalidInput` if the model's forward pass does not put all its hidden states through its
+    head, once.
     """
-    device, shape, seen = _embedding(model).device, tuple(batch.scored.shape), []
+    device, shape, seen = embedding(model).device, tuple(batch.scored.shape), []
 
     def pre_hook(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         seen.append(tuple(args[0].shape[:-1]))
         return (change(args[0]), *args[1:]) if seen == [shape] else args
 
-    handle = _head(model).register_forward_pre_hook(pre_hook)
+    handle = head(model).register_forward_pre_hook(pre_hook)
     try:
         tokens, present = (field[:, :-1].to(device) for field in (batch.tokens, batch.present))
-        found = model(
-            tokens, attention_mask=present.long(), use_cache=False, return_dict=True
-        ).logits
+        options = {"attention_mask": present.long(), "use_cache": kept is not None}
+        if before is not None:
+            options = before.options(model, present)
+        found = model(tokens, **options, return_dict=True)
     finally:
         handle.remove()
+    if kept is not None:
+        kept.append(found.past_key_values)
     require(
         seen == [shape],
         "model",
         type(model).__name__,
         f"{CAUSAL} whose head sees all hidden states once",
     )
-    return found
+    return found.logits
 
 
 def check_model(model: nn.Module) -> None:
@@ -257,11 +300,11 @@ def check_model(model: nn.Module) -> None:
     two that differ in their last token, and one that ends earlier. No token but padding is 0, which
     some models take for padding wherever it stands.
     """
-    name, device = type(model).__name__, _embedding(model).device
-    require(not getattr(_config(model), "is_encoder_decoder", False), "model", name, CAUSAL)
-    require(_head(model) is not None, "model", name, f"{CAUSAL}: this one has no head")
+    name, device = type(model).__name__, embedding(model).device
+    require(not getattr(config_of(model), "is_encoder_decoder", False), "model", name, CAUSAL)
+    require(head(model) is not None, "model", name, f"{CAUSAL}: this one has no head")
     tokens = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 4, 6], [1, 2, 3, 0, 0]], device=device)
-    tokens = torch.where(tokens > 0, (tokens - 1) % max(1, _config(model).vocab_size - 1) + 1, 0)
+    tokens = torch.where(tokens > 0, (tokens - 1) % max(1, config_of(model).vocab_size - 1) + 1, 0)
     present = torch.tensor([[True] * 5, [True] * 5, [True] * 3 + [False] * 2], device=device)
     with evaluating(model), torch.no_grad():
         found = model(
@@ -286,7 +329,7 @@ def check_fits(model: nn.Module, encoded: Sequence[Encoded]) -> None:
     Tokens must be in the model's vocabulary, and examples no longer than its number of positions.
     """
     require(len(encoded) > 0, "examples", encoded, "at least one")
-    token, vocab = max(max(one.tokens) for one in encoded), _embedding(model).shape[0]
+    token, vocab = max(max(one.tokens) for one in encoded), embedding(model).shape[0]
     require(
         token < vocab,
         "tokenizer",
@@ -295,7 +338,7 @@ def check_fits(model: nn.Module, encoded: Sequence[Encoded]) -> None:
     )
     longest, limit = (
         max(len(one.tokens) for one in encoded),
-        getattr(_config(model), "max_position_embeddings", None),
+        getattr(config_of(model), "max_position_embeddings", None),
     )
     require(
         limit is None or longest <= limit,
@@ -350,23 +393,3 @@ def _finish(config: Any) -> Callable[[Tensor], Tensor]:
         return torch.tanh(logits / cap) * cap if cap else logits
 
     return finish
-
-
-def _inner(model: nn.Module) -> PreTrainedModel:
-    """Return the model inside a wrapper for several devices, or the model itself."""
-    inner = getattr(model, "module", model)
-    known = hasattr(inner, "get_output_embeddings") and hasattr(inner, "config")
-    require(known, "model", type(model).__name__, CAUSAL)
-    return cast("PreTrainedModel", inner)
-
-
-def _config(model: nn.Module) -> Any:
-    return _inner(model).config.get_text_config()
-
-
-def _head(model: nn.Module) -> Any:
-    return _inner(model).get_output_embeddings()
-
-
-def _embedding(model: nn.Module) -> Tensor:
-    return cast(Tensor, _inner(model).get_input_embeddings().weight)

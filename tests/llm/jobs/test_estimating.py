@@ -25,14 +25,14 @@ from llm.data.authors.corpus import Authors, splits
 from llm.data.refusals import with_refusals
 from llm.data.splits import tofu_sets
 from llm.evaluation.attacks import attacks
-from llm.evaluation.relearning import relearn
 from llm.evaluation.tofu import evaluate
 from llm.jobs import counting, estimating
 from llm.jobs.counting import Size
 from llm.jobs.estimating import Remaining, estimate, learnt_of, left, lines, spoken, table
+from llm.jobs.relearning import attacked
 from llm.jobs.study_settings import Study
 from llm.jobs.studying import study
-from llm.models.answers import distinct, encoded_columns, responses
+from llm.models.answers import encoded_columns, responses
 from llm.models.finetuned import finetune_in_memory
 from llm.models.language_model import LanguageModel, load_saved
 from llm.models.speed import Cost, Passes, Speed, Work, measured
@@ -127,6 +127,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seen]:
     handle = register_module_forward_pre_hook(see)
     with monkeypatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "step", step)
+        # Trying whether a model may read a prompt once takes three short passes.
+        patch.setattr("llm.scoring.shared.allows", lambda _: True)
         yield found
     handle.remove()
 
@@ -178,7 +180,7 @@ def test_the_work_of_unlearning_is_what_a_run_passes(
         settings,
         Size.of(language),
         preferred=None if better is None else responses(language, better),
-        answers=distinct(columns)[0],
+        answers=counting.answering(language, columns),
     )
     if better is None:
         assert counting.runs(language, forget, retain, [settings] * 3) == work * 3
@@ -188,14 +190,13 @@ def test_the_work_of_unlearning_is_what_a_run_passes(
 
 
 def test_the_work_of_attacks_is_what_they_pass(
-    questions: Path, language: LanguageModel, monkeypatch: pytest.MonkeyPatch
+    questions: Path, language: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forget = tofu.read(questions / "forget10.json")
     wanted = attacks(("shortest", "random"), 0.5, 2, every(warmup_epochs=0))
     work = counting.attacking(language, forget, wanted, Size.of(language))
     with seen(monkeypatch) as found:
-        for one in wanted:
-            relearn(language, forget, one, progress=False)
+        attacked(language, forget, wanted, None, tmp_path, progress=False)
     check_as_seen(work, found)
 
 

@@ -19,6 +19,7 @@ from llm.evaluation.rouge import rouge
 from llm.models import generation
 from llm.models.generation import continuations, generate
 from llm.models.language_model import LanguageModel
+from llm.scoring.kept import keeps_apart
 from llm.scoring.templates import PLAIN
 from llm.training.adapters import Lora, adapted
 from markov.errors import InvalidInput
@@ -267,9 +268,9 @@ def test_nothing_is_dropped_from_what_is_kept_in_another_way() -> None:
         vocab_size=VOCAB, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=2, intermediate_size=32, sliding_window=4,
     )  # fmt: skip
-    assert not generation._droppable(transformers.MistralForCausalLM(window))
-    assert not generation._droppable(torch.nn.Linear(1, 1))
-    assert all(generation._droppable(model) for model in MODELS.values())
+    assert not keeps_apart(transformers.MistralForCausalLM(window))
+    assert not keeps_apart(torch.nn.Linear(1, 1))
+    assert all(keeps_apart(model) for model in MODELS.values())
 
 
 def test_writing_with_adapters_leaves_the_models_own_settings_as_they_were() -> None:
