@@ -104,6 +104,13 @@ CATALOGUE = (
         study="measures",
     ),
     Entry(
+        "llm_beside",
+        "figures.language.beside",
+        "",
+        "the paper's model, the default one and a pretrained one",
+        gallery=True,
+    ),
+    Entry(
         "llm_epochs",
         "figures.language.epochs",
         "3c and 3d",
@@ -230,12 +237,15 @@ ALL = (*FIGURES, *HEAVY)
 # Drawn of a study where no figure is named, as far as it has what they need: itself first.
 STUDY = tuple(one.name for one in sorted(CATALOGUE, key=lambda one: not one.asked) if one.study)
 # Of models that sweeps unlearn and evaluate, and that write answers for it.
-EVALUATED = ("llm_tradeoff", "llm_epochs", "llm_w_graddiff", "llm_beta_gamma", "llm_best")
+EVALUATED = (
+    *("llm_tradeoff", "llm_beside", "llm_epochs", "llm_w_graddiff", "llm_beta_gamma", "llm_best"),
+)
 # Why no study holds what a figure draws.
 UNSTUDIED = {
     "muse_tradeoff": "a study forgets answers to questions, not MUSE's texts",
     "llm_reference_noise": "no run of a study has a perturbed reference",
     "llm_sequential": "a study makes one request, not several in turn",
+    "llm_beside": "it is of the default model and of SmolLM2",
     "divergence": "a study does not record the KL to the original along its runs",
 }
 GALLERY = tuple(entry.name for entry in CATALOGUE if entry.gallery)

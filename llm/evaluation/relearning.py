@@ -28,6 +28,7 @@ from llm.randomness import derived_seed
 from llm.scoring.encoding import MAX_LENGTH
 from llm.training.adapters import adapted
 from llm.training.fine_tuning import fine_tune
+from markov.errors import require
 
 
 def relearn(
@@ -48,6 +49,9 @@ def relearn(
     `logp` (nats), `length`. Raises `InvalidInput` as `answer_log` and `fine_tune` do.
     """
     encoded = responses(language, forget, max_length=max_length)
+    if before is not None:
+        same = before.index.tolist() == [one.index for one in forget]
+        require(same, "before", before.file, "a log of these examples, in their order")
     taught = settings.chosen([len(one.tokens) - one.prompt for one in encoded])
     index = [forget[row].index for row in taught]
     frames, optimization = [], settings.optimization

@@ -157,14 +157,12 @@ def answering(language: LanguageModel, columns: Sequence[Some], budget: int = BU
     `columns` are the tokens of the answers (see `llm.models.answers.encoded_columns`).
     """
     texts, _ = distinct(columns)
-    if not shared.shares(language.model, texts):
+    if not shared.shares(language.model, texts, budget):
         return Passes.over(texts, budget)
-    found = Passes()
-    for rows in shared.planned(texts, budget):
-        first, rest, _ = shared.parts([texts[row] for row in rows])
-        for part in (first, rest):
-            found += Passes(1, len(part) * max(len(one.tokens) - 1 for one in part))
-    return found
+    plan = shared.planned(language.model, texts, budget)
+    return _sum(
+        Passes(2, sum(shared.Parts.of([texts[row] for row in rows]).passes)) for rows in plan
+    )
 
 
 def measuring(
@@ -218,10 +216,13 @@ def attacking(
     """Return the work of relearning attacks on a model, which is read for them."""
     columns = encoded_columns(language, forget, max_length)
     encoded, found = columns[0], Work(stored=size.weights)
+    known: dict[int, Passes] = {}
     for place, one in enumerate(wanted):
         taught = one.chosen([len(own.tokens) - own.prompt for own in encoded])
         ordered = replace(one.optimization, seed=derived_seed(one.seed, "order"))
-        scored = answering(language, columns, ordered.budget)
+        if ordered.budget not in known:
+            known[ordered.budget] = answering(language, columns, ordered.budget)
+        scored = known[ordered.budget]
         if place == 0:  # all attacks begin with the same model
             found += Work(scored=scored)
         found += (_taught([encoded[row] for row in taught], ordered) + Work(scored=scored)) * (

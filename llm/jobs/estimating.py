@@ -23,6 +23,7 @@ from llm.data.refusals import with_refusals
 from llm.data.sources import read
 from llm.data.splits import retain_of, tofu_sets, with_wrong
 from llm.data.tofu import Example
+from llm.evaluation.attacks import Relearning
 from llm.jobs import counting
 from llm.jobs.relearning import finished_in
 from llm.jobs.replicates import (
@@ -157,6 +158,7 @@ def left(asked: Study, language: LanguageModel, learnt: Learnt) -> list[Remainin
     if asked.measured_epochs:
         along = counting.measuring(language, learnt.sets, UTILITY_TASKS, **limits)
     found: list[Remaining] = []
+    attacking: dict[tuple[Relearning, ...], Work] = {}
     for seed in (*asked.seeds, *asked.floor_seeds):
         place = asked.out / f"seed{seed}"
         models = {kind: place / kind / MODEL for kind in taught}
@@ -199,10 +201,14 @@ def left(asked: Study, language: LanguageModel, learnt: Learnt) -> list[Remainin
         for word, model in attacked.items():
             if not finished_attack(place, model).exists():
                 parts = unfinished(place, model)
-                wanted = [one for one in attacks if not finished_in(parts, one).exists()]
-                ways = {"max_length": asked.max_length}
-                work = counting.attacking(language, attacked_on, wanted, size, **ways)
-                found.append(Remaining(seed, "attack", word, work))
+                kept = [finished_in(parts, one).exists() for one in attacks]
+                wanted = tuple(one for one, there in zip(attacks, kept, strict=True) if not there)
+                if wanted not in attacking:
+                    ways = {"max_length": asked.max_length}
+                    attacking[wanted] = counting.attacking(
+                        language, attacked_on, wanted, size, **ways
+                    )
+                found.append(Remaining(seed, "attack", word, attacking[wanted]))
     return found
 
 

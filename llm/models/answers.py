@@ -1,6 +1,6 @@
 """Score every answer of a data set under a model: an evaluation log computed instead of read.
 
-The truth, its paraphrase and the wrong answers are scored in one pass. The `layout` of such a log
+The truth, its paraphrase and the wrong answers are scored together. The `layout` of such a log
 is `scored`, and its `file` names the model. What a model writes itself, and with it rouge, is not
 part of it.
 """

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from llm.data.tofu import Example
@@ -29,7 +29,7 @@ from llm.models.answers import responses
 from llm.models.language_model import LanguageModel
 from llm.ranks import in_shards, place, pooled, share, started
 from llm.scoring.encoding import MAX_LENGTH, end_tokens
-from llm.scoring.kept import keeps_apart
+from llm.scoring.kept import keeps_apart, padded
 from llm.scoring.limits import NEW_TOKENS, WRITING_BUDGET
 from llm.scoring.logprobs import evaluating
 from markov.console.progress import bar
@@ -308,7 +308,7 @@ def _in_stretches(
     """
     written: list[list[int]] = [[] for _ in prompts]
     rows, done, kept = list(range(len(prompts))), 0, {}
-    tokens, present = (one.to(_device(model)) for one in _padded(prompts))
+    tokens, present = (one.to(_device(model)) for one in padded(prompts))
     while rows and done < count:
         with _greedy(model, min(stretch, count - done), ends, return_dict_in_generate=True):
             found = model.generate(tokens, attention_mask=present.long(), **kept)
@@ -328,21 +328,12 @@ def _in_stretches(
 
 
 def _generate(model: Any, prompts: Sequence[Sequence[int]]) -> Any:
-    tokens, present = (one.to(_device(model)) for one in _padded(prompts))
+    tokens, present = (one.to(_device(model)) for one in padded(prompts))
     return model.generate(tokens, attention_mask=present.long())
 
 
 def _device(model: Any) -> torch.device:
     return model.get_input_embeddings().weight.device
-
-
-def _padded(
-    prompts: Sequence[Sequence[int]],
-) -> tuple[Int64[Tensor, "rows time"], Bool[Tensor, "rows time"]]:
-    width = max(map(len, prompts))
-    tokens = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts])
-    length = torch.tensor([len(prompt) for prompt in prompts])
-    return tokens, torch.arange(width) >= width - length[:, None]
 
 
 def _ends(model: Any, tokenizer: Any, more: Sequence[int]) -> list[int]:

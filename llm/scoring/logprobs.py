@@ -191,8 +191,8 @@ def response_logprobs(
     """Return the log-probabilities of the responses of one batch, differentiable.
 
     They are computed in the mode that the model is in, and stay on the device of the logits. With
-    what was kept of prompts `before` the batch its rows go on from there. Raises `InvalidInput` for
-    a `ref` that does not broadcast to the batch.
+    `before`, what the model has kept of prompts, each row is the rest of a text. Raises
+    `InvalidInput` for a `ref` that does not broadcast to the batch.
     """
     scored = batch.scored
     each = token_logprobs(model, batch, elements=elements, before=before)
@@ -258,14 +258,12 @@ def logits(
     change: Callable[[Tensor], Tensor],
     *,
     before: Kept | None = None,
-    kept: list[Any] | None = None,
 ) -> Float[Tensor, "rows positions vocab"]:
     """Return the model's logits, with `change(hidden)` as the input of its head.
 
-    `hidden` are the hidden states (batch, time-1, width). The rows go on from what was kept of
-    prompts `before`, if anything was, and to the list `kept` is added what the model keeps of them.
-    Raises `InvalidInput` if the model's forward pass does not put all its hidden states through its
-    head, once.
+    `hidden` are the hidden states (batch, time-1, width). With `before`, what the model has kept of
+    prompts, each row is the rest of a text. Raises `InvalidInput` if the model's forward pass does
+    not put all its hidden states through its head, once.
     """
     device, shape, seen = embedding(model).device, tuple(batch.scored.shape), []
 
@@ -276,14 +274,12 @@ def logits(
     handle = head(model).register_forward_pre_hook(pre_hook)
     try:
         tokens, present = (field[:, :-1].to(device) for field in (batch.tokens, batch.present))
-        options = {"attention_mask": present.long(), "use_cache": kept is not None}
+        options = {"attention_mask": present.long(), "use_cache": False}
         if before is not None:
             options = before.options(model, present)
         found = model(tokens, **options, return_dict=True)
     finally:
         handle.remove()
-    if kept is not None:
-        kept.append(found.past_key_values)
     require(
         seen == [shape],
         "model",

@@ -39,13 +39,14 @@ def by_batch(
             done.update(sum(len(encoded[row].tokens) for row in rows))
             return value
 
-        return dealt(plan, one, work=work_of(encoded), in_step=in_step)
+        return dealt(plan, one, work=work_of(encoded, plan), in_step=in_step)
 
 
-def work_of(encoded: Sequence[Encoded]) -> int:
-    """Return a number that follows from the examples, the same in every process."""
+def work_of(encoded: Sequence[Encoded], plan: Sequence[Sequence[int]]) -> int:
+    """Return a number that follows from examples and batches, the same in every process."""
     # Python hashes whole numbers, unlike texts, in every process alike.
-    return hash(tuple((one.tokens, one.prompt) for one in encoded)) if started() > 1 else 0
+    texts = tuple((one.tokens, one.prompt) for one in encoded)
+    return hash((texts, tuple(map(tuple, plan)))) if started() > 1 else 0
 
 
 def token_bar(tokens: int, label: str, *, show: bool) -> Bar:

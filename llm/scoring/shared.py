@@ -13,27 +13,61 @@ read whole (`llm.scoring.logprobs.score_encoded`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from itertools import cycle, islice
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from llm.scoring.encoding import BUDGET, Batch, Encoded
-from llm.scoring.inside import bare, config_of
-from llm.scoring.kept import Kept, keeps_apart
+from llm.scoring.encoding import BUDGET, Batch, Encoded, batches
+from llm.scoring.inside import bare, config_of, head
+from llm.scoring.kept import Kept, keeps_apart, kept_of
 from llm.scoring.logprobs import (
     ELEMENTS,
     Named,
     check_fits,
     check_model,
     evaluating,
-    logits,
     response_logprobs,
     score_encoded,
     scored_in,
 )
+from markov.errors import InvalidInput, require_whole
 from markov.objectives import SequenceLogProbs
+
+LEAST = 2048  # tokens that have to be saved: below that, trying costs about as much
+KEPT = 2  # tokens whose keys and values are held at once, for each token of the budget
+LONG = 24  # tokens of the longer prompt on which a model is tried
+# How a model may fail that cannot go on from what it keeps, or keeps it in another way.
+FAILURES = (TypeError, AttributeError, IndexError, ValueError, RuntimeError, InvalidInput)
+
+
+class Parts(NamedTuple):
+    """A batch of texts in two parts: what is read of prompts, and what is read behind them.
+
+    `prompts` are the distinct prompts without their last tokens, `rest` the last token of the
+    prompt with each response, and `rows` the place of a prompt for each of these.
+    """
+
+    prompts: list[tuple[int, ...]]
+    rest: list[Encoded]
+    rows: list[int]
+
+    @classmethod
+    def of(cls, encoded: Sequence[Encoded]) -> Parts:
+        """Return the parts of texts, whose prompts have two tokens or more."""
+        found: dict[tuple[int, ...], int] = {}
+        rows = [found.setdefault(one.tokens[: one.prompt], len(found)) for one in encoded]
+        rest = [Encoded(one.tokens[one.prompt - 1 :], 1) for one in encoded]
+        return cls([asked[:-1] for asked in found], rest, rows)
+
+    @property
+    def passes(self) -> tuple[int, int]:
+        """The tokens of both passes, padding included."""
+        # The last token of a response predicts nothing.
+        widths = max(map(len, self.prompts)), max(len(one.tokens) for one in self.rest) - 1
+        return widths[0] * len(self.prompts), widths[1] * len(self.rest)
 
 
 def score_responses(
@@ -48,47 +82,78 @@ def score_responses(
     """Return the log-probabilities of responses, as `score_encoded` does, to within rounding.
 
     A prompt with several responses is read once where that saves tokens and the model allows it.
-    No pass has more than `budget` tokens, or than one text. Raises `InvalidInput` as
-    `score_encoded` does.
+    No pass has more than `budget` tokens, or than one text, and keys and values of `KEPT` times as
+    many tokens are held. Raises `InvalidInput` as `score_encoded` does.
     """
     options: dict[str, Any] = {"progress": progress, "named": named}
-    if not shares(model, encoded):
+    if not shares(model, encoded, budget):
         return score_encoded(model, encoded, budget=budget, elements=elements, **options)
     check_fits(model, encoded)
 
     def logprobs(rows: Sequence[int]) -> SequenceLogProbs:
         return together(model, [encoded[row] for row in rows], elements=elements)
 
-    return scored_in(model, encoded, planned(encoded, budget), logprobs, **options)
+    return scored_in(model, encoded, planned(model, encoded, budget), logprobs, **options)
 
 
-def planned(encoded: Sequence[Encoded], budget: int) -> list[list[int]]:
+def shares(model: nn.Module, encoded: Sequence[Encoded], budget: int = BUDGET) -> bool:
+    """Return whether `score_responses` reads a prompt once for all its responses.
+
+    That is where it saves `LEAST` tokens and the model allows it. Raises `InvalidInput` for a
+    budget that is not allowed, and for a model that is not a causal language model.
+    """
+    asked = {one.tokens[: one.prompt] for one in encoded}
+    if len(asked) == len(encoded) or min(map(len, asked)) < 2:
+        return False
+    whole = sum(len(rows) * (len(encoded[rows[0]].tokens) - 1) for rows in batches(encoded, budget))
+    plan = planned(model, encoded, budget)
+    own = sum(sum(Parts.of([encoded[row] for row in rows]).passes) for rows in plan)
+    return whole - own >= LEAST and allows(model)
+
+
+def planned(model: nn.Module, encoded: Sequence[Encoded], budget: int) -> list[list[int]]:
     """Return batches of places of texts, those of one prompt beside each other.
 
-    The prompt with the longest text comes first. The second pass over a batch has at most `budget`
-    tokens, padding included, or one text.
+    The prompt with the longest response comes first. Neither pass over a batch has more than
+    `budget` tokens, padding included, and no more than `KEPT` times as many are kept; or it is of
+    one text. Nor are there more places, padding included, than the model has.
     """
+    require_whole(budget, "budget", 1)
+    limit = getattr(config_of(model), "max_position_embeddings", None)
     longest: dict[tuple[int, ...], int] = {}
     for one in encoded:
         asked = one.tokens[: one.prompt]
         longest[asked] = max(longest.get(asked, 0), len(one.tokens) - one.prompt)
 
-    def place(row: int) -> tuple[object, ...]:
+    def order(row: int) -> tuple[object, ...]:
         one = encoded[row]
         asked = one.tokens[: one.prompt]
         return -longest[asked], -one.prompt, asked, -len(one.tokens)
 
-    found: list[list[int]] = []
-    width = 0
-    for row in sorted(range(len(encoded)), key=place):
-        own = len(encoded[row].tokens) - encoded[row].prompt
-        if found and max(width, own) * (len(found[-1]) + 1) <= budget:
-            found[-1].append(row)
-            width = max(width, own)
-        else:
-            found.append([row])
-            width = own
-    return found
+    return list(_batches(encoded, sorted(range(len(encoded)), key=order), budget, limit))
+
+
+def _batches(
+    encoded: Sequence[Encoded], order: Sequence[int], budget: int, limit: int | None
+) -> Iterator[list[int]]:
+    rows: list[int] = []
+    first = rest = 0  # tokens of the longest prompt of the batch, and of its longest response
+    prompts: set[tuple[int, ...]] = set()
+    for row in order:
+        one = encoded[row]
+        asked, own = one.tokens[: one.prompt], len(one.tokens) - one.prompt
+        now, wide, long = prompts | {asked}, max(first, one.prompt - 1), max(rest, own)
+        count = len(rows) + 1
+        fits = count * long <= budget and len(now) * wide <= budget
+        fits = fits and count * (wide + long) <= KEPT * budget
+        fits = fits and (limit is None or wide + long <= limit)
+        if rows and not fits:
+            yield rows
+            rows, now, wide, long = [], {asked}, one.prompt - 1, own
+        rows.append(row)
+        first, rest, prompts = wide, long, now
+    if rows:
+        yield rows
 
 
 def together(
@@ -99,63 +164,47 @@ def together(
     Every prompt needs two tokens: the last one is read with its responses, of which it predicts
     the first token.
     """
-    first, rest, rows = parts(encoded)
-    batch = Batch.pad(first)
-    kept: list[Any] = []
-    # Of the prompts no logits are wanted, but the head has to see something.
-    logits(model, batch, lambda hidden: hidden[:, :1], kept=kept)
-    cache = kept[0]
-    # Without the last token of each, which is read again with the responses.
-    present = batch.present[:, 1:].to(_device(cache))
-    before = Kept(cache, present, torch.tensor(rows, device=present.device))
-    return response_logprobs(model, Batch.pad(rest), elements=elements, before=before)
+    parts = Parts.of(encoded)
+    before = _kept(model, parts)
+    return response_logprobs(model, Batch.pad(parts.rest), elements=elements, before=before)
 
 
-def parts(encoded: Sequence[Encoded]) -> tuple[list[Encoded], list[Encoded], list[int]]:
-    """Return the prompts, each once; the last token of each with each response; and whose it is."""
-    found: dict[tuple[int, ...], int] = {}
-    rows = [found.setdefault(one.tokens[: one.prompt], len(found)) for one in encoded]
-    first = [Encoded(asked, len(asked)) for asked in found]
-    return first, [Encoded(one.tokens[one.prompt - 1 :], 1) for one in encoded], rows
+def _kept(model: nn.Module, parts: Parts) -> Kept:
+    def least(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0][:1, :1], *args[1:])  # of prompts no logits are wanted
 
-
-def _device(cache: Any) -> torch.device:
-    return cache.layers[0].keys.device
-
-
-def shares(model: nn.Module, encoded: Sequence[Encoded]) -> bool:
-    """Return whether `score_responses` reads a prompt once for all its responses.
-
-    That is where prompts come more than once, each can be read in two parts, and the model allows
-    it.
-    """
-    asked = {one.tokens[: one.prompt] for one in encoded}
-    return len(asked) < len(encoded) and min(map(len, asked)) > 1 and allows(model)
+    handle = head(model).register_forward_pre_hook(least)
+    try:
+        return kept_of(model, parts.prompts, parts.rows)
+    finally:
+        handle.remove()
 
 
 def allows(model: nn.Module) -> bool:
     """Return whether responses that go on from what was kept of prompts score as whole texts do.
 
-    The model is tried on four short texts of two prompts, of which one is shorter. Raises
+    The model is tried on four short texts of two prompts, one of two tokens beside a longer one.
+    How far rounding moves a score is seen by reading the same texts alone and side by side. Raises
     `InvalidInput` for a model that is not a causal language model.
     """
     check_model(model)
-    if not keeps_apart(bare(model)):
+    limit = getattr(config_of(model), "max_position_embeddings", None)
+    long = LONG if limit is None else min(LONG, limit - 4)
+    if long < 3 or not keeps_apart(bare(model)):
         return False
-    vocab = config_of(model).vocab_size
-    texts = [((1, 2, 3, 4, 5), 3), ((1, 2, 3, 6), 3), ((5, 4, 1, 7, 2, 3), 2), ((5, 4, 6), 2)]
+    vocab = max(1, config_of(model).vocab_size - 1)
+    first, second = tuple(islice(cycle((1, 2, 3, 5, 4)), long)), (4, 1)
+    texts = [(first, (2, 6, 3)), (first, (7,)), (second, (2, 5, 6, 1)), (second, (3,))]
     tried = [
-        Encoded(tuple((token - 1) % max(1, vocab - 1) + 1 for token in tokens), prompt)
-        for tokens, prompt in texts
+        Encoded(tuple((token - 1) % vocab + 1 for token in (*prompt, *response)), len(prompt))
+        for prompt, response in texts
     ]
     with evaluating(model), torch.no_grad():
-        apart = together(model, tried).logp
+        alone = torch.cat([response_logprobs(model, Batch.pad([one])).logp for one in tried])
         whole = response_logprobs(model, Batch.pad(tried)).logp
-    return bool((apart - whole).abs().max() <= _rounding(model, whole))
-
-
-def _rounding(model: nn.Module, logp: Tensor) -> float:
-    """Return how far rounding may move a log-probability of a few tokens."""
-    wide = {one.dtype for one in model.parameters() if one.is_floating_point() and one.itemsize > 1}
-    eps = max((torch.finfo(dtype).eps for dtype in wide), default=0.0)
-    return max(1e-5, 8 * eps) * max(1.0, float(logp.abs().max()))
+        try:
+            apart = together(model, tried).logp
+        except FAILURES:
+            return False
+    rounding = 4 * (alone - whole).abs().max() + 1e-5 * whole.abs().max().clamp(min=1.0)
+    return bool((apart - whole).abs().max() <= rounding)

@@ -10,8 +10,9 @@ their own: training, scoring, writing. A `Plan` is the phase that takes most.
                 gradients
     writing     the same, with the keys and values of all tokens of a batch
 
-What a program takes without a model, the pieces that an allocator cannot use, and tables of results
-are not in it.
+What a program takes without a model, the pieces that an allocator cannot use, tables of results,
+and what is kept of prompts while several answers to them are scored (`llm.scoring.shared.KEPT`) are
+not in it.
 """
 
 from __future__ import annotations

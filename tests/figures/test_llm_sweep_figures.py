@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -20,7 +21,7 @@ from matplotlib.figure import Figure
 from figures import style
 from figures.cache import Context
 from figures.catalogue import CATALOGUE
-from figures.language import best, beta_gamma, graddiff, plane, runs, sweeps
+from figures.language import beside, best, beta_gamma, graddiff, plane, runs, sweeps
 from figures.language import epochs as llm_epochs
 from figures.language import tradeoff as llm_tradeoff
 from figures.language.own_model import OwnModel
@@ -66,6 +67,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
             sweeps,
             llm_tradeoff,
             llm_epochs,
+            beside,
             graddiff,
             beta_gamma,
         ):
@@ -162,6 +164,38 @@ def test_the_tradeoff_has_all_methods_with_intervals_and_the_way_of_the_corners(
     assert {style.COLORS[name] for name in CORNERS} <= colors(figure)
     bottom, top = figure.axes[1].get_ylim()
     assert bottom > top  # the smaller D, the better forgotten, the higher
+
+
+def test_three_models_stand_beside_each_other(
+    context: Context, tradeoff: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tradeoff.assign(study="another model", seeds=1)
+    kept.loc[kept["measure"] == "model_utility", "value"] += 0.01
+    kept.to_csv(tmp_path / "kept.csv", index=False)
+    monkeypatch.setattr(beside, "REAL", tmp_path / "kept.csv")
+    frame = beside.data(context)
+    models = [*plane.BASELINES, "gradient_ascent", "grad_diff", "npo", "simnpo"]
+    for _, own in frame.groupby("panel"):
+        assert set(own["method"]) == set(models) and len(own) == 2 * len(models)
+    wide = frame.set_index(["panel", "method", "measure"])["value"].unstack()
+    for name, (quality, utility) in beside.PAPER.items():
+        assert wide.loc[("paper", name)].tolist() == [quality, utility]
+    moved = wide.loc["real", "model_utility"] - wide.loc["default", "model_utility"]
+    assert moved.to_numpy() == pytest.approx(0.01)
+    pd.testing.assert_series_equal(
+        wide.loc["real", "forget_quality"], wide.loc["default", "forget_quality"]
+    )
+    known = tradeoff.query("measure == 'forget_quality'").set_index("method")["value"]
+    assert wide.loc[("default", "npo"), "forget_quality"] == known["npo"]
+    figure = drawn(beside, frame)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles[0].endswith("of 200 answers") and titles[2].startswith("another model")
+    at = {"npo": (0.57, 0.79), "simnpo": (0.58, 0.99)}
+    for name, place in at.items():
+        (line,) = [
+            one for one in figure.axes[0].get_lines() if one.get_label() == style.LABELS[name]
+        ]
+        assert (line.get_xdata()[0], line.get_ydata()[0]) == place
 
 
 def test_epochs_are_drawn_between_the_levels_of_original_and_retrained(context: Context) -> None:

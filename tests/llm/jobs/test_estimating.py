@@ -36,6 +36,7 @@ from llm.models.answers import encoded_columns, responses
 from llm.models.finetuned import finetune_in_memory
 from llm.models.language_model import LanguageModel, load_saved
 from llm.models.speed import Cost, Passes, Speed, Work, measured
+from llm.scoring.shared import LEAST
 from llm.sweeps.times import laps, read_times
 from llm.training.adapters import Lora
 from llm.training.checkpointing import FILE, parameters_digest
@@ -106,7 +107,7 @@ class Seen:
 
 
 @contextmanager
-def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seen]:
+def seen(monkeypatch: pytest.MonkeyPatch, least: int = LEAST) -> Iterator[Seen]:
     found = Seen()
 
     def see(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -129,6 +130,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seen]:
         patch.setattr(torch.optim.AdamW, "step", step)
         # Trying whether a model may read a prompt once takes three short passes.
         patch.setattr("llm.scoring.shared.allows", lambda _: True)
+        patch.setattr("llm.scoring.shared.LEAST", least)
         yield found
     handle.remove()
 
@@ -189,20 +191,28 @@ def test_the_work_of_unlearning_is_what_a_run_passes(
     check_as_seen(work, found)
 
 
+@pytest.mark.parametrize("least", [0, LEAST])
 def test_the_work_of_attacks_is_what_they_pass(
-    questions: Path, language: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    least: int,
+    questions: Path,
+    language: LanguageModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("llm.scoring.shared.LEAST", least)
     forget = tofu.read(questions / "forget10.json")
     wanted = attacks(("shortest", "random"), 0.5, 2, every(warmup_epochs=0))
     work = counting.attacking(language, forget, wanted, Size.of(language))
-    with seen(monkeypatch) as found:
+    with seen(monkeypatch, least) as found:
         attacked(language, forget, wanted, None, tmp_path, progress=False)
     check_as_seen(work, found)
 
 
+@pytest.mark.parametrize("least", [0, LEAST])
 def test_the_work_of_evaluating_is_all_answers_scored_and_every_prompt_written(
-    questions: Path, language: LanguageModel, monkeypatch: pytest.MonkeyPatch
+    least: int, questions: Path, language: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("llm.scoring.shared.LEAST", least)
     sets = tofu_sets(questions / "forget10")
     options: dict[str, Any] = {"max_new_tokens": 5, "budget": 300}
     work = counting.evaluating(language, sets, Size.of(language), **options)
@@ -212,7 +222,7 @@ def test_the_work_of_evaluating_is_all_answers_scored_and_every_prompt_written(
     monkeypatch.setattr(counting, "_written", lambda *_: Work())
     work = counting.evaluating(language, sets, Size.of(language), **options)
     monkeypatch.setattr("llm.evaluation.tofu.generate", lambda _, own, **__: ("",) * len(own))
-    with seen(monkeypatch) as found:
+    with seen(monkeypatch, least) as found:
         evaluate(language, sets, progress=False, **options)
     assert work.scored.tokens == found.others > 0 == found.trained
 

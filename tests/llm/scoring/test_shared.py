@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,14 +17,48 @@ from llm.scoring import shared
 from llm.scoring.encoding import Encoded
 from llm.scoring.inside import head
 from llm.scoring.logprobs import Named, NotFinite, score_encoded
-from llm.scoring.shared import allows, planned, score_responses
+from llm.scoring.shared import Parts, allows, planned, score_responses, shares
 from llm.training.adapters import Lora, adapted
+from markov.errors import InvalidInput
 from tests.llm.models.test_generation import MODELS as COMMON
 from tests.llm.scoring.test_kinds_of_models import HEADS, VOCAB, loud
 from tests.llm.scoring.test_kinds_of_models import MODELS as ODD
 
-MODELS: dict[str, Any] = {**COMMON, **{f"odd_{kind}": model for kind, model in ODD.items()}}
-WINDOW = transformers.MistralConfig(sliding_window=4, num_key_value_heads=2, **HEADS)
+KINDS = {
+    "window": transformers.MistralForCausalLM(
+        transformers.MistralConfig(sliding_window=4, num_key_value_heads=2, **HEADS)
+    ),
+    "bloom": transformers.BloomForCausalLM(
+        transformers.BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4)
+    ),
+    "gpt_neo": transformers.GPTNeoForCausalLM(
+        transformers.GPTNeoConfig(
+            vocab_size=VOCAB,
+            hidden_size=32,
+            num_layers=2,
+            num_heads=4,
+            attention_types=[[["global", "local"], 1]],
+            window_size=6,
+            max_position_embeddings=64,
+        )
+    ),
+    "openai_gpt": transformers.OpenAIGPTLMHeadModel(
+        transformers.OpenAIGPTConfig(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4)
+    ),
+}
+MODELS: dict[str, Any] = {
+    **COMMON,
+    **{kind: model.eval() for kind, model in KINDS.items()},
+    **{f"odd_{kind}": model for kind, model in ODD.items()},
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def little_is_enough() -> Iterator[None]:
+    """Prompts are read once even where that saves little."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shared, "LEAST", 0)
+        yield
 
 
 @st.composite
@@ -93,6 +128,19 @@ def test_a_prompt_is_read_once_for_all_its_responses() -> None:
         score(model, texts)
     # The last token of a text predicts nothing, and that of a prompt is read with the responses.
     assert found[len(trial) :] == [(2, 19), (4, 6)]
+    assert Parts.of(texts).passes == (2 * 19, 4 * 6)
+
+
+def test_a_model_is_not_tried_where_little_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MODELS["llama"]
+    texts = [Encoded((*range(3, 20), *response), 17) for response in ((20, 21), (22, 23))]
+    assert shares(model, texts)  # 2 times 18 tokens are 36; read once, they are 16 and 2 times 2
+    monkeypatch.setattr(shared, "LEAST", 16)
+    assert shares(model, texts)
+    monkeypatch.setattr(shared, "LEAST", 17)
+    with passes(model) as found:
+        assert not shares(model, texts)
+    assert found == []
 
 
 def test_prompts_that_come_once_or_have_one_token_are_read_with_their_responses() -> None:
@@ -107,25 +155,49 @@ def test_prompts_that_come_once_or_have_one_token_are_read_with_their_responses(
         assert found == want
 
 
-@pytest.mark.parametrize("kind", ["odd_mamba", "odd_rwkv", "odd_recurrent_gemma"])
-def test_a_model_that_keeps_a_summary_reads_every_text_whole(kind: str) -> None:
+@pytest.mark.parametrize(
+    "kind", ["odd_mamba", "odd_rwkv", "odd_recurrent_gemma", "window", "openai_gpt"]
+)
+def test_a_model_that_keeps_a_summary_a_window_or_nothing_reads_every_text_whole(kind: str) -> None:
     assert not allows(MODELS[kind])
 
 
-def test_a_model_that_keeps_a_window_reads_every_text_whole() -> None:
-    assert not allows(transformers.MistralForCausalLM(WINDOW).eval())
+@pytest.mark.parametrize("kind", [*COMMON, "bloom", "gpt_neo"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_common_models_read_a_prompt_once(kind: str, dtype: torch.dtype) -> None:
+    assert allows(copy.deepcopy(MODELS[kind]).to(dtype))
 
 
-@pytest.mark.parametrize("kind", COMMON)
-def test_common_models_read_a_prompt_once(kind: str) -> None:
-    assert allows(COMMON[kind])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_places_that_are_counted_with_the_padding_are_noticed_in_any_precision(
+    dtype: torch.dtype,
+) -> None:
+    assert not allows(loud("bart").to(dtype))
+
+
+def test_a_batch_has_no_more_places_than_the_model() -> None:
+    model = COMMON["gpt2"]
+    limit = model.config.max_position_embeddings
+    long = [Encoded((*[5] * (limit - 6), *response), limit - 6) for response in ((7, 8), (9,))]
+    short = [Encoded((6, 6, *[response] * 40), 2) for response in (7, 8, 9)]
+    want = score_encoded(model, [*long, *short], progress=False)
+    assert shares(model, [*long, *short], 10_000)
+    got = score(model, [*long, *short], budget=10_000)
+    torch.testing.assert_close(got.logp, want.logp, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("budget", [0, 2.5])
+def test_a_budget_that_is_not_allowed_is_refused(budget: Any) -> None:
+    texts = [Encoded((5, 6, 7), 2), Encoded((5, 6, 8), 2)]
+    with pytest.raises(InvalidInput, match="budget"):
+        score(COMMON["llama"], texts, budget=budget)
 
 
 def misplaced(forward: Callable[..., Any]) -> Callable[..., Any]:
     """A forward pass that counts places anew behind what was kept, in a model of its own."""
 
     def call(*args: Any, position_ids: Any = None, **options: Any) -> Any:
-        if position_ids is not None:
+        if options.get("past_key_values") is not None:
             position_ids = position_ids - position_ids[:, :1]
         return forward(*args, position_ids=position_ids, **options)
 
@@ -146,14 +218,18 @@ def test_a_model_that_gives_other_numbers_that_way_reads_every_text_whole() -> N
 def test_batches_keep_to_the_budget_and_have_every_text_once(
     texts: list[Encoded], budget: int
 ) -> None:
-    plan = planned(texts, budget)
+    texts = [Encoded((9, *one.tokens), one.prompt + 1) for one in texts]
+    plan = planned(MODELS["llama"], texts, budget)
     assert sorted(row for rows in plan for row in rows) == list(range(len(texts)))
     for rows in plan:
-        first, rest, place = shared.parts([texts[row] for row in rows])
-        # The last token of each row is not read.
-        widths = [max(len(one.tokens) for one in part) - 1 for part in (first, rest)]
-        assert len(rows) == 1 or widths[1] * len(rest) <= budget
-        assert len(set(place)) == len(first) <= len(rows)
+        own = [texts[row] for row in rows]
+        parts = Parts.of(own)
+        for place, one, rest in zip(parts.rows, own, parts.rest, strict=True):
+            assert (*parts.prompts[place], *rest.tokens) == one.tokens
+        kept = max(one.prompt - 1 for one in own) + max(len(one.tokens) for one in parts.rest) - 1
+        assert len(rows) == 1 or max(parts.passes) <= budget
+        assert len(rows) == 1 or kept * len(rows) <= 2 * budget
+        assert len(set(parts.rows)) == len(parts.prompts) <= len(rows)
     apart = [{texts[row].tokens[: texts[row].prompt] for row in rows} for rows in plan]
     # A prompt comes in two batches only where these follow each other.
     for prompt in set().union(*apart):
