@@ -37,7 +37,7 @@ from markov.errors import InvalidInput, require_whole
 from markov.objectives import SequenceLogProbs
 
 LEAST = 2048  # tokens that have to be saved: below that, trying costs about as much
-KEPT = 2  # tokens whose keys and values are held at once, for each token of the budget
+HELD = 2  # tokens whose keys and values are held at once, for each token of the budget
 LONG = 24  # tokens of the longer prompt on which a model is tried
 # How a model may fail that cannot go on from what it keeps, or keeps it in another way.
 FAILURES = (TypeError, AttributeError, IndexError, ValueError, RuntimeError, InvalidInput)
@@ -82,7 +82,7 @@ def score_responses(
     """Return the log-probabilities of responses, as `score_encoded` does, to within rounding.
 
     A prompt with several responses is read once where that saves tokens and the model allows it.
-    No pass has more than `budget` tokens, or than one text, and keys and values of `KEPT` times as
+    No pass has more than `budget` tokens, or than one text, and keys and values of `HELD` times as
     many tokens are held. Raises `InvalidInput` as `score_encoded` does.
     """
     options: dict[str, Any] = {"progress": progress, "named": named}
@@ -115,7 +115,7 @@ def planned(model: nn.Module, encoded: Sequence[Encoded], budget: int) -> list[l
     """Return batches of places of texts, those of one prompt beside each other.
 
     The prompt with the longest response comes first. Neither pass over a batch has more than
-    `budget` tokens, padding included, and no more than `KEPT` times as many are kept; or it is of
+    `budget` tokens, padding included, and no more than `HELD` times as many are kept; or it is of
     one text. Nor are there more places, padding included, than the model has.
     """
     require_whole(budget, "budget", 1)
@@ -145,7 +145,7 @@ def _batches(
         now, wide, long = prompts | {asked}, max(first, one.prompt - 1), max(rest, own)
         count = len(rows) + 1
         fits = count * long <= budget and len(now) * wide <= budget
-        fits = fits and count * (wide + long) <= KEPT * budget
+        fits = fits and count * (wide + long) <= HELD * budget
         fits = fits and (limit is None or wide + long <= limit)
         if rows and not fits:
             yield rows

@@ -11,7 +11,7 @@ their own: training, scoring, writing. A `Plan` is the phase that takes most.
     writing     the same, with the keys and values of all tokens of a batch
 
 What a program takes without a model, the pieces that an allocator cannot use, tables of results,
-and what is kept of prompts while several answers to them are scored (`llm.scoring.shared.KEPT`) are
+and what is kept of prompts while several answers to them are scored (`llm.scoring.shared.HELD`) are
 not in it.
 """
 
