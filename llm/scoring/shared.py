@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from llm.scoring.encoding import BUDGET, Batch, Encoded, batches
-from llm.scoring.inside import bare, config_of, head
+from llm.scoring.inside import bare, config_of, embedding, head
 from llm.scoring.kept import Kept, keeps_apart, kept_of
 from llm.scoring.logprobs import (
     ELEMENTS,
@@ -38,6 +38,7 @@ from markov.objectives import SequenceLogProbs
 
 LEAST = 2048  # tokens that have to be saved: below that, trying costs about as much
 HELD = 2  # tokens whose keys and values are held at once, for each token of the budget
+COARSE = 1e-6  # rounding above which nobody knows beforehand how far it moves a score
 LONG = 24  # tokens of the longer prompt on which a model is tried
 # How a model may fail that cannot go on from what it keeps, or keeps it in another way.
 FAILURES = (TypeError, AttributeError, IndexError, ValueError, RuntimeError, InvalidInput)
@@ -184,8 +185,8 @@ def allows(model: nn.Module) -> bool:
     """Return whether responses that go on from what was kept of prompts score as whole texts do.
 
     The model is tried on four short texts of two prompts, one of two tokens beside a longer one.
-    How far rounding moves a score is seen by reading the same texts alone and side by side. Raises
-    `InvalidInput` for a model that is not a causal language model.
+    How far rounding moves a score of 16 bits is seen by reading the same texts alone and side by
+    side. Raises `InvalidInput` for a model that is not a causal language model.
     """
     check_model(model)
     limit = getattr(config_of(model), "max_position_embeddings", None)
@@ -200,11 +201,13 @@ def allows(model: nn.Module) -> bool:
         for prompt, response in texts
     ]
     with evaluating(model), torch.no_grad():
-        alone = torch.cat([response_logprobs(model, Batch.pad([one])).logp for one in tried])
         whole = response_logprobs(model, Batch.pad(tried)).logp
+        rounding = 1e-5 * whole.abs().max().clamp(min=1.0)
+        if torch.finfo(embedding(model).dtype).eps > COARSE:
+            alone = torch.cat([response_logprobs(model, Batch.pad([one])).logp for one in tried])
+            rounding = rounding + 4 * (alone - whole).abs().max()
         try:
             apart = together(model, tried).logp
         except FAILURES:
             return False
-    rounding = 4 * (alone - whole).abs().max() + 1e-5 * whole.abs().max().clamp(min=1.0)
     return bool((apart - whole).abs().max() <= rounding)
