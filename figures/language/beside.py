@@ -6,11 +6,12 @@ pretrained model on a part of TOFU, SmolLM2-135M as `make real` found it. Upper 
 Forget quality is the p-value of the test between the truth ratios of forget answers under a model
 and under the retrained one. It falls with the number of answers that are compared, which stands
 above each panel, so that heights are compared within a panel, not between panels. Bars: 95%
-intervals over examples; the paper gives none. One run each.
+intervals of the utility over examples; the paper gives none. One run each.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -21,6 +22,7 @@ from figures.cache import Context
 from figures.language import plane
 from figures.language.runs import source_of, study
 from figures.language.sweeps import swept, table_words
+from markov.errors import require
 
 # What `make real` found: the frame of the figure llm_tradeoff.
 REAL = Path(__file__).parents[1] / "gallery" / "study" / "llm_tradeoff.csv"
@@ -46,12 +48,14 @@ def data(context: Context) -> pd.DataFrame:
     the method in a word), `method`, `measure`, `value`, `low`, `high` and `examples`: how many
     answers are compared. The paper has no intervals.
     """
-    chosen = study(context.scale)
-    here = swept(context, table_words(chosen))
+    # First what may be missing: the others are trained for minutes.
+    allowed = "there: `python -m figures llm_tradeoff --study out/real --gallery` writes it"
+    require(REAL.is_file(), "study", str(REAL), allowed)
     real = pd.read_csv(REAL).query("kind == 'measure'").rename(columns={"study": NAME})
+    here = swept(context, table_words(study(context.scale)))
     parts = [
         reported().assign(panel="paper", **{NAME: "Llama-2-7B, forget05 (the paper)"}),
-        here.assign(panel="default", **{NAME: source_of(context)}),
+        here.assign(panel="default", **{NAME: source_of(replace(context, runs=()))}),
         real.assign(panel="real"),
     ]
     frame = pd.concat(parts, ignore_index=True)
@@ -75,11 +79,13 @@ def reported() -> pd.DataFrame:
 def plot(frame: pd.DataFrame) -> Figure:
     """Draw the frame of `data`."""
     figure, (every,) = style.grid_figure(1, 3, 12.0, 4.2)
+    utility = frame.loc[frame["measure"] == "model_utility", ["value", "high"]]
+    most = float(utility.max().max())
     for axes, (_, own) in zip(every, frame.groupby("panel", sort=False), strict=True):
         for _, row in plane.points(own).iterrows():
             plane.mark(axes, row, "forget_quality")
         plane.quality_axis(axes)
-        axes.set(xlabel=plane.UTILITY, xlim=(-0.02, 0.7))
+        axes.set(xlabel=plane.UTILITY, xlim=(-0.02, most + 0.05))
         count = own.loc[own["measure"] == "forget_quality", "examples"].max()
         axes.set_title(f"{own[NAME].iloc[0]}\np-value of {count:.0f} answers")
     for axes in every[1:]:

@@ -13,13 +13,14 @@ read whole (`llm.scoring.logprobs.score_encoded`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from llm.ranks import dealt, started
 from llm.scoring.encoding import BUDGET, Batch, Encoded, batches
 from llm.scoring.inside import bare, config_of, embedding, head
 from llm.scoring.kept import Kept, keeps_apart, kept_of
@@ -33,7 +34,7 @@ from llm.scoring.logprobs import (
     score_encoded,
     scored_in,
 )
-from markov.errors import InvalidInput, require_whole
+from markov.errors import InvalidInput, out_of_memory, require_whole
 from markov.objectives import SequenceLogProbs
 
 LEAST = 2048  # tokens that have to be saved: below that, trying costs about as much
@@ -41,7 +42,13 @@ HELD = 2  # tokens whose keys and values are held at once, for each token of the
 COARSE = 1e-6  # rounding above which nobody knows beforehand how far it moves a score
 LONG = 24  # tokens of the longer prompt on which a model is tried
 # How a model may fail that cannot go on from what it keeps, or keeps it in another way.
-FAILURES = (TypeError, AttributeError, IndexError, ValueError, RuntimeError, InvalidInput)
+FAILURES = (
+    *(TypeError, AttributeError, LookupError, ValueError, AssertionError, RuntimeError),
+    InvalidInput,
+)
+
+
+Value = TypeVar("Value")
 
 
 class Parts(NamedTuple):
@@ -116,7 +123,7 @@ def planned(model: nn.Module, encoded: Sequence[Encoded], budget: int) -> list[l
     """Return batches of places of texts, those of one prompt beside each other.
 
     The prompt with the longest response comes first. Neither pass over a batch has more than
-    `budget` tokens, padding included, and no more than `HELD` times as many are kept; or it is of
+    `budget` tokens, padding included, and no more than `HELD` times as many are held; or it is of
     one text. Nor are there more places, padding included, than the model has.
     """
     require_whole(budget, "budget", 1)
@@ -146,7 +153,7 @@ def _batches(
         now, wide, long = prompts | {asked}, max(first, one.prompt - 1), max(rest, own)
         count = len(rows) + 1
         fits = count * long <= budget and len(now) * wide <= budget
-        fits = fits and count * (wide + long) <= HELD * budget
+        fits = fits and count * (wide + long) + len(now) * wide <= HELD * budget
         fits = fits and (limit is None or wide + long <= limit)
         if rows and not fits:
             yield rows
@@ -191,7 +198,7 @@ def allows(model: nn.Module) -> bool:
     check_model(model)
     limit = getattr(config_of(model), "max_position_embeddings", None)
     long = LONG if limit is None else min(LONG, limit - 4)
-    if long < 3 or not keeps_apart(bare(model)):
+    if long < 3 or not _tried(lambda: keeps_apart(bare(model))):
         return False
     vocab = max(1, config_of(model).vocab_size - 1)
     first, second = tuple(islice(cycle((1, 2, 3, 5, 4)), long)), (4, 1)
@@ -206,8 +213,17 @@ def allows(model: nn.Module) -> bool:
         if torch.finfo(embedding(model).dtype).eps > COARSE:
             alone = torch.cat([response_logprobs(model, Batch.pad([one])).logp for one in tried])
             rounding = rounding + 4 * (alone - whole).abs().max()
-        try:
-            apart = together(model, tried).logp
-        except FAILURES:
-            return False
-    return bool((apart - whole).abs().max() <= rounding)
+        apart = _tried(lambda: together(model, tried).logp)
+    # Of several processes all have to read alike.
+    alike = apart is not None and bool((apart - whole).abs().max() <= rounding)
+    return all(dealt(range(started()), lambda _: alike, work=0))
+
+
+def _tried(call: Callable[[], Value]) -> Value | None:
+    """Return what a call gives, or None where it fails for the model's reasons."""
+    try:
+        return call()
+    except FAILURES as error:
+        if out_of_memory(error):
+            raise
+        return None

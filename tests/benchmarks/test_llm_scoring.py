@@ -22,6 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from llm.scoring.encoding import BUDGET, Batch, Encoded, batches
 from llm.scoring.gradients import gradient_norms, one_by_one
 from llm.scoring.logprobs import score_encoded
+from llm.scoring.shared import score_responses, shares
 
 
 def llama(vocab: int, width: int = 192, depth: int = 4) -> LlamaForCausalLM:
@@ -110,6 +111,31 @@ def test_scoring_throughput(
         "the bare forward "
         f"pass ({tokens / taken:.0f}) at a vocabulary of {vocab}"
     )
+
+
+@pytest.mark.benchmark(timer=time.process_time)
+def test_seven_answers_to_a_question(benchmark: BenchmarkFixture) -> None:
+    """All answers to some questions: each question read once, beside every text read whole."""
+    model = smollm2()
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(count: int) -> tuple[int, ...]:
+        return tuple(torch.randint(49152, (count,), generator=generator).tolist())
+
+    # The mean lengths of SmolLM2's prompts and answers on TOFU's forget set are 40 and 43 tokens.
+    prompts = [drawn(length) for length in (30, 34, 38, 42, 46, 50) * 2]
+    texts = [
+        Encoded((*prompt, *drawn(length)), len(prompt))
+        for prompt in prompts
+        for length in (34, 37, 40, 43, 46, 49, 52)
+    ]
+    whole = seconds(lambda: score_encoded(model, texts, progress=False), rounds=2)
+    assert shares(model, texts)
+    found = benchmark.pedantic(
+        lambda: score_responses(model, texts, progress=False), rounds=3, warmup_rounds=1
+    )
+    assert found.logp.isfinite().all()
+    report(f"{whole / fastest(benchmark):.2f} times as fast as reading every text whole")
 
 
 # Not by getrusage, whose peak a process inherits from the one that starts it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import math
@@ -34,7 +35,7 @@ from llm.models.source import load
 from llm.ranks import Done, place, share, started, together
 from llm.scoring.encoding import batches, encode_examples
 from llm.scoring.gradients import gradient_norms
-from llm.scoring.logprobs import NotFinite, score_encoded
+from llm.scoring.logprobs import NotFinite, score_encoded, scored_in
 from llm.scoring.templates import PLAIN
 from llm.training.fine_tuning import fine_tune
 from llm.training.loop import Optimization
@@ -221,15 +222,21 @@ def commands(folder: Path, *, shards: bool) -> dict[str, list[str]]:
 def all_commands(folder: Path, out: Path, *, shards: bool = False) -> None:
     """What the commands write, and how many forward passes each takes this process."""
     passes: dict[str, int] = {}
-    count = [0]
+    count, read_once = [0], [0]
     forward = transformers.LlamaForCausalLM.forward
 
+    @functools.wraps(forward)  # which places it takes is read off its signature
     def counted(self: Any, *arguments: Any, **options: Any) -> Any:
         count[0] += 1
         return forward(self, *arguments, **options)
 
+    def once(*arguments: Any, **options: Any) -> Any:
+        read_once[0] += 1
+        return scored_in(*arguments, **options)
+
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        patch.setattr("llm.scoring.shared.scored_in", once)
         patch.setattr(transformers.LlamaForCausalLM, "forward", counted)
         if shards:  # a prompt is read once there, and in two whole models with its answers
             patch.setattr("llm.scoring.shared.LEAST", 0)
@@ -241,6 +248,7 @@ def all_commands(folder: Path, out: Path, *, shards: bool = False) -> None:
             with contextlib.redirect_stdout(io.StringIO()):
                 act(parse([*arguments, "--device", "cpu", "--out", str(out / name)]))
             passes[name] = count[0]
+    assert read_once[0] > 0
     (out / f"passes{place()}.json").write_text(json.dumps(passes))
 
 
