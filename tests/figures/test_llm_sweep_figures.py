@@ -177,25 +177,25 @@ def test_three_models_stand_beside_each_other(
     models = [*plane.BASELINES, "gradient_ascent", "grad_diff", "npo", "simnpo"]
     for _, own in frame.groupby("panel"):
         assert set(own["method"]) == set(models) and len(own) == 2 * len(models)
-    wide = frame.set_index(["panel", "method", "measure"])["value"].unstack()
+    rows = zip(frame["panel"], frame["method"], frame["measure"], frame["value"], strict=True)
+    at = {(panel, method, measure): value for panel, method, measure, value in rows}
+    known = tradeoff[tradeoff["measure"] == "forget_quality"].set_index("method")["value"]
     for name, (quality, utility) in beside.PAPER.items():
-        assert wide.loc[("paper", name)].tolist() == [quality, utility]
-    moved = wide.loc["real", "model_utility"] - wide.loc["default", "model_utility"]
-    assert moved.to_numpy() == pytest.approx(0.01)
-    pd.testing.assert_series_equal(
-        wide.loc["real", "forget_quality"], wide.loc["default", "forget_quality"]
-    )
-    known = tradeoff.query("measure == 'forget_quality'").set_index("method")["value"]
-    assert wide.loc[("default", "npo"), "forget_quality"] == known["npo"]
+        assert at["paper", name, "forget_quality"] == quality
+        assert at["paper", name, "model_utility"] == utility
+        moved = at["real", name, "model_utility"] - at["default", name, "model_utility"]
+        assert moved == pytest.approx(0.01)
+        for panel in ("default", "real"):
+            assert at[panel, name, "forget_quality"] == known[name]
     figure = drawn(beside, frame)
     titles = [axes.get_title() for axes in figure.axes]
     assert titles[0].endswith("of 200 answers") and titles[2].startswith("another model")
-    at = {"npo": (0.57, 0.79), "simnpo": (0.58, 0.99)}
-    for name, place in at.items():
+    for name, place in {"npo": (0.57, 0.79), "simnpo": (0.58, 0.99)}.items():
         (line,) = [
             one for one in figure.axes[0].get_lines() if one.get_label() == style.LABELS[name]
         ]
-        assert (line.get_xdata()[0], line.get_ydata()[0]) == place
+        drawn_at = (np.asarray(line.get_xdata())[0], np.asarray(line.get_ydata())[0])
+        assert drawn_at == place
 
 
 def test_epochs_are_drawn_between_the_levels_of_original_and_retrained(context: Context) -> None:
