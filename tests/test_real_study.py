@@ -94,7 +94,7 @@ def correlation(method: str, epoch: int) -> float:
 
 def test_what_is_kept_is_told_with_its_intervals() -> None:
     pair = r"probability is # \(# to #\) beside # \(# to #\)"
-    said = [*told(pair), *told(r"GradDiff keeps least, # \(# to #\)")]
+    said = [*told(pair), *told(r"GradDiff keeps less, # \(# to #\)")]
     methods = ("simnpo", "npo", "grad_diff")
     assert said == [x for method in methods for x in at(method, "probability", "retain")]
     quality = told(r"retrained model \(#\), and SimNPO not \(#\)")
