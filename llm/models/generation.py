@@ -29,9 +29,9 @@ from llm.models.answers import responses
 from llm.models.language_model import LanguageModel
 from llm.ranks import in_shards, place, pooled, share, started
 from llm.scoring.encoding import MAX_LENGTH, end_tokens
-from llm.scoring.kept import keeps_apart, padded
 from llm.scoring.limits import NEW_TOKENS, WRITING_BUDGET
 from llm.scoring.logprobs import evaluating
+from llm.scoring.shared import keeps_apart, padded
 from markov.console.progress import bar
 from markov.errors import require, require_whole
 

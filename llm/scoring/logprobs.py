@@ -43,7 +43,7 @@ from markov.objectives import Number, SequenceLogProbs
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from llm.scoring.kept import Kept
+    from llm.scoring.shared import Kept
 
 ELEMENTS = 2**25  # logits held at once: 128 MiB in float32, 256 positions of 128k words
 

@@ -94,14 +94,14 @@ def test_no_answer_is_scored_twice(
     language: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    real = answers.score_encoded
+    real = answers.score_responses
 
     def counted(model: Any, encoded: Any, **options: Any) -> SequenceLogProbs:
         seen.append(len(encoded))
         assert len(set(encoded)) == len(encoded)
         return real(model, encoded, **options)
 
-    monkeypatch.setattr(answers, "score_encoded", counted)
+    monkeypatch.setattr(answers, "score_responses", counted)
     log = answer_log(language, (*SEVERAL, replace(SEVERAL[0], index=9)), progress=False)
     assert seen == [7]  # 4 answers of the first, which comes twice, and 3 of the second
     assert log.paraphrased is not None and log.perturbed is not None

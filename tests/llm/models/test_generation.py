@@ -19,7 +19,7 @@ from llm.evaluation.rouge import rouge
 from llm.models import generation
 from llm.models.generation import continuations, generate
 from llm.models.language_model import LanguageModel
-from llm.scoring.kept import keeps_apart
+from llm.scoring.shared import keeps_apart
 from llm.scoring.templates import PLAIN
 from llm.training.adapters import Lora, adapted
 from markov.errors import InvalidInput
