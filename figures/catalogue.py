@@ -117,7 +117,9 @@ CATALOGUE = (
         "both along the epochs",
         study="along",
     ),
-    Entry("muse_tradeoff", "figures.language.muse_tradeoff", "1d", "MUSE's measures on news", 200),
+    Entry(
+        "muse_tradeoff", "figures.language.muse.muse_tradeoff", "1d", "MUSE's measures on news", 200
+    ),
     Entry(
         "time_to_forget",
         "figures.theory.time_to_forget",

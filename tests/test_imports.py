@@ -49,7 +49,7 @@ LAW = (
     *("markov.objectives", "markov.preferences", "markov.errors", "markov.files", "markov.console"),
     "markov.numerics",
 )
-MODULES = 26  # that a folder may have
+MODULES = 25  # that a folder may have
 
 
 def graph_of(texts: Mapping[str, str]) -> Graph:

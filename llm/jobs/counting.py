@@ -157,9 +157,9 @@ def answering(language: LanguageModel, columns: Sequence[Some], budget: int = BU
     `columns` are the tokens of the answers (see `llm.models.answers.encoded_columns`).
     """
     texts, _ = distinct(columns)
-    if not shared.shares(language.model, texts, budget):
+    plan = shared.plan_of(language.model, texts, budget)
+    if plan is None:
         return Passes.over(texts, budget)
-    plan = shared.planned(language.model, texts, budget)
     return _sum(
         Passes(2, sum(shared.Parts.of([texts[row] for row in rows]).passes)) for rows in plan
     )

@@ -29,6 +29,7 @@ from llm.models.answers import responses
 from llm.models.language_model import LanguageModel
 from llm.ranks import in_shards, place, pooled, share, started
 from llm.scoring.encoding import MAX_LENGTH, end_tokens
+from llm.scoring.inside import most_places
 from llm.scoring.limits import NEW_TOKENS, WRITING_BUDGET
 from llm.scoring.logprobs import evaluating
 from llm.scoring.shared import keeps_apart, padded
@@ -122,7 +123,7 @@ def continuations(
     require_whole(max_new_tokens, "max_new_tokens", 1)
     inner = cast(Any, getattr(model, "module", model))
     limit, longest = (
-        getattr(inner.config.get_text_config(), "max_position_embeddings", None),
+        most_places(inner),
         max(map(len, prompts)),
     )
     fits = limit is None or longest + max_new_tokens <= limit

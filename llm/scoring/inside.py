@@ -33,6 +33,11 @@ def config_of(model: nn.Module) -> Any:
     return inner(model).config.get_text_config()
 
 
+def most_places(model: nn.Module) -> int | None:
+    """Return how many tokens a text may have; None where the model names no such number."""
+    return getattr(config_of(model), "max_position_embeddings", None)
+
+
 def head(model: nn.Module) -> Any:
     """Return the layer that makes logits of hidden states; None where there is none."""
     return inner(model).get_output_embeddings()

@@ -34,7 +34,7 @@ from llm.scoring.encoding import (
     batches,
     encode_examples,
 )
-from llm.scoring.inside import CAUSAL, config_of, embedding, head
+from llm.scoring.inside import CAUSAL, config_of, embedding, head, most_places
 from llm.scoring.passes import by_batch
 from llm.scoring.templates import PLAIN, Template
 from markov.errors import InvalidInput, require
@@ -334,7 +334,7 @@ def check_fits(model: nn.Module, encoded: Sequence[Encoded]) -> None:
     )
     longest, limit = (
         max(len(one.tokens) for one in encoded),
-        getattr(config_of(model), "max_position_embeddings", None),
+        most_places(model),
     )
     require(
         limit is None or longest <= limit,

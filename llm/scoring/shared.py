@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from llm.ranks import dealt, started
 from llm.scoring.encoding import BUDGET, Batch, Encoded, batches
-from llm.scoring.inside import bare, config_of, embedding, head
+from llm.scoring.inside import bare, config_of, embedding, head, most_places
 from llm.scoring.logprobs import (
     ELEMENTS,
     Named,
@@ -167,29 +167,33 @@ def score_responses(
     many tokens are held. Raises `InvalidInput` as `score_encoded` does.
     """
     options: dict[str, Any] = {"progress": progress, "named": named}
-    if not shares(model, encoded, budget):
+    plan = plan_of(model, encoded, budget)
+    if plan is None:
         return score_encoded(model, encoded, budget=budget, elements=elements, **options)
     check_fits(model, encoded)
 
     def logprobs(rows: Sequence[int]) -> SequenceLogProbs:
         return together(model, [encoded[row] for row in rows], elements=elements)
 
-    return scored_in(model, encoded, planned(model, encoded, budget), logprobs, **options)
+    return scored_in(model, encoded, plan, logprobs, **options)
 
 
-def shares(model: nn.Module, encoded: Sequence[Encoded], budget: int = BUDGET) -> bool:
-    """Return whether `score_responses` reads a prompt once for all its responses.
+def plan_of(
+    model: nn.Module, encoded: Sequence[Encoded], budget: int = BUDGET
+) -> list[list[int]] | None:
+    """Return the batches in which `score_responses` reads a prompt once for all its responses.
 
-    That is where it saves `LEAST` tokens and the model allows it. Raises `InvalidInput` for a
-    budget that is not allowed, and for a model that is not a causal language model.
+    It is None where texts are read whole: where less than `LEAST` tokens are saved, or the model
+    does not allow it. Raises `InvalidInput` for a budget that is not allowed, and for a model that
+    is not a causal language model.
     """
     asked = {one.tokens[: one.prompt] for one in encoded}
     if len(asked) == len(encoded) or min(map(len, asked)) < 2:
-        return False
+        return None
     whole = sum(len(rows) * (len(encoded[rows[0]].tokens) - 1) for rows in batches(encoded, budget))
     plan = planned(model, encoded, budget)
     own = sum(sum(Parts.of([encoded[row] for row in rows]).passes) for rows in plan)
-    return whole - own >= LEAST and allows(model)
+    return plan if whole - own >= LEAST and allows(model) else None
 
 
 def planned(model: nn.Module, encoded: Sequence[Encoded], budget: int) -> list[list[int]]:
@@ -200,7 +204,7 @@ def planned(model: nn.Module, encoded: Sequence[Encoded], budget: int) -> list[l
     one text. Nor are there more places, padding included, than the model has.
     """
     require_whole(budget, "budget", 1)
-    limit = getattr(config_of(model), "max_position_embeddings", None)
+    limit = most_places(model)
     longest: dict[tuple[int, ...], int] = {}
     for one in encoded:
         asked = one.tokens[: one.prompt]
@@ -269,7 +273,7 @@ def allows(model: nn.Module) -> bool:
     side. Raises `InvalidInput` for a model that is not a causal language model.
     """
     check_model(model)
-    limit = getattr(config_of(model), "max_position_embeddings", None)
+    limit = most_places(model)
     long = LONG if limit is None else min(LONG, limit - 4)
     if long < 3 or not _tried(lambda: keeps_apart(bare(model))):
         return False

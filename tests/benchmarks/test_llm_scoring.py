@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from llm.scoring.encoding import BUDGET, Batch, Encoded, batches
 from llm.scoring.gradients import gradient_norms, one_by_one
 from llm.scoring.logprobs import score_encoded
-from llm.scoring.shared import score_responses, shares
+from llm.scoring.shared import plan_of, score_responses
 
 
 def llama(vocab: int, width: int = 192, depth: int = 4) -> LlamaForCausalLM:
@@ -130,7 +130,7 @@ def test_seven_answers_to_a_question(benchmark: BenchmarkFixture) -> None:
         for length in (34, 37, 40, 43, 46, 49, 52)
     ]
     whole = seconds(lambda: score_encoded(model, texts, progress=False), rounds=2)
-    assert shares(model, texts)
+    assert plan_of(model, texts)
     found = benchmark.pedantic(
         lambda: score_responses(model, texts, progress=False), rounds=3, warmup_rounds=1
     )

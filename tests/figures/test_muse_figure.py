@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 
 from figures import style
 from figures.cache import Context
-from figures.language import muse_runs, muse_tradeoff
-from figures.language.muse_runs import GRADDIFF, NewsStudy, measures
-from figures.language.muse_tradeoff import KEEP, LOOKS, PANELS, plot
+from figures.language.muse import muse_runs, muse_tradeoff
+from figures.language.muse.muse_runs import GRADDIFF, NewsStudy, measures
+from figures.language.muse.muse_tradeoff import KEEP, LOOKS, PANELS, plot
 from figures.scale import Scale, quick_scale
 from llm.data.muse import news_data
 from llm.data.news.corpus import News
@@ -170,7 +170,9 @@ def test_another_beta_is_run_for_the_corners_that_have_it_and_for_no_other(
     changed = [
         name for name, one, two in zip(METHODS, *settings.values(), strict=True) if one != two
     ]
-    assert changed == ["npo", "reference_free_npo"] and set(asked) == {"figures.language.muse_runs"}
+    assert changed == ["npo", "reference_free_npo"] and set(asked) == {
+        "figures.language.muse.muse_runs"
+    }
 
 
 # --- the drawing ---

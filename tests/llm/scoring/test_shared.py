@@ -17,7 +17,7 @@ from llm.scoring import shared
 from llm.scoring.encoding import Encoded
 from llm.scoring.inside import head
 from llm.scoring.logprobs import Named, NotFinite, score_encoded
-from llm.scoring.shared import Parts, allows, planned, score_responses, shares
+from llm.scoring.shared import Parts, allows, plan_of, planned, score_responses
 from llm.training.adapters import Lora, adapted
 from markov.errors import InvalidInput
 from tests.llm.models.test_generation import MODELS as COMMON
@@ -134,12 +134,12 @@ def test_a_prompt_is_read_once_for_all_its_responses() -> None:
 def test_a_model_is_not_tried_where_little_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
     model = MODELS["llama"]
     texts = [Encoded((*range(3, 20), *response), 17) for response in ((20, 21), (22, 23))]
-    assert shares(model, texts)  # 2 times 18 tokens are 36; read once, they are 16 and 2 times 2
+    assert plan_of(model, texts)  # 2 times 18 tokens are 36; read once, they are 16 and 2 times 2
     monkeypatch.setattr(shared, "LEAST", 16)
-    assert shares(model, texts)
+    assert plan_of(model, texts)
     monkeypatch.setattr(shared, "LEAST", 17)
     with passes(model) as found:
-        assert not shares(model, texts)
+        assert not plan_of(model, texts)
     assert found == []
 
 
@@ -181,7 +181,7 @@ def test_a_batch_has_no_more_places_than_the_model() -> None:
     long = [Encoded((*[5] * (limit - 6), *response), limit - 6) for response in ((7, 8), (9,))]
     short = [Encoded((6, 6, *[response] * 40), 2) for response in (7, 8, 9)]
     want = score_encoded(model, [*long, *short], progress=False)
-    assert shares(model, [*long, *short], 10_000)
+    assert plan_of(model, [*long, *short], 10_000)
     assert len(planned(model, [*long, *short], 10_000)) == 2
     got = score(model, [*long, *short], budget=10_000)
     torch.testing.assert_close(got.logp, want.logp, rtol=1e-5, atol=1e-5)

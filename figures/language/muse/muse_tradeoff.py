@@ -34,7 +34,7 @@ from matplotlib.lines import Line2D
 
 from figures import style
 from figures.cache import Context
-from figures.language.muse_runs import GRADDIFF, measures
+from figures.language.muse.muse_runs import GRADDIFF, measures
 
 KEEP = "knowmem_retain"
 PANELS = {
@@ -56,7 +56,7 @@ LOOKS: dict[str, dict[str, Any]] = {
 def data(context: Context) -> pd.DataFrame:
     """Return the measures of original and retrained models, and along each run.
 
-    See `figures.language.muse_runs.measures`.
+    See `figures.language.muse.muse_runs.measures`.
     """
     return measures(context)
 

@@ -1,0 +1,1 @@
+"""Figures of language models that forget news, measured as MUSE does it."""
