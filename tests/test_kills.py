@@ -331,7 +331,17 @@ NAMES = (
 # Jobs of many calls, whose tables, logs and models are written by the same code as those of the
 # others, which try all of its calls. Of these jobs every call is tried that puts something into its
 # place or takes it away.
-MANY = ("finetune", "relearn", "build", "muse", "sweep", "sequential", "markov grid", "table")
+MANY = (
+    "finetune",
+    "evaluate",
+    "relearn",
+    "build",
+    "muse",
+    "sweep",
+    "sequential",
+    "markov grid",
+    "table",
+)
 # Of those that take longest only the first call of each site.
 LONG = ("unlearn", "build", "muse", "sweep", "sequential")
 

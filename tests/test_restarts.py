@@ -4,6 +4,7 @@ once all is written.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -182,6 +183,46 @@ def test_attacks_that_were_finished_are_not_made_again(
     whole, parts = (storage.read_table(tmp_path / f"{name}.parquet") for name in ("whole", "parts"))
     pd.testing.assert_frame_equal(whole, parts, check_exact=True, check_flags=False)
     assert list((own / "unfinished").iterdir()) == []
+
+
+def test_sets_that_were_scored_or_written_are_not_made_again(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llm.evaluation.tofu import generate
+    from llm.models.answers import answer_log
+
+    save(build(TINY, "original", progress=False), tmp_path / "model", {})
+    # Not by ascending index, and with other answers than numbers of them would sort.
+    tofu.write(FORGET[::-1], tmp_path / "forget.json")
+    tofu.write(FORGET[:2], tmp_path / "retain.json")
+    words = "evaluate --model model --device cpu --data forget.json --retain-data retain.json"
+
+    def evaluated(out: str) -> int:
+        return cli([*words.split(), "--max-new-tokens", "4", "--out", out])
+
+    assert evaluated("whole") == 0
+    scored = Counted(answer_log)
+    with monkeypatch.context() as patch:
+        patch.setattr("llm.evaluation.tofu.answer_log", scored)
+        written = stopped_and_given_again(
+            patch, "llm.evaluation.tofu.generate", generate, lambda: evaluated("parts")
+        )
+    assert (scored.calls, written) == (2, 1)
+    names = ("TOFU_EVAL.json", "TOFU_SUMMARY.json", "measures.parquet")
+    whole, parts = (
+        {name: (tmp_path / place / name).read_bytes() for name in names}
+        for place in ("whole", "parts")
+    )
+    logs = [json.loads(one["TOFU_EVAL.json"]) for one in (whole, parts)]
+    for log in logs:
+        assert log.pop("manifest")  # which names the folder
+    assert logs[0] == logs[1]
+    assert whole["TOFU_SUMMARY.json"] == parts["TOFU_SUMMARY.json"]
+    tables = [storage.read_table(tmp_path / place / names[2]) for place in ("whole", "parts")]
+    pd.testing.assert_frame_equal(*tables, check_exact=True, check_flags=False)
+    assert sorted(one.name for one in (tmp_path / "parts").iterdir()) == sorted(
+        [".simnpo-lab.json", *names]
+    )
 
 
 def test_a_build_copies_what_is_not_there_and_leaves_the_rest(

@@ -34,7 +34,7 @@ OF_MODEL = (
     *("model", "revision", "retrained", "data", "retain_data", "max_new_tokens", "legacy"),
     *("memory", "out"),
 )
-TABLE = "measures.parquet"
+JOB, TABLE = "evaluate", "measures.parquet"
 # Options of where an evaluation goes and how it is printed: its numbers do not depend on them, or
 # on the word of what is to stay, whose examples are named by themselves.
 NOT_ASKED = (
@@ -51,7 +51,8 @@ class Evaluate(ModelOptions, MemoryOption):
     From evaluation logs, in any of their three layouts and with no model, or of a model, whose logs
     are then written to OUT (TOFU_EVAL.json in open-unlearning's layout, TOFU_SUMMARY.json,
     measures.parquet). Forget quality needs the logs of the model, or the model, that was retrained
-    without the forget data. Example: python -m llm evaluate --logs llama2-7b_full --retrained-logs
+    without the forget data. A command that was stopped goes on after the last set that it had
+    scored or written. Example: python -m llm evaluate --logs llama2-7b_full --retrained-logs
     llama2-7b_retain90
     """
 
@@ -164,6 +165,7 @@ def _of_model(command: Evaluate) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog 
     Process 0 writes its logs.
     """
     from llm.data.splits import tofu_sets
+    from llm.evaluation.tofu import PARTS, unfinished
     from llm.jobs.values import model_beside
     from llm.logs.reading import AGGREGATED, OPEN_UNLEARNING, TASKS
     from llm.logs.writing import SUMMARY
@@ -192,9 +194,10 @@ def _of_model(command: Evaluate) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog 
         retrained = answer_log(other, sets.forget, **options)
         del other
     names = (OPEN_UNLEARNING, SUMMARY, TABLE, *TASKS.values(), AGGREGATED)
-    with first_alone(folders.given_back(command.out, "evaluate")):
-        in_first(lambda: folders.claim(command.out, "evaluate", asked, names=names))
-        return _evaluated(command, language, parameters, sets, retrained)
+    with first_alone(folders.given_back(command.out, JOB)):
+        in_first(lambda: folders.claim(command.out, JOB, asked, names=names, passing=(PARTS,)))
+        parts = unfinished(command.out, asked)
+        return _evaluated(command, language, parameters, sets, retrained, parts)
 
 
 def _evaluated(
@@ -203,6 +206,7 @@ def _evaluated(
     parameters: str,
     sets: TofuSets,
     retrained: EvaluationLog | None,
+    parts: Path,
 ) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog | None]:
     """Return the measures and logs of the model, read where they are written already."""
     from llm.evaluation.folders import manifest
@@ -212,7 +216,6 @@ def _evaluated(
     from llm.logs.reading import OPEN_UNLEARNING
     from llm.logs.writing import write_legacy, write_tofu_eval
 
-    options: dict[str, Any] = {"max_length": command.max_length, "budget": command.budget}
     finished = partial(_finished, tasks=sets.tasks)
     kept = in_first(lambda: storage.read_kept(command.out / OPEN_UNLEARNING, finished))
     if kept is not None:
@@ -221,11 +224,12 @@ def _evaluated(
             logs, retrained = with_shared(logs, retrained)
         if command.legacy:
             in_first(lambda: write_legacy(logs, command.out))
+        in_first(lambda: folders.tidy(command.out, JOB))
         return frame, logs, retrained
+    names = ("max_new_tokens", "max_length", "budget", "words")
+    options: dict[str, Any] = {name: getattr(command, name) for name in names}
     with plain_warnings():
-        logs = evaluate_model(
-            language, sets, max_new_tokens=command.max_new_tokens, words=command.words, **options
-        )
+        logs = evaluate_model(language, sets, **options, parts=parts)
         if command.shared and retrained is not None:
             logs, retrained = with_shared(logs, retrained)
         frame = _measured(command, logs, retrained)
@@ -244,6 +248,7 @@ def _evaluated(
             write_legacy(logs, command.out)
         # Written last, so that where it exists all other files exist.
         write_tofu_eval(logs, command.out, about, variant=command.variant, aggregates=aggregates)
+        folders.tidy(command.out, JOB)
 
     write(frame, command.out / TABLE, command)
     in_first(write_logs)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llm.data.splits import TofuSets, checked, fitting
-from llm.evaluation.tofu import evaluate, task_log
+from llm.evaluation.tofu import PARTS, evaluate, task_log, unfinished
 from llm.logs.log import EvaluationLog
 from llm.logs.measures import TofuLogs, check_variant, forget_quality, model_utility
 from llm.logs.reading import OPEN_UNLEARNING, read_log
@@ -62,8 +62,9 @@ def evaluate_into(
 
     `start` loads the model, and `llm.evaluation.tofu.evaluate` evaluates it. Where the folder holds
     an evaluation of the same sets, `settings` and options, it is read, and no model is loaded; one
-    that is damaged is set aside. Raises `InvalidInput` as `evaluate` does, and for a folder that
-    cannot be written, or that holds another evaluation or what this program did not make.
+    that is damaged is set aside. One that was stopped goes on. Raises `InvalidInput` as `evaluate`
+    does, and for a folder that cannot be written, or that holds another evaluation or what this
+    program did not make.
     """
     check_variant(variant)
     path = storage.check_writable(folder, "out", folder=True) / OPEN_UNLEARNING
@@ -81,12 +82,15 @@ def evaluate_into(
         logs, made = found
         require(made == storage.settings_of(asked), "out", str(folder), "one of these settings")
         restore_summary(path)
+        folders.tidy(folder, JOB)
         return logs
     with folders.given_back(folder, JOB):
-        folders.claim(folder, JOB, asked, names=NAMES)
-        language = start()
-        logs = evaluate(language, fitting(sets), **options, budget=budget, progress=progress)
+        folders.claim(folder, JOB, asked, names=NAMES, passing=(PARTS,))
+        language, parts = start(), unfinished(folder, asked)
+        ways: dict[str, Any] = {"budget": budget, "parts": parts, "progress": progress}
+        logs = evaluate(language, fitting(sets), **options, **ways)
     write_tofu_eval(logs, folder, manifest(asked, language, max_new_tokens), variant=variant)
+    folders.tidy(folder, JOB)
     return logs
 
 

@@ -14,7 +14,7 @@ from llm.jobs.settings import RATE, Word, rate_of
 from llm.jobs.values import Other, data_for, examples_of, language_of, log_beside
 from llm.ranks import place
 from llm.scoring.limits import BUDGET, MAX_LENGTH
-from llm.training.processes import in_first
+from llm.training.processes import in_first, kept_table
 from llm.training.settings import Optimization
 from markov.console.progress import bar
 from markov.files import leftovers, storage
@@ -138,14 +138,10 @@ def attacked(
     tables, found, before = [], [], None
     with bar(len(wanted), "attacks", show=progress and place() == 0, leave=False) as done:
         for one in wanted:
-            path = finished_in(parts, one)
-            if (frame := in_first(partial(storage.read_kept, path, storage.read_table))) is None:
-                budget = one.optimization.budget
-                before = before or answer_log(language, forget, budget=budget, **ways)
-                frame = attack(language, forget, one, before=before, **ways)
-                in_first(partial(storage.write_table, frame, path, {}))
-                frame = in_first(partial(storage.read_table, path))
-            frame.attrs = {}
+            path, budget = finished_in(parts, one), one.optimization.budget
+            if before is None and not in_first(path.exists):
+                before = answer_log(language, forget, budget=budget, **ways)
+            frame = kept_table(path, partial(attack, language, forget, one, before=before, **ways))
             tables.append(frame.assign(which=one.which, repeat=one.seed))
             if retrained is not None:
                 frame = returns(tables[-1], retrained)

@@ -58,15 +58,30 @@ def answer_log(
         Answers(total[row] / length[row], total[row], length[row]) for row in (0, 1)
     )
     wrong, count = total[2:].T, length[2:].T
-    return EvaluationLog(
+    log = EvaluationLog(
         file=language.name,
         layout=LAYOUT,
         index=np.array([example.index for example in examples]),
         gold=gold,
         paraphrased=paraphrased,
         perturbed=Answers(wrong / count, wrong, count) if len(columns) > 2 else None,
+    )
+    return with_texts(log, language, examples, columns[0])
+
+
+def with_texts(
+    log: EvaluationLog,
+    language: LanguageModel,
+    examples: Sequence[Example],
+    encoded: Sequence[Encoded],
+) -> EvaluationLog:
+    """Return the log of some examples, in their order, with their questions, prompts and answers.
+
+    `encoded` are the tokens of each example's prompt and response (see `responses`).
+    """
+    return log._replace(
         question=tuple(example.prompt for example in examples),
-        prompt=tuple(_prompt(language, one) for one in columns[0]),
+        prompt=tuple(_prompt(language, one) for one in encoded),
         answer=tuple(example.response for example in examples),
     )
 

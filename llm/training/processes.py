@@ -12,10 +12,16 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, redirect_stderr, redirect_stdout
-from typing import Any, TypeVar
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llm.ranks import joined, place, started
 from markov.errors import InvalidInput
+from markov.files import storage
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Seconds in which process 0 may say what is wrong before other processes say it themselves.
 GRACE = 10.0
@@ -46,6 +52,19 @@ def in_first(call: Callable[[], Result]) -> Result:
     if sent[1] is not None:
         raise sent[1]
     return sent[0]
+
+
+def kept_table(path: Path, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    """Return the table that is kept in a file, made by all processes and kept where it is missing.
+
+    Process 0 writes and reads it. A table that cannot be read is set aside, and made again.
+    """
+    found = in_first(partial(storage.read_kept, path, storage.read_table))
+    if found is None:
+        in_first(partial(storage.write_table, make(), path, {}))
+        found = in_first(partial(storage.read_table, path))
+    found.attrs = {}
+    return found
 
 
 def first_alone(context: AbstractContextManager[Any]) -> AbstractContextManager[Any]:

@@ -7,6 +7,7 @@ import functools
 import io
 import json
 import math
+import pkgutil
 import sys
 import warnings
 from collections.abc import Iterator
@@ -252,12 +253,43 @@ def all_commands(folder: Path, out: Path, *, shards: bool = False) -> None:
     (out / f"passes{place()}.json").write_text(json.dumps(passes))
 
 
-def in_two(folder: str, whole: str, shards: str) -> None:
+# By what a command writes: what it is stopped in, and after how many calls of it.
+STOPPED = {
+    "score.parquet": ("llm.scoring.gradients.gradient_norms", 0),
+    "evaluation": ("llm.evaluation.tofu.generate", 1),
+    "relearning.parquet": ("llm.evaluation.relearning.relearn", 1),
+}
+
+
+def stopped(folder: Path, out: Path) -> None:
+    """What the commands write that are stopped in the middle, and given again."""
+    for name, (part, after) in STOPPED.items():
+        arguments = [*commands(folder, shards=False)[name], "--device", "cpu"]
+        command = parse([*arguments, "--out", str(out / name)])
+        left = [*[pkgutil.resolve_name(part)] * after, None]
+
+        def until(*given: Any, left: list[Any] = left, **options: Any) -> Any:
+            call = left.pop(0)
+            if call is None:
+                raise KeyboardInterrupt
+            return call(*given, **options)
+
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+                patch.setattr(part, until)
+                act(command)
+            assert left == [], part
+            act(command)
+
+
+def in_two(folder: str, whole: str, shards: str, again: str) -> None:
     """All commands in this process of two: with whole models first, then with models in shards."""
     from tests.llm.unlearning.test_unlearning import as_shards
 
     torch.set_num_threads(1)
     all_commands(Path(folder), Path(whole))
+    stopped(Path(folder), Path(again))
     as_shards()
     all_commands(Path(folder), Path(shards), shards=True)
     assert started() == torch.distributed.get_world_size() == 2
@@ -267,12 +299,12 @@ def in_two(folder: str, whole: str, shards: str) -> None:
 @pytest.fixture(scope="module")
 def outs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The folders that one process wrote, and two."""
-    names = ("one", "two", "shards")
+    names = ("one", "two", "shards", "stopped")
     found = {name: tmp_path_factory.mktemp(name) for name in names}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SIMNPO_LAB_CACHE", str(tmp_path_factory.mktemp("cache")))
         all_commands(folder, found["one"])
-        paths = [str(folder), str(found["two"]), str(found["shards"])]
+        paths = [str(folder), *(str(found[name]) for name in names[1:])]
         code = f"from tests.llm.test_ranks import *; in_two(*{paths!r})"
         done = torchrun("--no-python", sys.executable, "-c", code, cpu=False)
         assert done.returncode == 0, done.stderr
@@ -319,6 +351,17 @@ def test_two_processes_write_what_one_does(kind: str, name: str, outs: dict[str,
         return check_tables(found, want)
     assert check_alike(found, want) > 0
     assert sorted(one.name for one in found.iterdir()) == sorted(one.name for one in want.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STOPPED)
+def test_what_two_processes_were_stopped_in_they_write_as_one_does(
+    name: str, outs: dict[str, Path]
+) -> None:
+    found, want = outs["stopped"] / name, outs["one"] / name
+    if want.is_file():
+        return check_tables(found, want)
+    assert check_alike(found, want) > 0
 
 
 @pytest.mark.slow
