@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm.jobs.planning import planned
+from llm.jobs.planning import planned, runs_at_a_time
 from llm.jobs.study_settings import Study, checked
 from llm.jobs.studying import studied
 
@@ -28,7 +28,8 @@ def study(command: Study) -> None:
     from llm.logs.summaries import markdown
 
     command = checked(command)
-    planned(command, training=True, writing=command.max_new_tokens)
+    runs = runs_at_a_time(command.jobs, len(command.methods))
+    planned(command, training=True, writing=command.max_new_tokens, runs=runs)
     print(
         f"{command.model} learns and forgets {command.data}, seeds "
         f"{' '.join(map(str, command.seeds))}: {len(command.methods)} methods"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from llm.jobs.planning import planned
-from llm.jobs.sweeping import Sweep, checked, runs_of, swept, task_of
+from llm.jobs.planning import planned, runs_at_a_time
+from llm.jobs.sweeping import Sweep, checked, jobs_of, runs_of, swept, task_of
 
 ENDINGS = {
     "not forgetting": "did not forget: its answers are as likely as before, or likelier",
@@ -17,7 +17,8 @@ def sweep(command: Sweep) -> None:
     from llm.logs.summaries import lacking, markdown
 
     command = checked(command)
-    planned(command, training=True, writing=command.max_new_tokens)
+    runs = runs_at_a_time(jobs_of(command), len(runs_of(command)))
+    planned(command, training=True, writing=command.max_new_tokens, runs=runs)
     task_of(command)
     rates = {f"{run.optimization.learning_rate:g}" for run in runs_of(command)}
     beside = f", beside {command.retrained}" if command.retrained else ", beside no retrained model"

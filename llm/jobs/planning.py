@@ -16,7 +16,7 @@ from llm.training.processes import in_first
 from markov.errors import InvalidInput, require_number
 
 if TYPE_CHECKING:
-    from llm.training.plan import Plan, Planner
+    from llm.training.plan import Plan, Planner, Work
 
 LARGE = 10**9  # parameters from which products are in bfloat16 on a GPU
 OFTEN = 4 * 10**9  # bytes of a state that is written after every epoch
@@ -46,14 +46,15 @@ class MemoryOption:
 
 
 def planned(
-    command: Any, *, training: bool = False, writing: int = 0, copies: int = 0
+    command: Any, *, training: bool = False, writing: int = 0, copies: int = 0, runs: int = 1
 ) -> Plan | None:
     """Print what the work of a command takes at its peak, and return it.
 
     The options of the command say the model and how it is run. `training` says whether all its
     parameters, or adapters, are trained; `writing` how many tokens of an answer it writes; `copies`
-    how many whole copies of the parameters are held besides. It is None, and nothing is printed,
-    for small models, such as those made here, and for others whose size is not known.
+    how many whole copies of the parameters are held besides; `runs` how many such runs share the
+    processor at a time. It is None, and nothing is printed, for small models, such as those made
+    here, and for others whose size is not known.
 
     Raises `InvalidInput` for what takes more than is free, with the options that would fit.
     """
@@ -65,7 +66,8 @@ def planned(
     planner = _planner(command, always=room is not None)
     if planner is None or (room is None and planner.count() * 4 < SMALL_BYTES):
         return None
-    return _checked(command, planner, room, training, writing, copies)
+    work = _work(command, training, writing, copies)
+    return _checked(command, planner, room, work, runs)
 
 
 def check_weights(command: Any, *, training: bool = False) -> None:
@@ -108,17 +110,11 @@ def check_weights(command: Any, *, training: bool = False) -> None:
     raise InvalidInput("memory", f"at least {gigabytes(least)} GB ({parts})", allowed)
 
 
-def _checked(
-    command: Any, planner: Planner, given: int | None, training: bool, writing: int, copies: int
-) -> Plan:
-    from llm.models.language_model import find_device
-    from llm.training.memory import free_memory, gigabytes, give_back_at_once
-    from llm.training.plan import Work, fitting
+def _work(command: Any, training: bool, writing: int, copies: int) -> Work:
+    from llm.training.plan import Work
 
-    device = find_device(command.device)
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("true", "1")
-    shared = int(os.environ.get("LOCAL_WORLD_SIZE", started()))
-    work = Work(
+    return Work(
         dtype=command.dtype,
         way=_way(command) if training else None,
         budget=command.budget,
@@ -129,20 +125,42 @@ def _checked(
         processes=started(),
         shards=sharded and started() > 1,
     )
+
+
+def _checked(command: Any, planner: Planner, given: int | None, work: Work, runs: int) -> Plan:
+    from llm.models.language_model import find_device
+    from llm.training.memory import free_memory, gigabytes, give_back_at_once
+    from llm.training.plan import fitting
+
+    device = find_device(command.device)
+    shared = int(os.environ.get("LOCAL_WORLD_SIZE", started()))
     free = given if given is not None else free_memory(device, shared)
     plan = planner.plan(work)
+    runs = 1 if device.type == "cuda" else runs  # on a GPU one follows the other
     kind = "processor" if device.type == "cpu" else "GPU" if device.type == "cuda" else device.type
     where = f"free on this {kind}" if given is None else "as --memory says"
-    if free is None or plan.total <= free:
-        if free is not None and plan.total > free / 2 and device.type == "cpu":
+    where += f", for {runs} runs at a time" if runs > 1 else ""
+    if free is None or runs * plan.total <= free:
+        if free is not None and runs * plan.total > free / 2 and device.type == "cpu":
             give_back_at_once()
         left = "" if free is None else f", {gigabytes(free)} GB {where}"
         in_first(lambda: print(f"memory: {plan}{left}", file=sys.stderr))
         return plan
-    found = fitting(planner, work, _options(command), lambda _: free)
-    instead = "no option makes it fit" if found is None else f"{found[0]} fits: {found[1]}"
+    if runs > 1 and (fewer := free // plan.total):
+        instead = f"--jobs {fewer} fits"
+    else:
+        found = fitting(planner, work, _options(command), lambda _: free)
+        one = "--jobs 1 " if runs > 1 else ""
+        instead = "no option makes it fit" if found is None else f"{one}{found[0]} fits: {found[1]}"
     allowed = f"at most {gigabytes(free)} GB {where}; {instead}"
     raise InvalidInput("memory", str(plan), allowed)
+
+
+def runs_at_a_time(jobs: int, count: int) -> int:
+    """Return how many of `count` runs are made at a time; `jobs` is joblib's number."""
+    import joblib
+
+    return max(1, min(joblib.effective_n_jobs(jobs), count))
 
 
 def _options(command: Any) -> dict[str, Any]:

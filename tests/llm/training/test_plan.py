@@ -294,6 +294,37 @@ def test_every_command_that_reads_weights_refuses_what_cannot_fit(
         assert line.startswith("error: memory = '") and "no option makes it fit" in line
 
 
+def test_runs_at_a_time_share_the_memory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = folder_of(tmp_path / "seven", num_hidden_layers=2)
+    words = ["sweep", "--model", str(place), "--data", "authors:forget10", "--device", "cpu"]
+    words += ["--retrained", str(place)]
+    words += [
+        "--methods",
+        "npo:0.1",
+        "simnpo:2.5",
+        "gradient_ascent",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+
+    def said(memory: float, jobs: int) -> str:
+        assert cli([*words, "--memory", f"{memory}GB", "--jobs", str(jobs)]) == 2
+        return capsys.readouterr().err.strip().splitlines()[0]
+
+    enough = re.match(r"memory: ([\d.]+) GB .* 400.0 GB as --memory says, for 3 runs", said(400, 8))
+    assert enough is not None
+    one = float(enough[1])
+    assert "runs at a time" not in said(400, 1)
+    few = said(2.5 * one, 3)
+    assert few.startswith("error: memory = ") and few.endswith(
+        "for 3 runs at a time; --jobs 2 fits"
+    )
+    assert re.search(r"for 3 runs at a time; --jobs 1 --lora-rank 8.* fits: ", said(0.9 * one, 3))
+    assert said(2.5 * one, 2).startswith("memory: ")
+
+
 @pytest.mark.parametrize(
     ("size", "text"),
     [(0, "0.0"), (1, "1e-09"), (4e6, "0.004"), (5e7, "0.1"), (1.26e9, "1.3"), (81e9, "81.0")],
