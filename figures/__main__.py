@@ -24,6 +24,8 @@ from figures.catalogue import (
     EVALUATED,
     FIGURES,
     GALLERY,
+    NOT_OF_RUNS,
+    OF_DEFAULT,
     STUDY,
     module_of,
     unstudied,
@@ -302,6 +304,12 @@ def check_own(arguments: Arguments) -> None:
     require(not unused, "study", str(arguments.study), "left out with --runs and --model")
     whole = arguments.study is not None and arguments.gallery and not arguments.names
     require(not whole, "gallery", True, "with --study, beside the NAMEs of the figures to refresh")
+    for field, none in (("model", OF_DEFAULT), ("runs", NOT_OF_RUNS)):
+        given = getattr(arguments, field)
+        odd = [name for name in arguments.names if name in none and given]
+        shown = given if isinstance(given, str) else " ".join(map(str, given or ()))
+        allowed = f"left out with {' '.join(odd[:1])}, which is not drawn of it"
+        require(not odd, field, shown, allowed)
     allowed = "left out with --runs, which are runs of a model already"
     require(arguments.model is None or not arguments.runs, "model", arguments.model, allowed)
 

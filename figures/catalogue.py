@@ -245,11 +245,15 @@ EVALUATED = (
 # Why no study holds what a figure draws.
 UNSTUDIED = {
     "muse_tradeoff": "a study forgets answers to questions, not MUSE's texts",
-    "llm_reference_noise": "no run of a study has a perturbed reference",
+    "llm_reference_noise": "no run of a study has a perturbed reference; --model makes such runs",
     "llm_sequential": "a study makes one request, not several in turn",
     "llm_beside": "it is of the default model and of SmolLM2",
     "divergence": "a study does not record the KL to the original along its runs",
 }
+# Always of models that are made here.
+OF_DEFAULT = ("llm_beside", "llm_sequential", "muse_tradeoff")
+# Of more than what single runs of unlearning hold.
+NOT_OF_RUNS = (*OF_DEFAULT, *EVALUATED, "llm_reference_noise")
 GALLERY = tuple(entry.name for entry in CATALOGUE if entry.gallery)
 
 

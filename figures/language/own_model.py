@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from figures.cache import Context, cache_key, discard_stale
 from llm.data.sources import read
 from llm.data.splits import retain_of
+from llm.data.tofu import Example
 from llm.jobs.estimating import seconds_of_runs, spoken
 from llm.jobs.planning import MemoryOption
 from llm.jobs.settings import lora_of, rate_of
-from llm.models.answers import answer_log
-from llm.models.language_model import check_same_vocabulary
+from llm.logs.log import EvaluationLog
+from llm.models.answers import answer_log, log_of, scores
+from llm.models.language_model import LanguageModel, check_same_vocabulary, perturbed
 from llm.models.names import check_retrained, data_of, is_small
 from llm.models.source import ModelOptions, load_model
 from llm.training.checkpointing import parameters_digest
@@ -94,12 +96,36 @@ def own_model(
     return found
 
 
-def runs_of_own(context: Context, own: OwnModel, wanted: Iterable[Unlearning]) -> list[Run]:
+class Perturbation(NamedTuple):
+    """How the reference is perturbed: averaged with Gaussian weights.
+
+    See `llm.models.language_model.perturbed`.
+    """
+
+    scale: float
+    share: float = 0.5
+
+    def log(
+        self, language: LanguageModel, forget: Sequence[Example], seed: int, **ways: Any
+    ) -> EvaluationLog:
+        """Return what the perturbed model says of the forget data; `ways` are as of `scores`."""
+        model = perturbed(language.model, scale=self.scale, share=self.share, seed=seed)
+        found = scores(language._replace(model=model), forget, **ways)
+        return log_of(found.assign(answer="gold"), "the perturbed reference")
+
+
+def runs_of_own(
+    context: Context,
+    own: OwnModel,
+    wanted: Sequence[Unlearning],
+    noises: Sequence[Perturbation | None] = (),
+) -> list[Run]:
     """Return a run for each of the settings, with the optimisation of `own`.
 
-    Runs come from the cache or are made now; how long that takes for a large model is printed
-    first, at the speed that is measured for it. Raises `InvalidInput` as `load_model`, `read` and
-    `unlearn_into` do, and for a retrained model of another vocabulary.
+    `noises` say by how much the reference of each run is perturbed, if it is. Runs come from the
+    cache or are made now; how long that takes for a large model is printed first, at the speed that
+    is measured for it. Raises `InvalidInput` as `load_model`, `read` and `unlearn_into` do, and for
+    a retrained model of another vocabulary.
     """
     forget, retain = read(own.data), read(own.retain_data)
     options, lora = own.options(), lora_of(own.lora_rank)
@@ -117,23 +143,28 @@ def runs_of_own(context: Context, own: OwnModel, wanted: Iterable[Unlearning]) -
         del other  # its memory is needed
     digest, found = parameters_digest(language.model), []
     described = {**vars(own), "memory": None}  # which only says what is refused
-    asked: list[tuple[Path, Unlearning]] = []
-    for one in wanted:
+    asked: list[tuple[Path, Unlearning, Perturbation | None]] = []
+    for one, noise in zip(wanted, noises or [None] * len(wanted), strict=True):
         settings = replace(one, optimization=own.optimization(one.optimization), lora=lora)
-        key = {"own": described, "parameters": digest, "unlearning": settings}
+        key = {"own": described, "parameters": digest, "unlearning": settings, "noise": noise}
         folder = storage.cache_dir() / "unlearning" / cache_key(key, __name__)
         discard_stale(context, folder, folder / EPOCHS)
-        asked.append((folder, settings))
-    left = [settings for folder, settings in asked if not (folder / EPOCHS).exists()]
+        asked.append((folder, settings, noise))
+    left = [settings for folder, settings, _ in asked if not (folder / EPOCHS).exists()]
     if left and not is_small(own.model):
         length = own.max_length
         seconds = seconds_of_runs(language, forget, retain, left, max_length=length)
         print(f"runs of {own.model} to make: {len(left)}, {spoken(seconds)}", file=sys.stderr)
-    for number, (folder, settings) in enumerate(asked):
+    for number, (folder, settings, noise) in enumerate(asked):
         if number > 0:  # the run before changed the model in place
             language = load_model(options)
             same = parameters_digest(language.model) == digest
             require(same, "model", own.model, "one that stays as it is meanwhile")
+        reference = None
+        if noise is not None:
+            ways = {"budget": own.budget, "progress": context.progress}
+            seed, length = settings.optimization.seed, own.max_length
+            reference = noise.log(language, forget, seed, max_length=length, **ways)
         found.append(
             unlearn_into(
                 folder,
@@ -141,6 +172,7 @@ def runs_of_own(context: Context, own: OwnModel, wanted: Iterable[Unlearning]) -
                 forget,
                 retain,
                 settings,
+                reference=reference,
                 retrained=retrained,
                 max_length=own.max_length,
                 parameters=digest,

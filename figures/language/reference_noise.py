@@ -1,6 +1,6 @@
 """What does a spoiled reference do to NPO (paper, A1)?
 
-The default model unlearns beside a perturbed copy of itself.
+The default model, or one of the user's own, unlearns beside a perturbed copy of itself.
 
 The reference is the model with its weights averaged with Gaussian ones, scale times as wide as its
 own; scale 0 only halves them. Such a reference knows the answers less well, so that at the start
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -33,9 +34,11 @@ from matplotlib.figure import Figure
 
 from figures import style
 from figures.cache import Context
-from figures.language.runs import Perturbation, Wanted, runs_of, study, trajectories
+from figures.language.own_model import Perturbation
+from figures.language.runs import Wanted, models_runs, source_of, study, trajectories
 from llm.logs.measures import forget_quality
 from llm.unlearning.runs import Run
+from markov.errors import require
 from markov.objectives import method_name
 
 OWN, START, NONE = "own", "before unlearning", "none"
@@ -53,19 +56,22 @@ class Referenced(NamedTuple):
 
 
 def data(context: Context) -> pd.DataFrame:
-    """Return NPO beside its own reference and perturbed ones, and SimNPO.
+    """Return NPO beside its own reference and perturbed ones, and SimNPO: see `frame_of_runs`.
 
-    They are always on the default model: see `frame_of_runs`.
+    They are on the default model, or on one of the user's own, which needs a retrained one.
     """
-    chosen = study(context.scale)
+    chosen, own = study(context.scale), context.own
+    known = own is None or own.retrained is not None
+    require(known, "retrained", None, "the model retrained without the forget data")
     corners = {method_name(objective): objective for objective in chosen.objectives().values()}
     wanted = {OWN: Wanted(corners["npo"])}
     wanted |= {
         f"{scale:g}": Wanted(corners["npo"], noise=Perturbation(scale)) for scale in chosen.noises
     }
     wanted[NONE] = Wanted(corners["simnpo"])
-    found = runs_of(context, list(wanted.values()))
-    return frame_of_runs([Referenced(*pair) for pair in zip(wanted, found, strict=True)])
+    found = models_runs(context, list(wanted.values()))
+    frame = frame_of_runs([Referenced(*pair) for pair in zip(wanted, found, strict=True)])
+    return frame.assign(source=source_of(replace(context, runs=())))
 
 
 def frame_of_runs(found: Sequence[Referenced]) -> pd.DataFrame:
@@ -162,6 +168,8 @@ def plot(frame: pd.DataFrame) -> Figure:
     retain.set_ylabel("retain loss, nats per token")
     retain.margins(y=0.15)
     retain.set_ylim(bottom=0)
+    if "source" in frame:
+        figure.supxlabel(str(frame["source"].iloc[0]), fontsize=8)
     handles, labels = factor.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3)
     return figure

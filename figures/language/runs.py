@@ -18,14 +18,14 @@ import pandas as pd
 
 from figures.cache import Context, cache_key, cached, is_fresh
 from figures.language import studies
-from figures.language.own_model import runs_of_own
+from figures.language.own_model import Perturbation, runs_of_own
 from figures.language.sources import Models, models
 from figures.scale import Scale
 from llm.data.authors.corpus import Authors
 from llm.diagnostics.weights import corners
 from llm.logs.log import EvaluationLog
-from llm.models.answers import answer_log, log_of, log_table, scores
-from llm.models.language_model import LanguageModel, perturbed
+from llm.models.answers import answer_log, log_of, log_table
+from llm.models.language_model import LanguageModel
 from llm.models.small_authors import AUTHORS_BUDGET, DefaultModels, build, folder_of, sets
 from llm.sweeps.parallel import several
 from llm.training.loop import Optimization
@@ -113,16 +113,6 @@ def study(scale: Scale) -> AuthorsStudy:
     )
 
 
-class Perturbation(NamedTuple):
-    """How the reference is perturbed: averaged with Gaussian weights.
-
-    See `llm.models.language_model.perturbed`.
-    """
-
-    scale: float
-    share: float = 0.5
-
-
 class Wanted(NamedTuple):
     """A run of the study: what is minimised and on what.
 
@@ -159,9 +149,7 @@ def run_of(
     language = _build(context, start)
     reference = None
     if noise is not None:
-        model = perturbed(language.model, scale=noise.scale, share=noise.share, seed=SEED)
-        found = scores(language._replace(model=model), forget, progress=context.progress)
-        reference = log_of(found.assign(answer="gold"), "the perturbed reference")
+        reference = noise.log(language, forget, SEED, progress=context.progress)
     return unlearn_into(
         folder,
         language,
@@ -185,15 +173,20 @@ def runs(context: Context, start: str = "original", *, far: bool = False) -> lis
         return [read_run(folder) for folder in context.runs]
     if context.study:
         return studies.corners(context.study)[0]
-    if context.own:
-        chosen = replace(chosen, epochs=context.own.epochs or chosen.epochs)
-        settings = (
-            chosen.unlearning(objective, far=far) for objective in chosen.objectives().values()
-        )
-        return runs_of_own(context, context.own, settings)
-    return runs_of(
-        context, [Wanted(objective, start, far=far) for objective in chosen.objectives().values()]
+    return models_runs(
+        context,
+        [Wanted(objective, start, far=far) for objective in chosen.objectives().values()],
     )
+
+
+def models_runs(context: Context, wanted: Sequence[Wanted]) -> list[Run]:
+    """Return runs of the study in this order, on the user's own model where there is one."""
+    if context.own is None:
+        return runs_of(context, wanted)
+    chosen = study(context.scale)
+    chosen = replace(chosen, epochs=context.own.epochs or chosen.epochs)
+    settings = [chosen.unlearning(one.objective, far=one.far) for one in wanted]
+    return runs_of_own(context, context.own, settings, [one.noise for one in wanted])
 
 
 def runs_of(context: Context, wanted: Sequence[Wanted]) -> list[Run]:

@@ -48,6 +48,7 @@ from figures.language.runs import (
 )
 from figures.language.trajectories import at_epochs, frame_of_runs, panels_of
 from figures.scale import quick_scale
+from llm.data.sources import read
 from llm.diagnostics.weights import corners
 from llm.logs.log import Answers, EvaluationLog, truth_ratio
 from llm.models.answers import log_table, scores
@@ -408,6 +409,51 @@ def test_what_the_users_own_model_went_through_is_kept_and_made_again_on_request
     assert made(0.0) == first and "to make" not in capsys.readouterr().err
     later = made(first / 1e9 + 0.001)
     assert later > first and made(later / 1e9 - 0.001) == later
+
+
+@pytest.mark.filterwarnings("ignore:.*collapsed|nothing was forgotten:RuntimeWarning")
+def test_the_reference_of_a_model_of_the_users_own_is_perturbed(context: Context) -> None:
+    folders = {kind: str(folder_of(TINY.models, kind)) for kind in ("original", "retrained")}
+    for kind in folders:
+        build(TINY.models, kind, progress=False)
+    data: dict[str, Any] = {"data": "authors:forget01", "retain_data": "authors:retain99"}
+    own = OwnModel(model=folders["original"], retrained=None, **data, learning_rate=1e-3, batch=7)
+    with pytest.raises(InvalidInput, match="retrained = None"):
+        reference_noise.data(replace(context, own=own))
+    own = replace(own, retrained=folders["retrained"])
+    frame = reference_noise.data(replace(context, own=own))
+    assert set(frame["source"]) == {f"{Path(own.model).name}, authors:forget01"}
+    start = frame[(frame["kind"] == "example") & (frame["epoch"] == 0)].set_index("reference")
+    noises = [f"{scale:g}" for scale in TINY.noises]
+    assert set(start.index) == {reference_noise.OWN, reference_noise.NONE, *noises}
+    assert np.allclose(start.loc[reference_noise.OWN, "factor"].to_numpy(dtype=float), 1)
+    language, forget = load_saved(own.model, device="cpu"), read("authors:forget01")
+    for scale in TINY.noises:
+        model = perturbed(language.model, scale=scale, seed=0)
+        want = scores(language._replace(model=model), forget, progress=False)
+        found = start.loc[[f"{scale:g}"]].set_index("index")["ref"].astype(float)
+        np.testing.assert_allclose(
+            found.to_numpy(), want.set_index("index")["logp"].loc[found.index], rtol=1e-5
+        )
+    assert drawn(reference_noise, frame).get_supxlabel() == frame["source"].iloc[0]
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ("model", "llm_sequential --model out/mine --retrained out/theirs"),
+        ("model", "llm_beside --model out/mine"),
+        ("runs", "llm_tradeoff --runs out/npo"),
+        ("runs", "llm_reference_noise llm_weights_length --runs out/npo out/mine"),
+    ],
+)
+def test_a_figure_that_is_not_drawn_of_what_was_given_is_refused(
+    field: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert figures_cli([*words.split(), "--out", str(tmp_path / "drawn")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {field} = 'out/") and words.split()[0] in line
+    assert not (tmp_path / "drawn").exists()
 
 
 @pytest.mark.filterwarnings("ignore:.*collapsed|nothing was forgotten:RuntimeWarning")
