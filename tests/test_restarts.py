@@ -225,6 +225,22 @@ def test_sets_that_were_scored_or_written_are_not_made_again(
     )
 
 
+def test_an_evaluation_that_is_refused_late_leaves_its_folder_free(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(build(TINY, "original", progress=False), tmp_path / "model", {})
+    tofu.write(FORGET, tmp_path / "forget.json")
+    words = "evaluate --model model --device cpu --data forget.json --retain-data forget.json"
+
+    def evaluated(tokens: int) -> int:
+        return cli([*words.split(), "--max-new-tokens", str(tokens), "--out", "found"])
+
+    assert evaluated(99999) == 2  # more than the model has places: known when answers are written
+    assert "max_new_tokens = 99999" in capsys.readouterr().err
+    assert not (tmp_path / "found").exists()
+    assert evaluated(2) == 0
+
+
 def test_a_build_copies_what_is_not_there_and_leaves_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

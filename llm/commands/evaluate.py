@@ -193,10 +193,10 @@ def _of_model(command: Evaluate) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog 
         asked |= {"retrained_parameters": parameters_digest(other.model)}
         retrained = answer_log(other, sets.forget, **options)
         del other
-    names = (OPEN_UNLEARNING, SUMMARY, TABLE, *TASKS.values(), AGGREGATED)
-    with first_alone(folders.given_back(command.out, JOB)):
+    names = (OPEN_UNLEARNING, SUMMARY, TABLE, *TASKS.values(), AGGREGATED, PARTS)
+    with first_alone(folders.given_back(command.out, JOB, PARTS)):
         in_first(lambda: folders.claim(command.out, JOB, asked, names=names, passing=(PARTS,)))
-        parts = unfinished(command.out, asked)
+        parts = unfinished(command.out, {**asked, "device": language.model.device.type})
         return _evaluated(command, language, parameters, sets, retrained, parts)
 
 

@@ -18,9 +18,16 @@ if TYPE_CHECKING:
 
 def print_gate(gate: pd.DataFrame, floor: tuple[float, ...]) -> None:
     """Print whether the models of a study are fit to compare methods by."""
+    from llm.evaluation.gate import INCONCLUSIVE
+
     print(gate.to_string(index=False, float_format="{:.3f}".format, na_rep="-"))
+    if (gate["verdict"] == INCONCLUSIVE).any():
+        print(
+            "inconclusive: by so few questions the utilities may be alike or not. Judge no method "
+            "by its utility; more --measured-answers tell more, with another --out"
+        )
     for value in floor:
-        print(f"D between two retrained models: {value:.3f}, which no method can be asked to beat")
+        print(f"D between two retrained models: {value:.3f}; a smaller D is no better")
 
 
 def study(command: Study) -> None:

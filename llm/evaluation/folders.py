@@ -26,7 +26,7 @@ from markov.errors import InvalidInput, require
 from markov.files import folders, storage
 from markov.files.storage import Location
 
-JOB, NAMES = "evaluation", (OPEN_UNLEARNING, SUMMARY)
+JOB, NAMES = "evaluation", (OPEN_UNLEARNING, SUMMARY, PARTS)
 COLUMNS = ("forget_quality", "ks_statistic", "model_utility")  # of `tofu_measure`
 
 
@@ -84,12 +84,17 @@ def evaluate_into(
         restore_summary(path)
         folders.tidy(folder, JOB)
         return logs
-    with folders.given_back(folder, JOB):
+    with folders.given_back(folder, JOB, PARTS):
         folders.claim(folder, JOB, asked, names=NAMES, passing=(PARTS,))
-        language, parts = start(), unfinished(folder, asked)
+        language = start()
+        # The words of `settings` may name another model by now.
+        digest = parameters_digest(language.model)
+        where = [str(language.model.dtype), language.model.device.type]
+        parts = unfinished(folder, [asked, digest, language.template, budget, *where])
         ways: dict[str, Any] = {"budget": budget, "parts": parts, "progress": progress}
         logs = evaluate(language, fitting(sets), **options, **ways)
-    write_tofu_eval(logs, folder, manifest(asked, language, max_new_tokens), variant=variant)
+    about = manifest(asked, language, max_new_tokens, digest)
+    write_tofu_eval(logs, folder, about, variant=variant)
     folders.tidy(folder, JOB)
     return logs
 

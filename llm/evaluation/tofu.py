@@ -27,7 +27,7 @@ from markov.console.progress import bar
 from markov.files import storage
 from markov.files.storage import Location
 
-PARTS = "unfinished"
+PARTS = ".unfinished"
 
 
 def evaluate(
@@ -107,8 +107,8 @@ def task_log(
 def unfinished(folder: Location, asked: object) -> Path:
     """Return where, in a folder, the finished parts of an evaluation are kept until all are.
 
-    `asked` is what the evaluation depends on; beside it the place depends on the code. The whole
-    folder `PARTS` is of no use once the evaluation is written.
+    `asked` is all that its numbers depend on, to the last digit; beside it the place depends on the
+    code. The whole folder `PARTS` is of no use once the evaluation is written.
     """
     return Path(folder) / PARTS / storage.fingerprint(asked, __name__)
 

@@ -128,6 +128,8 @@ def _work(command: Any, training: bool, writing: int, copies: int) -> Work:
 
 
 def _checked(command: Any, planner: Planner, given: int | None, work: Work, runs: int) -> Plan:
+    import torch
+
     from llm.models.language_model import find_device
     from llm.training.memory import free_memory, gigabytes, give_back_at_once
     from llm.training.plan import fitting
@@ -136,15 +138,15 @@ def _checked(command: Any, planner: Planner, given: int | None, work: Work, runs
     shared = int(os.environ.get("LOCAL_WORLD_SIZE", started()))
     free = given if given is not None else free_memory(device, shared)
     plan = planner.plan(work)
-    runs = 1 if device.type == "cuda" else runs  # on a GPU one follows the other
+    runs = 1 if torch.cuda.is_available() else runs  # beside a GPU one follows the other
+    all_runs = f"{runs} x {gigabytes(plan.total)} GB, each " if runs > 1 else ""
     kind = "processor" if device.type == "cpu" else "GPU" if device.type == "cuda" else device.type
     where = f"free on this {kind}" if given is None else "as --memory says"
-    where += f", for {runs} runs at a time" if runs > 1 else ""
     if free is None or runs * plan.total <= free:
         if free is not None and runs * plan.total > free / 2 and device.type == "cpu":
             give_back_at_once()
         left = "" if free is None else f", {gigabytes(free)} GB {where}"
-        in_first(lambda: print(f"memory: {plan}{left}", file=sys.stderr))
+        in_first(lambda: print(f"memory: {all_runs}{plan}{left}", file=sys.stderr))
         return plan
     if runs > 1 and (fewer := free // plan.total):
         instead = f"--jobs {fewer} fits"
@@ -153,7 +155,7 @@ def _checked(command: Any, planner: Planner, given: int | None, work: Work, runs
         one = "--jobs 1 " if runs > 1 else ""
         instead = "no option makes it fit" if found is None else f"{one}{found[0]} fits: {found[1]}"
     allowed = f"at most {gigabytes(free)} GB {where}; {instead}"
-    raise InvalidInput("memory", str(plan), allowed)
+    raise InvalidInput("memory", f"{all_runs}{plan}", allowed)
 
 
 def runs_at_a_time(jobs: int, count: int) -> int:

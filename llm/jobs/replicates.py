@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from llm.evaluation.attacks import Relearning
     from llm.jobs.study_settings import Study
     from llm.logs.log import EvaluationLog
+    from llm.logs.measures import TofuLogs
     from llm.sweeps.sweep import Task
     from llm.training.settings import Optimization
 
@@ -39,6 +40,15 @@ class Replicate(NamedTuple):
     @property
     def seed(self) -> int:
         return self.asked.seeds[0]
+
+    def logs(self) -> tuple[TofuLogs, TofuLogs]:
+        """Return what the original and the retrained model say, asked now if they were not yet."""
+        from llm.sweeps.sweep import baseline
+
+        original, retrained = (
+            baseline(self.place / "sweep" / kind, self.task, kind) for kind in KINDS
+        )
+        return original, retrained
 
     def retrained_log(self) -> EvaluationLog:
         """Return what the retrained model says of the forget data, asked now if it was not yet."""

@@ -14,7 +14,7 @@ from llm.jobs.sweeping import runs_of
 from llm.models.names import check
 from llm.models.source import ModelOptions
 from llm.scoring.limits import NEW_TOKENS
-from markov.errors import require, require_epochs, require_whole
+from markov.errors import require, require_epochs, require_jobs, require_whole
 from markov.files import folders
 from markov.files.storage import Location
 
@@ -179,6 +179,7 @@ def checked(asked: Study) -> Study:
         require(getattr(asked, name) is None, name, getattr(asked, name), allowed)
     for name in ("learning_epochs", "learning_batch", "epochs"):
         require_whole(getattr(asked, name), name, 1)
+    require_jobs(asked.jobs)
     require(len(set(asked.seeds)) == len(asked.seeds) > 0, "seeds", asked.seeds, "each seed once")
     every = (*asked.seeds, *asked.floor_seeds)
     allowed = "other seeds than --seeds, each once"

@@ -125,13 +125,14 @@ def _compared(
     progress: bool,
     on_gate: Callable[[pd.DataFrame, tuple[float, ...]], object] | None,
 ) -> Studied:
-    """Compare the methods by the models of all seeds, if these pass the gate."""
-    from llm.evaluation.gate import floor, gate
+    """Compare the methods by the models of all seeds, unless these fail at the gate."""
+    from llm.evaluation.gate import FAILS, floor, gate
 
     out = asked.out
-    before = [swept(one, (), progress) for one in seeds]
-    found = gate({one.seed: table for one, table in zip(seeds, before, strict=True)})
-    lacking = found[~found["passed"]]
+    for one in seeds:
+        swept(one, (), progress)
+    found = gate({one.seed: one.logs() for one in seeds})
+    lacking = found[found["verdict"] == FAILS]
     refused = len(lacking) > 0 and not asked.despite_gate
     # No floor is made below two models that no method is compared by.
     more = () if refused else asked.floor_seeds
@@ -151,20 +152,12 @@ def _compared(
 
 
 def _refusal(check: pd.Series) -> InvalidInput:
-    """Return what is said of a check that does not pass."""
-    from llm.evaluation.gate import APART
-
-    instead = "Other --learning-epochs or --learning-rate may help, with another --out"
-    if check["low"] <= APART:
-        instead = (
-            f"It is between {check['low']:.3f} and {check['high']:.3f}, so that it can be chance: "
-            "more --measured-answers would tell, with another --out"
-        )
+    """Return what is said of a check that fails."""
     return InvalidInput(
         f"gate, {check['check']}, seed {check['seed']}",
         round(float(check["value"]), 3),
-        f"{check['allowed']}: with such models no method can be judged. {instead}; "
-        "--despite-gate goes on",
+        f"{check['allowed']}: with such models no method can be judged. Other --learning-epochs or "
+        "--learning-rate may help, with another --out; --despite-gate goes on",
     )
 
 

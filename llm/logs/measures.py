@@ -28,14 +28,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int, Shaped
 from scipy import special, stats
 
-from llm.intervals import percentile_interval, resample
+from llm.intervals import Estimate, percentile_interval, resample
 from llm.logs.log import EvaluationLog, align, log_truth_ratio
 from markov.errors import InvalidInput, require, require_whole
 
@@ -281,6 +281,34 @@ def model_utility(logs: TofuLogs, variant: str = "geometric") -> float:
         for kind in MEASURES
     ]
     return float(harmonic_mean(np.array(nine)))
+
+
+def utility_difference(
+    logs: TofuLogs, other: TofuLogs, *, variant: str = "geometric", seed: int = 0
+) -> Estimate:
+    """Return the utility of one model less that of another, with its 95% interval over questions.
+
+    Both models were asked the same questions, matched by index, which are drawn together: what is
+    hard for both moves both. Raises `InvalidInput` as `align` and `model_utility` do.
+    """
+    check_variant(variant)
+    rng, count = np.random.default_rng(seed), 0
+    points: tuple[list[Any], list[Any]] = ([], [])
+    drawn: tuple[list[Any], list[Any]] = ([], [])
+    for task in UTILITY_TASKS:
+        pair = logs.of(task), align(logs.of(task), other.of(task))
+        draws = resample(len(pair[0].index), REPLICATES, rng)
+        count += draws.shape[1]
+        for kind in MEASURES:
+            for place, log in enumerate(pair):
+                values = example_values(log, task, kind, variant)
+                points[place].append(values.mean())
+                drawn[place].append(values[draws].mean(axis=1))
+    value, replicates = (
+        harmonic_mean(np.array(own).T) - harmonic_mean(np.array(theirs).T)
+        for own, theirs in (points, drawn)
+    )
+    return percentile_interval(float(value), replicates, count)
 
 
 def resampled_statistics(

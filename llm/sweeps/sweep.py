@@ -313,6 +313,7 @@ def run_in(
     except InvalidInput:
         if _status(folder) != NAN:
             raise
+        folders.tidy(folder, EVALUATION)
         logs = None
     if task.save_models and logs is not None and not os.path.lexists(folder / MODEL):
         with laps(task.times, run.word) as lap:  # it was measured before anybody asked to keep it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -104,7 +105,9 @@ def give_back_at_once() -> None:
     """Let the C library give pieces of a megabyte or more back to the system when they are freed.
 
     Otherwise it keeps them for itself, with small pieces in between, so that a process can take
-    much more than it holds. It costs some time. Nothing is done where there is no such setting.
+    much more than it holds. It costs some time. Processes that are started from here do the same.
+    Nothing is done where there is no such setting.
     """
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(PIECE))
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, PIECE)

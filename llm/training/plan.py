@@ -254,7 +254,8 @@ def changes(work: Work, options: Container[str]) -> Iterator[tuple[str, Work]]:
         words, less = changed(work, names, budget, options)
         if len(words) == len(names) + (budget is not None):
             yield " ".join(words), less
-    if work.way is not None and work.way.lora is None and not work.shards:
+    alone = "jobs" in options  # a command of one process
+    if work.way is not None and work.way.lora is None and not (work.shards or alone):
         for devices in DEVICES:
             kept = [name for name in ways if name == "checkpointing"]
             words, less = changed(work, kept, None, options)

@@ -61,8 +61,11 @@ def kept_table(path: Path, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
     """
     found = in_first(partial(storage.read_kept, path, storage.read_table))
     if found is None:
-        in_first(partial(storage.write_table, make(), path, {}))
-        found = in_first(partial(storage.read_table, path))
+        made = make()
+        in_first(partial(storage.write_table, made, path, {}))
+        # Another command may have finished the same work meanwhile, and put its parts away.
+        found = in_first(partial(storage.read_kept, path, storage.read_table))
+        found = made if found is None else found
     found.attrs = {}
     return found
 

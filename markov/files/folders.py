@@ -131,12 +131,13 @@ def _other(claims: Mapping[str, Mapping[str, Any]], job: str, rendered: Any) -> 
 
 
 @contextmanager
-def given_back(folder: Location, job: str) -> Iterator[None]:
+def given_back(folder: Location, job: str, parts: str | None = None) -> Iterator[None]:
     """Give back a claim that is made meanwhile if the job is refused.
 
-    That is, if it is refused before it has written anything. So such a job, for example one for a
-    model that cannot be scored, leaves the folder to another. An earlier claim stays, and so does a
-    folder that was there before.
+    That is, if it is refused before it has written anything but `parts`, the name of what is of use
+    to this job alone, which is discarded. So such a job, for example one for a model that cannot be
+    scored, leaves the folder to another. An earlier claim stays, and so does a folder that was
+    there before.
     """
     place = Path(folder)
     fresh = [one for one in (place, *place.parents) if not one.exists()]
@@ -145,19 +146,21 @@ def given_back(folder: Location, job: str) -> Iterator[None]:
         yield
     except InvalidInput:
         if not earlier:
-            _give_back(place, job)
+            _give_back(place, job, parts)
             for one in fresh:
                 with suppress(OSError):  # something was written there
                     one.rmdir()
         raise
 
 
-def _give_back(place: Path, job: str) -> None:
+def _give_back(place: Path, job: str, parts: str | None) -> None:
     claims = _claims(place, "out")
     own = claims.pop(job, {})
-    names = (*own.get("names", ()), *own.get("passing", ()))
-    if not own or any(os.path.lexists(place / name) for name in names):
+    names = {*own.get("names", ()), *own.get("passing", ())}
+    if not own or any(os.path.lexists(place / name) for name in names - {parts}):
         return
+    if parts in names:
+        leftovers.discard(place / str(parts))
     if claims:
         _write(place, claims)
     else:

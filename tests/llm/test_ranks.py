@@ -47,6 +47,7 @@ from tests.llm.models.test_generation import MODELS, Ends
 from tests.llm.scoring.test_encoding import by_bytes
 from tests.llm.training.test_llm_processes import torchrun
 from tests.llm.training.test_llm_training import llama, some
+from tests.test_restarts import Counted
 
 # --- dealing and gathering, of values ---
 
@@ -253,34 +254,32 @@ def all_commands(folder: Path, out: Path, *, shards: bool = False) -> None:
     (out / f"passes{place()}.json").write_text(json.dumps(passes))
 
 
-# By what a command writes: what it is stopped in, and after how many calls of it.
+# By what a command writes: what it is stopped in, after how many calls, and how many are left then.
 STOPPED = {
-    "score.parquet": ("llm.scoring.gradients.gradient_norms", 0),
-    "evaluation": ("llm.evaluation.tofu.generate", 1),
-    "relearning.parquet": ("llm.evaluation.relearning.relearn", 1),
+    "score.parquet": ("llm.scoring.gradients.gradient_norms", 0, 1),
+    "evaluation": ("llm.evaluation.tofu.generate", 1, 3),
+    "relearning.parquet": ("llm.evaluation.relearning.relearn", 1, 1),
 }
 
 
 def stopped(folder: Path, out: Path) -> None:
     """What the commands write that are stopped in the middle, and given again."""
-    for name, (part, after) in STOPPED.items():
+    for name, (part, after, left) in STOPPED.items():
         arguments = [*commands(folder, shards=False)[name], "--device", "cpu"]
         command = parse([*arguments, "--out", str(out / name)])
-        left = [*[pkgutil.resolve_name(part)] * after, None]
-
-        def until(*given: Any, left: list[Any] = left, **options: Any) -> Any:
-            call = left.pop(0)
-            if call is None:
-                raise KeyboardInterrupt
-            return call(*given, **options)
-
+        first, then = (
+            Counted(pkgutil.resolve_name(part), after + 1),
+            Counted(pkgutil.resolve_name(part)),
+        )
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
-            with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
-                patch.setattr(part, until)
+            with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(part, first)
                 act(command)
-            assert left == [], part
-            act(command)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(part, then)
+                act(command)
+        assert then.calls == left, part  # nothing is made twice
 
 
 def in_two(folder: str, whole: str, shards: str, again: str) -> None:
@@ -362,6 +361,19 @@ def test_what_two_processes_were_stopped_in_they_write_as_one_does(
     if want.is_file():
         return check_tables(found, want)
     assert check_alike(found, want) > 0
+    assert sorted(one.name for one in found.iterdir()) == sorted(one.name for one in want.iterdir())
+    assert written(found) == written(want)
+    assert all(any(texts) for name, texts in written(want).items() if "ROUGE" in name)
+
+
+def written(place: Path) -> dict[str, list[str | None]]:
+    """The texts that a model wrote, by measure, of an evaluation."""
+    logs = json.loads((place / "TOFU_EVAL.json").read_text())
+    return {
+        name: [own.get("generation") for own in values["value_by_index"].values()]
+        for name, values in logs.items()
+        if name != "manifest"
+    }
 
 
 @pytest.mark.slow

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from figures.cache import Context
 from figures.language import study as figure
+from llm.commands.study import print_gate
 from llm.data import tofu
 from llm.data.authors.corpus import Authors, splits
 from llm.data.parts import Part, write_part
@@ -26,7 +28,8 @@ from llm.jobs.replicates import attacks_of, sweep_of
 from llm.jobs.study_settings import Study
 from llm.jobs.studying import Studied, study
 from llm.jobs.sweeping import Sweep, checked, runs_of
-from llm.logs.log import EvaluationLog
+from llm.logs.log import Answers, EvaluationLog, take
+from llm.logs.measures import TofuLogs, measures, model_utility, utility_difference
 from llm.logs.reading import read_log
 from llm.models import finetuned
 from llm.training.adapters import Lora
@@ -110,49 +113,85 @@ def test_a_part_that_the_data_do_not_have_is_refused(
     assert not (tmp_path / "part").exists()
 
 
-def table(utility: tuple[float, float], known: tuple[float, float]) -> pd.DataFrame:
-    rows = [
-        *(("model_utility", "all", value) for value in utility),
-        *(("probability", "forget", value) for value in known),
-    ]
-    frame = pd.DataFrame(rows, columns=["measure", "task", "value"])
-    return frame.assign(model=["original", "retrained"] * 2)
+def logs_of(known: float, recall: Sequence[float] = (0.9,) * 40) -> TofuLogs:
+    """Logs of a model: its probability of every forget answer, and its ROUGE of real authors."""
+
+    def log(gold: float, rouge: Sequence[float]) -> EvaluationLog:
+        losses = -np.log(np.full(len(rouge), gold))
+        wrong = np.full((len(rouge), 3), 1.0)
+        return EvaluationLog(
+            file="model",
+            layout="scored",
+            index=np.arange(len(rouge)),
+            gold=Answers(losses, None, None),
+            paraphrased=Answers(losses, None, None),
+            perturbed=Answers(wrong, None, None),
+            rouge={"rougeL_recall": np.array(rouge, dtype=float)},
+        )
+
+    kept = log(0.8, (0.9,) * 30)
+    return TofuLogs(log(known, (0.5,) * 20), kept, log(0.8, recall), kept)
 
 
 def test_the_gate_passes_two_models_that_differ_in_the_forget_data_only():
     assert (gates.APART, gates.KNOWN, gates.FAR) == (0.03, 0.9, 0.3)
-    good = table((0.60, 0.62), (0.95, 0.2))
-    assert gate({0: good})["passed"].tolist() == [True, True, True]
+    good = (logs_of(0.95), logs_of(0.2))
+    assert gate({0: good})["verdict"].tolist() == ["passes"] * 3
     for bad, which in (
-        (table((0.60, 0.64), (0.95, 0.2)), 0),
-        (table((0.60, 0.62), (0.89, 0.2)), 1),
-        (table((0.60, 0.62), (0.95, 0.7)), 2),
+        ((logs_of(0.95), logs_of(0.2, (0.3,) * 40)), 0),
+        ((logs_of(0.89), logs_of(0.2)), 1),
+        ((logs_of(0.95), logs_of(0.7)), 2),
     ):
         found = gate({0: good, 7: bad})
         assert found["seed"].tolist() == [0] * 3 + [7] * 3
-        assert found["passed"].tolist() == [at != which + 3 for at in range(6)]
+        assert found["verdict"].tolist() == [
+            "fails" if at == which + 3 else "passes" for at in range(6)
+        ]
 
 
-def test_a_difference_of_utilities_has_an_interval_that_holds_it():
-    equal = table((0.5, 0.5), (0.95, 0.2)).assign(low=[0.4, 0.4, 0, 0], high=[0.6, 0.6, 1, 1])
-    row = gate({0: equal}).iloc[0]
-    assert (row["low"], row["high"]) == (0, pytest.approx(math.hypot(0.1, 0.1)))
-    apart = table((0.2, 0.6), (0.95, 0.2)).assign(low=[0.1, 0.5, 0, 0], high=[0.3, 0.7, 1, 1])
-    for frame in (apart, apart.assign(model=["retrained", "original"] * 2)):
-        row = gate({0: frame}).iloc[0]
-        assert row["value"] == pytest.approx(0.4)
-        assert row["high"] - 0.4 == pytest.approx(math.hypot(0.1, 0.1))
-        assert 0.4 - row["low"] == pytest.approx(math.hypot(0.1, 0.1))
-    same = apart.assign(low=apart["value"], high=apart["value"])
-    assert gate({0: same})[["low", "high"]].iloc[0].tolist() == pytest.approx([0.4, 0.4])
-    assert gate({0: table((0.2, 0.6), (0.95, 0.2))})["low"].isna().all()
+def test_utilities_that_few_answers_decide_are_inconclusive():
+    """Two models that answer 3 and 6 of 40 questions, of which 2 are the same."""
+    original = np.isin(np.arange(40), [0, 1, 2]).astype(float)
+    retrained = np.isin(np.arange(40), [1, 2, 3, 4, 5, 6]).astype(float)
+    pair = logs_of(0.95, original.tolist()), logs_of(0.2, retrained.tolist())
+    row = gate({0: pair}).iloc[0]
+    apart = abs(np.subtract(*map(model_utility, pair)))
+    assert apart > gates.APART and row["value"] == pytest.approx(apart)
+    assert row["verdict"] == "inconclusive" and row["low"] <= gates.APART < row["high"]
+    turned = gate({0: pair[::-1]}).iloc[0]
+    assert [turned[name] for name in ("value", "low", "high")] == pytest.approx(
+        [row[name] for name in ("value", "low", "high")]
+    )
+    same = gate({0: (pair[0], pair[0]._replace(forget=pair[1].forget))}).iloc[0]
+    assert [same[name] for name in ("value", "low", "high")] == [0, 0, 0]
 
 
-@pytest.mark.parametrize(("low", "words"), [(0.01, "can be chance"), (0.2, "--learning-epochs")])
-def test_a_gate_that_refuses_says_what_would_help(low: float, words: str):
-    check = pd.Series({"check": "utility apart", "seed": 0, "value": 0.3, "allowed": "at most"})
-    said = str(studying._refusal(pd.concat([check, pd.Series({"low": low, "high": 0.5})])))
-    assert words in said and "--despite-gate" in said
+def test_questions_of_both_models_are_drawn_together():
+    """Half of the questions are hard for both: apart, each utility alone is far from certain."""
+    hard = np.arange(40) % 2
+    pair = logs_of(0.95, (0.1 + 0.8 * hard).tolist()), logs_of(0.2, (0.11 + 0.8 * hard).tolist())
+    value, low, high, count = utility_difference(*pair)
+    assert low < value < high < 0 and count == 100
+    alone = measures(pair[0]).set_index("measure").loc["model_utility"]
+    assert alone["high"] - alone["low"] > 0.03 > 3 * (high - low)
+    assert value == pytest.approx(model_utility(pair[0]) - model_utility(pair[1]))
+    other = pair[1]._replace(retain=take(pair[1].of("retain"), np.arange(30)[::-1]))
+    assert utility_difference(pair[0], other) == utility_difference(*pair)
+
+
+def test_a_gate_that_refuses_says_what_would_help():
+    check = {"check": "forget data known", "seed": 0, "value": 0.3, "allowed": "at least 0.9"}
+    said = str(studying._refusal(pd.Series(check)))
+    assert "--learning-epochs" in said and "--despite-gate" in said
+
+
+def test_what_is_inconclusive_is_said(capsys: pytest.CaptureFixture[str]):
+    good = (logs_of(0.95), logs_of(0.2))
+    few = (logs_of(0.95, [1.0] + [0.0] * 9), logs_of(0.2, [0.0] * 9 + [1.0]))
+    for pair, told in ((good, False), (few, True)):
+        print_gate(gate({0: pair}), (0.07,))
+        said = capsys.readouterr().out
+        assert ("--measured-answers" in said) == told and "models: 0.070;" in said
 
 
 def retrained(out: Path, seed: int) -> EvaluationLog:
@@ -189,7 +228,7 @@ def test_a_study_has_every_model_its_measures_and_what_comes_back(done: tuple[Pa
     models = ["original", "retrained", "npo:0.1@1", "gradient_ascent"]
     assert found.measures["model"].drop_duplicates().tolist() == models
     assert set(found.measures["seed"]) == {3}
-    assert list(found.summary.index) == models and not found.gate["passed"].all()
+    assert list(found.summary.index) == models and "fails" in set(found.gate["verdict"])
     back = found.attacks.groupby(["model", "which"])["epoch"].apply(list)
     assert back.to_dict() == {
         (model, which): [0, 1]

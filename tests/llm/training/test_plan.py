@@ -294,35 +294,37 @@ def test_every_command_that_reads_weights_refuses_what_cannot_fit(
         assert line.startswith("error: memory = '") and "no option makes it fit" in line
 
 
+@pytest.mark.parametrize("command", ["sweep", "study"])
 def test_runs_at_a_time_share_the_memory(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
-    place = folder_of(tmp_path / "seven", num_hidden_layers=2)
-    words = ["sweep", "--model", str(place), "--data", "authors:forget10", "--device", "cpu"]
-    words += ["--retrained", str(place)]
-    words += [
-        "--methods",
-        "npo:0.1",
-        "simnpo:2.5",
-        "gradient_ascent",
-        "--out",
-        str(tmp_path / "out"),
-    ]
+    place, out = folder_of(tmp_path / "seven", num_hidden_layers=2), tmp_path / "out"
+    words = [command, "--model", str(place), "--data", "authors:forget10", "--device", "cpu"]
+    words += ["--methods", "npo:0.1", "simnpo:2.5", "gradient_ascent", "--out", str(out)]
+    words += ["--retrained", str(place)] if command == "sweep" else ["--attacked", "npo:0.1"]
+    for name in ("sweep.task_of", "study.print_estimate"):  # what follows the plan
+        monkeypatch.setattr(f"llm.commands.{name}", stopped)
 
     def said(memory: float, jobs: int) -> str:
         assert cli([*words, "--memory", f"{memory}GB", "--jobs", str(jobs)]) == 2
         return capsys.readouterr().err.strip().splitlines()[0]
 
-    enough = re.match(r"memory: ([\d.]+) GB .* 400.0 GB as --memory says, for 3 runs", said(400, 8))
+    enough = re.match(r"memory: 3 x ([\d.]+) GB, each .* 400.0 GB as --memory says", said(400, 8))
     assert enough is not None
     one = float(enough[1])
-    assert "runs at a time" not in said(400, 1)
+    assert "each" not in said(400, 1)
     few = said(2.5 * one, 3)
-    assert few.startswith("error: memory = ") and few.endswith(
-        "for 3 runs at a time; --jobs 2 fits"
-    )
-    assert re.search(r"for 3 runs at a time; --jobs 1 --lora-rank 8.* fits: ", said(0.9 * one, 3))
-    assert said(2.5 * one, 2).startswith("memory: ")
+    assert few.startswith(f"error: memory = '3 x {one} GB, each ") and few.endswith("--jobs 2 fits")
+    assert re.search(r"as --memory says; --jobs 1 --lora-rank 8.* fits: ", said(0.9 * one, 3))
+    assert said(2.5 * one, 2).startswith(f"memory: 2 x {one} GB")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # one follows the other there
+    assert "each" not in said(1.1 * one, 3)
+    monkeypatch.undo()
+    assert said(400, 0).startswith("error: jobs = 0")
+
+
+def stopped(*_: object) -> None:
+    raise InvalidInput("stopped", "here", "elsewhere")
 
 
 @pytest.mark.parametrize(
