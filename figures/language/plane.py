@@ -16,10 +16,10 @@ MARKS: dict[str, dict[str, Any]] = {
 }
 # Corners that end in one place are told apart by their shapes; the larger ones are drawn first.
 SHAPES = {
-    "npo": ("s", 9),
-    "length_normalized_npo": ("^", 9),
+    "npo": ("s", 10),
+    "length_normalized_npo": ("^", 10),
     "reference_free_npo": ("D", 5),
-    "simnpo": ("v", 6),
+    "simnpo": ("v", 8),
 }
 MEASURES = ("model_utility", "ks_statistic", "forget_quality")
 UTILITY, DISTANCE, QUALITY = "model utility", "D to the retrained model", "forget quality (p-value)"
@@ -79,19 +79,20 @@ def distance_axis(axes: Axes) -> None:
     axes.set(ylim=(1.02, -0.04), ylabel=DISTANCE, xlabel=UTILITY)
 
 
-def quality_axis(axes: Axes) -> None:
-    """Set an axis for forget quality on which small p-values differ.
+def quality_axis(axes: Axes, least: float = SMALLEST) -> None:
+    """Set an axis for forget quality on which small p-values differ, down to some below `least`.
 
-    Below the smallest all are one.
+    Below `SMALLEST` all are one.
     """
+    bottom = max(SMALLEST, 1e-3 * least)
     axes.set_yscale("log")
-    axes.set(ylim=(SMALLEST, 1 / SMALLEST**0.03), ylabel=QUALITY)
+    axes.set(ylim=(bottom, 1 / bottom**0.03), ylabel=QUALITY)
     axes.axhline(LEVEL, color="black", lw=0.6, ls="-.", zorder=0)
     axes.annotate(
         f"p = {LEVEL:g}",
-        (0.01, LEVEL),
+        (0.99, LEVEL),
         xycoords=axes.get_yaxis_transform(),
-        ha="left",  # where the curves of runs are low
+        ha="right",  # gradient ascent lies on the left
         va="top",
         fontsize=7,
     )

@@ -317,8 +317,10 @@ def signed(place: Path, frame: pd.DataFrame) -> pd.DataFrame:
 def note(figure: Figure, frame: pd.DataFrame) -> None:
     """Say below a figure of a study whose it is, and what its intervals are over."""
     count, name = int(frame[SEEDS].max()), frame[NAME].iloc[0]
-    if count == 1:
+    if count == 1 and _has_intervals(frame):
         text = "one seed: intervals are over answers, and another training could lie outside"
+    elif count == 1:
+        text = "one seed, without intervals: another training would give other numbers"
     else:
         text = f"{count} seeds: numbers are means, intervals 95% over seeds"
         text += "; of p-values median, least and largest" if _shows_p_values(frame) else ""
@@ -333,6 +335,12 @@ def note(figure: Figure, frame: pd.DataFrame) -> None:
     for legend in figure.legends:  # which would lie on it: they are placed beside the panels
         legend.set_bbox_to_anchor((0, room, 1, 1 - room), figure.transFigure)
     figure.text(0.99, 0.04 / height, "\n".join(lines), fontsize=7, color="0.4", ha="right")
+
+
+def _has_intervals(frame: pd.DataFrame) -> bool:
+    """Return whether any of the columns low and high, of whatever measure, are apart."""
+    bounds = {column: f"{column[:-3]}high" for column in map(str, frame) if column.endswith("low")}
+    return any((frame[high] > frame[low]).any() for low, high in bounds.items() if high in frame)
 
 
 def _shows_p_values(frame: pd.DataFrame) -> bool:

@@ -3,11 +3,12 @@
 Left: the statistic D of the test between the truth ratios of forget answers under a model and under
 the retrained one, against model utility; upper right is better. With several seeds dots are seeds,
 marks their means and bars 95% intervals over them; with one seed bars are intervals over examples,
-and another training could lie outside of them. Dotted: D between the retrained models of two seeds,
-which no method can be asked to beat. Middle: rank correlation of weight and length over the forget
-answers, along the epochs of unlearning. Right: mean log-probability per token of the answers that a
-relearning attack does not teach. Grey: the retrained model taught the same, which has nothing to
-remember. Lines in the middle and on the right are seeds.
+and another training could lie outside of them. Dotted: D between the retrained models of two seeds;
+a smaller one is no better. Middle: rank correlation of weight and length over the forget answers,
+along the epochs of unlearning; equal weights, as NPO's before the first, have none. Right: mean
+log-probability per token of the answers that a relearning attack does not teach. Grey: the
+retrained model taught the same, which has nothing to remember. Lines in the middle and on the right
+are seeds.
 """
 
 from __future__ import annotations
@@ -102,6 +103,9 @@ def plot(frame: pd.DataFrame) -> Figure:
     attacked = frame[frame["kind"] == "attack"]
     for (method, which, _), own in attacked.groupby(["method", "which", "seed"]):
         right.plot(own["epoch"], own["other_logp"], LINES[str(which)], lw=1, **_color(str(method)))
+    if (attacked["model"] == "retrained").any():
+        taught = {"label": "retrained, taught the same", **_color("retrained")}
+        right.plot([], [], "-", lw=1, **taught)
     for which, line in LINES.items():
         right.plot([], [], line, color="black", lw=1, label=f"{which} answers taught")
     right.set(xlabel="epoch of the attack", ylabel="log π / |y| of the others, nats")
@@ -128,6 +132,8 @@ def _plane(axes: Axes, frame: pd.DataFrame) -> None:
                 axes.plot(row["model_utility"], row["ks_statistic"], ".", **look)
     for value in frame.loc[frame["kind"] == "floor", "value"]:
         axes.axhline(value, color="#555555", lw=0.8, ls=":", zorder=0)
+        where = {"xycoords": axes.get_yaxis_transform(), "ha": "right", "va": "top"}
+        axes.annotate("two retrained models", (0.99, value), fontsize=6.5, color="0.4", **where)
     axes.set_xlim(left=-0.02)
 
 

@@ -55,7 +55,8 @@ def data(context: Context) -> pd.DataFrame:
 def plot(frame: pd.DataFrame) -> Figure:
     """Draw the frame of `data`."""
     figure, ((paper, exact),) = style.grid_figure(1, 2, 9.5, 4.6)
-    for _, row in plane.points(frame[frame["kind"] == "measure"]).iterrows():
+    points = plane.points(frame[frame["kind"] == "measure"])
+    for _, row in points.iterrows():
         plane.mark(paper, row, "forget_quality")
         plane.mark(exact, row, "ks_statistic")
     for (method, _), own in frame[frame["kind"] == "epoch"].groupby(
@@ -70,7 +71,7 @@ def plot(frame: pd.DataFrame) -> Figure:
             alpha=0.8,
             color=style.COLORS[str(method)],
         )
-    plane.quality_axis(paper)
+    plane.quality_axis(paper, points["forget_quality"].min())
     paper.set_xlabel(plane.UTILITY)
     plane.distance_axis(exact)
     count = frame.loc[frame["measure"] == "ks_statistic", "examples"].max()

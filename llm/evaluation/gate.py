@@ -75,7 +75,7 @@ def _probability(log: EvaluationLog) -> float:
 
 
 def floor(logs: Sequence[EvaluationLog], variant: str = "geometric") -> tuple[float, ...]:
-    """Return D between any two retrained models: what no method can be asked to beat.
+    """Return D between any two retrained models: a smaller one is no better.
 
     `logs` are those of the forget data, by the seed of the training. With one model there is none.
     """

@@ -88,7 +88,7 @@ class Study(ModelOptions, MemoryOption):
     """
     floor_seeds: tuple[int, ...] = ()
     """Further seeds, none of --seeds, of which only the retrained model is made.
-    D between two retrained models is the floor: no method can be asked to come nearer.
+    D between two retrained models is the floor: a smaller one is no better.
     """
     learning_epochs: int = EPOCHS
     """Passes over the data when the two models are made."""
