@@ -24,10 +24,6 @@ WORDS := architecture authors book book_pages chat_templates cheat_sheet checkpo
 	muse_data muse_figure news notebooks own_files packaging plan progress ranks readme records restarts schemas score storage study_figure studying sweep \
 	waist whole_numbers
 
-# Without a word to it MKL sums a product in an order that depends, on some processors, on what is multiplied
-# beside it: a run would have other bits alone than in company.
-export MKL_CBWR ?= AUTO
-
 # pyright would otherwise ask the registry for a newer release of itself at every run.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 

@@ -54,8 +54,9 @@ class Study(ModelOptions, MemoryOption):
 
     Writes to OUT gate.parquet, measures.parquet, attacks.parquet, times.parquet and
     summary.{parquet,md,tex}, the folders data/ and figures/, and a folder per seed with models and
-    runs. Example, of a part of TOFU, since all of it takes a GPU:
-    python -m llm study --forget-answers 60 --retain-answers 140 --measured-answers 40
+    runs. Example, of a part of TOFU, since all of it takes a GPU: python -m llm study
+    --forget-answers 60 --retain-answers 140 --measured-answers 40 --learning-rate 1.6e-4
+    --learning-epochs 6 --epochs 5 --batch 16
     """
 
     model: str = "smollm2-135m"
@@ -79,7 +80,9 @@ class Study(ModelOptions, MemoryOption):
     After each epoch of unlearning as many retained answers are scored, at most 100.
     """
     methods: tuple[str, ...] = METHODS
-    """Methods in the words of `sweep`: NAME[:BETA[:GAMMA]][@RETAIN_WEIGHT]."""
+    """Methods in the words of `sweep`: NAME[:BETA[:GAMMA]][@RETAIN_WEIGHT].
+    Default: eight, with the paper's settings for forget05, whatever --data is.
+    """
     attacked: tuple[str, ...] = ATTACKED
     """Those of the methods whose models are attacked, beside the retrained model; they are kept."""
     seeds: tuple[int, ...] = (0,)
@@ -97,6 +100,7 @@ class Study(ModelOptions, MemoryOption):
     learning_rate: float | None = None
     """Largest step size of AdamW when the two models are made.
     Default: 1e-3 below 25 million parameters, 3e-4 below 500 million, 1e-5 for others.
+    A small model that learns by heart in large steps loses what it knew before.
     """
     epochs: int = 10
     """Passes over the forget data when a method unlearns."""

@@ -55,7 +55,7 @@ class Sweep(ModelOptions, MemoryOption):
     Writes to OUT a folder per run, sweep.parquet (all measures with intervals), summary.parquet,
     summary.md and summary.tex (a row per run), best.parquet (the best settings of each method by
     the rule that is printed). A sweep that was stopped goes on where it was. Example: python -m llm
-    sweep --model tofu-llama2-7b --retrained MODEL --data tofu:forget05 --out out/llama
+    sweep --model tofu-llama2-7b --retrained MODEL --data tofu:forget10 --out out/llama
     """
 
     retrained: str | None = None
@@ -74,7 +74,9 @@ class Sweep(ModelOptions, MemoryOption):
     At most 400 of the examples are measured, always the same.
     """
     methods: tuple[str, ...] = TABLE
-    """Methods to run: NAME[:BETA[:GAMMA]][@RETAIN_WEIGHT] (default: the paper's table)."""
+    """Methods to run: NAME[:BETA[:GAMMA]][@RETAIN_WEIGHT].
+    Default: the paper's table, with its settings for forget10, whatever --data is.
+    """
     beta: tuple[float, ...] = ()
     """Inverse temperatures, for methods whose word gives no beta."""
     gamma: tuple[float, ...] = (0.0,)

@@ -7,6 +7,9 @@ widths that fill no vector, batches of every raggedness, ensembles of every size
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -314,3 +317,17 @@ def test_a_run_of_the_logistic_study_is_the_same_in_every_company(subset: list[i
     found = run_logistic([WORLD, replace(WORLD, seed=1)], [DESCENTS[at] for at in subset])
     for place, at in enumerate(subset):
         pd.testing.assert_frame_equal(rows_of(found, place), rows_of(full, at), check_exact=True)
+
+
+@pytest.mark.parametrize(("given", "found"), [(None, "AUTO"), ("COMPATIBLE", "COMPATIBLE")])
+def test_a_program_that_imports_this_package_is_one_whose_products_keep_their_order(
+    given: str | None, found: str
+):
+    """However it is started, unless its user has said what is to be done."""
+    known = {name: value for name, value in os.environ.items() if name != "MKL_CBWR"}
+    known |= {} if given is None else {"MKL_CBWR": given}
+    for package in ("markov.objectives", "llm.ranks"):
+        code = f"import os, {package}; print(os.environ['MKL_CBWR'])"
+        asked = [sys.executable, "-c", code]
+        done = subprocess.run(asked, env=known, capture_output=True, text=True, check=True)
+        assert done.stdout.split() == [found]
