@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from llm.logs.comparing import known_utility, utility_difference
 from llm.logs.log import EvaluationLog
-from llm.logs.measures import TofuLogs, forget_quality, utility_difference
-from markov.errors import InvalidInput
+from llm.logs.measures import TofuLogs, forget_quality
 
 APART = 0.03  # by how much the utilities of the two models may differ
 KNOWN = 0.9  # probability per token of the forget answers under the original, at least
@@ -60,10 +60,9 @@ def _utility(
     original: TofuLogs, retrained: TofuLogs, variant: str
 ) -> list[tuple[str, float, float, float, str, str]]:
     """Return the check of the utilities, or nothing where the data do not tell them."""
-    try:
-        value, low, high, _ = utility_difference(original, retrained, variant=variant)
-    except InvalidInput:
+    if not (known_utility(original) and known_utility(retrained)):
         return []
+    value, low, high, _ = utility_difference(original, retrained, variant=variant)
     least, most = max(0.0, low, -high), max(abs(low), abs(high))
     verdict = PASSES if most <= APART else FAILS if least > APART else INCONCLUSIVE
     return [("utility apart", abs(value), least, most, f"at most {APART}", verdict)]

@@ -50,6 +50,15 @@ class Replicate(NamedTuple):
         )
         return original, retrained
 
+    def unlearned(self, words: Sequence[str]) -> dict[str, TofuLogs]:
+        """Return what the models of methods say, of those that could be evaluated."""
+        from llm.jobs.evaluating import read_tofu_logs
+        from llm.logs.reading import OPEN_UNLEARNING
+
+        runs = runs_of(replace(self.asked, methods=tuple(words)))
+        places = {run.word: self.place / "sweep" / run.folder / OPEN_UNLEARNING for run in runs}
+        return {word: read_tofu_logs(place) for word, place in places.items() if place.exists()}
+
     def retrained_log(self) -> EvaluationLog:
         """Return what the retrained model says of the forget data, asked now if it was not yet."""
         from llm.sweeps.sweep import retrained_alone

@@ -52,10 +52,10 @@ class Study(ModelOptions, MemoryOption):
     by every method, evaluates each as TOFU does, and attacks some by teaching a fifth of the
     answers again. All of that over --seeds, each with models of its own.
 
-    Writes to OUT gate.parquet, measures.parquet, attacks.parquet, times.parquet and
-    summary.{parquet,md,tex}, the folders data/ and figures/, and a folder per seed with models and
-    runs. Example, of a part of TOFU, since all of it takes a GPU: python -m llm study
-    --forget-answers 60 --retain-answers 140 --measured-answers 40 --learning-rate 1.6e-4
+    Writes to OUT gate.parquet, measures.parquet, differences.parquet, attacks.parquet,
+    times.parquet and summary.{parquet,md,tex}, the folders data/ and figures/, and a folder per
+    seed with models and runs. Example, of a part of TOFU, since all of it takes a GPU: python -m
+    llm study --forget-answers 60 --retain-answers 140 --measured-answers 40 --learning-rate 1.6e-4
     --learning-epochs 6 --epochs 5 --batch 16
     """
 

@@ -9,6 +9,7 @@
     seedN/attacks/         what comes back of each attacked model (`llm.jobs.relearning`)
     gate.parquet           whether the two models are fit to compare methods by
     measures.parquet       every measure of every model and seed
+    differences.parquet    by how much any two methods differ, on the same questions
     attacks.parquet        what came back, by model, seed, attack and epoch
     times.parquet          how long each part of it took (see `llm.sweeps.times`)
     summary.{parquet,md,tex}    the paper's table, with intervals over seeds where there are several
@@ -45,7 +46,8 @@ if TYPE_CHECKING:
 
 
 FILES = (
-    *(f"{name}.parquet" for name in ("gate", "measures", "attacks", "summary", "times")),
+    *(f"{name}.parquet" for name in ("gate", "measures", "differences", "attacks")),
+    *(f"{name}.parquet" for name in ("summary", "times")),
     "summary.md",
     "summary.tex",
 )
@@ -54,7 +56,8 @@ FILES = (
 class Studied(NamedTuple):
     """What a study found.
 
-    `measures` has a row per seed, model and measure; `gate` a row per check (see
+    `measures` has a row per seed, model and measure; `differences` one per seed, pair of methods
+    and measure (see `llm.logs.comparing.differences`); `gate` a row per check (see
     `llm.evaluation.gate`); `attacks` a row per seed, model, attack and epoch (see
     `llm.evaluation.relearning.returns`), and `floor` D between the retrained models of any two
     seeds, with those of `floor_seeds`.
@@ -64,6 +67,7 @@ class Studied(NamedTuple):
     gate: pd.DataFrame
     attacks: pd.DataFrame
     floor: tuple[float, ...]
+    differences: pd.DataFrame
 
     @property
     def summary(self) -> pd.DataFrame:
@@ -146,9 +150,19 @@ def _compared(
         raise _refusal(lacking.iloc[0])
     back = stacked(attacked_models(asked, one, progress) for one in seeds)
     measured = stacked(swept(one, asked.methods, progress).assign(seed=one.seed) for one in seeds)
-    done = Studied(measured, found, back, lowest)
+    apart = stacked(_differences(asked, one) for one in seeds)
+    done = Studied(measured, found, back, lowest, apart)
     _write(asked, out, done)
     return done
+
+
+def _differences(asked: Study, one: Replicate) -> pd.DataFrame:
+    """Return by how much any two methods of a seed differ, on the same questions."""
+    from llm.logs.comparing import differences
+
+    retrained = one.retrained_log()
+    known = retrained if retrained.perturbed is not None else None
+    return differences(one.unlearned(asked.methods), known).assign(seed=one.seed)
 
 
 def _refusal(check: pd.Series) -> InvalidInput:
@@ -193,5 +207,6 @@ def _write(asked: Study, out: Path, done: Studied) -> None:
     """Write the tables of a study; the measures last, so that where they are all others are."""
     known = provenance_of(asked)
     storage.write_table(done.attacks, out / "attacks.parquet", known)
+    storage.write_table(done.differences, out / "differences.parquet", known)
     write_summary(done.summary, out, known)
     storage.write_table(done.measures, out / "measures.parquet", known)

@@ -28,14 +28,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int, Shaped
 from scipy import special, stats
 
-from llm.intervals import Estimate, percentile_interval, resample
+from llm.intervals import percentile_interval, resample
 from llm.logs.log import EvaluationLog, align, log_truth_ratio
 from markov.errors import InvalidInput, require, require_whole
 
@@ -283,48 +283,32 @@ def model_utility(logs: TofuLogs, variant: str = "geometric") -> float:
     return float(harmonic_mean(np.array(nine)))
 
 
-def utility_difference(
-    logs: TofuLogs, other: TofuLogs, *, variant: str = "geometric", seed: int = 0
-) -> Estimate:
-    """Return the utility of one model less that of another, with its 95% interval over questions.
-
-    Both models were asked the same questions, matched by index, which are drawn together: what is
-    hard for both moves both. Raises `InvalidInput` as `align` and `model_utility` do.
-    """
-    check_variant(variant)
-    rng, count = np.random.default_rng(seed), 0
-    points: tuple[list[Any], list[Any]] = ([], [])
-    drawn: tuple[list[Any], list[Any]] = ([], [])
-    for task in UTILITY_TASKS:
-        pair = logs.of(task), align(logs.of(task), other.of(task))
-        draws = resample(len(pair[0].index), REPLICATES, rng)
-        count += draws.shape[1]
-        for kind in MEASURES:
-            for place, log in enumerate(pair):
-                values = example_values(log, task, kind, variant)
-                points[place].append(values.mean())
-                drawn[place].append(values[draws].mean(axis=1))
-    value, replicates = (
-        harmonic_mean(np.array(own).T) - harmonic_mean(np.array(theirs).T)
-        for own, theirs in (points, drawn)
-    )
-    return percentile_interval(float(value), replicates, count)
-
-
 def resampled_statistics(
     own: Shaped[np.ndarray, " n"], other: Shaped[np.ndarray, " m"], rng: np.random.Generator
 ) -> Float[np.ndarray, " replicates"]:
-    """Return D = sup |F - G| of resampled pairs of samples.
+    """Return D = sup |F - G| of resampled pairs of samples, each drawn by itself.
 
     D is the largest distance between the two distribution functions.
     """
+    return statistics_of(own, other, *(draws_of(len(one), rng) for one in (own, other)))
+
+
+def draws_of(count: int, rng: np.random.Generator) -> Int[np.ndarray, "replicates count"]:
+    """Return how often each of some examples is drawn in each resample."""
+    return rng.multinomial(count, np.full(count, 1 / count), size=REPLICATES)
+
+
+def statistics_of(
+    own: Shaped[np.ndarray, " n"],
+    other: Shaped[np.ndarray, " m"],
+    own_draws: Int[np.ndarray, "replicates n"],
+    other_draws: Int[np.ndarray, "replicates m"],
+) -> Float[np.ndarray, " replicates"]:
+    """Return D = sup |F - G| of two samples of which examples are drawn so many times."""
     pooled = np.unique(np.concatenate([own, other]))
     functions = []
-    for values in (own, other):
-        counts = rng.multinomial(
-            len(values), np.full(len(values), 1 / len(values)), size=REPLICATES
-        )
-        mass = np.zeros((len(pooled), REPLICATES))
-        np.add.at(mass, np.searchsorted(pooled, values), counts.T)  # equal values share a place
+    for values, draws in ((own, own_draws), (other, other_draws)):
+        mass = np.zeros((len(pooled), len(draws)))
+        np.add.at(mass, np.searchsorted(pooled, values), draws.T)  # equal values share a place
         functions.append(mass.cumsum(axis=0) / len(values))
     return np.abs(functions[0] - functions[1]).max(axis=0)

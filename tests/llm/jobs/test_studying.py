@@ -28,8 +28,9 @@ from llm.jobs.replicates import attacks_of, sweep_of
 from llm.jobs.study_settings import Study
 from llm.jobs.studying import Studied, study
 from llm.jobs.sweeping import Sweep, checked, runs_of
+from llm.logs.comparing import utility_difference
 from llm.logs.log import Answers, EvaluationLog, take
-from llm.logs.measures import TofuLogs, measures, model_utility, utility_difference
+from llm.logs.measures import TofuLogs, measures, model_utility
 from llm.logs.reading import read_log
 from llm.models import finetuned
 from llm.training.adapters import Lora
