@@ -13,6 +13,7 @@ are seeds.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,13 @@ from figures.cache import Context
 from figures.language import plane, studies
 from llm.diagnostics.allocation import spearman
 from llm.evaluation.gate import floor
+from llm.jobs.evaluating import read_tofu_logs
+from llm.logs.comparing import differences
+from llm.logs.reading import OPEN_UNLEARNING
 from llm.sweeps.sweep import in_a_path
 from llm.unlearning.runs import read_run
 from llm.unlearning.unlearn import weights_by_epoch
+from markov.objectives import CORNERS
 
 LINES = {"shortest": "--", "random": "-"}  # which answers an attack teaches
 
@@ -44,6 +49,8 @@ def data(context: Context) -> pd.DataFrame:
         seed       `measure`, `value`, `low`, `high` of one seed, the interval over examples
         mean       the same over seeds, where there are several
         floor      `value`, D between any two retrained models of the folder
+        difference `other`, `measure`, `value`, `low`, `high`: by how much two of the corners differ
+                   in one seed (see `llm.logs.comparing`); not drawn, for what is told of it
         weight     `epoch` and `spearman`, of weight and length over the forget answers
         attack     `which`, `epoch` and `other_logp` (nats per token), the mean over repeats
 
@@ -60,6 +67,7 @@ def data(context: Context) -> pd.DataFrame:
     parts += [
         pd.DataFrame({"kind": "floor", "value": lowest}),
         pd.DataFrame(_weights(place, table)).assign(kind="weight"),
+        *(one.assign(kind="difference") for one in _differences(place, table)),
     ]
     back = studies.attacks_of(place)
     known = ["model", "seed", "which", "epoch"]
@@ -83,6 +91,23 @@ def _weights(place: Path, table: pd.DataFrame) -> Iterator[dict[str, Any]]:
             # Rounded, since equal weights that differ in their last digit would get other ranks.
             found = float(spearman(length[None], np.round(weight, 12)[None])[0])
             yield {"model": words[0], "seed": seed, "epoch": int(str(epoch)), "spearman": found}
+
+
+def _differences(place: Path, table: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """Yield by how much any two corners differ, for each seed, on the same questions."""
+    known = table[table["model"].map(plane.method_of).isin(CORNERS)]
+    for seed in studies.seeds_of(place):
+        number = int(seed.name.removeprefix("seed"))
+        words = known.loc[known["seed"] == number, "model"].unique()
+        folders = (seed / "sweep").iterdir()
+        logs = {
+            str(word): read_tofu_logs(folder / OPEN_UNLEARNING)
+            for word, folder in itertools.product(words, folders)
+            if _is_of(folder, str(word)) and (folder / OPEN_UNLEARNING).exists()
+        }
+        retrained = studies.retrained_log(seed)
+        told = None if retrained.perturbed is None else retrained
+        yield differences(logs, told).assign(seed=number)
 
 
 def _is_of(folder: Path, word: str) -> bool:

@@ -435,10 +435,18 @@ def test_a_study_is_drawn_with_its_seeds_means_weights_and_attacks(done: Path):
     attacked = frame[frame["kind"] == "attack"]
     assert set(attacked["model"]) == {"retrained", *METHODS[:2]}
     assert frame["kind"].eq("floor").sum() == 1
+    apart, every = (
+        frame[frame["kind"] == "difference"],
+        pd.read_parquet(done / "differences.parquet"),
+    )
+    both = apart.merge(every, on=["model", "other", "measure", "seed"])
+    assert len(both) == len(apart) > 0 and set(apart["seed"]) == {0, 1}
+    for name in ("value", "low", "high"):
+        assert both[f"{name}_x"].to_list() == both[f"{name}_y"].to_list()
     drawn = figure.plot(frame)
     left, middle, right = drawn.axes
     assert len(middle.get_lines()) == 1 + 2 * 2  # a rule, and both seeds of two methods
-    assert len(right.get_lines()) == 2 + 3 * 2 * 2
+    assert len(right.get_lines()) == 3 + 3 * 2 * 2  # three of them for the legend alone
     assert any(line.get_linestyle() == ":" for line in left.get_lines())
 
 
