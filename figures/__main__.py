@@ -302,11 +302,19 @@ def check_own(arguments: Arguments) -> None:
         require(not unused, field.name, value, allowed)
     unused = arguments.study is not None and (arguments.runs or arguments.model)
     require(not unused, "study", str(arguments.study), "left out with --runs and --model")
+    noised = arguments.model is not None and "llm_reference_noise" in arguments.names
+    allowed = "the model retrained without the forget data, for llm_reference_noise"
+    known = arguments.retrained is not None or not noised
+    require(known, "retrained", arguments.retrained, allowed)
     whole = arguments.study is not None and arguments.gallery and not arguments.names
     require(not whole, "gallery", True, "with --study, beside the NAMEs of the figures to refresh")
     for field, none in (("model", OF_DEFAULT), ("runs", NOT_OF_RUNS)):
         given = getattr(arguments, field)
-        odd = [name for name in arguments.names if name in none and given]
+        odd = [
+            name
+            for name in arguments.names
+            if given and (name in none or not BY_NAME[name].module.startswith(LANGUAGE))
+        ]
         shown = given if isinstance(given, str) else " ".join(map(str, given or ()))
         allowed = f"left out with {' '.join(odd[:1])}, which is not drawn of it"
         require(not odd, field, shown, allowed)

@@ -226,8 +226,12 @@ def test_sets_that_were_scored_or_written_are_not_made_again(
 
 
 def test_an_evaluation_that_is_refused_late_leaves_its_folder_free(
-    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from llm.models.answers import answer_log
+
+    scored = Counted(answer_log)
+    monkeypatch.setattr("llm.evaluation.tofu.answer_log", scored)
     save(build(TINY, "original", progress=False), tmp_path / "model", {})
     tofu.write(FORGET, tmp_path / "forget.json")
     words = "evaluate --model model --device cpu --data forget.json --retain-data forget.json"
@@ -236,7 +240,7 @@ def test_an_evaluation_that_is_refused_late_leaves_its_folder_free(
         return cli([*words.split(), "--max-new-tokens", str(tokens), "--out", "found"])
 
     assert evaluated(99999) == 2  # more than the model has places: known when answers are written
-    assert "max_new_tokens = 99999" in capsys.readouterr().err
+    assert "max_new_tokens = 99999" in capsys.readouterr().err and scored.calls == 1
     assert not (tmp_path / "found").exists()
     assert evaluated(2) == 0
 

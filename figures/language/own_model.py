@@ -22,7 +22,7 @@ from llm.models.names import check_retrained, data_of, is_small
 from llm.models.source import ModelOptions, load_model
 from llm.training.checkpointing import parameters_digest
 from llm.training.settings import Optimization
-from llm.unlearning.runs import EPOCHS, Run, unlearn_into
+from llm.unlearning.runs import EPOCHS, Run, finished, unlearn_into
 from llm.unlearning.unlearn import Unlearning
 from markov.errors import require, require_whole
 from markov.files import storage
@@ -155,11 +155,17 @@ def runs_of_own(
         length = own.max_length
         seconds = seconds_of_runs(language, forget, retain, left, max_length=length)
         print(f"runs of {own.model} to make: {len(left)}, {spoken(seconds)}", file=sys.stderr)
-    for number, (folder, settings, noise) in enumerate(asked):
-        if number > 0:  # the run before changed the model in place
+    changed = False
+    for folder, settings, noise in asked:
+        kept = finished(folder) if (folder / EPOCHS).exists() else None
+        if kept is not None:
+            found.append(kept)
+            continue
+        if changed:  # the run before changed the model in place
             language = load_model(options)
             same = parameters_digest(language.model) == digest
             require(same, "model", own.model, "one that stays as it is meanwhile")
+        changed = True
         reference = None
         if noise is not None:
             ways = {"budget": own.budget, "progress": context.progress}

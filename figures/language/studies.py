@@ -23,6 +23,7 @@ from llm.data.sources import read
 from llm.data.tofu import Example
 from llm.evaluation.attacks import Relearning
 from llm.evaluation.folders import COLUMNS
+from llm.evaluation.gate import FAILS, INCONCLUSIVE, PASSES
 from llm.logs.log import EvaluationLog
 from llm.logs.reading import OPEN_UNLEARNING, read_log
 from llm.logs.summaries import over_seeds
@@ -35,7 +36,9 @@ from markov.files import storage
 from markov.objectives import CORNERS, method_name
 
 MEASURES, ATTACKS = "measures.parquet", "attacks.parquet"
-NAME, SEEDS = "study", "seeds"  # columns of a frame that shows a study
+NAME, SEEDS, GATE = "study", "seeds", "gate"  # columns of a frame that shows a study
+GATE_WORDS = {FAILS: "was refused", INCONCLUSIVE: "is inconclusive"}
+UNDRAWN = ("difference", "gate")  # kinds of rows that are kept for what is told of a study
 CHARACTER, LINE = 0.055, 0.14  # inches that the small print below a figure takes
 P_VALUES = ("p", "forget_quality")
 CORNER = re.compile(rf"({'|'.join(CORNERS)})_\d.*_seed-?\d+")  # the folder of a corner's run
@@ -310,8 +313,22 @@ def lacking(place: Path) -> dict[str, str]:
 
 
 def signed(place: Path, frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the frame of a figure with columns that name the study and count its seeds."""
-    return frame.assign(**{NAME: name_of(place), SEEDS: len(seeds_of(place))})
+    """Return the frame of a figure with columns that name the study and count its seeds.
+
+    Where the gate did not show that its models are fit to judge utility by, a column says so.
+    """
+    known: dict[str, Any] = {NAME: name_of(place), SEEDS: len(seeds_of(place))}
+    gate = gate_of(place)
+    own = gate.loc[gate["check"] == "utility apart", "verdict"]
+    if not own.isin([PASSES]).all():
+        known[GATE] = FAILS if (own == FAILS).any() else INCONCLUSIVE
+    return frame.assign(**known)
+
+
+def gate_of(place: Path) -> pd.DataFrame:
+    """Return the checks of a study's gate (see `llm.evaluation.gate`); none of an older study."""
+    found = _read(place / "gate.parquet") if (place / "gate.parquet").exists() else pd.DataFrame()
+    return found if "verdict" in found else pd.DataFrame(columns=["check", "verdict"])
 
 
 def note(figure: Figure, frame: pd.DataFrame) -> None:
@@ -325,6 +342,9 @@ def note(figure: Figure, frame: pd.DataFrame) -> None:
         text = f"{count} seeds: numbers are means, intervals 95% over seeds"
         text += "; of p-values median, least and largest" if _shows_p_values(frame) else ""
         text += "; answers are those of the first seed" if "index" in frame else ""
+    if GATE in frame and "model_utility" in {*frame, *frame.get("measure", ())}:
+        verdict = frame[GATE].iloc[0]
+        text += f"; gate: whether the first two models are alike in utility {GATE_WORDS[verdict]}"
     width, height = figure.get_size_inches()
     lines = textwrap.wrap(f"{name}; {text}", int(width / CHARACTER))
     room = (0.05 + LINE * len(lines)) / height
@@ -339,8 +359,9 @@ def note(figure: Figure, frame: pd.DataFrame) -> None:
 
 def _has_intervals(frame: pd.DataFrame) -> bool:
     """Return whether any of the columns low and high, of whatever measure, are apart."""
-    bounds = {column: f"{column[:-3]}high" for column in map(str, frame) if column.endswith("low")}
-    return any((frame[high] > frame[low]).any() for low, high in bounds.items() if high in frame)
+    drawn = frame[~frame["kind"].isin(UNDRAWN)] if "kind" in frame else frame
+    bounds = {column: f"{column[:-3]}high" for column in map(str, drawn) if column.endswith("low")}
+    return any((drawn[high] > drawn[low]).any() for low, high in bounds.items() if high in drawn)
 
 
 def _shows_p_values(frame: pd.DataFrame) -> bool:

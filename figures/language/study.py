@@ -51,6 +51,7 @@ def data(context: Context) -> pd.DataFrame:
         floor      `value`, D between any two retrained models of the folder
         difference `other`, `measure`, `value`, `low`, `high`: by how much two of the corners differ
                    in one seed (see `llm.logs.comparing`); not drawn, for what is told of it
+        gate       `check`, `value`, `low`, `high`, `allowed`, `verdict`; not drawn either
         weight     `epoch` and `spearman`, of weight and length over the forget answers
         attack     `which`, `epoch` and `other_logp` (nats per token), the mean over repeats
 
@@ -68,6 +69,7 @@ def data(context: Context) -> pd.DataFrame:
         pd.DataFrame({"kind": "floor", "value": lowest}),
         pd.DataFrame(_weights(place, table)).assign(kind="weight"),
         *(one.assign(kind="difference") for one in _differences(place, table)),
+        studies.gate_of(place).assign(kind="gate"),
     ]
     back = studies.attacks_of(place)
     known = ["model", "seed", "which", "epoch"]

@@ -71,7 +71,8 @@ def plot(frame: pd.DataFrame) -> Figure:
             alpha=0.8,
             color=style.COLORS[str(method)],
         )
-    plane.quality_axis(paper, points["forget_quality"].min())
+    least = points[[name for name in points if str(name).startswith("forget_quality")]].min()
+    plane.quality_axis(paper, float(least.min()))
     paper.set_xlabel(plane.UTILITY)
     plane.distance_axis(exact)
     count = frame.loc[frame["measure"] == "ks_statistic", "examples"].max()

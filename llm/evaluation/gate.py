@@ -16,7 +16,7 @@ import pandas as pd
 
 from llm.logs.comparing import known_utility, utility_difference
 from llm.logs.log import EvaluationLog
-from llm.logs.measures import TofuLogs, forget_quality
+from llm.logs.measures import TofuLogs, forget_quality, model_utility
 
 APART = 0.03  # by how much the utilities of the two models may differ
 KNOWN = 0.9  # probability per token of the forget answers under the original, at least
@@ -38,8 +38,9 @@ def gate(logs: Mapping[int, tuple[TofuLogs, TofuLogs]], variant: str = "geometri
     From `low` to `high` is a 95% interval over questions, the same ones for both models, of how far
     the utilities are apart. That check passes if all of the interval is allowed, fails if none of
     it is, and is inconclusive otherwise: a model that answers few questions of a set has a utility
-    that hangs on these few. The other two checks, which are far from their bounds in models that
-    are fit, pass or fail by their value.
+    that hangs on these few. A utility of 0, of a model that answers none of a set, is inconclusive
+    too, since no draw of its questions could be another. The other two checks, which are far from
+    their bounds in models that are fit, pass or fail by their value.
     """
     rows = []
     for seed, (original, retrained) in logs.items():
@@ -65,6 +66,8 @@ def _utility(
     value, low, high, _ = utility_difference(original, retrained, variant=variant)
     least, most = max(0.0, low, -high), max(abs(low), abs(high))
     verdict = PASSES if most <= APART else FAILS if least > APART else INCONCLUSIVE
+    if 0 in (model_utility(original, variant), model_utility(retrained, variant)):
+        verdict = INCONCLUSIVE
     return [("utility apart", abs(value), least, most, f"at most {APART}", verdict)]
 
 

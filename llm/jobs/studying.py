@@ -165,6 +165,15 @@ def _differences(asked: Study, one: Replicate) -> pd.DataFrame:
     return differences(one.unlearned(asked.methods), known).assign(seed=one.seed)
 
 
+def _caveat(gate: pd.DataFrame) -> str:
+    """Return what a table has to say of models that were not shown to be fit; mostly nothing."""
+    from llm.evaluation.gate import PASSES
+
+    left = gate[gate["verdict"] != PASSES]
+    each = (f"{row['check']}, seed {row['seed']}: {row['verdict']}" for _, row in left.iterrows())
+    return f"Gate: {'; '.join(each)}." if len(left) else ""
+
+
 def _refusal(check: pd.Series) -> InvalidInput:
     """Return what is said of a check that fails."""
     return InvalidInput(
@@ -208,5 +217,5 @@ def _write(asked: Study, out: Path, done: Studied) -> None:
     known = provenance_of(asked)
     storage.write_table(done.attacks, out / "attacks.parquet", known)
     storage.write_table(done.differences, out / "differences.parquet", known)
-    write_summary(done.summary, out, known)
+    write_summary(done.summary, out, known, _caveat(done.gate))
     storage.write_table(done.measures, out / "measures.parquet", known)

@@ -244,16 +244,22 @@ def swept(asked: Sweep, *, progress: bool = True) -> Swept:
     return Swept(found, table, chosen)
 
 
-def write_summary(table: pd.DataFrame, out: Path, known: Mapping[str, Any]) -> None:
-    """Write a summary as a table, in Markdown and in LaTeX, with its provenance `known`."""
+def write_summary(
+    table: pd.DataFrame, out: Path, known: Mapping[str, Any], caveat: str = ""
+) -> None:
+    """Write a summary as a table, in Markdown and in LaTeX, with its provenance `known`.
+
+    A `caveat` stands below it in Markdown, and in LaTeX as a comment.
+    """
     from llm.logs.summaries import latex, markdown
 
     path = out / "summary.parquet"
     flat = table.set_axis([" ".join(filter(None, pair)) for pair in table.columns], axis=1)
     storage.write_table(flat, path, known)
+    below = {".md": f"\n{caveat}\n", ".tex": f"% {caveat}\n"} if caveat else {}
     for suffix, text in ((".md", markdown(table)), (".tex", latex(table))):
         with storage.atomic_path(path.with_suffix(suffix)) as partial:
-            partial.write_text(text, "utf-8")
+            partial.write_text(text + below.get(suffix, ""), "utf-8")
 
 
 def _check_all_used(command: Sweep, found: Sequence[Method]) -> None:

@@ -57,7 +57,8 @@ def differences(
         for model, other in found
         for measure, estimate in _measured(logs[model], logs[other], retrained, variant)
     ]
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    return table.astype({**dict.fromkeys(("value", "low", "high"), float), "examples": int})
 
 
 def _measured(
@@ -129,10 +130,12 @@ def distance_difference(
 ) -> Estimate:
     """Return D of one model to the retrained one less D of another, with its 95% interval.
 
-    Answers are matched by index, and drawn together for all three models. Of two models that are
-    equally far from the retrained one the interval leaves out 0 in at most one of twenty cases. D
-    of few answers is never 0, and so the difference to a model that is like the retrained one comes
-    out too small. Raises `InvalidInput` as `llm.logs.measures.forget_quality` does.
+    Answers are matched by index, and drawn together for all three models. In simulations of 60 and
+    of 200 answers, with two models equally far from the retrained one (D of 0.1 or 0.3), the
+    interval left out 0 in at most 7 of 100 cases. It is not to be trusted near D = 0: D of few
+    answers is above 0 also where the distributions are one, but not for a model that agrees with
+    the retrained one answer by answer. Raises `InvalidInput` as
+    `llm.logs.measures.forget_quality` does.
     """
     check_variant(variant)
     draws = draws_of(len(log.index), np.random.default_rng(seed))

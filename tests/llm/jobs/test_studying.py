@@ -167,6 +167,15 @@ def test_utilities_that_few_answers_decide_are_inconclusive():
     assert [same[name] for name in ("value", "low", "high")] == [0, 0, 0]
 
 
+@pytest.mark.parametrize("right", [4, 0])
+def test_a_utility_of_nothing_is_inconclusive(right: int):
+    """Of 40 questions one model answers 4, or none, and the other none: chance, or no knowledge."""
+    few = [1.0] * right + [0.0] * (40 - right)
+    pair = logs_of(0.95, few), logs_of(0.2, [0.0] * 40)
+    for both in (pair, pair[::-1]):
+        assert gate({0: both})["verdict"].iloc[0] == "inconclusive"
+
+
 def test_questions_of_both_models_are_drawn_together():
     """Half of the questions are hard for both: apart, each utility alone is far from certain."""
     hard = np.arange(40) % 2
