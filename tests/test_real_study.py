@@ -16,13 +16,15 @@ from figures.language import beside, plane
 from tests.test_readme import FINDINGS, README, ROOT, numbers, rows, told
 
 KEPT = ROOT / "figures" / "gallery" / "study"
-MEASURES, PANELS, RELEARNING = (
-    pd.read_csv(KEPT / f"{name}.csv") for name in ("llm_tradeoff", "llm_study", "llm_relearning")
+PANELS, FLOAT32, RELEARNING = (
+    pd.read_csv(KEPT / f"{name}.csv")
+    for name in ("llm_study", "llm_study_float32", "llm_relearning")
 )
 HEADING, SHOWN = "A pretrained model on TOFU", "A pretrained model beside the paper's"
 KINDS = ("probability", "rouge", "truth_ratio")
-TABLE = MEASURES[MEASURES["kind"] == "measure"]
+TABLE = PANELS[PANELS["kind"].isin(["seed", "measure"])]
 METHODS = {
+    "IDK": "idk",
     **{style.LABELS.get(name, name): name for name in TABLE["method"].unique()},
     **{name: name for name in plane.BASELINES},
 }
@@ -32,9 +34,11 @@ def shown(value: float) -> float:
     return float(f"{value:.2f}")
 
 
-def at(method: str, measure: str, task: str) -> tuple[float, float, float]:
+def at(
+    method: str, measure: str, task: str, table: pd.DataFrame = TABLE
+) -> tuple[float, float, float]:
     """A measure of a model with its interval, as it is shown."""
-    own = TABLE[(TABLE["method"] == method) & (TABLE["measure"] == measure)]
+    own = table[(table["method"] == method) & (table["measure"] == measure)]
     (row,) = own[own["task"] == task].to_dict("records")
     if measure == "forget_quality" and row["value"] < 0.095:
         return float(f"{row['value']:.0e}"), math.nan, math.nan
@@ -72,19 +76,70 @@ def test_the_table_of_the_readme_is_the_frame() -> None:
 
 
 def test_the_gate_is_told_as_it_was() -> None:
-    original, retrained = (
-        TABLE[TABLE["method"] == name].set_index(["measure", "task"])["value"]
-        for name in ("original", "retrained")
-    )
-    (apart,) = told("Their utilities are # apart")
-    utility = ("model_utility", "all")
-    assert apart == pytest.approx(abs(original[utility] - retrained[utility]), abs=5.1e-4)
-    known, lower = told("of the answers to forget is #, and lower by # under the retrained model")
-    forget = ("probability", "forget")
-    assert known == pytest.approx(original[forget], abs=5.1e-4)
-    assert lower == pytest.approx(original[forget] - retrained[forget], abs=1.1e-3)
+    gate = PANELS[PANELS["kind"] == "gate"].set_index("check").round(3)
+    assert gate["verdict"].to_dict() == {
+        "utility apart": "inconclusive",
+        "forget data known": "passes",
+        "forget data unknown": "passes",
+    }
+    known = told("of the answers to forget is #, and lower by # under the retrained model")
+    assert known == gate.loc[["forget data known", "forget data unknown"], "value"].tolist()
+    apart = told("They are # apart; by the same questions it can be # to #, and # are allowed")
+    row = gate.loc["utility apart"]
+    assert apart == [row["value"], row["low"], row["high"], numbers(row["allowed"])[0]]
+    recall = told("is the smallest: # in one model and # in the other")
+    assert recall == [at(name, "rouge", "real_authors")[0] for name in plane.BASELINES]
     (floor,) = told(r"has \$D = #\$ from the first")
     assert [floor] == PANELS.loc[PANELS["kind"] == "floor", "value"].round(3).tolist()
+    alone = told("the retrained model beside itself has # to #")
+    assert alone == [*at("retrained", "ks_statistic", "forget")[1:]]
+
+
+def apart(frame: pd.DataFrame, other: str, measure: str) -> list[float]:
+    """By how much NPO lies above another corner, with the interval, as they are shown."""
+    own = frame[(frame["kind"] == "difference") & (frame["measure"] == measure)]
+    (row,) = own[
+        (own["model"].map(plane.method_of) == "npo") & (own["other"].map(plane.method_of) == other)
+    ].to_dict("records")
+    return [shown(row[name]) for name in ("value", "low", "high")]
+
+
+def test_differences_are_told_with_their_intervals() -> None:
+    below = FINDINGS.split("Two models that answer the same questions can be")[1]
+    table = rows(f"# x\n{below}", "x")
+    assert len(table) == 3
+    for name, *cells in table:
+        pairs = [(PANELS, "ks_statistic"), (PANELS, "retain_probability")]
+        pairs += [(FLOAT32, measure) for _, measure in pairs]
+        for cell, (frame, measure) in zip(cells, pairs, strict=True):
+            assert numbers(cell) == apart(frame, METHODS[name], measure), (name, measure)
+    said = rows(README, "What agrees with the paper, and what does not")
+    for words, measure, sign in (
+        ("pretrained model", "ks_statistic", 1),
+        ("keeps more", "retain_probability", -1),
+    ):
+        (cell,) = (row[1] for row in said if words in row[0] and "same answers" in row[1])
+        want = [sign * value for value in apart(PANELS, "simnpo", measure)]
+        assert numbers(cell) == [want[0], *sorted(want[1:])]
+
+
+def test_the_float32_study_is_told_as_it_was() -> None:
+    table = FLOAT32[FLOAT32["kind"].isin(["seed", "measure"])]
+    utility = [
+        float(
+            table.loc[
+                (table["method"] == name) & (table["measure"] == "model_utility"), "value"
+            ].iloc[0]
+        )
+        for name in plane.BASELINES
+    ]
+    (near,) = told("Its utilities were # apart")
+    assert near == round(abs(utility[0] - utility[1]), 3)
+    distances = told("D was # under NPO and # under SimNPO, and GradDiff kept")
+    assert distances == [at(name, "ks_statistic", "forget", table)[0] for name in ("npo", "simnpo")]
+    kept = told("probability of # of the answers to retain where it is # above")
+    tables = (table, TABLE)
+    assert kept == [at("grad_diff", "probability", "retain", one)[0] for one in tables]
 
 
 def correlation(method: str, epoch: int) -> float:
@@ -93,14 +148,15 @@ def correlation(method: str, epoch: int) -> float:
 
 
 def test_what_is_kept_is_told_with_its_intervals() -> None:
-    pair = r"probability is # \(# to #\) beside # \(# to #\)"
-    said = [*told(pair), *told(r"GradDiff keeps less, # \(# to #\)")]
-    methods = ("simnpo", "npo", "grad_diff")
-    assert said == [x for method in methods for x in at(method, "probability", "retain")]
-    quality = told(r"retrained model \(#\), and SimNPO not \(#\)")
-    assert quality == [at(method, "forget_quality", "forget")[0] for method in ("npo", "simnpo")]
-    utility = told(r"GradDiff does not \(# of a utility of #\)")
-    assert utility == [at(name, "model_utility", "all")[0] for name in ("grad_diff", "original")]
+    said = told(r"than NPO: # \(# to #\) beside # \(# to #\)")
+    assert said == [x for name in ("simnpo", "npo") for x in at(name, "probability", "retain")]
+    kept = told(r"its probability of the answers to retain is # \(# to #\)")
+    assert kept == [*at("grad_diff", "probability", "retain")]
+    quality = told("it is # under NPO, # under SimNPO and # under gradient ascent")
+    names = ("npo", "simnpo", "gradient_ascent")
+    assert quality == [at(name, "forget_quality", "forget")[0] for name in names]
+    (distance,) = told("the D of gradient ascent, #, is hardly larger")
+    assert distance == at("gradient_ascent", "ks_statistic", "forget")[0]
 
 
 def test_weights_are_told_as_they_were() -> None:
@@ -112,7 +168,7 @@ def test_weights_are_told_as_they_were() -> None:
     last = int(PANELS.loc[PANELS["kind"] == "weight", "epoch"].max())
     falls = told(r"After the second epoch NPO's fall with length \(#, in the end #\)")
     assert falls == [correlation("npo", 2), correlation("npo", last)]
-    turned = told(r"and SimNPO's have turned around \(#, in the end #\)")
+    turned = told(r"SimNPO's hardly go with it any more \(#, in the end #\)")
     assert turned == [correlation("simnpo", 2), correlation("simnpo", last)]
 
 
@@ -125,8 +181,29 @@ def test_what_comes_back_is_told_as_it_was(place: int, which: str) -> None:
             assert numbers(cell) == [shown(own.loc[epoch, column]) for epoch in (0, 3)]
 
 
+def test_how_far_the_others_end_from_a_control_is_told() -> None:
+    attacks = RELEARNING[(RELEARNING["kind"] == "attack") & (RELEARNING["which"] == "random")]
+    level = {
+        METHODS[name]: attacks[attacks["model"] == METHODS[name]].set_index("epoch")["other_logp"]
+        for name in ("NPO", "SimNPO", "retrained")
+    }
+    above = [shown(level[name][3] - level["retrained"][3]) for name in ("npo", "simnpo")]
+    ends = told("NPO's others end # nats above those of .*?, and SimNPO's #")
+    assert ends == pytest.approx(above, abs=0.0101)
+    (begun,) = told("SimNPO's had begun # below it")
+    assert begun == pytest.approx(level["retrained"][0] - level["simnpo"][0], abs=0.0101)
+    (cell,) = (
+        row[1]
+        for row in rows(README, "What agrees with the paper, and what does not")
+        if "relearning" in row[0]
+    )
+    assert numbers(cell) == ends[::-1]
+    (known,) = told("Before unlearning the 48 had #")
+    assert {known} == set(attacks["original_logp"].map(shown))
+
+
 def test_pictures_of_the_study_have_their_frames() -> None:
     pictures = {path.stem for path in KEPT.glob("*.png")}
-    assert pictures >= {"llm_study"} and all(BY_NAME[name].study for name in pictures)
+    assert "llm_study" in pictures and all(BY_NAME[name].study for name in pictures)
     assert pictures <= {path.stem for path in KEPT.glob("*.csv")}
     assert set(beside.PAPER) <= set(TABLE["method"])

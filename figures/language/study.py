@@ -36,6 +36,7 @@ from llm.sweeps.sweep import in_a_path
 from llm.unlearning.runs import read_run
 from llm.unlearning.unlearn import weights_by_epoch
 from markov.objectives import CORNERS
+from markov.preferences import Preference
 
 LINES = {"shortest": "--", "random": "-"}  # which answers an attack teaches
 
@@ -52,6 +53,7 @@ def data(context: Context) -> pd.DataFrame:
         difference `other`, `measure`, `value`, `low`, `high`: by how much two of the corners differ
                    in one seed (see `llm.logs.comparing`); not drawn, for what is told of it
         gate       `check`, `value`, `low`, `high`, `allowed`, `verdict`; not drawn either
+        measure    `task`, `measure`, `value`, `low`, `high`: all other measures, not drawn either
         weight     `epoch` and `spearman`, of weight and length over the forget answers
         attack     `which`, `epoch` and `other_logp` (nats per token), the mean over repeats
 
@@ -70,6 +72,7 @@ def data(context: Context) -> pd.DataFrame:
         pd.DataFrame(_weights(place, table)).assign(kind="weight"),
         *(one.assign(kind="difference") for one in _differences(place, table)),
         studies.gate_of(place).assign(kind="gate"),
+        table[~table["measure"].isin(plane.MEASURES)].assign(kind="measure"),
     ]
     back = studies.attacks_of(place)
     known = ["model", "seed", "which", "epoch"]
@@ -85,7 +88,8 @@ def _weights(place: Path, table: pd.DataFrame) -> Iterator[dict[str, Any]]:
         run = read_run(folder)
         seed = int(run.settings["unlearning"]["optimization"]["seed"])
         words = [word for word, own in wanted if own == seed and _is_of(folder, word)]
-        if not words or not len(run.examples):
+        # A pair of responses has two weights.
+        if not words or not len(run.examples) or isinstance(run.forgetting, Preference):
             continue
         frame = weights_by_epoch(run.examples, {"own": run.objective})
         for epoch, own in frame.groupby("epoch"):

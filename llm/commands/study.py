@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from llm.jobs.planning import planned, runs_at_a_time
 from llm.jobs.study_settings import Study, checked
 from llm.jobs.studying import studied
+from markov.errors import require
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,4 +71,6 @@ def draw(out: Path) -> None:
         print("figures are not drawn: the package figures of this project is not installed")
         return
     command = [sys.executable, "-m", "figures", "--study", str(out), "--out", str(out / "figures")]
-    subprocess.run(command, check=True)
+    drawn = subprocess.run(command).returncode == 0
+    allowed = f"figures that can be drawn (said above); the tables in {out} are written"
+    require(drawn, "draw", True, allowed)

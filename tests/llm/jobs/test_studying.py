@@ -55,7 +55,7 @@ def options(place: Path, questions: Path) -> dict[str, Any]:
     return {
         "model": place / "model",
         "data": questions / "forget10",
-        "methods": ("npo:0.1@1", "gradient_ascent"),
+        "methods": ("npo:0.1@1", "gradient_ascent", "idk@1"),
         "attacked": ("npo:0.1@1",),
         "retain_answers": 8,
         "measured_answers": 3,
@@ -235,7 +235,7 @@ def test_of_a_seed_for_the_floor_there_is_the_retrained_model_alone(done: tuple[
 
 def test_a_study_has_every_model_its_measures_and_what_comes_back(done: tuple[Path, Studied]):
     out, found = done
-    models = ["original", "retrained", "npo:0.1@1", "gradient_ascent"]
+    models = ["original", "retrained", "npo:0.1@1", "gradient_ascent", "idk@1"]
     assert found.measures["model"].drop_duplicates().tolist() == models
     assert set(found.measures["seed"]) == {3}
     assert list(found.summary.index) == models and "fails" in set(found.gate["verdict"])
