@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 
 from figures.cache import Context
 from figures.language import study as figure
-from llm.commands.study import print_gate
+from llm.commands.study import draw, print_gate
 from llm.data import tofu
 from llm.data.authors.corpus import Authors, splits
 from llm.data.parts import Part, write_part
@@ -202,6 +204,14 @@ def test_what_is_inconclusive_is_said(capsys: pytest.CaptureFixture[str]):
         print_gate(gate({0: pair}), (0.07,))
         said = capsys.readouterr().out
         assert ("--measured-answers" in said) == told and "models: 0.070;" in said
+
+
+def test_figures_that_cannot_be_drawn_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    for code in (0, 2):
+        done = subprocess.CompletedProcess([], code)
+        monkeypatch.setattr(subprocess, "run", lambda *_, done=done, **__: done)
+        with pytest.raises(InvalidInput, match="draw") if code else nullcontext():
+            draw(tmp_path)
 
 
 def retrained(out: Path, seed: int) -> EvaluationLog:
