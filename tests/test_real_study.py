@@ -22,7 +22,7 @@ PANELS, FLOAT32, RELEARNING = (
 )
 HEADING, SHOWN = "A pretrained model on TOFU", "A pretrained model beside the paper's"
 KINDS = ("probability", "rouge", "truth_ratio")
-TABLE = PANELS[PANELS["kind"].isin(["seed", "measure"])]
+TABLE = PANELS[PANELS["kind"].isin(["seed", "other"])]
 METHODS = {
     "IDK": "idk",
     **{style.LABELS.get(name, name): name for name in TABLE["method"].unique()},
@@ -124,7 +124,7 @@ def test_differences_are_told_with_their_intervals() -> None:
 
 
 def test_the_float32_study_is_told_as_it_was() -> None:
-    table = FLOAT32[FLOAT32["kind"].isin(["seed", "measure"])]
+    table = FLOAT32[FLOAT32["kind"].isin(["seed", "other"])]
     utility = [
         float(
             table.loc[

@@ -38,7 +38,7 @@ from markov.objectives import CORNERS, method_name
 MEASURES, ATTACKS = "measures.parquet", "attacks.parquet"
 NAME, SEEDS, GATE = "study", "seeds", "gate"  # columns of a frame that shows a study
 GATE_WORDS = {FAILS: "was refused", INCONCLUSIVE: "is inconclusive"}
-UNDRAWN = ("difference", "gate", "measure")  # kinds of rows for what is told of a study
+UNDRAWN = ("difference", "gate", "other")  # kinds of rows for what is told of a study
 CHARACTER, LINE = 0.055, 0.14  # inches that the small print below a figure takes
 P_VALUES = ("p", "forget_quality")
 CORNER = re.compile(rf"({'|'.join(CORNERS)})_\d.*_seed-?\d+")  # the folder of a corner's run

@@ -53,7 +53,7 @@ def data(context: Context) -> pd.DataFrame:
         difference `other`, `measure`, `value`, `low`, `high`: by how much two of the corners differ
                    in one seed (see `llm.logs.comparing`); not drawn, for what is told of it
         gate       `check`, `value`, `low`, `high`, `allowed`, `verdict`; not drawn either
-        measure    `task`, `measure`, `value`, `low`, `high`: all other measures, not drawn either
+        other      `task`, `measure`, `value`, `low`, `high`: all other measures, not drawn either
         weight     `epoch` and `spearman`, of weight and length over the forget answers
         attack     `which`, `epoch` and `other_logp` (nats per token), the mean over repeats
 
@@ -72,7 +72,7 @@ def data(context: Context) -> pd.DataFrame:
         pd.DataFrame(_weights(place, table)).assign(kind="weight"),
         *(one.assign(kind="difference") for one in _differences(place, table)),
         studies.gate_of(place).assign(kind="gate"),
-        table[~table["measure"].isin(plane.MEASURES)].assign(kind="measure"),
+        table[~table["measure"].isin(plane.MEASURES)].assign(kind="other"),
     ]
     back = studies.attacks_of(place)
     known = ["model", "seed", "which", "epoch"]

@@ -416,6 +416,7 @@ def test_the_small_print_says_how_many_seeds_there_are_and_lies_below_all_else(
         studies.note(figure, frame)
         (text,) = figure.texts
         assert count in text.get_text()
+        assert ("without intervals" in text.get_text()) == (folder == single)
         others: list[Any] = [one.get_tightbbox() for one in (*figure.axes, *figure.legends)]
         assert text.get_window_extent().y1 < min(box.y0 for box in others)
 
