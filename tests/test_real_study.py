@@ -85,7 +85,7 @@ def test_the_gate_is_told_as_it_was() -> None:
     known = told("of the answers to forget is #, and lower by # under the retrained model")
     assert known == gate.loc[["forget data known", "forget data unknown"], "value"].tolist()
     apart = told("They are # apart; by the same questions it can be # to #, and # are allowed")
-    row = gate.loc["utility apart"]
+    (row,) = gate.loc[["utility apart"]].to_dict("records")
     assert apart == [row["value"], row["low"], row["high"], numbers(row["allowed"])[0]]
     recall = told("is the smallest: # in one model and # in the other")
     assert recall == [at(name, "rouge", "real_authors")[0] for name in plane.BASELINES]

@@ -218,8 +218,8 @@ def test_sets_that_were_scored_or_written_are_not_made_again(
         assert log.pop("manifest")  # which names the folder
     assert logs[0] == logs[1]
     assert whole["TOFU_SUMMARY.json"] == parts["TOFU_SUMMARY.json"]
-    tables = [storage.read_table(tmp_path / place / names[2]) for place in ("whole", "parts")]
-    pd.testing.assert_frame_equal(*tables, check_exact=True, check_flags=False)
+    one, other = (storage.read_table(tmp_path / place / names[2]) for place in ("whole", "parts"))
+    pd.testing.assert_frame_equal(one, other, check_exact=True, check_flags=False)
     assert sorted(one.name for one in (tmp_path / "parts").iterdir()) == sorted(
         [".simnpo-lab.json", *names]
     )

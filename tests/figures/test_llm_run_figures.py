@@ -426,7 +426,7 @@ def test_the_reference_of_a_model_of_the_users_own_is_perturbed(context: Context
     start = frame[(frame["kind"] == "example") & (frame["epoch"] == 0)].set_index("reference")
     noises = [f"{scale:g}" for scale in TINY.noises]
     assert set(start.index) == {reference_noise.OWN, reference_noise.NONE, *noises}
-    assert np.allclose(start.loc[reference_noise.OWN, "factor"].to_numpy(dtype=float), 1)
+    assert np.allclose(start.loc[[reference_noise.OWN], "factor"].astype(float), 1)
     language, forget = load_saved(own.model, device="cpu"), read("authors:forget01")
     for scale in TINY.noises:
         model = perturbed(language.model, scale=scale, seed=0)

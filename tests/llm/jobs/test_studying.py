@@ -157,11 +157,11 @@ def test_utilities_that_few_answers_decide_are_inconclusive():
     original = np.isin(np.arange(40), [0, 1, 2]).astype(float)
     retrained = np.isin(np.arange(40), [1, 2, 3, 4, 5, 6]).astype(float)
     pair = logs_of(0.95, original.tolist()), logs_of(0.2, retrained.tolist())
-    row = gate({0: pair}).iloc[0]
-    apart = abs(np.subtract(*map(model_utility, pair)))
+    (row,) = gate({0: pair}).iloc[:1].to_dict("records")
+    apart = abs(model_utility(pair[0]) - model_utility(pair[1]))
     assert apart > gates.APART and row["value"] == pytest.approx(apart)
     assert row["verdict"] == "inconclusive" and row["low"] <= gates.APART < row["high"]
-    turned = gate({0: pair[::-1]}).iloc[0]
+    turned = gate({0: (pair[1], pair[0])}).iloc[0]
     assert [turned[name] for name in ("value", "low", "high")] == pytest.approx(
         [row[name] for name in ("value", "low", "high")]
     )
@@ -174,7 +174,7 @@ def test_a_utility_of_nothing_is_inconclusive(right: int):
     """Of 40 questions one model answers 4, or none, and the other none: chance, or no knowledge."""
     few = [1.0] * right + [0.0] * (40 - right)
     pair = logs_of(0.95, few), logs_of(0.2, [0.0] * 40)
-    for both in (pair, pair[::-1]):
+    for both in (pair, (pair[1], pair[0])):
         assert gate({0: both})["verdict"].iloc[0] == "inconclusive"
 
 
@@ -184,7 +184,8 @@ def test_questions_of_both_models_are_drawn_together():
     pair = logs_of(0.95, (0.1 + 0.8 * hard).tolist()), logs_of(0.2, (0.11 + 0.8 * hard).tolist())
     value, low, high, count = utility_difference(*pair)
     assert low < value < high < 0 and count == 100
-    alone = measures(pair[0]).set_index("measure").loc["model_utility"]
+    every = measures(pair[0])
+    (alone,) = every[every["measure"] == "model_utility"].to_dict("records")
     assert alone["high"] - alone["low"] > 0.03 > 3 * (high - low)
     assert value == pytest.approx(model_utility(pair[0]) - model_utility(pair[1]))
     other = pair[1]._replace(retain=take(pair[1].of("retain"), np.arange(30)[::-1]))

@@ -118,11 +118,11 @@ def test_of_models_equally_far_the_difference_of_d_seldom_leaves_out_nothing():
     for far, *shared in itertools.product((0.3, 0.7), (0.0, 0.9), (0.0, 0.9)):
         for _ in range(15):
             common = rng.normal(size=60)
-            own = [
+            first, second = (
                 of(far + np.sqrt(one) * common + np.sqrt(1 - one) * rng.normal(size=60))
                 for one in shared
-            ]
-            found = distance_difference(*own, of(common))
+            )
+            found = distance_difference(first, second, of(common))
             rejected.append(not found.low <= 0 <= found.high)
     assert np.mean(rejected) <= 0.07
 
