@@ -84,10 +84,12 @@ def test_the_gate_is_told_as_it_was() -> None:
     }
     known = told("of the answers to forget is #, and lower by # under the retrained model")
     assert known == gate.loc[["forget data known", "forget data unknown"], "value"].tolist()
-    apart = told("They are # apart; by the same questions it can be # to #, and # are allowed")
+    apart = told(
+        "utilities are # apart, by the same questions # to #. Whether that is more than the # that"
+    )
     (row,) = gate.loc[["utility apart"]].to_dict("records")
     assert apart == [row["value"], row["low"], row["high"], numbers(row["allowed"])[0]]
-    recall = told("is the smallest: # in one model and # in the other")
+    recall = told("ROUGE-L of 40 real authors, # in the original and # in the retrained model")
     assert recall == [at(name, "rouge", "real_authors")[0] for name in plane.BASELINES]
     (floor,) = told(r"has \$D = #\$ from the first")
     assert [floor] == PANELS.loc[PANELS["kind"] == "floor", "value"].round(3).tolist()
@@ -133,13 +135,13 @@ def test_the_float32_study_is_told_as_it_was() -> None:
         )
         for name in plane.BASELINES
     ]
-    (near,) = told("Its utilities were # apart")
+    (near,) = told("retrained model were # apart in utility")
     assert near == round(abs(utility[0] - utility[1]), 3)
-    distances = told("D was # under NPO and # under SimNPO, and GradDiff kept")
+    distances = told("D was # under NPO and # under SimNPO. GradDiff kept")
     assert distances == [at(name, "ks_statistic", "forget", table)[0] for name in ("npo", "simnpo")]
-    kept = told("probability of # of the answers to retain where it is # above")
-    tables = (table, TABLE)
-    assert kept == [at("grad_diff", "probability", "retain", one)[0] for one in tables]
+    kept = told(r"probability of # \(# to #\) of the answers to retain, where it is # above")
+    own, above = (at("grad_diff", "probability", "retain", one) for one in (table, TABLE))
+    assert kept == [*own, above[0]] and own[2] < above[1]
 
 
 def correlation(method: str, epoch: int) -> float:
@@ -152,8 +154,11 @@ def test_what_is_kept_is_told_with_its_intervals() -> None:
     assert said == [x for name in ("simnpo", "npo") for x in at(name, "probability", "retain")]
     kept = told(r"its probability of the answers to retain is # \(# to #\)")
     assert kept == [*at("grad_diff", "probability", "retain")]
-    quality = told("it is # under NPO, # under SimNPO and # under gradient ascent")
-    names = ("npo", "simnpo", "gradient_ascent")
+    quality = told(r"tell NPO \(#\), SimNPO \(#\) and gradient ascent \(#\) from")
+    quality += told(r"teaches refusals \(#\), and GradDiff \(#\)")
+    names = ("npo", "simnpo", "gradient_ascent", "idk", "grad_diff")
+    (hidden,) = told("writes none of them, but they keep a probability of #")
+    assert hidden == at("idk", "probability", "forget")[0]
     assert quality == [at(name, "forget_quality", "forget")[0] for name in names]
     (distance,) = told("the D of gradient ascent, #, is hardly larger")
     assert distance == at("gradient_ascent", "ks_statistic", "forget")[0]
@@ -166,9 +171,11 @@ def test_weights_are_told_as_they_were() -> None:
         PANELS.query("kind == 'weight' and method == 'npo' and epoch == 0")["spearman"].isna().all()
     )
     last = int(PANELS.loc[PANELS["kind"] == "weight", "epoch"].max())
-    falls = told(r"After the second epoch NPO's fall with length \(#, in the end #\)")
+    first = told(r"After the first epoch both are near 0 \(SimNPO #, NPO #\)")
+    assert first == [correlation("simnpo", 1), correlation("npo", 1)]
+    falls = told(r"After the second NPO's fall with length \(#, in the end #\)")
     assert falls == [correlation("npo", 2), correlation("npo", last)]
-    turned = told(r"SimNPO's hardly go with it any more \(#, in the end #\)")
+    turned = told(r"SimNPO's hardly go with it \(#, in the end #\)")
     assert turned == [correlation("simnpo", 2), correlation("simnpo", last)]
 
 
@@ -189,9 +196,9 @@ def test_how_far_the_others_end_from_a_control_is_told() -> None:
     }
     above = [shown(level[name][3] - level["retrained"][3]) for name in ("npo", "simnpo")]
     ends = told("NPO's others end # nats above those of .*?, and SimNPO's #")
-    assert ends == pytest.approx(above, abs=0.0101)
-    (begun,) = told("SimNPO's had begun # below it")
-    assert begun == pytest.approx(level["retrained"][0] - level["simnpo"][0], abs=0.0101)
+    assert ends == above
+    (begun,) = told("SimNPO's had lain # below the retrained model's")
+    assert begun == shown(level["retrained"][0] - level["simnpo"][0])
     (cell,) = (
         row[1]
         for row in rows(README, "What agrees with the paper, and what does not")
