@@ -55,8 +55,8 @@ class Study(ModelOptions, MemoryOption):
     Writes to OUT gate.parquet, measures.parquet, differences.parquet, attacks.parquet,
     times.parquet and summary.{parquet,md,tex}, the folders data/ and figures/, and a folder per
     seed with models and runs. Example, of a part of TOFU, since all of it takes a GPU: python -m
-    llm study --forget-answers 60 --retain-answers 140 --measured-answers 40 --learning-rate 1.6e-4
-    --learning-epochs 6 --epochs 5 --batch 16
+    llm study --forget-answers 60 --retain-answers 140 --measured-answers 40 --learning-rate
+    1.6e-4 --learning-epochs 6 --epochs 5 --batch 16
     """
 
     model: str = "smollm2-135m"

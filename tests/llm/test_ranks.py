@@ -373,7 +373,7 @@ def written(place: Path) -> dict[str, list[str | None]]:
     return {
         name: [own.get("generation") for own in values["value_by_index"].values()]
         for name, values in logs.items()
-        if name != "manifest"
+        if "value_by_index" in values
     }
 
 
