@@ -8,7 +8,7 @@ interval is over questions: it says nothing of another training.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pandas as pd
@@ -36,11 +36,9 @@ COLUMNS = ("model", "other", "measure", "value", "low", "high", "examples")
 def differences(
     logs: Mapping[str, TofuLogs],
     retrained: EvaluationLog | None = None,
-    *,
-    pairs: Iterable[tuple[str, str]] | None = None,
     variant: str = "geometric",
 ) -> pd.DataFrame:
-    """Return by how much models differ, of any two or of the `pairs`, with 95% intervals.
+    """Return by how much any two models differ, with 95% intervals.
 
     The columns are `model`, `other`, `measure`, `value` (that of the model less that of the other),
     `low`, `high` and `examples`. The measures are, as far as the logs allow,
@@ -51,10 +49,9 @@ def differences(
 
     Raises `InvalidInput` for models that were asked different questions.
     """
-    found = itertools.combinations(logs, 2) if pairs is None else pairs
     rows = [
         (model, other, measure, *estimate)
-        for model, other in found
+        for model, other in itertools.combinations(logs, 2)
         for measure, estimate in _measured(logs[model], logs[other], retrained, variant)
     ]
     table = pd.DataFrame(rows, columns=list(COLUMNS))

@@ -53,7 +53,7 @@ def test_differences_are_those_of_two_models_and_turn_with_them():
             ("retain_probability", kept),
         ):
             assert value[measure] == pytest.approx(both[0] - both[1])
-    turned = differences(models, retrained, pairs=[("b", "a")]).set_index("measure")
+    turned = differences({name: models[name] for name in "ba"}, retrained).set_index("measure")
     first = table[(table["model"] == "a") & (table["other"] == "b")].set_index("measure")
     for column, back in (("value", "value"), ("low", "high"), ("high", "low")):
         assert (-turned[column]).to_numpy() == pytest.approx(first[back].to_numpy())
