@@ -6,7 +6,8 @@ Each run draws its batches in an order of its own.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,32 @@ from torch.nn import functional
 from markov.errors import require
 from markov.models import Model
 
-PART = 32  # sequences per forward and backward pass in pretraining
+# Where rows that are sorted by length are cut: the first row and the length of each piece.
+Cuts = tuple[tuple[int, int], ...]
+Runs = slice | list[int]  # all runs of an ensemble, or some
+ALL = slice(None)
+
+
+class Cutting(NamedTuple):
+    """How the runs of an ensemble and their batches are cut up on a device.
+
+    `members` is the number of runs of an ensemble at most, `rows` that of a run's sequences per
+    pass of pretraining. In unlearning a batch of unequal lengths is cut where that saves more than
+    `overhead` tokens of padding, which is what a further pass costs. `alike` says that only runs
+    that are cut alike are computed side by side: then a run's numbers are to the last bit those
+    that it has alone.
+    """
+
+    members: int
+    rows: int
+    overhead: int
+    alike: bool
+
+
+# By the type of a device. A processor's cache holds the activations of few sequences; on a GPU a
+# call costs as much as thousands of tokens.
+PROCESSOR = Cutting(members=8, rows=32, overhead=64, alike=True)
+CUTTINGS = {"cpu": PROCESSOR, "cuda": Cutting(1000, 1024, 10**9, alike=False)}
 
 
 class Corpus(NamedTuple):
@@ -30,6 +56,10 @@ class Corpus(NamedTuple):
     tokens: Int64[Tensor, "count time"]
     mask: Bool[Tensor, "count time-1"]
     component: Int64[Tensor, " count"]
+
+    def to(self, device: str) -> Corpus:
+        """Return the corpus on a device."""
+        return Corpus(*(field.to(device) for field in self))
 
     @classmethod
     def join(cls, parts: Sequence[Int64[Tensor, "count length"]]) -> Corpus:
@@ -51,9 +81,13 @@ class Batches(NamedTuple):
     mask: Bool[Tensor, "runs rows time-1"]
     component: Int64[Tensor, "runs rows"]
 
-    def of(self, runs: slice | list[int], rows: slice) -> Batches:
+    def of(self, runs: Runs, rows: slice = ALL) -> Batches:
         """Return the chosen rows of the chosen runs."""
         return Batches(*(field[:, rows][runs] for field in self))
+
+    def to(self, device: str) -> Batches:
+        """Return the batches on a device."""
+        return Batches(*(field.to(device) for field in self))
 
 
 def derived_seed(seed: int, purpose: str) -> int:
@@ -96,6 +130,11 @@ def generator(seed: int, purpose: str) -> torch.Generator:
     return torch.Generator().manual_seed(derived_seed(seed, purpose))
 
 
+def lengths_of(corpora: Sequence[Corpus]) -> Int64[Tensor, "runs count"]:
+    """Return the number of scored tokens of every sequence."""
+    return torch.stack([corpus.mask.sum(-1) for corpus in corpora])
+
+
 def take(corpora: Sequence[Corpus], rows: Int64[Tensor, "runs rows"]) -> Batches:
     """Return the sequences at `rows` of each run's own corpus."""
     taken = [
@@ -105,78 +144,85 @@ def take(corpora: Sequence[Corpus], rows: Int64[Tensor, "runs rows"]) -> Batches
     return Batches(*(torch.stack(fields) for fields in zip(*taken, strict=True)))
 
 
-def draw(corpora: Sequence[Corpus], generators: Sequence[torch.Generator], rows: int) -> Batches:
-    """Draw `rows` rows for each run, epoch after epoch, each epoch in a new order."""
-    count = len(corpora[0].tokens)
+def draw(
+    count: int, generators: Sequence[torch.Generator], rows: int
+) -> Int64[Tensor, "runs rows"]:
+    """Draw `rows` of `count` rows for each run, epoch after epoch, each epoch in a new order."""
     epochs = max(1, -(-rows // count))
     orders = [
         torch.cat([torch.randperm(count, generator=own) for _ in range(epochs)])
         for own in generators
     ]
-    return take(corpora, torch.stack(orders)[:, :rows])
+    return torch.stack(orders)[:, :rows]
 
 
-def longest_first(batches: Batches, size: int) -> Batches:
+def longest_first(
+    rows: Int64[Tensor, "runs rows"], lengths: Int64[Tensor, "runs count"], size: int
+) -> Int64[Tensor, "runs rows"]:
     """Return the same batches of `size` rows, each sorted by length with the longest first.
 
-    Rows of equal length keep their order.
+    `lengths` are those of all sequences of a run. Rows of equal length keep their order.
     """
-    length = batches.mask.sum(-1)
-    runs, rows = length.shape
-    order = length.view(runs, rows // size, size).argsort(dim=2, descending=True, stable=True)
-    order = (order + size * torch.arange(rows // size, device=order.device)[:, None]).view(
-        runs, rows
-    )
-    tokens, mask = (field.take_along_dim(order[..., None], dim=1) for field in batches[:2])
-    return Batches(tokens, mask, batches.component.take_along_dim(order, dim=1))
+    batches = rows.view(len(rows), -1, size)
+    order = lengths.gather(1, rows).view_as(batches).argsort(dim=2, descending=True, stable=True)
+    return batches.gather(2, order).view_as(rows)
 
 
-def cuts(lengths: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """Return where rows of descending length are cut: wherever they have become half as long.
+@lru_cache(maxsize=4096)
+def cuts(lengths: tuple[int, ...], longest: int, overhead: int) -> Cuts:
+    """Return where rows of descending length are cut, so that as little as possible is computed.
 
-    Each cut is (first row of the piece, length of that row).
+    A piece costs its rows times its length, padding included, and `overhead` tokens more. The first
+    one is as long as the `longest` sequence that there is, so that more batches are cut alike.
     """
-    found: list[tuple[int, int]] = []
-    for row, length in enumerate(lengths):
-        if not found or 2 * length <= found[-1][1]:
-            found.append((row, length))
+    # Only where the length falls is there anything to gain.
+    firsts = [row for row in range(len(lengths)) if row == 0 or lengths[row] != lengths[row - 1]]
+    ends = [*firsts[1:], len(lengths)]
+    times = [longest, *(lengths[row] for row in firsts[1:])]
+    # least[at]: what the rows from firsts[at] on cost at least, and the next place that is cut.
+    least = [(0, 0)] * (len(firsts) + 1)
+    for at in reversed(range(len(firsts))):
+        least[at] = min(
+            (least[to + 1][0] + times[at] * (ends[to] - firsts[at]) + overhead, to + 1)
+            for to in range(at, len(firsts))
+        )
+    found, at = [], 0
+    while at < len(firsts):
+        found.append((firsts[at], times[at]))
+        at = least[at][1]
     return tuple(found)
 
 
-def alike(patterns: Iterable[Hashable]) -> list[list[int]]:
-    """Group the runs of an ensemble by the pattern in which each cuts its own rows.
+def even_cuts(lengths: tuple[int, ...], rows: int) -> Cuts:
+    """Return the cuts into pieces of `rows` rows, each as long as its longest sequence."""
+    return tuple((row, lengths[row]) for row in range(0, len(lengths), rows))
 
-    Only runs of one pattern can be computed side by side, each padded as it would be alone.
+
+def grouped(
+    lengths: Int64[Tensor, "runs rows"], cut: Callable[[tuple[int, ...]], Cuts], alike: bool
+) -> list[tuple[Runs, Cuts]]:
+    """Group the runs of an ensemble by where each cuts its own rows; `cut` says where that is.
+
+    Only runs that are cut alike can be computed side by side with each padded as it would be alone.
+    Unless they must be `alike`, all runs are cut as the longest rows among them ask for.
     """
-    groups: dict[Hashable, list[int]] = {}
-    for run, pattern in enumerate(patterns):
-        groups.setdefault(pattern, []).append(run)
-    return list(groups.values())
+    if not alike:
+        return [(ALL, cut(tuple(lengths.amax(0).tolist())))]
+    groups: dict[Cuts, list[int]] = {}
+    for run, own in enumerate(lengths.tolist()):
+        groups.setdefault(cut(tuple(own)), []).append(run)
+    if len(groups) == 1:
+        return [(ALL, next(iter(groups)))]
+    return [(runs, found) for found, runs in groups.items()]
 
 
-def pieces(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield tokens and masks of rows sorted by length, in the pieces that `cuts` gives.
-
-    They need less padding than the whole.
-    """
-    tokens, mask = batches.tokens, batches.mask
-    found = cuts(mask.sum(-1).amax(0).tolist())
-    for (first, time), (last, _) in itertools.pairwise([*found, (mask.shape[1], 0)]):
-        yield tokens[:, first:last, : time + 1], mask[:, first:last, :time]
-
-
-def parts(batches: Batches) -> Iterator[Batches]:
-    """Yield a batch in parts that fit the processor's cache.
-
-    The rows are sorted by length, and each part is as long as its longest sequence: less padding.
-    """
-    tokens, mask, component = longest_first(batches, batches.mask.shape[1])
-    for rows in torch.arange(mask.shape[1]).split(PART):
-        time = int(mask[:, rows].sum(-1).max())
-        yield Batches(tokens[:, rows, : time + 1], mask[:, rows, :time], component[:, rows])
-
-
-def part_lengths(batches: Batches) -> list[tuple[int, ...]]:
-    """Return the lengths of the `parts` of each run's own rows."""
-    lengths = batches.mask.sum(-1).sort(dim=1, descending=True)[0]
-    return [tuple(own) for own in lengths[:, ::PART].tolist()]
+def pieces(batches: Batches, found: Cuts) -> Iterator[Batches]:
+    """Yield rows sorted by length in pieces, which need less padding than the whole."""
+    last = batches.mask.shape[1]
+    for (first, time), (end, _) in itertools.pairwise([*found, (last, 0)]):
+        rows = slice(first, end)
+        yield Batches(
+            batches.tokens[:, rows, : time + 1],
+            batches.mask[:, rows, :time],
+            batches.component[:, rows],
+        )

@@ -5,12 +5,13 @@ The names of their columns are stated here, once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -67,7 +68,10 @@ def weights(
     The reference is the model at step 0.
     """
     logp = trajectory.logp[run]
-    seq = SequenceLogProbs(logp, trajectory.length.expand_as(logp), logp[:1].expand_as(logp))
+    length, ref = (
+        field.expand_as(logp) for field in (trajectory.length, trajectory.reference[run])
+    )
+    seq = SequenceLogProbs(logp, length, ref)
     return loss_and_weight(objective, seq)[1]
 
 
@@ -82,42 +86,73 @@ def table(
     `run` counts the members of the ensemble. `retrained` and `ideal` give, per run and component,
     the distances that mark the goal.
     """
-    frames = []
-    for index, experiment in enumerate(experiments):
-        own = weights(experiment.objective, trajectory, index)
-        for position, component in enumerate(experiment.case.lengths):
-            mine = trajectory.component == position
-            logp = trajectory.logp[index][:, mine].double().mean(-1)
-            length = experiment.case.lengths[component] - 1
-            frames.append(
-                pd.DataFrame(
-                    {
-                        "run": index,
-                        **settings_columns(experiment),
-                        "step": trajectory.step.numpy(),
-                        "component": component,
-                        "length": length,
-                        "kl_to_truth": trajectory.kl_to_truth[index, :, position].double().numpy(),
-                        "kl_to_retrained": trajectory.kl_to_retrained[index, :, position]
-                        .double()
-                        .numpy(),
-                        "kl_to_reference": trajectory.kl_to_reference[index, :, position]
-                        .double()
-                        .numpy(),
-                        "retrained": retrained[index][position],
-                        "ideal": ideal[index][position],
-                        "logp": logp.numpy(),
-                        "logp_per_token": (logp / length).numpy(),
-                        "weight": own[:, mine].double().mean(-1).numpy(),
-                        "weight_std": own[:, mine].double().std(-1, correction=0).numpy(),
-                        "gradient_norm": trajectory.gradient_norm[index, :, position]
-                        .double()
-                        .numpy(),
-                        "count": experiment.case.counts[component],
-                    }
-                )
-            )
-    return _with_shares(pd.concat(frames, ignore_index=True))[list(COLUMNS)]
+    steps, runs = len(trajectory.step), len(experiments)
+    # The members of an ensemble share the lengths, not always the names of their components.
+    names = np.array([list(one.case.lengths) for one in experiments], dtype=object)[:, None]
+    counts = np.array([list(one.case.counts.values()) for one in experiments])[:, None]
+    lengths = np.array([length - 1 for length in experiments[0].case.lengths.values()])
+    forgotten = names != "retain"
+    own = torch.stack(
+        [weights(one.objective, trajectory, run) for run, one in enumerate(experiments)]
+    )
+
+    # Axes: runs, steps, components. Not by torch, whose sums over one row by itself are taken
+    # otherwise than over one of many.
+    def by_component(of: Callable[..., np.ndarray], values: Tensor) -> np.ndarray:
+        parts = [
+            np.ascontiguousarray(values[..., trajectory.component == place].double().numpy())
+            for place in range(len(lengths))
+        ]
+        return np.stack([of(part, axis=-1) for part in parts], axis=-1)
+
+    def spread(values: np.ndarray) -> np.ndarray:
+        return np.broadcast_to(values, (runs, steps, len(lengths)))
+
+    goals = {"retrained": retrained, "ideal": ideal}
+    logp = by_component(np.mean, trajectory.logp)
+    weight = by_component(np.mean, own)
+    norm = trajectory.gradient_norm.double().numpy()
+    columns = {
+        "step": spread(trajectory.step.numpy()[:, None]),
+        "component": spread(names),
+        "length": spread(lengths),
+        **{
+            name: getattr(trajectory, name).double().numpy()
+            for name in ("kl_to_truth", "kl_to_retrained", "kl_to_reference")
+        },
+        **{name: spread(np.array(goal)[:, None]) for name, goal in goals.items()},
+        "logp": logp,
+        "logp_per_token": logp / lengths,
+        "weight": weight,
+        "weight_std": by_component(np.std, own),
+        "weight_share": shares(weight * counts, forgotten),
+        "gradient_norm": norm,
+        "gradient_share": shares(norm * counts, forgotten),
+    }
+    settings = [settings_columns(experiment) for experiment in experiments]
+    known = {
+        name: np.repeat(_column([own[name] for own in settings]), steps * len(lengths))
+        for name in settings[0]
+    }
+    # Component by component, each with all its steps.
+    tidy = {name: np.swapaxes(values, 1, 2).reshape(-1) for name, values in columns.items()}
+    run = np.repeat(np.arange(runs), steps * len(lengths))
+    return pd.DataFrame({"run": run, **known, **tidy})[list(COLUMNS)]
+
+
+def _column(values: Sequence[object]) -> np.ndarray:
+    """Return values as an array, texts as objects, as pandas keeps them."""
+    return np.array(values, dtype=object if isinstance(values[0], str) else None)
+
+
+def shares(amounts: np.ndarray, forgotten: np.ndarray) -> np.ndarray:
+    """Return the shares among the forget components, and nan for others.
+
+    Where the amount of one of them is nan, as in a run that diverged, so are the shares of all.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares = amounts / np.where(forgotten, amounts, 0.0).sum(-1, keepdims=True)
+    return np.where(forgotten, shares, np.nan)
 
 
 def settings_columns(experiment: Experiment) -> dict[str, object]:
@@ -227,23 +262,6 @@ def first_crossing(values: np.ndarray, goal: float) -> float:
         return 0.0
     before, after = values[last - 1], values[last]
     return min(last - 1 + (goal - before) / (after - before), float(last))
-
-
-def _with_shares(frame: pd.DataFrame) -> pd.DataFrame:
-    """Add the shares among the forget components, whose sequences are drawn by their counts.
-
-    Where the amount of one of them is nan, as in a run that diverged, so are the shares of all.
-    """
-    forget = frame["component"] != "retain"
-    keys = [frame.loc[forget, "run"], frame.loc[forget, "step"]]
-    for column, name in (("weight", "weight_share"), ("gradient_norm", "gradient_share")):
-        amount = (frame[column] * frame["count"])[forget]
-        # pandas leaves nan out of a sum, and the other components would share everything.
-        unknown = amount.isna().groupby(keys).transform("any")
-        frame[name] = (
-            (amount / amount.groupby(keys).transform("sum")).mask(unknown).reindex(frame.index)
-        )
-    return frame
 
 
 def architecture_name(model: object) -> str:

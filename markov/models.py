@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from markov.errors import require, require_all_whole, require_number
-from markov.numerics import VECTOR
+from markov.numerics import ALIGNED, VECTOR
 
 Parameters = Mapping[str, Tensor]
 
@@ -55,6 +55,11 @@ class Tabular:
 
     def __post_init__(self) -> None:
         require_all_whole(self, states=2)
+
+    @property
+    def products(self) -> int:
+        """Multiplications of a token's forward pass: none, it is a look-up."""
+        return 0
 
     def init(self, seed: int) -> dict[str, Tensor]:
         """Return a table of zeros, the uniform chain, whatever the seed."""
@@ -124,6 +129,13 @@ class Transformer:
             token_std=1.0,
         )
 
+    @property
+    def products(self) -> int:
+        """Multiplications of a token's forward pass in its linear layers."""
+        attention = (3 + self.output_projection) * self.width**2
+        block = attention + 2 * self.width * self.mlp_width
+        return self.depth * block + self.width * self.states
+
     def init(self, seed: int) -> dict[str, Tensor]:
         """Return fresh parameters of one run, drawn in a fixed order from their own generator."""
         generator = torch.Generator().manual_seed(seed)
@@ -184,7 +196,7 @@ class Transformer:
                     x = _layer_norm(parameters, norm, x + sublayer(parameters, block, x, time))
         if self.norm == "pre":
             x = _layer_norm(parameters, "norm", x)
-        return _linear(parameters, "head", x).view(runs, batch, time, self.states)
+        return _linear(parameters, "head", x).reshape(runs, batch, time, self.states)
 
     def _attention(self, parameters: Parameters, block: int, x: Tensor, time: int) -> Tensor:
         runs, rows, width = x.shape
@@ -214,9 +226,15 @@ def _lookup(
 
 
 def _linear(parameters: Parameters, name: str, x: Float[Tensor, "runs rows inputs"]) -> Tensor:
-    bias = parameters.get(f"{name}.bias")
-    weight = parameters[f"{name}.weight"]
-    return torch.bmm(x, weight) if bias is None else torch.baddbmm(bias[:, None], x, weight)
+    bias, weight = parameters.get(f"{name}.bias"), parameters[f"{name}.weight"]
+    outputs = weight.shape[-1]
+    # Columns of zeros, so that the products of every run begin at a place that vectors are read
+    # from: elsewhere a product may be rounded otherwise, and the place depends on the company.
+    if spare := -outputs % ALIGNED:
+        weight = functional.pad(weight, (0, spare))
+        bias = None if bias is None else functional.pad(bias, (0, spare))
+    found = torch.bmm(x, weight) if bias is None else torch.baddbmm(bias[:, None], x, weight)
+    return found[..., :outputs] if spare else found
 
 
 def _elementwise(
@@ -224,20 +242,20 @@ def _elementwise(
 ) -> Tensor:
     """Apply a function to every element, to the last bit as for each run alone.
 
-    See `markov.numerics.VECTOR`.
+    Rows of zeros are added until every run fills whole vectors: see `markov.numerics.VECTOR`.
     """
-    if len(x) == 1 or x[0].numel() % VECTOR == 0:
-        return function(x)
-    return torch.stack([function(own) for own in x])
+    rows, width = x.shape[1:]
+    spare = -rows % (VECTOR // math.gcd(VECTOR, width))
+    return function(functional.pad(x, (0, 0, 0, spare)) if spare else x)[:, :rows]
 
 
 def _layer_norm(parameters: Parameters, name: str, x: Float[Tensor, "runs rows width"]) -> Tensor:
-    # Run by run: the call that fuses scaling with normalising takes one weight for all it is given.
-    each = zip(x, parameters[f"{name}.weight"], parameters[f"{name}.bias"], strict=True)
-    normed = [
-        functional.layer_norm(own, own.shape[-1:], weight, bias) for own, weight, bias in each
-    ]
-    return normed[0][None] if len(normed) == 1 else torch.stack(normed)
+    # torch's own scaling takes one weight for all it is given, and would need a call per run. It
+    # is given one that changes nothing, since without any it does not compute in vectors.
+    width = x.shape[-1:]
+    normed = functional.layer_norm(x, width, x.new_ones(width), x.new_zeros(width))
+    weight, bias = (parameters[f"{name}.{part}"][:, None] for part in ("weight", "bias"))
+    return torch.addcmul(bias, normed, weight)
 
 
 ARCHITECTURES = {"paper": Transformer(), "released": Transformer.released()}

@@ -24,6 +24,9 @@ SINGLE_MARGIN = 1e-5
 # number's last digit would depend on how many runs lie beside its own. Where every run fills whole
 # vectors nothing is left.
 VECTOR = 64
+# Elements: as many float32 numbers as fill 64 bytes. Matrices that begin at multiples of that are
+# multiplied in one and the same way.
+ALIGNED = 16
 
 
 def exceeds(value: Values, other: Values, margin: float = MARGIN) -> Any:

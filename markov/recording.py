@@ -16,9 +16,9 @@ from markov.models import Model, Parameters
 from markov.numerics import VECTOR
 from markov.objectives import Number, Objective, SequenceLogProbs
 
-# Sequences per forward pass without gradients: few enough that a layer's activations stay in the
-# processor's cache.
-CHUNK = 64
+# Sequences of a run per forward pass without gradients: few enough that a layer's activations stay
+# in the processor's cache.
+CHUNK = 32
 
 
 class Probe(NamedTuple):
@@ -49,6 +49,8 @@ class Record(NamedTuple):
 class Trajectory(NamedTuple):
     """What an ensemble leaves behind; step 0 is the reference model (nats).
 
+    `reference` are the log-probabilities of the examples under it, also where step 0 is not
+    recorded.
     `kl_to_truth` is the mean over test tokens of KL(true row || model), `kl_to_retrained` that of
     KL(retrained model || model), `kl_to_reference` that of KL(reference model || model), and
     `gradient_norm` the norm of the gradient of a component's mean loss. `batch_weight` are the
@@ -58,6 +60,7 @@ class Trajectory(NamedTuple):
     step: Int64[Tensor, " recorded"]
     component: Int64[Tensor, " examples"]
     length: Float[Tensor, " examples"]
+    reference: Float[Tensor, "runs examples"]
     logp: Float[Tensor, "runs recorded examples"]
     kl_to_truth: Float[Tensor, "runs recorded components"]
     kl_to_retrained: Float[Tensor, "runs recorded components"]
@@ -67,7 +70,50 @@ class Trajectory(NamedTuple):
     batch_component: Int64[Tensor, "runs steps batch"]
 
 
-@torch.no_grad()
+TRUTH, RETRAINED, REFERENCE = range(3)  # places of the laws that a model is compared with
+
+
+class Probes(NamedTuple):
+    """The probes of one component for every run of an ensemble, ready to be compared with.
+
+    `laws` are the probabilities of the true, the retrained and the reference law at every position,
+    `logs` their logs. They stay as they are while the runs unlearn.
+    """
+
+    tokens: Int64[Tensor, "runs count time"]
+    laws: Float[Tensor, "laws runs count time-1 states"]
+    logs: Float[Tensor, "laws runs count time-1 states"]
+    forgotten: bool
+
+
+def together(
+    runs: Sequence[Sequence[Probe]], dtype: torch.dtype, device: torch.device | None = None
+) -> list[Probes]:
+    """Return the probes of each component for all runs at once, on a device."""
+    # Runs of one pretrained model have the same probes, whose laws need not be found again.
+    known: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def laws(probe: Probe) -> tuple[Tensor, Tensor]:
+        if id(probe) not in known:
+            rows = probe.truth.to(dtype).log()[probe.tokens[:, :-1]]
+            logs = torch.stack([rows, probe.retrained.to(dtype), probe.reference.to(dtype)])
+            known[id(probe)] = logs.exp(), logs
+        return known[id(probe)]
+
+    found = []
+    for column in zip(*runs, strict=True):
+        both = zip(*map(laws, column), strict=True)
+        own, logs = (torch.stack(one, dim=1).to(device) for one in both)
+        tokens = torch.stack([probe.tokens for probe in column]).to(device)
+        found.append(Probes(tokens, own, logs, column[0].forgotten))
+    return found
+
+
+def reference_logp(probes: Sequence[Probes]) -> Float[Tensor, "runs examples"]:
+    """Return the log-probabilities of all examples under the reference model (nats)."""
+    return torch.cat([_logp(own.logs[REFERENCE], own.tokens) for own in probes], dim=1)
+
+
 def log_laws(
     model: Model, parameters: Parameters, tokens: Int64[Tensor, "count time"], run: int = 0
 ) -> Float[Tensor, "count time-1 states"]:
@@ -76,8 +122,20 @@ def log_laws(
     There is one after every prefix but the whole sequence.
     """
     one = {name: value[run : run + 1] for name, value in parameters.items()}
-    parts = tokens[None, :, :-1].split(CHUNK, dim=1)
-    return torch.cat([model.logits(one, part)[0].log_softmax(-1) for part in parts])
+    return all_log_laws(model, one, tokens[None])[0]
+
+
+@torch.no_grad()
+def all_log_laws(
+    model: Model, parameters: Parameters, tokens: Int64[Tensor, "runs count time"]
+) -> Float[Tensor, "runs count time-1 states"]:
+    """Return the logs of every run's next-state laws (nats), each on its own sequences."""
+    parts = tokens[..., :-1].split(CHUNK, dim=1)
+    return torch.cat([model.logits(parameters, part).log_softmax(-1) for part in parts], dim=1)
+
+
+def _logp(laws: Tensor, tokens: Tensor) -> Tensor:
+    return laws.gather(-1, tokens[..., 1:, None]).squeeze(-1).sum(-1)
 
 
 def mean_kl(
@@ -98,31 +156,29 @@ def kl_to_truth(probe: Probe, laws: Float[Tensor, "count time-1 states"]) -> Flo
 def record(
     model: Model,
     parameters: Parameters,
-    probes: Sequence[Sequence[Probe]],
+    probes: Sequence[Probes],
     objective: Objective,
     gradient_examples: int = 0,
     reference: Float[Tensor, "runs examples"] | None = None,
 ) -> Record:
-    """Evaluate every run on its own probes.
+    """Evaluate all runs at once, each on its own probes.
 
     `objective` has fields of shape (runs, 1). `reference` are the probes' log-probabilities under
     the reference model (default: the model as it is now). Gradient norms are nan unless
     `gradient_examples` is positive.
     """
-    rows = []
-    for run, own in enumerate(probes):
-        logps, distances = [], []
-        for probe in own:
-            laws = log_laws(model, parameters, probe.tokens, run)
-            logps.append(laws.gather(-1, probe.tokens[:, 1:, None]).squeeze(-1).sum(-1))
-            kept = (
-                mean_kl(laws_of.to(laws), laws) for laws_of in (probe.retrained, probe.reference)
-            )
-            distances.append(torch.stack([kl_to_truth(probe, laws), *kept]))
-        rows.append((torch.cat(logps), *torch.stack(distances, dim=-1)))
-    logp, truth, retrained, reference_kl = (
-        torch.stack(column) for column in zip(*rows, strict=True)
-    )
+    logps, distances = [], []
+    for own in probes:
+        laws = all_log_laws(model, parameters, own.tokens)
+        logps.append(_logp(laws, own.tokens))
+        # Row by row of the laws, which needs a third of the memory.
+        each = [
+            (law * (log - laws)).sum(-1).flatten(1).mean(-1)
+            for law, log in zip(own.laws, own.logs, strict=True)
+        ]
+        distances.append(torch.stack(each))
+    logp = torch.cat(logps, dim=1)
+    truth, retrained, reference_kl = torch.stack(distances, dim=-1)
     norms = torch.full_like(truth, torch.nan)
     if gradient_examples:
         reference = logp if reference is None else reference
@@ -133,7 +189,7 @@ def record(
 def gradient_norms(
     model: Model,
     parameters: Parameters,
-    probes: Sequence[Sequence[Probe]],
+    probes: Sequence[Probes],
     objective: Objective,
     examples: int,
     reference: Float[Tensor, "runs examples"],
@@ -145,18 +201,18 @@ def gradient_norms(
     only.
     """
     norms, first = [], 0
-    for index, probe in enumerate(probes[0]):
-        if not probe.forgotten:
-            norms.append(reference.new_full((len(probes),), torch.nan))
-            first += len(probe.tokens)
+    for own in probes:
+        if not own.forgotten:
+            norms.append(reference.new_full((len(reference),), torch.nan))
+            first += own.tokens.shape[1]
             continue
-        tokens = torch.stack([own[index].tokens[:examples] for own in probes])
+        tokens = own.tokens[:, :examples]
         mask = torch.ones_like(tokens[..., 1:], dtype=torch.bool)
         ref = reference[:, first : first + tokens.shape[1]]
         loss, _ = loss_and_weight(objective, score(model, parameters, tokens, mask, ref))
         gradients = torch.autograd.grad(loss.mean(-1).sum(), list(parameters.values()))
         norms.append(_norm(gradients))
-        first += len(probe.tokens)
+        first += own.tokens.shape[1]
     return torch.stack(norms, dim=-1)
 
 

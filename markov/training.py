@@ -13,25 +13,30 @@ objective, rates and profiles are functions of a `Trajectory` and need no new ru
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import reduce
+from functools import partial, reduce
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from markov.batching import (
+    CUTTINGS,
+    PROCESSOR,
     Batches,
     Corpus,
-    alike,
+    Cuts,
+    Cutting,
+    Runs,
     common_count,
     cuts,
     derived_seed,
     draw,
+    even_cuts,
     generator,
+    grouped,
+    lengths_of,
     longest_first,
-    part_lengths,
-    parts,
     pieces,
     take,
 )
@@ -40,9 +45,17 @@ from markov.errors import require, require_whole
 from markov.models import Model, Parameters, stack_parameters
 from markov.objectives import Objective, SequenceLogProbs, stack
 from markov.optimizers import Optimizer
-from markov.recording import CHUNK, Probe, Trajectory, loss_and_weight, record, score
-
-Runs = slice | list[int]  # all runs of an ensemble, or some
+from markov.recording import (
+    CHUNK,
+    Probe,
+    Record,
+    Trajectory,
+    loss_and_weight,
+    record,
+    reference_logp,
+    score,
+    together,
+)
 
 
 class Member(NamedTuple):
@@ -68,6 +81,7 @@ def pretrain(
     learning_rate: float,
     optimizer: Optimizer,
     dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
     on_step: Callable[[int, Parameters], None] | None = None,
 ) -> dict[str, Tensor]:
     """Minimise the mean cross-entropy over scored tokens and return the runs' stacked parameters.
@@ -77,26 +91,34 @@ def pretrain(
     different shapes.
     """
     count = common_count(model, corpora, "corpora")
+    cutting = cutting_of(device)
     parameters = _trainable(
-        [model.init(derived_seed(seed, "start")) for seed in seeds], dtype, corpora[0].tokens.device
+        [model.init(derived_seed(seed, "start")) for seed in seeds], dtype, device
     )
     generators = [generator(seed, "pretraining batches") for seed in seeds]
     rates = next(iter(parameters.values())).new_full((len(seeds),), learning_rate)
-    state, step = optimizer.init(parameters), 0
+    state, step, lengths = optimizer.init(parameters), 0, lengths_of(corpora)
+    corpora = [corpus.to(device) for corpus in corpora]
     for _ in range(epochs):
         order = torch.stack([torch.randperm(count, generator=own) for own in generators])
         for rows in order.split(batch, dim=1):
-            now, step = take(corpora, rows), step + 1
+            rows, step = longest_first(rows, lengths, rows.shape[1]), step + 1
+            own = lengths.gather(1, rows)
+            now, total = take(corpora, rows), own.sum(-1).to(device)
+            groups = grouped(own, partial(even_cuts, rows=cutting.rows), cutting.alike)
 
-            def losses(own: Parameters, chosen: Runs, now: Batches = now) -> Iterator[Tensor]:
-                mine = now.of(chosen, slice(None))
-                total = mine.mask.sum((-1, -2))
-                for part in parts(mine):
+            def losses(
+                own: Parameters,
+                chosen: Runs,
+                found: Cuts,
+                now: Batches = now,
+                total: Tensor = total,
+            ) -> Iterator[Tensor]:
+                for part in pieces(now.of(chosen), found):
                     loss = _cross_entropy(model, own, own, part) * part.mask
-                    yield (loss.sum((-1, -2)) / total).sum()
+                    yield (loss.sum((-1, -2)) / total[chosen]).sum()
 
-            gradients = _gradients(parameters, alike(part_lengths(now)), losses)
-            optimizer.step(parameters, gradients, state, rates, step)
+            optimizer.step(parameters, _gradients(parameters, groups, losses), state, rates, step)
             if on_step is not None:
                 on_step(step, parameters)
     return {name: value.detach() for name, value in parameters.items()}
@@ -112,15 +134,16 @@ def unlearn(
     recorded: Sequence[int] = (0,),
     retain_term: RetainTerm = "none",
     gradient_examples: int = 0,
+    device: str = "cpu",
     on_step: Callable[[int, Parameters], None] | None = None,
 ) -> Trajectory:
     """Minimise E[objective loss] + retain_weight E[retain loss] from each run's own start.
 
-    Batches come from each run's own shuffled forget (and retain) training sequences. Step 0 and the
-    steps in `recorded` are recorded; `gradient_examples` is the number of probe sequences behind a
-    gradient norm. `on_step(step, parameters)` is called before every step and at the end; an
-    exception that it raises ends the run. Raises `InvalidInput` for runs whose data differ in
-    shape. Source: paper, section 2.
+    Batches come from each run's own shuffled forget (and retain) training sequences. The steps in
+    `recorded` are recorded, of which 0 is the start; `gradient_examples` is the number of probe
+    sequences behind a gradient norm. `on_step(step, parameters)` is called before every step and at
+    the end; an exception that it raises ends the run. Raises `InvalidInput` for runs whose data
+    differ in shape. Source: paper, section 2.
     """
     require_whole(steps, "steps", 1)
     require_whole(batch, "batch", 1)
@@ -128,8 +151,9 @@ def unlearn(
         common_count(model, [getattr(run, field) for run in runs], field)
     sizes = {tuple(tuple(probe.tokens.shape) for probe in run.probes) for run in runs}
     require(len(sizes) == 1, "probes", sorted(sizes), "one common shape")
-    like = next(iter(runs[0].start.values()))
-    parameters = _trainable([run.start for run in runs], like.dtype, like.device)
+    cutting, like = cutting_of(device), next(iter(runs[0].start.values()))
+    parameters = _trainable([run.start for run in runs], like.dtype, device)
+    like = next(iter(parameters.values()))
     rates, retain_weight = (
         like.new_tensor([getattr(run, field) for run in runs])
         for field in ("learning_rate", "retain_weight")
@@ -137,69 +161,65 @@ def unlearn(
     stacked = stack([run.objective for run in runs], dtype=like.dtype, device=like.device)
     laws = [torch.as_tensor(field)[:, None] for field in stacked]
     objective = Objective(*laws)
-    forget = draw(
-        [run.forget for run in runs], [generator(run.seed, "forget") for run in runs], steps * batch
-    )
-    forget = longest_first(forget, batch)
-    retain = draw(
-        [run.retain for run in runs], [generator(run.seed, "retain") for run in runs], steps * batch
-    )
-    # The reference is frozen: it is scored once, and not at all where no run of the ensemble uses
-    # it.
-    ref = like.new_zeros(forget.component.shape)
-    if any(run.objective.reference != 0 for run in runs):
-        ref = _score_all(model, parameters, forget)
-    start = (
-        {name: value.detach().clone() for name, value in parameters.items()}
-        if retain_term == "kl"
-        else {}
-    )
-    wanted = {0, *(step for step in recorded if 0 <= step <= steps)}
-    patterns = [
-        [cuts(now) for now in own]
-        for own in forget.mask.sum(-1).view(len(runs), steps, batch).tolist()
+    forget, order, lengths = _drawn([run.forget for run in runs], runs, "forget", steps, batch)
+    ref = _references(model, runs, parameters, order, cutting).to(device)
+    groups = [
+        grouped(
+            own,
+            partial(cuts, longest=forget.mask.shape[-1], overhead=cutting.overhead),
+            cutting.alike,
+        )
+        for own in lengths.split(batch, dim=1)
     ]
+    scored, forget = lengths.to(like), forget.to(device)
+    retain = start = None
+    if retain_term != "none":
+        retain = _drawn([run.retain for run in runs], runs, "retain", steps, batch)[0].to(device)
+        start = {name: value.detach().clone() for name, value in parameters.items()}
+    wanted = {step for step in recorded if 0 <= step <= steps}
+    require(len(wanted) > 0, "recorded", recorded, f"at least one step from 0 to {steps}")
+    probes = together([run.probes for run in runs], like.dtype, like.device)
+    at_start = reference_logp(probes)
     weights = like.new_zeros(len(runs), steps, batch)
-    state, records = optimizer.init(parameters), []
+    state, records = optimizer.init(parameters), list[Record]()
     for step in range(steps + 1):
         if on_step is not None:
             on_step(step, parameters)
         if step in wanted:
-            at_start = records[0].logp if records else None
-            probes = [run.probes for run in runs]
             records.append(
                 record(model, parameters, probes, objective, gradient_examples, at_start)
             )
         if step == steps:
             break
+        rows = slice(step * batch, (step + 1) * batch)
 
-        def losses(own: Parameters, chosen: Runs, step: int = step) -> Iterator[Tensor]:
-            rows = slice(step * batch, (step + 1) * batch)
-            now = forget.of(chosen, rows)
-            logp = torch.cat([score(model, own, *piece).logp for piece in pieces(now)], dim=1)
-            seq = SequenceLogProbs(logp, now.mask.sum(-1).to(logp.dtype), ref[chosen, rows])
+        def losses(
+            own: Parameters, chosen: Runs, found: Cuts, step: int = step, rows: slice = rows
+        ) -> Iterator[Tensor]:
+            parts = pieces(forget.of(chosen, rows), found)
+            logp = torch.cat([score(model, own, *part[:2]).logp for part in parts], dim=1)
+            seq = SequenceLogProbs(logp, scored[chosen, rows], ref[chosen, rows])
             each, weight = loss_and_weight(Objective(*(field[chosen] for field in laws)), seq)
             weights[chosen, step], loss = weight.detach(), each.mean(-1)
-            if retain_term != "none":
-                kept, first = (
-                    retain.of(chosen, rows),
-                    {name: value[chosen] for name, value in start.items()},
-                )
-                found = RETAIN_LOSSES[retain_term](model, own, first, kept)
-                loss = loss + retain_weight[chosen] * _token_mean(found, kept.mask)
+            if retain is not None and start is not None:
+                kept = retain.of(chosen, rows)
+                first = {name: value[chosen] for name, value in start.items()}
+                each = RETAIN_LOSSES[retain_term](model, own, first, kept)
+                loss = loss + retain_weight[chosen] * _token_mean(each, kept.mask)
             yield loss.sum()
 
-        gradients = _gradients(parameters, alike(own[step] for own in patterns), losses)
+        gradients = _gradients(parameters, groups[step], losses)
         optimizer.step(parameters, gradients, state, rates, step + 1)
     labels = [index for index, probe in enumerate(runs[0].probes) for _ in probe.tokens]
-    lengths = [float(probe.tokens.shape[1] - 1) for probe in runs[0].probes for _ in probe.tokens]
+    probed = [float(probe.tokens.shape[1] - 1) for probe in runs[0].probes for _ in probe.tokens]
     logp, truth, retrained, reference, norms = (
         torch.stack(column, dim=1).cpu() for column in zip(*records, strict=True)
     )
     return Trajectory(
         step=torch.tensor(sorted(wanted)),
         component=torch.tensor(labels),
-        length=torch.tensor(lengths, dtype=like.dtype),
+        length=torch.tensor(probed, dtype=like.dtype),
+        reference=at_start.cpu(),
         logp=logp,
         kl_to_truth=truth,
         kl_to_retrained=retrained,
@@ -210,48 +230,101 @@ def unlearn(
     )
 
 
-def _trainable(
-    runs: Sequence[Parameters], dtype: torch.dtype, device: torch.device
-) -> dict[str, Tensor]:
+def cutting_of(device: str) -> Cutting:
+    """Return how ensembles and batches are cut up on a device."""
+    return CUTTINGS.get(torch.device(device).type, PROCESSOR)
+
+
+def _trainable(runs: Sequence[Parameters], dtype: torch.dtype, device: str) -> dict[str, Tensor]:
     stacked = stack_parameters(runs)
     return {
         name: value.detach().to(device, dtype).requires_grad_() for name, value in stacked.items()
     }
 
 
+def _drawn(
+    corpora: Sequence[Corpus], runs: Sequence[Member], purpose: str, steps: int, batch: int
+) -> tuple[Batches, Tensor, Tensor]:
+    """Draw the batches of all steps; return them, their rows in the corpora, and their lengths.
+
+    They lie on the processor, where they are the same for every device. Each batch is sorted by
+    length, with the longest first.
+    """
+    lengths = lengths_of(corpora)
+    generators = [generator(run.seed, purpose) for run in runs]
+    order = draw(lengths.shape[1], generators, steps * batch)
+    order = longest_first(order, lengths, batch)
+    return take(corpora, order), order, lengths.gather(1, order)
+
+
 def _gradients(
     parameters: Parameters,
-    groups: Sequence[list[int]],
-    losses: Callable[[Parameters, Runs], Iterable[Tensor]],
+    groups: Sequence[tuple[Runs, Cuts]],
+    losses: Callable[[Parameters, Runs, Cuts], Iterable[Tensor]],
 ) -> dict[str, Tensor]:
     """Return the gradient of every run's sum of losses.
 
-    It is found for one group of runs after the other. `losses(parameters of the group, its runs)`
-    are scalars; each is freed of its graph before the next is computed.
+    It is found for one group of runs after the other. `losses(parameters of the group, its runs,
+    how their rows are cut)` are scalars; each is freed of its graph before the next is computed.
     """
 
-    def found(own: Parameters, chosen: Runs) -> dict[str, Tensor]:
-        each = (torch.autograd.grad(loss, list(own.values())) for loss in losses(own, chosen))
+    def found(own: Parameters, chosen: Runs, where: Cuts) -> dict[str, Tensor]:
+        each = (
+            torch.autograd.grad(loss, list(own.values())) for loss in losses(own, chosen, where)
+        )
         return dict(
             zip(own, (reduce(torch.add, one) for one in zip(*each, strict=True)), strict=True)
         )
 
     if len(groups) == 1:
-        return found(parameters, slice(None))
+        return found(parameters, *groups[0])
     whole = {name: torch.empty_like(value) for name, value in parameters.items()}
-    for chosen in groups:
+    for chosen, where in groups:
         own = {name: value.detach()[chosen].requires_grad_() for name, value in parameters.items()}
-        for name, gradient in found(own, chosen).items():
+        for name, gradient in found(own, chosen, where).items():
             whole[name][chosen] = gradient
     return whole
 
 
 @torch.no_grad()
-def _score_all(
-    model: Model, parameters: Parameters, batches: Batches
+def _references(
+    model: Model,
+    runs: Sequence[Member],
+    parameters: Parameters,
+    order: Int64[Tensor, "runs rows"],
+    cutting: Cutting,
 ) -> Float[Tensor, "runs rows"]:
-    parts = zip(batches.tokens.split(CHUNK, dim=1), batches.mask.split(CHUNK, dim=1), strict=True)
-    return torch.cat([score(model, parameters, tokens, mask).logp for tokens, mask in parts], dim=1)
+    """Return log pi(y|x) of every drawn sequence under the start of its run, the reference.
+
+    The reference is frozen: a sequence is scored once however often it is drawn, and once for all
+    runs that share a start, data and an order of batches. Where no run of the ensemble uses it,
+    nothing is scored, and all is 0.
+    """
+    like = next(iter(parameters.values()))
+    if all(run.objective.reference == 0 for run in runs):
+        return like.new_zeros(order.shape)
+    firsts: dict[tuple[int, int, int], int] = {}
+    keys = [(id(run.start), id(run.forget), run.seed) for run in runs]
+    for index, key in enumerate(keys):
+        firsts.setdefault(key, index)
+    chosen = list(firsts.values())
+    corpora = [runs[index].forget for index in chosen]
+    lengths = lengths_of(corpora)
+    # Within an epoch a sequence is drawn once; more than an epoch has all of them.
+    rows = order[chosen]
+    if order.shape[1] > lengths.shape[1]:
+        rows = torch.arange(lengths.shape[1]).expand_as(lengths)
+    rows = longest_first(rows, lengths, rows.shape[1])
+    batches = take(corpora, rows).to(str(like.device))
+    own_lengths, known = lengths.gather(1, rows), like.new_zeros(lengths.shape)
+    for group, found in grouped(own_lengths, partial(even_cuts, rows=CHUNK), cutting.alike):
+        members = chosen if isinstance(group, slice) else [chosen[at] for at in group]
+        own = {name: value[members] for name, value in parameters.items()}
+        parts = pieces(batches.of(group), found)
+        logp = torch.cat([score(model, own, *part[:2]).logp for part in parts], dim=1)
+        known[group] = known[group].scatter(1, rows[group].to(like.device), logp)
+    places = torch.tensor([list(firsts).index(key) for key in keys])
+    return known[places].gather(1, order.to(like.device))
 
 
 def _cross_entropy(

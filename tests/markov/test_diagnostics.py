@@ -48,7 +48,8 @@ def trajectory() -> Trajectory:
         step=torch.tensor([0, 2]),
         component=torch.tensor([0, 0, 1, 1, 1, 2, 2]),
         length=torch.tensor([19.0, 19, 19, 19, 19, 4, 4], dtype=torch.float64),
-        logp=-40 * draw(2, 2, 7),
+        reference=(reference := -40 * draw(2, 7)),
+        logp=torch.stack([reference, -40 * draw(2, 7)], dim=1),
         kl_to_truth=draw(2, 2, 3),
         kl_to_retrained=draw(2, 2, 3),
         kl_to_reference=draw(2, 2, 3),
@@ -215,6 +216,7 @@ def test_a_component_that_is_forgotten_alone_has_all_of_the_weight(trajectory: T
     one = trajectory._replace(
         component=trajectory.component[kept] // 2,
         length=trajectory.length[kept],
+        reference=trajectory.reference[..., kept],
         logp=trajectory.logp[..., kept],
         **{
             name: getattr(trajectory, name)[..., [0, 2]]
@@ -237,8 +239,8 @@ def test_a_component_that_is_forgotten_alone_has_all_of_the_weight(trajectory: T
     blind = table(
         [swept("forget2")] * 2,
         one._replace(gradient_norm=one.gradient_norm * torch.nan),
-        GOALS,
-        GOALS,
+        [[0.0, 0.44]] * 2,
+        [[0.0, 0.44]] * 2,
     )
     assert blind["gradient_share"].isna().all() and (blind["weight_share"].dropna() == 1).all()
 

@@ -26,6 +26,7 @@ from markov.recording import (
     mean_kl,
     record,
     score,
+    together,
 )
 from tests.helpers import (
     check_close,
@@ -88,6 +89,7 @@ def recorded(
     model: Model = MODEL, parameters: Mapping[str, Tensor] = PARAMETERS, **changes: Any
 ) -> Record:
     options: dict[str, Any] = {"probes": PROBES, "objective": columns(OBJECTIVES)} | changes
+    options["probes"] = together(options["probes"], next(iter(parameters.values())).dtype)
     return record(model, trainable(parameters), **options)
 
 
@@ -366,9 +368,9 @@ def test_gradient_norms_are_nan_unless_asked_for():
 
 def test_more_examples_than_there_are_means_all_of_them():
     parameters, objective = trainable(PARAMETERS), columns(OBJECTIVES)
-    reference = recorded().logp
+    reference, probes = recorded().logp, together(PROBES, torch.float64)
     many, all_five = (
-        gradient_norms(MODEL, parameters, PROBES, objective, count, reference) for count in (50, 5)
+        gradient_norms(MODEL, parameters, probes, objective, count, reference) for count in (50, 5)
     )
     check_close(many, all_five)
 

@@ -8,15 +8,30 @@ import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional
 
-from markov.batching import Batches, Corpus, derived_seed, longest_first, pieces
+from markov.batching import (
+    ALL,
+    CUTTINGS,
+    PROCESSOR,
+    Batches,
+    Corpus,
+    Cuts,
+    cuts,
+    derived_seed,
+    draw,
+    even_cuts,
+    grouped,
+    longest_first,
+    pieces,
+)
 from markov.cases import COMPONENTS, Case, bayes_floor
 from markov.chains import MarkovChain
 from markov.errors import InvalidInput
@@ -394,21 +409,47 @@ def test_unlearning_is_plain_descent_on_the_written_out_loss(name: str, term: Re
 
 
 def test_the_reference_is_the_start_where_more_is_drawn_than_is_scored_at_once():
-    steps, batch = 6, 13
-    assert CHUNK < steps * batch < 2 * CHUNK
+    steps, batch, run = 6, 13, RUN._replace(forget=mixed({6: 30, 3: 20}))
+    assert CHUNK < 50 < steps * batch  # a second part of the data, and a second epoch
     slow = slow_unlearn(
         MODEL,
-        RUN.start,
+        run.start,
         ("npo", 0.7),
-        RUN.forget,
-        RUN.retain,
-        seed=RUN.seed,
+        run.forget,
+        run.retain,
+        seed=run.seed,
         steps=steps,
         batch=batch,
-        learning_rate=RUN.learning_rate,
+        learning_rate=run.learning_rate,
     )
-    for fast, want in zip(path([RUN], steps=steps, batch=batch), slow, strict=True):
+    for fast, want in zip(path([run], steps=steps, batch=batch), slow, strict=True):
         check_same_parameters(member(fast, 0), want, atol=1e-10)
+
+
+class Counting(Transformer):
+    """The model, which counts the tokens that it is given without gradients."""
+
+    seen: ClassVar[list[int]] = []
+
+    def logits(self, parameters: Mapping[str, Tensor], tokens: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            self.seen.append(tokens.numel())
+        return super().logits(parameters, tokens)
+
+
+def test_a_sequence_is_scored_once_under_the_reference_however_often_and_for_whom_it_is_drawn():
+    model = Counting(**vars(MODEL))
+    run, lengths = RUN, RUN.forget.mask.sum(-1)
+    others = [run._replace(learning_rate=0.1), run._replace(objective=npo(2.0))]
+    unlearn_it = partial(unlearn, model, steps=40, batch=4, optimizer=Sgd())
+    Counting.seen.clear()
+    unlearn_it([run, *others])
+    recorded = 3 * sum(probe.tokens[:, :-1].numel() for probe in run.probes)
+    # All lengths lie in one part, which is padded to the longest.
+    assert sum(Counting.seen) == recorded + len(lengths) * int(lengths.max())
+    Counting.seen.clear()
+    unlearn_it([one._replace(objective=simnpo(2.0)) for one in others])
+    assert sum(Counting.seen) == 2 * recorded // 3  # nothing but the records
 
 
 def test_npo_starts_with_weight_one_whatever_the_length():
@@ -593,7 +634,7 @@ def test_what_on_step_raises_ends_the_run(last: int):
 def test_recording_less_often_records_the_same():
     full = forgotten(RUNS, recorded=range(7), gradient_examples=2)
     some = forgotten(RUNS, recorded=[5, 2, 2, 6, 60], gradient_examples=2)
-    assert full.step.tolist() == list(range(7)) and some.step.tolist() == [0, 2, 5, 6]
+    assert full.step.tolist() == list(range(7)) and some.step.tolist() == [2, 5, 6]
     for name in ("logp", "kl_to_truth", "kl_to_retrained", "gradient_norm"):
         check_close(getattr(some, name), getattr(full, name)[:, some.step], rtol=0, atol=0)
     for name in ("batch_weight", "batch_component"):
@@ -601,7 +642,7 @@ def test_recording_less_often_records_the_same():
 
 
 def test_records_are_of_the_parameters_then_and_of_the_reference_at_the_start():
-    run, steps = RUN._replace(objective=npo(0.7), learning_rate=0.3), 4
+    run, steps = own_reference(RUN._replace(objective=npo(0.7), learning_rate=0.3)), 4
     found, places = (
         forgotten([run], steps=steps, recorded=range(5), gradient_examples=2),
         path([run], steps=steps),
@@ -759,75 +800,118 @@ def test_sorting_permutes_each_batch_by_itself_and_keeps_the_order_of_equal_leng
     drawn: tuple[list[list[int]], int], seed: int
 ):
     lengths, size = drawn
-    before = ragged(lengths, seed)
-    after = longest_first(before, size)
+    count = len(lengths[0])
+    generators = [torch.Generator().manual_seed(seed + run) for run in range(len(lengths))]
+    before = draw(count, generators, count)
+    after = longest_first(before, torch.tensor(lengths), size)
     for run, own in enumerate(lengths):
-        firsts = range(0, len(own), size)
+        rows = before[run].tolist()
+        assert sorted(rows) == list(range(count))
+        firsts = range(0, count, size)
         order = [
-            row for at in firsts for row in sorted(range(at, at + size), key=lambda row: -own[row])
+            row for at in firsts for row in sorted(rows[at : at + size], key=lambda row: -own[row])
         ]
-        for got, want in zip(after, before, strict=True):
-            assert torch.equal(got[run], want[run][order])
+        assert after[run].tolist() == order
 
 
-@settings(max_examples=40)
-@given(drawn=some_batches, seed=st.integers(0, 1000), data=st.data())
-def test_pieces_hold_every_row_once_and_every_scored_token(
-    drawn: tuple[list[list[int]], int], seed: int, data: st.DataObject
-):
-    lengths, size = drawn
-    batches, first = (
-        longest_first(ragged(lengths, seed), size),
-        size * data.draw(st.integers(0, len(drawn[0][0]) // size - 1)),
-    )
-    rows, at = slice(first, first + size), first
-    for tokens, mask in pieces(batches.of(slice(None), rows)):
-        count, time = mask.shape[1:]
-        assert count > 0 and tokens.shape == (len(lengths), count, time + 1)
-        assert torch.equal(tokens, batches.tokens[:, at : at + count, : time + 1])
-        assert torch.equal(mask, batches.mask[:, at : at + count, :time])
-        assert not bool(batches.mask[:, at : at + count, time:].any())
-        at += count
-    assert at == first + size
+some_lengths = st.lists(st.integers(1, 100), min_size=1, max_size=30).map(
+    lambda lengths: tuple(sorted(lengths, reverse=True))
+)
+overheads = st.sampled_from([0, 1, 10, 64, 1000])
 
 
 @settings(max_examples=60)
-@given(lengths=st.lists(st.integers(1, 100), min_size=1, max_size=30))
-def test_pieces_hold_less_than_twice_the_positions_that_are_needed_and_are_few(lengths: list[int]):
-    batches = longest_first(ragged([lengths]), len(lengths))
-    cut = list(pieces(batches))
-    for _, mask in cut:
-        assert mask.numel() < 2 * int(mask.sum())
-        assert bool(mask[0, 0].all())
-    # Each piece begins at most half as long as the one before: log2 of the longest, and one.
-    longest = [mask.shape[-1] for _, mask in cut]
-    assert all(2 * after <= before for before, after in itertools.pairwise(longest))
-    assert len(cut) <= max(lengths).bit_length()
+@given(lengths=some_lengths, overhead=overheads, spare=st.integers(0, 9))
+def test_pieces_hold_every_row_once_and_every_scored_token(
+    lengths: tuple[int, ...], overhead: int, spare: int
+):
+    batches = ragged([list(lengths)])
+    wide = Batches(
+        functional.pad(batches.tokens, (0, spare)),
+        functional.pad(batches.mask, (0, spare)),
+        batches[2],
+    )
+    found, at = cuts(lengths, lengths[0] + spare, overhead), 0
+    assert found[0] == (0, lengths[0] + spare)
+    for tokens, mask, component in pieces(wide, found):
+        count, time = mask.shape[1:]
+        assert count > 0 and tokens.shape == (1, count, time + 1)
+        assert torch.equal(tokens, wide.tokens[:, at : at + count, : time + 1])
+        assert torch.equal(mask, wide.mask[:, at : at + count, :time])
+        assert component.tolist() == [list(range(at, at + count))]
+        assert not bool(wide.mask[:, at : at + count, time:].any())
+        at += count
+    assert at == len(lengths)
+
+
+def cost_of(found: Cuts, rows: int, overhead: int) -> int:
+    ends = [first for first, _ in found[1:]] + [rows]
+    each = zip(found, ends, strict=True)
+    return sum((end - first) * time + overhead for (first, time), end in each)
+
+
+@settings(max_examples=60)
+@given(lengths=some_lengths.filter(lambda own: len(own) <= 8), overhead=overheads)
+def test_no_other_cuts_cost_less(lengths: tuple[int, ...], overhead: int):
+    rows = len(lengths)
+    every = (
+        tuple((first, lengths[first]) for first in (0, *inner))
+        for size in range(rows)
+        for inner in itertools.combinations(range(1, rows), size)
+    )
+    best = min(cost_of(one, rows, overhead) for one in every)
+    assert cost_of(cuts(lengths, lengths[0], overhead), rows, overhead) == best
 
 
 @pytest.mark.parametrize(
-    ("lengths", "shapes"),
+    ("lengths", "overhead", "found"),
     [
-        ([[8, 8, 5, 4, 4, 3, 2, 1]], [(3, 8), (3, 4), (1, 2), (1, 1)]),
-        ([[80, 40, 20, 10, 5, 2]], [(1, 80), (1, 40), (1, 20), (1, 10), (1, 5), (1, 2)]),
-        ([[9, 5, 5]], [(3, 9)]),
-        # An ensemble is cut at the same rows for all: where its longest sequence there has become
-        # half as long.
-        ([[8, 4, 2], [8, 8, 2]], [(2, 8), (1, 2)]),
-        ([[4, 2, 1], [8, 3, 3]], [(1, 8), (2, 3)]),
+        ((8, 8, 5, 4, 4, 1), 0, ((0, 8), (2, 5), (3, 4), (5, 1))),
+        ((80, 40, 20, 10, 5, 2), 64, ((0, 80), (2, 20))),
+        ((19, 4, 4, 4), 64, ((0, 19),)),
+        ((4, 4), 64, ((0, 19),)),
     ],
     ids=str,
 )
-def test_a_batch_is_cut_where_sequences_have_become_half_as_long(
-    lengths: list[list[int]], shapes: list[tuple[int, int]]
+def test_a_batch_is_cut_where_that_saves_more_than_it_costs(
+    lengths: tuple[int, ...], overhead: int, found: Cuts
 ):
-    cut = list(pieces(ragged(lengths)))
-    assert [tuple(mask.shape[1:]) for _, mask in cut] == shapes
+    longest = 19 if overhead and lengths[0] < 80 else lengths[0]
+    assert cuts(lengths, longest, overhead) == found
+
+
+def test_runs_that_are_cut_alike_form_a_group_and_on_a_gpu_all_runs_do():
+    lengths = torch.tensor([[8, 4, 2], [8, 8, 2], [8, 4, 2]])
+    cut = partial(cuts, longest=8, overhead=0)
+    one, two = ((0, 8), (1, 4), (2, 2)), ((0, 8), (2, 2))
+    assert grouped(lengths, cut, alike=True) == [([0, 2], one), ([1], two)]
+    assert grouped(lengths[::2], cut, alike=True) == [(ALL, one)]
+    assert grouped(lengths, cut, alike=False) == [(ALL, two)]
+
+
+@settings(max_examples=30)
+@given(lengths=some_lengths, rows=st.integers(1, 8))
+def test_even_pieces_have_as_many_rows_and_are_as_long_as_their_first(
+    lengths: tuple[int, ...], rows: int
+):
+    sizes = [
+        tuple(mask.shape[1:])
+        for _, mask, _ in pieces(ragged([list(lengths)]), even_cuts(lengths, rows))
+    ]
+    want = [lengths[first : first + rows] for first in range(0, len(lengths), rows)]
+    assert sizes == [(len(own), own[0]) for own in want]
+
+
+@pytest.fixture
+def many_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut batches wherever that saves a token, however small they are."""
+    monkeypatch.setitem(CUTTINGS, "cpu", PROCESSOR._replace(overhead=0, rows=3))
 
 
 RAGGED = mixed({7: 5, 4: 4, 2: 6})
 
 
+@pytest.mark.usefixtures("many_pieces")
 @every_objective
 @pytest.mark.parametrize("term", ["none", "kl"])
 def test_unlearning_ragged_batches_in_pieces_is_plain_descent_on_the_whole(
@@ -839,7 +923,8 @@ def test_unlearning_ragged_batches_in_pieces_is_plain_descent_on_the_whole(
     )
     scored = RAGGED.mask.sum(-1)[slow_order(run.seed, "forget", 15, 50)].view(5, 10)
     assert all(
-        len(list(pieces(ragged([row.sort(descending=True)[0].tolist()])))) == 3 for row in scored
+        len(cuts(tuple(row.sort(descending=True)[0].tolist()), 6, overhead=0)) == 3
+        for row in scored
     )
     slow = slow_unlearn(
         MODEL,
@@ -860,6 +945,7 @@ def test_unlearning_ragged_batches_in_pieces_is_plain_descent_on_the_whole(
     assert size({key: value[0] - run.start[key] for key, value in places[-1].items()}) > 1e-4
 
 
+@pytest.mark.usefixtures("many_pieces")
 @every_rule
 def test_an_ensemble_on_ragged_data_is_a_loop_over_its_runs(rule: str):
     # Runs whose batches are ragged in different places: the ensemble is cut where no run by itself
@@ -913,7 +999,7 @@ def test_every_run_is_at_its_own_reference_at_the_start_and_the_ensemble_is_a_lo
     term: RetainTerm,
 ):
     runs = [own_reference(run) for run in RUNS]
-    options: dict[str, Any] = {"retain_term": term, "recorded": [1, 4, 6]}
+    options: dict[str, Any] = {"retain_term": term, "recorded": [0, 1, 4, 6]}
     together = forgotten(runs, "sgd", **options).kl_to_reference
     check_close(together[:, 0], 0.0, rtol=0, atol=1e-14)
     assert float(together[:, 1:].min()) > 1e-8

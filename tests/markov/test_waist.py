@@ -27,7 +27,7 @@ from markov.banks import sampled
 from markov.cases import LENGTH
 from markov.chains import MarkovChain, Mixture
 from markov.conventions import from_released_tofu
-from markov.diagnostics import _with_shares
+from markov.diagnostics import shares
 from markov.errors import InvalidInput, is_number, is_whole, require_number, require_whole
 from markov.experiments import Experiment, Pretraining
 from markov.explanation import explain
@@ -127,6 +127,7 @@ SETTINGS: dict[Any, dict[str, tuple[Any, ...]]] = {
         **numbers("learning_rate"),
         **dict.fromkeys(("optimizer", "retain_term", "precision"), NO_NAMES),
         "retain_weight": NO_NUMBERS,
+        "device": (*NO_NAMES, "gpu", "cuda:", "cuda:x", "cpu:0", "cuda:-1", "cpu\n"),
         "recorded": (
             [0, 1],
             3,
@@ -544,16 +545,9 @@ def test_a_mean_of_groups_is_nan_where_one_of_them_is() -> None:
 
 
 def test_a_component_that_diverged_leaves_no_share_to_the_other() -> None:
-    rows = [(0, "retain", 1.0), (0, "forget1", 1.0), (0, "forget2", 3.0)]
-    rows += [(1, "retain", 1.0), (1, "forget1", NAN), (1, "forget2", 3.0)]
-    frame = pd.DataFrame(rows, columns=["step", "component", "weight"]).assign(
-        run=0, count=5, gradient_norm=NAN
-    )
-    found = _with_shares(frame)
-    np.testing.assert_array_equal(
-        found["weight_share"].to_numpy(), [NAN, 0.25, 0.75, NAN, NAN, NAN]
-    )
-    assert found["gradient_share"].isna().all()
+    forgotten = np.array([False, True, True])
+    found = shares(np.array([[1.0, 1.0, 3.0], [1.0, NAN, 3.0], [NAN, 0.0, 0.0]]), forgotten)
+    np.testing.assert_array_equal(found, [[NAN, 0.25, 0.75], [NAN, NAN, NAN], [NAN, NAN, NAN]])
 
 
 def test_a_nan_is_no_constant_weight_and_no_need() -> None:
