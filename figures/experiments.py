@@ -11,7 +11,7 @@ import pandas as pd
 from figures.cache import Context, discard_stale, read_fresh
 from markov.experiments import Experiment
 from markov.files import leftovers, storage
-from markov.running import parts_of, run
+from markov.running.run import parts_of, run
 
 
 def table(context: Context, experiments: Sequence[Experiment]) -> pd.DataFrame:

@@ -20,8 +20,8 @@ from .objectives import length_normalized_npo as length_normalized_npo
 from .objectives import npo as npo
 from .objectives import reference_free_npo as reference_free_npo
 from .objectives import simnpo as simnpo
-from .running import run as run
-from .running import trajectory as trajectory
+from .running.run import run as run
+from .running.run import trajectory as trajectory
 from .studies import ideal_forget_distance as ideal_forget_distance
 from .theory import theta as theta
 from .theory import time_to_forget as time_to_forget

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -76,8 +77,12 @@ class Common:
     """Sequences behind each gradient norm; 0 leaves the norms out."""
     precision: Literal["float32", "float64"] = "float32"
     """Floating-point numbers of the model."""
-    jobs: int = 1
-    """Processes; -1 is one per core. Changes the time, never a number."""
+    device: str = "cpu"
+    """Where models are trained and runs made: cpu, cuda or cuda:N."""
+    jobs: int = -1
+    """Processes; -1 is one per core. Changes the time, never a number.
+    Where there is little to do, or a GPU does it, one process does it all.
+    """
     out: Path = Path("out/run.parquet")
     """Table to write: one row per run x step x component."""
 
@@ -122,7 +127,8 @@ class Unlearn(Common):
 class Grid(Common):
     """Run every combination of the values given; runs that differ in values only share an ensemble.
 
-    Example: python -m markov grid --objective npo simnpo --seed 0 1 2 --pretrain-seed 0 1 --jobs -1
+    Example: python -m markov grid --objective npo simnpo --seed 0 1 2 --pretrain-seed 0 1
+    On three machines, each with another I: the same with --part I/3, and then once with --collect.
     """
 
     case: tuple[Literal["length", "memorisation"], ...] = ("length",)
@@ -145,6 +151,20 @@ class Grid(Common):
     """Seeds of the order of batches."""
     pretrain_seed: tuple[int, ...] = (0,)
     """Seeds of the data and of the pretrained models."""
+    part: str | None = None
+    """Make only part I of N, written I/N with I from 0, and write no table.
+    It is for the array of a batch system, whose machines share $SIMNPO_LAB_CACHE.
+    """
+    collect: bool = False
+    """Write the table of parts that were all made, and make none."""
+
+
+def part_of(text: str) -> tuple[int, int]:
+    """Return I and N of a part that is written I/N; raise `InvalidInput` for another text."""
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    part, count = map(int, found.groups()) if found else (0, 0)
+    require(part < count, "part", text, "I/N with whole numbers I from 0 to N - 1, such as 0/3")
+    return part, count
 
 
 def points(command: Grid) -> list[Unlearn]:
@@ -153,7 +173,7 @@ def points(command: Grid) -> list[Unlearn]:
     axes = {
         field.name: getattr(command, field.name)
         for field in fields(Grid)
-        if field.name not in common
+        if field.name not in (*common, "part", "collect")
     }
     axes["beta"] = axes["beta"] or (None,)
     for name, values in axes.items():
@@ -211,6 +231,7 @@ def experiment(command: Unlearn) -> Experiment:
         test_examples=command.test_examples,
         gradient_examples=command.gradient_examples,
         precision=command.precision,
+        device=command.device,
     )
 
 
@@ -271,13 +292,24 @@ def main(command: Unlearn | Grid) -> None:
     Ensembles that were finished when a command was stopped are not run again by the next one like
     it.
     """
-    from markov.running import parts_of, run
+    from markov.running.run import parts_missing, parts_of, run, run_part
 
+    part, collect = (command.part, command.collect) if isinstance(command, Grid) else (None, False)
+    part = None if part is None else part_of(part)
     experiments = [
         experiment(point) for point in (points(command) if isinstance(command, Grid) else [command])
     ]
     folders.check_table(command.out)
     parts = parts_of(experiments)
+    if part is not None:
+        made = run_part(experiments, *part, parts=parts, n_jobs=command.jobs)
+        left = parts_missing(experiments, parts)
+        print(f"part {part[0]}/{part[1]}: {made} ensembles; of the whole grid {left} are missing")
+        return
+    if collect:
+        left = parts_missing(experiments, parts)
+        allowed = f"left out, or given when all parts are made ({left} ensembles are missing)"
+        require(left == 0, "collect", True, allowed)
     frame = run(experiments, n_jobs=command.jobs, parts=parts)
     seeds = sorted(
         {one.pretraining.seed for one in experiments} | {one.seed for one in experiments}

@@ -124,6 +124,18 @@ class Case:
         counts = (self.retain_count, self.forget1_count, self.forget2_count)
         return dict(zip(COMPONENTS, counts, strict=True))
 
+    @property
+    def tested(self) -> dict[str, int]:
+        """The number of test sequences of each component."""
+        return {component: self._test_count(component) for component in COMPONENTS}
+
+    @property
+    def pretraining_tokens(self) -> int:
+        """The number of scored tokens that pretraining sees in an epoch."""
+        return sum(
+            (self.counts[one] - self.tested[one]) * (self.lengths[one] - 1) for one in self.seen
+        )
+
     def chains(self) -> PaperChains:
         """Return the chain of each component, in the order of `COMPONENTS`."""
         return paper_chains(leakage=self.leakage, states=self.states, set_size=self.set_size)

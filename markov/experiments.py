@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from markov.sweeps import ComponentSweep
 from markov.training import RETAIN_LOSSES
 
 # The betas that the paper chose by grid search, by case (appendix H).
+DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 PAPER_BETAS = {"length": {"npo": 0.2, "simnpo": 4.0}, "memorisation": {"npo": 1.0, "simnpo": 4.0}}
 
 
@@ -71,6 +73,7 @@ class Experiment:
     test_examples: int | None = None
     gradient_examples: int = 0
     precision: Literal["float32", "float64"] = "float32"
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         # Each part has checked its own numbers when it was made.
@@ -121,6 +124,8 @@ class Experiment:
         if self.test_examples is not None:
             require_all_whole(self, test_examples=1)
         _require_one_of("precision", self.precision, ("float32", "float64"))
+        known = isinstance(self.device, str) and DEVICE.fullmatch(self.device) is not None
+        require(known, "device", self.device, "cpu, cuda or cuda:N")
         require(
             self.model.states == self.case.states,
             "model.states",
@@ -136,6 +141,12 @@ class Experiment:
                 self.model.context,
                 f"at least {longest}",
             )
+
+    @property
+    def steps_recorded(self) -> tuple[int, ...]:
+        """The steps at which the run is evaluated, in order: step 0 is always one of them."""
+        recorded = range(self.steps + 1) if self.recorded is None else self.recorded
+        return tuple(sorted({0, *recorded}))
 
 
 def grid(base: Experiment, **axes: Sequence[Any]) -> list[Experiment]:

@@ -133,6 +133,17 @@ class ComponentSweep:
             self.states,
         )
 
+    @property
+    def tested(self) -> dict[str, int]:
+        """The number of test sequences of each component."""
+        return dict.fromkeys(self.lengths, self.test_count)
+
+    @property
+    def pretraining_tokens(self) -> int:
+        """The number of scored tokens that pretraining sees in an epoch."""
+        shown = (count * one for count, one in zip(self._shown(), self.scored, strict=True))
+        return self.retain_tokens // self.retain_scored * self.retain_scored + sum(shown)
+
     def chains(self) -> tuple[MarkovChain, ...]:
         """Return the chain of each component of `lengths`."""
         places = {"retain": 0, **{name: place for place, name in enumerate(self._forget, start=1)}}

@@ -32,12 +32,12 @@ from llm.training.loop import Optimization
 from llm.unlearning.runs import ANSWERS, EPOCHS, EXAMPLES, MODEL, Run, unlearn_into
 from llm.unlearning.sequential import REQUESTS, requests, sequential
 from llm.unlearning.unlearn import Unlearning
-from markov import running
 from markov.__main__ import Grid, experiment, points
 from markov.errors import InvalidInput
 from markov.files import storage
 from markov.files.folders import CLAIM
 from markov.objectives import npo
+from markov.running import models as running
 from tests.llm.evaluation.test_muse import SMALL as NEWS
 
 pytestmark = pytest.mark.filterwarnings("ignore:the model has collapsed:RuntimeWarning")

@@ -50,7 +50,7 @@ from markov.__main__ import Grid, experiment, points
 from markov.__main__ import cli as markov_cli
 from markov.files import leftovers, storage
 from markov.objectives import npo
-from markov.running import load_model, model_jobs, models_folder
+from markov.running.models import load_model, model_jobs, models_folder
 from tests.kills import chosen, run_and_kill, tree
 from tests.llm.evaluation.test_muse import QUICK as MEASURING
 from tests.llm.evaluation.test_muse import SMALL as NEWS

@@ -27,7 +27,7 @@ from markov.flow import time_to_forget as flow_time
 from markov.logistic import Descent, LogisticWorld
 from markov.logistic import run as run_logistic
 from markov.objectives import CORNERS, Objective, npo, simnpo
-from markov.running import run
+from markov.running.run import run
 from markov.sweeps import ComponentSweep
 from markov.theory import theta, time_to_forget
 

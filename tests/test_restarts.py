@@ -20,10 +20,10 @@ from llm.__main__ import cli
 from llm.data import tofu
 from llm.models.saving import save
 from llm.models.small_authors import build
-from markov import running
 from markov.__main__ import cli as markov_cli
 from markov.__main__ import experiment, points
 from markov.files import storage
+from markov.running import run as running
 from tests.test_damage import FORGET, GRID, TINY
 
 RATES = tuple(number * 1e-4 for number in range(1, 12))  # of two ensembles
@@ -99,7 +99,7 @@ def test_a_grid_that_was_stopped_runs_what_is_left_and_writes_the_same(
     table = running._table
     assert (
         stopped_and_given_again(
-            monkeypatch, "markov.running._table", table, lambda: grid("parts.parquet")
+            monkeypatch, "markov.running.run._table", table, lambda: grid("parts.parquet")
         )
         == 1
     )
@@ -120,7 +120,8 @@ def test_a_table_of_figures_that_was_stopped_runs_what_is_left(
             return 130
         return 0
 
-    assert stopped_and_given_again(monkeypatch, "markov.running._table", running._table, drawn) == 1
+    name = "markov.running.run._table"
+    assert stopped_and_given_again(monkeypatch, name, running._table, drawn) == 1
     found = {path.name: path.read_bytes() for path in (own / "tables").iterdir()}
     assert len(found) == len(RATES) and list((own / "unfinished").iterdir()) == []
     monkeypatch.setenv("SIMNPO_LAB_CACHE", str(tmp_path / "other"))

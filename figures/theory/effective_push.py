@@ -38,7 +38,7 @@ from markov.flow import push, time_to_forget
 from markov.models import Parameters
 from markov.objectives import CORNERS, Objective, SequenceLogProbs, method_name
 from markov.recording import example_gradient_norms, score
-from markov.running import trajectory
+from markov.running.run import trajectory
 from markov.sweeps import ComponentSweep
 from markov.theory import theta
 from markov.theory import time_to_forget as scalar_time

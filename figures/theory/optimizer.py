@@ -32,7 +32,7 @@ from figures.theory.sweeps import FALL, MIDDLE, PACE, corner, middle, start, swe
 from markov.experiments import Experiment
 from markov.models import Parameters
 from markov.objectives import CORNERS, method_name
-from markov.running import trajectory
+from markov.running.run import trajectory
 from markov.sweeps import SHARES
 from markov.theory import time_to_forget as scalar_time
 

@@ -29,7 +29,8 @@ from markov.experiments import Experiment
 from markov.models import Model, Parameters
 from markov.objectives import method_name
 from markov.recording import Probe, kl_to_truth, log_laws
-from markov.running import OnStep, load_model, model_jobs, models_folder, trajectory
+from markov.running.models import OnStep, load_model, model_jobs, models_folder
+from markov.running.run import trajectory
 from markov.studies import ideal_forget_distance
 
 Names = Mapping[str, str]

@@ -21,7 +21,7 @@ from figures.views.view import WIDTH, Picture, View, heat, one_line
 from markov.errors import InvalidInput
 from markov.experiments import Experiment
 from markov.models import Parameters
-from markov.running import load_model, model_jobs, models_folder
+from markov.running.models import load_model, model_jobs, models_folder
 
 PAUSE = 0.15  # least seconds between pictures, so that drawing does not slow the training down
 

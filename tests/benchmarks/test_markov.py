@@ -22,7 +22,8 @@ from markov.cases import CASES, LENGTH
 from markov.experiments import Experiment, grid
 from markov.models import Transformer
 from markov.objectives import Objective, npo, simnpo
-from markov.running import load_model, model_jobs, models_folder, run
+from markov.running.models import load_model, model_jobs, models_folder
+from markov.running.run import run
 from markov.theory import theta
 
 PAPER = {"length": (npo(0.2), simnpo(4.0)), "memorisation": (npo(1.0), simnpo(4.0))}

@@ -51,7 +51,8 @@ from markov.experiments import Experiment, Pretraining
 from markov.models import Tabular
 from markov.objectives import CORNERS, npo, simnpo
 from markov.recording import log_laws
-from markov.running import load_model, model_jobs, model_path, models_folder, run
+from markov.running.models import load_model, model_jobs, model_path, models_folder
+from markov.running.run import run
 from markov.sweeps import LENGTHS
 
 FEW = {"retain_count": 60, "forget1_count": 40, "forget2_count": 40}

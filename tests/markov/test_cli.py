@@ -80,6 +80,8 @@ def test_unlearn_writes_a_table_with_its_provenance_and_prints_a_summary(tmp_pat
         ("record_every", ["--record-every", "0"]),
         ("jobs", ["--jobs", "0"]),
         ("retain_weight", ["--retain-weight", "1"]),
+        ("device", ["--device", "gpu"]),
+        ("device", ["--device", "cuda:99"]),
         ("out", ["--out", "/dev/null/run.parquet"]),
     ],
 )
@@ -89,6 +91,35 @@ def test_bad_input_is_one_line_with_field_value_and_what_is_allowed(
     assert cli(["unlearn", *arguments]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith(f"error: {field} = ") and "is not allowed" in line
+
+
+FEW = "--retain-count 60 --forget-count 60 --epochs 1 --steps 2 --width 8 --depth 1 --heads 1"
+GRID = f"grid {FEW} --seed 0 1 2 3 4 5 6 7 8 --retain-length 6".split()
+
+
+def test_the_parts_of_a_grid_are_collected_into_the_bytes_of_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SIMNPO_LAB_CACHE", str(tmp_path / "one"))
+    whole, parts = tmp_path / "whole.parquet", tmp_path / "parts.parquet"
+    assert cli([*GRID, "--out", str(whole)]) == 0
+    monkeypatch.setenv("SIMNPO_LAB_CACHE", str(tmp_path / "other"))
+    words = [*GRID, "--out", str(parts)]
+    assert cli([*words, "--part", "2/3"]) == 0
+    assert "part 2/3: 1 ensembles; of the whole grid 2 are missing" in capsys.readouterr().out
+    assert cli([*words, "--collect"]) == 2
+    assert capsys.readouterr().err.startswith("error: collect = True is not allowed: left out, or ")
+    assert cli([*words, "--part", "0/3"]) == cli([*words, "--part", "1/3"]) == 0
+    assert not parts.exists()
+    assert cli([*words, "--collect"]) == 0
+    assert parts.read_bytes() == whole.read_bytes()
+    assert list((tmp_path / "other" / "unfinished").iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["3/3", "1", "a/3", "-1/3", "0/0", "1/3/5", "0 / 3", ""])
+def test_what_is_no_part_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli([*GRID, f"--part={text}"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: part = {text!r} is not allowed: I/N with ")
 
 
 def test_unknown_arguments_exit_with_two() -> None:
@@ -158,6 +189,6 @@ def test_nothing_is_written_when_a_run_is_interrupted(
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("markov.running.run", interrupted)
+    monkeypatch.setattr("markov.running.run.run", interrupted)
     assert cli(["unlearn", "--out", str(tmp_path / "run.parquet")]) == 130
     assert list(tmp_path.iterdir()) == []

@@ -21,7 +21,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from markov.batching import Corpus
+from markov.batching import PROCESSOR, Corpus
 from markov.cases import LENGTH, MEMORISATION
 from markov.experiments import Experiment, Pretraining, grid
 from markov.logistic import Descent, LogisticWorld
@@ -30,7 +30,7 @@ from markov.models import Tabular, Transformer
 from markov.objectives import Objective, SequenceLogProbs, gradient_ascent, npo, simnpo
 from markov.optimizers import OPTIMIZERS
 from markov.recording import Probe, Trajectory, example_gradient_norms, loss_and_weight
-from markov.running import MEMBERS, run, trajectory
+from markov.running.run import run, trajectory
 from markov.sweeps import ComponentSweep
 from markov.training import Member, RetainTerm, pretrain, unlearn
 from tests.helpers import some_laws, some_tokens
@@ -146,11 +146,15 @@ def test_the_papers_models_know_no_company_at_any_size_of_the_ensemble(architect
     base = Experiment(case=case, model=architecture, steps=2, test_examples=4, gradient_examples=4)
     base = replace(base, pretraining=Pretraining(epochs=1, batch=16))
     members = grid(base, objective=[npo(0.2), simnpo(4.0), gradient_ascent()], seed=[0, 1, 2])[
-        :MEMBERS
+        : PROCESSOR.members
     ]
     together = trajectory(members)
-    for count in range(1, MEMBERS):
-        check_same_bits(trajectory(members[-count:]), together, range(MEMBERS - count, MEMBERS))
+    for count in range(1, PROCESSOR.members):
+        check_same_bits(
+            trajectory(members[-count:]),
+            together,
+            range(PROCESSOR.members - count, PROCESSOR.members),
+        )
 
 
 @every_model

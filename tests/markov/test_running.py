@@ -5,15 +5,21 @@ row.
 from __future__ import annotations
 
 import itertools
+import os
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from markov.batching import PROCESSOR
 from markov.cases import LENGTH, MEMORISATION, Case
 from markov.console.progress import Count
 from markov.diagnostics import COLUMNS
@@ -22,7 +28,10 @@ from markov.experiments import Experiment, Pretraining, grid
 from markov.files import storage
 from markov.models import Parameters, Tabular, Transformer
 from markov.objectives import gradient_ascent, npo, simnpo
-from markov.running import load_model, model_jobs, model_path, run, trajectory
+from markov.running import run as running
+from markov.running.dividing import Share, ensembles, shares, split
+from markov.running.models import load_model, model_jobs, model_path
+from markov.running.run import parts_missing, run, run_part, trajectory
 from markov.sweeps import ComponentSweep
 from tests.helpers import check_same_parameters, files_in
 
@@ -68,9 +77,142 @@ def test_rows_keep_the_order_and_settings_of_the_experiments(table: pd.DataFrame
     assert list(first["case"]) == [one.case.name for one in GRID]
 
 
-def test_the_number_of_jobs_changes_no_row(table: pd.DataFrame) -> None:
+def test_the_number_of_jobs_changes_no_row(
+    table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "LITTLE", 0.0)  # as if there were much to do
     pd.testing.assert_frame_equal(run(GRID, n_jobs=2, progress=False), table, check_exact=True)
     assert len(table) > 0
+
+
+MANY = replace(BASE, test_examples=None, steps=2, batch=1)  # mostly recording
+WIDE = replace(MANY, model=replace(BASE.model, width=16), recorded=(0, 2))
+
+
+@pytest.mark.parametrize("workers", [2, 3, 8])
+def test_every_step_of_every_run_is_in_one_share(workers: int) -> None:
+    experiments = [*grid(MANY, seed=range(3)), *grid(WIDE, seed=range(2))]
+    whole = shares(experiments)
+    found = [part for one in whole for part in split(one, workers, len(whole))]
+    assert len(found) > 2 == len(whole)
+    for place, one in enumerate(experiments):
+        own = [share for share in found if place in share.places]
+        steps = [step for share in own for step in share.recorded]
+        assert sorted(steps) == list(one.steps_recorded)
+        assert all(share.experiments[share.places.index(place)] == one for share in own)
+
+
+def test_one_process_and_short_records_are_not_shared_out() -> None:
+    experiments = grid(MANY, seed=range(3))
+    whole = Share((0, 1, 2), tuple(experiments), (0, 1, 2))
+    assert shares(experiments) == [whole] == split(whole, 1, 1)
+    (short,) = shares(grid(replace(MANY, batch=30, test_examples=1), seed=range(3)))
+    assert split(short, 8, 1) == [short]
+
+
+def test_an_ensemble_has_no_more_members_than_the_device_asks_for() -> None:
+    sizes = [len(own) for own in ensembles(grid(BASE, seed=range(20)))]
+    assert sum(sizes) == 20 and max(sizes) <= PROCESSOR.members and len(sizes) == 3
+
+
+def test_shares_make_the_rows_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiments = [*grid(MANY, seed=range(2)), WIDE, replace(MANY, objective=simnpo(4.0))]
+    whole = run(experiments, progress=False)
+    monkeypatch.setattr(running, "LITTLE", 0.0)
+    monkeypatch.setattr(running, "_parallel", in_this_process)
+    divided = run(experiments, n_jobs=3, progress=False)
+    pd.testing.assert_frame_equal(divided, whole, check_exact=True)
+
+
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_parts_that_know_nothing_of_each_other_make_the_whole(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiments = [*grid(MANY, seed=range(12)), WIDE, replace(WIDE, seed=1)]
+    whole = run(experiments, progress=False)
+    assert parts_missing(experiments, tmp_path) == len(shares(experiments)) == 3
+    made = [
+        run_part(experiments, part, count, parts=tmp_path, progress=False)
+        for part in reversed(range(count))
+    ]
+    assert sum(made) == 3 and parts_missing(experiments, tmp_path) == 0
+    monkeypatch.setattr(running, "_table", None)  # nothing is made again
+    monkeypatch.setattr(running, "LITTLE", 0.0)
+    for n_jobs in (1, 2):
+        found = run(experiments, n_jobs=n_jobs, parts=tmp_path, progress=False)
+        pd.testing.assert_frame_equal(found, whole, check_exact=True)
+    run_part(experiments, 0, 1, parts=tmp_path, progress=False)
+
+
+class Counted(TorchDispatchMode):
+    """Counts the operations that torch dispatches."""
+
+    total = 0
+
+    def __torch_dispatch__(
+        self, operation: Any, types: object, args: Any = (), kwargs: Any = None
+    ) -> object:
+        self.total += 1
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        replace(BASE, steps=20, batch=4, model=replace(BASE.model, width=10, mlp_width=11)),
+        replace(BASE, steps=20, retain_term="kl", retain_weight=1.0, precision="float32"),
+    ],
+    ids=["odd", "kl"],
+)
+def test_an_ensemble_of_32_dispatches_hardly_more_operations_than_one_of_8(
+    base: Experiment,
+) -> None:
+    counts = []
+    for members in (8, 32):
+        experiments = grid(base, seed=range(members))
+        trajectory(experiments[:1], progress=False)  # models and data are there
+        with Counted() as counted:
+            trajectory(experiments, progress=False)
+        counts.append(counted.total)
+    assert counts[1] < 1.1 * counts[0]
+
+
+@pytest.mark.parametrize(("part", "count"), [(-1, 3), (3, 3), (0, 0), (True, 3)])
+def test_a_part_that_is_none_is_refused(part: int, count: int, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput):
+        run_part([BASE], part, count, parts=tmp_path)
+
+
+def in_this_process(tasks: Sequence[Callable[[], Any]], *_: object) -> list[Any]:
+    """Do tasks one after the other, as a stand-in for workers."""
+    assert len(tasks) > 3
+    return [task() for task in tasks]
+
+
+class Dying:
+    """A task that takes its process along, the first time that it is done."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __call__(self) -> str:
+        if not self.mark.exists():
+            if self.mark.parent.exists():
+                self.mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.mark.name
+
+
+def test_what_a_dying_worker_took_along_is_done_again(tmp_path: Path) -> None:
+    tasks = [Dying(tmp_path / name) for name in "abc"]
+    for task in tasks[1:]:
+        task.mark.touch()
+    assert running._parallel(tasks, 2, False, "") == ["a", "b", "c"]
+
+
+def test_a_worker_that_always_dies_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(BrokenProcessPool):
+        running._parallel([Dying(tmp_path / "nowhere" / "a")], 2, False, "")
 
 
 def test_same_seed_same_table_byte_for_byte_with_models_trained_anew(
@@ -282,7 +424,10 @@ def test_the_shares_of_a_sweep_are_among_the_components_that_it_pushes_on(
     np.testing.assert_allclose(start["weight_share"], 1 / 3)
 
 
-def test_the_number_of_jobs_changes_no_row_of_a_sweep(swept: pd.DataFrame) -> None:
+def test_the_number_of_jobs_changes_no_row_of_a_sweep(
+    swept: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "LITTLE", 0.0)
     pd.testing.assert_frame_equal(
         run(SWEPT_GRID, n_jobs=2, progress=False), swept, check_exact=True
     )

@@ -289,11 +289,11 @@ def test_the_markov_command_counts_models_and_runs_and_the_steps_of_each(
     sizes = {"--retain-count": 40, "--forget-count": 20, "--epochs": 1, "--steps": 2}
     small = [*map(str, itertools.chain(*sizes.items())), "--width", "8", "--depth", "1"]
     assert cli(["unlearn", *small, "--out", str(tmp_path / "run.parquet")]) == 0
-    assert any(
-        re.match(r"pretraining: 0 of 2; retain.*: \d+ of \d+ steps", line) for line in said
-    ), said
-    assert any(re.match(r"unlearning: 0 of 1; 1 runs: 2 of 2 steps", line) for line in said), said
-    assert said[-1].startswith("unlearning: 1 of 1")
+    first = r"pretraining and unlearning: 0 of 3; retain.*: \d+ of \d+ steps"
+    assert any(re.match(first, line) for line in said), said
+    last = r"pretraining and unlearning: 2 of 3.*; 1 runs: 2 of 2 steps"
+    assert any(re.match(last, line) for line in said), said
+    assert said[-1].startswith("pretraining and unlearning: 3 of 3")
     assert capsys.readouterr().err == ""
 
 

@@ -1,0 +1,354 @@
+"""Run experiments: pretrain what is missing, unlearn in ensembles, return one table.
+
+Values that differ (objective, beta, seed, step size, leakage) go inside one ensemble. Shapes that
+differ (states, lengths, width, number of steps) go to different ensembles, which joblib spreads
+over processes. On a cluster, `joblib.parallel_config` chooses another backend (dask, ray).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import joblib
+import numpy as np
+import pandas as pd
+
+from markov import diagnostics
+from markov.batching import Corpus
+from markov.cases import Case
+from markov.console.progress import bar
+from markov.errors import require, require_whole
+from markov.experiments import Experiment
+from markov.files import leftovers, storage
+from markov.models import Parameters, stack_parameters
+from markov.numerics import one_thread
+from markov.optimizers import OPTIMIZERS
+from markov.recording import Probe, Trajectory, kl_to_truth, log_laws
+from markov.running.dividing import Share, cost, shape_of, shares, split
+from markov.running.models import (
+    ModelJob,
+    OnStep,
+    check_devices,
+    is_trained,
+    load_model,
+    model_jobs,
+    model_path,
+    models_folder,
+    needed,
+    steps_bar,
+    train,
+)
+from markov.studies import ideal_forget_distance
+from markov.sweeps import ComponentSweep
+from markov.training import Member, unlearn
+
+Result = TypeVar("Result")
+TRIALS = 3  # how often tasks are given to workers, if these die
+# Multiplications below which starting processes takes longer than they save: some seconds' work.
+LITTLE = 1e11
+
+
+def run(
+    experiments: Iterable[Experiment],
+    *,
+    n_jobs: int = 1,
+    progress: bool = True,
+    cache: Path | None = None,
+    parts: Path | None = None,
+) -> pd.DataFrame:
+    """Run all experiments and return one row per run x step x component, in the order given.
+
+    The columns are those of `diagnostics.COLUMNS`. Models are trained where `cache` (default: the
+    user's cache folder) lacks them. `n_jobs` (-1: one per core) changes the time, never a row;
+    where there is little to do, or a GPU does it, one process does it all. With a folder `parts`,
+    the table of each share of the work is kept there once it is made, and found by the next call
+    with the same experiments: see `parts_of`. A worker that dies loses no more than what it was
+    making: that is made again. Raises `InvalidInput` if there is no experiment, and for a device
+    that is not there.
+    """
+    experiments = list(experiments)
+    require(len(experiments) > 0, "experiments", experiments, "at least one")
+    folder, whole = models_folder(cache), shares(experiments)
+    missing = _missing(folder, whole)
+    n_jobs = n_jobs if _worth_processes(missing, whole) else 1
+    kept = parts or (None if n_jobs == 1 else parts_of(experiments))
+    workers, divided = joblib.effective_n_jobs(n_jobs), list[Share]()
+    for share in whole:
+        there = kept is not None and (kept / _part_name(share)).exists()
+        divided += [share] if there else split(share, workers, len(whole))
+    found = _make(missing, divided, n_jobs, progress, folder, kept)
+    tables = [one if kept is None else _read_part(kept / one) for one in found]
+    frames = [_own_rows(*pair) for pair in zip(divided, tables, strict=True)]
+    if kept is not None and parts is None:
+        leftovers.discard(kept)
+    rows = pd.concat(frames).sort_values(["run", "place", "step"], ignore_index=True)
+    return rows.drop(columns="place")
+
+
+def run_part(
+    experiments: Sequence[Experiment],
+    part: int,
+    count: int,
+    *,
+    parts: Path,
+    n_jobs: int = 1,
+    progress: bool = True,
+    cache: Path | None = None,
+) -> int:
+    """Make the tables of part number `part` (from 0) of `count`; return how many these are.
+
+    They are left in the folder `parts`, where `run` finds them. The parts of a batch system's array
+    need not know of each other: they are made at any time, on any machines that share the folders.
+    What lies there already is not made again. Raises `InvalidInput` for a part that is not below
+    `count`.
+    """
+    require_whole(count, "count", 1)
+    require_whole(part, "part", 0, count - 1)
+    folder, chosen = models_folder(cache), shares(experiments)[part::count]
+    missing = _missing(folder, chosen)
+    n_jobs = n_jobs if _worth_processes(missing, chosen) else 1
+    _make(missing, chosen, n_jobs, progress, folder, parts)
+    return len(chosen)
+
+
+def parts_missing(experiments: Sequence[Experiment], parts: Path) -> int:
+    """Return of how many ensembles the whole table does not lie in `parts`."""
+    return sum(not (parts / _part_name(share)).is_file() for share in shares(experiments))
+
+
+def _missing(folder: Path, divided: Sequence[Share]) -> list[ModelJob]:
+    """Return the models that shares need and the folder lacks; refuse devices that are not here."""
+    experiments = [one for share in divided for one in share.experiments]
+    check_devices(experiments)
+    leftovers.clear(folder)
+    return [job for job in needed(experiments) if not is_trained(folder, job)]
+
+
+def _make(
+    missing: Sequence[ModelJob],
+    divided: Sequence[Share],
+    n_jobs: int,
+    progress: bool,
+    folder: Path,
+    kept: Path | None,
+) -> list[Any]:
+    """Train the models that are missing, make the tables, and return what `_made` does."""
+    # A share comes when its models are there, and of those that are ready the longest comes first,
+    # so that no process is left with a long one at the end.
+    ready = {job: place for place, job in enumerate(missing)}
+    turns = [
+        (max(ready.get(job, -1) for one in own.experiments for job in model_jobs(one)), -cost(own))
+        for own in divided
+    ]
+    order = sorted(range(len(divided)), key=turns.__getitem__)
+    # With one process the bar follows single steps; workers cannot draw on it, so there it counts
+    # models and shares.
+    alone = progress and n_jobs == 1
+    training = [partial(train, folder, job, progress=alone) for job in missing]
+    making = [partial(_made, folder, alone, kept, divided[place]) for place in order]
+    label = "pretraining and unlearning" if missing else "unlearning"
+    found = _parallel([*training, *making], n_jobs, progress, label)[len(missing) :]
+    made = dict(zip(order, found, strict=True))
+    return [made[place] for place in range(len(divided))]
+
+
+def _worth_processes(missing: Sequence[ModelJob], divided: Sequence[Share]) -> bool:
+    """Return whether several processes would save more time than it takes to start them."""
+    on_processor = all(share.experiments[0].device == "cpu" for share in divided)
+    return on_processor and sum(job.cost for job in missing) + sum(map(cost, divided)) > LITTLE
+
+
+def _own_rows(share: Share, table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of a share's own steps, with the runs' places among all experiments.
+
+    `place` is that of a component among those of its run.
+    """
+    steps = table["step"].nunique()
+    place = np.arange(len(table)) // steps % (len(table) // steps // len(share.places))
+    return table.assign(run=np.array(share.places)[table["run"]], place=place)
+
+
+def parts_of(experiments: Sequence[Experiment]) -> Path:
+    """Return the cache folder for the parts of these experiments' table.
+
+    Whoever has written the whole table discards the folder.
+    """
+    return storage.unfinished(list(experiments), __name__)
+
+
+def trajectory(
+    experiments: Sequence[Experiment],
+    *,
+    cache: Path | None = None,
+    on_step: OnStep | None = None,
+    progress: bool = True,
+) -> Trajectory:
+    """Run experiments of one shape as one ensemble, in this process, and return its trajectory.
+
+    Models that the cache lacks are trained first. `on_step` is as in `training.unlearn`. Raises
+    `InvalidInput` where the experiments differ in more than values.
+    """
+    shapes = {shape_of(experiment) for experiment in experiments}
+    require(
+        len(shapes) == 1,
+        "experiments",
+        f"{len(shapes)} shapes",
+        "experiments that differ in values only",
+    )
+    check_devices(experiments)
+    with one_thread():
+        members = _members(models_folder(cache), experiments, progress)
+        with steps_bar(experiments[0].steps, "unlearning", progress, on_step) as tick:
+            return _unlearn(experiments, members, experiments[0].steps_recorded, tick)
+
+
+def _made(folder: Path, progress: bool, parts: Path | None, share: Share) -> Any:
+    """Return the table of a share or, with a folder for parts, the name under which it is there.
+
+    It is the same to the last bit in both cases.
+    """
+    if parts is None:
+        return _table(folder, progress, share)
+    name = _part_name(share)
+    if storage.read_kept(parts / name, storage.read_table) is None:
+        storage.write_table(_table(folder, progress, share), parts / name, {})
+    return name
+
+
+def _part_name(share: Share) -> str:
+    return f"{storage.fingerprint([list(share.experiments), share.recorded])}.parquet"
+
+
+def _read_part(path: Path) -> pd.DataFrame:
+    frame = storage.read_table(path)
+    frame.attrs = {}
+    return frame
+
+
+def _table(folder: Path, progress: bool, share: Share) -> pd.DataFrame:
+    experiments, label = share.experiments, f"{len(share.experiments)} runs"
+    with one_thread(), steps_bar(experiments[0].steps, label, progress) as tick:
+        members = _members(folder, experiments, progress)
+        found = _unlearn(experiments, members, share.recorded, tick)
+        retrained = [_retrained_distances(member.probes) for member in members]
+    ideal = [_ideal_distances(experiment.case) for experiment in experiments]
+    return diagnostics.table(experiments, found, retrained, ideal)
+
+
+@lru_cache(maxsize=64)
+def _ideal_distances(case: Case | ComponentSweep) -> list[float]:
+    return list(ideal_forget_distance(case).values())
+
+
+def _retrained_distances(probes: tuple[Probe, ...]) -> list[float]:
+    return [float(kl_to_truth(probe, probe.retrained)) for probe in probes]
+
+
+def _unlearn(
+    experiments: Sequence[Experiment],
+    members: Sequence[Member],
+    recorded: Sequence[int],
+    on_step: OnStep | None,
+) -> Trajectory:
+    first = experiments[0]
+    return unlearn(
+        first.model,
+        members,
+        steps=first.steps,
+        batch=first.batch,
+        optimizer=OPTIMIZERS[first.optimizer],
+        recorded=recorded,
+        retain_term=first.retain_term,
+        gradient_examples=first.gradient_examples,
+        device=first.device,
+        on_step=on_step,
+    )
+
+
+def _members(folder: Path, experiments: Sequence[Experiment], progress: bool) -> list[Member]:
+    members = []
+    for experiment in experiments:
+        jobs = model_jobs(experiment)
+        paths = [model_path(folder, job) for job in jobs]
+        for job, path in zip(jobs, paths, strict=True):
+            if not path.exists():
+                train(folder, job, progress=progress)
+        stamps = tuple((path.stat().st_mtime_ns, path.stat().st_ino) for path in paths)
+        start = _start(folder, jobs, experiment.case, experiment.test_examples, stamps, progress)
+        members.append(
+            Member(
+                start=start.parameters,
+                objective=experiment.objective,
+                learning_rate=experiment.learning_rate,
+                retain_weight=experiment.retain_weight,
+                seed=experiment.seed,
+                forget=start.forget,
+                retain=start.retain,
+                probes=start.probes,
+            )
+        )
+    return members
+
+
+class _Start(NamedTuple):
+    """What all runs of a pretrained model begin with."""
+
+    parameters: Parameters
+    forget: Corpus
+    retain: Corpus
+    probes: tuple[Probe, ...]
+
+
+# Most runs of a grid share a pretrained model, whose data are drawn and scored once. It is known by
+# when its files were written, so that another one of the same name is read.
+@lru_cache(maxsize=16)
+def _start(
+    folder: Path,
+    jobs: tuple[ModelJob, ModelJob],
+    case: Case | ComponentSweep,
+    test_examples: int | None,
+    stamps: tuple[tuple[int, int], ...],
+    progress: bool,
+) -> _Start:
+    original, retrained = (load_model(folder, job, progress=progress) for job in jobs)
+    data, model = case.sample(jobs[0].pretraining.seed), jobs[0].model
+    models, probes = [stack_parameters([one]) for one in (retrained, original)], []
+    for component, chain in zip(case.lengths, case.chains(), strict=True):
+        tokens = data.test[component][:test_examples]
+        laws = (log_laws(model, one, tokens) for one in models)
+        probes.append(Probe(tokens, chain.transition, *laws, forgotten=component != "retain"))
+    return _Start(
+        parameters=original,
+        forget=Corpus.join(case.forget_data(data)),
+        retain=Corpus.join([data.train["retain"]]),
+        probes=tuple(probes),
+    )
+
+
+def _parallel(
+    tasks: Sequence[Callable[[], Any]], n_jobs: int, progress: bool, label: str
+) -> list[Any]:
+    """Return what the tasks return. Those that a dying worker took along are given again."""
+    found: dict[int, Any] = {}
+    with bar(len(tasks), label, show=progress and len(tasks) > 0) as done:
+        for left in reversed(range(TRIALS)):
+            numbers = [number for number in range(len(tasks)) if number not in found]
+            results: Any = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered")(
+                joblib.delayed(_numbered)(number, tasks[number]) for number in numbers
+            )
+            try:
+                for number, result in results:
+                    found[number] = result
+                    done.update()
+            except BrokenProcessPool:
+                if not left:
+                    raise
+    return [found[number] for number in range(len(tasks))]
+
+
+def _numbered(number: int, task: Callable[[], Result]) -> tuple[int, Result]:
+    return number, task()
