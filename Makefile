@@ -28,7 +28,7 @@ WORDS := architecture authors book book_pages chat_templates cheat_sheet checkpo
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help figures figures-all real gpu gpu-real test test-elsewhere check format lab notebooks book cheat-sheet browser gallery claims benchmark constraints clean
+.PHONY: help figures figures-all real gpu gpu-markov gpu-real test test-elsewhere check format lab notebooks book cheat-sheet browser gallery claims benchmark constraints clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
@@ -47,9 +47,12 @@ real: $(VENV)/.llm $(VENV)/.real  ## a pretrained model, SmolLM2-135M, on TOFU f
 		--measured-answers 40 --floor-seeds 1 --learning-epochs 6 --learning-rate 1.6e-4 \
 		--epochs 5 --batch 16 --precision $(PRECISION) --max-new-tokens 100 --out out/real $(ARGS)
 
-# These two take the torch and transformers that the machine has for its card, and install nothing.
+# These three take the torch and transformers that the machine has for its card, and install nothing.
 gpu:  ## numbers, speed and memory on one GPU, under 8 minutes, into out/gpu/; with the machine's own torch
 	$(PYTHON) tests/benchmarks/gpu $(ARGS)
+
+gpu-markov:  ## a thousand runs of the Markov lab on one GPU, under 4 minutes, into out/gpu-markov/ (not run on one yet)
+	$(PYTHON) tests/benchmarks/gpu --chains --minutes 4 --out out/gpu-markov $(ARGS)
 
 gpu-real:  ## all of TOFU, forget05 and forget10, five seeds, on one GPU (not run on one yet): DATA=FOLDER/forget05
 	$(PYTHON) tests/benchmarks/gpu/needs.py study

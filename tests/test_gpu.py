@@ -284,6 +284,21 @@ def test_the_whole_script_on_tiny_models_without_what_it_does_not_ask_for(
     assert pd.DataFrame(known["rows"])["what"].tolist() == frame["what"].tolist()
 
 
+@pytest.mark.slow
+def test_the_script_of_chains_on_small_models(tmp_path: Path):
+    options = ("--chains", "--device", "cpu", "--quick", "--out", str(tmp_path / "out"))
+    done = tried(*options, before="sys.modules.update(dict.fromkeys(('tyro', 'matplotlib')))")
+    assert done.stderr == "" and done.returncode == 0, done.stderr
+    frame = read_table(tmp_path / "out" / "gpu.parquet").set_index("what")
+    assert set(frame["verdict"]) == {HOLDS, SEEN} and frame.index.is_unique
+    compared = frame[frame.index.str.contains("beside the processor's")]
+    assert len(compared) == 5 and (compared["value"] == 0).all()  # it is the processor
+    values = {str(what): float(value) for what, value in frame["value"].items()}
+    runs = "8 runs, 3 steps, all recorded"
+    assert values["runs per hour"] == pytest.approx(8 * 3600 / values[runs])
+    assert 0 < values[f"products of {runs}"] < values[runs] and values[f"memory of {runs}"] > 0
+
+
 def test_a_part_is_ended_by_the_clock_and_those_behind_it_are_rows_too(tmp_path: Path):
     def long(_: bench.Bench) -> Iterator[Row]:
         yield Row(what="kept", value=1.0)

@@ -39,6 +39,7 @@ TARGETS = [
     "format",
     "gallery",
     "gpu",
+    "gpu-markov",
     "gpu-real",
     "help",
     "lab",
@@ -57,8 +58,8 @@ WITH_NOTEBOOKS = (
     "test",
     "test-elsewhere",
 )
-# The last two take the machine's own packages.
-WITHOUT_INSTALLING = ("help", "clean", "gpu", "gpu-real")
+# The last three take the machine's own packages.
+WITHOUT_INSTALLING = ("help", "clean", "gpu", "gpu-markov", "gpu-real")
 
 
 def normalized(requirement: str) -> str:

@@ -1,4 +1,6 @@
-"""Try the language models on a GPU: `make gpu`, or `python3 tests/benchmarks/gpu --help`.
+"""Try language models on a GPU, or the Markov lab: `make gpu` and `make gpu-markov`.
+
+`python3 tests/benchmarks/gpu --help` lists the options.
 
 Numbers are compared with the processor's, speed with the card's products of matrices, and memory
 with its plan. The table is written row by row to gpu.md, gpu.json and gpu.parquet, so that what was
@@ -23,7 +25,7 @@ ours = ModuleType("tests")
 ours.__path__ = [str(ROOT / "tests")]
 sys.modules["tests"] = ours
 
-from tests.benchmarks.gpu.needs import NEEDED, refusal  # noqa: E402
+from tests.benchmarks.gpu.needs import CHAINS, NEEDED, refusal  # noqa: E402
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     add("--data", default="authors:forget10", help="answers whose scores are compared")
     add("--device", default="auto", help="auto is the GPU; cpu tries this script itself")
     add("--quick", action="store_true", help="tiny models, which measure nothing worth knowing")
+    add("--chains", action="store_true", help="the Markov lab in the place of language models")
     add("--minutes", type=float, default=7.5, help="what is not begun or done by then is left out")
     add("--out", type=Path, default=Path("out/gpu"), help="the folder of the table")
     return found
@@ -44,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Measure, and return 0, 1 where a bound does not hold, or 2 where nothing can be measured."""
     options = parser().parse_args(arguments)
-    told = refusal(NEEDED)
+    told = refusal(CHAINS if options.chains else NEEDED)
     if told:
         print(f"error: {told}", file=sys.stderr)
         return 2
@@ -61,8 +64,11 @@ def main(arguments: list[str] | None = None) -> int:
     from tests.benchmarks.gpu.bench import Bench
     from tests.benchmarks.gpu.card import about
     from tests.benchmarks.gpu.rows import FAILS, Table
-    from tests.benchmarks.gpu.steps import work
+    from tests.benchmarks.gpu.steps import STEPS, work
     from tests.benchmarks.gpu.subjects import FULL, QUICK
+
+    if options.chains:  # which needs more packages
+        from tests.benchmarks.gpu import chains
 
     device = torch.device(word)
     scale = QUICK if options.quick else FULL
@@ -77,7 +83,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{name}: {one}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of libraries about each other
-        work(Bench(device, options.model, options.data, scale), table, options.minutes)
+        bench = Bench(device, options.model, options.data, scale)
+        work(bench, table, options.minutes, chains.STEPS if options.chains else STEPS)
     print(f"{len(table.rows)} rows: {options.out / 'gpu.md'}")
     return int(any(row["verdict"].startswith(FAILS) for row in table.rows))
 

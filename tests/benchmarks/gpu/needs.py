@@ -25,11 +25,14 @@ NEEDED = {
     "lazy_loader": "lazy-loader",
     "huggingface_hub": "huggingface-hub",
 }
+# Of the Markov lab, beside what the language models need.
+CHAINS = {**NEEDED, **{name: name for name in ("joblib", "filelock")}}
 STUDY = {
     **NEEDED,
     **{name: name for name in ("tyro", "typeguard", "nltk", "six", "regex", "joblib")},
     "docstring_parser": "docstring-parser",
     "rouge_score": "rouge-score",
+    "filelock": "filelock",
     "absl": "absl-py",
     "matplotlib": "matplotlib",
     "seaborn": "seaborn",
