@@ -19,8 +19,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from figures.scale import Scale
 from figures.theory.sweeps import middle
 from markov.cases import CASES, LENGTH
-from markov.experiments import Experiment, grid
-from markov.models import Transformer
+from markov.experiments import Experiment, Pretraining, grid
+from markov.models import Tabular, Transformer
 from markov.objectives import Objective, npo, simnpo
 from markov.running.models import load_model, model_jobs, models_folder
 from markov.running.run import run
@@ -119,6 +119,19 @@ def test_unlearning_per_member(benchmark: BenchmarkFixture, cache: Path, members
         f"{mean_seconds(benchmark) / members:.2f} s per member; its matrix products take "
         f"{work / matmul_rate():.2f} s"
     )
+
+
+@pytest.mark.parametrize("models", [1, 10])
+def test_trivial_runs(benchmark: BenchmarkFixture, cache: Path, models: int) -> None:
+    """1,000 runs of two steps of a table of transitions: what each costs beside its own work."""
+    case = replace(LENGTH, retain_count=200, forget1_count=100, forget2_count=100)
+    seeds = [Pretraining(epochs=1, seed=seed) for seed in range(models)]
+    base = Experiment(case=case, model=Tabular(), steps=2, test_examples=8)
+    experiments = grid(base, seed=range(1000 // models), pretraining=seeds)
+    run(experiments[:models], progress=False)
+    frame = benchmark.pedantic(lambda: run(experiments, progress=False), rounds=1)
+    assert frame["run"].nunique() == 1000
+    report(f"{mean_seconds(benchmark):.1f} ms per run in one process; it may take 5 ms")
 
 
 @pytest.mark.parametrize(
