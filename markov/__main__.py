@@ -295,6 +295,7 @@ def main(command: Unlearn | Grid) -> None:
     from markov.running.run import parts_missing, parts_of, run, run_part
 
     part, collect = (command.part, command.collect) if isinstance(command, Grid) else (None, False)
+    require(part is None or not collect, "collect", collect, "left out beside part")
     part = None if part is None else part_of(part)
     experiments = [
         experiment(point) for point in (points(command) if isinstance(command, Grid) else [command])

@@ -47,6 +47,11 @@ PROCESSOR = Cutting(members=8, rows=32, overhead=64, alike=True)
 CUTTINGS = {"cpu": PROCESSOR, "cuda": Cutting(1000, 1024, 10**9, alike=False)}
 
 
+def cutting_of(device: str) -> Cutting:
+    """Return how ensembles and batches are cut up on a device."""
+    return CUTTINGS.get(torch.device(device).type, PROCESSOR)
+
+
 class Corpus(NamedTuple):
     """Sequences padded with 0 to one length, with a mask of scored tokens and a label for each.
 

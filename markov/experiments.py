@@ -18,8 +18,9 @@ from markov.sweeps import ComponentSweep
 from markov.training import RETAIN_LOSSES
 
 # The betas that the paper chose by grid search, by case (appendix H).
-DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 PAPER_BETAS = {"length": {"npo": 0.2, "simnpo": 4.0}, "memorisation": {"npo": 1.0, "simnpo": 4.0}}
+
+DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
 
 def _require_rule(settings: Any) -> None:

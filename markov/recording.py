@@ -70,9 +70,6 @@ class Trajectory(NamedTuple):
     batch_component: Int64[Tensor, "runs steps batch"]
 
 
-TRUTH, RETRAINED, REFERENCE = range(3)  # places of the laws that a model is compared with
-
-
 class Probes(NamedTuple):
     """The probes of one component for every run of an ensemble, ready to be compared with.
 
@@ -111,7 +108,7 @@ def together(
 
 def reference_logp(probes: Sequence[Probes]) -> Float[Tensor, "runs examples"]:
     """Return the log-probabilities of all examples under the reference model (nats)."""
-    return torch.cat([_logp(own.logs[REFERENCE], own.tokens) for own in probes], dim=1)
+    return torch.cat([_logp(own.logs[-1], own.tokens) for own in probes], dim=1)
 
 
 def log_laws(

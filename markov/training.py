@@ -21,8 +21,6 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from markov.batching import (
-    CUTTINGS,
-    PROCESSOR,
     Batches,
     Corpus,
     Cuts,
@@ -30,6 +28,7 @@ from markov.batching import (
     Runs,
     common_count,
     cuts,
+    cutting_of,
     derived_seed,
     draw,
     even_cuts,
@@ -228,11 +227,6 @@ def unlearn(
         batch_weight=weights.cpu(),
         batch_component=forget.component.view(len(runs), steps, batch).cpu(),
     )
-
-
-def cutting_of(device: str) -> Cutting:
-    """Return how ensembles and batches are cut up on a device."""
-    return CUTTINGS.get(torch.device(device).type, PROCESSOR)
 
 
 def _trainable(runs: Sequence[Parameters], dtype: torch.dtype, device: str) -> dict[str, Tensor]:

@@ -11,14 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from markov.batching import cutting_of
 from markov.experiments import Experiment
-from markov.training import cutting_of
 
 # Tasks for each process: with fewer, one may have nothing left to do while another works.
 TASKS = 5
-CALLS = (
-    1e8  # multiplications that take as long as the calls of a step that computes next to nothing
-)
+# Multiplications that take as long as the calls of a step that computes next to nothing.
+CALLS = 1e8
 
 
 class Share(NamedTuple):
@@ -69,7 +68,7 @@ def split(share: Share, workers: int, whole: int) -> list[Share]:
     """
     if workers == 1:
         return [share]
-    stepping, recording = _costs(share.experiments[0])
+    stepping, recording = tokens_of(share.experiments[0])
     worthwhile = int(recording / max(2 * stepping, 1.0))
     # Parts of one ensemble are equally long.
     wanted = workers if whole == 1 else -(-TASKS * workers // whole)
@@ -80,14 +79,17 @@ def split(share: Share, workers: int, whole: int) -> list[Share]:
 def cost(share: Share) -> float:
     """Return the multiplications of a share, roughly."""
     first = share.experiments[0]
-    stepping, recording = _costs(first)
+    stepping, recording = tokens_of(first)
     part = len(share.recorded) / len(first.steps_recorded)
     calls = (first.steps + len(share.recorded)) * CALLS
     return calls + len(share.experiments) * (stepping + part * recording) * first.model.products
 
 
-def _costs(experiment: Experiment) -> tuple[float, float]:
-    """Return the tokens of all steps of a run, and of all that is recorded of it."""
+def tokens_of(experiment: Experiment) -> tuple[float, float]:
+    """Return the tokens of all steps of a run, and of all that is recorded of it.
+
+    A backward pass counts as two forward passes; padding is left out.
+    """
     lengths = {name: length - 1 for name, length in experiment.case.lengths.items()}
     most = experiment.test_examples
     tested = {
@@ -96,7 +98,6 @@ def _costs(experiment: Experiment) -> tuple[float, float]:
     }
     tokens = sum(tested[name] * length for name, length in lengths.items())
     forget = [length for name, length in lengths.items() if name != "retain"]
-    # A forward and a backward pass take three times as long as a forward pass.
     gradients = 3 * experiment.gradient_examples * sum(forget)
     stepping = 3 * experiment.steps * experiment.batch * sum(forget) / len(forget)
     return stepping, len(experiment.steps_recorded) * (tokens + gradients)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import math
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -183,7 +183,9 @@ def _alone(path: Path) -> Iterator[None]:
 
     It is the system that lets go when a process dies. The locks lie apart from the results.
     """
-    name = hashlib.sha256(f"{getpass.getuser()} {path.resolve()}".encode()).hexdigest()[:32]
+    # By its number, since in a container a user may have no name.
+    user = getattr(os, "getuid", int)()
+    name = hashlib.sha256(f"{user} {path.resolve()}".encode()).hexdigest()[:32]
     with FileLock(Path(tempfile.gettempdir()) / f"simnpo-lab-{name}.lock"):
         yield
 

@@ -2,7 +2,8 @@
 
 Values that differ (objective, beta, seed, step size, leakage) go inside one ensemble. Shapes that
 differ (states, lengths, width, number of steps) go to different ensembles, which joblib spreads
-over processes. On a cluster, `joblib.parallel_config` chooses another backend (dask, ray).
+over processes. On a cluster whose machines share the cache folder, where tables are handed over,
+`joblib.parallel_config` chooses another backend (dask, ray).
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ def _worth_processes(missing: Sequence[ModelJob], divided: Sequence[Share]) -> b
 
 
 def _own_rows(share: Share, table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of a share's own steps, with the runs' places among all experiments.
+    """Return the table of a share with the runs' places among all experiments.
 
     `place` is that of a component among those of its run.
     """
@@ -201,9 +202,9 @@ def trajectory(
     )
     check_devices(experiments)
     with one_thread():
-        members = _members(models_folder(cache), experiments, progress)
+        starts = _starts(models_folder(cache), experiments, progress)
         with steps_bar(experiments[0].steps, "unlearning", progress, on_step) as tick:
-            return _unlearn(experiments, members, experiments[0].steps_recorded, tick)
+            return _unlearn(experiments, starts, experiments[0].steps_recorded, tick)
 
 
 def _made(folder: Path, progress: bool, parts: Path | None, share: Share) -> Any:
@@ -232,29 +233,32 @@ def _read_part(path: Path) -> pd.DataFrame:
 def _table(folder: Path, progress: bool, share: Share) -> pd.DataFrame:
     experiments, label = share.experiments, f"{len(share.experiments)} runs"
     with one_thread(), steps_bar(experiments[0].steps, label, progress) as tick:
-        members = _members(folder, experiments, progress)
-        found = _unlearn(experiments, members, share.recorded, tick)
-        retrained = [_retrained_distances(member.probes) for member in members]
-    ideal = [_ideal_distances(experiment.case) for experiment in experiments]
+        starts = _starts(folder, experiments, progress)
+        found = _unlearn(experiments, starts, share.recorded, tick)
+    retrained, ideal = ([getattr(one, name) for one in starts] for name in ("retrained", "ideal"))
     return diagnostics.table(experiments, found, retrained, ideal)
-
-
-@lru_cache(maxsize=64)
-def _ideal_distances(case: Case | ComponentSweep) -> list[float]:
-    return list(ideal_forget_distance(case).values())
-
-
-def _retrained_distances(probes: tuple[Probe, ...]) -> list[float]:
-    return [float(kl_to_truth(probe, probe.retrained)) for probe in probes]
 
 
 def _unlearn(
     experiments: Sequence[Experiment],
-    members: Sequence[Member],
+    starts: Sequence[_Start],
     recorded: Sequence[int],
     on_step: OnStep | None,
 ) -> Trajectory:
     first = experiments[0]
+    members = [
+        Member(
+            start=start.parameters,
+            objective=experiment.objective,
+            learning_rate=experiment.learning_rate,
+            retain_weight=experiment.retain_weight,
+            seed=experiment.seed,
+            forget=start.forget,
+            retain=start.retain,
+            probes=start.probes,
+        )
+        for experiment, start in zip(experiments, starts, strict=True)
+    ]
     return unlearn(
         first.model,
         members,
@@ -269,8 +273,8 @@ def _unlearn(
     )
 
 
-def _members(folder: Path, experiments: Sequence[Experiment], progress: bool) -> list[Member]:
-    members = []
+def _starts(folder: Path, experiments: Sequence[Experiment], progress: bool) -> list[_Start]:
+    found = []
     for experiment in experiments:
         jobs = model_jobs(experiment)
         paths = [model_path(folder, job) for job in jobs]
@@ -278,29 +282,20 @@ def _members(folder: Path, experiments: Sequence[Experiment], progress: bool) ->
             if not path.exists():
                 train(folder, job, progress=progress)
         stamps = tuple((path.stat().st_mtime_ns, path.stat().st_ino) for path in paths)
-        start = _start(folder, jobs, experiment.case, experiment.test_examples, stamps, progress)
-        members.append(
-            Member(
-                start=start.parameters,
-                objective=experiment.objective,
-                learning_rate=experiment.learning_rate,
-                retain_weight=experiment.retain_weight,
-                seed=experiment.seed,
-                forget=start.forget,
-                retain=start.retain,
-                probes=start.probes,
-            )
-        )
-    return members
+        settings = experiment.case, experiment.test_examples
+        found.append(_start(folder, jobs, *settings, stamps, progress))
+    return found
 
 
 class _Start(NamedTuple):
-    """What all runs of a pretrained model begin with."""
+    """What all runs of a pretrained model begin with, and their goals for each component."""
 
     parameters: Parameters
     forget: Corpus
     retain: Corpus
     probes: tuple[Probe, ...]
+    retrained: list[float]
+    ideal: list[float]
 
 
 # Most runs of a grid share a pretrained model, whose data are drawn and scored once. It is known by
@@ -326,6 +321,8 @@ def _start(
         forget=Corpus.join(case.forget_data(data)),
         retain=Corpus.join([data.train["retain"]]),
         probes=tuple(probes),
+        retrained=[float(kl_to_truth(probe, probe.retrained)) for probe in probes],
+        ideal=list(ideal_forget_distance(case).values()),
     )
 
 

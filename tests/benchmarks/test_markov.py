@@ -40,17 +40,6 @@ def matmul_rate(seconds: float = 1.0) -> float:
     return count * 2 * 384**3 / (time.perf_counter() - began)
 
 
-def flops_per_token(model: Transformer) -> int:
-    """Multiplications and additions of a forward pass in matrix products, attention's own left
-    out.
-    """
-    return 2 * sum(
-        value.numel()
-        for name, value in model.init(0).items()
-        if name.endswith("weight") and value.ndim == 2
-    )
-
-
 def report(text: str) -> None:
     print(f"\n    {text}")
 
@@ -85,7 +74,7 @@ def test_figure_5_from_nothing(benchmark: BenchmarkFixture, cache: Path) -> None
     train, test = (
         sum((c.lengths[p] - 1) * c.counts[p] for c, p in pairs) for pairs in (trained, tested)
     )
-    work = flops_per_token(model) * (3 * 5 * 0.8 * train + 2 * 51 * 0.2 * test)
+    work = 2 * model.products * (3 * 5 * 0.8 * train + 2 * 51 * 0.2 * test)
     bound = work / sum(
         rate for rate in joblib.Parallel(workers)([joblib.delayed(matmul_rate)()] * workers) if rate
     )
@@ -114,7 +103,7 @@ def test_unlearning_per_member(benchmark: BenchmarkFixture, cache: Path, members
     run(experiments[:1], progress=False)
     frame = benchmark.pedantic(lambda: run(experiments, progress=False), rounds=3)
     assert len(frame) == members * 2 * 3
-    work = 3 * flops_per_token(Transformer()) * 50 * 4 * 19
+    work = 3 * 2 * Transformer().products * 50 * 4 * 19
     report(
         f"{mean_seconds(benchmark) / members:.2f} s per member; its matrix products take "
         f"{work / matmul_rate():.2f} s"
@@ -185,7 +174,7 @@ def test_length_sweep_per_run(benchmark: BenchmarkFixture, cache: Path) -> None:
         count * (base.test_examples or 0) * sum(length - 1 for length in base.case.lengths.values())
     )
     assert isinstance(base.model, Transformer)
-    bound = flops_per_token(base.model) * (trained + looked_at) / matmul_rate()
+    bound = 2 * base.model.products * (trained + looked_at) / matmul_rate()
     report(
         f"{mean_seconds(benchmark) / 8:.2f} s per run on one core; its products of matrices alone: "
         f"{bound:.2f} s"

@@ -122,6 +122,13 @@ def test_what_is_no_part_is_refused(text: str, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err.startswith(f"error: part = {text!r} is not allowed: I/N with ")
 
 
+def test_a_part_is_not_collected(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli([*GRID, "--part", "0/3", "--collect"]) == 2
+    assert capsys.readouterr().err == (
+        "error: collect = True is not allowed: left out beside part\n"
+    )
+
+
 def test_unknown_arguments_exit_with_two() -> None:
     with pytest.raises(SystemExit) as caught:
         cli(["unlearn", "--optimizer", "lion"])

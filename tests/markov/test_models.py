@@ -126,6 +126,12 @@ def test_parameters_are_as_many_as_the_shapes_say():
         )
 
 
+@every_kind
+def test_products_are_the_multiplications_of_all_matrices(model: Transformer):
+    matrices = (value for name, value in model.init(0).items() if name.endswith("weight"))
+    assert model.products == sum(value.numel() for value in matrices if value.ndim == 2)
+
+
 # --- against the slow twin ---
 
 

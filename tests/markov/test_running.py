@@ -32,7 +32,7 @@ from markov.running import run as running
 from markov.running.dividing import Share, ensembles, shares, split
 from markov.running.models import load_model, model_jobs, model_path
 from markov.running.run import parts_missing, run, run_part, trajectory
-from markov.sweeps import ComponentSweep
+from markov.sweeps import LENGTHS, SHARES, ComponentSweep
 from tests.helpers import check_same_parameters, files_in
 
 SMALL = {
@@ -100,6 +100,16 @@ def test_every_step_of_every_run_is_in_one_share(workers: int) -> None:
         steps = [step for share in own for step in share.recorded]
         assert sorted(steps) == list(one.steps_recorded)
         assert all(share.experiments[share.places.index(place)] == one for share in own)
+
+
+@pytest.mark.parametrize(
+    "case", [CASE, OTHER, CASE.retrained(), LENGTHS, SHARES, SHARES.retrained()]
+)
+def test_a_case_knows_how_much_it_shows_and_tests(case: Case | ComponentSweep) -> None:
+    data = case.sample(0)
+    shown = sum(part[:, 1:].numel() for part in case.pretraining_data(data))
+    assert case.pretraining_tokens == shown
+    assert case.tested == {name: len(data.test[name]) for name in case.lengths}
 
 
 def test_one_process_and_short_records_are_not_shared_out() -> None:

@@ -21,6 +21,7 @@ from markov.models import Transformer
 from markov.numerics import one_thread
 from markov.objectives import CORNERS, Objective
 from markov.recording import Trajectory
+from markov.running.dividing import tokens_of
 from markov.running.models import model_jobs, model_path
 from markov.running.run import trajectory
 from tests.benchmarks.gpu.bench import Bench
@@ -103,19 +104,7 @@ def thousand(bench: Bench) -> Iterator[Row]:
 
 def products(experiments: Iterable[Experiment]) -> float:
     """Return the operations of the linear layers of runs: two for each multiplication."""
-    total = 0.0
-    for one in experiments:
-        lengths = {name: length - 1 for name, length in one.case.lengths.items()}
-        tested = {
-            name: min(one.test_examples or count, count) for name, count in one.case.tested.items()
-        }
-        forget = [length for name, length in lengths.items() if name != "retain"]
-        looked_at = sum(tested[name] * length for name, length in lengths.items())
-        slopes = 3 * one.gradient_examples * sum(forget)
-        # On a GPU every sequence of a batch is as long as the longest.
-        stepped = 3 * one.steps * one.batch * max(forget)
-        total += 2 * one.model.products * (stepped + len(one.steps_recorded) * (looked_at + slopes))
-    return total
+    return sum(2.0 * one.model.products * sum(tokens_of(one)) for one in experiments)
 
 
 @contextmanager
