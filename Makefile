@@ -51,7 +51,7 @@ real: $(VENV)/.llm $(VENV)/.real  ## a pretrained model, SmolLM2-135M, on TOFU f
 gpu:  ## numbers, speed and memory on one GPU, under 8 minutes, into out/gpu/; with the machine's own torch
 	$(PYTHON) tests/benchmarks/gpu $(ARGS)
 
-gpu-markov:  ## a thousand runs of the Markov lab on one GPU, under 4 minutes, into out/gpu-markov/ (not run on one yet)
+gpu-markov:  ## a thousand runs of the Markov lab on one GPU, under 4 minutes, into out/gpu-markov/
 	$(PYTHON) tests/benchmarks/gpu --chains --minutes 4 --out out/gpu-markov $(ARGS)
 
 gpu-real:  ## all of TOFU, forget05 and forget10, five seeds, on one GPU (not run on one yet): DATA=FOLDER/forget05

@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,15 @@ import torch
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from llm.models.language_model import LanguageModel
 from llm.models.saving import save
 from llm.scoring.templates import PLAIN
 from markov.errors import InvalidInput
 from markov.files.storage import read_table
-from tests.benchmarks.gpu import bench, card, memory, needs, steps, subjects
+from tests.benchmarks.gpu import bench, card, chains, memory, needs, steps, subjects
 from tests.benchmarks.gpu.agreement import differences
 from tests.benchmarks.gpu.rows import FAILS, HOLDS, NOT_MEASURED, SEEN, Bound, Row, Table
 from tests.llm.scoring.test_encoding import by_bytes
@@ -224,9 +227,33 @@ def test_all_that_a_study_needs_is_asked_for():
         if name.split(".")[0] not in (*PACKAGES, *sys.stdlib_module_names)
     }
     # Of a model or data of some kind alone, or a terminal.
-    left_out = {"IPython", "datasets", "gguf", "pydantic"}
+    left_out = {"IPython", "datasets", "gguf"}
     assert libraries - left_out <= needs.STUDY.keys() and left_out <= libraries
     assert needs.NEEDED.items() <= needs.STUDY.items()
+
+
+def required(packages: Iterable[str]) -> set[str]:
+    """Packages with all that they need, and what this needs in turn."""
+    found, left = set[str](), list(packages)
+    while left:
+        name = canonicalize_name(left.pop())
+        if name not in found:
+            found.add(name)
+            wanted = [Requirement(one) for one in requires(name) or []]
+            left += [
+                one.name
+                for one in wanted
+                if one.marker is None or one.marker.evaluate({"extra": ""})
+            ]
+    return found
+
+
+@pytest.mark.parametrize("asked", [needs.NEEDED, needs.CHAINS, needs.STUDY])
+def test_what_the_packages_need_themselves_is_asked_for(asked: dict[str, str]):
+    """What torch, transformers and the tools that draw need comes with them."""
+    there = required([*needs.OWN, "accelerate", "peft", "pandas", "matplotlib", "seaborn"])
+    lacking = required(asked.values()) - there - {canonicalize_name(one) for one in asked.values()}
+    assert not lacking
 
 
 # --- the whole script ---
@@ -293,10 +320,38 @@ def test_the_script_of_chains_on_small_models(tmp_path: Path):
     assert set(frame["verdict"]) == {HOLDS, SEEN} and frame.index.is_unique
     compared = frame[frame.index.str.contains("beside the processor's")]
     assert len(compared) == 5 and (compared["value"] == 0).all()  # it is the processor
+    learnt = frame[frame.index.str.startswith("distance of that model")]
+    assert len(learnt) == 3
+    for note, value in zip(learnt["bound"], learnt["value"], strict=True):
+        assert float(str(note).split()[-1]) == pytest.approx(float(value), rel=1e-3)
     values = {str(what): float(value) for what, value in frame["value"].items()}
     runs = "8 runs, 3 steps, all recorded"
     assert values["runs per hour"] == pytest.approx(8 * 3600 / values[runs])
     assert 0 < values[f"products of {runs}"] < values[runs] and values[f"memory of {runs}"] > 0
+
+
+def test_the_models_of_chains_are_kept_where_a_folder_is_named(tmp_path: Path):
+    asked = bench.Bench(CPU, "", "", subjects.QUICK, tmp_path)
+    with chains.started(asked) as folder:
+        assert folder == tmp_path
+    kept = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.safetensors")}
+    with chains.started(asked):
+        assert len(kept) == 2
+        assert {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.safetensors")} == kept
+
+
+def test_the_peak_of_a_model_leaves_out_how_it_was_made(monkeypatch: pytest.MonkeyPatch):
+    """A tied head is made beside the table that takes its place: that is not held in the work."""
+    wasteful = subjects.random_llama
+
+    def made(*arguments: Any) -> Any:
+        torch.zeros(10**7)
+        return wasteful(*arguments)
+
+    asked = bench.Bench(CPU, "", "", subjects.QUICK)
+    plain = [row.value for row in memory.plans(asked)]
+    monkeypatch.setattr(memory, "random_llama", made)
+    assert [row.value for row in memory.plans(asked)] == plain
 
 
 def test_a_part_is_ended_by_the_clock_and_those_behind_it_are_rows_too(tmp_path: Path):

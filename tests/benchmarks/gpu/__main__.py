@@ -39,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="auto is the GPU; cpu tries this script itself")
     add("--quick", action="store_true", help="tiny models, which measure nothing worth knowing")
     add("--chains", action="store_true", help="the Markov lab in the place of language models")
+    add("--models", type=Path, help="the folder that keeps trained chains; none is kept without")
     add("--minutes", type=float, default=7.5, help="what is not begun or done by then is left out")
     add("--out", type=Path, default=Path("out/gpu"), help="the folder of the table")
     return found
@@ -83,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{name}: {one}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of libraries about each other
-        bench = Bench(device, options.model, options.data, scale)
+        bench = Bench(device, options.model, options.data, scale, options.models)
         work(bench, table, options.minutes, chains.STEPS if options.chains else STEPS)
     print(f"{len(table.rows)} rows: {options.out / 'gpu.md'}")
     return int(any(row["verdict"].startswith(FAILS) for row in table.rows))

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -42,6 +43,8 @@ class Bench:
     model: str
     data: str
     scale: Scale = FULL
+    models: Path | None = None
+    """Where models of the Markov lab are kept from one time to the next."""
     _rates: dict[torch.dtype, float] = field(default_factory=dict)
     _read: list[Any] = field(default_factory=list)
 

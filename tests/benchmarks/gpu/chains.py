@@ -17,12 +17,12 @@ import torch
 
 from markov.cases import LENGTH
 from markov.experiments import Experiment, Pretraining, grid
-from markov.models import Transformer
+from markov.models import Parameters, Transformer, stack_parameters
 from markov.numerics import one_thread
 from markov.objectives import CORNERS, Objective
-from markov.recording import Trajectory
+from markov.recording import Trajectory, log_laws, mean_kl
 from markov.running.dividing import tokens_of
-from markov.running.models import model_jobs, model_path
+from markov.running.models import ModelJob, load_model, model_jobs, model_path, train
 from markov.running.run import trajectory
 from tests.benchmarks.gpu.bench import Bench
 from tests.benchmarks.gpu.card import peak, seconds
@@ -58,15 +58,11 @@ def agreement(bench: Bench) -> Iterator[Row]:
 
     They start from one model, so that only unlearning and recording are compared.
     """
-    with cached() as cache, one_thread():
+    with started(bench) as cache, one_thread():
         known = trajectory(several(bench, ALONGSIDE, "cpu"), cache=cache, progress=False)
-        runs = several(bench, ALONGSIDE, str(bench.device))
-        # A device trains models of its own: here those of the processor take their place.
-        pairs = zip(model_jobs(base(bench)), model_jobs(runs[0]), strict=True)
-        for own, other in pairs:
-            if own != other:
-                shutil.copy(model_path(cache, own), model_path(cache, other))
-        found = trajectory(runs, cache=cache, progress=False)
+        found = trajectory(
+            several(bench, ALONGSIDE, str(bench.device)), cache=cache, progress=False
+        )
     for name in ("reference", "logp", "kl_to_truth", "gradient_norm", "batch_weight"):
         yield Row(
             what=f"{name} of {ALONGSIDE} runs beside the processor's, largest relative difference",
@@ -85,9 +81,16 @@ def thousand(bench: Bench) -> Iterator[Row]:
     """Yield time, memory and runs per hour of an ensemble as large as a card's."""
     count = ALONGSIDE if bench.scale == QUICK else 1000
     experiments = several(bench, count, str(bench.device))
-    with cached() as cache:
-        # What is trained, and what a card prepares at its first call, is not counted.
+    with started(bench) as cache:
+        # What a card prepares at its first call is not counted.
         trajectory(experiments[:1], cache=cache, progress=False)
+        for fewer in (one for one in (1, ALONGSIDE, 100) if one < count):
+            taken = seconds(
+                lambda fewer=fewer: trajectory(experiments[:fewer], cache=cache, progress=False),
+                bench.device,
+            )
+            what = f"{fewer} runs, {experiments[0].steps} steps, all recorded"
+            yield Row(what=what, value=taken, unit="s")
         with peak(bench.device) as held:
             taken = seconds(
                 lambda: trajectory(experiments, cache=cache, progress=False), bench.device
@@ -107,14 +110,57 @@ def products(experiments: Iterable[Experiment]) -> float:
     return sum(2.0 * one.model.products * sum(tokens_of(one)) for one in experiments)
 
 
-@contextmanager
-def cached() -> Iterator[Path]:
-    """Give a folder for models that goes with the block."""
+def learning(bench: Bench) -> Iterator[Row]:
+    """Yield how long the device takes to train a model, and how far from the processor's it ends.
+
+    Training ends elsewhere after thousands of steps in another arithmetic, so that there is no
+    bound: it is the distance of each component's law from the truth that is compared.
+    """
+    with started(bench) as cache:
+        (job, _), (own, _) = (
+            model_jobs(replace(base(bench), device=device)) for device in ("cpu", str(bench.device))
+        )
+        known = load_model(cache, job, progress=False)
     with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
+        taken = seconds(lambda: train(Path(folder), own, progress=False), bench.device)
+        found = load_model(Path(folder), own, progress=False)
+    yield Row(what="a model trained", value=taken, unit="s")
+    for (name, one), (_, other) in zip(goals(job, known), goals(job, found), strict=True):
+        note = f"the processor's {one:.4g}"
+        what = f"distance of that model from the truth, {name}"
+        yield Row(what=what, value=other, unit="nats/token", bound=Bound(note=note))
+
+
+def goals(job: ModelJob, parameters: Parameters) -> Iterator[tuple[str, float]]:
+    """Yield the distance of a model from the truth, on the test sequences of each component."""
+    data, one = job.case.sample(job.pretraining.seed), stack_parameters([parameters])
+    for name, chain in zip(job.case.lengths, job.case.chains(), strict=True):
+        truth = chain.transition.to(torch.float32).log()[data.test[name][:, :-1]]
+        yield name, float(mean_kl(truth, log_laws(job.model, one, data.test[name])))
+
+
+@contextmanager
+def started(bench: Bench) -> Iterator[Path]:
+    """Give a folder with the models that runs start from, for the processor and for the device.
+
+    A device trains models of its own: here those of the processor take their place. They are those
+    of the folder of models that was asked for, and else of one that goes with the block.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        cache = bench.models or Path(folder)
+        pairs = zip(
+            *(model_jobs(replace(base(bench), device=one)) for one in ("cpu", str(bench.device))),
+            strict=True,
+        )
+        for own, other in pairs:
+            load_model(cache, own, progress=False)
+            if own != other and not model_path(cache, other).exists():
+                shutil.copy(model_path(cache, own), model_path(cache, other))
+        yield cache
 
 
 STEPS = (
     Step("runs beside the processor's", 60, agreement),
     Step("a thousand runs", 60, thousand),
+    Step("a model trained", 60, learning),
 )

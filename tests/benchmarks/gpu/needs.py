@@ -26,13 +26,17 @@ NEEDED = {
     "huggingface_hub": "huggingface-hub",
 }
 # Of the Markov lab, beside what the language models need.
-CHAINS = {**NEEDED, **{name: name for name in ("joblib", "filelock")}}
+CHAINS = {**NEEDED, **{name: name for name in ("joblib", "cloudpickle", "filelock")}}
 STUDY = {
-    **NEEDED,
-    **{name: name for name in ("tyro", "typeguard", "nltk", "six", "regex", "joblib")},
+    **CHAINS,
+    **{name: name for name in ("tyro", "typeguard", "nltk", "six", "regex", "pydantic")},
+    **{name: name for name in ("click", "defusedxml")},
+    "pydantic_core": "pydantic-core",
+    "annotated_types": "annotated-types",
+    "typing_inspection": "typing-inspection",
+    "typing_extensions": "typing-extensions",
     "docstring_parser": "docstring-parser",
     "rouge_score": "rouge-score",
-    "filelock": "filelock",
     "absl": "absl-py",
     "matplotlib": "matplotlib",
     "seaborn": "seaborn",
