@@ -157,6 +157,15 @@ CATALOGUE = (
         "memorisation", "figures.theory.memorisation", "", "what memorisation does", 143, heavy=True
     ),
     Entry(
+        "phase",
+        "figures.theory.phase",
+        "",
+        "which of two responses goes first, and the price",
+        420,
+        heavy=True,
+        gallery=True,
+    ),
+    Entry(
         "optimizer",
         "figures.theory.optimizer",
         "",

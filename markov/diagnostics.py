@@ -213,6 +213,45 @@ def crossings(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def at_last_goal(table: pd.DataFrame) -> pd.DataFrame:
+    """Return every forget component at the moment when the last one reaches its goal.
+
+    A goal is the retrained model's distance. A row per run and forget component holds `step` and
+    `retain_distance` at that moment, and `beyond`, the component's distance minus its own goal:
+    positive is over-forgetting, and 0 belongs to the last one. Between two recorded steps all
+    distances are taken as linear. A run in which some component never gets there has nan, and
+    `reached` False.
+    """
+    rows = []
+    for run, own in table.groupby("run"):
+        paths = {
+            str(name): part.sort_values("step")
+            for name, part in own.groupby("component", sort=False)
+        }
+        curves = {name: part["kl_to_truth"].to_numpy(float) for name, part in paths.items()}
+        goals = {name: float(part["retrained"].iloc[0]) for name, part in paths.items()}
+        retain, forgotten = curves["retain"], [name for name in paths if name != "retain"]
+        arrivals = [first_crossing(curves[name], goals[name]) for name in forgotten]
+        at = float(np.max(arrivals))  # nan if one of them is
+        step = read_at(paths["retain"]["step"].to_numpy(float), at)
+        for name in forgotten:
+            first = paths[name].iloc[0]
+            known = {column: first[column] for column in [*SETTINGS, "normalize", "length"]}
+            found = {"step": step, "retain_distance": read_at(retain, at)}
+            beyond = read_at(curves[name], at) - goals[name]
+            rows.append(
+                {
+                    "run": run,
+                    **known,
+                    "component": name,
+                    "reached": bool(np.isfinite(at)),
+                    **found,
+                    "beyond": beyond,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
 def steps_to_forget(table: pd.DataFrame, fall: float) -> pd.DataFrame:
     """Return the step at which `logp_per_token` has fallen by `fall` nats since step 0.
 

@@ -77,6 +77,24 @@ def time_to_forget(objective: Objective, length: Any, fall: Any, start: Any = -1
     return np.where(beta > 0, curved, fall / (2 * special.expit(gamma) * scale))
 
 
+def beyond_last_goal(objective: Objective, length: Any, fall: Any, start: Any = -1.0) -> Array:
+    """Return how far responses are beyond their goals when the last of them gets there.
+
+    Several responses, along the last axis, are forgotten side by side, without interference. Each
+    has a goal of its own, a `fall` in nats per token. At the moment T when the last one has reached
+    its goal, response i lies start_i - theta_i(T) - fall_i beyond: 0 for the last one, and above 0
+    for what is over-forgotten by then. It is nan where some goal lies beyond floating-point range.
+    Raises `InvalidInput` as `theta` and `time_to_forget` do.
+    """
+    times = time_to_forget(objective, length, fall, start)
+    last = np.broadcast_to(times.max(-1, keepdims=True), times.shape)
+    there = np.isfinite(last)
+    gone = np.asarray(start, float) - theta(objective, length, np.where(there, last, 0.0), start)
+    # The last one has arrived, whatever rounding says.
+    found = np.where(times == last, 0.0, np.maximum(gone - fall, 0.0))
+    return np.where(there, found, np.nan)
+
+
 def divergence(objective: Objective, length: Any) -> Divergence:
     """Return the fall of theta at late times: linear at beta = 0 (GA), else logarithmic.
 

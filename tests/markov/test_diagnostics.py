@@ -16,6 +16,7 @@ from markov.diagnostics import (
     COLUMNS,
     SETTINGS,
     architecture_name,
+    at_last_goal,
     crossings,
     steps_to_forget,
     table,
@@ -186,6 +187,34 @@ def test_a_run_that_never_arrives_has_no_cost_and_one_that_starts_there_pays_its
     assert (one["reached"], two["reached"]) == (False, True)
     assert all(np.isnan(one[name]) for name in ("step", "retain_distance", "other_gap"))
     assert (two["step"], two["retain_distance"]) == (0.0, 0.03)
+
+
+@given(*(st.lists(st.floats(0.0, 1.0), min_size=3, max_size=3) for _ in range(3)))
+def test_at_the_last_goal_all_is_read_where_the_later_crossing_is(
+    retain: list[float], forget1: list[float], forget2: list[float]
+) -> None:
+    frame = path(retain, forget1, forget2).assign(normalize=1.0, length=4)
+    two, found = crossings(frame), at_last_goal(frame)
+    assert found["component"].tolist() == ["forget1", "forget2"]
+    if not two["reached"].all():
+        assert not found["reached"].any()
+        assert found[["step", "retain_distance", "beyond"]].isna().all(axis=None)
+        return
+    place = int(two["step"].to_numpy().argmax())
+    last, other = two.iloc[place], found.iloc[1 - place]
+    np.testing.assert_allclose(found["step"], last["step"])
+    np.testing.assert_allclose(found["retain_distance"], last["retain_distance"])
+    assert other["beyond"] == pytest.approx(last["other_gap"])
+    # A goal that lies beyond the last digit of a number in single precision counts as reached.
+    assert found.iloc[place]["beyond"] >= -1e-4
+
+
+def test_the_last_goal_does_not_depend_on_the_order_of_the_rows() -> None:
+    frame = path([0.0, 0.1, 0.3], [0.0, 0.2, 0.6], [0.1, 0.7, 0.9]).assign(normalize=1.0, length=4)
+    one, two = at_last_goal(frame).to_dict("records")
+    assert one["beyond"] == pytest.approx(0.0) and two["beyond"] == pytest.approx(0.3)
+    mixed = at_last_goal(frame.sample(frac=1, random_state=0)).set_index("component")
+    assert mixed.loc["forget2", "beyond"] == pytest.approx(0.3)
 
 
 # --- a table of other studies ---

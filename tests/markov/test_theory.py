@@ -13,7 +13,7 @@ from scipy.integrate import solve_ivp
 
 from markov.errors import InvalidInput
 from markov.objectives import CORNERS, Objective, SequenceLogProbs, gradient_ascent, npo, simnpo
-from markov.theory import divergence, theta, time_to_forget
+from markov.theory import beyond_last_goal, divergence, theta, time_to_forget
 
 objectives = st.builds(
     lambda corner, beta, gamma: Objective(beta, gamma, *corner),
@@ -135,3 +135,31 @@ def test_what_cannot_be_computed_is_refused_or_infinite() -> None:
     assert time_to_forget(npo(10.0), 1000, 1.0) == np.inf
     assert time_to_forget(npo(10.0), 1000, 0.0) == 0
     assert np.isfinite(theta(npo(10.0), 1000, 1e300))
+
+
+@settings(max_examples=100)
+@given(
+    objectives,
+    st.lists(
+        st.tuples(st.integers(1, 50), st.floats(0.0, 2.0), st.floats(-3.0, -0.1)),
+        min_size=1,
+        max_size=4,
+    ),
+)
+def test_at_the_last_goal_one_is_there_and_the_others_are_beyond(
+    o: Objective, responses: list[tuple[int, float, float]]
+) -> None:
+    length, fall, start = np.array(responses, dtype=float).T
+    times, found = time_to_forget(o, length, fall, start), beyond_last_goal(o, length, fall, start)
+    assert found[times.argmax()] == 0 and (found >= 0).all()
+    expected = start - fall - theta(o, length, times.max(), start)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_at_the_last_goal_gradient_ascent_has_taken_long_responses_too_far_by_their_length() -> (
+    None
+):
+    found = beyond_last_goal(gradient_ascent(), np.array([4.0, 20.0]), 0.5)
+    np.testing.assert_allclose(found, [0.0, 0.5 * 20 / 4 - 0.5])
+    np.testing.assert_allclose(beyond_last_goal(simnpo(1.0), np.array([4.0, 20.0]), 0.5), 0.0)
+    assert np.isnan(beyond_last_goal(npo(10.0), np.array([4.0, 200.0]), 3.0)).all()
