@@ -12,7 +12,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
 import tyro
@@ -35,11 +34,8 @@ from markov.errors import exit_code, require, require_jobs, require_whole
 from markov.files import folders, storage
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from figures.cache import Context
     from figures.language.own_model import OwnModel
-    from figures.scale import Scale
 
 # Options of a language model of the user's own.
 OWN = (
@@ -151,10 +147,11 @@ The second group takes longer; --all draws both groups, a NAME any figure of eit
 
 {catalogue.described(heavy=True)}
 
-A second drawing of anything takes seconds: trained models and tables are cached and rebuilt when
-settings or code change; $SIMNPO_LAB_CACHE chooses where. llm_truth_ratio and llm_bias also show
-evaluation logs: your own (--logs) or, where $SIMNPO_LAB_TOFU names a clone of the public repository
-locuslab/tofu, those of Llama-2-7B in it.
+Some of those that take minutes are there at once, roughly, if they come first: the picture says so,
+and the full one takes its place. A second drawing of anything takes seconds: trained models and
+tables are cached and rebuilt when settings or code change; $SIMNPO_LAB_CACHE chooses where.
+llm_truth_ratio and llm_bias also show evaluation logs: your own (--logs) or, where $SIMNPO_LAB_TOFU
+names a clone of the public repository locuslab/tofu, those of Llama-2-7B in it.
 """
 
 
@@ -170,7 +167,7 @@ def main(arguments: Arguments) -> None:
         names = of_study(arguments.study, names, named=bool(arguments.names))
 
     # What is refused above need not wait for these.
-    from figures import progress
+    from figures import drawing, progress
     from figures.cache import Context
     from figures.scale import Scale, quick_scale
 
@@ -196,14 +193,19 @@ def main(arguments: Arguments) -> None:
         study=arguments.study,
     )
     both = {"architectures": arguments.architectures}
-    with progress.display(progress.expected(names, context, **both)) as shown:
+    expected = progress.expected(names, context, **both)
+    with progress.display(expected) as shown:
         for name in names:
             shown.start(name)
             began = time.perf_counter()
+            wanted = name == names[0] and not (arguments.quick or expected[name].cached)
+            if wanted and BY_NAME[name].rough and drawing.roughly(name, context, arguments.out):
+                taken = f"{time.perf_counter() - began:.0f} s; the full one takes its place"
+                shown.say(f"{name}: {arguments.out / name}.png, roughly, in {taken}")
             with progress.timed(name, context, **both):
                 draw(name, context, arguments)
             written = f"{arguments.out / name}.{{pdf,png,parquet}}"
-            shown.say(f"{name}: {written} in {time.perf_counter() - began:.0f} s")
+            shown.done(f"{name}: {written} in {time.perf_counter() - began:.0f} s")
 
 
 def check_out(arguments: Arguments, names: Sequence[str]) -> None:
@@ -270,6 +272,7 @@ def check_memory(own: OwnModel, names: Sequence[str]) -> None:
 
 def draw(name: str, context: Context, arguments: Arguments) -> None:
     """Compute, or read, the frame of a figure, and write it with its pictures."""
+    from figures import drawing
     from figures.chains import claims
 
     module = module_of(name)
@@ -283,7 +286,7 @@ def draw(name: str, context: Context, arguments: Arguments) -> None:
     small = kept / f"{name}.png" if arguments.gallery and name in GALLERY else None
     if arguments.gallery and context.study is not None:
         small = kept / "study" / f"{name}.png"
-    write(name, module, frame, context.scale, arguments.out, small)
+    drawing.write(name, module, frame, context.scale, arguments.out, small)
     if small is not None and context.study is not None:
         # What is said of the study is compared with this.
         with storage.atomic_path(small.with_suffix(".csv")) as partial:
@@ -334,37 +337,6 @@ def own_model(arguments: Arguments) -> OwnModel | None:
         f"{own.learning_rate:g}"
     )
     return own
-
-
-def write(
-    name: str,
-    module: ModuleType,
-    frame: pd.DataFrame,
-    scale: Scale,
-    folder: Path,
-    small: Path | None = None,
-) -> None:
-    """Write a figure's frame and both pictures, and a small picture if a path for one is given."""
-    from figures import style
-
-    storage.write_table(
-        frame, folder / f"{name}.parquet", storage.provenance(scale, seeds=range(scale.pretrained))
-    )
-    pictures: list[tuple[Path, int | None]] = [
-        (folder / f"{name}.{suffix}", None) for suffix in ("pdf", "png")
-    ]
-    frame.attrs = {}  # pandas would copy the attributes with every part of the frame that is drawn
-    with style.look():
-        figure = module.plot(frame)
-        if "study" in frame:
-            from figures.language import studies
-
-            studies.note(figure, frame)
-        for path, dpi in pictures if small is None else [*pictures, (small, 80)]:
-            with storage.atomic_path(path) as partial:
-                style.save(figure, partial, dpi)
-            # One layout serves all pictures, and finding it takes half of the time.
-            figure.set_layout_engine("none")
 
 
 def cli(arguments: Sequence[str] | None = None) -> int:

@@ -23,7 +23,8 @@ class Entry(NamedTuple):
     models or attacks them, and is drawn with --all or by its name. `asked`: it draws what is named
     on the command line, and belongs to no group. `gallery`: the findings show a small picture of
     it. `study`: what it needs of a study to be drawn of it (see `figures.language.studies.lacking`;
-    any: whatever the study), or "" for a figure that no study holds.
+    any: whatever the study), or "" for a figure that no study holds. `rough`: where it comes first,
+    a picture at the quick scale is there within a minute, and is replaced by the full one.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Entry(NamedTuple):
     asked: bool = False
     gallery: bool = False
     study: str = ""
+    rough: bool = False
 
 
 CATALOGUE = (
@@ -45,6 +47,7 @@ CATALOGUE = (
         "forget distance against retain distance",
         280,
         gallery=True,
+        rough=True,
     ),
     Entry("allocation", "figures.chains.allocation", "", "where the effort goes", 55),
     Entry(
@@ -128,6 +131,7 @@ CATALOGUE = (
         567,
         heavy=True,
         gallery=True,
+        rough=True,
     ),
     Entry(
         "dynamics",
@@ -164,6 +168,7 @@ CATALOGUE = (
         420,
         heavy=True,
         gallery=True,
+        rough=True,
     ),
     Entry(
         "optimizer",

@@ -138,6 +138,13 @@ class Display:
         else:
             self.bar.write(text, file=sys.stdout)
 
+    def done(self, text: str) -> None:
+        """Print that the current figure is there, how many are, and how long the others take."""
+        count, after = self.current + 1, list(self.figures.values())[self.current + 1 :]
+        rest = f", {duration(sum(one.seconds for one in after))} left" if after else ""
+        told = f"; {count} of {len(self.figures)} figures{rest}" if len(self.figures) > 1 else ""
+        self.say(f"{text}{told}")
+
     def left(self) -> float:
         """Return the seconds until all is drawn.
 

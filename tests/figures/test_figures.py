@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from figures import __main__ as command
-from figures import cache, experiments, progress, style
+from figures import cache, drawing, experiments, progress, style
 from figures.catalogue import ALL, BY_NAME, CATALOGUE, FIGURES, GALLERY, HEAVY
 from figures.chains import allocation, attribution, claims, tradeoff
 from figures.chains.runs import best_betas, paper_runs
@@ -101,7 +101,7 @@ def test_each_method_has_one_colour_and_no_two_share_it() -> None:
 def test_equal_frames_give_equal_files(context: cache.Context, tmp_path: Path) -> None:
     frame = allocation.data(context)
     for folder in ("one", "two"):
-        command.write("allocation", allocation, frame, context.scale, tmp_path / folder)
+        drawing.write("allocation", allocation, frame, context.scale, tmp_path / folder)
     for suffix in ("png", "pdf", "parquet"):
         one, two = (
             (tmp_path / folder / f"allocation.{suffix}").read_bytes() for folder in ("one", "two")
@@ -113,7 +113,7 @@ def test_a_written_frame_is_the_frame_drawn_with_its_provenance(
     context: cache.Context, tmp_path: Path
 ) -> None:
     frame = attribution.data(context)
-    command.write("attribution", attribution, frame, context.scale, tmp_path)
+    drawing.write("attribution", attribution, frame, context.scale, tmp_path)
     back = storage.read_table(tmp_path / "attribution.parquet")
     pd.testing.assert_frame_equal(back, frame)
     assert back.attrs["provenance"]["seeds"] == [0, 1]
@@ -492,6 +492,63 @@ def test_where_nobody_watches_there_are_plain_lines_with_the_estimate_first(
             shown.say("a: done")
         assert capsys.readouterr().out == f"3 figures: about 20 min{ending}\na: done\n"
     assert stream.getvalue() == ""
+
+
+def test_a_finished_figure_is_a_line_with_how_many_are_done_and_how_long_the_others_take(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with progress.display(three(), file=io.StringIO()) as shown:
+        for name in three():
+            shown.start(name)
+            shown.done(f"{name}: there")
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "a: there; 1 of 3 figures, about 19 min left",
+        "b: there; 2 of 3 figures, about 9 min left",
+        "c: there; 3 of 3 figures",
+    ]
+
+
+class Drawn:
+    """A module of a figure that notes at which scale it is drawn, and what lies there by then."""
+
+    def __init__(self, place: Path) -> None:
+        self.place, self.seen = place, list[tuple[bool, bytes | None]]()
+
+    def data(self, context: cache.Context) -> pd.DataFrame:
+        there = self.place.read_bytes() if self.place.exists() else None
+        self.seen.append((context.scale.quick, there))
+        return pd.DataFrame({"a": [1.0]})
+
+    def plot(self, frame: pd.DataFrame) -> Figure:
+        return style.grid_figure(1, 1, 3, 2)[0]
+
+
+def test_the_first_figure_is_there_roughly_at_once_and_says_so(
+    journal: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = Drawn(tmp_path / "tradeoff.png")
+    for place in (command, drawing):
+        monkeypatch.setattr(place, "module_of", lambda name: module)
+    said: list[str] = []
+    monkeypatch.setattr(Figure, "text", lambda self, x, y, text, **look: said.append(text))
+    call = ["tradeoff", "allocation", "--jobs", "1", "--out", str(tmp_path)]
+    assert command.cli(call) == 0
+    (first, nothing), (second, rough), third = module.seen
+    assert (first, second, third[0]) == (True, False, False) and nothing is None
+    assert rough is not None and said == [drawing.ROUGH]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith(f"tradeoff: {module.place}, roughly, in ")
+    assert [line.startswith("tradeoff: ") for line in lines[1:3]] == [True, True]
+    assert "1 of 2 figures, " in lines[2] and lines[3].endswith("2 of 2 figures")
+    # What is there already is not replaced by something rough, nor is a second figure drawn twice.
+    for more in (["--fresh"], ["--quick", "--fresh"]):
+        module.seen.clear()
+        assert command.cli([*call, *more]) == 0
+        assert len(module.seen) == 2 and "roughly" not in capsys.readouterr().out
 
 
 def test_the_command_draws_a_figure_says_so_and_knows_it_the_next_time(
