@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 
 from figures import style
 from figures.cache import Context
-from figures.statistics import full_means, interval_text, mean_interval
+from figures.statistics import full_means, interval_text, logs, mean_interval, ratio_interval
 from figures.theory.phase_runs import phase_runs
 from figures.theory.sweeps import MIDDLE
 from llm.intervals import Estimate
@@ -90,6 +90,43 @@ def agreement(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def prices(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return what a corner pays at each level of beta for responses that were seen whole.
+
+    `value` is the geometric mean over lengths of the retain distance (nats), with an interval over
+    pretrained models; it is nan where some run did not reach its goals. `missing` is the number of
+    these runs.
+    """
+    rows = []
+    for (method, level), own in frame[frame["share"] == 1].groupby(["method", "level"], sort=False):
+        costs = logs(own["retain_distance"]).groupby(own["pretrain_seed"])
+        missing = int((~own["reached"]).sum())
+        values = full_means(costs).to_numpy(dtype=float)
+        found = ratio_interval(values if not missing else values[:0])
+        rows.append({"method": method, "level": level, **found._asdict(), "missing": missing})
+    return pd.DataFrame(rows)
+
+
+def price_ratios(frame: pd.DataFrame, one: str = "npo", other: str = "simnpo") -> pd.DataFrame:
+    """Return how many times the price of one corner is that of another, level by level.
+
+    They are compared run by run, on the same model, length and order of batches, for responses that
+    were seen whole: the geometric mean with an interval over pretrained models. It is nan where
+    some run of either did not reach its goals.
+    """
+    whole, keys = frame[frame["share"] == 1], ["level", "pretrain_seed", "length", "seed"]
+    costs = [
+        logs(own.set_index(keys)["retain_distance"])
+        for own in (whole[whole["method"] == method] for method in (one, other))
+    ]
+    rows = []
+    for level, apart in (costs[0] - costs[1]).groupby("level"):
+        models = full_means(apart.groupby("pretrain_seed")).to_numpy(dtype=float)
+        found = ratio_interval(models if np.isfinite(models).all() else models[:0])
+        rows.append({"level": level, "of": f"{one} / {other}", **found._asdict()})
+    return pd.DataFrame(rows)
+
+
 def _ranks(one: pd.Series, other: pd.Series) -> float:
     return float(one.corr(other, method="spearman"))
 
@@ -111,8 +148,8 @@ def plot(frame: pd.DataFrame) -> Figure:
         _front(panels[1][column], by_length)
         law, price = (_of(found, method, name) for name in ("law", "price"))
         title = f"r with over-forgetting: {interval_text(price)}"
-        panels[0][column].set_title(f"{style.LABELS[method]}\n{title}", fontsize=8)
-        panels[1][column].set_title(f"r with the law: {interval_text(law)}", fontsize=8)
+        panels[0][column].set_title(f"{style.LABELS[method]}\n{title}", fontsize=7)
+        panels[1][column].set_title(f"r with the law: {interval_text(law)}", fontsize=7)
         panels[4][column].set_xlabel("β")
     names = [*ROWS.values(), *list(ROWS.values())[1:]]
     for row, name, of in zip(panels, names, [*["|y|"] * 3, *["share seen"] * 2], strict=True):

@@ -106,6 +106,30 @@ def test_agreement_is_one_where_ranks_are_and_over_models(frame: pd.DataFrame):
     assert inside[["value", "low", "high"]].abs().le(1).all(axis=None)
 
 
+def test_a_price_is_a_geometric_mean_over_lengths_and_lacks_where_a_run_does(frame: pd.DataFrame):
+    found = phase.prices(frame).set_index(["method", "level"])
+    own = frame.query("method == 'simnpo' and level == 0.1 and share == 1")
+    value = np.exp(np.log(own["retain_distance"]).mean())
+    assert found["value"]["simnpo"][0.1] == pytest.approx(value)
+    lacking = frame.query("share == 1").groupby(["method", "level"])["reached"]
+    expected = lacking.size() - lacking.sum()
+    pd.testing.assert_series_equal(
+        found["missing"].sort_index(), expected.sort_index(), check_names=False, check_dtype=False
+    )
+    assert found["value"].isna().equals(found["missing"] > 0) and (found["missing"] > 0).any()
+
+
+def test_prices_are_compared_run_by_run(frame: pd.DataFrame):
+    dearer = frame["retain_distance"].where(frame["method"] != "npo")
+    simnpo = frame[frame["method"] == "simnpo"].copy()
+    three = simnpo.assign(method="npo", retain_distance=3 * simnpo["retain_distance"])
+    found = phase.price_ratios(pd.concat([frame[dearer.notna()], three], ignore_index=True))
+    reached = frame.query("method == 'simnpo' and share == 1").groupby("level")["reached"].all()
+    np.testing.assert_array_equal(found["value"].notna(), reached)
+    np.testing.assert_allclose(found["value"].dropna(), 3.0)
+    assert phase.price_ratios(frame)["value"].notna().any()
+
+
 def test_the_figure_draws_every_cell(frame: pd.DataFrame):
     before = frame.copy(deep=True)
     with style.look():
