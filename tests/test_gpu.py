@@ -400,3 +400,6 @@ def test_the_real_study_takes_both_splits_of_the_data_that_it_is_given():
     plan = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
     assert "python3.12 tests/benchmarks/gpu/needs.py study" in plan
     assert "for data in data/forget05 data/forget10;" in plan and "pip" not in plan
+    # The seeds side by side, and then once more with all of them, which makes what is left.
+    aside, whole = plan.split("wait;")
+    assert "--seeds $seed --no-draw & done" in aside and "--seeds 0 1 2 3 4 ||" in whole
