@@ -28,7 +28,7 @@ WORDS := architecture authors book book_pages chat_templates cheat_sheet checkpo
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help figures figures-all real gpu gpu-markov gpu-real test test-elsewhere check format lab notebooks book cheat-sheet browser gallery claims benchmark constraints clean
+.PHONY: help figures figures-all real gpu gpu-markov gpu-real test test-elsewhere check format lab notebooks book cheat-sheet browser gallery claims benchmark speed constraints clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
@@ -101,6 +101,9 @@ format: $(VENV)/.installed  ## put the sources in the project's format
 
 benchmark: $(VENV)/.llm $(VENV)/.notebooks  ## time and memory, beside their bounds
 	$(RUN) pytest tests/benchmarks -s $(ARGS)
+
+speed: $(VENV)/.llm  ## the table of times in the book, half an hour; ARGS="phase" times one path anew
+	$(RUN) tests.benchmarks.table $(ARGS)
 
 constraints:  ## pin the newest versions that go together; the torch pin stays
 	rm -rf build/constraints

@@ -45,6 +45,7 @@ TARGETS = [
     "lab",
     "notebooks",
     "real",
+    "speed",
     "test",
     "test-elsewhere",
 ]
