@@ -296,16 +296,16 @@ def main(command: Unlearn | Grid) -> None:
         experiment(point) for point in (points(command) if isinstance(command, Grid) else [command])
     ]
     folders.check_table(command.out)
-    parts, shared = parts_of(experiments), [storage.cache_dir()]
+    parts = parts_of(experiments)
     if part is not None:
-        with workers(spread, command.jobs, shared, "markov"):
+        with workers(spread, command.jobs, [], "markov"):
             made = run_part(experiments, *part, parts=parts, n_jobs=command.jobs)
         left = parts_missing(experiments, parts)
         print(f"part {part[0]}/{part[1]}: {made} ensembles; of the whole grid {left} are missing")
         return
     if collect:
-        check_collected(parts_missing(experiments, parts), "ensembles are")
-    with workers(spread, command.jobs, shared, "markov"):
+        check_collected(parts_missing(experiments, parts), "ensembles")
+    with workers(spread, command.jobs, [], "markov"):
         frame = run(experiments, n_jobs=command.jobs, parts=parts)
     seeds = sorted(
         {one.pretraining.seed for one in experiments} | {one.seed for one in experiments}

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from markov.errors import require
+
+NAMED = 5  # of what is missing, by name
 
 
 def part_of(text: str) -> tuple[int, int]:
@@ -24,7 +27,11 @@ def asked_part(part: str | None, collect: bool) -> tuple[int, int] | None:
     return None if part is None else part_of(part)
 
 
-def check_collected(missing: int, what: str) -> None:
-    """Raise `InvalidInput` if so many of what is to be collected are missing; `what` says them."""
-    allowed = f"left out, or given when all parts are made ({missing} {what} missing)"
-    require(missing == 0, "collect", True, allowed)
+def check_collected(missing: int, what: str, names: Sequence[str] = ()) -> None:
+    """Raise `InvalidInput` if some of what is to be collected are missing.
+
+    `what` says what they are, and `names` which, if they have names.
+    """
+    named = ", ".join(names[:NAMED]) + (" and others" if len(names) > NAMED else "")
+    told = f"{missing} {what} are missing{': ' if named else ''}{named}"
+    require(missing == 0, "collect", True, f"left out, or given when all parts are made ({told})")

@@ -9,7 +9,9 @@ whatever dies, a worker, the scheduler or the command itself, costs what was not
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from markov.console.progress import bar
 from markov.errors import InvalidInput, require
@@ -69,7 +71,8 @@ def workers(
     """Let joblib hand tasks to the workers that are asked for, until the block ends.
 
     Without a scheduler these are `jobs` processes of this machine. Those of a scheduler must find
-    the folders `shared`, and the same code behind `sources` as here. Raises `InvalidInput` where
+    this folder, the cache and the folders `shared`, and have the same code behind `sources` as
+    here. Raises `InvalidInput` where
     they do not, for a scheduler that does not answer, and for one that is lost meanwhile.
     """
     check_backend(asked)
@@ -105,11 +108,15 @@ def together(
     import joblib
 
     found: dict[int, Result] = {}
+    away = elsewhere()
+    here = (os.getcwd(), str(storage.cache_dir().absolute())) if away else None
+    # A cluster is given all tasks at once, since workers may come that are not there yet.
+    ways = {"n_jobs": n_jobs, "pre_dispatch": "all" if away else "2*n_jobs"}
     with bar(len(tasks), label, show=progress and len(tasks) > 0, leave=leave) as done:
         for left in reversed(range(TRIALS)):
             numbers = [number for number in range(len(tasks)) if number not in found]
-            results: Any = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered")(
-                joblib.delayed(_numbered)(number, tasks[number]) for number in numbers
+            results: Any = joblib.Parallel(**ways, return_as="generator_unordered")(
+                joblib.delayed(_numbered)(number, tasks[number], here) for number in numbers
             )
             try:
                 for number, result in results:
@@ -121,7 +128,13 @@ def together(
     return [found[number] for number in range(len(tasks))]
 
 
-def _numbered(number: int, task: Callable[[], Result]) -> tuple[int, Result]:
+def _numbered(
+    number: int, task: Callable[[], Result], here: tuple[str, str] | None
+) -> tuple[int, Result]:
+    # A worker of a cluster was begun in another folder, and knows of no cache or of another one.
+    if here is not None:
+        os.chdir(here[0])
+        os.environ["SIMNPO_LAB_CACHE"] = here[1]
     return number, task()
 
 
@@ -143,21 +156,19 @@ def _dask(
     scheduler: str | None, jobs: int, shared: Sequence[Path], sources: Sequence[str]
 ) -> Iterator[None]:
     import joblib
-    from dask.config import set as configured
-    from distributed import Client, LocalCluster
+    from dask.config import set as configured  # pyright: ignore[reportMissingImports]
+    from distributed import Client, LocalCluster  # pyright: ignore[reportMissingImports]
 
     if scheduler is None:
         count = joblib.cpu_count() if jobs == -1 else jobs
+        # No page of the scheduler's, for which every command would need a port of its own.
+        page = {"dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard": False}}
         # As often as on loky a task that takes its worker along is tried.
         with (
             configured({"distributed.scheduler.allowed-failures": TRIALS - 1}),
-            LocalCluster(
-                n_workers=count,
-                threads_per_worker=1,
-                dashboard_address=None,  # pyright: ignore[reportArgumentType]
-            ) as cluster,
+            LocalCluster(n_workers=count, threads_per_worker=1, **page) as cluster,
             Client(cluster, set_as_default=False) as client,
-            joblib.parallel_config(backend="dask", client=client),
+            joblib.parallel_config(backend=_on_workers(client)),
         ):
             yield
         return
@@ -175,7 +186,7 @@ def _dask(
     with client:
         _check_workers(client, scheduler, shared, sources)
         try:
-            with joblib.parallel_config(backend="dask", client=client):
+            with joblib.parallel_config(backend=_on_workers(client)):
                 yield
         except CancelledError:
             allowed = (
@@ -183,6 +194,42 @@ def _dask(
                 "and the same command makes the rest"
             )
             raise InvalidInput("scheduler", scheduler, allowed) from None
+
+
+def _on_workers(client: Any) -> Any:
+    """Return joblib's backend of dask, with two cases of joblib's own put right.
+
+    Where joblib counts one worker it would do the work in this process, though the worker may have
+    the GPU. And it would wait forever for a task that dask gives up, as one whose workers all died.
+    """
+    from joblib._dask import DaskDistributedBackend
+
+    class OnWorkers(DaskDistributedBackend):
+        def effective_n_jobs(self, n_jobs: int) -> int:
+            return max(2, super().effective_n_jobs(n_jobs))
+
+        async def _collect(self) -> None:
+            while self._continue:
+                async for future, result in self.waiting_futures:
+                    waiting, callback = self._results.pop(future), self._callbacks.pop(future)
+                    given_up = future.status == "error"
+                    found = GivenUp(result[1]) if given_up else result
+                    waiting.set_result(found)
+                    callback(found)
+                await asyncio.sleep(0.01)
+
+        def retrieve_result_callback(self, out: Any) -> Any:
+            if isinstance(out, GivenUp):
+                raise out.error
+            return super().retrieve_result_callback(out)
+
+    return OnWorkers(client=client)
+
+
+class GivenUp(NamedTuple):
+    """Why dask gave a task up."""
+
+    error: BaseException
 
 
 def _check_workers(
@@ -194,7 +241,7 @@ def _check_workers(
     allowed = f"one whose workers have one thread each (--nthreads 1), not {threads}"
     require(threads == 1, "scheduler", scheduler, allowed)
     own = storage.code_version(*sources)
-    for folder in (one.absolute() for one in shared):
+    for folder in dict.fromkeys(one.absolute() for one in (Path(), storage.cache_dir(), *shared)):
         place = next(one for one in (folder, *folder.parents) if one.is_dir())
         probe = place / leftovers.partial_name("shared")
         probe.touch()

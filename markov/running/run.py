@@ -48,6 +48,9 @@ from markov.training import Member, unlearn
 
 # Multiplications below which starting processes takes longer than they save: some seconds' work.
 LITTLE = 1e11
+# Workers for which ensembles are split on a cluster, however many there are: a restart on others
+# finds the same shares.
+SPLIT = 16
 
 
 def run(
@@ -75,7 +78,8 @@ def run(
     n_jobs = n_jobs if _worth_processes(missing, whole) else 1
     alone = n_jobs == 1 and not elsewhere()
     kept = parts or (None if alone else parts_of(experiments))
-    workers, divided = joblib.effective_n_jobs(n_jobs), list[Share]()
+    workers = SPLIT if elsewhere() else joblib.effective_n_jobs(n_jobs)
+    divided = list[Share]()
     for share in whole:
         there = kept is not None and (kept / _part_name(share)).exists()
         divided += [share] if there else split(share, workers, len(whole))
@@ -147,8 +151,6 @@ def _make(
     # With one process the bar follows single steps; workers cannot draw on it, so there it counts
     # models and shares.
     alone = progress and n_jobs == 1 and not elsewhere()
-    # A worker of a cluster may have begun in another folder.
-    folder, kept = folder.absolute(), kept and kept.absolute()
     training = [partial(train, folder, job, progress=alone) for job in missing]
     making = [partial(_made, folder, alone, kept, divided[place]) for place in order]
     label = "pretraining and unlearning" if missing else "unlearning"
