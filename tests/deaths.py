@@ -111,13 +111,16 @@ def cluster(folder: Path, workers: int = 2, threads: int = 1) -> Iterator[Cluste
 
 
 def killed_with_its_workers(code: str) -> int:
-    """The exit status of a process that is killed, once the workers that it leaves have ended."""
+    """The exit status of a process that is killed, and whose workers are killed after it.
+
+    Those of loky would finish what they were given, and wait for more for minutes.
+    """
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, start_new_session=True)
     status = process.wait(120)
     for _ in range(600):
-        try:
-            os.killpg(process.pid, 0)
-        except ProcessLookupError:
-            return status
-        time.sleep(0.1)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+            time.sleep(0.1)
+            continue
+        return status
     raise AssertionError("its workers live on")

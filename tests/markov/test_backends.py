@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from dataclasses import replace
@@ -249,8 +250,8 @@ def test_a_task_finds_the_folder_and_the_cache_of_the_command(
     monkeypatch.setenv("SIMNPO_LAB_CACHE", "cache")
     with cluster(tmp_path / "dask", workers=1) as one:
         asked = BackendOptions(backend="dask", scheduler=one.address)
-        ways = workers(asked, 1, [], "markov.errors")
-        with ways:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(workers(asked, 1, [], "markov.errors"))
             found = together([os.getpid, os.getcwd, storage.cache_dir], 1, False, "")
     assert found[0] != os.getpid()
     assert found[1:] == [str(tmp_path), tmp_path / "cache"]
