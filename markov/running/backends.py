@@ -86,10 +86,13 @@ def workers(
 
 def elsewhere() -> bool:
     """Return whether joblib was told of a cluster, by `workers` or by its own `parallel_config`."""
+    return not type(_active()).__module__.startswith("joblib._parallel_backends")
+
+
+def _active() -> Any:
     from joblib.parallel import get_active_backend
 
-    backend, _ = get_active_backend()
-    return not type(backend).__module__.startswith("joblib._parallel_backends")
+    return get_active_backend()[0]
 
 
 def together(
@@ -112,10 +115,13 @@ def together(
     here = (os.getcwd(), str(storage.cache_dir().absolute())) if away else None
     # A cluster is given all tasks at once, since workers may come that are not there yet.
     ways = {"n_jobs": n_jobs, "pre_dispatch": "all" if away else "2*n_jobs"}
+    # That of ray gives results only when all are there.
+    if _active().supports_return_generator:
+        ways["return_as"] = "generator_unordered"
     with bar(len(tasks), label, show=progress and len(tasks) > 0, leave=leave) as done:
         for left in reversed(range(TRIALS)):
             numbers = [number for number in range(len(tasks)) if number not in found]
-            results: Any = joblib.Parallel(**ways, return_as="generator_unordered")(
+            results: Any = joblib.Parallel(**ways)(
                 joblib.delayed(_numbered)(number, tasks[number], here) for number in numbers
             )
             try:
