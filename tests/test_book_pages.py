@@ -213,7 +213,7 @@ def test_the_commands_of_more_cores_are_taken_by_the_programs():
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(chains, "main", asked.append)
                 assert chains.cli(shlex.split(words)) == 0
-    assert [one.part for one in asked if one.part] == ["3/10", "3/10", "0/3"]
+    assert [one.part for one in asked if one.part] == ["3/4", "3/10", "0/3"]
     assert [one.backend for one in asked if one.scheduler] == ["dask", "ray"]
     collected = [number for number, one in enumerate(asked) if one.collect]
     # What is collected is what a part was made of.

@@ -144,6 +144,21 @@ def test_parts_loky_dask_and_one_process_write_the_same_bytes(
     assert written("loky", "--jobs 2") == whole
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # ray warns of what it will do in later versions
+def test_ray_writes_the_bytes_of_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray", reason="ray is not installed")
+    found = []
+    for name, more in {"one": ["--jobs", "1"], "ray": ["--backend", "ray", "--jobs", "2"]}.items():
+        monkeypatch.setenv("SIMNPO_LAB_CACHE", str(tmp_path / name))
+        out = tmp_path / f"{name}.parquet"
+        assert cli([*GRID, "--out", str(out), *more]) == 0
+        found.append(out.read_bytes())
+    assert found[0] == found[1]
+
+
 def test_a_seed_more_changes_no_byte_of_the_others(tmp_path: Path) -> None:
     base = replace(BASE, precision="float32", gradient_examples=3)
     few, more = (
