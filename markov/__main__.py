@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -16,8 +15,10 @@ import tyro
 
 from markov.console import progress
 from markov.console.choices import OptimizerName, RetainTerm
+from markov.console.parts import asked_part, check_collected
 from markov.errors import exit_code, require, require_jobs, require_whole
 from markov.files import folders, leftovers, storage
+from markov.running.backends import BackendOptions, check_backend, workers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,7 +125,7 @@ class Unlearn(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid(Common):
+class Grid(Common, BackendOptions):
     """Run every combination of the values given; runs that differ in values only share an ensemble.
 
     Example: python -m markov grid --objective npo simnpo --seed 0 1 2 --pretrain-seed 0 1
@@ -159,21 +160,13 @@ class Grid(Common):
     """Write the table of parts that were all made, and make none."""
 
 
-def part_of(text: str) -> tuple[int, int]:
-    """Return I and N of a part that is written I/N; raise `InvalidInput` for another text."""
-    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
-    part, count = map(int, found.groups()) if found else (0, 0)
-    require(part < count, "part", text, "I/N with whole numbers I from 0 to N - 1, such as 0/3")
-    return part, count
-
-
 def points(command: Grid) -> list[Unlearn]:
     """Return the single runs of a grid; raise `InvalidInput` for an axis without values."""
     common = {field.name: getattr(command, field.name) for field in fields(Common)}
     axes = {
         field.name: getattr(command, field.name)
         for field in fields(Grid)
-        if field.name not in (*common, "part", "collect")
+        if field.name not in (*common, *BackendOptions.__dataclass_fields__, "part", "collect")
     }
     axes["beta"] = axes["beta"] or (None,)
     for name, values in axes.items():
@@ -292,26 +285,28 @@ def main(command: Unlearn | Grid) -> None:
     Ensembles that were finished when a command was stopped are not run again by the next one like
     it.
     """
+    part, collect, spread = None, False, BackendOptions()
+    if isinstance(command, Grid):
+        part, collect = asked_part(command.part, command.collect), command.collect
+        check_backend(command)
+        spread = spread if collect else command
     from markov.running.run import parts_missing, parts_of, run, run_part
 
-    part, collect = (command.part, command.collect) if isinstance(command, Grid) else (None, False)
-    require(part is None or not collect, "collect", collect, "left out beside part")
-    part = None if part is None else part_of(part)
     experiments = [
         experiment(point) for point in (points(command) if isinstance(command, Grid) else [command])
     ]
     folders.check_table(command.out)
     parts = parts_of(experiments)
     if part is not None:
-        made = run_part(experiments, *part, parts=parts, n_jobs=command.jobs)
+        with workers(spread, command.jobs, [], "markov"):
+            made = run_part(experiments, *part, parts=parts, n_jobs=command.jobs)
         left = parts_missing(experiments, parts)
         print(f"part {part[0]}/{part[1]}: {made} ensembles; of the whole grid {left} are missing")
         return
     if collect:
-        left = parts_missing(experiments, parts)
-        allowed = f"left out, or given when all parts are made ({left} ensembles are missing)"
-        require(left == 0, "collect", True, allowed)
-    frame = run(experiments, n_jobs=command.jobs, parts=parts)
+        check_collected(parts_missing(experiments, parts), "ensembles")
+    with workers(spread, command.jobs, [], "markov"):
+        frame = run(experiments, n_jobs=command.jobs, parts=parts)
     seeds = sorted(
         {one.pretraining.seed for one in experiments} | {one.seed for one in experiments}
     )

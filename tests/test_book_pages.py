@@ -40,6 +40,7 @@ from llm.training.memory import gigabytes
 from llm.training.plan import Planner, Work
 from llm.training.rehearsal import Way
 from llm.unlearning.methods import method
+from markov import __main__ as chains
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ROOT / "notebooks"
@@ -80,7 +81,7 @@ LLAMAS = {
         num_attention_heads=32,
     ),
 }
-NEW = ("your_model", "class_plan", "cheat_sheet")
+NEW = ("your_model", "more_cores", "class_plan", "cheat_sheet")
 WORDS = 30  # of a sentence
 
 
@@ -198,6 +199,27 @@ def test_the_commands_of_your_model_are_taken_by_the_program_in_their_order():
     blocks = re.findall(r"```text\n(.*?)```", page("your_model"), re.S)
     assert blocks and all(len(line) <= 80 for block in blocks for line in block.splitlines())
     assert retain_word("data/forget10") == "data/retain90"
+
+
+def test_the_commands_of_more_cores_are_taken_by_the_programs():
+    text = page("more_cores").replace("\\\n", " ").replace("$SLURM_ARRAY_TASK_ID", "3")
+    lines = re.findall(r"^python -m (markov|llm) (.*)", text, re.M)
+    assert len(lines) == 11
+    asked = []
+    for program, words in lines:
+        if program == "llm":
+            asked.append(parse(shlex.split(words)))
+        else:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(chains, "main", asked.append)
+                assert chains.cli(shlex.split(words)) == 0
+    assert [one.part for one in asked if one.part] == ["3/4", "3/10", "0/3"]
+    assert [one.backend for one in asked if one.scheduler] == ["dask", "ray"]
+    collected = [number for number, one in enumerate(asked) if one.collect]
+    # What is collected is what a part was made of.
+    changed = ({**vars(asked[number]), "part": None} for number in collected)
+    there = [{**vars(one), "part": None, "collect": True} for one in asked if one.part]
+    assert len(collected) == 2 and all(one in there for one in changed)
 
 
 def planned(config: Any) -> list[str]:

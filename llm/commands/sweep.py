@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from llm.jobs.dividing import dealt_out
 from llm.jobs.planning import planned, runs_at_a_time
 from llm.jobs.sweeping import Sweep, checked, jobs_of, runs_of, swept, task_of
+from markov.console.parts import asked_part
 
 ENDINGS = {
     "not forgetting": "did not forget: its answers are as likely as before, or likelier",
@@ -13,7 +15,7 @@ ENDINGS = {
 
 
 def sweep(command: Sweep) -> None:
-    """Make the runs that are not there, and print their table."""
+    """Make the runs that are not there, and print their table; or make a part of them."""
     from llm.logs.summaries import lacking, markdown
 
     command = checked(command)
@@ -23,6 +25,10 @@ def sweep(command: Sweep) -> None:
     rates = {f"{run.optimization.learning_rate:g}" for run in runs_of(command)}
     beside = f", beside {command.retrained}" if command.retrained else ", beside no retrained model"
     print(f"{command.model} unlearns {command.data}{beside}; learning rate {', '.join(rates)}")
+    part = asked_part(command.part, command.collect)
+    if part is not None:
+        _make_part(command, *part)
+        return
     found = swept(command)
     measures = found.measures
     ended = measures.loc[measures["status"].isin(list(ENDINGS)), ["model", "status"]]
@@ -44,3 +50,13 @@ def sweep(command: Sweep) -> None:
     for model, status in ended.drop_duplicates().itertuples(index=False):
         print(f"{model}: {ENDINGS[status]}")
     print(f"{len(found.measures)} rows: {command.out / 'sweep.parquet'}")
+
+
+def _make_part(command: Sweep, part: int, count: int) -> None:
+    from llm.sweeps.parts import make_part, missing
+
+    task, runs, jobs = task_of(command), runs_of(command), jobs_of(command)
+    with dealt_out(command, jobs, command.out):
+        made = make_part(command.out, task, runs, part, count, n_jobs=jobs)
+    left = len(missing(command.out, task, runs))
+    print(f"part {part}/{count}: {made} models; of the whole sweep {left} are missing")

@@ -6,7 +6,7 @@ Nothing here takes long to import, so that what is refused is refused at once.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,12 +66,16 @@ def left_out(command: Any, names: Iterable[str], allowed: str) -> None:
             )
 
 
-def provenance_of(settings: object) -> dict[str, Any]:
-    """Return the provenance of a table that was made with these settings."""
+def provenance_of(settings: object, without: Collection[str] = ()) -> dict[str, Any]:
+    """Return the provenance of a table that was made with these settings.
+
+    It names none of the settings `without`, which change no number of the table.
+    """
     # Paths are settings too, since what was scored is part of how a table was made.
     described = {
         name: str(value) if isinstance(value, Path) else value
         for name, value in vars(settings).items()
+        if name not in without
     }
     return storage.provenance(described, "llm")
 

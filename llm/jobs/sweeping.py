@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from llm.jobs.dividing import SPREAD, DividingOptions, check_divided, dealt_out
 from llm.jobs.planning import MemoryOption
 from llm.jobs.settings import left_out, lora_of, provenance_of, rate_of
 from llm.models.names import check, check_retrained, data_of, is_small, made, retrained_of
 from llm.models.source import ModelOptions
 from llm.scoring.limits import BUDGET, NEW_TOKENS
+from markov.console.parts import check_collected
 from markov.errors import InvalidInput, require, require_epochs, require_jobs, require_whole
 from markov.files import folders, storage
 from markov.files.storage import Location
@@ -41,7 +43,7 @@ RATE = 6e-4  # largest step size for small models
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sweep(ModelOptions, MemoryOption):
+class Sweep(ModelOptions, MemoryOption, DividingOptions):
     """Unlearn by many methods, evaluate each as TOFU does, and put them into the paper's table.
 
     Without arguments: the paper's table on the model made here. A method is
@@ -56,6 +58,7 @@ class Sweep(ModelOptions, MemoryOption):
     summary.md and summary.tex (a row per run), best.parquet (the best settings of each method by
     the rule that is printed). A sweep that was stopped goes on where it was. Example: python -m llm
     sweep --model tofu-llama2-7b --retrained MODEL --data tofu:forget10 --out out/llama
+    On three machines, each with another I: the same with --part I/3, and then once with --collect.
     """
 
     retrained: str | None = None
@@ -208,6 +211,7 @@ def checked(asked: Sweep) -> Sweep:
 
     Raises `InvalidInput` for values that are not allowed, and for a folder that cannot be used.
     """
+    check_divided(asked)
     require_jobs(jobs_of(asked))
     require(0 <= asked.tolerance < 1, "tolerance", asked.tolerance, "a share >= 0, below 1")
     if not asked.methods:
@@ -228,14 +232,20 @@ def jobs_of(asked: Sweep) -> int:
 def swept(asked: Sweep, *, progress: bool = True) -> Swept:
     """Make the runs that are not there, write their tables, and return the tables."""
     from llm.logs.summaries import best, over_seeds, summary
+    from llm.sweeps.parts import missing
     from llm.sweeps.sweep import sweep as make
 
+    require(asked.part is None, "part", asked.part, "left out: a part has no tables")
     task, runs = task_of(asked), runs_of(asked)
-    found = make(asked.out, task, runs, n_jobs=jobs_of(asked), progress=progress)
+    if asked.collect:
+        left = missing(asked.out, task, runs)
+        check_collected(len(left), "models", left)
+    with dealt_out(asked, jobs_of(asked), asked.out):
+        found = make(asked.out, task, runs, n_jobs=jobs_of(asked), progress=progress)
     table = summary(over_seeds(found))
     ranked = {"ks_statistic", "model_utility"} <= set(found["measure"])
     chosen = best(found, asked.tolerance) if ranked else found.iloc[:0]
-    known = provenance_of(asked)
+    known = provenance_of(asked, SPREAD)
     if ranked:
         storage.write_table(chosen, asked.out / "best.parquet", known)
     write_summary(table, asked.out, known)

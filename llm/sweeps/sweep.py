@@ -166,15 +166,9 @@ def sweep(
     anything else, and for a retrained model to which the same answers have other numbers of tokens.
     """
     place = storage.check_writable(folder, "out", folder=True)
-    names = [run.folder for run in runs]
-    require(len(set(names)) == len(names), "methods", names, "each method and seed once")
-    sets, ways = task.sets(), {"n_jobs": n_jobs, "progress": progress}
-    for run in runs:
-        if run.measured:
-            checked_for(sets, "measured_epochs", run.measured)
-    task.examples()  # refuses what cannot be read before the baselines are made
+    sets, ways = checked_sets(task, runs), {"n_jobs": n_jobs, "progress": progress}
     with folders.given_back(place, "sweep"):
-        _claim(place, task, names)
+        claim(place, task, [run.folder for run in runs])
         missing = [kind for kind in task.baselines if not (place / kind / OPEN_UNLEARNING).exists()]
         several(
             "baselines",
@@ -204,7 +198,7 @@ def sweep(
             own = frames[0][frames[0]["model"] == "original"].assign(model=run.word, **unknown)
         else:
             own = long_table({run.word: found}, retrained, variant=task.variant)
-        frames.append(own.assign(**_described(run), status=_status(place / run.folder)))
+        frames.append(own.assign(**_described(run), status=status_of(place / run.folder)))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -216,11 +210,26 @@ def retrained_alone(folder: Location, task: Task) -> TofuLogs:
     """
     place = storage.check_writable(folder, "out", folder=True)
     with folders.given_back(place, "sweep"):
-        _claim(place, task)
+        claim(place, task)
         return baseline(place / "retrained", task, "retrained")
 
 
-def _claim(place: Path, task: Task, names: Iterable[str] = ()) -> None:
+def checked_sets(task: Task, runs: Sequence[PlannedRun]) -> TofuSets:
+    """Return the sets that models are evaluated on.
+
+    Raises `InvalidInput` for what a sweep of these runs would refuse before it makes anything.
+    """
+    names = [run.folder for run in runs]
+    require(len(set(names)) == len(names), "methods", names, "each method and seed once")
+    sets = task.sets()
+    for run in runs:
+        if run.measured:
+            checked_for(sets, "measured_epochs", run.measured)
+    task.examples()  # refuses what cannot be read
+    return sets
+
+
+def claim(place: Path, task: Task, names: Iterable[str] = ()) -> None:
     """Claim the folder of a sweep, and look whether the places of its runs are free."""
     folders.claim(place, "sweep", _shared(task), names=(*BASELINES, *TABLES))
     for name in (*BASELINES, *names):
@@ -253,7 +262,7 @@ def _described(run: PlannedRun) -> dict[str, Any]:
     return known | {"title": METHODS[run.method.name].title}
 
 
-def _status(folder: Path) -> str:
+def status_of(folder: Path) -> str:
     """Return how a run ended (see `Unlearned`): ok, collapsed or nan; ok for one without epochs."""
     path = folder / EPOCHS
     return str(storage.read_table(path)["status"].iloc[-1]) if path.exists() else "ok"
@@ -303,7 +312,7 @@ def run_in(
 
     folders.claim(folder, JOB, {"run": run}, names=(), passing=() if task.save_models else (MODEL,))
     known = any((folder / name).exists() for name in (OPEN_UNLEARNING, MODEL))
-    if _status(folder) == NAN and not known:
+    if status_of(folder) == NAN and not known:
         return None
     begun = [job for job in (UNLEARNING, EVALUATION) if folders.claimed(folder, job)]
     settings = {"model": task.options.model, "run": run}
@@ -311,7 +320,7 @@ def run_in(
         with laps(task.times, run.word) as lap:
             logs = _evaluated(folder, task, settings, sets, made)
     except InvalidInput:
-        if _status(folder) != NAN:
+        if status_of(folder) != NAN:
             raise
         folders.tidy(folder, EVALUATION)
         logs = None

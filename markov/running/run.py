@@ -2,17 +2,16 @@
 
 Values that differ (objective, beta, seed, step size, leakage) go inside one ensemble. Shapes that
 differ (states, lengths, width, number of steps) go to different ensembles, which joblib spreads
-over processes. On a cluster whose machines share the cache folder, where tables are handed over,
-`joblib.parallel_config` chooses another backend (dask, ray).
+over processes, or over the workers of a cluster that share the cache folder, where tables are
+handed over: see `markov.running.backends`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import joblib
 import numpy as np
@@ -21,7 +20,6 @@ import pandas as pd
 from markov import diagnostics
 from markov.batching import Corpus
 from markov.cases import Case
-from markov.console.progress import bar
 from markov.errors import require, require_whole
 from markov.experiments import Experiment
 from markov.files import leftovers, storage
@@ -29,6 +27,7 @@ from markov.models import Parameters, stack_parameters
 from markov.numerics import one_thread
 from markov.optimizers import OPTIMIZERS
 from markov.recording import Probe, Trajectory, kl_to_truth, log_laws
+from markov.running.backends import elsewhere, together
 from markov.running.dividing import Share, cost, shape_of, shares, split
 from markov.running.models import (
     ModelJob,
@@ -47,10 +46,11 @@ from markov.studies import ideal_forget_distance
 from markov.sweeps import ComponentSweep
 from markov.training import Member, unlearn
 
-Result = TypeVar("Result")
-TRIALS = 3  # how often tasks are given to workers, if these die
 # Multiplications below which starting processes takes longer than they save: some seconds' work.
 LITTLE = 1e11
+# Workers for which ensembles are split on a cluster, however many there are: a restart on others
+# finds the same shares.
+SPLIT = 16
 
 
 def run(
@@ -76,8 +76,10 @@ def run(
     folder, whole = models_folder(cache), shares(experiments)
     missing = _missing(folder, whole)
     n_jobs = n_jobs if _worth_processes(missing, whole) else 1
-    kept = parts or (None if n_jobs == 1 else parts_of(experiments))
-    workers, divided = joblib.effective_n_jobs(n_jobs), list[Share]()
+    alone = n_jobs == 1 and not elsewhere()
+    kept = parts or (None if alone else parts_of(experiments))
+    workers = SPLIT if elsewhere() else joblib.effective_n_jobs(n_jobs)
+    divided = list[Share]()
     for share in whole:
         there = kept is not None and (kept / _part_name(share)).exists()
         divided += [share] if there else split(share, workers, len(whole))
@@ -148,17 +150,22 @@ def _make(
     order = sorted(range(len(divided)), key=turns.__getitem__)
     # With one process the bar follows single steps; workers cannot draw on it, so there it counts
     # models and shares.
-    alone = progress and n_jobs == 1
+    alone = progress and n_jobs == 1 and not elsewhere()
     training = [partial(train, folder, job, progress=alone) for job in missing]
     making = [partial(_made, folder, alone, kept, divided[place]) for place in order]
     label = "pretraining and unlearning" if missing else "unlearning"
-    found = _parallel([*training, *making], n_jobs, progress, label)[len(missing) :]
+    found = together([*training, *making], n_jobs, progress, label)[len(missing) :]
     made = dict(zip(order, found, strict=True))
     return [made[place] for place in range(len(divided))]
 
 
 def _worth_processes(missing: Sequence[ModelJob], divided: Sequence[Share]) -> bool:
-    """Return whether several processes would save more time than it takes to start them."""
+    """Return whether several processes would save more time than it takes to start them.
+
+    Workers of a cluster are there already, and are asked for whatever there is to do.
+    """
+    if elsewhere():
+        return True
     on_processor = all(share.experiments[0].device == "cpu" for share in divided)
     return on_processor and sum(job.cost for job in missing) + sum(map(cost, divided)) > LITTLE
 
@@ -324,28 +331,3 @@ def _start(
         retrained=[float(kl_to_truth(probe, probe.retrained)) for probe in probes],
         ideal=list(ideal_forget_distance(case).values()),
     )
-
-
-def _parallel(
-    tasks: Sequence[Callable[[], Any]], n_jobs: int, progress: bool, label: str
-) -> list[Any]:
-    """Return what the tasks return. Those that a dying worker took along are given again."""
-    found: dict[int, Any] = {}
-    with bar(len(tasks), label, show=progress and len(tasks) > 0) as done:
-        for left in reversed(range(TRIALS)):
-            numbers = [number for number in range(len(tasks)) if number not in found]
-            results: Any = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered")(
-                joblib.delayed(_numbered)(number, tasks[number]) for number in numbers
-            )
-            try:
-                for number, result in results:
-                    found[number] = result
-                    done.update()
-            except BrokenProcessPool:
-                if not left:
-                    raise
-    return [found[number] for number in range(len(tasks))]
-
-
-def _numbered(number: int, task: Callable[[], Result]) -> tuple[int, Result]:
-    return number, task()

@@ -29,6 +29,7 @@ from markov.files import storage
 from markov.models import Parameters, Tabular, Transformer
 from markov.objectives import gradient_ascent, npo, simnpo
 from markov.running import run as running
+from markov.running.backends import together
 from markov.running.dividing import Share, ensembles, shares, split
 from markov.running.models import load_model, model_jobs, model_path
 from markov.running.run import parts_missing, run, run_part, trajectory
@@ -129,7 +130,7 @@ def test_shares_make_the_rows_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> N
     experiments = [*grid(MANY, seed=range(2)), WIDE, replace(MANY, objective=simnpo(4.0))]
     whole = run(experiments, progress=False)
     monkeypatch.setattr(running, "LITTLE", 0.0)
-    monkeypatch.setattr(running, "_parallel", in_this_process)
+    monkeypatch.setattr(running, "together", in_this_process)
     divided = run(experiments, n_jobs=3, progress=False)
     pd.testing.assert_frame_equal(divided, whole, check_exact=True)
 
@@ -217,12 +218,12 @@ def test_what_a_dying_worker_took_along_is_done_again(tmp_path: Path) -> None:
     tasks = [Dying(tmp_path / name) for name in "abc"]
     for task in tasks[1:]:
         task.mark.touch()
-    assert running._parallel(tasks, 2, False, "") == ["a", "b", "c"]
+    assert together(tasks, 2, False, "") == ["a", "b", "c"]
 
 
 def test_a_worker_that_always_dies_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(BrokenProcessPool):
-        running._parallel([Dying(tmp_path / "nowhere" / "a")], 2, False, "")
+        together([Dying(tmp_path / "nowhere" / "a")], 2, False, "")
 
 
 def test_same_seed_same_table_byte_for_byte_with_models_trained_anew(
