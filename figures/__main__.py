@@ -170,10 +170,13 @@ def main(arguments: Arguments) -> None:
     from figures import drawing, progress
     from figures.cache import Context
     from figures.scale import Scale, quick_scale
+    from llm.training.memory import keep_what_is_freed
 
     own = own_model(arguments)
     if own is not None:
         check_memory(own, names)
+    else:
+        keep_what_is_freed()
     scale = quick_scale() if arguments.quick else Scale()
     if arguments.seeds is not None:
         scale = replace(scale, pretrained=arguments.seeds, sweep_pretrained=arguments.seeds)

@@ -33,15 +33,16 @@ from matplotlib.lines import Line2D
 
 from figures import style
 from figures.cache import Context, cached
-from figures.language import runs, studies
+from figures.language import runs, studies, sweeps
 from figures.language.own_model import OwnModel
-from figures.language.runs import source_of
+from figures.language.runs import Wanted, default_log, source_of
 from figures.statistics import mean_interval, smallest_distance
 from llm.data.sources import read
 from llm.data.tofu import Example
 from llm.evaluation.attacks import Relearning, Which
 from llm.evaluation.relearning import relearn, returns
-from llm.models.answers import responses
+from llm.logs.log import total_loss
+from llm.models.answers import log_table, responses
 from llm.models.language_model import LanguageModel
 from llm.models.small_authors import build, folder_of, sets
 from llm.models.source import load, load_model
@@ -99,7 +100,7 @@ def data(context: Context) -> pd.DataFrame:
     """
     if context.study is not None:
         return frame_of_attacks(*studies.relearned(context.study)).assign(source=source_of(context))
-    found = runs.runs(context, far=True)
+    found = _runs(context)
     attacks = _attacks(context, found)
     count = QUICK_REPEATS if context.scale.quick else REPEATS
     wanted = [(one, settings) for one in attacks for settings in _settings(one.run, count)]
@@ -134,6 +135,41 @@ def frame_of_attacks(attacks: pd.DataFrame, examples: int) -> pd.DataFrame:
     readings["distance"] = [smallest_distance(p, examples) for p in READINGS]
     parts = {"attack": attacks, "estimate": pd.DataFrame(rows), "reading": readings.dropna()}
     return pd.concat([part.assign(kind=kind) for kind, part in parts.items()], ignore_index=True)
+
+
+def _runs(context: Context) -> list[Run]:
+    """Return the runs whose models are attacked.
+
+    On the default model they are those that `llm_tradeoff` has made, where it has been drawn: they
+    are trained a second time by nobody. What the retrained model says is added to them.
+    """
+    kept = sweeps.corner_runs(context) if _of_default(context) else None
+    if kept is None:
+        return runs.runs(context, far=True)
+    log = default_log(context, RETRAINED)
+    known = {RETRAINED: storage.fingerprint(-total_loss(log))}  # as a run has it
+    answers = log_table(log).assign(model=RETRAINED)
+    return [
+        run._replace(
+            answers=pd.concat([run.answers, answers], ignore_index=True),
+            settings={**run.settings, **known},
+        )
+        for run in kept
+    ]
+
+
+def _of_default(context: Context) -> bool:
+    return not context.runs and context.own is None
+
+
+def _made(context: Context, run: Run) -> str:
+    """Return what stands for all that the model of a run follows from.
+
+    Of the default model it is the same for a run that records more or less along the way.
+    """
+    if _of_default(context):
+        return runs.folder_for(context, Wanted(run.objective, far=True)).name
+    return run.epochs.attrs[storage.KEY]["fingerprint"]
 
 
 def _settings(run: Run, repeats: int) -> list[Relearning]:
@@ -181,7 +217,7 @@ def _attacks(context: Context, found: Sequence[Run]) -> list[Attack]:
     if len(set(names)) < len(names):
         names = [f"{name} ({run.folder.name})" for name, run in zip(names, found, strict=True)]
     attacks = [
-        Attack(name, str(run.folder / MODEL), run.epochs.attrs[storage.KEY]["fingerprint"], run)
+        Attack(name, str(run.folder / MODEL), _made(context, run), run)
         for name, run in zip(names, found, strict=True)
     ]
     first = found[0]

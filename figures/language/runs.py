@@ -138,7 +138,7 @@ def run_of(
 
     `start` is the kind of default model that unlearns.
     """
-    chosen, folder = study(context.scale), _folder(context, Wanted(objective, start, noise, far))
+    chosen, folder = study(context.scale), folder_for(context, Wanted(objective, start, noise, far))
     leftovers.clear(folder.parent)
     kept = finished(folder) if _kept(context, folder) else None
     if kept is not None:
@@ -194,7 +194,7 @@ def runs_of(context: Context, wanted: Sequence[Wanted]) -> list[Run]:
 
     Those that are not in the cache are made in several processes at a time.
     """
-    missing = [one for one in wanted if not _kept(context, _folder(context, one))]
+    missing = [one for one in wanted if not _kept(context, folder_for(context, one))]
     if missing:
         quiet, kinds = (
             replace(context, progress=False),
@@ -216,7 +216,8 @@ def _made(context: Context, one: Wanted) -> Run:
     return run_of(context, one.objective, start=one.start, noise=one.noise, far=one.far)
 
 
-def _folder(context: Context, wanted: Wanted) -> Path:
+def folder_for(context: Context, wanted: Wanted) -> Path:
+    """Return where a run of the study lies; its name stands for the settings and the code."""
     chosen = study(context.scale)
     settings = {
         "models": chosen.models,

@@ -17,7 +17,7 @@ from pathlib import Path
 import joblib
 import pandas as pd
 
-from figures.cache import Context, cache_key, discard_stale
+from figures.cache import Context, cache_key, discard_stale, is_fresh
 from figures.language import plane, studies
 from figures.language.runs import AuthorsStudy, study
 from llm.data.splits import checked
@@ -31,6 +31,7 @@ from llm.sweeps.along import epochs
 from llm.sweeps.parallel import several
 from llm.sweeps.sweep import BASELINES, PlannedRun, Task
 from llm.unlearning.methods import methods
+from llm.unlearning.runs import EPOCHS, MODEL, Run, read_run
 from markov.errors import require
 from markov.files import storage
 from markov.objectives import CORNERS
@@ -91,6 +92,11 @@ def task_of(context: Context) -> Task:
     if absent:
         jobs = [joblib.delayed(build)(models, kind, progress=False) for kind in absent]
         several("models", jobs, n_jobs=context.n_jobs, progress=context.progress)
+    return default_task(models)
+
+
+def default_task(models: DefaultModels) -> Task:
+    """Return what unlearns what where it is the default model, which need not be there yet."""
     # By their names, where they have any: these stay the same wherever the cache lies.
     names = {
         kind: f"authors:{kind}" if models == DefaultModels() else str(folder_of(models, kind))
@@ -134,17 +140,19 @@ def folder_for(context: Context, task: Task) -> Path:
     chosen = study(context.scale)
     own = context.own
     every = chosen.optimization(far=True)
+    task = replace(task, save_models=False)  # what is kept changes no number
     key = {"task": task, "optimization": every if own is None else own.optimization(every)}
     if own is not None and own.lora_rank is not None:
         key["lora"] = lora_of(own.lora_rank)
     return storage.cache_dir() / "sweeps" / cache_key(key, __name__)
 
 
-def swept(context: Context, words: Sequence[str]) -> pd.DataFrame:
+def swept(context: Context, words: Sequence[str], *, models: bool = False) -> pd.DataFrame:
     """Return all measures of methods in words, of the original model and of the retrained one.
 
-    See `llm.sweeps.sweep.sweep`. A study has been made: of it these are the measures of the same
-    methods, at the settings that it has of them.
+    See `llm.sweeps.sweep.sweep`. With `models` those of the runs on the default model are kept, for
+    whoever goes on from them (see `corner_runs`). A study has been made: of it these are the
+    measures of the same methods, at the settings that it has of them.
     """
     if context.study is not None:
         return studies.measures_of(context.study, {plane.method_of(word) for word in words})
@@ -152,7 +160,30 @@ def swept(context: Context, words: Sequence[str]) -> pd.DataFrame:
     folder = folder_for(context, task)
     for name in (*BASELINES, *(run.folder for run in runs)):
         discard_stale(context, folder / name, folder / name / OPEN_UNLEARNING)
+    task = replace(task, save_models=models and context.own is None)
     return sweep.sweep(folder, task, runs, n_jobs=context.n_jobs, progress=context.progress)
+
+
+def corner_runs(context: Context) -> list[Run] | None:
+    """Return the runs of the four corners on the default model that `swept` has made.
+
+    They end at the very models of the runs `far` of `figures.language.runs`, and come in the order
+    of these. Returns None unless all are there with their models, and none is older than what the
+    user wants.
+    """
+    chosen = study(context.scale)
+    folder = folder_for(context, default_task(chosen.models))
+    places = [folder / run.folder for run in runs_of(context, corner_words(chosen))]
+    there = all(
+        (place / EPOCHS).exists()
+        and (place / MODEL).is_dir()
+        and is_fresh(context, place / OPEN_UNLEARNING)
+        for place in places
+    )
+    if not there:
+        return None
+    found = {run.objective: run for run in map(read_run, places)}
+    return [found[objective] for objective in chosen.objectives().values()]
 
 
 def along(context: Context, words: Sequence[str], table: pd.DataFrame) -> pd.DataFrame:

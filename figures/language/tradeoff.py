@@ -45,7 +45,8 @@ def data(context: Context) -> pd.DataFrame:
                   of an epoch; of a study only where it measured along its runs
     """
     chosen = study(context.scale)
-    table = swept(context, table_words(chosen)).assign(kind="measure")
+    # The models of the corners are those that relearning attacks.
+    table = swept(context, table_words(chosen), models=True).assign(kind="measure")
     path = along(context, corner_words(chosen), table).assign(kind="epoch")
     ways = [path.loc[path["model_utility"].notna()]] if len(path) else []
     frame = pd.concat([table, *ways], ignore_index=True)

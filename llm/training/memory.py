@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 UNITS |= {f"{unit}I": 2 ** (10 * place) for place, unit in enumerate("KMGT", start=1)}
-# A parameter of glibc's `mallopt`, and from which size pieces are apart.
-M_MMAP_THRESHOLD, PIECE = -3, 10**6
+# Parameters of glibc's `mallopt`, from which size pieces are apart where they are given back, and
+# up to which size they are kept: glibc allows no more than 32 MiB for pieces.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, PIECE = -1, -3, 10**6
+KEPT_PIECE, KEPT = 2**25, 2**30
 GROUPS = Path("/sys/fs/cgroup")
 GROUP_OF = Path("/proc/self/cgroup")
 
@@ -111,3 +113,23 @@ def give_back_at_once() -> None:
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(PIECE))
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, PIECE)
+
+
+def keep_what_is_freed() -> None:
+    """Let the C library keep up to a gigabyte of freed memory, for the next arrays to lie in.
+
+    It is meant for small models: their arrays of a megabyte come and go thousands of times a
+    second, and what is given back to the system comes again in pages that have to be emptied first.
+    No number changes. Processes that are started from here do the same. Nothing is done where there
+    is no such setting.
+    """
+    wanted = {
+        "MALLOC_MMAP_THRESHOLD_": (M_MMAP_THRESHOLD, KEPT_PIECE),
+        "MALLOC_TRIM_THRESHOLD_": (M_TRIM_THRESHOLD, KEPT),
+    }
+    if wanted.keys() & os.environ.keys():  # somebody, or `give_back_at_once`, knows better
+        return
+    for variable, (parameter, value) in wanted.items():
+        os.environ[variable] = str(value)
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).mallopt(parameter, value)

@@ -23,7 +23,7 @@ from scipy import stats
 
 from figures import style
 from figures.cache import Context
-from figures.language import relearning, sequential
+from figures.language import relearning, sequential, sweeps
 from figures.language import runs as llm_runs
 from figures.language.relearning import QUANTITIES, RETRAINED, frame_of_attacks
 from figures.language.runs import default_log, runs
@@ -54,7 +54,7 @@ FORGET = sets(TINY.models).forget
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
     """The tiny study in place of the figures', with a cache of its own."""
-    with in_place(TINY, tmp_path_factory.mktemp("attacks"), llm_runs):
+    with in_place(TINY, tmp_path_factory.mktemp("attacks"), llm_runs, sweeps):
         yield Context(scale=quick_scale(), progress=False, n_jobs=1)
 
 

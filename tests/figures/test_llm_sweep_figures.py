@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from figures import style
 from figures.cache import Context
 from figures.catalogue import CATALOGUE
-from figures.language import beside, best, beta_gamma, graddiff, plane, runs, sweeps
+from figures.language import beside, best, beta_gamma, graddiff, plane, relearning, runs, sweeps
 from figures.language import epochs as llm_epochs
 from figures.language import tradeoff as llm_tradeoff
 from figures.language.own_model import OwnModel
@@ -31,7 +31,9 @@ from llm.data.splits import TofuSets, tofu_sets
 from llm.models.small_authors import DefaultModels, folder_of
 from llm.sweeps import sweep
 from llm.sweeps.sweep import Task
+from llm.training.checkpointing import parameters_digest
 from llm.unlearning.methods import METHODS, method
+from llm.unlearning.runs import Run, unlearn_into
 from markov.errors import InvalidInput
 from markov.files import storage
 from markov.objectives import CORNERS
@@ -266,6 +268,32 @@ def test_the_best_of_each_corner_is_marked_by_the_stated_rule(context: Context) 
     assert len(labels) == len(CORNERS) + 2 and any(
         label.startswith("SimNPO, β = 4.5, λ = 0.125") for label in labels
     )
+
+
+def test_relearning_attacks_the_corners_of_the_tradeoff_and_trains_none_again(
+    context: Context, tradeoff: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[Path] = []
+
+    def counted(folder: Path, *arguments: Any, **options: Any) -> Run:
+        trained.append(folder)
+        return unlearn_into(folder, *arguments, **options)
+
+    monkeypatch.setattr(runs, "unlearn_into", counted)
+    monkeypatch.setattr(relearning, "REPEATS", 2)
+    frame = relearning.data(context)
+    assert not trained and set(frame["method"].dropna()) == set(CORNERS)
+    # Where the figure is drawn by itself it makes the same models.
+    alone = runs.runs(context, far=True)
+    assert len(trained) == len(CORNERS)
+    kept = sweeps.corner_runs(context)
+    assert kept is not None
+    for one, other in zip(kept, alone, strict=True):
+        assert parameters_digest(one.model.model) == parameters_digest(other.model.model)
+    monkeypatch.setattr(sweeps, "corner_runs", lambda context: None)
+    before = files_in(storage.cache_dir() / "tables")
+    pd.testing.assert_frame_equal(relearning.data(context), frame)
+    assert files_in(storage.cache_dir() / "tables") == before  # every attack was known
 
 
 def test_a_second_drawing_makes_no_run_and_figures_share_theirs(

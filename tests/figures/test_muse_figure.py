@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import matplotlib.colors
@@ -22,9 +23,10 @@ from figures.language.muse.muse_tradeoff import KEEP, LOOKS, PANELS, plot
 from figures.scale import Scale, quick_scale
 from llm.data.muse import news_data
 from llm.data.news.corpus import News
-from llm.evaluation.membership import membership
+from llm.evaluation.membership import Membership, membership
 from llm.evaluation.muse import Measuring, evaluate_muse, unlearn_texts
 from llm.models.kinds import NEWS
+from llm.models.language_model import LanguageModel
 from llm.models.small_news import NewsModels, build
 from markov.files import storage
 from markov.objectives import CORNERS, Objective
@@ -144,6 +146,23 @@ def test_a_second_time_nothing_is_run(context: Context, frame: pd.DataFrame):
     after = files_in(storage.cache_dir())
     assert {path for path in after if after[path] != before[path]} == {old}
     assert after[old][0] > 2e9
+
+
+def test_the_retrained_model_is_scored_for_all_runs_once(
+    frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    scored: list[str] = []
+
+    def counted(language: LanguageModel, *texts: Any, **options: Any) -> Membership:
+        scored.append(language.name)
+        return membership(language, *texts, **options)
+
+    monkeypatch.setenv("SIMNPO_LAB_CACHE", str(tmp_path))
+    monkeypatch.setattr(muse_runs, "study", lambda scale: TINY)
+    monkeypatch.setattr(muse_runs, "membership", counted)
+    found = measures(Context(progress=False, n_jobs=1))
+    assert scored == ["news:retrained"]
+    pd.testing.assert_frame_equal(found, frame)
 
 
 def test_another_beta_is_run_for_the_corners_that_have_it_and_for_no_other(

@@ -34,7 +34,7 @@ from matplotlib.lines import Line2D
 
 from figures import style
 from figures.cache import Context
-from figures.language.muse.muse_runs import GRADDIFF, measures
+from figures.language.muse.muse_runs import GRADDIFF, ORIGINAL, RETRAINED, measures
 
 KEEP = "knowmem_retain"
 PANELS = {
@@ -42,7 +42,6 @@ PANELS = {
     "knowmem_forget": "KnowMem on forget: answers known",
     "verbmem_forget": "VerbMem: passages recited",
 }
-ORIGINAL, RETRAINED = "original", "retrained"
 LOOKS: dict[str, dict[str, Any]] = {
     ORIGINAL: dict(color="black", marker="o", mfc="white", ms=7, ls="none", label="original"),
     RETRAINED: dict(color="black", marker="*", ms=11, ls="none", label="retrained"),
