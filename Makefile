@@ -102,7 +102,7 @@ format: $(VENV)/.installed  ## put the sources in the project's format
 benchmark: $(VENV)/.llm $(VENV)/.notebooks  ## time and memory, beside their bounds
 	$(RUN) pytest tests/benchmarks -s $(ARGS)
 
-speed: $(VENV)/.llm  ## the table of times in the book, half an hour; ARGS="phase" times one path anew
+speed: $(VENV)/.llm  ## the table of times in the book, a quarter of an hour; ARGS="phase" times one path anew
 	$(RUN) tests.benchmarks.table $(ARGS)
 
 constraints:  ## pin the newest versions that go together; the torch pin stays

@@ -226,8 +226,8 @@ def test_all_that_a_study_needs_is_asked_for():
         for name in reached(graph_of(texts()), "llm.__main__")
         if name.split(".")[0] not in (*PACKAGES, *sys.stdlib_module_names)
     }
-    # Of a model or data of some kind alone, or a terminal.
-    left_out = {"IPython", "datasets", "gguf"}
+    # Of a model or data of some kind alone, a terminal, or a cluster.
+    left_out = {"IPython", "datasets", "gguf", "dask", "distributed", "ray"}
     assert libraries - left_out <= needs.STUDY.keys() and left_out <= libraries
     assert needs.NEEDED.items() <= needs.STUDY.items()
 

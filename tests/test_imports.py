@@ -39,7 +39,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("views",),
         ("lessons",),
         ("catalogue",),
-        ("progress",),
+        ("drawing", "progress"),
         ("__main__",),
     ),
 }

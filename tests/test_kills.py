@@ -139,6 +139,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         storage.code_version("markov", "llm", "figures")
         for module in pkgutil.walk_packages(llm.__path__, "llm."):
             importlib.import_module(module.name)
+        importlib.import_module("joblib")  # which is imported where it is used
         yield place
 
 

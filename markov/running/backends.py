@@ -72,8 +72,8 @@ def workers(
 
     Without a scheduler these are `jobs` processes of this machine. Those of a scheduler must find
     this folder, the cache and the folders `shared`, and have the same code behind `sources` as
-    here. Raises `InvalidInput` where
-    they do not, for a scheduler that does not answer, and for one that is lost meanwhile.
+    here. Raises `InvalidInput` where they do not, for a scheduler that does not answer, and for one
+    that is lost meanwhile.
     """
     check_backend(asked)
     if asked.backend == "loky":

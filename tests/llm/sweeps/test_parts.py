@@ -16,7 +16,7 @@ from llm.sweeps import sweep as sweep_module
 from llm.sweeps.parts import make_part, missing
 from llm.sweeps.sweep import sweep
 from markov.errors import InvalidInput
-from tests.deaths import cluster, killed_with_its_workers
+from tests.deaths import killed_with_its_workers
 from tests.helpers import files_in
 from tests.llm.sweeps.fatal import made, planned, task_of
 
@@ -181,47 +181,22 @@ def check_restart(
     pd.testing.assert_frame_equal(found, whole, check_exact=True)
 
 
+# The same functions hand out chains: there each kind of death is tried on both backends.
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["loky", "dask"])
 def test_a_worker_that_is_killed_costs_what_it_had_not_finished(
-    backend: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if backend == "dask":
-        need_dask()
-    made(place, tmp_path / "out", 0, backend)
+    need_dask()
+    made(place, tmp_path / "out", 0, "dask")
     check_restart(place, tmp_path / "out", 0, False, monkeypatch)
 
 
 @pytest.mark.slow
-def test_the_death_of_the_scheduler_leaves_what_was_finished(
+def test_the_death_of_the_command_leaves_what_was_finished(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    need_dask()
-    with cluster(tmp_path / "dask") as dask:
-        victim = dask.scheduler.pid
-        with pytest.raises(InvalidInput, match="it is gone, what was finished is kept"):
-            made(place, tmp_path / "out", victim, "dask", dask.address)
-        assert dask.scheduler.wait(20) == -signal.SIGKILL
-    check_restart(place, tmp_path / "out", victim, True, monkeypatch)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("backend", ["loky", "dask"])
-def test_the_death_of_the_command_leaves_what_was_finished(
-    backend: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if backend == "dask":
-        need_dask()
-
-    def killed(scheduler: str) -> int:
-        words = ", ".join(map(repr, (str(place), str(tmp_path / "out"), backend, scheduler)))
-        code = f"from tests.llm.sweeps.fatal import client; client({words})"
-        return killed_with_its_workers(code)
-
-    if backend == "loky":
-        assert killed("") == -signal.SIGKILL
-    else:
-        with cluster(tmp_path / "dask") as dask:
-            assert killed(dask.address) == -signal.SIGKILL
+    words = ", ".join(map(repr, (str(place), str(tmp_path / "out"), "loky", "")))
+    code = f"from tests.llm.sweeps.fatal import client; client({words})"
+    assert killed_with_its_workers(code) == -signal.SIGKILL
     victim = int(Path(f"{tmp_path / 'out'}.client").read_text("utf-8"))
     check_restart(place, tmp_path / "out", victim, True, monkeypatch)
