@@ -334,6 +334,8 @@ NAMES = (
 WHOLE = ("score", "unlearn", "markov unlearn", "parts")
 # Of those that take longest only the first call of each site.
 LONG = ("unlearn", "build", "muse", "sweep", "sequential")
+# Of a sweep every third of these: unlearning and evaluation are killed anywhere by other jobs.
+APART = {"sweep": 3}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -347,7 +349,8 @@ def test_a_command_that_is_killed_anywhere_and_given_again_ends_the_same(
     undisturbed = run_and_kill(jobs[name], whole, tmp_path / "log")
     assert undisturbed.code == 0, undisturbed.said
     ways = {"passing": name in WHOLE, "last": name not in LONG}
-    expected, tried = settled(whole), chosen(undisturbed.calls, **ways)
+    expected = settled(whole)
+    tried = chosen(undisturbed.calls, **ways)[:: APART.get(name, 1)]
     assert len(tried) >= 4 and MINE in expected
     for at in tried:
         place = start(given, tmp_path / "killed", name)
