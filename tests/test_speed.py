@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
+from markov.models import Transformer
 from tests.benchmarks import table
 from tests.test_readme import ROOT, rows
 
@@ -42,7 +43,7 @@ def test_the_machine_and_its_rate_are_said():
 def test_a_bound_counts_what_its_experiments_multiply():
     """By hand, for the runs of Figure 5: the models, and all test data at 51 steps."""
     found = table.products(table.figure_5(), models=False)
-    model = table.Transformer.released()
+    model = Transformer.released()
     tokens = {"length": (19 * 2000 + 19 * 1000 + 4 * 1000), "memorisation": (19 * 4000)}
     seen = [19 * 10_000 + 19 * 5000 + 4 * 5000, 19 * 10_000 + 19 * 5000, 19 * 10_000]
     recorded = 2 * 51 * sum(tokens.values())

@@ -19,6 +19,7 @@ interval over pretrained models: of over-forgetting with the law's, and of the p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from matplotlib.figure import Figure
 from figures import style
 from figures.cache import Context
 from figures.statistics import full_means, interval_text, logs, mean_interval, ratio_interval
-from figures.theory.phase_runs import phase_runs
+from figures.theory.phase_runs import phase_runs, unit
 from figures.theory.sweeps import MIDDLE
 from llm.intervals import Estimate
 from markov.objectives import CORNERS
@@ -61,8 +62,15 @@ def cells(frame: pd.DataFrame) -> pd.DataFrame:
     It is nan where some run did not reach its goals; `reached` is the share of those that did.
     """
     columns = [*ROWS, "reached"]
-    models = full_means(frame.groupby([*KEYS, "pretrain_seed"])[columns])
-    return full_means(models.groupby(KEYS)[columns]).reset_index()
+    return full_means(of_models(frame, columns).groupby(KEYS)[columns]).reset_index()
+
+
+def of_models(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Return the mean of every cell and pretrained model over its orders of batches.
+
+    It is nan where some run did not reach its goals.
+    """
+    return full_means(frame.groupby([*KEYS, "pretrain_seed"])[list(columns)])
 
 
 def agreement(frame: pd.DataFrame) -> pd.DataFrame:
@@ -176,18 +184,13 @@ def heat(axes: Axes, own: pd.DataFrame, measure: str, by: str) -> Any:
         aspect="auto",
         interpolation="nearest",
     )
-    betas = own.groupby("level")["level"].first() / _unit(own)
+    _, normalize = CORNERS[str(own["method"].iloc[0])]
+    betas = table.columns.to_numpy(float) / unit(normalize)
     axes.set_xticks(range(len(table.columns)), [f"{beta:.3g}" for beta in betas], fontsize=6.5)
     axes.set_yticks(range(len(table.index)), [f"{value:g}" for value in table.index])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return image
-
-
-def _unit(own: pd.DataFrame) -> float:
-    """Return by what a level of beta is divided for this corner."""
-    _, normalize = CORNERS[str(own["method"].iloc[0])]
-    return MIDDLE ** (1 - normalize)
 
 
 def _front(axes: Axes, own: pd.DataFrame) -> None:

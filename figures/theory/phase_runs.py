@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -84,11 +85,16 @@ def experiments(base: Experiment, levels: Sequence[float], orders: int) -> list[
     found, first = list[Experiment](), start(base.case)
     for method, (_, normalize) in CORNERS.items():
         for level in levels:
-            objective = corner(method, level / MIDDLE ** (1 - normalize))
+            objective = corner(method, level / unit(normalize))
             alone = float(time_to_forget(objective, MIDDLE, FALL, first))
             own = replace(base, objective=objective, learning_rate=PACE["together"] * alone)
             found += grid(own, seed=range(orders))
     return found
+
+
+def unit(normalize: Any) -> Any:
+    """Return by what a level of beta is divided: 1 for a mean over tokens, 20 for a sum of them."""
+    return MIDDLE ** (1 - normalize)
 
 
 def _recorded() -> tuple[int, ...]:
@@ -115,11 +121,10 @@ def _block(job: Block) -> pd.DataFrame:
             for place, one in enumerate(made)
         ]
     )
-    unit = np.where(swept["normalize"] == 1, 1, MIDDLE)
     return pd.DataFrame(
         {
             **{name: swept[name] for name in ("method", "beta", "pretrain_seed", "seed")},
-            "level": (swept["beta"] * unit).round(9),
+            "level": (swept["beta"] * unit(swept["normalize"])).round(9),
             "length": case.scored[0],
             "share": case.shares[0],
             **{name: swept[name] for name in ("reached", "step", "retain_distance")},

@@ -18,8 +18,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from figures import style
-from figures.statistics import full_means, mean_interval
-from figures.theory.phase import LOOKS, ROWS, cells
+from figures.statistics import mean_interval
+from figures.theory.phase import KEYS, LOOKS, ROWS, cells, of_models
 from figures.theory.sweeps import MIDDLE
 from figures.views.view import WIDTH, Picture, View, plain_log_axis
 from markov.errors import require
@@ -155,11 +155,9 @@ def _axes(panels: Mapping[str, Axes], lengths: Sequence[float]) -> None:
 
 def _points(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the mean of every cell and measure with its interval over pretrained models."""
-    keys = ["method", "share", "level", "length"]
-    models = full_means(frame.groupby([*keys, "pretrain_seed"])[list(ROWS)]).reset_index()
     rows = []
-    for key, own in models.groupby(keys):
-        known = dict(zip(keys, key, strict=True))
+    for key, own in of_models(frame, list(ROWS)).groupby(KEYS):
+        known = dict(zip(KEYS, key, strict=True))
         for measure in ROWS:
             values = own[measure].to_numpy(float)
             found = mean_interval(values if np.isfinite(values).all() else values[:0])

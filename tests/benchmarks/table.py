@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,15 +23,13 @@ import pandas as pd
 from figures.scale import Scale
 from figures.theory.phase_runs import blocks
 from figures.theory.phase_runs import experiments as of_block
-from markov.cases import CASES, LENGTH
-from markov.experiments import Experiment, Pretraining, grid
+from markov.experiments import Experiment
 from markov.files.storage import atomic_path
-from markov.models import Tabular, Transformer
 from markov.objectives import npo
-from markov.running.dividing import tokens_of
 from markov.running.models import needed, train
 from markov.running.run import run
-from tests.benchmarks.test_markov import PAPER, matmul_rate
+from tests.benchmarks.gpu.chains import products as of_runs
+from tests.benchmarks.test_markov import figure_5, matmul_rate, trivial
 
 KEPT = Path(__file__).parents[2] / "figures" / "gallery" / "speed.csv"
 CORES = 2
@@ -51,26 +48,9 @@ class Timed(NamedTuple):
     models: bool = False
 
 
-def figure_5() -> list[Experiment]:
-    """Return the runs of the paper's Figure 5 of one seed, on the released architecture."""
-    base = Experiment(model=Transformer.released())
-    return [
-        one
-        for name, case in CASES.items()
-        for one in grid(replace(base, case=case), objective=PAPER[name])
-    ]
-
-
 def unlearning() -> list[Experiment]:
     """Return what `python -m markov unlearn` makes."""
     return [Experiment(objective=npo(0.2))]
-
-
-def trivial() -> list[Experiment]:
-    """Return a thousand runs of two steps of a table of transitions."""
-    case = replace(LENGTH, retain_count=200, forget1_count=100, forget2_count=100)
-    base = Experiment(case=case, model=Tabular(), steps=2, test_examples=8)
-    return grid(base, seed=range(1000), pretraining=[Pretraining(epochs=1)])
 
 
 def phase() -> list[Experiment]:
@@ -95,9 +75,8 @@ ROWS = (
 
 def products(experiments: Sequence[Experiment], *, models: bool) -> float:
     """Return the floating-point operations of the linear layers, those of training `models` too."""
-    runs = sum(one.model.products * sum(tokens_of(one)) for one in experiments)
     trained = 0.0 if models else sum(job.cost for job in needed(experiments))
-    return 2.0 * (runs + trained)
+    return of_runs(experiments) + 2.0 * trained
 
 
 def rate(cores: int) -> float:

@@ -40,6 +40,24 @@ def matmul_rate(seconds: float = 1.0) -> float:
     return count * 2 * 384**3 / (time.perf_counter() - began)
 
 
+def figure_5() -> list[Experiment]:
+    """The runs of the paper's Figure 5 of one seed, on the released architecture."""
+    base = Experiment(model=Transformer.released())
+    return [
+        one
+        for name, case in CASES.items()
+        for one in grid(replace(base, case=case), objective=PAPER[name])
+    ]
+
+
+def trivial(models: int = 1) -> list[Experiment]:
+    """A thousand runs of two steps of a table of transitions."""
+    case = replace(LENGTH, retain_count=200, forget1_count=100, forget2_count=100)
+    seeds = [Pretraining(epochs=1, seed=seed) for seed in range(models)]
+    base = Experiment(case=case, model=Tabular(), steps=2, test_examples=8)
+    return grid(base, seed=range(1000 // models), pretraining=seeds)
+
+
 def report(text: str) -> None:
     print(f"\n    {text}")
 
@@ -59,13 +77,7 @@ def test_figure_5_from_nothing(benchmark: BenchmarkFixture, cache: Path) -> None
     """Released architecture, both cases and methods, 50 steps, 51 evaluations on the full test
     sets, one seed.
     """
-    model, workers = Transformer.released(), 2
-    base = Experiment(model=model)
-    experiments = [
-        one
-        for name, case in CASES.items()
-        for one in grid(replace(base, case=case), objective=PAPER[name])
-    ]
+    model, workers, experiments = Transformer.released(), 2, figure_5()
     frame = benchmark.pedantic(lambda: run(experiments, n_jobs=workers, progress=False), rounds=1)
     trained = [(case, part) for case in CASES.values() for part in case.pretrain_components] + [
         (LENGTH, "retain")
@@ -113,10 +125,7 @@ def test_unlearning_per_member(benchmark: BenchmarkFixture, cache: Path, members
 @pytest.mark.parametrize("models", [1, 10])
 def test_trivial_runs(benchmark: BenchmarkFixture, cache: Path, models: int) -> None:
     """1,000 runs of two steps of a table of transitions: what each costs beside its own work."""
-    case = replace(LENGTH, retain_count=200, forget1_count=100, forget2_count=100)
-    seeds = [Pretraining(epochs=1, seed=seed) for seed in range(models)]
-    base = Experiment(case=case, model=Tabular(), steps=2, test_examples=8)
-    experiments = grid(base, seed=range(1000 // models), pretraining=seeds)
+    experiments = trivial(models)
     run(experiments[:models], progress=False)
     frame = benchmark.pedantic(lambda: run(experiments, progress=False), rounds=1)
     assert frame["run"].nunique() == 1000

@@ -20,7 +20,7 @@ from markov.experiments import Experiment, Pretraining, grid
 from markov.models import Parameters, Transformer, stack_parameters
 from markov.numerics import one_thread
 from markov.objectives import CORNERS, Objective
-from markov.recording import Trajectory, log_laws, mean_kl
+from markov.recording import Probe, Trajectory, kl_to_truth, log_laws
 from markov.running.dividing import tokens_of
 from markov.running.models import ModelJob, load_model, model_jobs, model_path, train
 from markov.running.run import trajectory
@@ -135,8 +135,8 @@ def goals(job: ModelJob, parameters: Parameters) -> Iterator[tuple[str, float]]:
     """Yield the distance of a model from the truth, on the test sequences of each component."""
     data, one = job.case.sample(job.pretraining.seed), stack_parameters([parameters])
     for name, chain in zip(job.case.lengths, job.case.chains(), strict=True):
-        truth = chain.transition.to(torch.float32).log()[data.test[name][:, :-1]]
-        yield name, float(mean_kl(truth, log_laws(job.model, one, data.test[name])))
+        laws = log_laws(job.model, one, data.test[name])
+        yield name, float(kl_to_truth(Probe(data.test[name], chain.transition, laws, laws), laws))
 
 
 @contextmanager
