@@ -13,8 +13,10 @@ objective, rates and profiles are functions of a `Trajectory` and need no new ru
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial, reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -70,6 +72,19 @@ class Member(NamedTuple):
     probes: tuple[Probe, ...]
 
 
+class Threads(NamedTuple):
+    """How many threads compute the pieces of a batch, and from which share of all steps on.
+
+    Before that it is one.
+    """
+
+    count: int = 1
+    start: float = 0.0
+
+
+ONE_THREAD = Threads()
+
+
 def pretrain(
     model: Model,
     corpora: Sequence[Corpus],
@@ -81,11 +96,13 @@ def pretrain(
     optimizer: Optimizer,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
+    threads: Threads = ONE_THREAD,
     on_step: Callable[[int, Parameters], None] | None = None,
 ) -> dict[str, Tensor]:
     """Minimise the mean cross-entropy over scored tokens and return the runs' stacked parameters.
 
-    Each run has one corpus and one seed. A seed gives the same start to every corpus.
+    Each run has one corpus and one seed. A seed gives the same start to every corpus. How
+    many `threads` compute the pieces of a batch changes the time, never a bit.
     `on_step(step, parameters)` is called after every step. Raises `InvalidInput` for corpora of
     different shapes.
     """
@@ -98,28 +115,21 @@ def pretrain(
     rates = next(iter(parameters.values())).new_full((len(seeds),), learning_rate)
     state, step, lengths = optimizer.init(parameters), 0, lengths_of(corpora)
     corpora = [corpus.to(device) for corpus in corpora]
-    for _ in range(epochs):
-        order = torch.stack([torch.randperm(count, generator=own) for own in generators])
-        for rows in order.split(batch, dim=1):
-            rows, step = longest_first(rows, lengths, rows.shape[1]), step + 1
-            own = lengths.gather(1, rows)
-            now, total = take(corpora, rows), own.sum(-1).to(device)
-            groups = grouped(own, partial(even_cuts, rows=cutting.rows), cutting.alike)
-
-            def losses(
-                own: Parameters,
-                chosen: Runs,
-                found: Cuts,
-                now: Batches = now,
-                total: Tensor = total,
-            ) -> Iterator[Tensor]:
-                for part in pieces(now.of(chosen), found):
-                    loss = _cross_entropy(model, own, own, part) * part.mask
-                    yield (loss.sum((-1, -2)) / total[chosen]).sum()
-
-            optimizer.step(parameters, _gradients(parameters, groups, losses), state, rates, step)
-            if on_step is not None:
-                on_step(step, parameters)
+    alone = threads.start * epochs * -(-count // batch)
+    with _pieces_by(threads.count) as together:
+        for _ in range(epochs):
+            order = torch.stack([torch.randperm(count, generator=own) for own in generators])
+            for rows in order.split(batch, dim=1):
+                rows, step = longest_first(rows, lengths, rows.shape[1]), step + 1
+                own = lengths.gather(1, rows)
+                now, total = take(corpora, rows), own.sum(-1).to(device)
+                groups = grouped(own, partial(even_cuts, rows=cutting.rows), cutting.alike)
+                losses = partial(_mean_cross_entropies, model, now, total)
+                spread = together if step > alone else map
+                gradients = _gradients(parameters, groups, losses, spread)
+                optimizer.step(parameters, gradients, state, rates, step)
+                if on_step is not None:
+                    on_step(step, parameters)
     return {name: value.detach() for name, value in parameters.items()}
 
 
@@ -192,22 +202,22 @@ def unlearn(
             break
         rows = slice(step * batch, (step + 1) * batch)
 
-        def losses(
+        def loss(
             own: Parameters, chosen: Runs, found: Cuts, step: int = step, rows: slice = rows
-        ) -> Iterator[Tensor]:
+        ) -> Tensor:
             parts = pieces(forget.of(chosen, rows), found)
             logp = torch.cat([score(model, own, *part[:2]).logp for part in parts], dim=1)
             seq = SequenceLogProbs(logp, scored[chosen, rows], ref[chosen, rows])
             each, weight = loss_and_weight(Objective(*(field[chosen] for field in laws)), seq)
-            weights[chosen, step], loss = weight.detach(), each.mean(-1)
+            weights[chosen, step], mean = weight.detach(), each.mean(-1)
             if retain is not None and start is not None:
                 kept = retain.of(chosen, rows)
                 first = {name: value[chosen] for name, value in start.items()}
                 each = RETAIN_LOSSES[retain_term](model, own, first, kept)
-                loss = loss + retain_weight[chosen] * _token_mean(each, kept.mask)
-            yield loss.sum()
+                mean = mean + retain_weight[chosen] * _token_mean(each, kept.mask)
+            return mean.sum()
 
-        gradients = _gradients(parameters, groups[step], losses)
+        gradients = _gradients(parameters, groups[step], lambda *own: [partial(loss, *own)])
         optimizer.step(parameters, gradients, state, rates, step + 1)
     labels = [index for index, probe in enumerate(runs[0].probes) for _ in probe.tokens]
     probed = [float(probe.tokens.shape[1] - 1) for probe in runs[0].probes for _ in probe.tokens]
@@ -251,21 +261,26 @@ def _drawn(
     return take(corpora, order), order, lengths.gather(1, order)
 
 
+# The losses of the parameters of some runs, whose rows are cut in a certain way; none is computed
+# before it is called.
+Losses = Callable[[Parameters, Runs, Cuts], Iterable[Callable[[], Tensor]]]
+
+
 def _gradients(
     parameters: Parameters,
     groups: Sequence[tuple[Runs, Cuts]],
-    losses: Callable[[Parameters, Runs, Cuts], Iterable[Tensor]],
+    losses: Losses,
+    spread: Callable[..., Iterable[Any]] = map,
 ) -> dict[str, Tensor]:
     """Return the gradient of every run's sum of losses.
 
-    It is found for one group of runs after the other. `losses(parameters of the group, its runs,
-    how their rows are cut)` are scalars; each is freed of its graph before the next is computed.
+    It is found for one group of runs after the other. Each loss is freed of its graph once it has
+    its gradient; `spread` may compute several at a time. They are added in their order.
     """
 
     def found(own: Parameters, chosen: Runs, where: Cuts) -> dict[str, Tensor]:
-        each = (
-            torch.autograd.grad(loss, list(own.values())) for loss in losses(own, chosen, where)
-        )
+        values = list(own.values())
+        each = spread(lambda loss: torch.autograd.grad(loss(), values), losses(own, chosen, where))
         return dict(
             zip(own, (reduce(torch.add, one) for one in zip(*each, strict=True)), strict=True)
         )
@@ -278,6 +293,20 @@ def _gradients(
         for name, gradient in found(own, chosen, where).items():
             whole[name][chosen] = gradient
     return whole
+
+
+@contextmanager
+def _pieces_by(count: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """Yield what maps a function over the pieces of a batch, by so many threads.
+
+    Each of them computes as the caller does. (torch counts threads for every thread anew.)
+    """
+    if count == 1:
+        yield map
+        return
+    same = {"initializer": torch.set_num_threads, "initargs": (torch.get_num_threads(),)}
+    with ThreadPoolExecutor(count, **same) as pool:
+        yield pool.map
 
 
 @torch.no_grad()
@@ -319,6 +348,27 @@ def _references(
         known[group] = known[group].scatter(1, rows[group].to(like.device), logp)
     places = torch.tensor([list(firsts).index(key) for key in keys])
     return known[places].gather(1, order.to(like.device))
+
+
+def _mean_cross_entropies(
+    model: Model,
+    now: Batches,
+    total: Int64[Tensor, " runs"],
+    parameters: Parameters,
+    chosen: Runs,
+    found: Cuts,
+) -> Iterator[Callable[[], Tensor]]:
+    """Yield the share of each piece of a batch in the mean over the tokens of the batch, `total`.
+
+    Those of several runs are added up.
+    """
+
+    def loss(part: Batches) -> Tensor:
+        each = _cross_entropy(model, parameters, parameters, part) * part.mask
+        return (each.sum((-1, -2)) / total[chosen]).sum()
+
+    for part in pieces(now.of(chosen), found):
+        yield partial(loss, part)
 
 
 def _cross_entropy(

@@ -25,7 +25,7 @@ from markov.models import Parameters, Tabular, Transformer
 from markov.numerics import one_thread
 from markov.optimizers import OPTIMIZERS
 from markov.sweeps import ComponentSweep
-from markov.training import pretrain
+from markov.training import ONE_THREAD, Threads, pretrain
 
 OnStep = Callable[[int, Parameters], None]
 # What a trained model depends on: how its data are made and read, and how it is trained.
@@ -136,14 +136,15 @@ def train(
     on_step: Callable[[int, int, Parameters], None] | None = None,
     *,
     progress: bool = True,
+    threads: Threads = ONE_THREAD,
 ) -> None:
-    """Train a model and keep it; `on_step` is as in `load_model`.
+    """Train a model and keep it; `on_step` is as in `load_model`, `threads` as in `pretrain`.
 
     Where another process of this machine trains it now, wait for that.
     """
     with _alone(model_path(folder, job)):
         if not is_trained(folder, job):
-            _train(folder, job, on_step, progress)
+            _train(folder, job, on_step, progress, threads)
 
 
 def _train(
@@ -151,6 +152,7 @@ def _train(
     job: ModelJob,
     on_step: Callable[[int, int, Parameters], None] | None,
     progress: bool,
+    threads: Threads,
 ) -> None:
     settings, data = job.pretraining, job.case.sample(job.pretraining.seed)
     corpus = Corpus.join(job.case.pretraining_data(data))
@@ -171,6 +173,7 @@ def _train(
             optimizer=OPTIMIZERS[settings.optimizer],
             dtype=getattr(torch, job.precision),
             device=job.device,
+            threads=threads,
             on_step=tick,
         )
     own = {name: value[0].contiguous() for name, value in parameters.items()}
@@ -201,6 +204,24 @@ def needed(experiments: Sequence[Experiment]) -> list[ModelJob]:
         for job in dict.fromkeys(model_jobs(experiment)):
             waiting[job] = waiting.get(job, 0) + 1
     return sorted(waiting, key=lambda job: (-waiting[job], -job.cost))
+
+
+def threads_of(jobs: Sequence[ModelJob], processes: int) -> list[Threads]:
+    """Return how many threads train each model, where so many processes train them at once.
+
+    More threads than cores take each other's cache: with two for each of two models on two cores
+    the training took a tenth more of their time. So the cores are divided, and where every model
+    has a process, the longest takes all of them once the others are there.
+    """
+    each = max(1, processes // max(1, len(jobs)))
+    costs = sorted((job.cost for job in jobs), reverse=True)
+    others = sum(costs[1:2])
+    if each > 1 or len(jobs) > processes:
+        return [Threads(each)] * len(jobs)
+    return [
+        Threads(processes, others / job.cost) if job.cost == costs[0] > others else ONE_THREAD
+        for job in jobs
+    ]
 
 
 @contextmanager

@@ -40,6 +40,7 @@ from markov.running.models import (
     models_folder,
     needed,
     steps_bar,
+    threads_of,
     train,
 )
 from markov.studies import ideal_forget_distance
@@ -151,7 +152,12 @@ def _make(
     # With one process the bar follows single steps; workers cannot draw on it, so there it counts
     # models and shares.
     alone = progress and n_jobs == 1 and not elsewhere()
-    training = [partial(train, folder, job, progress=alone) for job in missing]
+    # Workers of a cluster have one thread each.
+    threads = threads_of(missing, 1 if elsewhere() else joblib.effective_n_jobs(n_jobs))
+    training = [
+        partial(train, folder, job, progress=alone, threads=own)
+        for job, own in zip(missing, threads, strict=True)
+    ]
     making = [partial(_made, folder, alone, kept, divided[place]) for place in order]
     label = "pretraining and unlearning" if missing else "unlearning"
     found = together([*training, *making], n_jobs, progress, label)[len(missing) :]

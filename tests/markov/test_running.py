@@ -31,9 +31,10 @@ from markov.objectives import gradient_ascent, npo, simnpo
 from markov.running import run as running
 from markov.running.backends import together
 from markov.running.dividing import Share, ensembles, shares, split
-from markov.running.models import load_model, model_jobs, model_path
+from markov.running.models import load_model, model_jobs, model_path, threads_of
 from markov.running.run import parts_missing, run, run_part, trajectory
 from markov.sweeps import LENGTHS, SHARES, ComponentSweep
+from markov.training import Threads
 from tests.helpers import check_same_parameters, files_in
 
 SMALL = {
@@ -192,6 +193,38 @@ def test_an_ensemble_of_32_dispatches_hardly_more_operations_than_one_of_8(
 def test_a_part_that_is_none_is_refused(part: int, count: int, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput):
         run_part([BASE], part, count, parts=tmp_path)
+
+
+def test_no_core_is_idle_while_models_are_trained_and_none_is_asked_for_twice() -> None:
+    original, retrained = model_jobs(replace(BASE, case=LENGTH, model=Transformer()))
+    assert original.cost > retrained.cost
+    # the longer one has both cores when the other is there
+    share = retrained.cost / original.cost
+    assert threads_of([original, retrained], 2) == [Threads(2, share), Threads()]
+    assert threads_of([retrained, original], 2) == [Threads(), Threads(2, share)]
+    assert threads_of([original], 2) == [Threads(2)]
+    assert threads_of([original, retrained], 5) == [Threads(2), Threads(2)]
+    # with a queue, and in one process, each has a core
+    assert threads_of([original, retrained, retrained], 2) == [Threads()] * 3
+    assert threads_of([original, retrained], 1) == [Threads()] * 2
+    # of two that take equally long none helps
+    assert threads_of([original, original], 2) == [Threads()] * 2
+    assert threads_of([], 2) == []
+
+
+def test_training_is_told_of_its_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Threads] = []
+
+    def noted(*_: Any, threads: Threads, **__: Any) -> None:
+        told.append(threads)
+
+    monkeypatch.setattr(running, "LITTLE", 0.0)
+    monkeypatch.setattr(running, "together", lambda tasks, *_: [task() for task in tasks])
+    monkeypatch.setattr(running, "train", noted)
+    monkeypatch.setattr(running, "_made", lambda *_: (_ for _ in ()).throw(KeyError))
+    with pytest.raises(KeyError):
+        running.run(GRID[:1], n_jobs=6, cache=tmp_path, progress=False)
+    assert told == [Threads(3), Threads(3)]
 
 
 def in_this_process(tasks: Sequence[Callable[[], Any]], *_: object) -> list[Any]:

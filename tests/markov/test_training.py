@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import threading
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from typing import Any, ClassVar
@@ -40,7 +41,7 @@ from markov.objectives import Objective, gradient_ascent, npo, simnpo
 from markov.optimizers import OPTIMIZERS, Sgd
 from markov.recording import CHUNK, Probe, Trajectory, log_laws, mean_kl
 from markov.studies import Data, ideal_forget_distance
-from markov.training import RETAIN_LOSSES, Member, RetainTerm, pretrain, unlearn
+from markov.training import RETAIN_LOSSES, Member, RetainTerm, Threads, pretrain, unlearn
 from tests.helpers import (
     check_close,
     check_same_parameters,
@@ -244,6 +245,52 @@ def test_pretraining_is_plain_descent_on_whole_padded_batches(
         )
         > 1e-3
     )
+
+
+@pytest.mark.parametrize("threads", [Threads(2), Threads(3, 0.5), Threads(8, 0.7)])
+def test_threads_change_no_bit_of_a_pretraining(threads: Threads):
+    corpora = [mixed({7: 60, 4: 50, 2: 40}), mixed({7: 30, 3: 120}, seed=1)]
+    ways = {"optimizer": OPTIMIZERS["adamw"], "batch": 128, "dtype": torch.float32}
+    before = torch.get_num_threads()
+    alone = pretrained(MODEL, corpora, [0, 3], **ways)
+    check_same_parameters(
+        pretrained(MODEL, corpora, [0, 3], **ways, threads=threads), alone, atol=0
+    )
+    assert torch.get_num_threads() == before
+
+
+def test_threads_compute_as_the_caller_does_and_pass_on_what_is_raised():
+    seen: list[tuple[str, int]] = []
+
+    class Watched(Tabular):
+        def logits(self, parameters: Mapping[str, Tensor], tokens: Tensor) -> Tensor:
+            seen.append((threading.current_thread().name, torch.get_num_threads()))
+            if len(seen) == 5:
+                raise KeyError("stop")
+            return super().logits(parameters, tokens)
+
+    corpus = mixed({5: 40, 3: 50})
+    with pytest.raises(KeyError, match="stop"):
+        pretrained(
+            Watched(states=STATES), [corpus], [0], optimizer=Sgd(), batch=90, threads=Threads(2)
+        )
+    assert {threads for _, threads in seen} == {torch.get_num_threads()}
+    assert threading.current_thread().name not in {name for name, _ in seen}
+
+
+@pytest.mark.parametrize(("start", "alone"), [(0.0, 0), (0.5, 3), (1.0, 6)])
+def test_threads_help_from_their_share_of_the_steps_on(start: float, alone: int):
+    by: list[str] = []
+
+    class Watched(Tabular):
+        def logits(self, parameters: Mapping[str, Tensor], tokens: Tensor) -> Tensor:
+            by.append(threading.current_thread().name)
+            return super().logits(parameters, tokens)
+
+    ways = {"optimizer": Sgd(), "epochs": 3, "batch": 11}  # two steps an epoch, of one piece each
+    pretrained(Watched(states=STATES), CORPORA[:1], [0], **ways, threads=Threads(2, start))
+    own = threading.current_thread().name
+    assert [name == own for name in by] == [True] * alone + [False] * (6 - alone)
 
 
 def test_what_pretraining_returns_is_final_and_frozen():
