@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
+import torch
 
-from markov.models import Transformer
-from tests.benchmarks import table
+from markov.models import Transformer, stack_parameters
+from tests.benchmarks import released, table
+from tests.helpers import check_close
 from tests.test_readme import ROOT, rows
 
 PAGE = (ROOT / "notebooks" / "speed.md").read_text("utf-8")
@@ -52,3 +54,30 @@ def test_a_bound_counts_what_its_experiments_multiply():
     assert 0 < steps < 0.02 * recorded  # of four runs of 50 steps of 4 sequences
     without = table.products(table.figure_5(), models=True)
     assert found - without == pytest.approx(2 * model.products * trained)
+
+
+def test_the_released_way_computes_the_same_model():
+    model, net = Transformer.released(), released.Net()
+    own = model.init(3)
+    theirs = {"token.weight": own["token"], "position.weight": own["position"]}
+    names = {"norm1": "norms.0", "up": "mlp.0", "down": "mlp.2", "norm2": "norms.1"}
+    for block in range(model.depth):
+        parts = own[f"{block}.attention.weight"].split(model.width, dim=1)
+        for name, part in zip(("query", "key", "value"), parts, strict=True):
+            theirs[f"blocks.{block}.{name}.weight"] = part.T
+        for mine, name in names.items():
+            weight = own[f"{block}.{mine}.weight"]
+            theirs[f"blocks.{block}.{name}.weight"] = weight.T if weight.ndim == 2 else weight
+            theirs[f"blocks.{block}.{name}.bias"] = own[f"{block}.{mine}.bias"]
+    theirs |= {"head.weight": own["head.weight"].T, "head.bias": own["head.bias"]}
+    net.load_state_dict(theirs)
+    states = torch.randint(10, (6, 19), generator=torch.Generator().manual_seed(1))
+    want = model.logits(stack_parameters([own]), states[None])[0]
+    check_close(net(states), want, rtol=1e-4, atol=1e-5)
+
+
+def test_the_released_way_pads_behind_and_scores_no_padding():
+    rows = released.OneByOne([("retain", [3, 1, 2]), ("forget2", list(range(10)) * 2)])
+    assert rows[0]["seen"].tolist() == [3, 1] + [0] * 17
+    assert rows[0]["next"].tolist() == [1, 2] + [released.NOTHING] * 17
+    assert rows[1]["next"].tolist() == [*range(1, 10), *range(10)]
