@@ -16,8 +16,8 @@ from llm.intervals import Estimate
 def mean_interval(values: np.ndarray, level: float = 0.95) -> Estimate:
     """Return the mean of the finite values with Student's t interval, mean +- t sd / sqrt(n).
 
-    The interval is nan for n < 2. Runs that share a pretrained model are taken as independent,
-    which is optimistic if that model matters.
+    The interval is nan for n < 2. The values are taken as independent: runs that share a pretrained
+    model are averaged first (`over_models`).
     """
     known = np.asarray(values, dtype=float)
     known = known[np.isfinite(known)]
@@ -30,6 +30,50 @@ def mean_interval(values: np.ndarray, level: float = 0.95) -> Estimate:
     return Estimate(
         float(known.mean()), float(known.mean() - half), float(known.mean() + half), count
     )
+
+
+def over_models(values: pd.Series, models: pd.Series | np.ndarray, level: float = 0.95) -> Estimate:
+    """Return the mean over pretrained models with Student's t interval over them.
+
+    Orders of batches of one model are averaged first, those that are finite: between models lies a
+    third to three quarters of the variance, so that they are no independent draws. `models` has the
+    model of each value.
+    """
+    known = values.where(np.isfinite(values.to_numpy(dtype=float)))
+    return mean_interval(known.groupby(models).mean().to_numpy(dtype=float), level)
+
+
+def p_value(estimate: Estimate, none: float = 0.0, level: float = 0.95) -> float:
+    """Return the two-sided p-value of Student's t test that belongs to an interval.
+
+    The interval is that of `mean_interval`. The p-value is nan without one, and 0 where the values
+    do not differ.
+    """
+    if not np.isfinite(estimate.high - estimate.low):
+        return float("nan")
+    half = (estimate.high - estimate.low) / 2
+    if half == 0:
+        return float(estimate.value == none)
+    error = half / stats.t.ppf((1 + level) / 2, estimate.count - 1)
+    return float(2 * stats.t.sf(abs(estimate.value - none) / error, estimate.count - 1))
+
+
+def holm_levels(p_values: Sequence[float], alpha: float = 0.05) -> list[float]:
+    """Return the level of the interval by which each of several claims is judged together.
+
+    Holm's procedure: the smallest of m p-values is compared with alpha/m, the next with
+    alpha/(m-1), and so on until one is larger; the others are compared with what that one was. An
+    interval of 1 - that number leaves "no effect" out exactly where Holm's test rejects it. So the
+    probability that any effect is found where there is none is at most alpha. A p-value that is nan
+    comes last.
+    """
+    order = sorted(range(len(p_values)), key=lambda at: (math.isnan(p_values[at]), p_values[at]))
+    levels, left = [0.0] * len(p_values), len(p_values)
+    for place in order:
+        levels[place] = 1 - alpha / left
+        if p_values[place] <= alpha / left and left > 1:
+            left -= 1
+    return levels
 
 
 def full_means(grouped: Any) -> Any:

@@ -172,10 +172,12 @@ def settings_columns(experiment: Experiment) -> dict[str, object]:
 def crossings(table: pd.DataFrame) -> pd.DataFrame:
     """Return where each forget component of each run first reaches the retrained model's distance.
 
-    A row holds the step and the retain distance at that moment. Between two recorded steps all
-    distances are taken as linear. `other_gap` is the other forget component's distance minus its
-    own goal at that moment: positive is over-forgetting. A run that never gets there has nan, and
-    `reached` False; one that starts there has step 0. Raises `InvalidInput` for a table of a sweep.
+    A row holds the step and the retain distance at that moment, and `retain_paid`, by how much that
+    is above the retain distance at the start (nan where step 0 is not recorded). Between two
+    recorded steps all distances are taken as linear. `other_gap` is the other forget component's
+    distance minus its own goal at that moment: positive is over-forgetting. A run that never gets
+    there has nan, and `reached` False; one that starts there has step 0. Raises `InvalidInput` for
+    a table of a sweep.
     """
     names = sorted(set(table["component"]))
     require(
@@ -200,13 +202,15 @@ def crossings(table: pd.DataFrame) -> pd.DataFrame:
             step, retain, beyond = (
                 read_at(curve, at) for curve in (steps, values["retain"], values[other])
             )
-            found = {"reached": bool(np.isfinite(at)), "step": step, "retain_distance": retain}
             rows.append(
                 {
                     "run": run,
                     **settings[run],
                     "component": component,
-                    **found,
+                    "reached": bool(np.isfinite(at)),
+                    "step": step,
+                    "retain_distance": retain,
+                    "retain_paid": retain - (values["retain"][0] if steps[0] == 0 else np.nan),
                     "other_gap": beyond - goal[other],
                 }
             )

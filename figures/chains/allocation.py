@@ -5,19 +5,22 @@ of the forget set that goes to the second component (short, or never memorised),
 gradient norm that it receives, and the spread of the weights over all forget examples (standard
 deviation over mean). Half the sequences belong to each component. NPO starts with a spread of 0:
 every weight is 1, so that it starts as gradient ascent; length-normalised NPO starts with the
-spread of 1/|y| alone. Lines are means over runs, bands the 95% interval.
+spread of 1/|y| alone. Where all responses have one length (memorisation), normalising only changes
+the scale of beta, so that corners with one reference must nearly coincide. Lines are means over
+pretrained models, bands the 95% interval over them (Student's t, orders of batches averaged first).
 """
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
-import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from figures import style
 from figures.cache import Context
 from figures.chains.runs import corner_runs
-from figures.statistics import full_means
+from figures.statistics import full_means, over_models
 from markov.objectives import CORNERS
 
 ROWS = {
@@ -50,19 +53,9 @@ def plot(frame: pd.DataFrame) -> Figure:
     )
     for row, (measure, label) in zip(panels, ROWS.items(), strict=True):
         for axes, case in zip(row, cases, strict=True):
-            sns.lineplot(
-                frame[frame["case"] == case],
-                x="step",
-                y=measure,
-                hue="method",
-                hue_order=list(CORNERS),
-                palette=style.COLORS,
-                errorbar=("ci", 95),
-                n_boot=200,
-                seed=0,
-                ax=axes,
-                legend=False,
-            )
+            for method in CORNERS:
+                own = frame[(frame["case"] == case) & (frame["method"] == method)]
+                _line(axes, own, measure, style.COLORS[method])
             axes.set(xlabel="unlearning step", ylabel=label)
             if measure != "spread":
                 axes.axhline(0.5, color="grey", lw=0.8, zorder=0)
@@ -82,3 +75,15 @@ def plot(frame: pd.DataFrame) -> Figure:
             )
         bottom.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=7)
     return figure
+
+
+def _line(axes: Axes, own: pd.DataFrame, measure: str, color: str) -> None:
+    found = [
+        over_models(at[measure], at["pretrain_seed"])[:3]
+        for _, at in own.groupby("step", sort=True)
+    ]
+    value, low, high = np.array(found).T
+    steps = np.sort(own["step"].unique())
+    axes.plot(steps, value, color=color)
+    if np.isfinite(low).any():
+        axes.fill_between(steps, low, high, color=color, alpha=0.15, lw=0)

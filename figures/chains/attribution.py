@@ -4,12 +4,16 @@ The paper changes both at once; here they are apart.
 
 Left: retain distance at which a corner of the family brings a forget component to the retrained
 model's forget distance, each corner at the best beta of its grid (chosen on other batch orders;
-geometric mean over runs with 95% interval, dots are runs). Middle: how far the other forget
-component is from its own goal at that moment, positive where it is over-forgotten, so that 0 is
-even. A component that starts at its goal, as the never memorised one does, is there at step 0.
-Right: the main effects, the factor by which the cost changes when the reference is dropped, and
-when the length is normalised, each averaged over the other factor and paired by run; below 1 means
-cheaper.
+geometric mean over pretrained models with the 95% interval over them, dots are runs). Middle: how
+far the other forget component is from its own goal at that moment, positive where it is
+over-forgotten, so that 0 is even. A component that starts at its goal, as the never memorised one
+does, is there at step 0. Right: by which factor the cost changes, paired by run, where NPO's
+reference is dropped alone, where its length is normalised alone, and where both are done, which is
+SimNPO; below 1 means cheaper. If the two acted apart, both together would have the product of their
+factors (open marker): the distance from it is the interaction.
+
+Where all responses have one length (memorisation), dividing by it only changes the scale of beta
+and of the loss, so that what is left of its factor comes from the grid of beta and the optimiser.
 """
 
 from __future__ import annotations
@@ -22,14 +26,19 @@ from matplotlib.figure import Figure
 from figures import style
 from figures.cache import Context
 from figures.chains.runs import corner_runs
-from figures.statistics import mean_interval, ratio_interval
+from figures.statistics import lookup, over_models, ratio
+from llm.intervals import Estimate
 from markov.diagnostics import crossings
 from markov.objectives import CORNERS
 
+# What is done to NPO, and the corner that it leads to.
 EFFECTS = {
-    "reference dropped": ("reference_free_npo", "simnpo"),
-    "length normalised": ("length_normalized_npo", "simnpo"),
+    "reference dropped": "reference_free_npo",
+    "length normalised": "length_normalized_npo",
+    "both: SimNPO": "simnpo",
 }
+# What both would do if they acted apart, and the factor that is left beside it.
+PRODUCT, INTERACTION = "product", "interaction"
 
 SHIFTS = {-0.15: "forget1", 0.15: "forget2"}
 
@@ -43,23 +52,28 @@ def data(context: Context) -> pd.DataFrame:
 
 
 def effects(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the main effect of each factor on log cost.
+    """Return the factor on the cost of what is done to NPO, with its interval over models.
 
-    It is the mean over the two corners with the factor minus the mean over the two without.
+    Rows of `EFFECTS` compare a corner with NPO. Then come the product of the first two, and the
+    interaction, the factor of both divided by that product: 1 where they act apart. Main effects
+    follow from these: that of the reference is its factor alone times the root of the interaction.
+    A component that starts at its goal costs what the start costs whatever is done, and has no row.
     """
+    frame = frame[frame.groupby(["case", "component"])["step"].transform("max") > 0]
     index = ["case", "component", "pretrain_seed", "seed"]
     logs = frame.assign(log=np.log(frame["retain_distance"])).pivot(
         index=index, columns="method", values="log"
     )
+    each = pd.DataFrame({name: logs[method] - logs["npo"] for name, method in EFFECTS.items()})
+    alone, normalised, both = (each[name] for name in EFFECTS)
+    each[PRODUCT], each[INTERACTION] = alone + normalised, both - alone - normalised
     rows = []
-    for name, treated in EFFECTS.items():
-        others = [corner for corner in CORNERS if corner not in treated]
-        effect = (logs[treated[0]] + logs[treated[1]] - logs[others[0]] - logs[others[1]]) / 2
-        for _, own in (
-            effect.rename("effect").reset_index().groupby(["case", "component"], as_index=False)
-        ):
-            found = ratio_interval(own["effect"].to_numpy(dtype=float))
-            rows.append({**own[["case", "component"]].iloc[0], "effect": name, **found._asdict()})
+    for (case, component), own in each.groupby(["case", "component"], sort=True):
+        models = own.index.get_level_values("pretrain_seed").to_numpy()
+        for name in each:
+            found = ratio(over_models(own[name], models))
+            known = {"case": case, "component": component, "effect": name}
+            rows.append({**known, **found._asdict()})
     return pd.DataFrame(rows)
 
 
@@ -116,7 +130,7 @@ def _estimate(
 ) -> None:
     """Draw a mean with its interval, the runs as dots, and how many never reached their goal."""
     values = own[column].to_numpy(dtype=float)
-    found = ratio_interval(np.log(values)) if column == "retain_distance" else mean_interval(values)
+    found = _over_models(own, column)
     axes.plot(x + np.linspace(-0.07, 0.07, len(values)), values, ".", color=color, ms=3, alpha=0.5)
     error = [[found.value - found.low], [found.high - found.value]]
     axes.errorbar(x, found.value, error, fmt=marker, color=color, capsize=3, mec="black", mew=0.5)
@@ -132,25 +146,33 @@ def _estimate(
         )
 
 
+def _over_models(own: pd.DataFrame, column: str) -> Estimate:
+    """Return the mean over models, a geometric one of the distance that is paid."""
+    if column == "retain_distance":
+        logs = pd.Series(np.log(own[column].to_numpy(dtype=float)), index=own.index)
+        return ratio(over_models(logs, own["pretrain_seed"]))
+    return over_models(own[column], own["pretrain_seed"])
+
+
 def _effects(axes: Axes, summary: pd.DataFrame) -> None:
+    found = lookup(summary, ["effect", "component"])
+    shown = {shift: one for shift, one in SHIFTS.items() if one in set(summary["component"])}
     for place, name in enumerate(EFFECTS):
-        for shift, component in SHIFTS.items():
-            row = summary[(summary["effect"] == name) & (summary["component"] == component)].iloc[0]
-            error = [[row["value"] - row["low"]], [row["high"] - row["value"]]]
-            axes.errorbar(
-                place + shift,
-                row["value"],
-                error,
-                fmt=style.MARKERS[component],
-                color="black",
-                capsize=3,
-            )
+        for shift, component in shown.items():
+            one, marker = found[name, component], style.MARKERS[component]
+            error = [[one.value - one.low], [one.high - one.value]]
+            axes.errorbar(place + shift, one.value, error, fmt=marker, color="black", capsize=3)
+            if place == len(EFFECTS) - 1:
+                apart = found[PRODUCT, component].value
+                axes.plot(place + shift + 0.1, apart, marker, color="grey", mfc="white")
+    axes.plot([], [], "o", color="grey", mfc="white", label="product of the two alone")
+    axes.legend(fontsize=7)
     axes.axhline(1, color="grey", lw=0.8)
     axes.set_xticks(range(len(EFFECTS)), [name.replace(" ", "\n") for name in EFFECTS])
     axes.set(
         yscale="log",
-        xlim=(-0.5, 1.5),
-        ylabel="factor on the retain distance paid",
-        title="main effects",
+        xlim=(-0.5, len(EFFECTS) - 0.5),
+        ylabel="factor on NPO's retain distance",
+        title="what is done to NPO",
     )
     style.plain_log_ticks(axes)

@@ -21,9 +21,8 @@ from matplotlib.figure import Figure
 from figures import style
 from figures.cache import Context
 from figures.fits import straight_line
-from figures.statistics import interval_text, lookup, mean_interval
-from figures.theory.sweeps import over_models, share_runs
-from llm.intervals import Estimate
+from figures.statistics import interval_text, lookup, over_models
+from figures.theory.sweeps import share_runs
 from markov.diagnostics import first_crossing, read_at
 from markov.objectives import CORNERS
 from markov.sweeps import SHARES
@@ -114,7 +113,10 @@ def plot(frame: pd.DataFrame) -> Figure:
         for row, measure in zip(panels, ROWS, strict=True):
             for shift, method in enumerate(CORNERS):
                 own = frame[(frame["optimizer"] == optimizer) & (frame["method"] == method)]
-                points = [_over_models(one, measure) for _, one in own.groupby("share")]
+                points = [
+                    over_models(one[measure], one["pretrain_seed"])
+                    for _, one in own.groupby("share")
+                ]
                 value, low, high, _ = np.array(points).T
                 label = f"{style.LABELS[method]}, slope {interval_text(fitted[optimizer, method])}"
                 places, error = (
@@ -140,7 +142,3 @@ def plot(frame: pd.DataFrame) -> Figure:
     panels[0][0].set_ylim(0, 2.5)
     panels[1][0].set_ylim(-2.5, 4)
     return figure
-
-
-def _over_models(one: pd.DataFrame, measure: str) -> Estimate:
-    return mean_interval(one[measure].groupby(one["pretrain_seed"]).mean().to_numpy(dtype=float))

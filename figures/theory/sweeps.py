@@ -15,8 +15,6 @@ import pandas as pd
 
 from figures.cache import Context
 from figures.experiments import table
-from figures.statistics import mean_interval
-from llm.intervals import Estimate
 from markov.diagnostics import steps_to_forget
 from markov.experiments import Experiment, grid
 from markov.objectives import CORNERS, Objective
@@ -143,11 +141,3 @@ def times(frame: pd.DataFrame, fall: float = FALL) -> pd.DataFrame:
     found = steps_to_forget(frame, fall)
     found["mode"] = found["run"].map(modes)
     return found
-
-
-def over_models(values: pd.Series, models: pd.Series) -> Estimate:
-    """Return the mean and interval over pretrained models, which are the replicates.
-
-    Batch orders of one model are averaged first.
-    """
-    return mean_interval(values.groupby(models).mean().to_numpy(dtype=float))

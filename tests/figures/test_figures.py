@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import math
 import re
 import subprocess
 import time
@@ -15,7 +16,10 @@ import matplotlib.colors
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib.figure import Figure
+from scipy import stats
 from tqdm import tqdm
 
 from figures import __main__ as command
@@ -24,7 +28,13 @@ from figures.catalogue import ALL, BY_NAME, CATALOGUE, FIGURES, GALLERY, HEAVY
 from figures.chains import allocation, attribution, claims, tradeoff
 from figures.chains.runs import best_betas, paper_runs
 from figures.scale import Scale, quick_scale
-from figures.statistics import mean_interval, ratio_interval
+from figures.statistics import (
+    holm_levels,
+    mean_interval,
+    over_models,
+    p_value,
+    ratio_interval,
+)
 from markov.cases import Case
 from markov.diagnostics import COLUMNS
 from markov.errors import InvalidInput
@@ -168,6 +178,59 @@ def test_a_ratio_is_a_geometric_mean_and_missing_runs_are_counted_out() -> None:
     assert np.isnan(mean_interval(np.array([1.0])).low)
 
 
+def test_orders_of_one_model_are_no_independent_runs() -> None:
+    models, orders = np.repeat([3, 5, 9], 4), np.array([0.0, 1.0, 2.0, 3.0] * 3)
+    values = pd.Series(np.repeat([1.0, 2.0, 6.0], 4) + orders)
+    found = over_models(values, models)
+    assert found == mean_interval(np.array([2.5, 3.5, 7.5])) and found.count == 3
+    assert found.high - found.low > 2 * np.ptp(mean_interval(values.to_numpy())[1:3])
+    known = over_models(values.where(orders < 3), models)  # orders that are not known are left out
+    assert known.value == pytest.approx(np.mean([2.0, 3.0, 7.0])) and known.count == 3
+
+
+def test_models_that_differ_are_covered_as_often_as_is_said_and_runs_are_not() -> None:
+    """Of the variance half lies between models, as the issue of chains has it."""
+    generator = np.random.default_rng(1)
+    models, covered = np.repeat(np.arange(8), 3), {"models": 0, "runs": 0}
+    for _ in range(1000):
+        values = pd.Series(generator.normal(size=8)[models] + generator.normal(size=24))
+        for name, one in (
+            ("models", over_models(values, models)),
+            ("runs", mean_interval(values.to_numpy())),
+        ):
+            covered[name] += one.low <= 0 <= one.high
+    assert abs(covered["models"] / 1000 - 0.95) < 4 * np.sqrt(0.95 * 0.05 / 1000)
+    assert covered["runs"] < 880
+
+
+@given(st.lists(st.floats(-3, 3), min_size=3, max_size=9, unique=True), st.sampled_from([0.0, 1.0]))
+def test_the_p_value_of_an_interval_is_that_of_students_test(
+    values: list[float], none: float
+) -> None:
+    found = p_value(mean_interval(np.array(values)), none)
+    assert found == pytest.approx(stats.ttest_1samp(values, none).pvalue, rel=1e-6, abs=1e-12)
+    assert math.isnan(p_value(mean_interval(np.array(values[:1]))))
+
+
+@given(
+    st.lists(
+        st.one_of(st.floats(0, 1), st.floats(0, 0.05), st.just(math.nan)), min_size=1, max_size=7
+    )
+)
+def test_an_interval_of_holms_level_leaves_no_effect_out_where_holms_test_rejects_it(
+    p_values: list[float],
+) -> None:
+    """By hand: adjusted p-values, as in Holm's paper."""
+    known = [1.0 if math.isnan(p) else p for p in p_values]
+    order, adjusted, largest = np.argsort(known, kind="stable"), {}, 0.0
+    for rank, place in enumerate(order):
+        largest = max(largest, (len(known) - rank) * known[place])
+        adjusted[int(place)] = largest
+    for place, level in enumerate(holm_levels(p_values)):
+        near = abs(known[place] - (1 - level)) < 1e-9
+        assert near or (known[place] <= 1 - level) == (adjusted[place] <= 0.05)
+
+
 def _runs(costs: dict[tuple[str, str], float]) -> pd.DataFrame:
     """Runs of both cases that reach each goal half way through one step, at the retain distances
     given.
@@ -188,14 +251,14 @@ def _runs(costs: dict[tuple[str, str], float]) -> pd.DataFrame:
                             "run": f"{case}{method}{seed}",
                             "case": case,
                             "method": method,
-                            "seed": seed,
+                            "pretrain_seed": seed,
                             "step": step,
                         }
                         | {"component": name, "kl_to_truth": value}
                         for name, value in values.items()
                     ]
     frame = pd.DataFrame(rows).assign(
-        optimizer="adamw", beta=1.0, gamma=0.0, architecture="paper", pretrain_seed=0
+        optimizer="adamw", beta=1.0, gamma=0.0, architecture="paper", seed=0
     )
     return frame.assign(
         retrained=frame["component"].map({"retain": 0.0, "forget1": 0.5, "forget2": 0.5})
@@ -215,9 +278,53 @@ def test_verdicts_follow_the_numbers() -> None:
     weaker = claims.assess(_runs(costs)).set_index("claim")["verdict"].to_dict()
     assert weaker["A1"] == "holds weakly"
     spread = _runs(costs)
-    last = (spread["seed"] == 5) & (spread["method"] == "simnpo")
+    last = (spread["pretrain_seed"] == 5) & (spread["method"] == "simnpo")
     spread.loc[last & (spread["component"] == "retain"), "kl_to_truth"] *= 1000
     assert claims.assess(spread).set_index("claim")["verdict"]["A1"] == "inconclusive"
+
+
+def test_a_claim_is_judged_with_the_others_and_not_alone() -> None:
+    costs = {("length", "npo"): 0.5, ("length", "simnpo"): 0.1}
+    costs |= {("memorisation", "npo"): 0.1, ("memorisation", "simnpo"): 0.1}
+    frame = _runs(costs)
+    # 95% exclude no effect, and what Holm leaves to the last two of five, 97.5%, does not.
+    noisy = frame["pretrain_seed"].map(dict(enumerate([-0.02, 0.5, 0.26, 0.1, 0.46, 0.2])))
+    late = (frame["case"] == "memorisation") & (frame["component"] == "forget2")
+    frame.loc[late & (frame["method"] == "npo"), "kl_to_truth"] += (noisy - 0.375)[late]
+    found = claims.assess(frame).set_index("claim").loc["B1"]
+    assert found["low"] > 0 and found["p"] < 0.05 and found["level"] == pytest.approx(0.975)
+    assert found["verdict"] == "inconclusive"
+
+
+def test_a_factor_is_also_told_in_nats_above_the_start() -> None:
+    costs = {("length", "npo"): 0.5, ("length", "simnpo"): 0.1}
+    costs |= {("memorisation", "npo"): 0.1, ("memorisation", "simnpo"): 0.1}
+    frame = _runs(costs)
+    retain = frame["component"] == "retain"
+    frame.loc[retain, "kl_to_truth"] += 0.07  # what all start with
+    found = claims.assess(frame).set_index("claim").loc["A1"]
+    assert found["nats"] == pytest.approx((0.5 * 5 / 7 - 0.1 * 1.25) * 1.025)
+    assert found["value"] < 4  # the same as a ratio of levels
+
+
+def test_effects_multiply_to_both_and_a_component_that_starts_at_its_goal_has_none() -> None:
+    rows = []
+    costs = {"npo": 0.4, "reference_free_npo": 0.3, "length_normalized_npo": 0.2, "simnpo": 0.06}
+    for model in range(4):
+        for method, cost in costs.items():
+            known = {"case": "length", "method": method, "pretrain_seed": model, "seed": 0}
+            paid = cost * (1 + 0.1 * model)
+            rows.append({**known, "component": "forget1", "step": 3.0, "retain_distance": paid})
+            rows.append({**known, "component": "forget2", "step": 0.0, "retain_distance": 0.1})
+    found = attribution.effects(pd.DataFrame(rows))
+    assert set(found["component"]) == {"forget1"}
+    values = found.set_index("effect")["value"]
+    alone = [values["reference dropped"], values["length normalised"]]
+    assert alone == pytest.approx([0.75, 0.5])
+    assert values["both: SimNPO"] == pytest.approx(0.15)
+    assert values["product"] == pytest.approx(0.375)
+    assert values["interaction"] == pytest.approx(0.4)
+    assert (found["count"] == 4).all()
 
 
 def test_the_table_of_claims_lists_every_estimate_with_its_interval(
@@ -228,7 +335,8 @@ def test_the_table_of_claims_lists_every_estimate_with_its_interval(
     assert len(text.splitlines()) == 2 + len(claims.CLAIMS)
     assert len(frame) == 2 * len(claims.CLAIMS)
     for row in frame.itertuples():
-        assert f"{row.value:.2f}" in text and f"{row.low:.2f} to {row.high:.2f}" in text
+        interval = f"{row.low:.2f} to {row.high:.2f}".replace("-", "−")
+        assert f"{row.value:.2f}" in text and interval in text
 
 
 def test_quick_scale_is_a_smaller_study_of_the_same_cases() -> None:

@@ -171,6 +171,7 @@ def test_a_crossing_is_interpolated_between_recorded_steps() -> None:
     assert (one["component"], two["component"]) == ("forget1", "forget2")
     assert (one["step"], one["retain_distance"]) == (pytest.approx(4.0), pytest.approx(0.2))
     assert one["other_gap"] == pytest.approx(0.8 - 0.5)
+    assert one["retain_paid"] == pytest.approx(0.2)
     assert two["step"] == pytest.approx(2 * 0.4 / 0.6)
     assert one["reached"] and two["reached"]
 
@@ -186,7 +187,15 @@ def test_a_run_that_never_arrives_has_no_cost_and_one_that_starts_there_pays_its
     )
     assert (one["reached"], two["reached"]) == (False, True)
     assert all(np.isnan(one[name]) for name in ("step", "retain_distance", "other_gap"))
-    assert (two["step"], two["retain_distance"]) == (0.0, 0.03)
+    assert (two["step"], two["retain_distance"], two["retain_paid"]) == (0.0, 0.03, 0.0)
+
+
+def test_what_is_paid_is_counted_from_the_start_if_that_is_recorded() -> None:
+    frame = path([0.03, 0.1, 0.3], [0.0, 0.2, 0.6], [0.1, 0.7, 0.9])
+    one, _ = crossings(frame).to_dict("records")
+    assert one["retain_paid"] == pytest.approx(one["retain_distance"] - 0.03)
+    later, _ = crossings(frame[frame["step"] > 0]).to_dict("records")
+    assert np.isnan(later["retain_paid"]) and np.isfinite(later["retain_distance"])
 
 
 @given(*(st.lists(st.floats(0.0, 1.0), min_size=3, max_size=3) for _ in range(3)))
