@@ -60,7 +60,7 @@ class Arguments:
     """Recompute tables even where they are cached (trained models are kept)."""
     seeds: int | None = None
     """Number of pretrained models, each unlearned in several orders of batches.
-    Default: 3, or 4 for theory.
+    Default: 3 for a first look, 8 with --all and --gallery to judge by; 4 for theory.
     """
     out: Path = Path("out")
     """Output folder."""
@@ -169,7 +169,7 @@ def main(arguments: Arguments) -> None:
     # What is refused above need not wait for these.
     from figures import drawing, progress
     from figures.cache import Context
-    from figures.scale import Scale, quick_scale
+    from figures.scale import EVIDENCE, Scale, quick_scale
     from llm.training.memory import keep_what_is_freed
 
     own = own_model(arguments)
@@ -178,6 +178,8 @@ def main(arguments: Arguments) -> None:
     else:
         keep_what_is_freed()
     scale = quick_scale() if arguments.quick else Scale()
+    if (arguments.all or arguments.gallery) and not arguments.quick:
+        scale = replace(scale, pretrained=EVIDENCE)
     if arguments.seeds is not None:
         scale = replace(scale, pretrained=arguments.seeds, sweep_pretrained=arguments.seeds)
     scale = replace(scale, whole=arguments.whole)

@@ -42,6 +42,11 @@ def test_the_machine_and_its_rate_are_said():
     assert f"{low} to {high} GFLOP/s" in " ".join(PAGE.split())
 
 
+def test_the_released_way_is_compared_with_figure_5():
+    ours, theirs = (MEASURED["seconds"].iloc[row] for row in (0, 1))
+    assert f"{theirs / ours:.1f} times as long" in " ".join(PAGE.split())
+
+
 def test_a_bound_counts_what_its_experiments_multiply():
     """By hand, for the runs of Figure 5: the models, and all test data at 51 steps."""
     found = table.products(table.figure_5(), models=False)

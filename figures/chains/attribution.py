@@ -51,15 +51,15 @@ def data(context: Context) -> pd.DataFrame:
     return crossings(corner_runs(context))
 
 
-def effects(frame: pd.DataFrame) -> pd.DataFrame:
+def effects(frame: pd.DataFrame, over: str = "pretrain_seed") -> pd.DataFrame:
     """Return the factor on the cost of what is done to NPO, with its interval over models.
 
-    Rows of `EFFECTS` compare a corner with NPO. Then come the product of the first two, and the
+    Of a single model the interval can be one `over` its orders of batches, "seed". Rows of `EFFECTS` compare a corner with NPO. Then come the product of the first two, and the
     interaction, the factor of both divided by that product: 1 where they act apart. Main effects
     follow from these: that of the reference is its factor alone times the root of the interaction.
     A component that starts at its goal costs what the start costs whatever is done, and has no row.
     """
-    frame = frame[frame.groupby(["case", "component"])["step"].transform("max") > 0]
+    frame = frame[frame.groupby(["case", "component"])["step"].transform("max").ne(0)]
     index = ["case", "component", "pretrain_seed", "seed"]
     logs = frame.assign(log=np.log(frame["retain_distance"])).pivot(
         index=index, columns="method", values="log"
@@ -69,9 +69,9 @@ def effects(frame: pd.DataFrame) -> pd.DataFrame:
     each[PRODUCT], each[INTERACTION] = alone + normalised, both - alone - normalised
     rows = []
     for (case, component), own in each.groupby(["case", "component"], sort=True):
-        models = own.index.get_level_values("pretrain_seed").to_numpy()
+        replicates = own.index.get_level_values(over).to_numpy()
         for name in each:
-            found = ratio(over_models(own[name], models))
+            found = ratio(over_models(own[name], replicates))
             known = {"case": case, "component": component, "effect": name}
             rows.append({**known, **found._asdict()})
     return pd.DataFrame(rows)
