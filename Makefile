@@ -87,7 +87,7 @@ test: $(VENV)/.llm $(VENV)/.notebooks  ## run the tests, JOBS at a time
 	$(RUN) pytest -q -n $(JOBS) --maxprocesses 8 --dist worksteal --benchmark-disable $(ARGS)
 
 test-elsewhere: $(VENV)/.llm $(VENV)/.notebooks  ## those that compute, in the arithmetic of another processor: ELSEWHERE="MKL_CBWR=AVX2" say
-	$(ELSEWHERE) $(RUN) pytest -q -n $(JOBS) --maxprocesses 8 --dist worksteal --benchmark-disable -m 'not slow' \
+	$(ELSEWHERE) HYPOTHESIS_PROFILE=few $(RUN) pytest -q -n $(JOBS) --maxprocesses 8 --dist worksteal --benchmark-disable -m 'not slow' \
 		$(WORDS:%=--ignore-glob="*/test_%.py") $(ARGS)
 
 check: $(VENV)/.llm $(VENV)/.notebooks $(VENV)/.browser  ## lint, formatting and types, changing nothing

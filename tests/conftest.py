@@ -19,8 +19,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-# The same examples at every run, so that a failure is the change's fault; the other profile goes
-# looking for new ones. No deadline: how long an example takes says more about the machine than
+# The same examples at every run, so that a failure is the change's fault; one other profile goes
+# looking for new ones, and one has few, for what rounding decides, which shows in any. No deadline: how long an example takes says more about the machine than
 # about the code.
 settings.register_profile(
     "default", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
@@ -28,6 +28,7 @@ settings.register_profile(
 settings.register_profile(
     "explore", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow]
 )
+settings.register_profile("few", settings.get_profile("default"), max_examples=25)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 

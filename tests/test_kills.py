@@ -334,8 +334,8 @@ NAMES = (
 WHOLE = ("score", "unlearn", "markov unlearn", "parts")
 # Of those that take longest only the first call of each site.
 LONG = ("unlearn", "build", "muse", "sweep", "sequential")
-# Of a sweep every third of these: unlearning and evaluation are killed anywhere by other jobs.
-APART = {"sweep": 3}
+# Of some only every third or so of these: what they are made of is killed anywhere by other jobs.
+APART = {"sweep": 6, "sequential": 3, "evaluate": 2}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -138,7 +138,9 @@ def test_every_make_target_exists() -> None:
 
 
 def test_the_guide_names_every_step_of_the_acceptance_script() -> None:
-    steps = re.findall(r"^make ([\w-]+)$", (ROOT / ".ci" / "run").read_text("utf-8"), re.MULTILINE)
+    script = (ROOT / ".ci" / "run").read_text("utf-8")
+    lines = re.findall(r"^make (?:-j 2 )?([a-z -]+)$", script, re.MULTILINE)
+    steps = " ".join(lines).split()
     assert len(steps) >= 5
     assert [step for step in steps if f"`make {step}`" not in CONTRIBUTING] == []
 
