@@ -26,8 +26,14 @@ BETAS = {
 }
 
 
-# Pretrained models that a claim is judged by. With three an interval over models is three times as wide
-# at one and the same spread, and what Holm leaves of it holds hardly any claim.
+# Where the best beta of each corner is sought: wide enough that it lies inside.
+SUMMED_RANGE = (0.01, *SUMMED, 2.0, 4.0)
+PER_TOKEN_RANGE = (0.1, 0.4, *PER_TOKEN, 16.0)
+SEARCHED = {
+    method: SUMMED_RANGE if betas == SUMMED else PER_TOKEN_RANGE for method, betas in BETAS.items()
+}
+# Pretrained models that a claim is judged by. With three an interval over models is three times as
+# wide at one and the same spread, and what Holm leaves of it holds hardly any claim.
 EVIDENCE = 8
 
 

@@ -18,6 +18,8 @@ and of the loss, so that what is left of its factor comes from the grid of beta 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -26,6 +28,7 @@ from matplotlib.figure import Figure
 from figures import style
 from figures.cache import Context
 from figures.chains.runs import corner_runs
+from figures.scale import SEARCHED
 from figures.statistics import lookup, over_models, ratio
 from llm.intervals import Estimate
 from markov.diagnostics import crossings
@@ -54,7 +57,8 @@ def data(context: Context) -> pd.DataFrame:
 def effects(frame: pd.DataFrame, over: str = "pretrain_seed") -> pd.DataFrame:
     """Return the factor on the cost of what is done to NPO, with its interval over models.
 
-    Of a single model the interval can be one `over` its orders of batches, "seed". Rows of `EFFECTS` compare a corner with NPO. Then come the product of the first two, and the
+    Of a single model the interval can be one `over` its orders of batches, "seed". Rows of
+    `EFFECTS` compare a corner with NPO. Then come the product of the first two, and the
     interaction, the factor of both divided by that product: 1 where they act apart. Main effects
     follow from these: that of the reference is its factor alone times the root of the interaction.
     A component that starts at its goal costs what the start costs whatever is done, and has no row.
@@ -84,9 +88,10 @@ def plot(frame: pd.DataFrame) -> Figure:
     summary = effects(frame)
     for row, case in zip(panels, cases, strict=True):
         part, labels = frame[frame["case"] == case], style.COMPONENT_LABELS[case]
-        betas = part.groupby("method")["beta"].first()
+        betas = dict(part.groupby("method")["beta"].first().astype(float))
         names = [
-            style.LABELS[method].replace(" ", "\n", 1) + f"\nβ = {betas[method]:g}"
+            style.LABELS[method].replace(" ", "\n", 1)
+            + f"\nβ = {betas[method]:g}{_edge(method, betas)}"
             for method in CORNERS
         ]
         for axes, column in zip(row, ("retain_distance", "other_gap"), strict=False):
@@ -123,6 +128,12 @@ def plot(frame: pd.DataFrame) -> Figure:
         )
         _effects(row[2], summary[summary["case"] == case])
     return figure
+
+
+def _edge(method: str, betas: Mapping[str, float]) -> str:
+    """Say where the best beta is the first or last of its grid: it might lie beyond."""
+    ends = SEARCHED[method][0], SEARCHED[method][-1]
+    return " (edge)" if betas[method] in ends else ""
 
 
 def _estimate(

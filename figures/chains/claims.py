@@ -276,7 +276,7 @@ def plot(frame: pd.DataFrame) -> Figure:
         panels[0][-1].plot([], [], "o", color=color, label=verdict)
     handles, labels = panels[0][-1].get_legend_handles_labels()
     models = int(frame["models"].max())
-    title = f"95% intervals over {models} pretrained models; verdict by Holm's, which are wider"
+    title = f"95% intervals over {models} pretrained models; verdicts go by Holm's, which are wider"
     figure.legend(
         handles,
         labels,

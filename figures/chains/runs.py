@@ -11,7 +11,7 @@ import pandas as pd
 
 from figures.cache import Context
 from figures.experiments import table
-from figures.scale import BETAS
+from figures.scale import SEARCHED
 from markov.diagnostics import crossings
 from markov.experiments import PAPER_BETAS, grid
 from markov.objectives import CORNERS, Objective
@@ -39,7 +39,7 @@ def paper_runs(context: Context) -> pd.DataFrame:
 def search_runs(context: Context) -> pd.DataFrame:
     """Every corner at every beta of its grid, on batch orders of their own."""
     scale, experiments = context.scale, []
-    objectives = [_corner(method, beta) for method, betas in BETAS.items() for beta in betas]
+    objectives = [_corner(method, beta) for method, betas in SEARCHED.items() for beta in betas]
     for case in scale.cases().values():
         recorded = scale.search_recorded
         base = replace(scale.experiment(), case=case, recorded=recorded, steps=recorded[-1])
