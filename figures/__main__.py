@@ -67,7 +67,9 @@ class Arguments:
     jobs: int = -1
     """Processes; -1 is one per core. Changes the time, never a number."""
     architectures: bool = False
-    """For claims: also pretrain and unlearn the architecture of the released code."""
+    """For claims: also pretrain and unlearn the architecture of the released code.
+    With --gallery that is done anyway.
+    """
     whole: bool = False
     """For the figures of theory: a transformer of the paper's width and depth, not half of each.
     It is ten times slower.
@@ -130,7 +132,8 @@ class Arguments:
     Without a NAME, draw all that it has the runs and measures for, and name the others.
     """
     gallery: bool = False
-    """Also refresh the small pictures of README and findings; without a NAME, draw those.
+    """Also refresh the small pictures of README and findings, and the numbers that these tell;
+    without a NAME, draw those.
     With --study those of the NAMEs, and their frames.
     """
 
@@ -197,7 +200,7 @@ def main(arguments: Arguments) -> None:
         logs=arguments.logs,
         study=arguments.study,
     )
-    both = {"architectures": arguments.architectures}
+    both = {"architectures": arguments.architectures or arguments.gallery}
     expected = progress.expected(names, context, **both)
     with progress.display(expected) as shown:
         for name in names:
@@ -281,7 +284,7 @@ def draw(name: str, context: Context, arguments: Arguments) -> None:
     from figures.chains import claims
 
     module = module_of(name)
-    both = arguments.architectures and module is claims
+    both = (arguments.architectures or arguments.gallery) and module is claims
     frame = claims.both_architectures(context) if both else module.data(context)
     if context.study is not None:
         from figures.language import studies
@@ -296,6 +299,10 @@ def draw(name: str, context: Context, arguments: Arguments) -> None:
         # What is said of the study is compared with this.
         with storage.atomic_path(small.with_suffix(".csv")) as partial:
             frame.to_csv(partial, index=False, float_format="%.6g")
+    if arguments.gallery and context.study is None and hasattr(module, "told"):
+        for part, numbers in module.told(frame).items():
+            with storage.atomic_path(kept / name / f"{part}.csv") as partial:
+                numbers.to_csv(partial, index=False, float_format="%.6g")
     if module is claims:
         with storage.atomic_path(arguments.out / f"{name}.md") as partial:
             partial.write_text(claims.markdown(frame), "utf-8")

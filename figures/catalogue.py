@@ -57,7 +57,13 @@ CATALOGUE = (
         "the reference or the length?",
         gallery=True,
     ),
-    Entry("claims", "figures.chains.claims", "", "the paper's claims with intervals"),
+    Entry(
+        "claims",
+        "figures.chains.claims",
+        "",
+        "the paper's claims with intervals",
+        gallery=True,
+    ),
     Entry("weights", "figures.theory.weights", "", "weights against length, exactly"),
     Entry("logistic", "figures.theory.logistic", "", "the NPO paper's own study", 16),
     Entry(

@@ -20,8 +20,8 @@ import torch
 from hypothesis import HealthCheck, settings
 
 # The same examples at every run, so that a failure is the change's fault; one other profile goes
-# looking for new ones, and one has few, for what rounding decides, which shows in any. No deadline: how long an example takes says more about the machine than
-# about the code.
+# looking for new ones, and one has few, for what rounding decides, which shows in any. No deadline:
+# how long an example takes says more about the machine than about the code.
 settings.register_profile(
     "default", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )

@@ -81,6 +81,12 @@ def effects(frame: pd.DataFrame, over: str = "pretrain_seed") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def told(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the numbers that the findings tell of the frame."""
+    betas = frame.groupby(["case", "method"], sort=False)["beta"].first().reset_index()
+    return {"effects": effects(frame), "betas": betas}
+
+
 def plot(frame: pd.DataFrame) -> Figure:
     """Draw the frame of `data`."""
     cases = list(dict.fromkeys(frame["case"]))

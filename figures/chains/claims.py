@@ -130,6 +130,11 @@ def data(context: Context) -> pd.DataFrame:
     return assess(paper_runs(context)).assign(architecture=context.scale.architecture)
 
 
+def told(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the numbers that the findings tell of the frame: all of it."""
+    return {"claims": frame}
+
+
 def both_architectures(context: Context) -> pd.DataFrame:
     """Return the rows of `data` for the paper's architecture and for that of its released code."""
     contexts = [

@@ -135,6 +135,13 @@ def price_ratios(frame: pd.DataFrame, one: str = "npo", other: str = "simnpo") -
     return pd.DataFrame(rows)
 
 
+def told(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the numbers that the findings tell of the frame."""
+    others = [method for method in CORNERS if method != "simnpo"]
+    ratios = [price_ratios(frame, method) for method in others]
+    return {"agreement": agreement(frame), "prices": prices(frame), "ratios": pd.concat(ratios)}
+
+
 def _ranks(one: pd.Series, other: pd.Series) -> float:
     return float(one.corr(other, method="spearman"))
 

@@ -27,7 +27,7 @@ from figures import cache, drawing, experiments, progress, style
 from figures.catalogue import ALL, BY_NAME, CATALOGUE, FIGURES, GALLERY, HEAVY
 from figures.chains import allocation, attribution, claims, tradeoff
 from figures.chains.runs import best_betas, paper_runs
-from figures.scale import Scale, quick_scale
+from figures.scale import EVIDENCE, Scale, quick_scale
 from figures.statistics import (
     holm_levels,
     mean_interval,
@@ -357,6 +357,44 @@ def test_at_full_scale_a_curve_is_at_least_eight_runs_over_at_least_three_pretra
 
 
 # --- which figures, and how long they take ---
+
+
+@pytest.mark.parametrize("name", ["claims", "attribution"])
+def test_the_gallery_keeps_the_numbers_that_the_findings_tell(
+    name: str, context: cache.Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "__file__", str(tmp_path / "figures" / "__main__.py"))
+    asked = command.Arguments(names=(name,), out=tmp_path / "out", gallery=True)
+    monkeypatch.setattr(claims, "both_architectures", claims.data)
+    command.draw(name, context, asked)
+    kept = tmp_path / "figures" / "gallery"
+    module = command.module_of(name)
+    told = module.told(module.data(context))
+    assert (kept / f"{name}.png").exists() and sorted(told) == sorted(
+        path.stem for path in (kept / name).iterdir()
+    )
+    for part, frame in told.items():
+        back = pd.read_csv(kept / name / f"{part}.csv")
+        assert back.columns.tolist() == frame.columns.tolist() and len(back) == len(frame) > 0
+    command.draw(name, context, replace(asked, gallery=False, out=tmp_path / "other"))
+    assert not (tmp_path / "other" / name).exists()
+
+
+def test_what_is_judged_by_has_more_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found: list[int] = []
+
+    def draw(name: str, context: cache.Context, arguments: command.Arguments) -> None:
+        found.append(context.scale.pretrained)
+
+    monkeypatch.setattr(command, "draw", draw)
+    for more in (
+        {},
+        {"gallery": True},
+        {"gallery": True, "seeds": 5},
+        {"gallery": True, "quick": True},
+    ):
+        command.main(command.Arguments(names=("weights",), out=tmp_path, **more))
+    assert found == [Scale().pretrained, EVIDENCE, 5, quick_scale().pretrained]
 
 
 def test_the_two_groups_are_apart_and_a_name_draws_any_of_either() -> None:
