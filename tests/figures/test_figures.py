@@ -387,13 +387,10 @@ def test_what_is_judged_by_has_more_models(monkeypatch: pytest.MonkeyPatch, tmp_
         found.append(context.scale.pretrained)
 
     monkeypatch.setattr(command, "draw", draw)
-    for more in (
-        {},
-        {"gallery": True},
-        {"gallery": True, "seeds": 5},
-        {"gallery": True, "quick": True},
-    ):
-        command.main(command.Arguments(names=("weights",), out=tmp_path, **more))
+    asked = command.Arguments(names=("weights",), out=tmp_path)
+    judged = replace(asked, gallery=True)
+    for one in (asked, judged, replace(judged, seeds=5), replace(judged, quick=True)):
+        command.main(one)
     assert found == [Scale().pretrained, EVIDENCE, 5, quick_scale().pretrained]
 
 
