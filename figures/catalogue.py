@@ -130,6 +130,15 @@ CATALOGUE = (
         "muse_tradeoff", "figures.language.muse.muse_tradeoff", "1d", "MUSE's measures on news", 200
     ),
     Entry(
+        "learning_rate",
+        "figures.chains.learning_rate",
+        "",
+        "does the step size decide?",
+        180,
+        heavy=True,
+        gallery=True,
+    ),
+    Entry(
         "time_to_forget",
         "figures.theory.time_to_forget",
         "",

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from figures import __main__ as command
 from figures import cache, drawing, experiments, progress, style
 from figures.catalogue import ALL, BY_NAME, CATALOGUE, FIGURES, GALLERY, HEAVY
-from figures.chains import allocation, attribution, claims, tradeoff
+from figures.chains import allocation, attribution, claims, learning_rate, tradeoff
 from figures.chains.runs import best_betas, paper_runs
 from figures.scale import EVIDENCE, Scale, quick_scale
 from figures.statistics import (
@@ -72,7 +72,7 @@ def context() -> cache.Context:
     return cache.Context(scale=scale, n_jobs=1, progress=False)
 
 
-@pytest.mark.parametrize("module", [tradeoff, allocation, attribution, claims])
+@pytest.mark.parametrize("module", [tradeoff, allocation, attribution, claims, learning_rate])
 def test_every_figure_draws_the_frame_it_computes(module: object, context: cache.Context) -> None:
     frame = module.data(context)  # pyright: ignore[reportAttributeAccessIssue]
     before = frame.copy(deep=True)
@@ -291,7 +291,7 @@ def test_a_claim_is_judged_with_the_others_and_not_alone() -> None:
     noisy = frame["pretrain_seed"].map(dict(enumerate([-0.02, 0.5, 0.26, 0.1, 0.46, 0.2])))
     late = (frame["case"] == "memorisation") & (frame["component"] == "forget2")
     frame.loc[late & (frame["method"] == "npo"), "kl_to_truth"] += (noisy - 0.375)[late]
-    found = claims.assess(frame).set_index("claim").loc["B1"]
+    found = claims.assess(frame).set_index("claim").to_dict("index")["B1"]
     assert found["low"] > 0 and found["p"] < 0.05 and found["level"] == pytest.approx(0.975)
     assert found["verdict"] == "inconclusive"
 
@@ -302,7 +302,7 @@ def test_a_factor_is_also_told_in_nats_above_the_start() -> None:
     frame = _runs(costs)
     retain = frame["component"] == "retain"
     frame.loc[retain, "kl_to_truth"] += 0.07  # what all start with
-    found = claims.assess(frame).set_index("claim").loc["A1"]
+    found = claims.assess(frame).set_index("claim").to_dict("index")["A1"]
     assert found["nats"] == pytest.approx((0.5 * 5 / 7 - 0.1 * 1.25) * 1.025)
     assert found["value"] < 4  # the same as a ratio of levels
 
@@ -325,6 +325,32 @@ def test_effects_multiply_to_both_and_a_component_that_starts_at_its_goal_has_no
     assert values["product"] == pytest.approx(0.375)
     assert values["interaction"] == pytest.approx(0.4)
     assert (found["count"] == 4).all()
+
+
+def test_a_smaller_step_takes_as_many_more_steps_and_records_of_the_same_moments() -> None:
+    runs = learning_rate.experiments(cache.Context(scale=Scale(pretrained=1, orders=1)))
+    paper = [one for one in runs if one.learning_rate == Experiment().learning_rate]
+    for one in runs:
+        (same,) = [other for other in paper if other.objective == one.objective]
+        factor = same.learning_rate / one.learning_rate
+        assert one.steps == same.steps * factor
+        if factor >= 1:
+            assert one.steps_recorded == tuple(int(step * factor) for step in same.steps_recorded)
+    assert len(runs) == 2 * len(learning_rate.FRACTIONS) and len(paper) == 2
+
+
+def test_factors_compare_the_same_model_and_order() -> None:
+    rows = [
+        {"component": "forget2", "learning_rate": rate, "pretrain_seed": model, "seed": seed}
+        | {"method": method, "retain_distance": cost * (1 + model) * (2 + seed) * rate}
+        for rate in (1e-4, 5e-4)
+        for model in range(3)
+        for seed in range(2)
+        for method, cost in (("npo", 3.0), ("simnpo", 0.5))
+    ]
+    found = learning_rate.factors(pd.DataFrame(rows))
+    assert found["value"].tolist() == pytest.approx([6.0, 6.0])
+    assert found["low"].tolist() == pytest.approx([6.0, 6.0]) and set(found["count"]) == {3}
 
 
 def test_the_table_of_claims_lists_every_estimate_with_its_interval(
