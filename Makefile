@@ -36,7 +36,7 @@ help:  ## list the targets
 figures: $(VENV)/.llm  ## draw the figures, about 20 minutes; ARGS="tradeoff --quick" draws one, roughly
 	$(RUN) figures $(ARGS)
 
-figures-all: $(VENV)/.llm  ## draw the heavy ones too, about an hour; what is drawn already takes seconds
+figures-all: $(VENV)/.llm  ## draw the heavy ones too, about an hour and a half; what is drawn already takes seconds
 	$(RUN) figures --all $(ARGS)
 
 gallery: $(VENV)/.llm  ## refresh the small pictures of README and findings
@@ -64,7 +64,7 @@ gpu-real:  ## all of TOFU, forget05 and forget10, five seeds, on one GPU (not ru
 		for seed in 0 1 2 3 4; do $(GPU_STUDY) --seeds $$seed --no-draw & done; wait; \
 		$(GPU_STUDY) --seeds 0 1 2 3 4 || exit; done
 
-claims: $(VENV)/.llm  ## the paper's claims over eight models, each with an interval and a verdict: three quarters of an hour
+claims: $(VENV)/.llm  ## the paper's claims over eight models, each with an interval and a verdict: about 20 minutes
 	$(RUN) figures claims --seeds 8 $(ARGS)
 
 lab: $(VENV)/.llm $(VENV)/.notebooks  ## open the notebooks, at the tour

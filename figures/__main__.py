@@ -53,7 +53,7 @@ class Arguments:
     names: tyro.conf.Positional[tuple[str, ...]] = ()
     """Figures to draw, of either group (default: all of the first one)."""
     all: bool = False
-    """Draw the second group too: about an hour on two cores."""
+    """Draw the second group too: about an hour and a half on two cores."""
     quick: bool = False
     """Small models and little data: a few minutes at most, right in kind, not in numbers."""
     fresh: bool = False

@@ -28,7 +28,7 @@ BETAS = {
 
 # Where the best beta of each corner is sought: wide enough that it lies inside.
 SUMMED_RANGE = (0.01, *SUMMED, 2.0, 4.0)
-PER_TOKEN_RANGE = (0.1, 0.4, *PER_TOKEN, 16.0)
+PER_TOKEN_RANGE = (0.1, 0.4, *PER_TOKEN, 16.0, 32.0)
 SEARCHED = {
     method: SUMMED_RANGE if betas == SUMMED else PER_TOKEN_RANGE for method, betas in BETAS.items()
 }

@@ -35,12 +35,28 @@ def mean_interval(values: np.ndarray, level: float = 0.95) -> Estimate:
 def over_models(values: pd.Series, models: pd.Series | np.ndarray, level: float = 0.95) -> Estimate:
     """Return the mean over pretrained models with Student's t interval over them.
 
-    Orders of batches of one model are averaged first, those that are finite: between models lies a
-    third to three quarters of the variance, so that they are no independent draws. `models` has the
-    model of each value.
+    Orders of batches of one model are averaged first, those that are finite, since they are no
+    independent draws (`between_models` says how far from it). `models` has the model of each value.
     """
     known = values.where(np.isfinite(values.to_numpy(dtype=float)))
     return mean_interval(known.groupby(models).mean().to_numpy(dtype=float), level)
+
+
+def between_models(values: pd.Series, models: pd.Series | np.ndarray) -> float:
+    """Return the share of the variance of runs that lies between pretrained models, from 0 to 1.
+
+    It is v / (v + w) with the mean variance w of the runs of one model, and v = (m - w) / n, at
+    least 0, where m is n times the variance of the models' means, and n the number of runs of each
+    (analysis of variance in one direction). It is nan for unequal numbers of runs, fewer than two
+    models, or one run each.
+    """
+    grouped = values.groupby(models)
+    (runs, *others), count = grouped.count().unique(), grouped.ngroups
+    if others or runs < 2 or count < 2:
+        return float("nan")
+    within = float(grouped.var(ddof=1).mean())
+    between = max(0.0, float(grouped.mean().var(ddof=1)) - within / runs)
+    return between / (between + within) if between + within > 0 else float("nan")
 
 
 def p_value(estimate: Estimate, none: float = 0.0, level: float = 0.95) -> float:

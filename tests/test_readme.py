@@ -4,10 +4,12 @@ runs, commands, figures, files and links exist, and numbers that are quickly rec
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,8 +17,11 @@ import pytest
 
 from figures.cache import Context
 from figures.catalogue import BY_NAME, FIGURES
+from figures.chains import attribution, claims
+from figures.chains.learning_rate import FRACTIONS
 from figures.language import sources
-from figures.scale import Scale
+from figures.scale import EVIDENCE, SEARCHED, Scale
+from figures.statistics import interval_text, lookup
 from figures.theory.optimizer import FACTOR
 from figures.theory.sweeps import BETAS, FALL, corner, start, sweep_case
 from llm.__main__ import parse
@@ -203,32 +208,102 @@ def test_the_readme_has_no_number_of_results_that_the_findings_lack() -> None:
 AGREES = "What agrees with the paper, and what does not"
 
 
+def test_the_table_of_claims_is_that_of_the_frame() -> None:
+    assert claims.markdown(CLAIMS) in FINDINGS
+    found = {str(name): own for name, own in CLAIMS.groupby("claim")}
+    assert set(CLAIMS["models"]) == {EVIDENCE} == {*CLAIMS["count"]}
+    assert told("which is # to # nats more") == ends(found["A1"]["nats"], 3)
+    assert told("SimNPO pays # to # times as much") == ends(found["A2"]["value"], 2)
+    assert told("nearer to each other than NPO's, by # to #") == ends(found["A3"]["nats"], 3)
+    between = CLAIMS.loc[CLAIMS["architecture"] == "paper", "between"]
+    assert told("of the runs' variance # to # lies between models") == ends(between, 2)
+    halves = found["B2"]["value"].to_numpy() / found["B1"]["value"].to_numpy()
+    assert "narrows that gap by about half" in FINDINGS and (abs(halves - 0.5) < 0.1).all()
+
+
+CLAIMS = pd.read_csv(ROOT / "figures" / "gallery" / "claims" / "claims.csv")
+
+
+def ends(values: Any, digits: int) -> list[float]:
+    """The least and the largest of some values, as they are told."""
+    return [round(float(one), digits) for one in (min(values), max(values))]
+
+
 def test_the_verdicts_of_the_readme_are_those_of_the_claims() -> None:
-    claims = {
-        row[0][:2]: row[1:] for row in rows(FINDINGS, "The paper's Figure 5, with its uncertainty")
-    }
-    said = {
-        name: {re.findall(r"\*\*(.*)\*\*", cell)[0] for cell in cells}
-        for name, cells in claims.items()
-    }
-    assert said["A1"] == said["B1"] == said["B2"] == {"holds"}
-    assert said["A2"] == {"inconclusive", "contradicted"} and said["A3"] == {"inconclusive"}
-    verdicts = {row[0]: row[1] for row in rows(README, AGREES)}
-    for words, name, unit in (("several times", "A1", "×"), ("over-forgets", "B1", "")):
-        (cell,) = (cell for says, cell in verdicts.items() if words in says)
-        values = [numbers(one)[0] for one in claims[name]]
-        assert all(unit in one for one in claims[name]) and cell.startswith("**agrees**")
-        assert f"{min(values):.2f} to {max(values):.2f}" in cell
-    for words, name in (("long chain", "A2"), ("more evenly", "A3")):
-        (cell,) = (cell for says, cell in verdicts.items() if words in says)
-        assert cell.startswith("**inconclusive**")
-        bounds = [numbers(one)[1:3] for one in claims[name]]
-        none, opposite = (
-            sum(low < 1 < high for low, high in bounds),
-            [b for b in bounds if b[1] < 1],
+    """Each cell begins with the verdict of the primary setting, and says in how many it is so."""
+    found = {str(name): own for name, own in CLAIMS.groupby("claim")}
+    said = {row[0]: row[1:] for row in rows(README, AGREES)}
+    words = {"several times": "A1", "over-forgets": "B1", "long chain": "A2", "more evenly": "A3"}
+    names = {"holds": "agrees", "contradicted": "contradicted", "inconclusive": "inconclusive"}
+    for part, name in words.items():
+        (cell, evidence), own = (
+            next(cells for says, cells in said.items() if part in says),
+            found[name],
         )
-        counted = {3: "of four intervals three include", 4: "all intervals include"}[none]
-        assert f"{counted} no effect" in cell and len(opposite) == ("one says" in cell) == 4 - none
+        primary = own[(own["architecture"] + own["optimizer"]) == "".join(claims.PRIMARY)]
+        (verdict,) = primary["verdict"]
+        assert cell.startswith(f"**{names[verdict]}**")
+        same = int((own["verdict"] == verdict).sum())
+        assert f"in {COUNTED[same]} of four settings" in cell or same == 4
+        assert evidence == "eight models"
+        low, high = ends(own["value"], 2)
+        assert f"{low:.2f} to {high:.2f}" in cell or name == "A3"
+        bounds = f"{own['low'].min():.2f} to {own['high'].max():.2f}"
+        assert bounds in cell or name == "A3"
+    narrowed = found["B2"]
+    assert set(narrowed["verdict"]) == {"holds"}
+    low, high = ends(narrowed["value"], 2)
+    bounds = f"{narrowed['low'].min():.2f} to {narrowed['high'].max():.2f}"
+    assert f"narrows it by {low:.2f} to {high:.2f} ({bounds})" in " ".join(README.split())
+
+
+GALLERY = ROOT / "figures" / "gallery"
+
+
+def test_what_is_done_to_npo_is_told_as_the_frame_has_it() -> None:
+    frame = pd.read_csv(GALLERY / "attribution" / "effects.csv")
+    found = lookup(frame, ["case", "component", "effect"])
+    assert set(frame["count"]) == {EVIDENCE}
+    short, long, known = ("length", "forget2"), ("length", "forget1"), ("memorisation", "forget1")
+    dropped, normalised, both = attribution.EFFECTS
+    for pattern, key in (
+        (r"reference multiplies NPO's price by # \(# to #\)", (*short, dropped)),
+        (r"dividing by the length by # \(# to #\)", (*short, normalised)),
+        (r"together multiply it by # \(# to #\)", (*short, both)),
+        (r"the interaction is # \(# to #\)", (*short, "interaction")),
+        (r"makes it dearer, # \(# to #\)", (*long, normalised)),
+        (r"together make it cheaper, # \(# to #\)", (*long, both)),
+        (r"forgetting what was memorised by # \(# to #\)", (*known, dropped)),
+        (r"the scale of beta: # \(# to #\)", (*known, normalised)),
+    ):
+        assert told(pattern) == numbers(interval_text(found[key])), key
+    assert told("their product, #") == [round(found[*short, "product"].value, 2)]
+    # the README has three of them
+    (cell,) = (row[1] for row in rows(README, AGREES) if row[0] == "the reference is the cause")
+    first, alone = found[*known, dropped], found[*short, dropped]
+    assert numbers(cell) == [
+        *numbers(interval_text(first)),
+        *(round(found[*short, name].value, 2) for name in (dropped, both)),
+    ]
+    assert alone.high < 1 and found[*short, "interaction"].high < 1
+    betas = pd.read_csv(GALLERY / "attribution" / "betas.csv")
+    for method, beta in zip(betas["method"], betas["beta"], strict=True):
+        assert SEARCHED[method][0] < beta < SEARCHED[method][-1]  # no optimum at an edge
+
+
+def test_what_the_step_size_does_is_told_as_the_frame_has_it() -> None:
+    frame = pd.read_csv(GALLERY / "learning_rate" / "factors.csv")
+    own = {str(name): part for name, part in frame.groupby("component")}
+    short, long = own["forget2"], own["forget1"]
+    assert told("twice it NPO pays # to # times SimNPO's") == ends(short["value"], 1)
+    below = re.findall(rf"no interval reaches below ({NUMBER})", " ".join(FINDINGS.split()))
+    for part, said, digits in zip((short, long), below, (1, 2), strict=True):
+        assert number(said) == math.floor(part["low"].min() * 10**digits) / 10**digits
+    assert told("long chain it pays # to # times") == ends(long["value"], 1)
+    assert FRACTIONS[0] == 1 / 16 and FRACTIONS[-1] == 2 and set(frame["count"]) == {EVIDENCE}
+
+
+COUNTED = {1: "one", 2: "two", 3: "three", 4: "four"}
 
 
 def test_the_law_is_told_as_it_is_coded() -> None:
@@ -244,11 +319,12 @@ def test_the_law_is_told_as_it_is_coded() -> None:
 
 
 def test_the_runs_that_are_counted_are_those_that_are_made() -> None:
-    words = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 9: "nine"}
+    words = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 8: "eight"}
     scale = Scale()
-    runs, models = words[scale.pretrained * scale.orders], words[scale.pretrained]
+    runs, models = EVIDENCE * scale.orders, words[EVIDENCE]
     for text in (README, FINDINGS):
         assert re.search(rf"{runs}\s+runs\s+over\s+{models}\s+pretrained\s+models", text)
+    assert f"`make figures` draws {words[scale.pretrained]} models" in " ".join(FINDINGS.split())
     assert f"intervals over {words[scale.sweep_pretrained]} pretrained models" in FINDINGS
     case = sweep_case(Context(scale=scale))
     assert f"{words[len(case.lengths) - 1]} lengths at once" in FINDINGS

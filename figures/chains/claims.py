@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from figures import style
 from figures.cache import Context
 from figures.chains.runs import paper_runs
-from figures.statistics import holm_levels, over_models, p_value, ratio
+from figures.statistics import between_models, holm_levels, over_models, p_value, ratio
 from llm.intervals import Estimate
 from markov.diagnostics import crossings
 
@@ -149,8 +149,9 @@ def assess(frame: pd.DataFrame) -> pd.DataFrame:
 
     Columns `claim`, `text`, `optimizer`; `value`, `low`, `high` of the claimed number, a factor or
     nats, and `nats`, `nats_low`, `nats_high` of the same as a difference; `interval`, what the
-    intervals are over; `count` pretrained models in which the number is known, of `models`, and the
-    `runs` behind them; `p`, two-sided against no effect; `level`, that of the interval by which the
+    intervals are over; `count` pretrained models in which the number is known, of `models`; the
+    `runs` behind them, and the share of their variance that lies `between` models; `p`, two-sided
+    against no effect; `level`, that of the interval by which the
     `verdict` goes; `none`, `threshold`.
     """
     found, rows = crossings(frame), []
@@ -180,6 +181,7 @@ def assess(frame: pd.DataFrame) -> pd.DataFrame:
                     "interval": INTERVAL,
                     "models": len(np.unique(models)),
                     "runs": len(wide),
+                    "between": between_models(claim.per_run(wide), models),
                     "p": p,
                     "level": level,
                     "none": 1.0 if claim.ratio else 0.0,

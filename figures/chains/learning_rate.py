@@ -121,8 +121,9 @@ def plot(frame: pd.DataFrame) -> Figure:
     for axes in (left, right):
         axes.axvline(paper, color="grey", lw=0.6, ls=":")
         axes.set(xscale="log", yscale="log", xlabel="step size of unlearning")
-        axes.legend(fontsize=7)
         style.plain_log_ticks(axes)
+    right.legend(fontsize=7)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize=7)
     return figure
 
 

@@ -29,6 +29,7 @@ from figures.chains import allocation, attribution, claims, learning_rate, trade
 from figures.chains.runs import best_betas, paper_runs
 from figures.scale import EVIDENCE, Scale, quick_scale
 from figures.statistics import (
+    between_models,
     holm_levels,
     mean_interval,
     over_models,
@@ -201,6 +202,19 @@ def test_models_that_differ_are_covered_as_often_as_is_said_and_runs_are_not() -
             covered[name] += one.low <= 0 <= one.high
     assert abs(covered["models"] / 1000 - 0.95) < 4 * np.sqrt(0.95 * 0.05 / 1000)
     assert covered["runs"] < 880
+
+
+def test_the_share_of_variance_between_models_is_the_one_that_was_drawn() -> None:
+    generator = np.random.default_rng(2)
+    models = np.repeat(np.arange(400), 3)
+    for share in (0.0, 0.3, 0.8):
+        between = np.sqrt(share) * generator.normal(size=400)[models]
+        values = pd.Series(between + np.sqrt(1 - share) * generator.normal(size=1200))
+        assert between_models(values, models) == pytest.approx(share, abs=0.06)
+    same = pd.Series(np.repeat([1.0, 2.0], 2))
+    assert between_models(same, np.array([0, 0, 1, 1])) == 1.0
+    assert math.isnan(between_models(same, np.array([0, 0, 0, 1])))
+    assert math.isnan(between_models(same, np.arange(4)))
 
 
 @given(st.lists(st.floats(-3, 3), min_size=3, max_size=9, unique=True), st.sampled_from([0.0, 1.0]))
