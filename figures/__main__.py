@@ -164,6 +164,7 @@ def main(arguments: Arguments) -> None:
     require_jobs(arguments.jobs)
     if arguments.seeds is not None:
         require_whole(arguments.seeds, "seeds", 1)
+    check_gallery(arguments)
     check_own(arguments)
     check_out(arguments, names)
     if arguments.study is not None:
@@ -214,6 +215,16 @@ def main(arguments: Arguments) -> None:
                 draw(name, context, arguments)
             written = f"{arguments.out / name}.{{pdf,png,parquet}}"
             shown.done(f"{name}: {written} in {time.perf_counter() - began:.0f} s")
+
+
+def check_gallery(arguments: Arguments) -> None:
+    """Raise `InvalidInput` where pictures and numbers of less evidence would replace those kept."""
+    if not arguments.gallery or arguments.study is not None:
+        return
+    from figures.scale import EVIDENCE
+
+    enough = not arguments.quick and (arguments.seeds or EVIDENCE) >= EVIDENCE
+    require(enough, "gallery", True, f"given without --quick, and with {EVIDENCE} seeds at least")
 
 
 def check_out(arguments: Arguments, names: Sequence[str]) -> None:

@@ -57,6 +57,7 @@ CATALOGUE = (
         "the reference or the length?",
         gallery=True,
     ),
+    Entry("betas", "figures.chains.betas", "", "what each beta costs", gallery=True),
     Entry(
         "claims",
         "figures.chains.claims",
@@ -134,7 +135,7 @@ CATALOGUE = (
         "figures.chains.learning_rate",
         "",
         "does the step size decide?",
-        180,
+        60,
         heavy=True,
         gallery=True,
     ),

@@ -22,12 +22,14 @@ from tqdm.auto import tqdm
 
 from figures.cache import Context
 from figures.catalogue import BY_NAME, OTHERWISE
+from figures.scale import Scale
 from markov.console.progress import MINUTE, duration, lines
 from markov.errors import InvalidInput, require
 from markov.files import storage
 
 AGAIN = 3.0  # seconds to draw a table that is there
 QUICK = 0.07  # share of a figure's seconds that the quick scale takes
+OF_MODELS = "figures.chains."  # figures that take as much longer as there are more models
 JOURNAL = "seconds.json"
 Journal = dict[str, dict[str, Any]]
 COMPUTED, REDRAWN = "computed", "redrawn"
@@ -47,6 +49,8 @@ def expected(names: Sequence[str], context: Context, **more: Any) -> dict[str, E
         known = journal.get(_key(name, context, more), {})
         cached = known.get("code") == code and not context.since
         guess = BY_NAME[name].seconds * (QUICK if context.scale.quick else 1)
+        if BY_NAME[name].module.startswith(OF_MODELS) and not context.scale.quick:
+            guess *= context.scale.pretrained / Scale().pretrained
         if context.study is not None:  # its models are made already
             guess = OTHERWISE
         kind, otherwise = (REDRAWN, AGAIN) if cached else (COMPUTED, max(guess, AGAIN))

@@ -1,4 +1,4 @@
-"""Estimates with intervals over runs."""
+"""Estimates with intervals over pretrained models, or whatever else is drawn independently."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def between_models(values: pd.Series, models: pd.Series | np.ndarray) -> float:
 def p_value(estimate: Estimate, none: float = 0.0, level: float = 0.95) -> float:
     """Return the two-sided p-value of Student's t test that belongs to an interval.
 
-    The interval is that of `mean_interval`. The p-value is nan without one, and 0 where the values
-    do not differ.
+    The interval is that of `mean_interval`. The p-value is nan without one. Where
+    the values do not differ at all it is 1 if they are `none`, else 0.
     """
     if not np.isfinite(estimate.high - estimate.low):
         return float("nan")

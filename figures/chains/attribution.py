@@ -55,30 +55,50 @@ def data(context: Context) -> pd.DataFrame:
 
 
 def effects(frame: pd.DataFrame, over: str = "pretrain_seed") -> pd.DataFrame:
-    """Return the factor on the cost of what is done to NPO, with its interval over models.
+    """Return what is done to NPO's cost, as a factor and in nats, with intervals over models.
 
     Of a single model the interval can be one `over` its orders of batches, "seed". Rows of
-    `EFFECTS` compare a corner with NPO. Then come the product of the first two, and the
-    interaction, the factor of both divided by that product: 1 where they act apart. Main effects
-    follow from these: that of the reference is its factor alone times the root of the interaction.
-    A component that starts at its goal costs what the start costs whatever is done, and has no row.
+    `EFFECTS` compare a corner with NPO. Then come the product of the first two (in nats: their
+    sum), and the interaction, what both do beyond that: a factor of 1, or 0 nats, where they act
+    apart. Main effects follow from these: that of the reference is its factor alone times the root
+    of the interaction. A factor compares levels, and nats what is paid above the start, which may
+    be the larger part of a small level. Only runs that all corners bring to the goal are compared,
+    and none of those that start at it: these cost what the start costs, whatever is done.
     """
-    frame = frame[frame.groupby(["case", "component"])["step"].transform("max").ne(0)]
     index = ["case", "component", "pretrain_seed", "seed"]
-    logs = frame.assign(log=np.log(frame["retain_distance"])).pivot(
-        index=index, columns="method", values="log"
-    )
-    each = pd.DataFrame({name: logs[method] - logs["npo"] for name, method in EFFECTS.items()})
-    alone, normalised, both = (each[name] for name in EFFECTS)
-    each[PRODUCT], each[INTERACTION] = alone + normalised, both - alone - normalised
+    wide = frame.pivot(
+        index=index, columns="method", values=["retain_distance", "retain_paid", "step"]
+    ).astype(float)
     rows = []
-    for (case, component), own in each.groupby(["case", "component"], sort=True):
-        replicates = own.index.get_level_values(over).to_numpy()
-        for name in each:
-            found = ratio(over_models(own[name], replicates))
-            known = {"case": case, "component": component, "effect": name}
-            rows.append({**known, **found._asdict()})
+    for key, own in wide.groupby(["case", "component"], sort=True):
+        steps = own["step"].to_numpy()
+        arriving = (steps > 0).any(axis=1) & np.isfinite(steps).all(axis=1)
+        compared = own[arriving]
+        models, all_models = (part.index.get_level_values(over) for part in (compared, own))
+        if 2 * models.nunique() < all_models.nunique():
+            continue
+        factors = _changes(compared["retain_distance"].transform(np.log))
+        paid = _changes(compared["retain_paid"])
+        for name in factors:
+            nats = over_models(paid[name], models.to_numpy())
+            rows.append(
+                {
+                    **dict(zip(["case", "component"], key, strict=True)),
+                    "effect": name,
+                    **ratio(over_models(factors[name], models.to_numpy()))._asdict(),
+                    "nats": nats.value,
+                    "nats_low": nats.low,
+                    "nats_high": nats.high,
+                }
+            )
     return pd.DataFrame(rows)
+
+
+def _changes(costs: pd.DataFrame) -> pd.DataFrame:
+    """Return what is added to NPO's cost by each change, by both apart, and by their meeting."""
+    each = pd.DataFrame({name: costs[method] - costs["npo"] for name, method in EFFECTS.items()})
+    alone, normalised, both = (each[name] for name in EFFECTS)
+    return each.assign(**{PRODUCT: alone + normalised, INTERACTION: both - alone - normalised})
 
 
 def told(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -137,7 +157,10 @@ def plot(frame: pd.DataFrame) -> Figure:
 
 
 def _edge(method: str, betas: Mapping[str, float]) -> str:
-    """Say where the best beta is the first or last of its grid: it might lie beyond."""
+    """Say where the best beta is the first or last of its grid: it might lie beyond.
+
+    That a neighbour does not reach its goals at all is shown by the figure `betas`.
+    """
     ends = SEARCHED[method][0], SEARCHED[method][-1]
     return " (edge)" if betas[method] in ends else ""
 

@@ -58,7 +58,11 @@ def best_betas(search: pd.DataFrame) -> pd.DataFrame:
     A beta with which some run does not reach its goal is taken only where there is no other; then
     the most reached wins.
     """
-    found = crossings(search)
+    return best_of(crossings(search))
+
+
+def best_of(found: pd.DataFrame) -> pd.DataFrame:
+    """Return the same as `best_betas` of the crossings of a search."""
     grouped = found.assign(log_cost=np.log(found["retain_distance"])).groupby(
         ["case", "method", "beta"]
     )

@@ -206,20 +206,20 @@ def needed(experiments: Sequence[Experiment]) -> list[ModelJob]:
     return sorted(waiting, key=lambda job: (-waiting[job], -job.cost))
 
 
-def threads_of(jobs: Sequence[ModelJob], processes: int) -> list[Threads]:
-    """Return how many threads train each model, where so many processes train them at once.
+def threads_of(jobs: Sequence[ModelJob], cores: int) -> list[Threads]:
+    """Return how many threads train each model, where so many cores train them at once.
 
     More threads than cores take each other's cache: with two for each of two models on two cores
     the training took a tenth more of their time. So the cores are divided, and where every model
-    has a process, the longest takes all of them once the others are there.
+    has one, the longest takes all of them once the others are there.
     """
-    each = max(1, processes // max(1, len(jobs)))
+    each = max(1, cores // max(1, len(jobs)))
     costs = sorted((job.cost for job in jobs), reverse=True)
     others = sum(costs[1:2])
-    if each > 1 or len(jobs) > processes:
+    if each > 1 or len(jobs) > cores:
         return [Threads(each)] * len(jobs)
     return [
-        Threads(processes, others / job.cost) if job.cost == costs[0] > others else ONE_THREAD
+        Threads(cores, others / job.cost) if job.cost == costs[0] > others else ONE_THREAD
         for job in jobs
     ]
 

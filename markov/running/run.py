@@ -153,7 +153,8 @@ def _make(
     # models and shares.
     alone = progress and n_jobs == 1 and not elsewhere()
     # Workers of a cluster have one thread each.
-    threads = threads_of(missing, 1 if elsewhere() else joblib.effective_n_jobs(n_jobs))
+    cores = 1 if elsewhere() else min(joblib.effective_n_jobs(n_jobs), joblib.cpu_count())
+    threads = threads_of(missing, cores)
     training = [
         partial(train, folder, job, progress=alone, threads=own)
         for job, own in zip(missing, threads, strict=True)

@@ -14,6 +14,7 @@ A few steps and one evaluation of each kind are timed, and multiplied by how man
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,7 +35,7 @@ SHAPE = Transformer.released()
 METHODS = 2
 BATCH, SMALL = 128, 4
 EPOCHS, STEPS = 5, 50
-TIMED = 40  # steps that are timed, after as many that are not
+TIMED, BEFORE = 40, 20  # steps that are timed at most, after so many that are not
 NOTHING = -100  # the label of padding
 
 Rows = list[tuple[str, list[int]]]
@@ -103,18 +104,17 @@ def rows(sequences: Mapping[str, Tensor]) -> Rows:
 def step(net: Net, data: Rows, batch: int) -> float:
     """Return the seconds of a step of training."""
     optimizer = torch.optim.AdamW(net.parameters(), lr=5e-4)
-    loader, began = DataLoader(OneByOne(data), batch_size=batch, shuffle=True), 0.0
-    for number, rows in enumerate(loader):
-        if number == TIMED:
-            began = time.perf_counter()
-        if number == 2 * TIMED:
-            break
+    loader, ends = DataLoader(OneByOne(data), batch_size=batch, shuffle=True), list[float]()
+    for rows in itertools.islice(loader, BEFORE + TIMED + 1):
         optimizer.zero_grad()
         loss = _cross_entropy(net, rows)
         loss.backward()
         optimizer.step()
         loss.item()
-    return (time.perf_counter() - began) / TIMED
+        ends.append(time.perf_counter())
+    if len(ends) < BEFORE + 2:
+        raise ValueError(f"{len(ends)} steps are too few to be timed: {BEFORE + 2} at least")
+    return (ends[-1] - ends[BEFORE]) / (len(ends) - 1 - BEFORE)
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from figures import __main__ as command
 from figures import cache, drawing, experiments, progress, style
 from figures.catalogue import ALL, BY_NAME, CATALOGUE, FIGURES, GALLERY, HEAVY
-from figures.chains import allocation, attribution, claims, learning_rate, tradeoff
+from figures.chains import allocation, attribution, betas, claims, learning_rate, tradeoff
 from figures.chains.runs import best_betas, paper_runs
 from figures.scale import EVIDENCE, Scale, quick_scale
 from figures.statistics import (
@@ -73,7 +73,9 @@ def context() -> cache.Context:
     return cache.Context(scale=scale, n_jobs=1, progress=False)
 
 
-@pytest.mark.parametrize("module", [tradeoff, allocation, attribution, claims, learning_rate])
+@pytest.mark.parametrize(
+    "module", [tradeoff, allocation, attribution, betas, claims, learning_rate]
+)
 def test_every_figure_draws_the_frame_it_computes(module: object, context: cache.Context) -> None:
     frame = module.data(context)  # pyright: ignore[reportAttributeAccessIssue]
     before = frame.copy(deep=True)
@@ -321,24 +323,75 @@ def test_a_factor_is_also_told_in_nats_above_the_start() -> None:
     assert found["value"] < 4  # the same as a ratio of levels
 
 
-def test_effects_multiply_to_both_and_a_component_that_starts_at_its_goal_has_none() -> None:
+def _arrivals(costs: dict[str, float], started: int = 0) -> pd.DataFrame:
+    """Four models in two orders, which all arrive at multiples of these costs, 0.02 of it theirs at
+    the start; in so many models the other component starts at its goal.
+    """
     rows = []
-    costs = {"npo": 0.4, "reference_free_npo": 0.3, "length_normalized_npo": 0.2, "simnpo": 0.06}
-    for model in range(4):
-        for method, cost in costs.items():
-            known = {"case": "length", "method": method, "pretrain_seed": model, "seed": 0}
-            paid = cost * (1 + 0.1 * model)
-            rows.append({**known, "component": "forget1", "step": 3.0, "retain_distance": paid})
-            rows.append({**known, "component": "forget2", "step": 0.0, "retain_distance": 0.1})
-    found = attribution.effects(pd.DataFrame(rows))
-    assert set(found["component"]) == {"forget1"}
-    values = found.set_index("effect")["value"]
-    alone = [values["reference dropped"], values["length normalised"]]
-    assert alone == pytest.approx([0.75, 0.5])
-    assert values["both: SimNPO"] == pytest.approx(0.15)
-    assert values["product"] == pytest.approx(0.375)
-    assert values["interaction"] == pytest.approx(0.4)
-    assert (found["count"] == 4).all()
+    for model, seed, (method, cost) in itertools.product(range(4), range(2), costs.items()):
+        known = {"case": "length", "method": method, "pretrain_seed": model, "seed": seed}
+        paid = cost * (1 + 0.1 * model)
+        for component, step in (("forget1", 3.0), ("forget2", 0.0 if model < started else 2.0)):
+            level = paid if step else 0.02
+            found = {"step": step, "retain_distance": level, "retain_paid": level - 0.02}
+            rows.append({**known, "component": component, **found})
+    return pd.DataFrame(rows)
+
+
+COSTS = {"npo": 0.4, "reference_free_npo": 0.3, "length_normalized_npo": 0.2, "simnpo": 0.06}
+
+
+def test_effects_multiply_to_both_and_add_up_in_nats() -> None:
+    found = attribution.effects(_arrivals(COSTS))
+    one = found[found["component"] == "forget1"].set_index("effect").to_dict("index")
+    values = {name: row["value"] for name, row in one.items()}
+    assert values == pytest.approx(
+        {
+            "reference dropped": 0.75,
+            "length normalised": 0.5,
+            "both: SimNPO": 0.15,
+            "product": 0.375,
+            "interaction": 0.4,
+        }
+    )
+    nats = {name: row["nats"] / 1.15 for name, row in one.items()}
+    assert nats == pytest.approx(
+        {
+            "reference dropped": -0.1,
+            "length normalised": -0.2,
+            "both: SimNPO": -0.34,
+            "product": -0.3,
+            "interaction": -0.04,
+        }
+    )
+    assert {row["count"] for row in one.values()} == {4}
+
+
+@pytest.mark.parametrize(("started", "counted"), [(0, 4), (2, 2), (3, None), (4, None)])
+def test_runs_that_start_at_their_goal_are_not_compared(started: int, counted: int | None) -> None:
+    found = attribution.effects(_arrivals(COSTS, started))
+    own = found[found["component"] == "forget2"]
+    assert set(own["count"]) == ({counted} if counted else set())
+    assert (found["component"] == "forget1").sum() == 5
+
+
+def test_only_runs_that_all_corners_finish_are_compared() -> None:
+    frame = _arrivals(COSTS)
+    lost = (frame["method"] == "simnpo") & (frame["pretrain_seed"] == 0)
+    frame.loc[lost, ["step", "retain_distance", "retain_paid"]] = np.nan
+    found = attribution.effects(frame).set_index(["component", "effect"])["count"]
+    assert set(found) == {3}  # of no effect other runs than of the others
+
+
+def test_a_price_is_that_of_the_runs_that_arrive_and_says_how_many_do() -> None:
+    frame = _arrivals({"npo": 0.4}).assign(beta=0.2, reached=True)
+    frame.loc[0, ["reached", "retain_distance", "retain_paid"]] = False, np.nan, np.nan
+    found = betas.prices(frame).set_index("component").to_dict("index")
+    assert (found["forget1"]["reached"], found["forget1"]["runs"]) == (7, 8)
+    assert found["forget1"]["paid"] == pytest.approx(0.4 * 1.15 - 0.02)
+    assert found["forget2"]["value"] == pytest.approx(
+        0.4 * float(np.prod([1, 1.1, 1.2, 1.3])) ** 0.25
+    )
 
 
 def test_a_smaller_step_takes_as_many_more_steps_and_records_of_the_same_moments() -> None:
@@ -429,9 +482,13 @@ def test_what_is_judged_by_has_more_models(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(command, "draw", draw)
     asked = command.Arguments(names=("weights",), out=tmp_path)
     judged = replace(asked, gallery=True)
-    for one in (asked, judged, replace(judged, seeds=5), replace(judged, quick=True)):
+    for one in (asked, judged, replace(judged, seeds=9), replace(asked, quick=True)):
         command.main(one)
-    assert found == [Scale().pretrained, EVIDENCE, 5, quick_scale().pretrained]
+    assert found == [Scale().pretrained, EVIDENCE, 9, quick_scale().pretrained]
+    for fewer in (replace(judged, seeds=5), replace(judged, quick=True)):
+        with pytest.raises(InvalidInput, match="gallery = True"):
+            command.main(fewer)
+    assert len(found) == 4
 
 
 def test_the_two_groups_are_apart_and_a_name_draws_any_of_either() -> None:
@@ -513,12 +570,12 @@ def test_what_a_drawing_took_is_expected_of_the_next_one(
     assert expect(context) == (progress.AGAIN, True) and expect(fresh) == (40.0, False)
     draw_in(2.5, monkeypatch, context, compute=False)
     assert expect(context) == (2.5, True) and expect(fresh) == (40.0, False)
-    assert expect(slow) == (BY_NAME["tradeoff"].seconds, False)
+    # five models, where the seconds of the list are those of three
+    assert expect(slow) == (pytest.approx(BY_NAME["tradeoff"].seconds * 5 / 3), False)
     assert progress.expected(["tradeoff"], context, architectures=True)["tradeoff"].cached is False
-    assert progress.expected(["allocation"], context)["allocation"] == (
-        BY_NAME["allocation"].seconds,
-        False,
-    )
+    others = progress.expected(["allocation", "logistic"], slow)
+    assert others["allocation"].seconds > BY_NAME["allocation"].seconds
+    assert others["logistic"] == (BY_NAME["logistic"].seconds, False)
     known = json.loads(journal.read_text())
     journal.write_text(
         json.dumps({key: {**entry, "code": "another"} for key, entry in known.items()})
@@ -742,7 +799,7 @@ def test_the_command_draws_a_figure_says_so_and_knows_it_the_next_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("figures.scale.quick_scale", lambda: context.scale)
-    for first in ("1 figure: about 5 min", "1 figure: about 5 s, all tables being in the cache"):
+    for first in ("1 figure: about 3 min", "1 figure: about 5 s, all tables being in the cache"):
         assert (
             command.cli(["tradeoff", "--quick", "--jobs", "1", "--out", str(tmp_path / "out")]) == 0
         )

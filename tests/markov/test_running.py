@@ -222,9 +222,11 @@ def test_training_is_told_of_its_threads(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(running, "together", lambda tasks, *_: [task() for task in tasks])
     monkeypatch.setattr(running, "train", noted)
     monkeypatch.setattr(running, "_made", lambda *_: (_ for _ in ()).throw(KeyError))
-    with pytest.raises(KeyError):
-        running.run(GRID[:1], n_jobs=6, cache=tmp_path, progress=False)
-    assert told == [Threads(3), Threads(3)]
+    for cores in (6, 1):  # more processes than cores do not make more threads
+        monkeypatch.setattr(running.joblib, "cpu_count", lambda cores=cores: cores)
+        with pytest.raises(KeyError):
+            running.run(GRID[:1], n_jobs=6, cache=tmp_path, progress=False)
+    assert told == [Threads(3), Threads(3), Threads(), Threads()]
 
 
 def in_this_process(tasks: Sequence[Callable[[], Any]], *_: object) -> list[Any]:
