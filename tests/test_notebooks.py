@@ -5,6 +5,8 @@ computed, all of it runs.
 from __future__ import annotations
 
 import ast
+import importlib
+import importlib.util
 import json
 import os
 import re
@@ -121,6 +123,26 @@ def test_there_are_notebooks_and_each_has_solutions_and_a_number():
     assert len(NOTEBOOKS) >= 5
     assert [name[:3] for name in NOTEBOOKS] == [f"{index:02d}_" for index in range(len(NOTEBOOKS))]
     assert sorted(path.stem for path in (FOLDER / "solutions").glob("*.ipynb")) == NOTEBOOKS
+
+
+@every_notebook
+def test_every_name_that_is_imported_is_there(path: Path) -> None:
+    """Names move, and executing all notebooks takes minutes."""
+    pytest.importorskip("ipywidgets", reason="the notebooks' packages are missing")
+    froms = [
+        node
+        for source in cells(path, "code")
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ImportFrom)
+    ]
+    assert froms or path.parent.name == "recipes"
+    for node in froms:
+        module = importlib.import_module(node.module or "")
+        for one in node.names:
+            there = hasattr(module, one.name) or importlib.util.find_spec(
+                f"{node.module}.{one.name}"
+            )
+            assert there, f"from {node.module} import {one.name}"
 
 
 @every_notebook
