@@ -45,11 +45,11 @@ CATALOGUE = (
         "figures.chains.tradeoff",
         "5",
         "forget distance against retain distance",
-        280,
+        296,
         gallery=True,
         rough=True,
     ),
-    Entry("allocation", "figures.chains.allocation", "", "where the effort goes", 55),
+    Entry("allocation", "figures.chains.allocation", "", "where the effort goes", 100),
     Entry(
         "attribution",
         "figures.chains.attribution",
@@ -66,13 +66,13 @@ CATALOGUE = (
         gallery=True,
     ),
     Entry("weights", "figures.theory.weights", "", "weights against length, exactly"),
-    Entry("logistic", "figures.theory.logistic", "", "the NPO paper's own study", 16),
+    Entry("logistic", "figures.theory.logistic", "", "the NPO paper's own study", 17),
     Entry(
         "llm_weights_epoch1",
         "figures.language.weights_epoch1",
         "3a",
         "weights after an epoch",
-        270,
+        255,
         study="corners",
     ),
     Entry(
@@ -110,7 +110,7 @@ CATALOGUE = (
         "figures.language.tradeoff",
         "1c",
         "forget quality against utility",
-        275,
+        218,
         study="measures",
     ),
     Entry(
@@ -128,7 +128,7 @@ CATALOGUE = (
         study="along",
     ),
     Entry(
-        "muse_tradeoff", "figures.language.muse.muse_tradeoff", "1d", "MUSE's measures on news", 200
+        "muse_tradeoff", "figures.language.muse.muse_tradeoff", "1d", "MUSE's measures on news", 189
     ),
     Entry(
         "learning_rate",
