@@ -36,7 +36,7 @@ help:  ## list the targets
 figures: $(VENV)/.llm  ## draw the figures, about 20 minutes; ARGS="tradeoff --quick" draws one, roughly
 	$(RUN) figures $(ARGS)
 
-figures-all: $(VENV)/.llm  ## draw the heavy ones too, about an hour and a half; what is drawn already takes seconds
+figures-all: $(VENV)/.llm  ## draw the heavy ones too, with eight models for the chains, about an hour and a half; a second time takes seconds
 	$(RUN) figures --all $(ARGS)
 
 gallery: $(VENV)/.llm  ## refresh the small pictures of README and findings

@@ -201,7 +201,9 @@ def main(arguments: Arguments) -> None:
         logs=arguments.logs,
         study=arguments.study,
     )
-    both = {"architectures": arguments.architectures or arguments.gallery}
+    # The gallery's table of claims is of both architectures.
+    arguments = replace(arguments, architectures=arguments.architectures or arguments.gallery)
+    both = {"architectures": arguments.architectures}
     expected = progress.expected(names, context, **both)
     with progress.display(expected) as shown:
         for name in names:
@@ -295,7 +297,7 @@ def draw(name: str, context: Context, arguments: Arguments) -> None:
     from figures.chains import claims
 
     module = module_of(name)
-    both = (arguments.architectures or arguments.gallery) and module is claims
+    both = arguments.architectures and module is claims
     frame = claims.both_architectures(context) if both else module.data(context)
     if context.study is not None:
         from figures.language import studies

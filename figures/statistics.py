@@ -42,6 +42,11 @@ def over_models(values: pd.Series, models: pd.Series | np.ndarray, level: float 
     return mean_interval(known.groupby(models).mean().to_numpy(dtype=float), level)
 
 
+def geometric_over_models(values: pd.Series, models: pd.Series) -> Estimate:
+    """Return the geometric mean over pretrained models, as `over_models` does of the logarithms."""
+    return ratio(over_models(logs(values), models))
+
+
 def between_models(values: pd.Series, models: pd.Series | np.ndarray) -> float:
     """Return the share of the variance of runs that lies between pretrained models, from 0 to 1.
 
@@ -62,8 +67,8 @@ def between_models(values: pd.Series, models: pd.Series | np.ndarray) -> float:
 def p_value(estimate: Estimate, none: float = 0.0, level: float = 0.95) -> float:
     """Return the two-sided p-value of Student's t test that belongs to an interval.
 
-    The interval is that of `mean_interval`. The p-value is nan without one. Where
-    the values do not differ at all it is 1 if they are `none`, else 0.
+    The interval is that of `mean_interval`. The p-value is nan without one. Where the values do not
+    differ at all it is 1 if they are `none`, else 0.
     """
     if not np.isfinite(estimate.high - estimate.low):
         return float("nan")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
@@ -78,6 +79,19 @@ def grid_figure(
     figure = Figure(figsize=(width, height), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, **options)
     return figure, [list(row) for row in panels]
+
+
+def band(
+    axes: Axes, x: np.ndarray, estimates: np.ndarray, color: Any, fmt: str = "-", **look: Any
+) -> None:
+    """Draw a line along x and, where there are any, its intervals as a band.
+
+    The rows of `estimates` are the values and the lower and upper bounds.
+    """
+    value, low, high = estimates
+    axes.plot(x, value, fmt, color=color, **look)
+    if np.isfinite(low).any():
+        axes.fill_between(x, low, high, color=color, alpha=0.15, lw=0)
 
 
 def plain_log_ticks(axes: Axes) -> None:

@@ -101,10 +101,9 @@ def pretrain(
 ) -> dict[str, Tensor]:
     """Minimise the mean cross-entropy over scored tokens and return the runs' stacked parameters.
 
-    Each run has one corpus and one seed. A seed gives the same start to every corpus. How
-    many `threads` compute the pieces of a batch changes the time, never a bit.
-    `on_step(step, parameters)` is called after every step. Raises `InvalidInput` for corpora of
-    different shapes.
+    Each run has one corpus and one seed. A seed gives the same start to every corpus. How many
+    `threads` compute the pieces of a batch changes the time, never a bit. `on_step(step,
+    parameters)` is called after every step. Raises `InvalidInput` for corpora of different shapes.
     """
     count = common_count(model, corpora, "corpora")
     cutting = cutting_of(device)

@@ -349,6 +349,7 @@ def test_the_runs_that_are_counted_are_those_that_are_made() -> None:
     for text in (README, FINDINGS):
         assert re.search(rf"{runs}\s+runs\s+over\s+{models}\s+pretrained\s+models", text)
     assert f"`make figures` draws {words[scale.pretrained]} models" in " ".join(FINDINGS.split())
+    assert f"figures claims --seeds {EVIDENCE} " in (ROOT / "Makefile").read_text("utf-8")
     assert f"intervals over {words[scale.sweep_pretrained]} pretrained models" in FINDINGS
     case = sweep_case(Context(scale=scale))
     assert f"{words[len(case.lengths) - 1]} lengths at once" in FINDINGS

@@ -81,6 +81,13 @@ def test_the_released_way_computes_the_same_model():
     check_close(net(states), want, rtol=1e-4, atol=1e-5)
 
 
+def test_a_step_of_the_released_way_is_timed_over_the_steps_that_there_are():
+    rows = [("retain", [3, 1, 2])] * 25
+    assert 0 < released.step(released.Net(), rows, 1) < 5
+    with pytest.raises(ValueError, match="too few"):
+        released.step(released.Net(), rows, 2)
+
+
 def test_the_released_way_pads_behind_and_scores_no_padding():
     rows = released.OneByOne([("retain", [3, 1, 2]), ("forget2", list(range(10)) * 2)])
     assert rows[0]["seen"].tolist() == [3, 1] + [0] * 17

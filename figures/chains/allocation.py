@@ -82,8 +82,4 @@ def _line(axes: Axes, own: pd.DataFrame, measure: str, color: str) -> None:
         over_models(at[measure], at["pretrain_seed"])[:3]
         for _, at in own.groupby("step", sort=True)
     ]
-    value, low, high = np.array(found).T
-    steps = np.sort(own["step"].unique())
-    axes.plot(steps, value, color=color)
-    if np.isfinite(low).any():
-        axes.fill_between(steps, low, high, color=color, alpha=0.15, lw=0)
+    style.band(axes, np.sort(own["step"].unique()), np.array(found).T, color)

@@ -29,7 +29,7 @@ from figures import style
 from figures.cache import Context
 from figures.chains.runs import corner_runs
 from figures.scale import SEARCHED
-from figures.statistics import lookup, over_models, ratio
+from figures.statistics import geometric_over_models, lookup, over_models, ratio
 from llm.intervals import Estimate
 from markov.diagnostics import crossings
 from markov.objectives import CORNERS
@@ -61,8 +61,8 @@ def effects(frame: pd.DataFrame, over: str = "pretrain_seed") -> pd.DataFrame:
     `EFFECTS` compare a corner with NPO. Then come the product of the first two (in nats: their
     sum), and the interaction, what both do beyond that: a factor of 1, or 0 nats, where they act
     apart. Main effects follow from these: that of the reference is its factor alone times the root
-    of the interaction. A factor compares levels, and nats what is paid above the start, which may
-    be the larger part of a small level. Only runs that all corners bring to the goal are compared,
+    of the interaction. A factor compares levels, of which the start may be the larger part, and
+    nats compare what is paid above it. Only runs that all corners bring to the goal are compared,
     and none of those that start at it: these cost what the start costs, whatever is done.
     """
     index = ["case", "component", "pretrain_seed", "seed"]
@@ -189,8 +189,7 @@ def _estimate(
 def _over_models(own: pd.DataFrame, column: str) -> Estimate:
     """Return the mean over models, a geometric one of the distance that is paid."""
     if column == "retain_distance":
-        logs = pd.Series(np.log(own[column].to_numpy(dtype=float)), index=own.index)
-        return ratio(over_models(logs, own["pretrain_seed"]))
+        return geometric_over_models(own[column], own["pretrain_seed"])
     return over_models(own[column], own["pretrain_seed"])
 
 

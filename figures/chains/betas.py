@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from figures import style
 from figures.cache import Context
 from figures.chains.runs import best_of, search_runs
-from figures.statistics import logs, over_models, ratio
+from figures.statistics import geometric_over_models, over_models
 from markov.diagnostics import crossings
 from markov.objectives import CORNERS
 
@@ -42,7 +42,7 @@ def prices(frame: pd.DataFrame) -> pd.DataFrame:
     keys = ["case", "method", "beta", "component"]
     rows = []
     for key, own in frame.groupby(keys, sort=True):
-        found = ratio(over_models(logs(own["retain_distance"]), own["pretrain_seed"]))
+        found = geometric_over_models(own["retain_distance"], own["pretrain_seed"])
         paid = over_models(own["retain_paid"], own["pretrain_seed"]).value
         known = {"runs": len(own), "reached": int(own["reached"].sum()), "paid": paid}
         rows.append({**dict(zip(keys, key, strict=True)), **found._asdict(), **known})

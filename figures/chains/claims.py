@@ -156,19 +156,13 @@ def assess(frame: pd.DataFrame) -> pd.DataFrame:
     """
     found, rows = crossings(frame), []
     for optimizer in found["optimizer"].unique():
-        numbers = {claim.name: _numbers(claim, found, optimizer) for claim in CLAIMS}
-        intervals = {
-            claim.name: over_models(
-                claim.per_run(numbers[claim.name]), _models(numbers[claim.name])
-            )
-            for claim in CLAIMS
-        }
-        p_values = [p_value(one) for one in intervals.values()]
-        for claim, p, level in zip(CLAIMS, p_values, holm_levels(p_values), strict=True):
-            wide, estimate = numbers[claim.name], intervals[claim.name]
-            models = _models(wide)
-            judged = over_models(claim.per_run(wide), models, level)
-            nats = over_models(claim.nats(wide), models)
+        tables = [_numbers(claim, found, optimizer) for claim in CLAIMS]
+        values = [claim.per_run(wide) for claim, wide in zip(CLAIMS, tables, strict=True)]
+        estimates = [over_models(own, _models(own)) for own in values]
+        p_values = [p_value(one) for one in estimates]
+        columns = tables, values, estimates, p_values, holm_levels(p_values)
+        for claim, wide, own, estimate, p, level in zip(CLAIMS, *columns, strict=True):
+            models, nats = _models(wide), over_models(claim.nats(wide), _models(wide))
             rows.append(
                 {
                     "claim": claim.name,
@@ -181,12 +175,12 @@ def assess(frame: pd.DataFrame) -> pd.DataFrame:
                     "interval": INTERVAL,
                     "models": len(np.unique(models)),
                     "runs": len(wide),
-                    "between": between_models(claim.per_run(wide), models),
+                    "between": between_models(own, models),
                     "p": p,
                     "level": level,
                     "none": 1.0 if claim.ratio else 0.0,
                     "threshold": float(np.exp(claim.threshold)) if claim.ratio else claim.threshold,
-                    "verdict": _verdict(claim, judged),
+                    "verdict": _verdict(claim, over_models(own, models, level)),
                 }
             )
     rows.sort(key=lambda row: row["claim"])
@@ -203,8 +197,8 @@ def _numbers(claim: Claim, found: pd.DataFrame, optimizer: str) -> pd.DataFrame:
     ).astype(float)
 
 
-def _models(wide: pd.DataFrame) -> np.ndarray:
-    return wide.index.get_level_values("pretrain_seed").to_numpy()
+def _models(runs: pd.DataFrame | pd.Series) -> np.ndarray:
+    return runs.index.get_level_values("pretrain_seed").to_numpy()
 
 
 def _verdict(claim: Claim, estimate: Estimate) -> str:

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from figures import style
 from figures.cache import Context
 from figures.experiments import table
-from figures.statistics import logs, lookup, over_models, ratio
+from figures.statistics import geometric_over_models, logs, lookup, over_models, ratio
 from markov.cases import LENGTH
 from markov.diagnostics import crossings
 from markov.experiments import PAPER_BETAS, Experiment, grid
@@ -73,7 +73,7 @@ def costs(frame: pd.DataFrame) -> pd.DataFrame:
     keys = ["component", "method", "learning_rate"]
     rows = []
     for key, own in frame.groupby(keys, sort=True):
-        found = ratio(over_models(logs(own["retain_distance"]), own["pretrain_seed"]))
+        found = geometric_over_models(own["retain_distance"], own["pretrain_seed"])
         rows.append({**dict(zip(keys, key, strict=True)), **found._asdict()})
     return pd.DataFrame(rows)
 

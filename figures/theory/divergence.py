@@ -149,10 +149,6 @@ def plot(frame: pd.DataFrame) -> Figure:
 def _line(axes: Axes, own: pd.DataFrame, method: str, exponent: Estimate) -> None:
     span = np.sort(own["time"].unique())
     grouped = logs(own["kl_to_reference"]).groupby(own["time"])
-    value, low, high = np.exp(
-        np.array([mean_interval(values.to_numpy(dtype=float))[:3] for _, values in grouped])
-    ).T
+    found = [mean_interval(values.to_numpy(dtype=float))[:3] for _, values in grouped]
     label = f"{style.LABELS[method]}, p = {interval_text(exponent)}"
-    axes.plot(span, value, color=style.COLORS[method], label=label)
-    if np.isfinite(low).any():
-        axes.fill_between(span, low, high, color=style.COLORS[method], alpha=0.15, lw=0)
+    style.band(axes, span, np.exp(np.array(found)).T, style.COLORS[method], label=label)

@@ -156,10 +156,8 @@ def plot(frame: pd.DataFrame) -> Figure:
 
 def _line(axes: Axes, part: pd.DataFrame, measure: str, line: str, color: np.ndarray) -> None:
     found = [
-        mean_interval(values.to_numpy(dtype=float)) for _, values in part.groupby("time")[measure]
+        mean_interval(values.to_numpy(dtype=float))[:3]
+        for _, values in part.groupby("time")[measure]
     ]
-    value, low, high, _ = np.array(found).T
-    span = np.sort(part["time"].unique())
-    axes.plot(span, value, line, color=color, lw=1.8 if line == "-" else 1.1)
-    if np.isfinite(low).any():
-        axes.fill_between(span, low, high, color=color, alpha=0.15, lw=0)
+    width = 1.8 if line == "-" else 1.1
+    style.band(axes, np.sort(part["time"].unique()), np.array(found).T, color, line, lw=width)

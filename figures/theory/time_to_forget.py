@@ -33,7 +33,7 @@ from matplotlib.lines import Line2D
 from figures import style
 from figures.cache import Context
 from figures.fits import power_law
-from figures.statistics import interval_text, logs, lookup, over_models, ratio
+from figures.statistics import geometric_over_models, interval_text, lookup, over_models
 from figures.theory.rungs import all_times
 from figures.theory.sweeps import BETAS
 from llm.intervals import Estimate
@@ -143,8 +143,7 @@ def _times(axes: Axes, own: pd.DataFrame, numbers: Mapping[Any, Estimate], color
 
 def _mean(one: pd.DataFrame) -> Estimate:
     """Return the geometric mean over pretrained models of the times that were reached."""
-    reached = logs(one["relative"].where(np.isfinite(one["relative"])))
-    return ratio(over_models(reached, one["pretrain_seed"]))
+    return geometric_over_models(one["relative"], one["pretrain_seed"])
 
 
 def _against_beta(axes: Axes, found: pd.DataFrame, color: str) -> None:

@@ -105,9 +105,9 @@ def step(net: Net, data: Rows, batch: int) -> float:
     """Return the seconds of a step of training."""
     optimizer = torch.optim.AdamW(net.parameters(), lr=5e-4)
     loader, ends = DataLoader(OneByOne(data), batch_size=batch, shuffle=True), list[float]()
-    for rows in itertools.islice(loader, BEFORE + TIMED + 1):
+    for few in itertools.islice(loader, BEFORE + TIMED + 1):
         optimizer.zero_grad()
-        loss = _cross_entropy(net, rows)
+        loss = _cross_entropy(net, few)
         loss.backward()
         optimizer.step()
         loss.item()
@@ -124,21 +124,21 @@ def evaluation(
     """Return the seconds of an evaluation of all groups, for their loss and for their distance."""
     began = time.perf_counter()
     for group in groups:
-        for rows in DataLoader(OneByOne(group), batch_size=batch):
-            _cross_entropy(net, rows).item()
-        for rows in DataLoader(OneByOne(group), batch_size=batch):
-            found = net(rows["seen"]).log_softmax(-1)
+        for few in DataLoader(OneByOne(group), batch_size=batch):
+            _cross_entropy(net, few).item()
+        for few in DataLoader(OneByOne(group), batch_size=batch):
+            found = net(few["seen"]).log_softmax(-1)
             truth = np.zeros(found.shape)
-            for place, name in enumerate(rows["name"]):
-                truth[place] = laws[name][rows["seen"][place].numpy()]
+            for place, name in enumerate(few["name"]):
+                truth[place] = laws[name][few["seen"][place].numpy()]
             true = torch.tensor(truth, dtype=torch.float32)
             each = functional.kl_div(found, true, reduction="none").sum(-1)
-            (each * (rows["next"] != NOTHING).float()).sum().item()
+            (each * (few["next"] != NOTHING).float()).sum().item()
     return time.perf_counter() - began
 
 
-def _cross_entropy(net: Net, rows: Mapping[str, Tensor]) -> Tensor:
-    found, asked = net(rows["seen"]), rows["next"]
+def _cross_entropy(net: Net, few: Mapping[str, Tensor]) -> Tensor:
+    found, asked = net(few["seen"]), few["next"]
     return functional.cross_entropy(
         found.view(-1, SHAPE.states), asked.view(-1), ignore_index=NOTHING
     )

@@ -192,7 +192,7 @@ def test_orders_of_one_model_are_no_independent_runs() -> None:
 
 
 def test_models_that_differ_are_covered_as_often_as_is_said_and_runs_are_not() -> None:
-    """Of the variance half lies between models, as the issue of chains has it."""
+    """Of the variance half lies between models."""
     generator = np.random.default_rng(1)
     models, covered = np.repeat(np.arange(8), 3), {"models": 0, "runs": 0}
     for _ in range(1000):
