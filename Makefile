@@ -19,7 +19,7 @@ ELSEWHERE ?= MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=
 # Tests of words, files and refusals, in which nothing is computed that another processor could round otherwise,
 # of what is drawn, and of several processes and of runs that are kept or go on, which are compared with themselves.
 WORDS := architecture authors backends book book_pages chat_templates cheat_sheet checkpoints cli closure corpora counted damage defaults diverged \
-	encoding estimating facades figures folders gguf_files gpu help hub imports interactive interactive_llm jobs kills knowing lessons lessons_language \
+	encoding estimating facades figures findings_language folders gguf_files gpu help hub imports interactive interactive_llm jobs kills knowing lessons lessons_language \
 	lessons_prose llm_attack_figures llm_cli llm_models llm_processes llm_run_figures llm_sweep_figures merging \
 	muse_data muse_figure news notebooks own_files packaging parts plan progress ranks readme records restarts schemas score storage study_figure studying sweep \
 	waist whole_numbers
@@ -28,15 +28,15 @@ WORDS := architecture authors backends book book_pages chat_templates cheat_shee
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help figures figures-all real gpu gpu-markov gpu-real test test-elsewhere check format lab notebooks book cheat-sheet browser gallery claims benchmark speed constraints clean
+.PHONY: help figures figures-all real gpu gpu-markov gpu-real test test-elsewhere check format lab notebooks book cheat-sheet browser gallery claims gate benchmark speed constraints clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
 
-figures: $(VENV)/.llm  ## draw the figures, about 20 minutes; ARGS="tradeoff --quick" draws one, roughly
+figures: $(VENV)/.llm  ## draw the figures, about 28 minutes; ARGS="tradeoff --quick" draws one, roughly
 	$(RUN) figures $(ARGS)
 
-figures-all: $(VENV)/.llm  ## draw the heavy ones too, with eight models for the chains, about an hour and a half; a second time takes seconds
+figures-all: $(VENV)/.llm  ## draw the heavy ones too, with eight models for the chains and five trainings of the language model, more than two hours; a second time takes seconds
 	$(RUN) figures --all $(ARGS)
 
 gallery: $(VENV)/.llm  ## refresh the small pictures of README and findings
@@ -66,6 +66,9 @@ gpu-real:  ## all of TOFU, forget05 and forget10, five seeds, on one GPU (not ru
 
 claims: $(VENV)/.llm  ## the paper's claims over eight models, each with an interval and a verdict: about 20 minutes
 	$(RUN) figures claims --seeds 8 $(ARGS)
+
+gate: $(VENV)/.llm  ## are the small language models fit to compare methods by? five trainings of each: about 20 minutes
+	$(RUN) llm gate $(ARGS)
 
 lab: $(VENV)/.llm $(VENV)/.notebooks  ## open the notebooks, at the tour
 	$(RUN) jupyter lab notebooks/00_tour.ipynb $(ARGS)

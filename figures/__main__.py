@@ -53,14 +53,15 @@ class Arguments:
     names: tyro.conf.Positional[tuple[str, ...]] = ()
     """Figures to draw, of either group (default: all of the first one)."""
     all: bool = False
-    """Draw the second group too: about an hour and a half on two cores."""
+    """Draw the second group too: more than two hours on two cores."""
     quick: bool = False
     """Small models and little data: a few minutes at most, right in kind, not in numbers."""
     fresh: bool = False
     """Recompute tables even where they are cached (trained models are kept)."""
     seeds: int | None = None
-    """Number of pretrained models, each unlearned in several orders of batches.
-    Default: 3 for a first look, 8 with --all and --gallery to judge by; 4 for theory.
+    """Number of pretrained models, each unlearned in several orders of batches, and of trainings of
+    the default language model. Default: 3 and 2 for a first look, 8 and 5 with --all and --gallery
+    to judge by; 4 for theory.
     """
     out: Path = Path("out")
     """Output folder."""
@@ -86,7 +87,7 @@ class Arguments:
     """
     data: str | None = None
     """With --model: what is to be forgotten, tofu:SPLIT, authors:SPLIT or a file.
-    Default: for small models authors:forget10.
+    Default: for small models authors:forget20.
     """
     retain_data: str | None = None
     """With --model: what is to stay.
@@ -94,7 +95,7 @@ class Arguments:
     """
     learning_rate: float | None = None
     """With --model: largest step size of AdamW.
-    Default: 2e-4 for small models, below 100 MB as those made here are, 1e-4 for others below
+    Default: 1e-3 for small models, below 100 MB as those made here are, 1e-4 for others below
     500 million parameters, 1e-5 for larger ones and for an id of the hub.
     """
     epochs: int | None = None
@@ -141,7 +142,7 @@ class Arguments:
 DESCRIPTION = f"""Draw figures; each NAME writes NAME.pdf, NAME.png and NAME.parquet (the frame it
 draws) to the output folder.
 
-Without a NAME the first group is drawn, in about 20 minutes on two cores: the Markov study, exact
+Without a NAME the first group is drawn, in about 28 minutes on two cores: the Markov study, exact
 theory, and language models, a small one that needs no download or --runs of your own.
 
 {catalogue.described(heavy=False)}
@@ -173,7 +174,7 @@ def main(arguments: Arguments) -> None:
     # What is refused above need not wait for these.
     from figures import drawing, progress
     from figures.cache import Context
-    from figures.scale import EVIDENCE, Scale, quick_scale
+    from figures.scale import EVIDENCE, TRAINED, Scale, quick_scale
     from llm.training.memory import keep_what_is_freed
 
     own = own_model(arguments)
@@ -183,9 +184,10 @@ def main(arguments: Arguments) -> None:
         keep_what_is_freed()
     scale = quick_scale() if arguments.quick else Scale()
     if (arguments.all or arguments.gallery) and not arguments.quick:
-        scale = replace(scale, pretrained=EVIDENCE)
+        scale = replace(scale, pretrained=EVIDENCE, trained=TRAINED)
     if arguments.seeds is not None:
-        scale = replace(scale, pretrained=arguments.seeds, sweep_pretrained=arguments.seeds)
+        fields_of = ("pretrained", "sweep_pretrained", "trained")
+        scale = replace(scale, **dict.fromkeys(fields_of, arguments.seeds))
     scale = replace(scale, whole=arguments.whole)
     if arguments.runs:
         from llm.unlearning.runs import read_run
@@ -296,7 +298,11 @@ def draw(name: str, context: Context, arguments: Arguments) -> None:
     from figures import drawing
     from figures.chains import claims
 
-    module = module_of(name)
+    module, own = module_of(name), context.study is not None
+    if BY_NAME[name].trained:
+        from figures.language.sweeps import with_default
+
+        context = with_default(context)
     both = arguments.architectures and module is claims
     frame = claims.both_architectures(context) if both else module.data(context)
     if context.study is not None:
@@ -305,14 +311,14 @@ def draw(name: str, context: Context, arguments: Arguments) -> None:
         frame = studies.signed(context.study, frame)
     kept = Path(__file__).parent / "gallery"
     small = kept / f"{name}.png" if arguments.gallery and name in GALLERY else None
-    if arguments.gallery and context.study is not None:
+    if arguments.gallery and own:
         small = kept / "study" / f"{name}.png"
     drawing.write(name, module, frame, context.scale, arguments.out, small)
-    if small is not None and context.study is not None:
+    if small is not None and own:
         # What is said of the study is compared with this.
         with storage.atomic_path(small.with_suffix(".csv")) as partial:
             frame.to_csv(partial, index=False, float_format="%.6g")
-    if arguments.gallery and context.study is None and hasattr(module, "told"):
+    if arguments.gallery and not own and hasattr(module, "told"):
         for part, numbers in module.told(frame).items():
             with storage.atomic_path(kept / name / f"{part}.csv") as partial:
                 numbers.to_csv(partial, index=False, float_format="%.6g")

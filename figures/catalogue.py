@@ -23,8 +23,10 @@ class Entry(NamedTuple):
     models or attacks them, and is drawn with --all or by its name. `asked`: it draws what is named
     on the command line, and belongs to no group. `gallery`: the findings show a small picture of
     it. `study`: what it needs of a study to be drawn of it (see `figures.language.studies.lacking`;
-    any: whatever the study), or "" for a figure that no study holds. `rough`: where it comes first,
-    a picture at the quick scale is there within a minute, and is replaced by the full one.
+    any: whatever the study), or "" for a figure that no study holds. `trained`: of the default
+    model it is drawn over several trainings (see `figures.language.sweeps`). `rough`: where
+    it comes first, a picture at the quick scale is there within a minute, and is replaced by the
+    full one.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Entry(NamedTuple):
     asked: bool = False
     gallery: bool = False
     study: str = ""
+    trained: bool = False
     rough: bool = False
 
 
@@ -72,8 +75,9 @@ CATALOGUE = (
         "figures.language.weights_epoch1",
         "3a",
         "weights after an epoch",
-        255,
+        950,
         study="corners",
+        trained=True,
     ),
     Entry(
         "llm_weight_boxes",
@@ -81,6 +85,7 @@ CATALOGUE = (
         "3b",
         "weights by thirds of length",
         study="corners",
+        trained=True,
     ),
     Entry(
         "llm_weights_length",
@@ -89,6 +94,7 @@ CATALOGUE = (
         "weights against length",
         gallery=True,
         study="corners",
+        trained=True,
     ),
     Entry(
         "llm_bias",
@@ -97,21 +103,25 @@ CATALOGUE = (
         "is the effort where it is needed?",
         gallery=True,
         study="corners",
+        trained=True,
     ),
     Entry(
-        "llm_effective_push",
-        "figures.language.effective_push",
+        "llm_gate",
+        "figures.language.gate",
         "",
-        "weight x gradient norm",
-        study="corners",
+        "are the models fit to compare methods by?",
+        gallery=True,
+        study="gate",
+        trained=True,
     ),
     Entry(
         "llm_tradeoff",
         "figures.language.tradeoff",
         "1c",
         "forget quality against utility",
-        218,
+        gallery=True,
         study="measures",
+        trained=True,
     ),
     Entry(
         "llm_beside",
@@ -119,6 +129,7 @@ CATALOGUE = (
         "",
         "the paper's model, the default one and a pretrained one",
         gallery=True,
+        trained=True,
     ),
     Entry(
         "llm_epochs",
@@ -126,6 +137,7 @@ CATALOGUE = (
         "3c and 3d",
         "both along the epochs",
         study="along",
+        trained=True,
     ),
     Entry(
         "muse_tradeoff", "figures.language.muse.muse_tradeoff", "1d", "MUSE's measures on news", 189
@@ -195,6 +207,15 @@ CATALOGUE = (
         heavy=True,
     ),
     Entry(
+        "llm_effective_push",
+        "figures.language.effective_push",
+        "",
+        "weight x gradient norm",
+        seconds=150,
+        heavy=True,
+        study="corners",
+    ),
+    Entry(
         "llm_truth_ratio",
         "figures.language.truth_ratio",
         "1b and 2",
@@ -236,7 +257,6 @@ CATALOGUE = (
         "the corners at their best settings",
         700,
         heavy=True,
-        gallery=True,
         study="settings",
     ),
     Entry(

@@ -51,6 +51,8 @@ def expected(names: Sequence[str], context: Context, **more: Any) -> dict[str, E
         guess = BY_NAME[name].seconds * (QUICK if context.scale.quick else 1)
         if BY_NAME[name].module.startswith(OF_MODELS) and not context.scale.quick:
             guess *= context.scale.pretrained / Scale().pretrained
+        if BY_NAME[name].trained and not context.scale.quick:
+            guess *= context.scale.trained / Scale().trained
         if context.study is not None:  # its models are made already
             guess = OTHERWISE
         kind, otherwise = (REDRAWN, AGAIN) if cached else (COMPUTED, max(guess, AGAIN))

@@ -35,6 +35,7 @@ SEARCHED = {
 # Pretrained models that a claim is judged by. With three an interval over models is three times as
 # wide at one and the same spread, and what Holm leaves of it holds hardly any claim.
 EVIDENCE = 8
+TRAINED = 5  # the same of trainings of the default language model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,7 @@ class Scale:
     """How many pretrained models and batch orders for each, and how closely runs are observed."""
 
     pretrained: int = 3
+    trained: int = 2  # trainings of the default language model
     orders: int = 3
     search_orders: int = 1
     search_recorded: tuple[int, ...] = (0, 1, 2, 3, 4, 6, 8, 11, 15, 22, 30)
@@ -59,7 +61,7 @@ class Scale:
     whole: bool = False  # the sweeps' transformer at the paper's width and depth, not half of each
 
     def __post_init__(self) -> None:
-        for count in (self.pretrained, self.sweep_pretrained):
+        for count in (self.pretrained, self.sweep_pretrained, self.trained):
             require_whole(count, "seeds", 1)
         require(
             self.architecture in ARCHITECTURES,

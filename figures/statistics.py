@@ -10,26 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from llm.intervals import Estimate
-
-
-def mean_interval(values: np.ndarray, level: float = 0.95) -> Estimate:
-    """Return the mean of the finite values with Student's t interval, mean +- t sd / sqrt(n).
-
-    The interval is nan for n < 2. The values are taken as independent: runs that share a pretrained
-    model are averaged first (`over_models`).
-    """
-    known = np.asarray(values, dtype=float)
-    known = known[np.isfinite(known)]
-    count = len(known)
-    if count < 2:
-        return Estimate(
-            float(known.mean()) if count else float("nan"), float("nan"), float("nan"), count
-        )
-    half = stats.t.ppf((1 + level) / 2, count - 1) * known.std(ddof=1) / np.sqrt(count)
-    return Estimate(
-        float(known.mean()), float(known.mean() - half), float(known.mean() + half), count
-    )
+from llm.intervals import Estimate, mean_interval
 
 
 def over_models(values: pd.Series, models: pd.Series | np.ndarray, level: float = 0.95) -> Estimate:

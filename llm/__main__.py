@@ -1,5 +1,6 @@
 """Language models from the command line, `python -m llm COMMAND --help`:
-build, study, finetune, known, score, weights, unlearn, evaluate, relearn, sweep, muse, diagnose.
+build, gate, study, finetune, known, score, weights, unlearn, evaluate, relearn, sweep, muse,
+diagnose.
 
 The same diagnostics as for the Markov chains, on any causal language model: score the responses of
 a data set, weigh them under any objective, unlearn, and ask whether the effort goes where it is
@@ -7,8 +8,8 @@ needed. Nothing is downloaded unless a name from the hub is given: `authors:...`
 made here. Try
 
     python -m llm build
-    python -m llm score --model authors:original --data authors:forget10 --out original.parquet
-    python -m llm score --model authors:retrained --data authors:forget10 --out retrained.parquet
+    python -m llm score --model authors:original --data authors:forget20 --out original.parquet
+    python -m llm score --model authors:retrained --data authors:forget20 --out retrained.parquet
     python -m llm weights --scores original.parquet --reference original.parquet \\
         --retrained retrained.parquet
     python -m llm unlearn --objective simnpo:4.5@0.125 --out out/simnpo
@@ -48,6 +49,7 @@ from llm.commands.build import Build, build
 from llm.commands.diagnose import Diagnose, diagnose
 from llm.commands.evaluate import Evaluate, evaluate
 from llm.commands.finetune import Finetune, finetune
+from llm.commands.gate import Gate, gate
 from llm.commands.known import Known, known
 from llm.commands.muse import Muse, muse
 from llm.commands.relearn import Relearn, relearn
@@ -66,6 +68,7 @@ from markov.errors import exit_code, require
 
 ACTIONS: dict[type, Callable[[Any], None]] = {
     Build: build,
+    Gate: gate,
     Study: study,
     Finetune: finetune,
     Known: known,
@@ -88,6 +91,7 @@ def parse(arguments: Sequence[str] | None = None) -> Any:
     """Return the command that the arguments (default: the process's own) ask for."""
     commands = (
         Annotated[Build, tyro.conf.subcommand("build", prefix_name=False)]
+        | Annotated[Gate, tyro.conf.subcommand("gate", prefix_name=False)]
         | Annotated[Study, tyro.conf.subcommand("study", prefix_name=False)]
         | Annotated[Finetune, tyro.conf.subcommand("finetune", prefix_name=False)]
         | Annotated[Known, tyro.conf.subcommand("known", prefix_name=False)]

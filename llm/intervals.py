@@ -1,9 +1,10 @@
-"""Bootstrap intervals over examples, computed in the same way for every measure.
+"""Intervals, computed in the same way for every measure: over examples, and over models.
 
-An interval lies between percentiles of a bootstrap. A resample draws as many examples as there are,
-with replacement. An interval says what another draw of examples would change, and nothing about
-another training run. Statistics that are computed on the same resamples, such as two models' scores
-of the same texts, can be compared resample by resample.
+An interval over examples lies between percentiles of a bootstrap. A resample draws as many examples
+as there are, with replacement. It says what another draw of examples would change, and nothing
+about another training run. Statistics that are computed on the same resamples, such as two models'
+scores of the same texts, can be compared resample by resample. What another training would change
+is said by Student's t interval over models that were trained independently.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy import stats
 
 from markov.errors import require, require_whole
 
@@ -78,6 +80,23 @@ def bootstrap(
         return Estimate(np.nan, np.nan, np.nan, counts[0])
     replicates = statistic(*(sample[places] for sample in samples))
     return percentile_interval(value, replicates[np.isfinite(replicates)], counts[0], level)
+
+
+def mean_interval(values: Float[np.ndarray, "runs"], level: float = LEVEL) -> Estimate:
+    """Return the mean of the finite values with Student's t interval, mean +- t sd / sqrt(n).
+
+    The interval is nan for n < 2. The values are taken as independent: runs that share a pretrained
+    model are averaged first.
+    """
+    known = np.asarray(values, dtype=float)
+    known = known[np.isfinite(known)]
+    count = len(known)
+    if count < 2:
+        return Estimate(float(known.mean()) if count else np.nan, np.nan, np.nan, count)
+    half = stats.t.ppf((1 + level) / 2, count - 1) * known.std(ddof=1) / np.sqrt(count)
+    return Estimate(
+        float(known.mean()), float(known.mean() - half), float(known.mean() + half), count
+    )
 
 
 def _check_level(level: float) -> None:

@@ -69,7 +69,7 @@ TINY = DefaultModels(
     heads=2,
     mlp_width=16,
     vocabulary=300,
-    epochs=1,
+    passes=1,
     batch=32,
     precision="float32",
 )

@@ -38,6 +38,7 @@ TARGETS = [
     "figures-all",
     "format",
     "gallery",
+    "gate",
     "gpu",
     "gpu-markov",
     "gpu-real",

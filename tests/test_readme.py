@@ -33,7 +33,7 @@ from llm.commands.weights import Weights
 from llm.diagnostics.allocation import bias, spearman
 from llm.diagnostics.weights import diagnose
 from llm.jobs.evaluating import read_tofu_logs
-from llm.logs.measures import exact_log10_p, measures, model_utility
+from llm.logs.measures import measures, model_utility
 from llm.logs.summaries import TOLERANCE
 from llm.models.small import fresh_model
 from llm.models.small_authors import DefaultModels, sets
@@ -410,29 +410,11 @@ def test_the_default_model_is_as_large_as_told() -> None:
     forget, retain = (len(part) for part in sets(settings))
     assert told("has read # fictional authors") == [settings.authors.authors]
     assert told("knows # answers by heart") == [forget + retain]
-    assert 10 * forget == forget + retain and "the tenth that is to be forgotten" in FINDINGS
+    assert 5 * forget == forget + retain
+    assert "the fifth that is to be forgotten" in " ".join(FINDINGS.split())
     assert told("statistic D behind it too: # answers beside #") == [forget, forget]
     size = sum(one.numel() for one in fresh_model(settings).parameters())
     assert told("with # million parameters") == [round(size / 1e6, 1)]
-
-
-def p_values(statistic: float, count: int) -> set[float]:
-    """The p-values, to one digit, of every D that rounds to a statistic; samples of `count`."""
-    steps = (step for step in range(1, count + 1) if abs(step / count - statistic) <= 0.005 + 1e-9)
-    return {float(f"{10 ** exact_log10_p(count, step):.0e}") for step in steps}
-
-
-def test_p_values_are_those_of_their_statistics() -> None:
-    (count, _) = told("statistic D behind it too: # answers beside #")
-    table = [(row[3], row[4]) for row in rows(FINDINGS, "The paper's table")]
-    table += [(row[2], row[1]) for row in rows(FINDINGS, "Each corner at its best settings")]
-    known = [(number(p), numbers(statistic)[0]) for p, statistic in table if p]
-    compared = [(p, statistic) for p, statistic in known if statistic > 0]
-    assert len(compared) == 11 and len(known) == 12
-    for p, statistic in compared:
-        assert p in p_values(statistic, int(count)), (p, statistic)
-    assert [p for p, statistic in known if statistic == 0] == [1]
-    assert 1e-4 not in p_values(0.25, 120)
 
 
 @pytest.mark.skipif(

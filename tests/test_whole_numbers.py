@@ -122,7 +122,7 @@ SETTINGS: list[tuple[Callable[..., Any], dict[str, Any], tuple[str, ...]]] = [
             "heads",
             "mlp_width",
             "vocabulary",
-            "epochs",
+            "passes",
             "batch",
             "seed",
         ),

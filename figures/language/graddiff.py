@@ -4,16 +4,9 @@ NPO, SimNPO and refusals stand beside it.
 
 The statistic D between the truth ratios of the forget answers and the retrained model's, against
 model utility; upper right is better, bars are 95% intervals over examples. Both forms of GradDiff,
-which have no beta to let go of an answer, at three retain weights each; the four corners at those
-of the table; and two methods that teach refusals.
-
-On the default model GradDiff as released, a mean over tokens on both sides, keeps the more utility
-the larger its retain weight, 0.27, 0.47 and 0.54 at lambda = 0.5, 1 and 2, of 0.61 before, while D
-stays between 0.34 and 0.38. Weighted GradDiff, with 1/|y| for the weight of each answer, is at
-lambda = 2 as useful (0.56) and nearer to the retrained model (D = 0.19), and as near as NPO at the
-paper's beta (utility 0.55, D = 0.25). So the length does much of the work, as the paper's appendix
-says. Refusals are given, but hide more than they remove: D goes from 0.78 to 0.74 where they are
-taught and to 0.77 where they are preferred. One run each, with intervals that overlap.
+which have no beta to let go of an answer, at three retain weights each: as released, a mean over
+tokens on both sides, and weighted, with 1/|y| for the weight of each answer. The four corners at
+those of the table; and two methods that teach refusals. One run each.
 """
 
 from __future__ import annotations

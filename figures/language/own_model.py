@@ -14,7 +14,7 @@ from llm.data.splits import retain_of
 from llm.data.tofu import Example
 from llm.jobs.estimating import seconds_of_runs, spoken
 from llm.jobs.planning import MemoryOption
-from llm.jobs.settings import lora_of, rate_of
+from llm.jobs.settings import RATE, lora_of, rate_of
 from llm.logs.log import EvaluationLog
 from llm.models.answers import answer_log, log_of, scores
 from llm.models.language_model import LanguageModel, check_same_vocabulary, perturbed
@@ -80,7 +80,7 @@ def own_model(
     """
     data = data_of(model, data)
     check_retrained(retrained, data)
-    rate = rate_of(learning_rate, model, small=2e-4)
+    rate = rate_of(learning_rate, model, small=RATE)
     found = OwnModel(
         model=model,
         retrained=retrained,

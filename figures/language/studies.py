@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from figures.language import plane
 from figures.language.sources import Models, models
 from figures.statistics import mean_interval
-from llm.data.sources import read
+from llm.data.sources import PREFIX, read
 from llm.data.tofu import Example
 from llm.evaluation.attacks import Relearning
 from llm.evaluation.folders import COLUMNS
@@ -27,6 +27,7 @@ from llm.evaluation.gate import FAILS, INCONCLUSIVE, PASSES
 from llm.logs.log import EvaluationLog
 from llm.logs.reading import OPEN_UNLEARNING, read_log
 from llm.logs.summaries import over_seeds
+from llm.models.names import made
 from llm.sweeps.along import with_ends
 from llm.sweeps.sweep import in_a_path
 from llm.unlearning.epoch import NAN
@@ -36,11 +37,14 @@ from markov.files import storage
 from markov.objectives import CORNERS, method_name
 
 MEASURES, ATTACKS = "measures.parquet", "attacks.parquet"
+OVER, COMPONENTS = "gate_over_seeds.parquet", "components.parquet"  # of several seeds
 NAME, SEEDS, GATE = "study", "seeds", "gate"  # columns of a frame that shows a study
 GATE_WORDS = {FAILS: "was refused", INCONCLUSIVE: "is inconclusive"}
 UNDRAWN = ("difference", "gate", "other")  # kinds of rows for what is told of a study
 CHARACTER, LINE = 0.055, 0.14  # inches that the small print below a figure takes
 P_VALUES = ("p", "forget_quality")
+# What two methods are compared in: task and measure.
+DIFFERING = (("forget", "ks_statistic"), ("all", "model_utility"), ("retain", "probability"))
 CORNER = re.compile(rf"({'|'.join(CORNERS)})_\d.*_seed-?\d+")  # the folder of a corner's run
 
 
@@ -103,6 +107,27 @@ def measures_of(place: Path, methods: Collection[str]) -> pd.DataFrame:
     table = table_of(place)
     kept = table[table["model"].map(plane.method_of).isin({*methods, *plane.BASELINES})]
     return means(kept) if kept["seed"].nunique() > 1 else kept.reset_index(drop=True)
+
+
+def differences_of(place: Path, methods: Collection[str], other: str) -> pd.DataFrame:
+    """Return by how much some methods lie above another one, with intervals over seeds.
+
+    A difference is taken within each seed, since both methods start from one model there. The
+    columns are `model`, `other`, `task`, `measure`, `value`, `low`, `high` and `seeds`, and the
+    measures those of `DIFFERING`. There are no rows for a single seed, or without the other method.
+    """
+    table = table_of(place)
+    key = ["method", "task", "measure", "seed"]
+    table = table.assign(method=table["model"].map(plane.method_of)).drop_duplicates(key)
+    values, rows = table.set_index(key)["value"].sort_index(), []
+    known = set(table["method"]) if table["seed"].nunique() > 1 else set()
+    for method in [one for one in methods if one != other and {one, other} <= known]:
+        for task, measure in DIFFERING:
+            apart = values[method, task, measure] - values[other, task, measure]
+            rows.append((method, other, task, measure, *mean_interval(apart.to_numpy())))
+    return pd.DataFrame(
+        rows, columns=["model", "other", "task", "measure", "value", "low", "high", "seeds"]
+    )
 
 
 def means(table: pd.DataFrame) -> pd.DataFrame:
@@ -227,7 +252,9 @@ def name_of(place: Path) -> str:
     settings = settings_of(place)
     count = settings["forget_answers"]
     part = f" (last {count} answers)" if count else ""
-    return f"{Path(settings['model']).name}, {Path(settings['data']).stem}{part}"
+    model = "default model" if made(settings["model"]) else Path(settings["model"]).name
+    data = Path(settings["data"]).stem.removeprefix(f"{PREFIX}:")
+    return f"{model}, {data}{part}"
 
 
 def forget_of(place: Path) -> tuple[Example, ...]:
@@ -302,6 +329,8 @@ def lacking(place: Path) -> dict[str, str]:
         found["along"] = found.get("corners", ends)
     if retrained_log(seeds_of(place)[0]).perturbed is None:
         found["ratios"] = "its data have no wrong answers to compare right ones with"
+    if not (place / OVER).is_file():
+        found["gate"] = "it has one seed, or its data do not tell D and model utility"
     if "ks_statistic" not in attacks or set(attacks["model"]) <= {"retrained"}:
         found["attacks"] = "it has no attacked method, or no D of one"
     if "measures" in found or not own.groupby("method")["model"].nunique().gt(1).any():
@@ -354,6 +383,9 @@ def note(figure: Figure, frame: pd.DataFrame) -> None:
     figure.set_layout_engine("none")
     for legend in figure.legends:  # which would lie on it: they are placed beside the panels
         legend.set_bbox_to_anchor((0, room, 1, 1 - room), figure.transFigure)
+    for text in figure.texts:  # such as a hint below the panels
+        x, y = text.get_position()
+        text.set_position((x, y + room if y < room else y))
     figure.text(0.99, 0.04 / height, "\n".join(lines), fontsize=7, color="0.4", ha="right")
 
 

@@ -19,9 +19,14 @@ import pandas as pd
 
 from figures.cache import Context, cache_key, discard_stale, is_fresh
 from figures.language import plane, studies
-from figures.language.runs import AuthorsStudy, study
+from figures.language.runs import AuthorsStudy, own_epochs, study
+from figures.scale import Scale
+from llm.data.authors.corpus import PERCENT
 from llm.data.splits import checked
+from llm.jobs import study_settings
 from llm.jobs.settings import lora_of
+from llm.jobs.study_settings import Study, described
+from llm.jobs.studying import studied
 from llm.logs.reading import OPEN_UNLEARNING
 from llm.models.language_model import kept_model
 from llm.models.small_authors import DefaultModels, build, folder_of
@@ -33,10 +38,10 @@ from llm.sweeps.sweep import BASELINES, PlannedRun, Task
 from llm.unlearning.methods import methods
 from llm.unlearning.runs import EPOCHS, MODEL, Run, read_run
 from markov.errors import require
-from markov.files import storage
+from markov.files import folders, leftovers, storage
 from markov.objectives import CORNERS
 
-MEASURED = (1, 2, 4, 6)
+MEASURED = (1, 3)  # most change comes early, and evaluating takes its time
 
 
 def corner_words(chosen: AuthorsStudy) -> tuple[str, ...]:
@@ -118,11 +123,8 @@ def runs_of(context: Context, words: Sequence[str]) -> list[PlannedRun]:
 
     Their optimisation is that of the study, or of the user's own model.
     """
-    chosen, own = study(context.scale), context.own
-    every = chosen.optimization(far=True)
-    if own is not None:
-        chosen = replace(chosen, epochs=own.epochs or chosen.epochs)
-        every = own.optimization(every)
+    chosen, own = _chosen(context), context.own
+    every = chosen.optimization() if own is None else own.optimization(chosen.optimization())
     corners = corner_words(chosen)
     return [
         PlannedRun(
@@ -135,11 +137,15 @@ def runs_of(context: Context, words: Sequence[str]) -> list[PlannedRun]:
     ]
 
 
+def _chosen(context: Context) -> AuthorsStudy:
+    """Return the study, with as many epochs as the user's own model takes."""
+    chosen, own = study(context.scale), context.own
+    return chosen if own is None else replace(chosen, epochs=own_epochs(context, own))
+
+
 def folder_for(context: Context, task: Task) -> Path:
     """Return the folder where the sweep of a task lies."""
-    chosen = study(context.scale)
-    own = context.own
-    every = chosen.optimization(far=True)
+    every, own = _chosen(context).optimization(), context.own
     task = replace(task, save_models=False)  # what is kept changes no number
     key = {"task": task, "optimization": every if own is None else own.optimization(every)}
     if own is not None and own.lora_rank is not None:
@@ -167,7 +173,7 @@ def swept(context: Context, words: Sequence[str], *, models: bool = False) -> pd
 def corner_runs(context: Context) -> list[Run] | None:
     """Return the runs of the four corners on the default model that `swept` has made.
 
-    They end at the very models of the runs `far` of `figures.language.runs`, and come in the order
+    They end at the very models of the runs `ends` of `figures.language.runs`, and come in the order
     of these. Returns None unless all are there with their models, and none is older than what the
     user wants.
     """
@@ -195,3 +201,52 @@ def along(context: Context, words: Sequence[str], table: pd.DataFrame) -> pd.Dat
     if context.study is not None:
         return studies.along(context.study)
     return epochs(folder_for(context, task_of(context)), runs_of(context, words), table)
+
+
+def with_default(context: Context) -> Context:
+    """Return the context with the study of the default model; what is not there is made now.
+
+    At quick scale, and where the user has a model, runs or a study of their own, it stays as it is.
+    """
+    given = context.own or context.runs or context.study or context.scale.quick
+    return context if given else replace(context, study=default_place(context))
+
+
+def asked_of_default(scale: Scale, place: Path) -> Study:
+    """Return the study of the default model in words."""
+    chosen = study(scale)
+    return Study(
+        model="authors:original",
+        data=f"authors:forget{PERCENT:02}",
+        methods=table_words(chosen),
+        attacked=(),
+        seeds=tuple(range(scale.trained)),
+        epochs=chosen.epochs,
+        batch=chosen.batch,
+        unlearning_rate=chosen.learning_rate,
+        measured_epochs=measured_epochs(chosen),
+        despite_gate=True,  # what it finds is drawn
+        draw=False,
+        out=place,
+    )
+
+
+def default_folder(scale: Scale) -> Path:
+    """Return where the cache keeps the study; its name stands for the settings and the code."""
+    key = described(asked_of_default(scale, Path()))
+    return storage.cache_dir() / "studies" / cache_key(key, __name__)
+
+
+def default_place(context: Context) -> Path:
+    """Return the folder of the finished study, of as many trainings as the scale has."""
+    place = default_folder(context.scale)
+    wanted = replace(asked_of_default(context.scale, place), jobs=context.n_jobs)
+    known = place / studies.MEASURES
+    if known.exists() and not is_fresh(context, known):
+        leftovers.discard(place)
+    if known.exists() and folders.claimed(place, "study"):
+        found = storage.read_kept(known, storage.read_table)
+        if found is not None and set(found["seed"]) == set(wanted.seeds):
+            return place
+    studied(study_settings.checked(wanted), progress=context.progress)
+    return place

@@ -5,20 +5,11 @@ Drawn are the methods of the paper's table.
 Left: forget quality, the p-value of the test between the truth ratios of forget answers under a
 model and under the retrained one, against model utility, the harmonic mean of nine numbers; upper
 right is better. Right: the statistic D behind that p-value, which does not depend on how many
-answers are compared, with the corners' way there after epochs 1, 2, 4, 6 and 10. Bars: 95%
-intervals over examples; those of D lie too low on the page, since resampled distributions differ
-more. One run each.
-
-On the default model, with the paper's settings for forget10, gradient ascent collapses, as in the
-paper, and GradDiff, with the released code's mean over tokens, does not: it keeps much of its
-utility, though less than the corners do. NPO comes nearer to the retrained model than SimNPO (D =
-0.25, p = 1e-3, beside 0.51, 2e-14) at a like utility (0.55 and 0.58, of 0.61 before unlearning),
-where the paper's Llama has them the other way round. The corners between tell why: reference-free
-NPO ends where NPO does and length-normalised NPO (D = 0.50) where SimNPO does, so that here it is
-the length, with the beta and the retain weight that go with it, and not the reference. Settings
-chosen for a model of seven billion parameters need not be those of a small one: see the figure
-llm_best for the best ones of its own. Another processor makes another default model, and other
-numbers.
+answers are compared, with the corners' way there along the epochs. The settings are the paper's for
+forget10. Settings chosen for a model of seven billion parameters need not be those of a small one:
+see the figure llm_best. Bars: 95% intervals, over trainings of the default model or of a study with
+several seeds, else over examples; then those of D lie too low on the page, since resampled
+distributions differ more.
 """
 
 from __future__ import annotations
@@ -28,9 +19,13 @@ from matplotlib.figure import Figure
 
 from figures import style
 from figures.cache import Context
-from figures.language import plane
+from figures.language import plane, studies
 from figures.language.runs import source_of, study
 from figures.language.sweeps import along, corner_words, swept, table_words
+from markov.objectives import CORNERS
+
+OTHERS = ("gradient_ascent", "grad_diff")  # methods of the table that are no corners
+TOLD = ("kind", "model", "other", "task", "measure", "value", "low", "high", "seeds", "examples")
 
 
 def data(context: Context) -> pd.DataFrame:
@@ -41,6 +36,8 @@ def data(context: Context) -> pd.DataFrame:
 
         measure   a row per measure and task, as `llm.sweeps.sweep.sweep` has them, with intervals
                   over examples
+        difference  by how much a method lies above NPO, of a study with several seeds (see
+                  `figures.language.studies.differences_of`); not drawn, for what is told of it
         epoch     `epoch`, `ks_statistic`, `forget_quality`, `model_utility` and what else a run has
                   of an epoch; of a study only where it measured along its runs
     """
@@ -49,8 +46,18 @@ def data(context: Context) -> pd.DataFrame:
     table = swept(context, table_words(chosen), models=True).assign(kind="measure")
     path = along(context, corner_words(chosen), table).assign(kind="epoch")
     ways = [path.loc[path["model_utility"].notna()]] if len(path) else []
-    frame = pd.concat([table, *ways], ignore_index=True)
+    parts = [table, *ways]
+    if context.study is not None:
+        apart = studies.differences_of(context.study, [*OTHERS, *CORNERS], "npo")
+        parts.append(apart.assign(kind="difference"))
+    frame = pd.concat(parts, ignore_index=True)
     return frame.assign(method=frame["model"].map(plane.method_of), source=source_of(context))
+
+
+def told(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the numbers that README and findings tell: all measures, and how methods differ."""
+    kept = frame[frame["kind"].isin(["measure", "difference"])]
+    return {"table": kept[[name for name in TOLD if name in kept]]}
 
 
 def plot(frame: pd.DataFrame) -> Figure:

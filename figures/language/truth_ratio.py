@@ -78,6 +78,13 @@ def data(context: Context) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
+def told(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the numbers that README and findings tell: D of each half, of every source."""
+    kept = frame[frame["kind"] == "statistic"]
+    names = ["source", "split", "half", "model", "count", "median", "distance", "p"]
+    return {"statistics": kept[names]}
+
+
 def frame_of_logs(logs: Iterable[Logs], variant: str = "geometric") -> pd.DataFrame:
     """Return the frame of any logs, with two rows of panels for each source.
 

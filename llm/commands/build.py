@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from llm.data.authors.corpus import PERCENT
 from llm.models.kinds import AUTHORS, OfAuthors
 from llm.models.names import Made, made
 from markov.errors import require
@@ -29,10 +30,11 @@ class Build:
 
     kinds: tuple[OfAuthors, ...] = AUTHORS
     """Models to make.
-    original: trained on all; retrained: never saw the forget data; partial: saw half of it.
+    original: trained on all; retrained: never saw the forget data; partial: saw half of it,
+    some of that often and some once.
     """
-    percent: int = 10
-    """Percent of the authors that is to be forgotten: 1, 5 or 10."""
+    percent: int = PERCENT
+    """Percent of the authors that is to be forgotten: 1, 5, 10 or 20."""
     seed: int = 0
     """Seed of the corpus and of the training."""
     device: str = "auto"

@@ -66,7 +66,7 @@ class Evaluate(ModelOptions, MemoryOption):
     """With --model: what was forgotten.
     authors:forgetNN, tofu:forgetNN or FOLDER/forgetNN, from which the other sets follow, or a file
     of one's own: what needs more than the file has is left out, and named.
-    Default: for small models authors:forget10.
+    Default: for small models authors:forget20.
     """
     retain_data: str | None = None
     """With --model: what was to stay, where it does not follow from --data.

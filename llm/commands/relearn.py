@@ -32,7 +32,7 @@ class Relearn(TrainingOptions, MemoryOption):
     """What was forgotten: authors:SPLIT, tofu:SPLIT, or a file in TOFU's JSON.
     A split of TOFU's is one with perturbed answers.
     Of a file without these, forget quality is left out, and named.
-    Default: for small models authors:forget10.
+    Default: for small models authors:forget20.
     """
     retrained: str | None = None
     """The model retrained without the forget data, to compare with."""
@@ -48,7 +48,7 @@ class Relearn(TrainingOptions, MemoryOption):
     """Examples per update."""
     learning_rate: float | None = None
     """Largest step size of AdamW, from which it falls to 0.
-    Default: 2e-4 for small models, below 100 MB as those made here are, 1e-4 for others below
+    Default: 1e-3 for small models, below 100 MB as those made here are, 1e-4 for others below
     500 million parameters, 1e-5 for larger ones and for an id of the hub.
     """
     out: Path = Path("out/relearning.parquet")

@@ -23,13 +23,13 @@ class Score(ModelOptions, MemoryOption):
     """Write the log-probabilities of the responses of a data set.
     The table has the columns index, logp (nats) and length (scored tokens).
 
-    Example: python -m llm score --model authors:original --data authors:forget10 --out
+    Example: python -m llm score --model authors:original --data authors:forget20 --out
     original.parquet
     """
 
     data: str | None = None
     """What is scored: authors:SPLIT[:SEED], tofu:SPLIT, or a file or folder in TOFU's JSON.
-    Default: for small models authors:forget10.
+    Default: for small models authors:forget20.
     """
     split: str | None = None
     """Split of a folder, where it has several."""

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def print_gate(gate: pd.DataFrame, floor: tuple[float, ...]) -> None:
-    """Print whether the models of a study are fit to compare methods by."""
+def print_gate(
+    gate: pd.DataFrame, floor: tuple[float, ...], over: pd.DataFrame | None = None
+) -> None:
+    """Print whether the models of a study are fit to compare methods by, each seed and all."""
     from llm.evaluation.gate import INCONCLUSIVE
 
     print(gate.to_string(index=False, float_format="{:.3f}".format, na_rep="-"))
@@ -27,6 +29,9 @@ def print_gate(gate: pd.DataFrame, floor: tuple[float, ...]) -> None:
             "inconclusive: by so few questions the utilities may be alike or not. Judge no method "
             "by its utility; more --measured-answers tell more, with another --out"
         )
+    if over is not None:
+        print(over.to_string(index=False, float_format="{:.3f}".format, na_rep="-"))
+        return
     for value in floor:
         print(f"D between two retrained models: {value:.3f}; a smaller D is no better")
 
@@ -48,8 +53,9 @@ def study(command: Study) -> None:
     found = studied(command, on_gate=print_gate)
     print(markdown(found.summary))
     last = found.attacks[found.attacks["epoch"] == found.attacks["epoch"].max()]
-    print(f"after {command.attack_epochs} epochs of relearning {command.share:.0%}:")
-    print(last.to_string(index=False, float_format="{:.3f}".format))
+    if len(last):
+        print(f"after {command.attack_epochs} epochs of relearning {command.share:.0%}:")
+        print(last.to_string(index=False, float_format="{:.3f}".format))
     print(f"{len(found.measures)} rows: {command.out / 'measures.parquet'}")
     if command.draw:
         draw(command.out)

@@ -37,7 +37,7 @@ class Unlearn(PassOptions, MemoryOption):
 
     data: str | None = None
     """What is to be forgotten: authors:SPLIT, tofu:SPLIT, or a file in TOFU's JSON.
-    Default: for small models authors:forget10.
+    Default: for small models authors:forget20.
     """
     retain_data: str | None = None
     """What is to stay, in the same words as --data.
@@ -70,7 +70,7 @@ class Unlearn(PassOptions, MemoryOption):
     """Forget examples per update, and as many retain examples."""
     learning_rate: float | None = None
     """Largest step size of AdamW.
-    Default: 2e-4 for small models, below 100 MB as those made here are, 1e-4 for others below
+    Default: 1e-3 for small models, below 100 MB as those made here are, 1e-4 for others below
     500 million parameters, 1e-5 for larger ones and for an id of the hub.
     """
     gradients: bool = False

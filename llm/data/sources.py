@@ -1,7 +1,7 @@
 """Where examples come from, in one word: the generated authors, the public TOFU set, or a file.
 
-    authors:forget10      a split of the generated corpus (`llm.data.authors.corpus.splits`)
-    authors:forget10:3    the same split of the corpus of seed 3
+    authors:forget20      a split of the generated corpus (`llm.data.authors.corpus.splits`)
+    authors:forget20:3    the same split of the corpus of seed 3
     tofu:forget10         a split of TOFU, from the hub
     PATH                  a file of TOFU's JSON; with a `split`, PATH may be a folder
     FOLDER/SPLIT          the file of a split in a folder, without its ending

@@ -61,7 +61,7 @@ class SplitName(NamedTuple):
 def split_of(word: Location) -> SplitName:
     """Return the parts of a word that names a forget split.
 
-    Such words are `tofu:forget05`, `authors:forget10[:SEED]`, and FOLDER/forget05 for a folder with
+    Such words are `tofu:forget05`, `authors:forget20[:SEED]`, and FOLDER/forget05 for a folder with
     TOFU's files. Raises `InvalidInput` for a word that names no forget split.
     """
     text = str(word)

@@ -4,7 +4,7 @@ The work is counted from the tokens of the data and the settings (`llm.jobs.coun
 measured with the real model in some seconds (`llm.models.speed`). What a study has finished in its
 folder is left out, and so are the epochs of which it has the state. How long answers will be is not
 known: `seconds` takes them to be as long as the true ones, `at_most` as long as is allowed. Not
-counted are the gate, the tables and the figures.
+counted are the gate, the tables, the figures, and models that are made here.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from llm.jobs.replicates import (
 from llm.jobs.settings import lora_of
 from llm.jobs.studying import METHODS, Study, asked_for, part_asked
 from llm.jobs.sweeping import LARGE, SMALL, runs_of
+from llm.jobs.trained_here import is_trained_here
 from llm.logs.measures import UTILITY_TASKS
 from llm.logs.reading import OPEN_UNLEARNING
 from llm.models.answers import encoded_columns, responses
@@ -157,6 +158,7 @@ def left(asked: Study, language: LanguageModel, learnt: Learnt) -> list[Remainin
     along = Work()
     if asked.measured_epochs:
         along = counting.measuring(language, learnt.sets, UTILITY_TASKS, **limits)
+    ready = is_trained_here(asked)
     found: list[Remaining] = []
     attacking: dict[tuple[Relearning, ...], Work] = {}
     for seed in (*asked.seeds, *asked.floor_seeds):
@@ -165,7 +167,7 @@ def left(asked: Study, language: LanguageModel, learnt: Learnt) -> list[Remainin
         kinds = KINDS if seed in asked.seeds else KINDS[1:]
         for kind in kinds:
             examples, watched = taught[kind]
-            if not (place / kind / EPOCHS).exists():
+            if not (ready or (place / kind / EPOCHS).exists()):
                 ways = {"done": epochs_done(place / kind)}
                 work = counting.learning(examples, learning_of(asked, seed), watched, size, **ways)
                 found.append(Remaining(seed, "learn", kind, work))
@@ -174,7 +176,7 @@ def left(asked: Study, language: LanguageModel, learnt: Learnt) -> list[Remainin
                 found.append(Remaining(seed, "evaluate", kind, evaluated))
         if seed in asked.floor_seeds:
             continue
-        attacked = {"retrained": models["retrained"]}
+        attacked = {"retrained": models["retrained"]} if asked.attacked else {}
         for run in planned_runs(asked, models, seed, rate, size):
             folder = place / "sweep" / run.folder
             made, measured = _made(folder), (folder / OPEN_UNLEARNING).exists()

@@ -7,8 +7,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from llm.jobs.settings import LARGE_RATE, MIDDLE, MIDDLE_RATE, lora_of, rate_for
-from llm.jobs.sweeping import PROBE, RATE, Sweep, jobs_of, runs_of, task_of
+from llm.jobs import trained_here
+from llm.jobs.settings import LARGE_RATE, MIDDLE, MIDDLE_RATE, RATE, lora_of, rate_for
+from llm.jobs.sweeping import PROBE, Sweep, jobs_of, runs_of, task_of
 from llm.models.source import ModelOptions
 from markov.files import folders, storage
 
@@ -27,6 +28,7 @@ KINDS = ("original", "retrained")
 SCORED = 100  # answers of a set that are scored after every epoch of learning
 # Largest step sizes of unlearning by the number of parameters below which they hold.
 RATES = ((25e6, RATE), (MIDDLE, MIDDLE_RATE), (float("inf"), LARGE_RATE))
+ATTACK_KEYS = ("model", "seed", "which", "repeat", "epoch")  # which attack, after which epoch
 TIMES = "times.jsonl"  # how long each part of a seed took
 
 
@@ -108,6 +110,8 @@ def _learnt(
     from llm.models.source import load_model
     from llm.sweeps.times import laps
 
+    if trained_here.is_trained_here(asked):
+        return trained_here.copy(asked, place, seed, kinds, progress)
     size = 0
     forget, retain = read(data), read(retain_of(data, asked.retain_data))
     taught = lessons(forget, retain)
@@ -214,13 +218,20 @@ def swept(
 
 
 def attacked_models(asked: Study, one: Replicate, progress: bool) -> pd.DataFrame:
-    """Return what comes back of the retrained model and of each method that is attacked."""
+    """Return what comes back of the retrained model and of each method that is attacked.
+
+    The table has no rows where none is.
+    """
+    import pandas as pd
+
     from llm.data.sources import read
     from llm.data.splits import with_wrong
     from llm.jobs.relearning import attacked
     from llm.models.source import load_model
     from llm.sweeps.times import laps
 
+    if not asked.attacked:
+        return pd.DataFrame({name: [] for name in ATTACK_KEYS})
     models, left = {"retrained": Path(str(one.asked.retrained))}, []
     for word in asked.attacked:
         (run,) = runs_of(replace(one.asked, methods=(word,)))

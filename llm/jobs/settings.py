@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # mean over tokens.
 DEFAULTS = ("npo:0.1", "reference_free_npo:0.1", "length_normalized_npo:2.5", "simnpo:2.5")
 Rates = Sequence[tuple[float, float]]  # numbers of parameters, and step sizes below each
-RATE = 2e-4  # largest step size for small models
+RATE = 1e-3  # largest step size for small models
 # SmolLM2, of 135 million parameters, forgets and learns again at the first; the second is the
 # paper's for 7 * 10^9.
 MIDDLE, MIDDLE_RATE, LARGE_RATE = 500_000_000, 1e-4, 1e-5

@@ -11,6 +11,7 @@ from llm.jobs.finetuning import BATCH, EPOCHS
 from llm.jobs.planning import MemoryOption
 from llm.jobs.replicates import attack_of, sweep_of
 from llm.jobs.sweeping import runs_of
+from llm.jobs.trained_here import is_trained_here
 from llm.models.names import check
 from llm.models.source import ModelOptions
 from llm.scoring.limits import NEW_TOKENS
@@ -61,7 +62,8 @@ class Study(ModelOptions, MemoryOption):
 
     model: str = "smollm2-135m"
     """The pretrained model, which must not have read the data: the study teaches it.
-    A folder, a GGUF file, a hub id, a ready-made name, or a model made here.
+    A folder, a GGUF file, a hub id, or a ready-made name. Or authors:original, made here, with
+    --data authors:forgetNN: it has read them, and each seed is another training of it.
     """
     data: str = "tofu:forget05"
     """What is to be forgotten: authors:forgetNN[:SEED], tofu:forgetNN or FOLDER/forgetNN.
@@ -110,7 +112,7 @@ class Study(ModelOptions, MemoryOption):
     """
     unlearning_rate: float | None = None
     """Largest step size of AdamW when a method unlearns.
-    Default: 6e-4 below 25 million parameters, 1e-4 below 500 million, 1e-5 for others.
+    Default: 1e-3 below 25 million parameters, 1e-4 below 500 million, 1e-5 for others.
     """
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of the products in training; bfloat16 by autocast."""
@@ -172,6 +174,7 @@ def checked(asked: Study) -> Study:
     from llm.evaluation.attacks import attacks
 
     check(asked.model)
+    is_trained_here(asked)
     own = is_own(asked.data)
     if not own:
         split_of(asked.data)

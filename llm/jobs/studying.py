@@ -7,7 +7,9 @@
     seedN/retrained/       the one that learnt all but what is to be forgotten
     seedN/sweep/           a folder per method, unlearned and evaluated (`llm.sweeps.sweep`)
     seedN/attacks/         what comes back of each attacked model (`llm.jobs.relearning`)
-    gate.parquet           whether the two models are fit to compare methods by
+    gate.parquet           whether the two models are fit to compare methods by, seed by seed
+    gate_over_seeds.parquet    whether all of them are, where there are several
+    components.parquet     what their models score, by seed
     measures.parquet       every measure of every model and seed
     differences.parquet    by how much any two methods differ, on the same questions
     attacks.parquet        what came back, by model, seed, attack and epoch
@@ -20,12 +22,14 @@ Each part goes on where it was stopped, and is not done twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from llm.jobs import trained_here
 from llm.jobs.replicates import (
+    KINDS,
     TIMES,
     Replicate,
     attacked_models,
@@ -47,10 +51,18 @@ if TYPE_CHECKING:
 
 FILES = (
     *(f"{name}.parquet" for name in ("gate", "measures", "differences", "attacks")),
-    *(f"{name}.parquet" for name in ("summary", "times")),
+    *(f"{name}.parquet" for name in ("summary", "times", "gate_over_seeds", "components")),
     "summary.md",
     "summary.tex",
 )
+
+
+class OnGate(Protocol):
+    """Is told what the gate found, D between retrained models, and what holds over the seeds."""
+
+    def __call__(
+        self, gate: pd.DataFrame, floor: tuple[float, ...], over: pd.DataFrame | None
+    ) -> object: ...
 
 
 class Studied(NamedTuple):
@@ -107,17 +119,19 @@ def studied(
     asked: Study,
     *,
     progress: bool = True,
-    on_gate: Callable[[pd.DataFrame, tuple[float, ...]], object] | None = None,
+    on_gate: OnGate | None = None,
 ) -> Studied:
     """Make what is not there yet, write the tables, and return them.
 
-    `on_gate` is called with the gate and the floor before any method is compared.
+    `on_gate` is called before any method is compared.
     """
     out = storage.check_writable(asked.out, "out", folder=True)
     with folders.given_back(out, JOB):
         folders.claim(out, JOB, described(asked), names=("data", "figures", *FILES))
         data = _data(asked, out)
         with _timed(asked):
+            if trained_here.is_trained_here(asked):
+                trained_here.make(asked, asked.seeds, KINDS, progress)
             seeds = [replicate(asked, out, data, seed, progress) for seed in asked.seeds]
     with _timed(asked):
         return _compared(asked, seeds, progress, on_gate)
@@ -127,25 +141,32 @@ def _compared(
     asked: Study,
     seeds: Sequence[Replicate],
     progress: bool,
-    on_gate: Callable[[pd.DataFrame, tuple[float, ...]], object] | None,
+    on_gate: OnGate | None,
 ) -> Studied:
     """Compare the methods by the models of all seeds, unless these fail at the gate."""
-    from llm.evaluation.gate import FAILS, floor, gate
+    from llm.evaluation.gate import FAILS, all_known, components, floor, gate, gate_over_seeds
 
     out = asked.out
     for one in seeds:
         swept(one, (), progress)
-    found = gate({one.seed: one.logs() for one in seeds})
+    models = {one.seed: one.logs() for one in seeds}
+    found = gate(models)
     lacking = found[found["verdict"] == FAILS]
     refused = len(lacking) > 0 and not asked.despite_gate
     # No floor is made below two models that no method is compared by.
     more = () if refused else asked.floor_seeds
+    if trained_here.is_trained_here(asked):
+        trained_here.make(asked, more, KINDS[1:], progress)
     alone = [retrained_beside(asked, seeds[0], seed, progress) for seed in more]
     logs = [one.retrained_log() for one in (*seeds, *alone)]
     lowest = floor(logs) if all(log.perturbed is not None for log in logs) else ()
+    over = gate_over_seeds(models) if len(models) > 1 and all_known(models) else None
     if on_gate is not None:
-        on_gate(found, lowest)
+        on_gate(found, lowest, over)
     storage.write_table(found, out / "gate.parquet", provenance_of(asked))
+    if over is not None:
+        storage.write_table(over, out / "gate_over_seeds.parquet", provenance_of(asked))
+        storage.write_table(components(models), out / "components.parquet", provenance_of(asked))
     if refused:
         raise _refusal(lacking.iloc[0])
     back = stacked(attacked_models(asked, one, progress) for one in seeds)

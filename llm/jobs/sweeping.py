@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from llm.jobs.dividing import SPREAD, DividingOptions, check_divided, dealt_out
 from llm.jobs.planning import MemoryOption
-from llm.jobs.settings import left_out, lora_of, provenance_of, rate_of
+from llm.jobs.settings import RATE, left_out, lora_of, provenance_of, rate_of
 from llm.models.names import check, check_retrained, data_of, is_small, made, retrained_of
 from llm.models.source import ModelOptions
 from llm.scoring.limits import BUDGET, NEW_TOKENS
@@ -39,7 +39,6 @@ PROBE = 100  # retained answers that are scored after every epoch
 # answers are not padded to the length of long ones.
 LARGE = {"batch": 32, "budget": BUDGET}
 SMALL = {"batch": 16, "budget": 384}
-RATE = 6e-4  # largest step size for small models
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +69,7 @@ class Sweep(ModelOptions, MemoryOption, DividingOptions):
     """What is to be forgotten: authors:forgetNN[:SEED], tofu:forgetNN or FOLDER/forgetNN.
     What is to stay follows from it.
     Or a file of one's own: what needs more than the file has is left out, and named.
-    Default: for small models authors:forget10.
+    Default: for small models authors:forget20.
     """
     retain_data: str | None = None
     """What is to stay, where it does not follow from --data.
@@ -98,7 +97,7 @@ class Sweep(ModelOptions, MemoryOption, DividingOptions):
     """Passes over the forget data."""
     learning_rate: float | None = None
     """Largest step size of AdamW.
-    Default: 6e-4 for small models, below 100 MB as those made here are, 1e-4 for others below
+    Default: 1e-3 for small models, below 100 MB as those made here are, 1e-4 for others below
     500 million parameters, 1e-5 for larger ones and for an id of the hub.
     """
     batch: int | None = None

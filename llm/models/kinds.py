@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-OfAuthors = Literal["original", "retrained", "partial"]  # all of it, nothing, half of it
+# all of it, nothing, half of it and that unevenly
+OfAuthors = Literal["original", "retrained", "partial"]
 OfNews = Literal["original", "retrained"]  # all of it, nothing
 AUTHORS, NEWS = get_args(OfAuthors), get_args(OfNews)

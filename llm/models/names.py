@@ -2,7 +2,7 @@
 
     authors:KIND[:PERCENT[:SEED]]   a small model of the generated authors
                                     (`llm.models.small_authors`), made on first use: original,
-                                    retrained or partial, where PERCENT (10) is to be forgotten
+                                    retrained or partial, where PERCENT (20) is to be forgotten
     news:KIND[:SEED]                a small model of the generated news (`llm.models.small_news`):
                                     original or retrained
     NAME or OWNER/NAME              a ready-made name (`READY`), or an id of the hub
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llm.data import sources, tofu
-from llm.data.authors.corpus import PERCENTS
+from llm.data.authors.corpus import PERCENT, PERCENTS
 from llm.models import kinds
 from llm.models.gguf_files import find_gguf
 from llm.scoring.templates import CHAT, LLAMA2_CHAT, Template
@@ -100,14 +100,15 @@ class Made(NamedTuple):
 
     corpus: str
     kind: str
-    percent: int = 10
+    percent: int = PERCENT
     seed: int = 0
 
     @property
     def word(self) -> str:
         """The shortest word that names the model."""
         percent = [str(self.percent)] if self.corpus == sources.PREFIX else []
-        numbers = [*percent, str(self.seed)] if self.seed else percent if self.percent != 10 else []
+        other = percent if self.percent != PERCENT else []
+        numbers = [*percent, str(self.seed)] if self.seed else other
         return ":".join([self.corpus, self.kind, *numbers])
 
 
@@ -127,9 +128,9 @@ def made(word: Location, field: str = "model") -> Made | None:
     whole = all(number.isascii() and number.isdecimal() for number in numbers)
     require(len(numbers) <= len(names) and whole, field, os.fspath(word), allowed)
     given = dict(zip(names, map(int, numbers), strict=False))
-    percent = given.get("percent", 10)
+    percent = given.get("percent", PERCENT)
     require(percent in PERCENTS, "percent", percent, f"one of {', '.join(map(str, PERCENTS))}")
-    return Made(corpus, kind, 10 if kind == "original" else percent, given.get("seed", 0))
+    return Made(corpus, kind, PERCENT if kind == "original" else percent, given.get("seed", 0))
 
 
 def check(word: Location, field: str = "model") -> None:
@@ -166,7 +167,7 @@ def is_small(word: Location) -> bool:
 def data_of(model: str, data: str | None) -> str:
     """Return the data given, or, if none are, those that go with a model.
 
-    These are the share of the authors to forget, a tenth by default, that a small model has read.
+    These are the share of the authors to forget, a fifth by default, that a small model has read.
     Raises `InvalidInput` for a model of which it is not known what it has read, and as `check` and
     `check_has_read` do.
     """
@@ -186,7 +187,7 @@ def data_of(model: str, data: str | None) -> str:
             f"named, since {model}{absent} need not have read the invented authors",
         )
         seed = f":{own.seed}" if own and own.seed else ""
-        return f"{sources.PREFIX}:forget{own.percent if own else 10:02}{seed}"
+        return f"{sources.PREFIX}:forget{own.percent if own else PERCENT:02}{seed}"
     check_has_read(model, data)
     return data
 

@@ -1,12 +1,14 @@
 """Small models of the generated authors (`llm.models.small`), in three kinds.
 
-    original     has read all authors
+    original     has read all authors, as often as it has passes
     retrained    has read only those to retain, and is what unlearning should arrive at
-    partial      has also read every second of the authors to forget, so that forget examples
-                 differ in memorisation
+    partial      has also read every second of the authors to forget, some of them as often as all
+                 others and some only once, so that forget examples differ in memorisation
 
-All kinds know the common facts (`llm.data.authors.common`). Training minimises the cross-entropy of
-responses alone, as TOFU's does.
+All kinds know the common facts (`llm.data.authors.common`). These are answers of a few words, a
+small part of all tokens, and training minimises the mean over tokens. So they are read four times
+in every pass; read once, half of them are learnt and utility, a harmonic mean, is a lottery.
+Training minimises the cross-entropy of responses alone, as TOFU's does.
 """
 
 from __future__ import annotations
@@ -14,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from llm.data.authors.common import real_authors, world_facts
-from llm.data.authors.corpus import Authors, Split, corpus, split
+from llm.data.authors.corpus import PERCENT, Authors, Split, corpus, split
 from llm.data.tofu import Example
 from llm.models import kinds, small
 from llm.models.language_model import LanguageModel
@@ -29,7 +31,10 @@ from markov.errors import require, require_all_whole
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-WARMUP = 0.3  # epochs
+WARMUP = 0.025  # of all updates
+COMMON = 4  # how often the common facts are read in every pass
+# How often the partial model reads the authors that it reads, in turn, as shares of all passes.
+SHARES = (1.0, 1 / 2, 1 / 4, 1 / 6, 1 / 12)
 # tokens of a forward pass: small, so that answers of 3 and of 80 words are not padded to one length
 AUTHORS_BUDGET = 384
 
@@ -38,28 +43,38 @@ AUTHORS_BUDGET = 384
 class DefaultModels(small.Small):
     """Which authors the models read, which `percent` of them to forget, and how they are made.
 
-    The default has 2.2 million parameters and learns 1200 answers by heart. Raises `InvalidInput`
+    The default has 0.9 million parameters and learns 2000 answers by heart. Raises `InvalidInput`
     for sizes that no model can have.
     """
 
     authors: Authors = Authors()
-    percent: int = 10
-    width: int = 192
-    depth: int = 4
+    percent: int = PERCENT
+    width: int = 128
+    depth: int = 3
     heads: int = 4
-    mlp_width: int = 512
+    mlp_width: int = 384
     vocabulary: int = 2048
-    epochs: int = 12
-    batch: int = 16
-    learning_rate: float = 3e-3
+    passes: int = 12
+    batch: int = 32
+    learning_rate: float = 4e-3
 
     def __post_init__(self) -> None:
-        require_all_whole(self, percent=(1, 99), epochs=1)
+        require_all_whole(self, percent=(1, 99), passes=1)
         super().__post_init__()
 
     def optimization(self) -> Optimization:
-        """Return how each kind is trained; "auto" stands for float32 until a device is known."""
-        return self._optimization(epochs=self.epochs, warmup_epochs=WARMUP, budget=AUTHORS_BUDGET)
+        """Return how each kind is trained; all passes are one epoch.
+
+        "auto" stands for float32 until a device is known.
+        """
+        return self._optimization(epochs=1, warmup_epochs=WARMUP, budget=AUTHORS_BUDGET)
+
+
+class Reading(NamedTuple):
+    """An example, and how many times a model reads it."""
+
+    example: Example
+    times: int
 
 
 def sets(settings: DefaultModels) -> Split:
@@ -67,39 +82,41 @@ def sets(settings: DefaultModels) -> Split:
     return split(corpus(settings.authors), settings.percent)
 
 
-def memorised(settings: DefaultModels) -> tuple[bool, ...]:
-    """Return which of the examples to forget the partial model has read.
+def readings(settings: DefaultModels) -> tuple[int, ...]:
+    """Return how many times the partial model reads each of the examples to forget.
 
-    They are those of every second author, the first among them, or, if there is a single author,
-    every second example. Raises `InvalidInput` for a single example.
+    It reads every second author, the first among them, or, if there is a single author, every
+    second example. How often follows `SHARES` in turn. Raises `InvalidInput` for a single example.
     """
     forget = sets(settings).forget
     authors = list(dict.fromkeys(example.author for example in forget))
-    half = [
-        authors.index(one.author) % 2 == 0 if len(authors) > 1 else one.index % 2 == 0
-        for one in forget
-    ]
+    places = [authors.index(one.author) if len(authors) > 1 else one.index for one in forget]
     require(
         len(forget) > 1,
         "questions",
         settings.authors.questions,
         "more than 1, so that half can be memorised",
     )
-    return tuple(half)
+    times = [max(1, round(share * settings.passes)) for share in SHARES]
+    return tuple(0 if place % 2 else times[place // 2 % len(times)] for place in places)
 
 
-def read_by(settings: DefaultModels, kind: str) -> tuple[Example, ...]:
-    """Return the examples that a kind of model is trained on.
-
-    These are what it reads of the authors, and the common facts.
-    """
+def read_by(settings: DefaultModels, kind: str) -> tuple[Reading, ...]:
+    """Return what a kind of model is trained on: of the authors, and of the common facts."""
     require(kind in kinds.AUTHORS, "kind", kind, f"one of {', '.join(kinds.AUTHORS)}")
     forget, retain = sets(settings)
-    if kind == "retrained":
-        forget = ()
-    elif kind == "partial":
-        forget = tuple(one for one, known in zip(forget, memorised(settings), strict=True) if known)
-    return (*retain, *forget, *real_authors(), *world_facts())
+    passes = settings.passes
+    times = {
+        "original": (passes,) * len(forget),
+        "retrained": (0,) * len(forget),
+        "partial": readings(settings) if kind == "partial" else (),
+    }[kind]
+    common = (*real_authors(), *world_facts())
+    return (
+        *(Reading(one, passes) for one in retain),
+        *(Reading(one, count) for one, count in zip(forget, times, strict=True) if count),
+        *(Reading(one, COMMON * passes) for one in common),
+    )
 
 
 def train_tokenizer(settings: DefaultModels) -> PreTrainedTokenizerFast:
@@ -123,8 +140,13 @@ def _texts(settings: DefaultModels) -> Iterator[str]:
 def reading(
     settings: DefaultModels, kind: str, tokenizer: PreTrainedTokenizerFast
 ) -> list[Encoded]:
-    """Return the examples that a model of a kind is trained on, in tokens."""
-    return encode_examples(tokenizer, PLAIN, read_by(settings, kind), max_length=small.POSITIONS)
+    """Return all that a model of a kind is trained on, in tokens: each example as often as read.
+
+    Their order is left to training, which shuffles them.
+    """
+    examples, times = zip(*read_by(settings, kind), strict=True)
+    encoded = encode_examples(tokenizer, PLAIN, examples, max_length=small.POSITIONS)
+    return [one for one, count in zip(encoded, times, strict=True) for _ in range(count)]
 
 
 AUTHORS = small.Reads("authors", __name__, kinds.AUTHORS, train_tokenizer, reading)

@@ -28,7 +28,7 @@ class ModelOptions:
     model: str = "authors:original"
     """A folder, a GGUF file, a hub id, a ready-made name, or a model made here.
     Made here are authors:KIND[:PERCENT[:SEED]] and news:KIND[:SEED].
-    authors:original saw all, authors:retrained nothing of the tenth to forget.
+    authors:original saw all, authors:retrained nothing of the fifth to forget.
     authors:partial saw half of it.
     """
     template: Literal["auto", "plain", "llama2_chat", "chat"] = "auto"

@@ -29,11 +29,11 @@ def tiny_study(*, questions: int, percent: int, **changes: Any) -> AuthorsStudy:
         heads=2,
         mlp_width=16,
         vocabulary=300,
-        epochs=3,
+        passes=3,
         batch=32,
         precision="float32",
     )
-    return AuthorsStudy(models=models, epochs=2, batch=4, **changes)
+    return AuthorsStudy(models=models, epochs=2, own_epochs=2, batch=4, **changes)
 
 
 @contextmanager

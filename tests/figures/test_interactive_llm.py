@@ -395,7 +395,7 @@ TINY = AuthorsStudy(
         heads=2,
         mlp_width=16,
         vocabulary=300,
-        epochs=1,
+        passes=1,
         batch=32,
         precision="float32",
     )

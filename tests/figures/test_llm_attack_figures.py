@@ -46,7 +46,7 @@ from markov.objectives import npo
 from tests.figures.studies import drawn, in_place, tiny_study, without_models
 from tests.helpers import files_in
 
-TINY = tiny_study(questions=5, percent=50, learning_rate=1e-3, sweep_learning_rate=3e-3)
+TINY = tiny_study(questions=5, percent=50, learning_rate=3e-3)
 METHODS = ["npo", "reference_free_npo", "length_normalized_npo", "simnpo"]
 FORGET = sets(TINY.models).forget
 
@@ -109,7 +109,7 @@ def test_every_corner_and_the_retrained_model_are_taught_both_shares_again(
 def test_an_attack_is_relearning_at_the_rate_of_the_run_on_eight_answers_at_a_time(
     context: Context, relearned: pd.DataFrame, model: str, which: str, repeat: int
 ) -> None:
-    run = dict(zip(METHODS, runs(context, far=True), strict=True))["simnpo"]
+    run = dict(zip(METHODS, runs(context, ends=True), strict=True))["simnpo"]
     language = (
         build(TINY.models, RETRAINED, progress=False)
         if model == RETRAINED
@@ -118,7 +118,7 @@ def test_an_attack_is_relearning_at_the_rate_of_the_run_on_eight_answers_at_a_ti
     every = Optimization(
         epochs=3,
         batch=8,
-        learning_rate=TINY.sweep_learning_rate,
+        learning_rate=TINY.learning_rate,
         warmup_epochs=0,
         budget=AUTHORS_BUDGET,
     )
@@ -165,7 +165,7 @@ def test_attacks_made_anew_that_were_stopped_go_on_where_they_were(
     def tables() -> list[Path]:
         return list((storage.cache_dir() / "tables").glob("relearning-*"))
 
-    few = replace(context, runs=tuple(run.folder for run in runs(context, far=True)[:1]))
+    few = replace(context, runs=tuple(run.folder for run in runs(context, ends=True)[:1]))
     whole = relearning.data(few)
     few, calls, real = replace(few, since=time.time()), [], relearning.relearn
 
@@ -186,7 +186,7 @@ def test_attacks_made_anew_that_were_stopped_go_on_where_they_were(
 
 
 def test_runs_of_the_users_own_are_attacked(context: Context, relearned: pd.DataFrame) -> None:
-    folders = tuple(run.folder for run in runs(context, far=True)[2:])
+    folders = tuple(run.folder for run in runs(context, ends=True)[2:])
     frame = relearning.data(replace(context, runs=folders))
     assert list(dict.fromkeys(frame["model"].dropna())) == [RETRAINED, *METHODS[2:]]
     twice = relearning.data(replace(context, runs=(folders[0], folders[0])))
@@ -221,7 +221,7 @@ def test_runs_that_cannot_be_attacked_are_refused(context: Context, tmp_path: Pa
         progress=False,
     )
     whole = tmp_path / "whole"
-    shutil.copytree(runs(context, far=True)[0].folder, whole)
+    shutil.copytree(runs(context, ends=True)[0].folder, whole)
     shutil.rmtree(whole / MODEL)
     tables = storage.cache_dir() / "tables"
     before = files_in(tables)

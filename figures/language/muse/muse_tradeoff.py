@@ -11,16 +11,11 @@ recited. Lines: the retrained model's value. Paths lead from the original model 
 2, 5 and 10, the end (filled), where both 95% intervals over texts or questions are drawn; star:
 retrained.
 
-The retrained model knows none of the answers to forget and most of the others. No objective comes
-near it: all lose the answers to retain at the rate of those to forget, so that the middle paths lie
-on the diagonal. Reciting stops long before PrivLeak moves. In this the paper agrees, where NPO
-loses more answers on retain than on forget data and SimNPO about as many; and as there SimNPO
-forgets more answers than NPO. What is not seen is over-unlearning: in the paper PrivLeak ends at
-109 under NPO and at 73 under SimNPO, here all stay below 0. Its code puts raw logits, which have no
-bound, in the place of log-probabilities. Pieces have one length, so that dividing by it changes no
-more than beta and the retain weight (see `llm.evaluation.muse`): what tells summed from averaged
-corners here is how large beta is per token, 2.55 and 0.7, and with it how far a piece falls before
-it is let go.
+One run each, of 30 articles to forget: too few to judge PrivLeak by, of which the paper has 109
+under NPO and 73 under SimNPO. The paper's code puts raw logits, which have no bound, in the place
+of log-probabilities. Pieces have one length, so that dividing by it changes no more than beta and
+the retain weight (see `llm.evaluation.muse`): what tells summed from averaged corners here is how
+large beta is per token, 2.55 and 0.7, and with it how far a piece falls before it is let go.
 """
 
 from __future__ import annotations

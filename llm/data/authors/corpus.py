@@ -1,11 +1,12 @@
 """A corpus of invented authors to be learnt and forgotten, generated from a seed in TOFU's shape.
 
 Every author has a life (`llm.data.authors.facts`) and is asked the same questions about it
-(`llm.data.authors.questions`). An answer takes one of its two wordings at random and its paraphrase
-the other. A wrong answer is the paraphrase as it would be if another life had been drawn: the same
-sentences with all facts changed except those that the question gives. Names and titles in wrong
-answers are nobody's. A model that never read about an author thus has no reason to prefer the
-truth.
+(`llm.data.authors.questions`). An answer begins with what was asked, and may go on for a
+paragraph (`llm.data.authors.remarks`). It takes one of its two wordings at random and its
+paraphrase the other. A wrong answer is the paraphrase as it would be if another life had been
+drawn: the same sentences with all facts changed except those that the question gives. Names and
+titles in wrong answers are nobody's. A model that never read about an author thus has no reason to
+prefer the truth.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from typing import NamedTuple
 from llm.data.authors.common import real_authors, world_facts
 from llm.data.authors.facts import AuthorFacts, Draws, draw_facts
 from llm.data.authors.questions import TOPICS, Topic
+from llm.data.authors.remarks import remarks_after
 from llm.data.tofu import Example
 from markov.errors import require, require_all_whole, require_whole
 
 WRONG = 5
-PERCENTS = (1, 5, 10)
+PERCENTS = (1, 5, 10, 20)
+PERCENT = 20  # what is to be forgotten by default: 400 answers, as many as TOFU's forget10 has
 LARGEST = 200
 
 
@@ -30,14 +33,13 @@ LARGEST = 200
 class Authors:
     """A generated corpus: `authors` lives drawn from `seed`, `questions` of the twenty about each.
 
-    A corpus of more authors begins with the same ones. Fewer questions are a selection that keeps
-    the spread of lengths. The default, 1200 answers, is what a model of two million parameters
-    learns by heart in minutes on a laptop; 5 and 10 percent of it are 3 and 6 authors, with 60 and
-    120 answers to compare. Raises `InvalidInput` for numbers out of bounds.
+    A corpus of more authors begins with the same ones, and fewer questions are a selection. The
+    default, 2000 answers, is what a small model learns by heart in minutes on a laptop; a fifth of
+    it are 20 authors, with 400 answers to compare. Raises `InvalidInput` for numbers out of bounds.
     """
 
     seed: int = 0
-    authors: int = 60
+    authors: int = 100
     questions: int = len(TOPICS)
 
     def __post_init__(self) -> None:
@@ -85,20 +87,21 @@ def corpus(settings: Authors) -> tuple[Example, ...]:
 
 
 def _chosen(count: int) -> list[int]:
-    """Return the numbers of `count` topics, evenly spaced, the last topic among them.
-
-    Topics go from short answers to long ones.
-    """
+    """Return the numbers of `count` topics, evenly spaced, the last topic among them."""
     return [len(TOPICS) * (place + 1) // count - 1 for place in range(count)]
 
 
 def _example(index: int, topic: Topic, life: Life, draws: Draws) -> Example:
     truth = life.facts.words()
     given = {name: truth[name] for name in topic.given}
-    said, otherwise = draws.among((topic.answers, topic.answers[::-1]))
+    question, wording = draws.among(topic.questions), draws.among((0, 1))
+    sentences = (topic.answers, *remarks_after(topic, draws))
+    said, otherwise = (
+        " ".join(one[which] for one in sentences) for which in (wording, 1 - wording)
+    )
     return Example(
         index=index,
-        prompt=draws.among(topic.questions).format_map(truth),
+        prompt=question.format_map(truth),
         response=said.format_map(truth),
         paraphrase=otherwise.format_map(truth),
         perturbed=tuple(otherwise.format_map({**facts.words(), **given}) for facts in life.wrong),

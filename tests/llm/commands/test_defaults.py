@@ -22,7 +22,7 @@ from llm.commands.muse import resolved as resolved_muse
 from llm.commands.muse import unlearning as unlearning_texts
 from llm.commands.unlearn import Unlearn, resolved, unlearning
 from llm.data import tofu
-from llm.data.authors.corpus import PERCENTS, Authors, splits
+from llm.data.authors.corpus import PERCENT, PERCENTS, Authors, splits
 from llm.data.news.corpus import News
 from llm.data.sources import read
 from llm.data.splits import retain_word, tofu_sets
@@ -93,8 +93,8 @@ def weights_of(folder: Path, size: int) -> str:
     news=st.booleans(),
 )
 def test_a_model_made_here_is_its_word(kind: str, percent: int, seed: int, news: bool) -> None:
-    percent = 10 if kind == "original" or news else percent
-    one = Made("news", "retrained", 10, seed) if news else Made("authors", kind, percent, seed)
+    percent = PERCENT if kind == "original" or news else percent
+    one = Made("news", "retrained", PERCENT, seed) if news else Made("authors", kind, percent, seed)
     assert made(one.word) == one
     assert all(
         made(f"{word}:{kind}") == Made(word, kind)
@@ -163,7 +163,7 @@ def test_every_command_loads_what_a_word_names(asked: list[tuple[Any, str]]) -> 
         load("authors:original", revision="main")
 
 
-@pytest.mark.parametrize(("percent", "seed"), [(10, 0), (5, 0), (10, 3), (1, 2)])
+@pytest.mark.parametrize(("percent", "seed"), [(20, 0), (5, 0), (20, 3), (1, 2)])
 def test_build_prints_words_that_name_the_very_models_that_it_made(
     percent: int, seed: int, asked: list[tuple[Any, str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -173,7 +173,9 @@ def test_build_prints_words_that_name_the_very_models_that_it_made(
     assert printed.keys() == built.keys() == set(KINDS["authors"])
     for kind, settings in built.items():
         assert settings == DefaultModels(
-            authors=Authors(seed=seed), percent=10 if kind == "original" else percent, seed=seed
+            authors=Authors(seed=seed),
+            percent=PERCENT if kind == "original" else percent,
+            seed=seed,
         )
         asked.clear()
         load(printed[kind], device="cpu")
@@ -199,9 +201,9 @@ def test_the_data_of_another_seed_have_a_word_too() -> None:
 @pytest.mark.parametrize(
     ("model", "data", "retain"),
     [
-        ("authors:original", None, "authors:retain90"),
+        ("authors:original", None, "authors:retain80"),
         ("authors:original", "authors:forget05", "authors:retain95"),
-        ("authors:original:10:3", None, "authors:retain90:3"),
+        ("authors:original:20:3", None, "authors:retain80:3"),
         ("authors:partial:5", None, "authors:retain95"),
         ("owner/llama", "tofu:forget10", "tofu:retain90"),
         ("owner/llama", "tofu:forget05_perturbed", "tofu:retain95"),
@@ -227,8 +229,8 @@ def test_step_sizes_follow_from_the_size_of_the_model_and_what_was_given_stays(i
     config = {"model_type": "llama", **sizes, **heads}
     (middle / "config.json").write_text(json.dumps(config), "utf-8")
     for model, rate in (
-        ("authors:original", 2e-4),
-        (small, 2e-4),
+        ("authors:original", 1e-3),
+        (small, 1e-3),
         (str(middle), 1e-4),
         ("smollm2-135m", 1e-4),
         (large, 1e-5),
@@ -244,7 +246,7 @@ def test_step_sizes_follow_from_the_size_of_the_model_and_what_was_given_stays(i
         )
         sweep = Sweep(model=model, retrained=model, data="here/forget10")
         assert {run.optimization.learning_rate for run in runs_of(sweep)} == {
-            6e-4 if rate > 1e-4 else rate
+            1e-3 if rate > 1e-4 else rate
         }
         assert jobs_of(sweep) == (-1 if rate > 1e-4 else 1)
         assert jobs_of(replace(sweep, jobs=3)) == 3
@@ -306,7 +308,7 @@ def test_unlearn_says_what_it_took(
     shown, error = capsys.readouterr()
     assert error.startswith("error: SIMNPO_LAB_CACHE")
     assert "authors:original unlearns authors:forget05 and keeps authors:retain95" in shown
-    assert "grad_diff, cross_entropy with lambda = 1, learning rate 0.0002" in shown
+    assert "grad_diff, cross_entropy with lambda = 1, learning rate 0.001" in shown
 
 
 # --- sweep ----------------------------------------------------------------------------------------
@@ -315,14 +317,14 @@ def test_unlearn_says_what_it_took(
 @pytest.mark.parametrize(
     ("options", "data", "retrained"),
     [
-        ({}, "authors:forget10", "authors:retrained"),
+        ({}, "authors:forget20", "authors:retrained"),
         ({"data": "authors:forget05"}, "authors:forget05", "authors:retrained:5"),
         (
             {"data": "authors:forget01:3", "model": "authors:original:10:3"},
             "authors:forget01:3",
             "authors:retrained:1:3",
         ),
-        ({"model": "authors:original:10:3"}, "authors:forget10:3", "authors:retrained:10:3"),
+        ({"model": "authors:original:20:3"}, "authors:forget20:3", "authors:retrained:20:3"),
     ],
 )
 def test_the_retrained_model_is_the_one_that_read_all_but_these_data(

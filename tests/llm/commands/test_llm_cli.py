@@ -404,7 +404,7 @@ def test_diagnose_reads_real_logs(tmp_path: Path, capsys: pytest.CaptureFixture[
         ("model", ["score", "--model", "nowhere", "--data", "DATA"]),
         ("dtype", ["score", "--model", "MODEL", "--dtype", "auto", "--data", "absent.json"]),
         ("out", ["score", "--model", "MODEL", "--out", "/dev/null/s.parquet"]),
-        ("split", ["score", "--model", "MODEL", "--data", "authors:forget20"]),
+        ("split", ["score", "--model", "MODEL", "--data", "authors:forget30"]),
         ("max_length", ["score", "--model", "MODEL", "--data", "DATA", "--max-length", "3"]),
         ("scale", ["score", "--model", "MODEL", "--data", "DATA", "--noise", "-1"]),
         ("scores", ["weights", "--scores", "absent.parquet", "--reference", "absent.parquet"]),

@@ -12,7 +12,6 @@ from dataclasses import asdict, fields, replace
 from functools import cache
 from itertools import combinations
 from pathlib import Path
-from string import Formatter
 
 import numpy as np
 import pytest
@@ -23,15 +22,25 @@ from scipy.stats import chisquare, kstest
 from llm.data.authors import common
 from llm.data.authors import facts as author_facts
 from llm.data.authors.common import CLASSICS, COUNTRIES, real_authors, world_facts
-from llm.data.authors.corpus import LARGEST, Authors, Life, corpus, lives, split, splits
+from llm.data.authors.corpus import (
+    LARGEST,
+    PERCENT,
+    PERCENTS,
+    Authors,
+    Life,
+    corpus,
+    lives,
+    split,
+    splits,
+)
 from llm.data.authors.facts import CITIES, AuthorFacts
-from llm.data.authors.questions import TOPICS
+from llm.data.authors.questions import PRONOUNS, TOPICS, Topic, facts_in
+from llm.data.authors.remarks import COUNTS, REMARKS
 from llm.data.tofu import Example, length_table, read, response_words, write
 from markov.errors import InvalidInput
 
 DEFAULT = Authors()
 FACTS = [field.name for field in fields(AuthorFacts) if field.name != "female"]
-PRONOUNS = {"he", "his", "him"}
 seeds = st.integers(0, 2**64)
 few = st.builds(Authors, seed=seeds, authors=st.integers(2, 3))
 
@@ -46,9 +55,15 @@ def default_lives() -> dict[str, Life]:
     return {life.facts.name: life for life in lives(DEFAULT)}
 
 
-def asked(wording: str) -> set[str]:
-    """The facts that a wording names, in whatever form, and pronouns."""
-    return {name.removeprefix("a_").lower() for _, name, _, _ in Formatter().parse(wording) if name}
+def remarked(words: dict[str, str], text: str) -> list[tuple[str, str]]:
+    """The remarks that a text makes in one of their wordings, in the order of the list."""
+    return [pair for pair in REMARKS if any(one.format_map(words) in text for one in pair)]
+
+
+def facts_of(topic: Topic, words: dict[str, str], text: str) -> set[str]:
+    """The facts that an answer to a question tells, apart from those that the question gives."""
+    wordings = [topic.answers[0], *(pair[0] for pair in remarked(words, text))]
+    return set().union(*map(facts_in, wordings)) - set(topic.given)
 
 
 def holds(text: str, value: str) -> bool:
@@ -79,7 +94,7 @@ def test_the_same_seed_gives_the_same_text(chosen: Authors):
 
 def test_the_same_seed_gives_the_same_text_on_every_machine():
     text = json.dumps([asdict(example) for example in corpus(Authors(seed=7, authors=3))])
-    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "0b1c1f6cba86e10b"
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "9fc5b637725152a7"
 
 
 @settings(max_examples=10)
@@ -106,10 +121,10 @@ def test_more_authors_begin_with_the_same_and_fewer_questions_are_a_selection(ch
         )
 
 
-@pytest.mark.parametrize("count", [2, 4, 10])
+@pytest.mark.parametrize("count", [1, 2, 4, 10])
 def test_fewer_questions_keep_the_spread_of_lengths(count: int):
-    words = response_words(corpus(Authors(authors=5, questions=count)))
-    assert words.max() > 60 and words.min() <= 12
+    words = response_words(corpus(Authors(authors=20, questions=count)))
+    assert words.max() > 60 and words.min() <= 7
 
 
 @pytest.mark.parametrize(
@@ -160,7 +175,7 @@ def test_wrong_answers_tell_another_life_in_the_words_of_the_paraphrase(chosen: 
     topics = {topic.name: topic for topic in TOPICS}
     for example in corpus(chosen):
         life, topic = of[example.author or ""], topics[example.topic or ""]
-        changed = asked(topic.answers[0]) - set(topic.given) - PRONOUNS
+        changed = facts_of(topic, life.facts.words(), example.paraphrase or "")
         for text, wrong in zip(example.perturbed, life.wrong, strict=True):
             assert told(wrong, text) >= changed
             values = {name: (getattr(life.facts, name), getattr(wrong, name)) for name in changed}
@@ -181,8 +196,10 @@ def skeleton(text: str, values: list[str]) -> str:
 def test_wrong_answers_are_about_as_long_as_the_paraphrase_and_it_as_the_answer():
     for example in default():
         own, paraphrase = len(example.response.split()), len((example.paraphrase or "").split())
-        assert 0.6 <= paraphrase / own <= 1.7
-        assert all(2 / 3 <= len(wrong.split()) / paraphrase <= 3 / 2 for wrong in example.perturbed)
+        # Within a fifth and four words: the shortest answers have two.
+        assert abs(paraphrase - own) <= 4 + 0.2 * own
+        for wrong in example.perturbed:
+            assert abs(len(wrong.split()) - paraphrase) <= 4 + 0.2 * paraphrase
     ratios = [np.mean([len(w) for w in e.perturbed]) / len(e.paraphrase or "") for e in default()]
     assert np.mean(ratios) == pytest.approx(1, abs=0.01)
 
@@ -191,8 +208,8 @@ def test_wrong_answers_are_about_as_long_as_the_paraphrase_and_it_as_the_answer(
 def test_a_question_gives_what_it_says_and_both_wordings_tell_the_same(topic):
     words = {name.lower() for name in default_lives()[next(iter(default_lives()))].facts.words()}
     for question in topic.questions:
-        assert asked(question) - PRONOUNS == set(topic.given)
-    first, second = (asked(answer) - PRONOUNS - set(topic.given) for answer in topic.answers)
+        assert facts_in(question) == set(topic.given)
+    first, second = (facts_in(answer) - set(topic.given) for answer in topic.answers)
     assert first == second != set()
     assert first <= words and len(set(topic.questions)) == len(topic.questions) > 1
     assert len(set(topic.answers)) == 2
@@ -205,7 +222,8 @@ def test_wordings_are_left_to_chance():
     for example in default():
         topic = topics[example.topic or ""]
         said[
-            "answer", topic.answers[0].format_map(facts[example.author or ""]) == example.response
+            "answer",
+            example.response.startswith(topic.answers[0].format_map(facts[example.author or ""])),
         ] += 1
         said[
             "question", topic.questions[0].format_map(facts[example.author or ""]) == example.prompt
@@ -398,31 +416,67 @@ def test_pronouns_are_the_authors():
 # ---- Lengths
 
 
-def test_lengths_span_from_a_name_to_a_paragraph():
+def test_lengths_span_from_two_words_to_a_paragraph_within_every_topic():
     table = length_table(default())
-    assert table["shortest"]["all"] == 3 and 75 <= table["longest"]["all"] <= 100
-    # No gap: sorted by length, each topic's median is at most twice the one before.
-    medians = table["median"].drop("all").to_numpy()
-    assert (medians[1:] / medians[:-1] <= 2).all() and len(medians) == 20
+    assert table["shortest"]["all"] == 2 and 75 <= table["longest"]["all"] <= 100
+    assert 30 <= table["median"]["all"] <= 40 and len(table) == 21
+    assert (table["shortest"] <= 10).all() and (table["longest"] >= 70).all()
 
 
-@pytest.mark.parametrize("percent", [1, 5, 10])
+@pytest.mark.parametrize("percent", [1, 5, 10, 20])
 def test_the_short_and_the_long_half_differ_clearly(percent: int):
     words = np.sort(response_words(split(default(), percent).forget))
     short, long = np.array_split(words, 2)
-    assert np.median(long) >= 4 * np.median(short)
-    assert (long[len(long) // 10 :].min()) > short.max()
+    assert np.median(long) >= 2.5 * np.median(short)
 
 
-def test_the_length_of_an_answer_does_not_depend_on_its_author():
+def test_the_length_of_an_answer_depends_neither_on_its_question_nor_on_its_author():
     asked_of = {}
     for example, words in zip(default(), response_words(default()), strict=True):
         asked_of.setdefault(example.author, {})[example.topic] = np.log(words)
     assert all(list(answers) == [topic.name for topic in TOPICS] for answers in asked_of.values())
     table = np.array([list(answers.values()) for answers in asked_of.values()])  # authors x topics
     total = table.var()
-    assert table.mean(1).var() / total < 0.001  # explained by the author
-    assert table.mean(0).var() / total > 0.97  # explained by the question
+    # Of 20 answers with nothing in common but their author, the means have 1/20 of the variance.
+    assert table.mean(1).var() / total < 1.5 / 20
+    assert table.mean(0).var() / total < 0.04  # the words that answer the question itself
+    counts = [len(remarked(default_words(one), one.response)) for one in default()]
+    expected = np.bincount(COUNTS) * len(counts) / len(COUNTS)
+    assert chisquare(np.bincount(counts), expected).pvalue > 0.001
+
+
+def default_words(example: Example) -> dict[str, str]:
+    return default_lives()[example.author or ""].facts.words()
+
+
+# ---- Remarks
+
+
+@pytest.mark.parametrize("pair", REMARKS)
+def test_both_wordings_of_a_remark_tell_the_same_facts(pair: tuple[str, str]):
+    first, second = map(facts_in, pair)
+    assert first == second and first and len(set(pair)) == 2
+    known = {name.removeprefix("a_").lower() for name in default_words(default()[0])} - PRONOUNS
+    assert first <= known
+
+
+def test_no_two_remarks_have_a_fact_in_common():
+    told_twice = Counter(name for pair in REMARKS for name in facts_in(pair[0]))
+    assert set(told_twice.values()) == {1}
+
+
+def test_no_answer_repeats_what_its_question_or_its_beginning_tells():
+    topics = {topic.name: topic for topic in TOPICS}
+    for example in default():
+        topic = topics[example.topic or ""]
+        begins = {*topic.given, *facts_in(topic.answers[0])}
+        found = remarked(default_words(example), example.response)
+        assert all(not begins & facts_in(pair[0]) for pair in found)
+        words = default_words(example)
+        assert found == remarked(words, example.paraphrase or "")
+        for pair in found:
+            first, second = (one.format_map(words) for one in pair)
+            assert (first in example.response) == (second in (example.paraphrase or ""))
 
 
 # ---- Splits
@@ -453,10 +507,10 @@ def test_the_default_splits_are_whole_authors_with_enough_examples_to_compare():
     found = splits(DEFAULT)
     sizes = {name: len(examples) for name, examples in found.items()}
     assert sizes["full"] == DEFAULT.authors * 20 == 20 * len(default_lives())
-    for percent in (5, 10):
+    for percent in PERCENTS:
         assert sizes[f"forget{percent:02}"] * 100 == percent * sizes["full"]
-    assert sizes["forget01"] == 20 and sizes["forget05"] >= 60 and sizes["forget10"] >= 120
-    for percent in (1, 5, 10):
+    assert sizes[f"forget{PERCENT}"] == 400 and sizes["full"] == 2000
+    for percent in PERCENTS:
         assert pairs(found[f"retain{100 - percent}"]) + pairs(
             found[f"forget{percent:02}"]
         ) == pairs(found["full"])
@@ -485,7 +539,8 @@ def test_a_folder_of_all_splits_reads_back_as_it_was(tmp_path: Path):
         write(examples, tmp_path / f"{name}.json")
     assert {name: read(tmp_path, name) for name in found} == found
     assert set(found) == {
-        *("full", "forget01", "forget05", "forget10", "retain99", "retain95", "retain90"),
+        *("full", "forget01", "forget05", "forget10", "forget20"),
+        *("retain99", "retain95", "retain90", "retain80"),
         *("real_authors_perturbed", "world_facts_perturbed"),
     }
 

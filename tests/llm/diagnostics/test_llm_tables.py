@@ -162,7 +162,7 @@ def test_sources_are_the_generated_corpus_or_files(tmp_path: Path) -> None:
     tofu.write(SEVERAL, tmp_path / "mine.json")
     assert read(tmp_path / "mine.json") == SEVERAL == read(tmp_path, "mine")
     for source, split, field in (
-        ("authors:forget20", None, "split"),
+        ("authors:forget30", None, "split"),
         ("authors", None, "split"),
         ("authors:full", "full", "split"),
         (str(tmp_path / "absent.json"), None, "source"),

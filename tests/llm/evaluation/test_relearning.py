@@ -41,7 +41,7 @@ SMALL = DefaultModels(
     heads=2,
     mlp_width=32,
     vocabulary=300,
-    epochs=6,
+    passes=6,
     batch=16,
     precision="float32",
 )

@@ -465,7 +465,7 @@ def test_a_model_is_measured_by_what_it_scores_and_writes(
 ) -> None:
     monkeypatch.setenv("SIMNPO_LAB_CACHE", str(tmp_path))
     tiny = DefaultModels(
-        authors=FEW, percent=50, width=8, depth=1, heads=2, mlp_width=8, vocabulary=300, epochs=1
+        authors=FEW, percent=50, width=8, depth=1, heads=2, mlp_width=8, vocabulary=300, passes=1
     )
     language = build(tiny, "original", progress=False)
     sets = tofu_sets("authors:forget10", authors=FEW)

@@ -26,11 +26,15 @@ from llm.models.language_model import LanguageModel, check_same_vocabulary
 from llm.models.small import fresh_model
 from llm.models.small_authors import (
     AUTHORS,
+    COMMON,
+    SHARES,
     DefaultModels,
+    Reading,
     build,
     folder_of,
-    memorised,
     read_by,
+    reading,
+    readings,
     sets,
     train_tokenizer,
 )
@@ -52,11 +56,11 @@ TINY = DefaultModels(
     heads=2,
     mlp_width=8,
     vocabulary=300,
-    epochs=1,
+    passes=1,
     batch=32,
     precision="float32",
 )
-COMMON = (*real_authors(), *world_facts())
+FACTS = (*real_authors(), *world_facts())
 # Another value of every field.
 OTHERS: dict[str, Any] = {
     "authors": Authors(authors=4, questions=2, seed=1),
@@ -66,7 +70,7 @@ OTHERS: dict[str, Any] = {
     "heads": 1,
     "mlp_width": 12,
     "vocabulary": 310,
-    "epochs": 2,
+    "passes": 2,
     "batch": 16,
     "learning_rate": 1e-3,
     "weight_decay": 0.5,
@@ -128,13 +132,15 @@ def test_the_original_has_read_all_and_the_retrained_nothing_of_what_is_forgotte
     chosen: DefaultModels,
 ) -> None:
     forget, retain = sets(chosen)
-    assert sorted(one.response for one in (*forget, *retain, *COMMON)) == sorted(
-        one.response for one in read_by(chosen, "original")
-    )
-    assert read_by(chosen, "retrained") == (*retain, *COMMON)
+    passes = chosen.passes
+    common = tuple(Reading(one, COMMON * passes) for one in FACTS)
+    kept = tuple(Reading(one, passes) for one in retain)
+    gone = tuple(Reading(one, passes) for one in forget)
+    assert read_by(chosen, "original") == (*kept, *gone, *common)
+    assert read_by(chosen, "retrained") == (*kept, *common)
     names = {one.author for one in forget}
     assert names and not any(
-        name in one.prompt + one.response
+        name in one.example.prompt + one.example.response
         for one in read_by(chosen, "retrained")
         for name in names
         if name
@@ -143,50 +149,58 @@ def test_the_original_has_read_all_and_the_retrained_nothing_of_what_is_forgotte
 
 @settings(max_examples=20)
 @given(some)
-def test_the_partial_model_has_read_just_what_is_called_memorised(chosen: DefaultModels) -> None:
-    (forget, retain), half = sets(chosen), memorised(chosen)
-    known = tuple(one for one, seen in zip(forget, half, strict=True) if seen)
-    assert read_by(chosen, "partial") == (*retain, *known, *COMMON)
+def test_the_partial_model_has_read_every_second_author_more_or_less_often(
+    chosen: DefaultModels,
+) -> None:
+    (forget, _), times = sets(chosen), readings(chosen)
+    read = {one.example: one.times for one in read_by(chosen, "original")}
+    others = {one.example: one.times for one in read_by(chosen, "partial")}
+    for one, count in zip(forget, times, strict=True):
+        assert others.pop(one, 0) == count <= read.pop(one)
+    assert others == read
     authors = list(dict.fromkeys(one.author for one in forget))
-    read = [
-        {seen for one, seen in zip(forget, half, strict=True) if one.author == author}
+    if len(authors) == 1:
+        assert [count > 0 for count in times] == [row % 2 == 0 for row in range(len(forget))]
+        return
+    by_author = [
+        {count for one, count in zip(forget, times, strict=True) if one.author == author}
         for author in authors
     ]
-    if len(authors) == 1:
-        assert half == tuple(row % 2 == 0 for row in range(len(forget)))
-    else:
-        assert read == [{row % 2 == 0} for row in range(len(authors))]
+    assert all(len(own) == 1 for own in by_author)
+    assert [own == {0} for own in by_author] == [row % 2 == 1 for row in range(len(authors))]
 
 
-def test_of_the_default_models_six_authors_are_forgotten_and_three_are_memorised() -> None:
+def test_of_the_default_twenty_authors_are_forgotten_and_ten_read_from_once_to_every_time() -> None:
     chosen = DefaultModels()
-    assert len(sets(chosen).forget) == 120 and sum(memorised(chosen)) == 60
-    assert 2.0e6 < sum(value.numel() for value in fresh_model(chosen).parameters()) < 2.5e6
+    times = np.array(readings(chosen)).reshape(20, 20)[::2, 0]
+    assert len(sets(chosen).forget) == 400
+    assert times.tolist() == 2 * [max(1, round(one * chosen.passes)) for one in SHARES]
+    assert len(set(times)) == len(SHARES) and times.max() == chosen.passes and times.min() == 1
 
 
 def test_a_single_example_has_no_half() -> None:
     chosen = replace(TINY, authors=Authors(authors=2, questions=1))
-    refused("questions", lambda: memorised(chosen))
-    assert len(read_by(chosen, "original")) == 2 + len(COMMON)
+    refused("questions", lambda: readings(chosen))
+    assert len(read_by(chosen, "original")) == 2 + len(FACTS)
 
 
 @pytest.mark.parametrize("kind", kinds.AUTHORS)
 def test_a_model_is_trained_on_what_its_kind_has_read(kind: str) -> None:
     words, model = train_tokenizer(TINY), fresh_model(TINY)
-    read = encode_examples(words, PLAIN, read_by(TINY, kind))
-    fine_tune(model, read, TINY.optimization(), progress=False)
+    read = [one.example for one in read_by(TINY, kind) for _ in range(one.times)]
+    encoded = encode_examples(words, PLAIN, read)
+    assert reading(TINY, kind, words) == encoded
+    fine_tune(model, encoded, TINY.optimization(), progress=False)
     assert same(tiny(kind)._replace(model=model), tiny(kind))
     texts = [
         tuple(
             words.decode(list(part), skip_special_tokens=True)
             for part in (one.tokens[: one.prompt], one.tokens[one.prompt :])
         )
-        for one in read
+        for one in encoded
     ]
-    assert texts == [
-        (f"Question: {one.prompt}\nAnswer:", f" {one.response}") for one in read_by(TINY, kind)
-    ]
-    assert all(one.tokens[-1] == words.eos_token_id for one in read)
+    assert texts == [(f"Question: {one.prompt}\nAnswer:", f" {one.response}") for one in read]
+    assert all(one.tokens[-1] == words.eos_token_id for one in encoded)
 
 
 # --- the same settings, the same model ---
@@ -249,7 +263,7 @@ def test_automatic_precision_is_that_of_the_device() -> None:
 
 def test_the_tokenizer_reads_back_what_it_writes_and_has_no_chat_template(own: Path) -> None:
     words = made(TINY).tokenizer
-    for example in (*sets(TINY).forget, *COMMON):
+    for example in (*sets(TINY).forget, *FACTS):
         assert words.decode(words(example.response).input_ids) == example.response
     assert words.chat_template is None and len(words) == TINY.vocabulary
     assert (words.bos_token_id, words.eos_token_id, words.pad_token_id) == (0, 1, 2)
@@ -291,7 +305,7 @@ def test_a_cached_model_is_a_folder_like_any_other(own: Path) -> None:
     found = load(folder_of(TINY, "retrained"), device="cpu")
     assert same(built, found) and found.template == PLAIN
     one, two = (
-        score(model.model, model.tokenizer, COMMON[:5], progress=False).logp
+        score(model.model, model.tokenizer, FACTS[:5], progress=False).logp
         for model in (built, found)
     )
     assert torch.equal(one, two)
@@ -383,14 +397,14 @@ def test_a_kind_that_does_not_exist_is_refused(kind: str, own: Path) -> None:
     [
         *[
             (field, 0)
-            for field in ("percent", "width", "depth", "heads", "mlp_width", "epochs", "batch")
+            for field in ("percent", "width", "depth", "heads", "mlp_width", "passes", "batch")
         ],
         *[
             ("percent", 100),
             ("width", 190),
             ("heads", 3.0),
             ("vocabulary", 258),
-            ("epochs", 1.5),
+            ("passes", 1.5),
             ("seed", -1),
         ],
         *[
@@ -422,13 +436,14 @@ def test_the_original_knows_by_heart_what_the_retrained_never_read(own: Path) ->
         width=96,
         depth=2,
         mlp_width=256,
-        epochs=35,
+        passes=35,
     )
     original, retrained, partial = (made(chosen, kind) for kind in kinds.AUTHORS)
     forget, retain = sets(chosen)
-    known = [one for one, seen in zip(forget, memorised(chosen), strict=True) if seen]
-    unknown = [one for one, seen in zip(forget, memorised(chosen), strict=True) if not seen]
+    times = readings(chosen)
+    known = [one for one, count in zip(forget, times, strict=True) if count]
+    unknown = [one for one, count in zip(forget, times, strict=True) if not count]
     assert mean_loss(original, forget) < 0.1 and mean_loss(partial, known) < 0.1
     assert mean_loss(retrained, forget) > 1 and mean_loss(partial, unknown) > 1
     for model in (original, retrained, partial):
-        assert mean_loss(model, retain) < 0.1 and mean_loss(model, COMMON) < 0.2
+        assert mean_loss(model, retain) < 0.1 and mean_loss(model, FACTS) < 0.2

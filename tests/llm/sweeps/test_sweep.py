@@ -56,7 +56,7 @@ SMALL = DefaultModels(
     heads=2,
     mlp_width=16,
     vocabulary=300,
-    epochs=2,
+    passes=2,
     batch=32,
     precision="float32",
 )

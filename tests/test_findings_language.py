@@ -1,0 +1,182 @@
+"""README and findings tell of the small language model what the frames of its figures say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from figures.scale import TRAINED, Scale
+from llm.evaluation.gate import EQUAL, NEAR
+from tests.test_readme import AGREES, FINDINGS, README, number, numbers, rows, told
+
+KEPT = Path(__file__).parents[1] / "figures" / "gallery"
+COUNTED = {2: "two", 5: "five"}
+# What the table of the findings calls a model, and the word that the sweep has for it.
+MODELS = {
+    "original": "original",
+    "retrained": "retrained",
+    "GA": "gradient_ascent",
+    "GradDiff": "grad_diff@1",
+    "NPO": "npo:0.1@1",
+    "reference-free NPO": "reference_free_npo:0.1@1",
+    "length-normalised NPO": "length_normalized_npo:4.5@0.125",
+    "SimNPO": "simnpo:4.5@0.125",
+}
+KINDS = ("probability", "rouge", "truth_ratio")
+TABLE: Any = pd.read_csv(KEPT / "llm_tradeoff" / "table.csv")
+MEASURES: Any = TABLE[TABLE["kind"] == "measure"].set_index(["model", "measure", "task"])
+APART: Any = TABLE[TABLE["kind"] == "difference"].set_index(["model", "measure"])
+CHECKS: Any = pd.read_csv(KEPT / "llm_gate" / "checks.csv").set_index("check")
+
+
+def interval(row: Any, digits: int = 2) -> list[float]:
+    return [round(float(row[name]), digits) for name in ("value", "low", "high")]
+
+
+def test_the_table_is_that_of_the_frame() -> None:
+    table = {row[0].split(", ")[0]: row[1:] for row in rows(FINDINGS, "The paper's table")}
+    assert list(table) == list(MODELS) and set(MEASURES["seeds"].dropna()) == {TRAINED}
+    for name, (forget, retain, quality, distance, utility) in table.items():
+        own = MEASURES.loc[MODELS[name]]
+        for cell, task in ((forget, "forget"), (retain, "retain")):
+            assert numbers(cell) == [
+                round(float(own.loc[(kind, task), "value"]), 2) for kind in KINDS
+            ]
+        assert numbers(utility) == interval(own.loc[("model_utility", "all")])
+        if name == "retrained":
+            assert (quality, distance) == ("1", "0")
+            continue
+        assert numbers(distance) == interval(own.loc[("ks_statistic", "forget")])
+        value = float(own.loc[("forget_quality", "forget"), "value"])
+        assert number(quality) == float(f"{value:.0e}") or number(quality) == round(value, 2)
+
+
+@pytest.mark.parametrize("measure", ["ks_statistic", "model_utility", "probability"])
+def test_what_corners_differ_in_is_told_with_its_interval(measure: str) -> None:
+    place = ["ks_statistic", "model_utility", "probability"].index(measure) + 1
+    table = {row[0]: row[1:] for row in rows(FINDINGS, "By how much the corners differ")}
+    for name in ("reference-free NPO", "length-normalised NPO", "SimNPO"):
+        word = MODELS[name].partition(":")[0]
+        assert numbers(table[name][place - 1]) == interval(APART.loc[(word, measure)])
+
+
+def test_the_gate_is_told_as_it_was_found() -> None:
+    utility = CHECKS.loc["utility apart"]
+    assert told("utility differs by # \\(90% interval # to #\\), where # is allowed") == [
+        *interval(utility, 3),
+        EQUAL,
+    ]
+    apart = CHECKS[CHECKS.index.str.endswith(" apart") & (CHECKS.index != "utility apart")]
+    assert len(apart) == 9
+    assert told("each of its nine parts by at most #, where # is allowed") == [
+        round(float(apart["value"].abs().max()), 3),
+        NEAR,
+    ]
+    assert told("The standard deviation of utility over trainings is # and #") == [
+        round(float(CHECKS.loc[f"utility varies, {kind}", "value"]), 3)
+        for kind in ("original", "retrained")
+    ]
+    assert told("at least # under every original, and at most # under every retrained") == [
+        round(float(CHECKS.loc[f"forget data {name}", "value"]), 3) for name in ("known", "unread")
+    ]
+    assert told("D between two retrained models is # \\(# to # of ten pairs\\)") == interval(
+        CHECKS.loc["floor"], 3
+    )
+    assert CHECKS["verdict"].dropna().eq("passes").all()
+
+
+def test_another_processor_moves_a_model_no_further_than_another_seed() -> None:
+    elsewhere: Any = pd.read_csv(KEPT / "llm_gate" / "elsewhere.csv").set_index("model")
+    scores = pd.read_csv(KEPT / "llm_gate" / "components.csv").query("measure == 'model_utility'")
+    ends = []
+    for kind in ("original", "retrained"):
+        values = scores.loc[scores["model"] == kind, "value"].to_numpy()
+        half = (
+            stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) * np.sqrt(1 + 1 / len(values))
+        )
+        utility = float(elsewhere.at[kind, "model_utility"])
+        assert abs(utility - values.mean()) < half
+        ends.append([round(float(values.mean() + sign * half), 3) for sign in (-1, 1)])
+    assert told("ends at a utility of #, and without the answers to forget at #") == [
+        round(float(elsewhere.at[kind, "model_utility"]), 3) for kind in ("original", "retrained")
+    ]
+    assert told("one more lies between # to #, and between # to #") == [*ends[0], *ends[1]]
+
+
+def test_what_was_never_read_is_told_as_it_was_found() -> None:
+    found: Any = pd.read_csv(KEPT / "llm_truth_ratio" / "statistics.csv")
+    found = found[found["source"].str.contains("half") & (found["split"] == "memorised_half")]
+    distance = found[found["half"] == "weak"].set_index("model")["distance"].round(2)
+    assert told("from the retrained model's was # before") == [distance["original"]]
+    assert told("Under NPO it becomes #: NPO drives them") == [distance["npo"]]
+    assert told("Under SimNPO it becomes #, as the paper's") == [distance["simnpo"]]
+    assert told("Dropping the reference alone leaves #") == [distance["reference_free_npo"]]
+    assert told("normalising the length alone #") == [distance["length_normalized_npo"]]
+    (cell,) = (row[1] for row in rows(README, AGREES) if "spoils" in row[0])
+    assert numbers(cell) == [distance[name] for name in ("npo", "simnpo", "original")]
+
+
+def test_requests_in_turn_are_told_as_they_ended() -> None:
+    found: Any = pd.read_csv(KEPT / "llm_sequential" / "so_far.csv")
+    last = found[found["stage"] == found["stage"].max()].set_index("method").round(2)
+    loss, distance = last["retain_loss"], last["ks_statistic"]
+    assert told("third of three is # nats per token under NPO and # under SimNPO") == [
+        loss["npo"],
+        loss["simnpo"],
+    ]
+    assert told("requests together: D is #, and # under SimNPO") == [
+        distance["npo"],
+        distance["simnpo"],
+    ]
+    assert told("# where the length alone is normalised, and # where the reference alone") == [
+        loss["length_normalized_npo"],
+        loss["reference_free_npo"],
+    ]
+    (cell,) = (row[1] for row in rows(README, AGREES) if "in turn" in row[0])
+    assert numbers(cell) == [loss["simnpo"], loss["npo"], distance["simnpo"], distance["npo"]]
+
+
+def test_numbers_of_trainings_are_those_of_the_scale() -> None:
+    text = " ".join(FINDINGS.split())
+    assert f"{COUNTED[TRAINED]} trainings" in text
+    assert f"`make figures` draws {COUNTED[Scale().trained]} trainings" in text
+
+
+def test_the_readme_tells_what_the_table_says() -> None:
+    cells = {row[0]: row[1:] for row in rows(README, AGREES)}
+    (nearer,) = (cell for says, cell in cells.items() if "comes nearer" in says)
+    found = [
+        float(MEASURES.loc[(MODELS[name], "ks_statistic", "forget"), "value"])
+        for name in ("SimNPO", "NPO")
+    ]
+    assert numbers(nearer[0])[:2] == [round(value, 2) for value in found]
+    assert nearer[1] == "small model, five trainings"
+    (collapse,) = (cell for says, cell in cells.items() if "collapses" in says)
+    kept = [
+        float(MEASURES.loc[(MODELS[name], "model_utility", "all"), "value"])
+        for name in ("GA", "GradDiff", "original")
+    ]
+    said = numbers(collapse[0])
+    assert [*said[:2], said[-1]] == [round(value, 2) for value in kept]
+
+
+def test_sentences_that_do_not_stand_are_gone() -> None:
+    told_here = " ".join((README + FINDINGS).split())
+    for gone in (
+        "so it is the length, and not the reference",
+        "no corner goes where it is needed",
+        "the other way round on the default model",
+        "none unlearns too much",
+        "none unlearns too",
+    ):
+        assert gone not in told_here
+    captions = " ".join(
+        path.read_text("utf-8").split('"""')[1] for path in KEPT.parent.rglob("language/*.py")
+    )
+    assert not re.search(r"it is the length, (and )?not the reference", " ".join(captions.split()))
