@@ -49,9 +49,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+OF_SEVERAL = ("gate_over_seeds.parquet", "components.parquet")  # of several seeds alone
 FILES = (
     *(f"{name}.parquet" for name in ("gate", "measures", "differences", "attacks")),
-    *(f"{name}.parquet" for name in ("summary", "times", "gate_over_seeds", "components")),
+    *(f"{name}.parquet" for name in ("summary", "times")),
+    *OF_SEVERAL,
     "summary.md",
     "summary.tex",
 )
@@ -165,8 +167,10 @@ def _compared(
         on_gate(found, lowest, over)
     storage.write_table(found, out / "gate.parquet", provenance_of(asked))
     if over is not None:
-        storage.write_table(over, out / "gate_over_seeds.parquet", provenance_of(asked))
-        storage.write_table(components(models), out / "components.parquet", provenance_of(asked))
+        storage.write_table(over, out / OF_SEVERAL[0], provenance_of(asked))
+        storage.write_table(components(models), out / OF_SEVERAL[1], provenance_of(asked))
+    for name in () if over is not None else OF_SEVERAL:  # of seeds that were asked for before
+        (out / name).unlink(missing_ok=True)
     if refused:
         raise _refusal(lacking.iloc[0])
     back = stacked(attacked_models(asked, one, progress) for one in seeds)

@@ -52,6 +52,7 @@ TINY = AuthorsStudy(
         precision="float32",
     ),
     epochs=2,
+    own_epochs=2,
     batch=4,
     learning_rate=3e-3,
 )

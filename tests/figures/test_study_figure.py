@@ -94,6 +94,8 @@ def single(done: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.rmtree(folder / "seed1")
     for name in (studies.MEASURES, studies.ATTACKS):
         keep(folder / name, lambda table: table["seed"] == 0)
+    for name in (studies.OVER, studies.COMPONENTS):
+        (folder / name).unlink()
     return folder
 
 
@@ -167,7 +169,7 @@ def test_what_a_study_lacks_is_known_from_its_folder(single: Path, tmp_path: Pat
         lambda table: table["model"].isin(known) & (table["measure"] != "model_utility"),
     )
     keep(other / studies.ATTACKS, lambda table: table["model"] == "retrained")
-    lacking = {"measures", "corners", "attacks", "grid", "settings", "along"}
+    lacking = {"measures", "corners", "attacks", "grid", "settings", "along", "gate"}
     assert set(studies.lacking(other)) == lacking
     assert figures.cli(["llm_bias", "--study", str(other), "--out", str(tmp_path / "drawn")]) == 2
 
@@ -272,7 +274,7 @@ def test_a_study_that_measured_at_the_ends_has_no_way_along_its_epochs(
     shutil.copytree(single, other)
     for path in other.glob("seed*/sweep/*/epochs.parquet"):
         rewritten(path, lambda table: table.drop(columns=list(studies.COLUMNS)))
-    assert set(studies.lacking(other)) == {"along"} and studies.along(other).empty
+    assert set(studies.lacking(other)) == {"along", "gate"} and studies.along(other).empty
     frame = tradeoff.data(Context(study=other))
     assert set(frame["kind"]) == {"measure"}
     drawn(tradeoff, frame)

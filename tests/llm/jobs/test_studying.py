@@ -39,8 +39,6 @@ from llm.training.adapters import Lora
 from markov.errors import InvalidInput
 from tests.helpers import files_in
 
-# What a study of a single seed does not write.
-OF_SEVERAL = ("gate_over_seeds.parquet", "components.parquet")
 NAMES = ("forget10", "retain90", "real_authors_perturbed", "world_facts_perturbed")
 
 
@@ -262,7 +260,7 @@ def test_a_study_has_every_model_its_measures_and_what_comes_back(done: tuple[Pa
         "data",
         "seed3",
         "seed4",
-        *(name for name in studying.FILES if name not in OF_SEVERAL),
+        *(name for name in studying.FILES if name not in studying.OF_SEVERAL),
     }
     sweep = out / "seed3" / "sweep"
     assert {path.parent.name for path in sweep.glob("*/model")} == {"npo_0.1_lambda1_seed3"}

@@ -80,6 +80,10 @@ def test_each_seed_is_another_training_and_nothing_is_taught(
     over = storage.read_table(place / "gate_over_seeds.parquet")
     assert over.set_index("check").loc["utility apart", "count"] == 2 and len(found.floor) == 1
     assert set(storage.read_table(place / "components.parquet")["seed"]) == {0, 1}
+    # What is of several seeds does not outlive a call for one.
+    studied(asked(place, seeds=(0,)), progress=False)
+    assert not (place / "gate_over_seeds.parquet").exists()
+    assert not (place / "components.parquet").exists()
     # It goes on with another seed, and makes nothing twice.
     before = (place / "seed0" / "original" / "model" / "model.safetensors").stat().st_mtime_ns
     more = studied(asked(place, seeds=(0, 2)), progress=False)
