@@ -142,7 +142,7 @@ class Arguments:
 DESCRIPTION = f"""Draw figures; each NAME writes NAME.pdf, NAME.png and NAME.parquet (the frame it
 draws) to the output folder.
 
-Without a NAME the first group is drawn, in about 28 minutes on two cores: the Markov study, exact
+Without a NAME the first group is drawn, in about 31 minutes on two cores: the Markov study, exact
 theory, and language models, a small one that needs no download or --runs of your own.
 
 {catalogue.described(heavy=False)}

@@ -75,7 +75,7 @@ CATALOGUE = (
         "figures.language.weights_epoch1",
         "3a",
         "weights after an epoch",
-        950,
+        1130,
         study="corners",
         trained=True,
     ),

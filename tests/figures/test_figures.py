@@ -524,9 +524,9 @@ def test_make_lists_both_ways_to_draw() -> None:
     assert re.search(r"^  make figures-all  +draw", shown, re.MULTILINE)
 
 
-def test_the_first_group_is_expected_to_take_under_half_an_hour_and_the_second_longer() -> None:
+def test_the_first_group_is_expected_to_take_under_forty_minutes_and_the_second_longer() -> None:
     seconds = {entry.name: entry.seconds for entry in CATALOGUE}
-    assert sum(seconds[name] for name in FIGURES) < 30 * 60 < sum(seconds.values())
+    assert sum(seconds[name] for name in FIGURES) < 40 * 60 < sum(seconds.values())
     heavy, light = (sum(seconds[name] for name in group) for group in (HEAVY, FIGURES))
     assert heavy > light
 
