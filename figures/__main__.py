@@ -186,8 +186,8 @@ def main(arguments: Arguments) -> None:
     if (arguments.all or arguments.gallery) and not arguments.quick:
         scale = replace(scale, pretrained=EVIDENCE, trained=TRAINED)
     if arguments.seeds is not None:
-        fields_of = ("pretrained", "sweep_pretrained", "trained")
-        scale = replace(scale, **dict.fromkeys(fields_of, arguments.seeds))
+        many = arguments.seeds
+        scale = replace(scale, pretrained=many, sweep_pretrained=many, trained=many)
     scale = replace(scale, whole=arguments.whole)
     if arguments.runs:
         from llm.unlearning.runs import read_run

@@ -53,13 +53,6 @@ def data(context: Context) -> pd.DataFrame:
     return frame.assign(method=frame["model"].map(plane.method_of), source=source_of(context))
 
 
-def told(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return the numbers that README and findings tell: D, its p-value and utility of every run."""
-    kept = frame[frame["measure"].isin(plane.MEASURES)]
-    names = ["model", "method", "measure", "value", "low", "high", "examples", "best", "within"]
-    return {"runs": kept[names]}
-
-
 def plot(frame: pd.DataFrame) -> Figure:
     """Draw the frame of `data`."""
     figure, ((axes,),) = style.grid_figure(1, 1, 7.2, 5.2)

@@ -22,8 +22,8 @@ from figures import style
 from figures.cache import Context
 from figures.language import plane, studies
 from figures.statistics import smallest_distance
+from llm.jobs.studying import COMPONENTS, OVER
 from llm.logs.measures import forget_quality
-from llm.logs.reading import OPEN_UNLEARNING, read_log
 from markov.errors import require
 from markov.files import storage
 
@@ -45,14 +45,12 @@ def data(context: Context) -> pd.DataFrame:
     Raises `InvalidInput` without a study, and for one of a single seed.
     """
     place = studies.check(context.study)
-    checks = place / studies.OVER
+    checks = place / OVER
     allowed = "a study of several seeds, whose data have all of TOFU's sets"
     require(checks.is_file(), "study", str(place), allowed)
     seeds = studies.seeds_of(place)
-    retrained = [studies.retrained_log(seed) for seed in seeds]
-    originals = [
-        read_log(seed / "sweep" / "original" / OPEN_UNLEARNING, "forget") for seed in seeds
-    ]
+    retrained = [studies.log_of(seed) for seed in seeds]
+    originals = [studies.log_of(seed, "original") for seed in seeds]
     numbers = [int(seed.name.removeprefix("seed")) for seed in seeds]
     pairs = [
         ("original", number, number, own, other)
@@ -65,7 +63,7 @@ def data(context: Context) -> pd.DataFrame:
         found = forget_quality(own, theirs)
         rows.append((pair, seed, other, found.statistic, found.p_value, found.examples))
     distances = pd.DataFrame(rows, columns=["pair", "seed", "other", "value", "p", "examples"])
-    parts = {"component": storage.read_table(place / studies.COMPONENTS)}
+    parts = {"component": storage.read_table(place / COMPONENTS)}
     parts |= {"check": storage.read_table(checks), "distance": distances}
     for part in parts.values():
         part.attrs = {}

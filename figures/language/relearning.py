@@ -129,14 +129,6 @@ def frame_of_attacks(attacks: pd.DataFrame, examples: int) -> pd.DataFrame:
     return pd.concat([part.assign(kind=kind) for kind, part in parts.items()], ignore_index=True)
 
 
-def told(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return the numbers that README and findings tell: estimates at both ends of the attacks."""
-    ends = frame["epoch"].isin([frame["epoch"].min(), frame["epoch"].max()])
-    kept = frame[ends & (frame["kind"] == "estimate")]
-    names = ["which", "model", "epoch", "quantity", "value", "low", "high", "count"]
-    return {"estimates": kept[names]}
-
-
 def _runs(context: Context) -> list[Run]:
     """Return the runs whose models are attacked.
 

@@ -24,6 +24,7 @@ from llm.data.tofu import Example
 from llm.evaluation.attacks import Relearning
 from llm.evaluation.folders import COLUMNS
 from llm.evaluation.gate import FAILS, INCONCLUSIVE, PASSES
+from llm.jobs.studying import OVER
 from llm.logs.log import EvaluationLog
 from llm.logs.reading import OPEN_UNLEARNING, read_log
 from llm.logs.summaries import over_seeds
@@ -37,7 +38,6 @@ from markov.files import storage
 from markov.objectives import CORNERS, method_name
 
 MEASURES, ATTACKS = "measures.parquet", "attacks.parquet"
-OVER, COMPONENTS = "gate_over_seeds.parquet", "components.parquet"  # of several seeds
 NAME, SEEDS, GATE = "study", "seeds", "gate"  # columns of a frame that shows a study
 GATE_WORDS = {FAILS: "was refused", INCONCLUSIVE: "is inconclusive"}
 UNDRAWN = ("difference", "gate", "other")  # kinds of rows for what is told of a study
@@ -142,9 +142,9 @@ def retrained_of(place: Path) -> list[Path]:
     return sorted(file.parents[2] for file in found)
 
 
-def retrained_log(seed: Path) -> EvaluationLog:
-    """Return what the retrained model of a seed says of the forget data."""
-    return read_log(seed / "sweep" / "retrained" / OPEN_UNLEARNING, "forget")
+def log_of(seed: Path, kind: str = "retrained") -> EvaluationLog:
+    """Return what the retrained model of a seed, or its original, says of the forget data."""
+    return read_log(seed / "sweep" / kind / OPEN_UNLEARNING, "forget")
 
 
 def along(place: Path) -> pd.DataFrame:
@@ -206,8 +206,7 @@ def logs_of(place: Path, source: str) -> list[Models]:
             )
             for name, one in zip(names, evaluated, strict=True)
         }
-        original = read_log(seed / "sweep" / "original" / OPEN_UNLEARNING, "forget")
-        found.append(models(source, original, retrained_log(seed), unlearned))
+        found.append(models(source, log_of(seed, "original"), log_of(seed), unlearned))
     return found
 
 
@@ -223,7 +222,7 @@ def relearned(place: Path) -> tuple[pd.DataFrame, int]:
     names = table["model"].map(plane.method_of)
     repeated = table.assign(name=names).groupby("name")["model"].transform("nunique") > 1
     for seed in seeds_of(place):
-        log = read_log(seed / "sweep" / "original" / OPEN_UNLEARNING, "forget")
+        log = log_of(seed, "original")
         own = table[table["seed"] == int(seed.name.removeprefix("seed"))]
         lengths, before = np.asarray(log.gold.length).astype(int), -np.asarray(log.gold.average)
         count = len(lengths)
@@ -327,7 +326,7 @@ def lacking(place: Path) -> dict[str, str]:
     if not _measured_along(place, table):
         ends = "its runs were measured at their ends only: see --measured-epochs"
         found["along"] = found.get("corners", ends)
-    if retrained_log(seeds_of(place)[0]).perturbed is None:
+    if log_of(seeds_of(place)[0]).perturbed is None:
         found["ratios"] = "its data have no wrong answers to compare right ones with"
     if not (place / OVER).is_file():
         found["gate"] = "it has one seed, or its data do not tell D and model utility"

@@ -65,7 +65,7 @@ def data(context: Context) -> pd.DataFrame:
     parts = [kept.assign(kind="seed")]
     if kept["seed"].nunique() > 1:
         parts.append(studies.means(kept).assign(kind="mean"))
-    logs = [studies.retrained_log(seed) for seed in studies.retrained_of(place)]
+    logs = [studies.log_of(seed) for seed in studies.retrained_of(place)]
     lowest = floor(logs) if all(log.perturbed is not None for log in logs) else ()
     parts += [
         pd.DataFrame({"kind": "floor", "value": lowest}),
@@ -111,7 +111,7 @@ def _differences(place: Path, table: pd.DataFrame) -> Iterator[pd.DataFrame]:
             for word, folder in itertools.product(words, folders)
             if _is_of(folder, str(word)) and (folder / OPEN_UNLEARNING).exists()
         }
-        retrained = studies.retrained_log(seed)
+        retrained = studies.log_of(seed)
         told = None if retrained.perturbed is None else retrained
         yield differences(logs, told).assign(seed=number)
 

@@ -21,7 +21,6 @@ from figures.cache import Context, cache_key, discard_stale, is_fresh
 from figures.language import plane, studies
 from figures.language.runs import AuthorsStudy, own_epochs, study
 from figures.scale import Scale
-from llm.data.authors.corpus import PERCENT
 from llm.data.splits import checked
 from llm.jobs import study_settings
 from llm.jobs.settings import lora_of
@@ -215,9 +214,10 @@ def with_default(context: Context) -> Context:
 def asked_of_default(scale: Scale, place: Path) -> Study:
     """Return the study of the default model in words."""
     chosen = study(scale)
+    task = default_task(chosen.models)
     return Study(
-        model="authors:original",
-        data=f"authors:forget{PERCENT:02}",
+        model=task.options.model,
+        data=task.data,
         methods=table_words(chosen),
         attacked=(),
         seeds=tuple(range(scale.trained)),

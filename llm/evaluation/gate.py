@@ -21,6 +21,7 @@ from llm.logs.log import EvaluationLog
 from llm.logs.measures import (
     MEASURES,
     UTILITY_TASKS,
+    ForgetQuality,
     TofuLogs,
     example_values,
     forget_quality,
@@ -100,10 +101,15 @@ def floor(logs: Sequence[EvaluationLog], variant: str = "geometric") -> tuple[fl
 
     `logs` are those of the forget data, by the seed of the training. With one model there is none.
     """
-    return tuple(
-        float(forget_quality(one, other, variant=variant).statistic)
+    return tuple(test.statistic for test in _pairs(logs, variant))
+
+
+def _pairs(logs: Sequence[EvaluationLog], variant: str) -> list[ForgetQuality]:
+    """Return the test between any two models."""
+    return [
+        forget_quality(one, other, variant=variant)
         for one, other in itertools.combinations(logs, 2)
-    )
+    ]
 
 
 def components(
@@ -174,10 +180,7 @@ def gate_over_seeds(
     known, unread = (kind[("forget", "probability")] for kind in (before, after))
     rows["forget data known"] = _at_least(float(known.min()), LEARNT, len(logs))
     rows["forget data unread"] = _at_most(float(unread.max()), UNREAD, len(logs))
-    tests = [
-        forget_quality(one.of("forget"), other.of("forget"), variant=variant)
-        for (_, one), (_, other) in itertools.combinations(logs.values(), 2)
-    ]
+    tests = _pairs([retrained.of("forget") for _, retrained in logs.values()], variant)
     alike = float(np.mean([test.p_value > LIKE for test in tests]))
     rows["retrained alike"] = _at_least(alike, PAIRS, len(tests))
     far = [test.statistic for test in tests]

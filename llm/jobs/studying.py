@@ -49,7 +49,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-OF_SEVERAL = ("gate_over_seeds.parquet", "components.parquet")  # of several seeds alone
+# Of several seeds alone.
+OVER, COMPONENTS = OF_SEVERAL = ("gate_over_seeds.parquet", "components.parquet")
 FILES = (
     *(f"{name}.parquet" for name in ("gate", "measures", "differences", "attacks")),
     *(f"{name}.parquet" for name in ("summary", "times")),
@@ -132,8 +133,7 @@ def studied(
         folders.claim(out, JOB, described(asked), names=("data", "figures", *FILES))
         data = _data(asked, out)
         with _timed(asked):
-            if trained_here.is_trained_here(asked):
-                trained_here.make(asked, asked.seeds, KINDS, progress)
+            trained_here.make(asked, asked.seeds, KINDS, progress)
             seeds = [replicate(asked, out, data, seed, progress) for seed in asked.seeds]
     with _timed(asked):
         return _compared(asked, seeds, progress, on_gate)
@@ -157,8 +157,7 @@ def _compared(
     refused = len(lacking) > 0 and not asked.despite_gate
     # No floor is made below two models that no method is compared by.
     more = () if refused else asked.floor_seeds
-    if trained_here.is_trained_here(asked):
-        trained_here.make(asked, more, KINDS[1:], progress)
+    trained_here.make(asked, more, KINDS[1:], progress)
     alone = [retrained_beside(asked, seeds[0], seed, progress) for seed in more]
     logs = [one.retrained_log() for one in (*seeds, *alone)]
     lowest = floor(logs) if all(log.perturbed is not None for log in logs) else ()
@@ -167,8 +166,8 @@ def _compared(
         on_gate(found, lowest, over)
     storage.write_table(found, out / "gate.parquet", provenance_of(asked))
     if over is not None:
-        storage.write_table(over, out / OF_SEVERAL[0], provenance_of(asked))
-        storage.write_table(components(models), out / OF_SEVERAL[1], provenance_of(asked))
+        storage.write_table(over, out / OVER, provenance_of(asked))
+        storage.write_table(components(models), out / COMPONENTS, provenance_of(asked))
     for name in () if over is not None else OF_SEVERAL:  # of seeds that were asked for before
         (out / name).unlink(missing_ok=True)
     if refused:

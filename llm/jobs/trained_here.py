@@ -44,7 +44,12 @@ def is_trained_here(asked: Study) -> bool:
 
 
 def make(asked: Study, seeds: Sequence[int], kinds: Collection[str], progress: bool) -> None:
-    """Train the models of some seeds that are not in the cache yet, several at a time."""
+    """Train the models of some seeds that are not in the cache yet, several at a time.
+
+    For any other study, which teaches its models, nothing is done.
+    """
+    if not is_trained_here(asked):
+        return
     import joblib
 
     from llm.models.language_model import kept_model

@@ -23,7 +23,7 @@ from llm.data.authors.corpus import PERCENT
 from llm.evaluation.gate import PASSES
 from llm.jobs.study_settings import checked
 from markov.errors import InvalidInput
-from markov.files import storage
+from markov.files import folders, storage
 from tests.figures.studies import drawn
 
 KEPT = Path(gate.__file__).parents[1] / "gallery" / "llm_gate"
@@ -155,8 +155,6 @@ def test_a_finished_study_is_not_made_again(
         calls.append(len(asked.seeds))
         rows = itertools.product(asked.seeds, ["original"])
         table = pd.DataFrame(rows, columns=["seed", "model"])
-        from markov.files import folders
-
         folders.claim(place, "study", {}, names=(studies.MEASURES,))
         storage.write_table(table, place / studies.MEASURES, storage.provenance({}))
 

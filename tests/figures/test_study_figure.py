@@ -33,6 +33,7 @@ from llm import study
 from llm.data import tofu
 from llm.data.authors.corpus import Authors, splits
 from llm.diagnostics.allocation import pearson
+from llm.jobs.studying import OF_SEVERAL
 from llm.logs.log import take
 from llm.logs.measures import forget_quality
 from llm.logs.reading import OPEN_UNLEARNING, read_log
@@ -94,7 +95,7 @@ def single(done: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.rmtree(folder / "seed1")
     for name in (studies.MEASURES, studies.ATTACKS):
         keep(folder / name, lambda table: table["seed"] == 0)
-    for name in (studies.OVER, studies.COMPONENTS):
+    for name in OF_SEVERAL:
         (folder / name).unlink()
     return folder
 

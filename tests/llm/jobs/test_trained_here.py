@@ -4,7 +4,7 @@ taught.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,6 @@ def test_what_such_a_study_cannot_decide_is_refused(
 def test_an_estimate_counts_no_teaching(few: Path) -> None:
     from llm.jobs.estimating import estimated
 
-    build: Callable[..., object] = small_authors.build
-    build(replace(TINY, seed=0), "original", device="cpu", progress=False)
+    small_authors.build(replace(TINY, seed=0), "original", device="cpu", progress=False)
     found = estimated(asked(few / "study", methods=("npo:0.1@1",), epochs=1))
     assert set(found["part"]) == {"evaluate", "unlearn"}
