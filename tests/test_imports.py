@@ -36,6 +36,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("cache",),
         ("experiments",),
         ("chains", "theory", "language"),
+        ("questions",),
         ("views",),
         ("lessons",),
         ("catalogue",),
