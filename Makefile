@@ -19,7 +19,7 @@ ELSEWHERE ?= MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=
 # Tests of words, files and refusals, in which nothing is computed that another processor could round otherwise,
 # of what is drawn, and of several processes and of runs that are kept or go on, which are compared with themselves.
 WORDS := architecture authors backends book book_pages chat_templates cheat_sheet checkpoints cli closure corpora counted damage defaults diverged \
-	encoding estimating facades figures findings_language folders gguf_files gpu help hub imports interactive interactive_llm jobs kills knowing lessons lessons_language \
+	encoding estimating facades figures findings_language folders gguf_files gpu help hub imports interactive interactive_llm jobs kills knowing ledger lessons lessons_language \
 	lessons_prose llm_attack_figures llm_cli llm_models llm_processes llm_run_figures llm_sweep_figures merging \
 	muse_data muse_figure news notebooks own_files packaging parts plan progress ranks readme records restarts schemas score storage study_figure studying sweep \
 	waist whole_numbers
@@ -64,8 +64,8 @@ gpu-real:  ## all of TOFU, forget05 and forget10, five seeds, on one GPU (not ru
 		for seed in 0 1 2 3 4; do $(GPU_STUDY) --seeds $$seed --no-draw & done; wait; \
 		$(GPU_STUDY) --seeds 0 1 2 3 4 || exit; done
 
-claims: $(VENV)/.llm  ## the paper's claims over eight models, each with an interval and a verdict: about 20 minutes
-	$(RUN) figures claims --seeds 8 $(ARGS)
+claims: $(VENV)/.llm  ## every claim with its numbers and verdicts, from the tables kept here; ARGS="--evidence out/told" judges your own
+	$(RUN) figures ledger $(ARGS)
 
 gate: $(VENV)/.llm  ## are the small language models fit to compare methods by? five trainings of each: about 20 minutes
 	$(RUN) llm gate $(ARGS)

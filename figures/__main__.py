@@ -34,6 +34,8 @@ from markov.errors import exit_code, require, require_jobs, require_whole
 from markov.files import folders, storage
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from figures.cache import Context
     from figures.language.own_model import OwnModel
 
@@ -44,6 +46,7 @@ OWN = (
     *("revision", "trust_remote_code", "max_length", "budget", "memory"),
 )
 LANGUAGE = "figures.language."
+TOLD = "told"  # folder for the tables that README and findings tell of a figure
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,10 @@ class Arguments:
     """A folder that `python -m llm study` wrote: figures of language models are drawn of it.
     Without a NAME, draw all that it has the runs and measures for, and name the others.
     """
+    evidence: Path | None = None
+    """For ledger: the folder of tables to judge, such as out/told. Default: those kept with the
+    code.
+    """
     gallery: bool = False
     """Also refresh the small pictures of README and findings, and the numbers that these tell;
     without a NAME, draw those.
@@ -202,6 +209,7 @@ def main(arguments: Arguments) -> None:
         own=own,
         logs=arguments.logs,
         study=arguments.study,
+        evidence=arguments.evidence,
     )
     # The gallery's table of claims is of both architectures.
     arguments = replace(arguments, architectures=arguments.architectures or arguments.gallery)
@@ -216,7 +224,9 @@ def main(arguments: Arguments) -> None:
                 taken = f"{time.perf_counter() - began:.0f} s; the full one takes its place"
                 shown.say(f"{name}: {arguments.out / name}.png, roughly, in {taken}")
             with progress.timed(name, context, **both):
-                draw(name, context, arguments)
+                frame = draw(name, context, arguments)
+            if BY_NAME[name].asked and hasattr(module_of(name), "text"):
+                shown.say(module_of(name).text(frame))
             written = f"{arguments.out / name}.{{pdf,png,parquet}}"
             shown.done(f"{name}: {written} in {time.perf_counter() - began:.0f} s")
 
@@ -260,7 +270,15 @@ def chosen(arguments: Arguments) -> tuple[str, ...]:
     )
     whole = ALL if arguments.all else GALLERY if arguments.gallery else FIGURES
     whole = STUDY if arguments.study else whole
-    return tuple(dict.fromkeys(arguments.names or whole))
+    names = tuple(dict.fromkeys(arguments.names or whole))
+    if not arguments.quick or arguments.study:
+        return names
+    full = [name for name in names if BY_NAME[name].full]
+    refused = full if arguments.names else []
+    require(not refused, "quick", True, f"left out with {' '.join(refused[:1])}: full scale only")
+    if full:
+        print(f"left out at quick scale: {', '.join(full)}")
+    return tuple(name for name in names if name not in full)
 
 
 def of_study(place: Path, names: Sequence[str], *, named: bool) -> tuple[str, ...]:
@@ -293,8 +311,11 @@ def check_memory(own: OwnModel, names: Sequence[str]) -> None:
         planned(own, training=True, writing=NEW_TOKENS if evaluated else 0)
 
 
-def draw(name: str, context: Context, arguments: Arguments) -> None:
-    """Compute, or read, the frame of a figure, and write it with its pictures."""
+def draw(name: str, context: Context, arguments: Arguments) -> pd.DataFrame:
+    """Compute, or read, the frame of a figure, write it with its pictures, and return it.
+
+    The numbers that README and findings tell of a figure are written beside, in the folder told.
+    """
     from figures import drawing
     from figures.chains import claims
 
@@ -318,13 +339,12 @@ def draw(name: str, context: Context, arguments: Arguments) -> None:
         # What is said of the study is compared with this.
         with storage.atomic_path(small.with_suffix(".csv")) as partial:
             frame.to_csv(partial, index=False, float_format="%.6g")
-    if arguments.gallery and not own and hasattr(module, "told"):
-        for part, numbers in module.told(frame).items():
-            with storage.atomic_path(kept / name / f"{part}.csv") as partial:
-                numbers.to_csv(partial, index=False, float_format="%.6g")
-    if module is claims:
+    folders = [arguments.out / TOLD, *([kept] if arguments.gallery and not own else [])]
+    drawing.tell(name, module, frame, folders)
+    if hasattr(module, "markdown"):
         with storage.atomic_path(arguments.out / f"{name}.md") as partial:
-            partial.write_text(claims.markdown(frame), "utf-8")
+            partial.write_text(module.markdown(frame), "utf-8")
+    return frame
 
 
 def check_own(arguments: Arguments) -> None:

@@ -33,6 +33,7 @@ class Context:
     own: OwnModel | None = None  # a language model to unlearn in place of the default one
     logs: tuple[Path, Path] | None = None  # evaluation logs: before unlearning, and retrained
     study: Path | None = None  # the folder of a study of a language model
+    evidence: Path | None = None  # the folder with the tables that a ledger judges
 
 
 def read_fresh(context: Context, path: Path) -> pd.DataFrame | None:

@@ -26,7 +26,7 @@ class Entry(NamedTuple):
     any: whatever the study), or "" for a figure that no study holds. `trained`: of the default
     model it is drawn over several trainings (see `figures.language.sweeps`). `rough`: where
     it comes first, a picture at the quick scale is there within a minute, and is replaced by the
-    full one.
+    full one. `full`: it is drawn at full scale only.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Entry(NamedTuple):
     study: str = ""
     trained: bool = False
     rough: bool = False
+    full: bool = False
 
 
 CATALOGUE = (
@@ -113,6 +114,7 @@ CATALOGUE = (
         gallery=True,
         study="gate",
         trained=True,
+        full=True,
     ),
     Entry(
         "llm_tradeoff",
@@ -138,6 +140,15 @@ CATALOGUE = (
         "both along the epochs",
         study="along",
         trained=True,
+    ),
+    Entry(
+        "llm_claims",
+        "figures.questions.llm_claims",
+        "1c, 2, 3a, 3d and 4",
+        "the paper's claims over trainings",
+        gallery=True,
+        trained=True,
+        full=True,
     ),
     Entry(
         "muse_tradeoff", "figures.language.muse.muse_tradeoff", "1d", "MUSE's measures on news", 189
@@ -272,6 +283,14 @@ CATALOGUE = (
         "llm_sequential", "figures.language.sequential", "A5", "requests in turn", 165, heavy=True
     ),
     Entry(
+        "ledger",
+        "figures.questions.ledger",
+        "",
+        "every claim with its verdicts",
+        asked=True,
+        gallery=True,
+    ),
+    Entry(
         "llm_study",
         "figures.language.study",
         "1c, 4 and 6",
@@ -298,6 +317,7 @@ UNSTUDIED = {
     "llm_reference_noise": "no run of a study has a perturbed reference; --model makes such runs",
     "llm_sequential": "a study makes one request, not several in turn",
     "llm_beside": "it is of the default model and of SmolLM2",
+    "llm_claims": "it is of the default model's trainings",
     "divergence": "a study does not record the KL to the original along its runs",
 }
 # Always of models that are made here.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -62,3 +63,15 @@ def write(
                 style.save(figure, partial, dpi)
             # One layout serves all pictures, and finding it takes half of the time.
             figure.set_layout_engine("none")
+
+
+def tell(name: str, module: ModuleType, frame: pd.DataFrame, folders: Sequence[Path]) -> None:
+    """Write the tables that README and findings tell of a figure, where it has any.
+
+    They are FOLDER/NAME/PART.csv, as the figure `ledger` reads them, in each of the folders.
+    """
+    tables = module.told(frame) if hasattr(module, "told") else {}
+    for part, numbers in tables.items():
+        for folder in folders:
+            with storage.atomic_path(folder / name / f"{part}.csv") as partial:
+                numbers.to_csv(partial, index=False, float_format="%.6g")

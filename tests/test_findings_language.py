@@ -13,7 +13,7 @@ from scipy import stats
 
 from figures.scale import TRAINED, Scale
 from llm.evaluation.gate import EQUAL, NEAR
-from tests.test_readme import AGREES, FINDINGS, README, number, numbers, rows, told
+from tests.test_readme import FINDINGS, README, number, numbers, rows, told
 
 KEPT = Path(__file__).parents[1] / "figures" / "gallery"
 COUNTED = {2: "two", 5: "five"}
@@ -118,8 +118,6 @@ def test_what_was_never_read_is_told_as_it_was_found() -> None:
     assert told("Under SimNPO it becomes #, as the paper's") == [distance["simnpo"]]
     assert told("Dropping the reference alone leaves #") == [distance["reference_free_npo"]]
     assert told("normalising the length alone #") == [distance["length_normalized_npo"]]
-    (cell,) = (row[1] for row in rows(README, AGREES) if "spoils" in row[0])
-    assert numbers(cell) == [distance[name] for name in ("npo", "simnpo", "original")]
 
 
 def test_requests_in_turn_are_told_as_they_ended() -> None:
@@ -138,8 +136,6 @@ def test_requests_in_turn_are_told_as_they_ended() -> None:
         loss["length_normalized_npo"],
         loss["reference_free_npo"],
     ]
-    (cell,) = (row[1] for row in rows(README, AGREES) if "in turn" in row[0])
-    assert numbers(cell) == [loss["simnpo"], loss["npo"], distance["simnpo"], distance["npo"]]
 
 
 def test_numbers_of_trainings_are_those_of_the_scale() -> None:
@@ -148,22 +144,16 @@ def test_numbers_of_trainings_are_those_of_the_scale() -> None:
     assert f"`make figures` draws {COUNTED[Scale().trained]} trainings" in text
 
 
-def test_the_readme_tells_what_the_table_says() -> None:
-    cells = {row[0]: row[1:] for row in rows(README, AGREES)}
-    (nearer,) = (cell for says, cell in cells.items() if "comes nearer" in says)
-    found = [
-        float(MEASURES.loc[(MODELS[name], "ks_statistic", "forget"), "value"])
-        for name in ("SimNPO", "NPO")
-    ]
-    assert numbers(nearer[0])[:2] == [round(value, 2) for value in found]
-    assert nearer[1] == "small model, five trainings"
-    (collapse,) = (cell for says, cell in cells.items() if "collapses" in says)
-    kept = [
-        float(MEASURES.loc[(MODELS[name], "model_utility", "all"), "value"])
-        for name in ("GA", "GradDiff", "original")
-    ]
-    said = numbers(collapse[0])
-    assert [*said[:2], said[-1]] == [round(value, 2) for value in kept]
+def test_what_lies_between_the_halves_of_length_is_told_as_it_was_found() -> None:
+    found: Any = pd.read_csv(KEPT / "llm_claims" / "claims.csv").set_index("claim")
+    short = found.loc["short"]
+    assert short["high"] < 0
+    want = [-float(short[name]) for name in ("value", "high", "low")]
+    assert told("these D lie apart by # \\(# to #\\)") == [round(one, 2) for one in want]
+    verdicts = {name: found.loc[name, "verdict"] for name in ("graddiff", "utility", "retain")}
+    assert verdicts == {"graddiff": "holds", "utility": "inconclusive", "retain": "inconclusive"}
+    assert all(found.loc[name, "low"] > 0 for name in verdicts)
+    assert found.loc["even", "verdict"] == "holds"
 
 
 def test_sentences_that_do_not_stand_are_gone() -> None:

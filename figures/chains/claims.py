@@ -9,8 +9,9 @@ together, so each verdict goes by an interval that Holm's procedure widens (see
 `figures.statistics.holm_levels`), and not by the 95% interval that is drawn. A claim *holds* where
 the whole interval lies beyond its threshold, holds *weakly* where the interval excludes no effect
 but not the threshold, is *contradicted* where the whole interval lies on the other side of no
-effect, and is *inconclusive* otherwise. One setting is the primary one (`PRIMARY`), that of the
-paper with the optimiser of its code; the others show whether it matters.
+effect, and is *inconclusive* otherwise (`figures.statistics.verdict`). One setting is the primary
+one (`PRIMARY`), that of the paper with the optimiser of its code; the others show whether it
+matters.
 """
 
 from __future__ import annotations
@@ -26,8 +27,14 @@ from matplotlib.figure import Figure
 from figures import style
 from figures.cache import Context
 from figures.chains.runs import paper_runs
-from figures.statistics import between_models, holm_levels, over_models, p_value, ratio
-from llm.intervals import Estimate
+from figures.statistics import (
+    between_models,
+    holm_levels,
+    over_models,
+    p_value,
+    ratio,
+    verdict,
+)
 from markov.diagnostics import crossings
 
 PRIMARY = ("paper", "adamw_transformers")  # architecture and optimiser
@@ -180,7 +187,7 @@ def assess(frame: pd.DataFrame) -> pd.DataFrame:
                     "level": level,
                     "none": 1.0 if claim.ratio else 0.0,
                     "threshold": float(np.exp(claim.threshold)) if claim.ratio else claim.threshold,
-                    "verdict": _verdict(claim, over_models(own, models, level)),
+                    "verdict": verdict(over_models(own, models, level), claim.threshold),
                 }
             )
     rows.sort(key=lambda row: row["claim"])
@@ -199,14 +206,6 @@ def _numbers(claim: Claim, found: pd.DataFrame, optimizer: str) -> pd.DataFrame:
 
 def _models(runs: pd.DataFrame | pd.Series) -> np.ndarray:
     return runs.index.get_level_values("pretrain_seed").to_numpy()
-
-
-def _verdict(claim: Claim, estimate: Estimate) -> str:
-    if estimate.low > claim.threshold:
-        return "holds"
-    if estimate.low > 0:
-        return "holds weakly"
-    return "contradicted" if estimate.high < 0 else "inconclusive"
 
 
 def markdown(frame: pd.DataFrame) -> str:
@@ -249,18 +248,17 @@ def _signed(number: float) -> str:
 def plot(frame: pd.DataFrame) -> Figure:
     """Draw the frame of `data`, one panel per claim."""
     figure, panels = style.grid_figure(1, len(CLAIMS), 2.5 * len(CLAIMS), 2.8)
-    names = {
-        "holds": "#0072B2",
-        "holds weakly": "#56B4E9",
-        "inconclusive": "#999999",
-        "contradicted": "#D55E00",
-    }
     for axes, claim in zip(panels[0], CLAIMS, strict=True):
         own = frame[frame["claim"] == claim.name].reset_index(drop=True)
         for place, (_, row) in enumerate(own.iterrows()):
             error = [[row["value"] - row["low"]], [row["high"] - row["value"]]]
             axes.errorbar(
-                row["value"], -place, xerr=error, fmt="o", color=names[row["verdict"]], capsize=3
+                row["value"],
+                -place,
+                xerr=error,
+                fmt="o",
+                color=style.VERDICTS[row["verdict"]],
+                capsize=3,
             )
         axes.axvline(own["none"].iloc[0], color="grey", lw=0.8)
         axes.axvline(own["threshold"].iloc[0], color="grey", lw=0.8, ls=":")
@@ -273,8 +271,8 @@ def plot(frame: pd.DataFrame) -> Figure:
         axes.set_ylim(-len(own) + 0.5, 0.5)
         axes.set_xlabel("factor" if claim.ratio else "nats")
         axes.set_title(f"{claim.name}: " + _wrapped(claim.text), fontsize=7)
-    for verdict, color in names.items():
-        panels[0][-1].plot([], [], "o", color=color, label=verdict)
+    for name, color in style.VERDICTS.items():
+        panels[0][-1].plot([], [], "o", color=color, label=name)
     handles, labels = panels[0][-1].get_legend_handles_labels()
     models = int(frame["models"].max())
     title = f"95% intervals over {models} pretrained models; verdicts go by Holm's, which are wider"
@@ -282,7 +280,7 @@ def plot(frame: pd.DataFrame) -> Figure:
         handles,
         labels,
         loc="outside lower center",
-        ncols=len(names),
+        ncols=len(style.VERDICTS),
         fontsize=7,
         title=title,
         title_fontsize=7,

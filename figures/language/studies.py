@@ -155,7 +155,7 @@ def along(place: Path) -> pd.DataFrame:
     alone there are no rows.
     """
     table, numbers, known = table_of(place), [*COLUMNS, "forget_loss", "retain_loss"], []
-    for number, runs in _measured_along(place, table).items():
+    for number, runs in measured_along(place, table).items():
         mine = table[table["seed"] == number]
         every = [with_ends(run.epochs, mine, word, number) for word, run in runs.items()]
         known.append(pd.concat(every, ignore_index=True)[["model", "epoch", *numbers, "status"]])
@@ -172,7 +172,7 @@ def along(place: Path) -> pd.DataFrame:
     return over(frames, key, {name: (f"{name}_low", f"{name}_high") for name in numbers})
 
 
-def _measured_along(place: Path, table: pd.DataFrame) -> dict[int, dict[str, Run]]:
+def measured_along(place: Path, table: pd.DataFrame) -> dict[int, dict[str, Run]]:
     """Return the corners' runs that were measured along their epochs, by seed and model.
 
     They are those of the models in the table; a seed that has none is left out.
@@ -323,7 +323,7 @@ def lacking(place: Path) -> dict[str, str]:
         found["measures"] = "it has no method"
     if not corners(place)[0]:
         found["corners"] = "it has no run of NPO, SimNPO or a corner between them"
-    if not _measured_along(place, table):
+    if not measured_along(place, table):
         ends = "its runs were measured at their ends only: see --measured-epochs"
         found["along"] = found.get("corners", ends)
     if log_of(seeds_of(place)[0]).perturbed is None:

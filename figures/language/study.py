@@ -69,7 +69,7 @@ def data(context: Context) -> pd.DataFrame:
     lowest = floor(logs) if all(log.perturbed is not None for log in logs) else ()
     parts += [
         pd.DataFrame({"kind": "floor", "value": lowest}),
-        pd.DataFrame(_weights(place, table)).assign(kind="weight"),
+        pd.DataFrame(correlations(place, table)).assign(kind="weight"),
         *(one.assign(kind="difference") for one in _differences(place, table)),
         studies.gate_of(place).assign(kind="gate"),
         table[~table["measure"].isin(plane.MEASURES)].assign(kind="other"),
@@ -81,7 +81,7 @@ def data(context: Context) -> pd.DataFrame:
     return frame.assign(method=frame["model"].map(plane.method_of, na_action="ignore"))
 
 
-def _weights(place: Path, table: pd.DataFrame) -> Iterator[dict[str, Any]]:
+def correlations(place: Path, table: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """Yield the rank correlations of weight and length of every run that has weights."""
     wanted = set(zip(table["model"], table["seed"], strict=True))
     for folder in studies.runs_of(place):

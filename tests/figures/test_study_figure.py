@@ -29,10 +29,12 @@ from figures.language import (
     weight_boxes,
 )
 from figures.language import study as figure
+from figures.questions import llm_claims
 from llm import study
 from llm.data import tofu
 from llm.data.authors.corpus import Authors, splits
 from llm.diagnostics.allocation import pearson
+from llm.diagnostics.weights import upper_half
 from llm.jobs.studying import OF_SEVERAL
 from llm.logs.log import take
 from llm.logs.measures import forget_quality
@@ -478,3 +480,24 @@ def test_what_is_no_study_is_refused_in_one_line(
 def test_a_study_without_measures_is_refused(tmp_path: Path):
     with pytest.raises(InvalidInput, match="study"):
         studies.check(tmp_path)
+
+
+def test_what_each_training_says_of_a_claim_is_what_its_measures_and_logs_say(done: Path) -> None:
+    context = Context(study=done, progress=False)
+    found = llm_claims.trainings(context, done)
+    numbers, table = llm_claims.Numbers(found), studies.table_of(done)
+    first = table[(table["model"] == "npo:0.1@1") & (table["measure"] == "model_utility")]
+    assert numbers.of("utility", "npo").tolist() == first.sort_values("seed")["value"].tolist()
+    assert numbers.of("utility", "npo").index.tolist() == list(SEEDS)
+    # After an epoch: what was recorded on the way, and the start of both methods is one model.
+    start = [numbers.of("utility", name, 0).tolist() for name in ("npo", "simnpo")]
+    assert start[0] == start[1] and len(numbers.of("utility", "simnpo", 1)) == len(SEEDS)
+    # Before the first update SimNPO's weight falls with length, and NPO's is one for all.
+    weights = numbers.of("correlation", "simnpo", 0)
+    assert (weights < 0).all() and numbers.of("correlation", "npo", 0).isna().all()
+    for seed, own in zip(SEEDS, studies.logs_of(done, "x"), strict=True):
+        length = np.asarray(own.original.gold.length)
+        long = upper_half(length, np.asarray(own.original.index))
+        halves = [take(log, np.flatnonzero(~long)) for log in (own.unlearned["npo"], own.retrained)]
+        wanted = forget_quality(*halves).statistic
+        assert numbers.of("distance, short", "npo")[seed] == pytest.approx(wanted)

@@ -1,0 +1,238 @@
+"""Where the numbers of the ledger stand.
+
+A finder takes the tables that figures tell, by figure and part (figures/gallery/FIGURE/PART.csv),
+and returns what one kind of model says of a claim, at one setting or several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+
+from figures.chains.claims import PRIMARY
+from markov.objectives import SequenceLogProbs, npo
+
+Tables = Mapping[tuple[str, str], pd.DataFrame]
+
+
+class Missing(Exception):
+    """A table that a finder asks for is not there."""
+
+
+class Found(NamedTuple):
+    """A number that speaks for a claim, or against it.
+
+    The number is claimed to lie above no effect, or below it where `above` is false; without an
+    effect it is 0, or 1 of a `factor`. Claims of one `family` are judged together, unless the
+    table has a `verdict` already.
+    """
+
+    rung: str
+    value: float
+    low: float
+    high: float
+    count: int
+    over: str
+    command: str
+    unit: str = ""
+    setting: str = ""
+    factor: bool = False
+    above: bool = True
+    threshold: float = 0.0
+    family: str = ""
+    verdict: str | None = None
+
+
+def _row(table: pd.DataFrame, **wanted: Any) -> dict[str, Any]:
+    """Return the only row with these values."""
+    for name, value in wanted.items():
+        table = table[table[name] == value]
+    if len(table) != 1:
+        raise Missing(f"one row with {wanted}")
+    return {str(name): value for name, value in table.iloc[0].items()}
+
+
+def of_claims(name: str) -> Callable[[Tables], Sequence[Found]]:
+    """Return what finds a claim on the paper's Figure 5, in every setting that was run."""
+
+    def find(tables: Tables) -> Sequence[Found]:
+        own = tables["claims", "claims"]
+        found = []
+        for row in own[own["claim"] == name].to_dict("records"):
+            setting = (row["architecture"], row["optimizer"])
+            found.append(
+                Found(
+                    "chains",
+                    *(row[end] for end in ("value", "low", "high")),
+                    count=row["count"],
+                    over="pretrained models",
+                    command="python -m figures claims --seeds 8 --architectures",
+                    unit="" if row["none"] == 1 else "nats",
+                    setting="" if setting == PRIMARY else f"{setting[0]}, {setting[1]}",
+                    factor=row["none"] == 1,
+                    threshold=row["threshold"] if row["threshold"] != row["none"] else 0.0,
+                    verdict=row["verdict"],
+                )
+            )
+        return found
+
+    return find
+
+
+def of_trainings(name: str) -> Callable[[Tables], Sequence[Found]]:
+    """Return what finds a claim that was judged by trainings of the default language model."""
+
+    def find(tables: Tables) -> Sequence[Found]:
+        row = _row(tables["llm_claims", "claims"], claim=name)
+        return [
+            Found(
+                "small",
+                *(row[end] for end in ("value", "low", "high")),
+                count=int(row["count"]),
+                over="trainings",
+                command="python -m figures llm_claims --seeds 5",
+                unit=row["unit"],
+                threshold=row["threshold"],
+                verdict=row["verdict"],
+            )
+        ]
+
+    return find
+
+
+def of_effects(case: str, component: str, effect: str) -> Callable[[Tables], Sequence[Found]]:
+    """Return what finds by which factor a change to NPO multiplies the price on chains."""
+
+    def find(tables: Tables) -> Sequence[Found]:
+        table = tables["attribution", "effects"]
+        row = _row(table, case=case, component=component, effect=effect)
+        return [
+            Found(
+                "chains",
+                *(row[end] for end in ("value", "low", "high")),
+                count=int(row["count"]),
+                over="pretrained models",
+                command="python -m figures attribution --seeds 8",
+                factor=True,
+                above=False,
+                family="attribution",
+            )
+        ]
+
+    return find
+
+
+def weakest(
+    figure: str, part: str, command: str, axis: str, **wanted: Any
+) -> Callable[[Tables], Sequence[Found]]:
+    """Return what finds the least of a row of factors along an axis: it holds of all if of that."""
+
+    def find(tables: Tables) -> Sequence[Found]:
+        table = tables[figure, part]
+        for name, value in wanted.items():
+            table = table[table[name] == value]
+        row = table.sort_values("low").iloc[0]
+        places = table[axis.replace(" ", "_")]
+        ends = f"{axis} {places.min():g} to {places.max():g}"
+        return [
+            Found(
+                "chains",
+                *(row[end] for end in ("value", "low", "high")),
+                count=int(row["count"]),
+                over=f"pretrained models, at the least certain of {ends}",
+                command=command,
+                factor=True,
+                family=figure,
+            )
+        ]
+
+    return find
+
+
+def at_the_start(tables: Tables) -> Sequence[Found]:
+    """Return that the weight of NPO at its reference is 1, whatever the response."""
+    length = torch.arange(1, 101, dtype=torch.float64)
+    logp = -torch.logspace(-3, 3, 100, dtype=torch.float64)
+    weight = npo(0.1).weight(SequenceLogProbs(logp, length, logp))
+    off = float((weight - 1).abs().max())
+    if off:
+        raise Missing("a weight of 1")
+    return [Found("chains", off, off, off, 1, "", "python -m figures weights", verdict="exact")]
+
+
+def of_study(measure: str, one: str, other: str) -> Callable[[Tables], Sequence[Found]]:
+    """Return what finds by how much a corner lies above another one on SmolLM2."""
+
+    def find(tables: Tables) -> Sequence[Found]:
+        table = tables["study", "llm_study"]
+        table = table[(table["kind"] == "difference") & (table["measure"] == measure)]
+        names = table[["model", "other"]].map(lambda word: word.partition(":")[0])
+        sign, pair = 1, (names["model"] == one) & (names["other"] == other)
+        if not pair.any():
+            sign, pair = -1, (names["model"] == other) & (names["other"] == one)
+        if not pair.any():
+            raise Missing(f"{one} beside {other}")
+        row = table[pair].iloc[0]
+        low, high = sorted((sign * row["low"], sign * row["high"]))
+        return [_once(sign * row["value"], low, high, MEASURED[measure])]
+
+    return find
+
+
+MEASURED = {
+    "ks_statistic": "D",
+    "model_utility": "utility",
+    "retain_probability": "probability",
+}
+
+
+def _once(value: float, low: float, high: float, unit: str) -> Found:
+    return Found(
+        "smollm2",
+        float(value),
+        float(low),
+        float(high),
+        count=1,
+        over="training, the interval over answers",
+        command="make real",
+        unit=unit,
+        verdict="one run",
+    )
+
+
+def relearned(tables: Tables) -> Sequence[Found]:
+    """Return how much less of what it had lost SimNPO regains than NPO, when a fifth is taught."""
+    table = tables["study", "llm_relearning"]
+    table = table[(table["kind"] == "attack") & (table["which"] == "random")]
+    shares = {}
+    for method in ("npo", "simnpo"):
+        own = table[table["method"] == method].groupby("epoch")["other_logp"].mean().sort_index()
+        original = table.loc[table["method"] == method, "original_logp"].iloc[0]
+        before, after = own.iloc[0], own.iloc[-1]
+        shares[method] = (after - before) / (original - before)
+    apart = shares["npo"] - shares["simnpo"]
+    return [_once(apart, np.nan, np.nan, "of what was lost")]
+
+
+def in_turn(tables: Tables) -> Sequence[Found]:
+    """Return by how much SimNPO's loss on retained answers lies below NPO's after all requests."""
+    table = tables["llm_sequential", "so_far"]
+    last = table[table["stage"] == table["stage"].max()].set_index("method")["retain_loss"]
+    apart = float(last["npo"] - last["simnpo"])
+    return [
+        Found(
+            "small",
+            apart,
+            np.nan,
+            np.nan,
+            count=1,
+            over="training",
+            command="python -m figures llm_sequential",
+            unit="nats per token",
+            verdict="one run",
+        )
+    ]

@@ -1,0 +1,183 @@
+"""What the ledger states: each claim in a sentence, and what finds its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from figures.questions.evidence import (
+    Found,
+    Tables,
+    at_the_start,
+    in_turn,
+    of_claims,
+    of_effects,
+    of_study,
+    of_trainings,
+    relearned,
+    weakest,
+)
+
+
+class Statement(NamedTuple):
+    """A claim in a sentence, of a panel of the paper or, without one, of this project.
+
+    The README has the `brief` ones.
+    """
+
+    claim: str
+    panel: str
+    text: str
+    evidence: tuple[Callable[[Tables], Sequence[Found]], ...]
+    brief: bool = True
+
+
+SHORT, LONG = ("length", "forget2"), ("length", "forget1")
+KNOWN = ("memorisation", "forget1")
+STATEMENTS = (
+    Statement("start", "", "NPO weighs nothing at the start: every weight is 1", (at_the_start,)),
+    Statement(
+        "A1",
+        "5",
+        "NPO pays several times (at least 2) SimNPO's retain distance for a short chain",
+        (of_claims("A1"),),
+    ),
+    Statement("A2", "5", "NPO is the cheaper one on a long chain", (of_claims("A2"),)),
+    Statement(
+        "A3", "5", "the costs of two lengths differ more under NPO, as factors", (of_claims("A3"),)
+    ),
+    Statement("B1", "5", "NPO over-forgets what was never memorised", (of_claims("B1"),)),
+    Statement("B2", "5", "SimNPO narrows that", (of_claims("B2"),)),
+    Statement(
+        "step size",
+        "5",
+        "NPO pays more for a short chain at every step size",
+        (
+            weakest(
+                "learning_rate",
+                "factors",
+                "python -m figures learning_rate --seeds 8",
+                "learning rate",
+                component="forget2",
+            ),
+        ),
+        brief=False,
+    ),
+    Statement(
+        "collapse",
+        "1c",
+        "GA collapses: at least nine tenths of its utility are lost",
+        (of_trainings("collapse"),),
+    ),
+    Statement("graddiff", "1c", "GradDiff keeps more utility", (of_trainings("graddiff"),)),
+    Statement(
+        "nearer",
+        "1c",
+        "SimNPO ends nearer to the retrained model than NPO",
+        (of_trainings("nearer"), of_study("ks_statistic", "npo", "simnpo")),
+    ),
+    Statement(
+        "utility",
+        "1c",
+        "SimNPO keeps more utility",
+        (of_trainings("utility"), of_study("model_utility", "simnpo", "npo")),
+    ),
+    Statement(
+        "retain",
+        "1c",
+        "SimNPO keeps more of the answers to retain",
+        (of_trainings("retain"), of_study("retain_probability", "simnpo", "npo")),
+    ),
+    Statement(
+        "early",
+        "3d",
+        "after the first epoch NPO has lost more utility",
+        (of_trainings("early"),),
+    ),
+    Statement(
+        "allocation",
+        "3a",
+        "SimNPO's first push per token goes more to the needy answers",
+        (of_trainings("allocation"),),
+    ),
+    Statement(
+        "lengths",
+        "4",
+        "after the first epoch SimNPO's weights fall with length more than NPO's",
+        (of_trainings("lengths"),),
+    ),
+    Statement(
+        "short",
+        "2",
+        "NPO leaves short answers further from the retrained model than long ones",
+        (of_trainings("short"),),
+    ),
+    Statement(
+        "even",
+        "2",
+        "SimNPO leaves the two halves of length less far apart",
+        (of_trainings("even"),),
+    ),
+    Statement(
+        "relearning",
+        "6",
+        "SimNPO regains a smaller share of what it lost when a random fifth is taught again",
+        (relearned,),
+    ),
+    Statement(
+        "in turn",
+        "A5",
+        "after three requests in turn SimNPO's loss on the answers to retain is lower",
+        (in_turn,),
+    ),
+    Statement(
+        "reference, known",
+        "",
+        "dropping the reference alone lowers NPO's price for what was memorised",
+        (of_effects(*KNOWN, "reference dropped"),),
+    ),
+    Statement(
+        "reference, short",
+        "",
+        "dropping the reference alone lowers NPO's price for a short chain",
+        (of_effects(*SHORT, "reference dropped"),),
+    ),
+    Statement(
+        "length, short",
+        "",
+        "dividing by the length alone lowers NPO's price for a short chain",
+        (of_effects(*SHORT, "length normalised"),),
+    ),
+    Statement(
+        "interaction, short",
+        "",
+        "both together lower it more than their product",
+        (of_effects(*SHORT, "interaction"),),
+    ),
+    Statement(
+        "length, long",
+        "",
+        "dividing by the length alone lowers NPO's price for a long chain",
+        (of_effects(*LONG, "length normalised"),),
+        brief=False,
+    ),
+    Statement(
+        "reference, D",
+        "",
+        "dropping the reference alone brings NPO nearer to the retrained model",
+        (of_trainings("reference"), of_study("ks_statistic", "npo", "reference_free_npo")),
+    ),
+    Statement(
+        "length, D",
+        "",
+        "dividing by the length alone brings NPO nearer to the retrained model",
+        (of_trainings("length"), of_study("ks_statistic", "npo", "length_normalized_npo")),
+    ),
+    Statement(
+        "interaction, D",
+        "",
+        "both together bring NPO nearer than the two apart do",
+        (of_trainings("interaction"),),
+        brief=False,
+    ),
+)
