@@ -3,8 +3,8 @@
 They are drawn for the four corners of the family.
 
 The p-value on a logarithmic scale, the statistic D behind it, downwards, and model utility; the
-paper shows the first and the last. Lines: means over trainings of the default model; bands: 95%
-intervals over them.
+paper shows the first and the last. Grey: D between any two retrained models. Lines: means over
+trainings of the default model; bands: 95% intervals over them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from figures import style
 from figures.cache import Context
 from figures.language import plane
 from figures.language.runs import source_of, study
+from figures.language.study import floors
 from figures.language.sweeps import along, corner_words, swept
 
 PANELS = {
@@ -35,15 +36,18 @@ def data(context: Context) -> pd.DataFrame:
                 `retain_loss`, `status`; of a study with several seeds means of the numbers, of
                 p-values the median, each with an interval from `<number>_low` to `<number>_high`
         level   `measure` and its `value`, with `low` and `high`, of original and retrained
+        floor   `value`, D between any two retrained models of a study
     """
     words = corner_words(study(context.scale))
     table = swept(context, words)
     path = along(context, words, table)
     levels = table[table["model"].isin(plane.BASELINES) & table["measure"].isin(PANELS)]
-    frame = pd.concat(
-        [path[path["model_utility"].notna()].assign(kind="epoch"), levels.assign(kind="level")]
-    )
-    frame = frame.assign(method=frame["model"].map(plane.method_of), source=source_of(context))
+    parts = [path[path["model_utility"].notna()].assign(kind="epoch"), levels.assign(kind="level")]
+    if context.study is not None:
+        parts.append(floors(context.study))
+    frame = pd.concat(parts, ignore_index=True)
+    method = frame["model"].map(plane.method_of, na_action="ignore")
+    frame = frame.assign(method=method, source=source_of(context))
     return frame.dropna(axis=1, how="all").reset_index(drop=True)
 
 
@@ -84,6 +88,7 @@ def plot(frame: pd.DataFrame) -> Figure:
         axes.set(xlabel="epoch", ylabel=label)
     plane.quality_axis(line[0])
     line[1].set_ylim(1.02, -0.04)
+    plane.floor(line[1], frame)
     line[2].set_ylim(bottom=0)
     handles, labels = line[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=6)

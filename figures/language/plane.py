@@ -79,6 +79,23 @@ def distance_axis(axes: Axes) -> None:
     axes.set(ylim=(1.02, -0.04), ylabel=DISTANCE, xlabel=UTILITY)
 
 
+def floor(axes: Axes, frame: pd.DataFrame) -> None:
+    """Draw how far apart two retrained models are, where the frame has rows of kind floor.
+
+    Of several pairs it is a band from the least to the largest D.
+    """
+    values = frame.loc[frame["kind"] == "floor", "value"]
+    if values.empty:
+        return
+    low, high = float(values.min()), float(values.max())
+    if low < high:
+        axes.axhspan(low, high, color="0.6", alpha=0.3, lw=0, zorder=0)
+    else:
+        axes.axhline(low, color="#555555", lw=0.8, ls=":", zorder=0)
+    where: dict[str, Any] = {"xycoords": axes.get_yaxis_transform(), "ha": "right", "va": "top"}
+    axes.annotate("two retrained models", (0.99, high), fontsize=6.5, color="0.4", **where)
+
+
 def quality_axis(axes: Axes, least: float = SMALLEST) -> None:
     """Set an axis for forget quality on which small p-values differ, down to some below `least`.
 

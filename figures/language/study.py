@@ -65,10 +65,8 @@ def data(context: Context) -> pd.DataFrame:
     parts = [kept.assign(kind="seed")]
     if kept["seed"].nunique() > 1:
         parts.append(studies.means(kept).assign(kind="mean"))
-    logs = [studies.log_of(seed) for seed in studies.retrained_of(place)]
-    lowest = floor(logs) if all(log.perturbed is not None for log in logs) else ()
     parts += [
-        pd.DataFrame({"kind": "floor", "value": lowest}),
+        floors(place),
         pd.DataFrame(correlations(place, table)).assign(kind="weight"),
         *(one.assign(kind="difference") for one in _differences(place, table)),
         studies.gate_of(place).assign(kind="gate"),
@@ -79,6 +77,16 @@ def data(context: Context) -> pd.DataFrame:
     parts.append(back.groupby(known, as_index=False)["other_logp"].mean().assign(kind="attack"))
     frame = pd.concat([part for part in parts if len(part)], ignore_index=True)
     return frame.assign(method=frame["model"].map(plane.method_of, na_action="ignore"))
+
+
+def floors(place: Path) -> pd.DataFrame:
+    """Return D between any two retrained models of a study's folder, as rows of kind floor.
+
+    A method that comes as near has come as near as another training does.
+    """
+    logs = [studies.log_of(seed) for seed in studies.retrained_of(place)]
+    lowest = floor(logs) if all(log.perturbed is not None for log in logs) else ()
+    return pd.DataFrame({"kind": "floor", "value": lowest})
 
 
 def correlations(place: Path, table: pd.DataFrame) -> Iterator[dict[str, Any]]:
@@ -161,10 +169,7 @@ def _plane(axes: Axes, frame: pd.DataFrame) -> None:
             for row in plane.points(own).to_dict("records"):
                 look = {"ms": 3, "alpha": 0.6, **_color(str(row["method"]))}
                 axes.plot(row["model_utility"], row["ks_statistic"], ".", **look)
-    for value in frame.loc[frame["kind"] == "floor", "value"]:
-        axes.axhline(value, color="#555555", lw=0.8, ls=":", zorder=0)
-        where = {"xycoords": axes.get_yaxis_transform(), "ha": "right", "va": "top"}
-        axes.annotate("two retrained models", (0.99, value), fontsize=6.5, color="0.4", **where)
+    plane.floor(axes, frame)
     axes.set_xlim(left=-0.02)
 
 

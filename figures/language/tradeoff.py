@@ -7,9 +7,9 @@ model and under the retrained one, against model utility, the harmonic mean of n
 right is better. Right: the statistic D behind that p-value, which does not depend on how many
 answers are compared, with the corners' way there along the epochs. The settings are the paper's for
 forget10. Settings chosen for a model of seven billion parameters need not be those of a small one:
-see the figure llm_best. Bars: 95% intervals, over trainings of the default model or of a study with
-several seeds, else over examples; then those of D lie too low on the page, since resampled
-distributions differ more.
+see the figure llm_best. Grey: D between any two retrained models of a study. Bars: 95% intervals,
+over trainings of the default model or of a study with several seeds, else over examples; then those
+of D lie too low on the page, since resampled distributions differ more.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from figures import style
 from figures.cache import Context
 from figures.language import plane, studies
 from figures.language.runs import source_of, study
+from figures.language.study import floors
 from figures.language.sweeps import along, corner_words, swept, table_words
 from markov.objectives import CORNERS
 
@@ -38,6 +39,7 @@ def data(context: Context) -> pd.DataFrame:
                   over examples
         difference  by how much a method lies above NPO, of a study with several seeds (see
                   `figures.language.studies.differences_of`); not drawn, for what is told of it
+        floor     `value`, D between any two retrained models of a study
         epoch     `epoch`, `ks_statistic`, `forget_quality`, `model_utility` and what else a run has
                   of an epoch; of a study only where it measured along its runs
     """
@@ -49,9 +51,10 @@ def data(context: Context) -> pd.DataFrame:
     parts = [table, *ways]
     if context.study is not None:
         apart = studies.differences_of(context.study, [*OTHERS, *CORNERS], "npo")
-        parts.append(apart.assign(kind="difference"))
+        parts += [apart.assign(kind="difference"), floors(context.study)]
     frame = pd.concat(parts, ignore_index=True)
-    return frame.assign(method=frame["model"].map(plane.method_of), source=source_of(context))
+    method = frame["model"].map(plane.method_of, na_action="ignore")
+    return frame.assign(method=method, source=source_of(context))
 
 
 def told(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -83,6 +86,7 @@ def plot(frame: pd.DataFrame) -> Figure:
     plane.quality_axis(paper, float(least.min()))
     paper.set_xlabel(plane.UTILITY)
     plane.distance_axis(exact)
+    plane.floor(exact, frame)
     count = frame.loc[frame["measure"] == "ks_statistic", "examples"].max()
     paper.set_title(f"p-value of {count:.0f} answers beside {count:.0f}")
     way = ", epoch by epoch" if (frame["kind"] == "epoch").any() else ""

@@ -31,6 +31,7 @@ from llm.sweeps.along import with_ends
 from markov.objectives import CORNERS, method_name
 
 INTERVAL = "t over trainings"
+SIGNED = ["kind", studies.NAME, studies.SEEDS, studies.GATE]  # columns that tables do not repeat
 LOST = 0.9  # of its utility, from which on a model counts as collapsed
 # Measures of models that are told of each training, by task and measure.
 ENDS = {
@@ -303,7 +304,9 @@ def told(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Return the numbers that README and findings tell of the frame: all of it."""
     kinds = {"trainings": "training", "numbers": "number", "claims": "claim"}
     return {
-        name: frame[frame["kind"] == kind].drop(columns="kind").dropna(axis=1, how="all")
+        name: frame[frame["kind"] == kind]
+        .drop(columns=SIGNED, errors="ignore")
+        .dropna(axis=1, how="all")
         for name, kind in kinds.items()
     }
 

@@ -225,12 +225,21 @@ def test_the_planes_have_the_means_of_the_measures_of_their_methods(done: Path, 
     table = pd.read_parquet(done / studies.MEASURES)
     for module, methods in ((tradeoff, set(METHODS)), (graddiff, set(METHODS[:4]))):
         frame = module.data(Context(study=done))
-        frame = frame[~frame.get("kind", frame["model"]).isin(["difference"])]
+        frame = frame[~frame.get("kind", frame["model"]).isin(["difference", "floor"])]
         assert set(frame["model"]) == {"original", "retrained", *methods}
         mean = table[table["measure"] == "ks_statistic"].groupby("model")["value"].mean()
         own = frame[frame["measure"] == "ks_statistic"].set_index("model")["value"]
         assert own.to_dict() == pytest.approx(mean[own.index].to_dict())
         drawn(module, frame)
+    logs = [log_of(done, seed, "retrained") for seed in SEEDS]
+    for module in (tradeoff, epochs):
+        frame = module.data(Context(study=done))
+        floor = frame.loc[frame["kind"] == "floor", "value"]
+        assert floor.tolist() == [forget_quality(*logs).statistic]
+        panels: Any = drawn(module, frame).axes
+        words = [text.get_text() for text in panels[1].texts]
+        assert words == ["two retrained models"]
+        assert floor.iloc[0] in [line.get_ydata()[0] for line in panels[1].lines]
     one = tradeoff.data(Context(study=single))
     one = one[one["kind"] == "measure"]
     mine: Any = table[table["seed"] == 0].set_index(["model", "measure", "task"])
