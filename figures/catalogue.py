@@ -280,6 +280,15 @@ CATALOGUE = (
         study="attacks",
     ),
     Entry(
+        "llm_divergence",
+        "figures.questions.llm_divergence",
+        "A4",
+        "how fast a language model drifts away",
+        330,
+        heavy=True,
+        gallery=True,
+    ),
+    Entry(
         "llm_sequential", "figures.language.sequential", "A5", "requests in turn", 165, heavy=True
     ),
     Entry(
@@ -318,6 +327,7 @@ UNSTUDIED = {
     "llm_sequential": "a study makes one request, not several in turn",
     "llm_beside": "it is of the default model and of SmolLM2",
     "llm_claims": "it is of the default model's trainings",
+    "llm_divergence": "a study holds its models back, and does not record how far they drift",
     "divergence": "a study does not record the KL to the original along its runs",
 }
 # Always of models that are made here.

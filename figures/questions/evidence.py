@@ -236,3 +236,23 @@ def in_turn(tables: Tables) -> Sequence[Found]:
             verdict="one run",
         )
     ]
+
+
+def drifts(method: str) -> Callable[[Tables], Sequence[Found]]:
+    """Return what finds by how much GA's growth exponent lies above a method's, on a model."""
+
+    def find(tables: Tables) -> Sequence[Found]:
+        row = _row(tables["llm_divergence", "faster"], on="forgotten", method=method)
+        return [
+            Found(
+                "small",
+                *(row[end] for end in ("value", "low", "high")),
+                count=int(row["count"]),
+                over="trainings",
+                command="python -m figures llm_divergence --seeds 5",
+                unit="exponent",
+                verdict=row["verdict"],
+            )
+        ]
+
+    return find

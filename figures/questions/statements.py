@@ -9,6 +9,7 @@ from figures.questions.evidence import (
     Found,
     Tables,
     at_the_start,
+    drifts,
     in_turn,
     of_claims,
     of_effects,
@@ -123,6 +124,19 @@ STATEMENTS = (
         "6",
         "SimNPO regains a smaller share of what it lost when a random fifth is taught again",
         (relearned,),
+    ),
+    Statement(
+        "drift, NPO",
+        "A4",
+        "the model drifts away faster under GA than under NPO",
+        (drifts("npo"),),
+        brief=False,
+    ),
+    Statement(
+        "drift, SimNPO",
+        "A4",
+        "the model drifts away faster under GA than under SimNPO",
+        (drifts("simnpo"),),
     ),
     Statement(
         "in turn",
