@@ -272,6 +272,15 @@ CATALOGUE = (
         "llm_sequential", "figures.language.sequential", "A5", "requests in turn", 165, heavy=True
     ),
     Entry(
+        "reference_or_length",
+        "figures.questions.reference_or_length",
+        "",
+        "which of the two over-forgets what was never read",
+        seconds=1800,
+        heavy=True,
+        gallery=True,
+    ),
+    Entry(
         "llm_study",
         "figures.language.study",
         "1c, 4 and 6",
@@ -298,6 +307,7 @@ UNSTUDIED = {
     "llm_reference_noise": "no run of a study has a perturbed reference; --model makes such runs",
     "llm_sequential": "a study makes one request, not several in turn",
     "llm_beside": "it is of the default model and of SmolLM2",
+    "reference_or_length": "no model of a study has read half of what is to be forgotten",
     "divergence": "a study does not record the KL to the original along its runs",
 }
 # Always of models that are made here.

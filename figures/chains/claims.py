@@ -32,6 +32,12 @@ from markov.diagnostics import crossings
 
 PRIMARY = ("paper", "adamw_transformers")  # architecture and optimiser
 INTERVAL = "t over pretrained models"
+VERDICTS = {  # and their colours
+    "holds": "#0072B2",
+    "holds weakly": "#56B4E9",
+    "inconclusive": "#999999",
+    "contradicted": "#D55E00",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +186,7 @@ def assess(frame: pd.DataFrame) -> pd.DataFrame:
                     "level": level,
                     "none": 1.0 if claim.ratio else 0.0,
                     "threshold": float(np.exp(claim.threshold)) if claim.ratio else claim.threshold,
-                    "verdict": _verdict(claim, over_models(own, models, level)),
+                    "verdict": verdict(over_models(own, models, level), claim.threshold),
                 }
             )
     rows.sort(key=lambda row: row["claim"])
@@ -201,8 +207,12 @@ def _models(runs: pd.DataFrame | pd.Series) -> np.ndarray:
     return runs.index.get_level_values("pretrain_seed").to_numpy()
 
 
-def _verdict(claim: Claim, estimate: Estimate) -> str:
-    if estimate.low > claim.threshold:
+def verdict(estimate: Estimate, threshold: float = 0.0) -> str:
+    """Return what an interval says of the claim that a number exceeds a threshold.
+
+    Without the effect the number is 0.
+    """
+    if estimate.low > threshold:
         return "holds"
     if estimate.low > 0:
         return "holds weakly"
@@ -249,18 +259,12 @@ def _signed(number: float) -> str:
 def plot(frame: pd.DataFrame) -> Figure:
     """Draw the frame of `data`, one panel per claim."""
     figure, panels = style.grid_figure(1, len(CLAIMS), 2.5 * len(CLAIMS), 2.8)
-    names = {
-        "holds": "#0072B2",
-        "holds weakly": "#56B4E9",
-        "inconclusive": "#999999",
-        "contradicted": "#D55E00",
-    }
     for axes, claim in zip(panels[0], CLAIMS, strict=True):
         own = frame[frame["claim"] == claim.name].reset_index(drop=True)
         for place, (_, row) in enumerate(own.iterrows()):
             error = [[row["value"] - row["low"]], [row["high"] - row["value"]]]
             axes.errorbar(
-                row["value"], -place, xerr=error, fmt="o", color=names[row["verdict"]], capsize=3
+                row["value"], -place, xerr=error, fmt="o", color=VERDICTS[row["verdict"]], capsize=3
             )
         axes.axvline(own["none"].iloc[0], color="grey", lw=0.8)
         axes.axvline(own["threshold"].iloc[0], color="grey", lw=0.8, ls=":")
@@ -273,7 +277,7 @@ def plot(frame: pd.DataFrame) -> Figure:
         axes.set_ylim(-len(own) + 0.5, 0.5)
         axes.set_xlabel("factor" if claim.ratio else "nats")
         axes.set_title(f"{claim.name}: " + _wrapped(claim.text), fontsize=7)
-    for verdict, color in names.items():
+    for verdict, color in VERDICTS.items():
         panels[0][-1].plot([], [], "o", color=color, label=verdict)
     handles, labels = panels[0][-1].get_legend_handles_labels()
     models = int(frame["models"].max())
@@ -282,7 +286,7 @@ def plot(frame: pd.DataFrame) -> Figure:
         handles,
         labels,
         loc="outside lower center",
-        ncols=len(names),
+        ncols=len(VERDICTS),
         fontsize=7,
         title=title,
         title_fontsize=7,
