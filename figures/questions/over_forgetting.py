@@ -10,7 +10,7 @@ to forget.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -57,8 +57,8 @@ def of_chains(table: pd.DataFrame) -> pd.DataFrame:
 def of_answers(table: pd.DataFrame) -> pd.DataFrame:
     """Return a row per run of `graded_runs` and part, after its last epoch.
 
-    The columns are those of `of_chains`, without `step`: `level` is that of the retain weight, and
-    `retain_paid` the retain loss above that at the start.
+    The columns are those of `of_chains`, without `setting` and `step`: `level` is that of the
+    retain weight, and `retain_paid` the retain loss above that at the start.
     """
     table = table.assign(over=(table["retrained"] - table["logp"]) / table["length"])
     keys = ["level", "method", "training"]
@@ -73,32 +73,43 @@ def of_answers(table: pd.DataFrame) -> pd.DataFrame:
             "retain_paid": last["retain_loss"] - first["retain_loss"],
         }
     )
-    return found.reset_index().assign(setting="end of run", order=0)
+    return found.reset_index().assign(order=0)
 
 
 def at_arrival(ends: pd.DataFrame) -> pd.DataFrame:
     """Return a row per training, corner and part at the retain weight of equal forgetting.
 
     That is the weight at which the last part that was read ends at its goal. `ends` are the rows of
-    `of_answers`. Between two levels all is taken as linear in the logarithm of the retain weight,
-    from the largest down. Numbers are nan where no two levels lie on either side of the goal.
+    `of_answers`; the weight that was found is the column `found`. Between two levels all is taken
+    as linear in the logarithm of the retain weight, from the largest down. Numbers are nan where no
+    two levels lie on either side.
     """
+    return _between(ends, lambda gaps, _: _arrival(gaps))
+
+
+def at_price(ends: pd.DataFrame, price: float) -> pd.DataFrame:
+    """Return the same at the retain weight with which all pay one `price`, in nats per token."""
+    return _between(ends, lambda _, paid: first_crossing(paid, price))
+
+
+def _between(
+    ends: pd.DataFrame, where: Callable[[Mapping[str, np.ndarray], np.ndarray], float]
+) -> pd.DataFrame:
     rows = []
     for (method, training), own in ends.groupby(["method", "training"], sort=False):
-        wide = own.sort_values("level", ascending=False).pivot(
+        wide = own.pivot(
             index="level", columns="part", values=["start", "over_forgetting", "retain_paid"]
-        )
-        wide = wide.sort_index(ascending=False)
+        ).sort_index(ascending=False)
         gaps = {name: wide["over_forgetting", name].to_numpy(float) for name in PARTS}
-        at = _arrival(gaps)
-        at = at if at > 0 else np.nan  # even the largest weight ends beyond
-        paid = read_at(wide["retain_paid", PARTS[0]].to_numpy(float), at)
+        paid = wide["retain_paid"].to_numpy(float).mean(axis=1)
+        at = where(gaps, paid)
+        at = at if at > 0 else np.nan  # the largest weight ends beyond already
         level = np.exp(read_at(np.log(wide.index.to_numpy(float)), at))
         for name, gap in gaps.items():
-            known = {"method": method, "training": training, "part": name, "level": level}
-            found = {"start": wide["start", name].iloc[0], "over_forgetting": read_at(gap, at)}
-            rows.append({**known, **found, "retain_paid": paid})
-    return pd.DataFrame(rows).assign(setting="equal forgetting", order=0)
+            known = {"method": method, "training": training, "part": name, "found": level}
+            known |= {"start": wide["start", name].iloc[0], "retain_paid": read_at(paid, at)}
+            rows.append({**known, "over_forgetting": read_at(gap, at)})
+    return pd.DataFrame(rows).assign(order=0)
 
 
 def _at_arrival(gaps: Mapping[str, np.ndarray], paid: np.ndarray) -> list[dict[str, object]]:

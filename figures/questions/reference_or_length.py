@@ -41,16 +41,17 @@ from llm.models.small_authors import readings, sets
 from markov.objectives import CORNERS
 
 CHAINS, LANGUAGE = "chains", "language model"
-EQUAL, END = "equal forgetting", "end of run"
+EQUAL, PAYING, END = "equal forgetting", "equal price", "end of run"
 # What the verdicts go by: on chains the optimiser of the paper's code at the middle beta.
 PRIMARY = {CHAINS: (OPTIMIZERS[0], BETAS[1]), LANGUAGE: (EQUAL, np.nan)}
 # Retain weights on the scale of summed log-probabilities: one that all corners have, and of each
 # those between which its runs end at equal forgetting.
 LEVEL = 4.0
+PRICE = 0.02  # retain loss above the start, nats per token, at which corners are compared as well
 LEVELS = {
     "npo": (LEVEL, 16.0, 64.0),
     "length_normalized_npo": (LEVEL, 16.0),
-    "reference_free_npo": (1.0, LEVEL),
+    "reference_free_npo": (1.0, LEVEL, 16.0),
     "simnpo": (1.0, LEVEL),
 }
 SUM = "sum of the two"
@@ -69,7 +70,9 @@ def data(context: Context) -> pd.DataFrame:
     By kind:
 
         part        `setting`, `level`, `method`, `training`, `order`, `part`, `start`,
-                    `over_forgetting`, `retain_paid`: see `figures.questions.over_forgetting`
+                    `over_forgetting`, `retain_paid`: see `figures.questions.over_forgetting`. The
+                    setting is an optimiser on chains; on the language model it is equal forgetting
+                    or equal price, with the retain weight `found`, or the end of a run
         reading     `level`, `method`, `training`, `read`, `over_forgetting`, `over_total`, of the
                     language model at the end of a run
         distance    `method`, `level`, `training`, `half`, `distance`: D of truth ratios there; the
@@ -77,9 +80,11 @@ def data(context: Context) -> pd.DataFrame:
     """
     table = graded.graded_runs(context, LEVELS)
     ends = over_forgetting.of_answers(table)
+    equal = over_forgetting.at_arrival(ends).assign(setting=EQUAL)
+    paying = over_forgetting.at_price(ends, PRICE).assign(setting=PAYING)
     parts = {
         CHAINS: over_forgetting.of_chains(crossed_runs(context)),
-        LANGUAGE: pd.concat([over_forgetting.at_arrival(ends), ends], ignore_index=True),
+        LANGUAGE: pd.concat([equal, paying, ends.assign(setting=END)], ignore_index=True),
     }
     frames = [own.assign(rung=rung, kind="part") for rung, own in parts.items()]
     others = {"reading": over_forgetting.by_readings(table), "distance": _distances(context, table)}

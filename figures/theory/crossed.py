@@ -8,6 +8,7 @@ divide by the length have beta * m.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -34,8 +35,8 @@ def crossed_case(context: Context) -> ComponentSweep:
     return replace(sweep_case(context), name="crossed", scored=SCORED, shares=SHARES)
 
 
-def crossed_runs(context: Context) -> pd.DataFrame:
-    """Return the table of the four corners at every beta under both AdamW rules.
+def crossed_runs(context: Context, optimizers: Sequence[str] = OPTIMIZERS) -> pd.DataFrame:
+    """Return the table of the four corners at every beta, by default under both AdamW rules.
 
     `level` is beta on the scale of summed log-probabilities, of which `beta` is that of the
     objective.
@@ -48,7 +49,7 @@ def crossed_runs(context: Context) -> pd.DataFrame:
     pretrainings = [replace(base.pretraining, seed=seed) for seed in range(scale.pretrained)]
     experiments = grid(
         base,
-        optimizer=OPTIMIZERS,
+        optimizer=optimizers,
         objective=objectives(),
         pretraining=pretrainings,
         seed=range(scale.sweep_orders),

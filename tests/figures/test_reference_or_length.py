@@ -157,16 +157,29 @@ def test_at_equal_forgetting_the_last_part_that_was_read_is_at_its_goal():
         {READ[0]: 0, READ[1]: 4, NEVER[0]: 1, NEVER[1]: 5}
     )
     between = np.exp(np.interp(-1, [-2, -0.5], np.log([4.0, 1.0])))
-    assert found["level"].unique().tolist() == pytest.approx([between])
+    assert found["found"].unique().tolist() == pytest.approx([between])
     shuffled = over_forgetting.at_arrival(ends.sample(frac=1, random_state=0)).set_index("part")
     pd.testing.assert_frame_equal(found, shuffled.loc[found.index])
+
+
+def test_at_equal_price_all_pay_the_same():
+    """The retain loss is 0.2 / level above the start: 0.1 is paid at a weight between 1 and 4."""
+    table = pd.concat([some_answers(level=one, shift=-one) for one in (0.25, 1.0, 4.0)])
+    ends = over_forgetting.of_answers(table)
+    found = over_forgetting.at_price(ends, 0.1)
+    assert found["retain_paid"].unique().tolist() == pytest.approx([0.1])
+    share = (0.2 - 0.1) / (0.2 - 0.05)  # of the way from 1 to 4, in logarithms
+    assert found["found"].unique().tolist() == pytest.approx([4**share])
+    by = found.set_index("part")["over_forgetting"]
+    assert by[READ[0]] == pytest.approx(1 - 1 - 3 * share)
+    assert over_forgetting.at_price(ends, 0.9)["over_forgetting"].isna().all()
 
 
 @pytest.mark.parametrize("shift", [3.0, -9.0])
 def test_without_levels_on_either_side_of_the_goal_there_is_no_equal_forgetting(shift: float):
     table = pd.concat([some_answers(level=level, shift=shift / level) for level in (0.5, 1.0)])
     found = over_forgetting.at_arrival(over_forgetting.of_answers(table))
-    assert found[["over_forgetting", "retain_paid", "level"]].isna().all(axis=None)
+    assert found[["over_forgetting", "retain_paid", "found"]].isna().all(axis=None)
 
 
 def test_distances_of_halves_are_those_of_scipy_and_the_floor_is_of_all_pairs():
