@@ -9,7 +9,7 @@ summed one, as are its retain term and its clipping, and AdamW takes no notice o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -76,19 +76,19 @@ def matched(chosen: AuthorsStudy, method: str, level: float, median: float) -> U
     )
 
 
-def graded_runs(context: Context, levels: Mapping[str, Sequence[float]]) -> pd.DataFrame:
+def graded_runs(context: Context, levels: Sequence[float]) -> pd.DataFrame:
     """Return a row per run, epoch and answer to forget.
 
     Columns `method`, `level`, `training`, `epoch`, `index`, `read` (how often the start model read
     the answer), `length`, `logp`, `ref`, `retrained` (nats, summed), `retain_loss` (nats per
     token), and after the last epoch `log_ratio`, the logarithm of the truth ratio. `levels` are
-    those of the retain weight, by corner. Every run is kept as soon as it is there.
+    those of the retain weight. Every run is kept as soon as it is there.
     """
     jobs = planned(context, levels)
     return cached_each(context, __name__, jobs, _unlearnt)
 
 
-def planned(context: Context, levels: Mapping[str, Sequence[float]]) -> list[Graded]:
+def planned(context: Context, levels: Sequence[float]) -> list[Graded]:
     """Return the runs to make, training by training; the models are made now if need be."""
     found = list[Graded]()
     for chosen in trainings(context.scale):
@@ -102,7 +102,7 @@ def planned(context: Context, levels: Mapping[str, Sequence[float]]) -> list[Gra
                 unlearning=matched(chosen, method, level, median),
             )
             for method in CORNERS
-            for level in levels[method]
+            for level in levels
         ]
     return found
 

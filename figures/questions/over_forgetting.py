@@ -10,7 +10,7 @@ to forget.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -74,42 +74,6 @@ def of_answers(table: pd.DataFrame) -> pd.DataFrame:
         }
     )
     return found.reset_index().assign(order=0)
-
-
-def at_arrival(ends: pd.DataFrame) -> pd.DataFrame:
-    """Return a row per training, corner and part at the retain weight of equal forgetting.
-
-    That is the weight at which the last part that was read ends at its goal. `ends` are the rows of
-    `of_answers`; the weight that was found is the column `found`. Between two levels all is taken
-    as linear in the logarithm of the retain weight, from the largest down. Numbers are nan where no
-    two levels lie on either side.
-    """
-    return _between(ends, lambda gaps, _: _arrival(gaps))
-
-
-def at_price(ends: pd.DataFrame, price: float) -> pd.DataFrame:
-    """Return the same at the retain weight with which all pay one `price`, in nats per token."""
-    return _between(ends, lambda _, paid: first_crossing(paid, price))
-
-
-def _between(
-    ends: pd.DataFrame, where: Callable[[Mapping[str, np.ndarray], np.ndarray], float]
-) -> pd.DataFrame:
-    rows = []
-    for (method, training), own in ends.groupby(["method", "training"], sort=False):
-        wide = own.pivot(
-            index="level", columns="part", values=["start", "over_forgetting", "retain_paid"]
-        ).sort_index(ascending=False)
-        gaps = {name: wide["over_forgetting", name].to_numpy(float) for name in PARTS}
-        paid = wide["retain_paid"].to_numpy(float).mean(axis=1)
-        at = where(gaps, paid)
-        at = at if at > 0 else np.nan  # the largest weight ends beyond already
-        level = np.exp(read_at(np.log(wide.index.to_numpy(float)), at))
-        for name, gap in gaps.items():
-            known = {"method": method, "training": training, "part": name, "found": level}
-            known |= {"start": wide["start", name].iloc[0], "retain_paid": read_at(paid, at)}
-            rows.append({**known, "over_forgetting": read_at(gap, at)})
-    return pd.DataFrame(rows).assign(order=0)
 
 
 def _at_arrival(gaps: Mapping[str, np.ndarray], paid: np.ndarray) -> list[dict[str, object]]:

@@ -6,15 +6,15 @@ and never read the other. All of it is unlearnt. Corners are compared at one sca
 differ in form only: those that divide by the length have a beta, and on the language model a retain
 weight and a clipping, for which they coincide with the summed ones on an answer of median length.
 
-Left: over-forgetting, how far the log-probability per token lies below the retrained model's, when
-the last part that was read is at its goal. On chains that is a moment of a run; on the language
-model it is the retain weight, between those that were tried, at which runs end there. Middle: how
-much of the over-forgetting of what was never read is added where NPO's reference is dropped alone,
-where the length is divided by alone, and where both are done, which is SimNPO; below 0 is less. The
-open marker is the sum of the first two, and the interaction is what both do beyond it. Right: the
-same over-forgetting against what is paid on the retain data, at every beta of the chains and at the
-end of a run with every retain weight of the language model. Dots are pretrained models or
-trainings, batch orders averaged; bars are 95% intervals over them.
+Left: over-forgetting, how far the log-probability per token lies below the retrained model's. On
+chains it is taken at the moment when the last part that was read is at its goal; on the language
+model at the end of runs with one retain weight, the larger of those tried. Middle: how much of the
+over-forgetting of what was never read is added where NPO's reference is dropped alone, where the
+length is divided by alone, and where both are done, which is SimNPO; below 0 is less. The open
+marker is the sum of the first two, and the interaction is what both do beyond it. Right: the same
+over-forgetting against what is paid on the retain data, at every beta of the chains and with every
+retain weight of the language model. Small dots are pretrained models or trainings, batch orders
+averaged; bars are 95% intervals over them.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from figures import style
 from figures.cache import Context
@@ -41,19 +42,12 @@ from llm.models.small_authors import readings, sets
 from markov.objectives import CORNERS
 
 CHAINS, LANGUAGE = "chains", "language model"
-EQUAL, PAYING, END = "equal forgetting", "equal price", "end of run"
+END = "end of a run"
+# Retain weights on the scale of summed log-probabilities: with the last of them runs end about
+# where the last part that was read is at its goal.
+LEVELS = (4.0, 16.0)
 # What the verdicts go by: on chains the optimiser of the paper's code at the middle beta.
-PRIMARY = {CHAINS: (OPTIMIZERS[0], BETAS[1]), LANGUAGE: (EQUAL, np.nan)}
-# Retain weights on the scale of summed log-probabilities: one that all corners have, and of each
-# those between which its runs end at equal forgetting.
-LEVEL = 4.0
-PRICE = 0.02  # retain loss above the start, nats per token, at which corners are compared as well
-LEVELS = {
-    "npo": (LEVEL, 16.0, 64.0),
-    "length_normalized_npo": (LEVEL, 16.0),
-    "reference_free_npo": (1.0, LEVEL, 16.0),
-    "simnpo": (1.0, LEVEL),
-}
+PRIMARY = {CHAINS: (OPTIMIZERS[0], BETAS[1]), LANGUAGE: (END, LEVELS[-1])}
 SUM = "sum of the two"
 HALVES = {"read": READ, "never read": NEVER}
 ALONE, DIVIDED, BOTH = EFFECTS
@@ -71,20 +65,17 @@ def data(context: Context) -> pd.DataFrame:
 
         part        `setting`, `level`, `method`, `training`, `order`, `part`, `start`,
                     `over_forgetting`, `retain_paid`: see `figures.questions.over_forgetting`. The
-                    setting is an optimiser on chains; on the language model it is equal forgetting
-                    or equal price, with the retain weight `found`, or the end of a run
+                    setting is the optimiser and the level beta on chains, and on the language model
+                    the end of a run and its retain weight
         reading     `level`, `method`, `training`, `read`, `over_forgetting`, `over_total`, of the
                     language model at the end of a run
         distance    `method`, `level`, `training`, `half`, `distance`: D of truth ratios there; the
                     method is also start, the model before, or retrained, for the floor
     """
     table = graded.graded_runs(context, LEVELS)
-    ends = over_forgetting.of_answers(table)
-    equal = over_forgetting.at_arrival(ends).assign(setting=EQUAL)
-    paying = over_forgetting.at_price(ends, PRICE).assign(setting=PAYING)
     parts = {
         CHAINS: over_forgetting.of_chains(crossed_runs(context)),
-        LANGUAGE: pd.concat([equal, paying, ends.assign(setting=END)], ignore_index=True),
+        LANGUAGE: over_forgetting.of_answers(table).assign(setting=END),
     }
     frames = [own.assign(rung=rung, kind="part") for rung, own in parts.items()]
     others = {"reading": over_forgetting.by_readings(table), "distance": _distances(context, table)}
@@ -128,17 +119,14 @@ def halves(frame: pd.DataFrame) -> pd.DataFrame:
 def effects(frame: pd.DataFrame) -> pd.DataFrame:
     """Return what each change does to NPO's over-forgetting, in nats per token, by half and part.
 
-    That is asked in every setting that all corners have. Rows of `EFFECTS` compare a corner with
-    NPO, paired by run. Then come the sum of the first two and the interaction, what both do beyond
-    that sum. Intervals are over pretrained models or trainings; runs of which some corner has no
-    number are left out, and `missing` counts them.
+    Rows of `EFFECTS` compare a corner with NPO, paired by run. Then come the sum of the first two
+    and the interaction, what both do beyond that sum. Intervals are over pretrained models or
+    trainings; runs of which some corner has no number are left out, and `missing` counts them.
     """
     rows = []
     parts = frame[frame["kind"] == "part"].rename(columns={"part": "of"})
     every = pd.concat([halves(frame).rename(columns={"half": "of"}), parts], ignore_index=True)
     for key, own in every.groupby(["rung", "setting", "level", "of"], sort=False, dropna=False):
-        if set(own["method"]) != set(CORNERS):
-            continue
         index = ["training", "order"]
         wide = own.pivot(index=index, columns="method", values="over_forgetting").astype(float)
         known = wide.dropna()
@@ -236,7 +224,10 @@ def plot(frame: pd.DataFrame) -> Figure:
         row[2].set_ylabel("over-forgetting of what\nwas never read, nats per token")
         models = chosen["training"].nunique()
         kind = "pretrained models" if rung == CHAINS else "trainings"
-        row[0].set_title(f"when the last part that was read is at its goal ({models} {kind})")
+        when = (
+            "when the last part that was read is at its goal" if rung == CHAINS else f"at the {END}"
+        )
+        row[0].set_title(f"{when} ({models} {kind})")
     panels[0][1].set_title("what is done to NPO")
     panels[0][2].set_title("and what is paid for it")
     handles, labels = panels[0][0].get_legend_handles_labels()
@@ -247,8 +238,9 @@ def plot(frame: pd.DataFrame) -> Figure:
 def _primary(frame: pd.DataFrame, rung: str) -> pd.DataFrame:
     """Return the rows of a rung's primary setting."""
     setting, level = PRIMARY[rung]
-    same = frame["level"].isna() if np.isnan(level) else frame["level"] == level
-    return frame[(frame["rung"] == rung) & (frame["setting"] == setting) & same]
+    return frame[
+        (frame["rung"] == rung) & (frame["setting"] == setting) & (frame["level"] == level)
+    ]
 
 
 def _parts(axes: Axes, frame: pd.DataFrame) -> None:
@@ -286,10 +278,8 @@ def _effects(axes: Axes, found: pd.DataFrame) -> None:
 
 def _prices(axes: Axes, frame: pd.DataFrame, rung: str) -> None:
     """Draw over-forgetting of what was never read against what is paid, a line per corner."""
-    setting = PRIMARY[rung][0] if rung == CHAINS else END
-    own = frame[
-        (frame["rung"] == rung) & (frame["setting"] == setting) & (frame["half"] == "never read")
-    ]
+    same = (frame["rung"] == rung) & (frame["setting"] == PRIMARY[rung][0])
+    own = frame[same & (frame["half"] == "never read")]
     for method in CORNERS:
         one = own[own["method"] == method]
         levels = [part for _, part in one.groupby("level")]
@@ -299,8 +289,9 @@ def _prices(axes: Axes, frame: pd.DataFrame, rung: str) -> None:
         look: dict[str, Any] = {"marker": "o", "color": style.COLORS[method], "capsize": 3}
         axes.errorbar(paid, value, [value - low, high - value], lw=1, ms=4, **look)
     axes.axhline(0, color="grey", lw=0.8, zorder=0)
-    what = "β" if rung == CHAINS else "retain weight λ"
-    axes.set_xlabel(f"retain data: nats per token above the start, by {what}")
+    what = "β" if rung == CHAINS else "retain weight"
+    axes.set_xlabel(f"paid on retain data, nats per token,\na dot for each {what}")
+    axes.xaxis.set_major_locator(MaxNLocator(5))
 
 
 def _estimate(

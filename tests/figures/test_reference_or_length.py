@@ -1,10 +1,11 @@
-"""Reference or length: one scale for all corners, the moment of equal forgetting, and verdicts."""
+"""Reference or length: one scale for all corners, the parts of what is forgotten, and verdicts."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from figures.language.runs import AuthorsStudy
 from figures.questions import graded, over_forgetting, reference_or_length
 from figures.questions.over_forgetting import NAMES, NEVER, PARTS, READ
 from figures.questions.reference_or_length import CHAINS, CLAIMS, LANGUAGE, PRIMARY, SUM
-from figures.scale import Scale, quick_scale
+from figures.scale import EVIDENCE, TRAINED, Scale, quick_scale
 from figures.theory import crossed
 from llm.models.small_authors import readings, sets
 from markov.objectives import CORNERS, Objective, SequenceLogProbs
@@ -146,42 +147,6 @@ def test_answers_are_parts_by_length_and_reading_and_means_over_them():
     assert found["retain_paid"].unique().tolist() == pytest.approx([0.2])
 
 
-def test_at_equal_forgetting_the_last_part_that_was_read_is_at_its_goal():
-    """Between two levels of the retain weight, in its logarithm, in whatever order they come."""
-    shifts = {0.25: 2.0, 1.0: -0.5, 4.0: -2.0}
-    table = pd.concat([some_answers(level=level, shift=one) for level, one in shifts.items()])
-    ends = over_forgetting.of_answers(table)
-    found = over_forgetting.at_arrival(ends).set_index("part")
-    # The mean of the short answers that were read is `shift` + 1: it arrives at a shift of -1.
-    assert dict(found["over_forgetting"]) == pytest.approx(
-        {READ[0]: 0, READ[1]: 4, NEVER[0]: 1, NEVER[1]: 5}
-    )
-    between = np.exp(np.interp(-1, [-2, -0.5], np.log([4.0, 1.0])))
-    assert found["found"].unique().tolist() == pytest.approx([between])
-    shuffled = over_forgetting.at_arrival(ends.sample(frac=1, random_state=0)).set_index("part")
-    pd.testing.assert_frame_equal(found, shuffled.loc[found.index])
-
-
-def test_at_equal_price_all_pay_the_same():
-    """The retain loss is 0.2 / level above the start: 0.1 is paid at a weight between 1 and 4."""
-    table = pd.concat([some_answers(level=one, shift=-one) for one in (0.25, 1.0, 4.0)])
-    ends = over_forgetting.of_answers(table)
-    found = over_forgetting.at_price(ends, 0.1)
-    assert found["retain_paid"].unique().tolist() == pytest.approx([0.1])
-    share = (0.2 - 0.1) / (0.2 - 0.05)  # of the way from 1 to 4, in logarithms
-    assert found["found"].unique().tolist() == pytest.approx([4**share])
-    by = found.set_index("part")["over_forgetting"]
-    assert by[READ[0]] == pytest.approx(1 - 1 - 3 * share)
-    assert over_forgetting.at_price(ends, 0.9)["over_forgetting"].isna().all()
-
-
-@pytest.mark.parametrize("shift", [3.0, -9.0])
-def test_without_levels_on_either_side_of_the_goal_there_is_no_equal_forgetting(shift: float):
-    table = pd.concat([some_answers(level=level, shift=shift / level) for level in (0.5, 1.0)])
-    found = over_forgetting.at_arrival(over_forgetting.of_answers(table))
-    assert found[["over_forgetting", "retain_paid", "found"]].isna().all(axis=None)
-
-
 def test_distances_of_halves_are_those_of_scipy_and_the_floor_is_of_all_pairs():
     rng, read = np.random.default_rng(0), pd.Series([12, 0] * 20)
     goals = {seed: pd.Series(rng.normal(size=40)) for seed in range(3)}
@@ -256,7 +221,7 @@ def test_runs_that_some_corner_does_not_finish_are_left_out_and_counted():
 
 TINY = tiny_study(questions=4, percent=34, learning_rate=3e-3)
 SMALL = Scale(trained=2)
-LEVELS = {name: (1.0, 4.0) if name == "npo" else (4.0,) for name in CORNERS}
+LEVELS = (4.0,)
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +239,7 @@ def test_every_training_unlearns_under_every_corner_with_its_own_models(
     table: pd.DataFrame, context: Context
 ):
     runs = table.groupby(["training", "method", "level"])
-    assert runs.ngroups == SMALL.trained * (len(CORNERS) + 1)
+    assert runs.ngroups == SMALL.trained * len(CORNERS)
     forget, epochs = sets(TINY.models).forget, TINY.epochs + 1
     assert set(runs.size()) == {epochs * len(forget)}
     for seed, own in table.groupby("training"):
@@ -307,6 +272,8 @@ def test_the_figure_draws_both_rungs_and_tells_their_numbers(
     ]
     monkeypatch.setattr(reference_or_length, "crossed_runs", lambda _: pd.concat(chains))
     monkeypatch.setattr(reference_or_length, "LEVELS", LEVELS)
+    primary = {**PRIMARY, LANGUAGE: (PRIMARY[LANGUAGE][0], LEVELS[-1])}
+    monkeypatch.setattr(reference_or_length, "PRIMARY", primary)
     frame = reference_or_length.data(context)
     figure = drawn(reference_or_length, frame)
     assert len(figure.axes) == 6
@@ -317,3 +284,18 @@ def test_the_figure_draws_both_rungs_and_tells_their_numbers(
     assert {"start", "retrained", *CORNERS} == set(told["distances"]["method"])
     quoted = told["claims"][told["claims"]["primary"]]
     assert len(quoted) == len(CLAIMS) * 2
+
+
+KEPT = Path(reference_or_length.__file__).parents[1] / "gallery" / "reference_or_length"
+
+
+def test_what_is_kept_is_of_enough_models_and_adds_up():
+    claims, effects = (pd.read_csv(KEPT / f"{name}.csv") for name in ("claims", "effects"))
+    primary = claims[claims["primary"]]
+    assert dict(primary.groupby("rung")["count"].min()) == {CHAINS: EVIDENCE, LANGUAGE: TRAINED}
+    assert set(primary["effect"]) == set(CLAIMS)
+    keys = ["rung", "setting", "level", "of"]
+    known = effects.set_index([*keys, "effect"])["value"].unstack("effect")
+    first, second, both = EFFECTS
+    for total, parts in ((SUM, [first, second]), (both, [first, second, INTERACTION])):
+        assert np.allclose(known[total], known[parts].sum(axis=1), atol=1e-4)
