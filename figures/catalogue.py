@@ -292,6 +292,15 @@ CATALOGUE = (
         "llm_sequential", "figures.language.sequential", "A5", "requests in turn", 165, heavy=True
     ),
     Entry(
+        "reference_or_length",
+        "figures.questions.reference_or_length",
+        "",
+        "which of the two over-forgets what was never read",
+        seconds=1800,
+        heavy=True,
+        gallery=True,
+    ),
+    Entry(
         "ledger",
         "figures.questions.ledger",
         "",
@@ -328,6 +337,7 @@ UNSTUDIED = {
     "llm_beside": "it is of the default model and of SmolLM2",
     "llm_claims": "it is of the default model's trainings",
     "llm_divergence": "a study holds its models back, and does not record how far they drift",
+    "reference_or_length": "no model of a study has read half of what is to be forgotten",
     "divergence": "a study does not record the KL to the original along its runs",
 }
 # Always of models that are made here.

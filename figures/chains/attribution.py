@@ -77,8 +77,8 @@ def effects(frame: pd.DataFrame, over: str = "pretrain_seed") -> pd.DataFrame:
         models, all_models = (part.index.get_level_values(over) for part in (compared, own))
         if 2 * models.nunique() < all_models.nunique():
             continue
-        factors = _changes(compared["retain_distance"].transform(np.log))
-        paid = _changes(compared["retain_paid"])
+        factors = changes(compared["retain_distance"].transform(np.log))
+        paid = changes(compared["retain_paid"])
         for name in factors:
             nats = over_models(paid[name], models.to_numpy())
             rows.append(
@@ -94,7 +94,7 @@ def effects(frame: pd.DataFrame, over: str = "pretrain_seed") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _changes(costs: pd.DataFrame) -> pd.DataFrame:
+def changes(costs: pd.DataFrame) -> pd.DataFrame:
     """Return what is added to NPO's cost by each change, by both apart, and by their meeting."""
     each = pd.DataFrame({name: costs[method] - costs["npo"] for name, method in EFFECTS.items()})
     alone, normalised, both = (each[name] for name in EFFECTS)

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from figures.lessons.causes import CAUSES
 from figures.lessons.chains import Exercise, Task, Verdict, verdict
 from figures.lessons.law import weight
 from figures.views.law import sequences
@@ -259,4 +260,4 @@ DRAWN: dict[str, Exercise | Task] = {
         because="the two differ in lightness, so they can be told apart without their colours.",
     ),
 }
-EXERCISES = {**MODELS, **LOGS, **YOURS, **DRAWN}
+EXERCISES = {**MODELS, **LOGS, **YOURS, **DRAWN, **CAUSES}

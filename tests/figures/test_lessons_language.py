@@ -25,7 +25,7 @@ from figures.lessons.language import EXERCISES, check
 from figures.theory import weights
 from llm.unlearning.methods import METHODS, method
 from markov.errors import InvalidInput
-from markov.objectives import CORNERS
+from markov.objectives import CORNERS, Objective, npo
 from tests.figures.lessons import LESSONS, Solved, asked, cells, lesson, sigmoid
 
 OWN = [name for name in LESSONS if name >= "05"]
@@ -267,7 +267,44 @@ DRAWN = {
         lambda: (figure({}), figure({"npo": "#FF0000", "simnpo": "#8888FF"}), figure(width=12.0)),
     ),
 }
-SOLVED = {**MODELS, **LOGS, **YOURS, **DRAWN}
+CAUSES = {
+    "cause_interaction": Solved(
+        ("NPO 3.0", "reference-free NPO 1.2", "length-normalised NPO 2.5", "SimNPO 0.9"),
+        lambda: 0.9 + 3.0 - 1.2 - 2.5,
+        lambda: (-0.2, -2.1, -2.3, 0.9),
+    ),
+    "cause_first_step": Solved(
+        (r"$\beta = 0.1$", "40 tokens", "-2 nats per token", "-0.05 nats per token"),
+        lambda: sigmoid(-0.1 * 40 * 2) / sigmoid(-0.1 * 40 * 0.05),
+        lambda: (1, sigmoid(-0.2) / sigmoid(-8), sigmoid(-0.2) / sigmoid(-0.005), 40),
+    ),
+    "cause_scale": Solved(
+        ("25 tokens", "a retain weight of 1"),
+        lambda: 1 / 25,
+        lambda: (1, 25, 0.1 * 25, 0.1 / 25),
+    ),
+    "cause_short": Solved(
+        ("5 tokens and -2 nats per token", r"NPO with $\beta = 0.1$", "25 tokens"),
+        lambda: 25 * simnpo_weight(5, -2, beta=0.1 * 25),
+        lambda: (
+            simnpo_weight(5, -2, beta=2.5),
+            5 * simnpo_weight(5, -2, beta=2.5),
+            25 * simnpo_weight(5, -2, beta=0.1),
+            5.0,
+        ),
+    ),
+    "cause_length_alone": Solved(
+        ("does not spare what was never read at the first step",),
+        lambda: "b" if CORNERS["length_normalized_npo"] == (1.0, 1.0) else "c",
+        lambda: ("a", "c"),
+    ),
+    "cause_some_reference": Solved(
+        ("40 tokens", "less than a tenth", "at least half of the reference"),
+        lambda: Objective(0.1, 0.0, 0.5, 0.0),
+        lambda: (npo(0.1), Objective(0.1, 0.0, 0.4, 0.0), Objective(0.2, 0.0, 0.5, 0.0)),
+    ),
+}
+SOLVED = {**MODELS, **LOGS, **YOURS, **DRAWN, **CAUSES}
 TEXTS = {one: text for name in OWN for one, text in asked(name).items()}
 every_exercise = pytest.mark.parametrize("name", SOLVED)
 NUMBERS = [name for name, one in EXERCISES.items() if isinstance(one, Exercise) and not one.hints]
@@ -346,6 +383,7 @@ def test_no_answer_in_numbers_stands_above_its_question(name: str):
         ("yours_strong_word", "simnpo_kl"),
         ("figures_in_grey", "a figure"),
         ("figures_in_grey", Figure()),
+        ("cause_some_reference", 0.5),
     ],
 )
 def test_an_answer_of_the_wrong_kind_is_refused(name: str, answer: Any):
