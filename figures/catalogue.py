@@ -207,6 +207,15 @@ CATALOGUE = (
         heavy=True,
     ),
     Entry(
+        "after_adam",
+        "figures.questions.after_adam",
+        "",
+        "what of the weights survives Adam",
+        480,
+        heavy=True,
+        gallery=True,
+    ),
+    Entry(
         "llm_effective_push",
         "figures.language.effective_push",
         "",

@@ -79,7 +79,7 @@ OUTCOMES = {
         "retain distance, memorised chain", "memorisation", "forget1", "retain_distance", True
     ),
     "gap": Outcome(
-        "never memorised chain, beyond its goal", "memorisation", "forget1", "other_gap", False
+        "never memorised chain, over-forgotten", "memorisation", "forget1", "other_gap", False
     ),
 }
 INTERACTION = "interaction"
@@ -93,11 +93,11 @@ STATEMENTS = {
 HALF = 0.5  # of the difference: less than that is left weakly
 PART_COLORS = {
     "own": "#000000",
-    "allocation": "#009E73",
+    "allocation": "#56B4E9",
     "magnitude": "#CC79A7",
     INTERACTION: "#999999",
 }
-PART_MARKERS = {"own": "o", "allocation": "^", "magnitude": "s", INTERACTION: "x"}
+PART_MARKERS = {"own": "o", "allocation": "^", "magnitude": "s", INTERACTION: "D"}
 
 
 def data(context: Context) -> pd.DataFrame:
@@ -272,7 +272,7 @@ def _levels(axes: Axes, outcome: Outcome, found: dict[tuple[str, str], Estimate]
     for method in (*methods, ASCENT):
         marker = "D" if method == ASCENT else "o"
         axes.plot([], [], marker, color=style.COLORS[method], label=style.LABELS[method])
-    axes.set_xticks(range(len(KEPT) + 1), [*KEPT, "none"])
+    axes.set_xticks(range(len(KEPT) + 1), [*KEPT, NOTHING], fontsize=7)
     axes.set(title=outcome.label, ylabel="nats", xlabel="what is kept of the weights")
     if outcome.log:
         axes.set_yscale("log")
