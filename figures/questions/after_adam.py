@@ -34,6 +34,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from figures import style
 from figures.cache import Context
 from figures.questions.weighting_runs import (
+    ALONE,
     ASCENT,
     BESIDE,
     KEPT,
@@ -217,7 +218,7 @@ def beside_ascent(frame: pd.DataFrame) -> pd.DataFrame:
         wide = own.pivot(index=["pretrain_seed", "seed"], columns=keys, values=outcome.column)
         wide = wide.astype(float).transform(np.log) if outcome.log else wide.astype(float)
         for key in wide.columns:
-            if key[1] == ASCENT:
+            if key[1] in (ASCENT, ALONE):
                 continue
             more = wide[key[0], ASCENT, NOTHING] - wide[key]
             found = ratio(_over(more)) if outcome.log else _over(more)

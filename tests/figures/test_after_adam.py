@@ -16,6 +16,7 @@ from figures import cache, style
 from figures.questions import after_adam, weighting_runs
 from figures.questions.after_adam import INTERACTION, OUTCOMES, beside_ascent, levels, parts
 from figures.questions.weighting_runs import (
+    ALONE,
     ASCENT,
     KEPT,
     METHODS,
@@ -50,12 +51,12 @@ class Tiny(Scale):
         )
 
 
-FEW = (PRIMARY, "both", "sgd")
+FEW, MORE = (PRIMARY, "both"), (PRIMARY, "both", "balanced", "sgd")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def few() -> Iterator[None]:
-    """Some settings only, which differ in all that settings differ in."""
+    """Two settings only, so that drawing is quick."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(weighting_runs, "SETTINGS", {name: SETTINGS[name] for name in FEW})
         yield
@@ -69,7 +70,10 @@ def context() -> cache.Context:
 
 @pytest.fixture(scope="module")
 def wanted(context: cache.Context) -> dict[Experiment, tuple[str, Cell]]:
-    return weighting_runs.experiments(context)
+    """The runs of more settings, which differ in all that settings differ in."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weighting_runs, "SETTINGS", {name: SETTINGS[name] for name in MORE})
+        return weighting_runs.experiments(context)
 
 
 def planted(
@@ -99,6 +103,7 @@ def planted(
                                 "retain_distance": cost * np.exp(shift),
                                 "other_gap": cost + shift,
                                 "learning_rate": 0.1,
+                                "retain_weight": 0.0,
                             }
                         )
     return pd.DataFrame(rows)
@@ -129,23 +134,26 @@ def test_the_figure_draws_the_frame_it_computes(context: cache.Context) -> None:
     pd.testing.assert_frame_equal(frame, before)
     told = after_adam.told(frame)
     assert set(told) == {"parts", "levels", "beside_ascent", "rates"}
-    assert set(told["rates"]["setting"]) == {"sgd"}
+    assert len(told["rates"]) == 0  # neither setting measures any
     assert set(told["parts"]["setting"]) == set(FEW)
 
 
 def test_every_run_is_what_its_setting_and_its_cell_say(
     context: cache.Context, wanted: dict[Experiment, tuple[str, Cell]]
 ) -> None:
-    counts = {PRIMARY: 13, "both": 7, "sgd": 7}
+    counts = {PRIMARY: 13, "both": 8, "balanced": 7, "sgd": 7}
     assert len(wanted) == len(PAPER_BETAS) * sum(counts.values()) * context.scale.pretrained
     for one, (name, cell) in wanted.items():
         setting = SETTINGS[name]
-        assert (one.case.name, method_name(one.objective)) == (cell.case, cell.method)
-        assert (one.optimizer, one.clip, one.retain_weight, one.weighting) == (
+        assert one.case.name == cell.case
+        assert cell.method in (method_name(one.objective), ALONE)
+        assert (one.optimizer, one.clip, one.weighting) == (
             setting.optimizer,
             setting.clip,
-            setting.retain,
             cell.weighting,
+        )
+        assert one.retain_weight == setting.retain or (
+            setting.retain is None and name == "balanced"
         )
         assert one.steps == setting.longer * context.scale.experiment().steps
         assert (one.weighting == NOTHING) == (cell.method == ASCENT)
@@ -166,11 +174,32 @@ def test_first_steps_under_descent_are_as_long_as_a_share_of_gradient_ascents(
     assert max(rates) > 20 * min(rates)
 
 
+def test_balanced_retain_gradients_start_as_long_as_those_of_the_objective(
+    context: cache.Context, wanted: dict[Experiment, tuple[str, Cell]]
+) -> None:
+    found = {cell: one for one, (name, cell) in wanted.items() if name == "balanced"}
+    alone, rates = Cell("length", ALONE, "own"), []
+    for cell in (Cell("length", "npo", "own"), Cell("length", "simnpo", "own")):
+        rates.append(found[cell].retain_weight)
+        term = first_step(context, alone, "sgd", 1.0, rates[-1])
+        assert term == pytest.approx(first_step(context, cell, "sgd", 1.0), rel=0.02)
+    assert rates[0] > 20 * rates[1] > 0
+
+
+def test_a_silent_objective_leaves_the_retain_term_alone(context: cache.Context) -> None:
+    alone = Cell("length", ALONE, "own")
+    assert first_step(context, alone, "sgd", 1.0) < 1e-6
+    one, ten = (first_step(context, alone, "sgd", 1.0, weight) for weight in (1.0, 10.0))
+    assert ten == pytest.approx(10 * one, rel=1e-3) and one > 1e-3
+
+
 def test_no_weights_are_one_cell_and_two_corners_stand_beside_at_the_primary_setting_only() -> None:
-    for name in SETTINGS:
+    for name in weighting_runs.SETTINGS:
         own = cells("length", name)
         assert sum(cell.weighting == NOTHING for cell in own) == 1
-        assert len(own) == len(set(own)) == (13 if name == PRIMARY else 7)
+        alone = sum(cell.method == ALONE for cell in own)
+        assert alone == (name in ("retain", "both"))
+        assert len(own) == len(set(own)) == (13 if name == PRIMARY else 7) + alone
 
 
 # --- what is told ---
