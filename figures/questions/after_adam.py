@@ -16,9 +16,11 @@ inconclusive by the verdicts of the table, which go by Holm's wider intervals.
 
 AdamW has the paper's step size for all. With steps of one length (a third of GA's first under
 AdamW) only the direction is left of a rule. Under SGD first steps are on average equally long (a
-sixth of GA's), so that the magnitude is what falls along the path. Batches are of four: their mean
-weight says which chains they hold, so that magnitude still compares batches. Clipped gradients have
-a norm of at most 1, and the retain term a weight of 1.
+sixth of GA's), so that the magnitude is what falls along the path. Clipped gradients have a norm of
+at most 1. The retain term has a weight of 1 or, balanced, one of each run's own with which its
+gradient is on average as long as the forget loss' at the start. Batches are of four: their mean
+weight says which chains they hold, so that magnitude still compares batches. Panels are as wide as
+the values ask for; wider intervals are cut.
 """
 
 from __future__ import annotations
@@ -80,7 +82,7 @@ OUTCOMES = {
         "retain distance, memorised chain", "memorisation", "forget1", "retain_distance", True
     ),
     "gap": Outcome(
-        "never memorised chain, over-forgotten", "memorisation", "forget1", "other_gap", False
+        "never memorised chain, beyond its goal", "memorisation", "forget1", "other_gap", False
     ),
 }
 INTERACTION = "interaction"
@@ -274,7 +276,8 @@ def _levels(axes: Axes, outcome: Outcome, found: dict[tuple[str, str], Estimate]
         marker = "D" if method == ASCENT else "o"
         axes.plot([], [], marker, color=style.COLORS[method], label=style.LABELS[method])
     axes.set_xticks(range(len(KEPT) + 1), [*KEPT, NOTHING], fontsize=7)
-    axes.set(title=outcome.label, ylabel="nats", xlabel="what is kept of the weights")
+    axes.set(ylabel="nats", xlabel="what is kept of the weights")
+    axes.set_title(outcome.label, fontsize=8)
     if outcome.log:
         axes.set_yscale("log")
         style.plain_log_ticks(axes)
@@ -308,12 +311,16 @@ def _forest(axes: Axes, outcome: Outcome, summary: pd.DataFrame) -> None:
     for part in PARTS:
         name = part if part == INTERACTION else f"NPO beyond SimNPO: {part}"
         axes.plot([], [], PART_MARKERS[part], color=PART_COLORS[part], label=name)
-    axes.axvline(1.0 if outcome.log else 0.0, color="grey", lw=0.8, zorder=0)
+    none = 1.0 if outcome.log else 0.0
+    axes.axvline(none, color="grey", lw=0.8, zorder=0)
     axes.set_ylim(len(settings) - 0.5, -0.5)
+    values = summary["value"].dropna()
+    least, most = min(values.min(), none), max(values.max(), none)
     if outcome.log:
-        axes.set(xscale="log", xlabel="NPO's cost / SimNPO's")
+        axes.set(xscale="log", xlabel="NPO's cost / SimNPO's", xlim=(least / 2, most * 2))
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter("{x:.3g}")
     else:
-        axes.set(xlabel="NPO's excess over SimNPO's, nats")
+        room = 0.5 * (most - least)
+        axes.set(xlabel="NPO's excess over SimNPO's, nats", xlim=(least - room, most + room))
