@@ -211,7 +211,7 @@ CATALOGUE = (
         "figures.questions.after_adam",
         "",
         "what of the weights survives Adam",
-        480,
+        190,
         heavy=True,
         gallery=True,
     ),

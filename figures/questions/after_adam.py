@@ -208,10 +208,12 @@ def levels(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def beside_ascent(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return by how much gradient ascent exceeds each method, in every outcome.
+def beside(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return by how much gradient ascent exceeds each method, in every outcome, with intervals.
 
-    It is what each part of the weights does beyond having none, paired as in `parts`.
+    It is what each part of the weights does beyond having none, paired as in `parts`. Where the
+    retain term was run alone, it stands in gradient ascent's place as well: `than` says which of
+    the two is compared with. Near 1 (or 0 nats) it is the retain term that forgets.
     """
     rows = []
     keys = ["setting", "method", "weighting"]
@@ -219,12 +221,14 @@ def beside_ascent(frame: pd.DataFrame) -> pd.DataFrame:
         own = frame[(frame["case"] == outcome.case) & (frame["component"] == outcome.component)]
         wide = own.pivot(index=["pretrain_seed", "seed"], columns=keys, values=outcome.column)
         wide = wide.astype(float).transform(np.log) if outcome.log else wide.astype(float)
-        for key in wide.columns:
-            if key[1] in (ASCENT, ALONE):
-                continue
-            more = wide[key[0], ASCENT, NOTHING] - wide[key]
-            found = ratio(_over(more)) if outcome.log else _over(more)
-            rows.append({"outcome": name, **dict(zip(keys, key, strict=True)), **found._asdict()})
+        for setting, method, weighting in wide.columns:
+            for than, kept in ((ASCENT, NOTHING), (ALONE, "own")):
+                if method in (ASCENT, ALONE) or (setting, than, kept) not in wide.columns:
+                    continue
+                more = wide[setting, than, kept] - wide[setting, method, weighting]
+                found = ratio(_over(more)) if outcome.log else _over(more)
+                known = {"setting": setting, "method": method, "weighting": weighting}
+                rows.append({"outcome": name, **known, "than": than, **found._asdict()})
     return pd.DataFrame(rows)
 
 
@@ -233,7 +237,7 @@ def told(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {
         "parts": parts(frame),
         "levels": levels(frame),
-        "beside_ascent": beside_ascent(frame),
+        "beside": beside(frame),
         "rates": rates(frame),
     }
 

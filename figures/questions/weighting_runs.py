@@ -30,7 +30,7 @@ from markov.diagnostics import crossings
 from markov.experiments import PAPER_BETAS, Experiment, grid
 from markov.objectives import CORNERS, Objective, gradient_ascent
 
-ORDERS = 2
+ORDERS = 1  # of batches for each model: more models tell more than more orders
 EXAMPLES = 32  # test sequences of each component
 RECORDED = (0, 1, 2, 3, 4, 5, 6, 8, 11, 15, 21, 30, 50, 70, 100)
 METHODS = ("npo", "simnpo")

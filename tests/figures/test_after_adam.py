@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from figures import cache, style
 from figures.questions import after_adam, weighting_runs
-from figures.questions.after_adam import INTERACTION, OUTCOMES, beside_ascent, levels, parts
+from figures.questions.after_adam import INTERACTION, OUTCOMES, beside, levels, parts
 from figures.questions.weighting_runs import (
     ALONE,
     ASCENT,
@@ -133,7 +133,7 @@ def test_the_figure_draws_the_frame_it_computes(context: cache.Context) -> None:
     assert all(axes.has_data() for axes in figure.axes)
     pd.testing.assert_frame_equal(frame, before)
     told = after_adam.told(frame)
-    assert set(told) == {"parts", "levels", "beside_ascent", "rates"}
+    assert set(told) == {"parts", "levels", "beside", "rates"}
     assert len(told["rates"]) == 0  # neither setting measures any
     assert set(told["parts"]["setting"]) == set(FEW)
 
@@ -249,7 +249,8 @@ def test_only_models_in_which_both_methods_get_there_are_compared() -> None:
 def test_levels_and_what_gradient_ascent_costs_beyond_them_are_those_that_were_planted() -> None:
     frame = planted(COSTS, noise=0.0)
     found = levels(frame).set_index(["outcome", "method", "weighting"])
-    more = beside_ascent(frame).set_index(["outcome", "method", "weighting"])
+    more = beside(frame).set_index(["outcome", "method", "weighting"])
+    assert set(more["than"]) == {ASCENT}
     for (method, weighting), cost in COSTS.items():
         assert found.loc[("short chain", method, weighting), "value"] == pytest.approx(cost)
         if method != ASCENT:
@@ -258,3 +259,12 @@ def test_levels_and_what_gradient_ascent_costs_beyond_them_are_those_that_were_p
             assert more.loc[("gap", *key[1:]), "value"] == pytest.approx(16 - cost)
     assert set(more.index.get_level_values("method")) == set(METHODS)
     assert set(found.index.get_level_values("outcome")) == set(OUTCOMES)
+
+
+def test_what_the_retain_term_does_alone_is_compared_with_where_it_was_run() -> None:
+    frame = planted(COSTS | {(ALONE, "own"): 4.0}, noise=0.0)
+    found = beside(frame).set_index(["outcome", "than", "method", "weighting"])
+    assert found.loc[("short chain", ALONE, "simnpo", "own"), "value"] == pytest.approx(4)
+    assert found.loc[("gap", ALONE, "npo", "own"), "value"] == pytest.approx(4 - 8)
+    assert found.loc[("short chain", ASCENT, "simnpo", "own"), "value"] == pytest.approx(16)
+    pd.testing.assert_frame_equal(parts(frame), parts(planted(COSTS, noise=0.0)))
