@@ -218,6 +218,15 @@ CATALOGUE = (
         heavy=True,
     ),
     Entry(
+        "after_adam",
+        "figures.questions.after_adam",
+        "",
+        "what of the weights survives Adam",
+        190,
+        heavy=True,
+        gallery=True,
+    ),
+    Entry(
         "llm_effective_push",
         "figures.language.effective_push",
         "",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from markov.console import progress
-from markov.console.choices import OptimizerName, RetainTerm
+from markov.console.choices import OptimizerName, RetainTerm, WeightingName
 from markov.console.parts import asked_part, check_collected
 from markov.errors import exit_code, require, require_jobs, require_whole
 from markov.files import folders, leftovers, storage
@@ -48,6 +48,15 @@ class Common:
     """Loss on retain data that is added to the forget loss."""
     retain_weight: float = 0.0
     """Factor of the retain loss, lambda: above 0 where there is one, else 0."""
+    weighting: WeightingName = "own"
+    """What is kept of the objective's weights w in each batch, to see what they do.
+    own: all;
+    magnitude: how large they are, each is replaced by the mean of its batch;
+    allocation: how they compare, all are divided by the mean of their batch;
+    none: nothing, every weight is 1, which is gradient ascent.
+    """
+    clip: float | None = None
+    """Largest norm of a gradient over all parameters; a larger one is cut to it (default: any)."""
     epochs: int = 5
     """Epochs of pretraining."""
     width: int | None = None
@@ -114,7 +123,9 @@ class Unlearn(Common):
     """Rule of an update.
     adamw_transformers: AdamW as in transformers before version 5, which the released code uses;
     adamw: as in torch;
-    sgd: plain descent.
+    sgd: plain descent;
+    ..._matched: the same direction, but every step is as long as the step size, over all
+    parameters, so that only the direction is left of a rule.
     """
     architecture: Literal["paper", "released"] = "paper"
     """What the paper describes, or what its released code trains."""
@@ -220,6 +231,8 @@ def experiment(command: Unlearn) -> Experiment:
         optimizer=command.optimizer,
         retain_term=command.retain_term,
         retain_weight=command.retain_weight,
+        weighting=command.weighting,
+        clip=command.clip,
         recorded=tuple(sorted({*range(0, command.steps, command.record_every), command.steps})),
         test_examples=command.test_examples,
         gradient_examples=command.gradient_examples,

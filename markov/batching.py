@@ -231,3 +231,18 @@ def pieces(batches: Batches, found: Cuts) -> Iterator[Batches]:
             batches.mask[:, rows, :time],
             batches.component[:, rows],
         )
+
+
+def drawn(
+    corpora: Sequence[Corpus], seeds: Sequence[int], purpose: str, steps: int, batch: int
+) -> tuple[Batches, Int64[Tensor, "runs rows"], Int64[Tensor, "runs rows"]]:
+    """Draw the batches of all steps; return them, their rows in the corpora, and their lengths.
+
+    They lie on the processor, where they are the same for every device. Each batch is sorted by
+    length, with the longest first.
+    """
+    lengths = lengths_of(corpora)
+    generators = [generator(seed, purpose) for seed in seeds]
+    order = draw(lengths.shape[1], generators, steps * batch)
+    order = longest_first(order, lengths, batch)
+    return take(corpora, order), order, lengths.gather(1, order)

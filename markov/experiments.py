@@ -9,13 +9,14 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from markov.cases import LENGTH, Case
-from markov.console.choices import OptimizerName, RetainTerm
+from markov.console.choices import OptimizerName, RetainTerm, WeightingName
 from markov.errors import is_whole, require, require_all_whole, require_number
 from markov.models import Tabular, Transformer
 from markov.objectives import Objective, npo, validate
 from markov.optimizers import OPTIMIZERS
 from markov.sweeps import ComponentSweep
 from markov.training import RETAIN_LOSSES
+from markov.weighting import WEIGHTINGS
 
 # The betas that the paper chose by grid search, by case (appendix H).
 PAPER_BETAS = {"length": {"npo": 0.2, "simnpo": 4.0}, "memorisation": {"npo": 1.0, "simnpo": 4.0}}
@@ -54,9 +55,11 @@ class Experiment:
     """One unlearning run as a value.
 
     It has a case, a model and its pretraining, an objective, and how that is minimised and
-    observed. `seed` orders the batches; `pretraining.seed` draws the data and the start. `recorded`
-    are the steps at which the run is evaluated (default: all), on the first `test_examples` test
-    sequences of each component (default: all).
+    observed. `weighting` is what is kept of the objective's weights (see `markov.weighting`), and
+    `clip` the largest global norm of a gradient (default: any). `seed` orders the batches;
+    `pretraining.seed` draws the data and the start. `recorded` are the steps at which the run is
+    evaluated (default: all), on the first `test_examples` test sequences of each component
+    (default: all).
     """
 
     case: Case | ComponentSweep = LENGTH
@@ -70,6 +73,8 @@ class Experiment:
     optimizer: OptimizerName = "adamw_transformers"
     retain_term: RetainTerm = "none"
     retain_weight: float = 0.0
+    weighting: WeightingName = "own"
+    clip: float | None = None
     recorded: tuple[int, ...] | None = None
     test_examples: int | None = None
     gradient_examples: int = 0
@@ -115,6 +120,11 @@ class Experiment:
             self.retain_weight,
             f"positive exactly where there is a retain term (retain_term is {self.retain_term!r})",
         )
+        _require_one_of("weighting", self.weighting, tuple(WEIGHTINGS))
+        if self.clip is not None:
+            require_number(
+                self.clip, "clip", lambda number: number > 0, "None or a positive number"
+            )
         if self.recorded is not None:
             allowed = f"None or a tuple of steps from 0 to steps = {self.steps}"
             whole = isinstance(self.recorded, tuple) and all(

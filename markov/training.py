@@ -32,7 +32,7 @@ from markov.batching import (
     cuts,
     cutting_of,
     derived_seed,
-    draw,
+    drawn,
     even_cuts,
     generator,
     grouped,
@@ -57,6 +57,7 @@ from markov.recording import (
     score,
     together,
 )
+from markov.weighting import WEIGHTINGS, Weighting, reweighted
 
 
 class Member(NamedTuple):
@@ -141,13 +142,15 @@ def unlearn(
     optimizer: Optimizer,
     recorded: Sequence[int] = (0,),
     retain_term: RetainTerm = "none",
+    weighting: Weighting = WEIGHTINGS["own"],
     gradient_examples: int = 0,
     device: str = "cpu",
     on_step: Callable[[int, Parameters], None] | None = None,
 ) -> Trajectory:
     """Minimise E[objective loss] + retain_weight E[retain loss] from each run's own start.
 
-    Batches come from each run's own shuffled forget (and retain) training sequences. The steps in
+    Batches come from each run's own shuffled forget (and retain) training sequences. A `weighting`
+    says which weights the forget loss has within each batch: its own, unless told. The steps in
     `recorded` are recorded, of which 0 is the start; `gradient_examples` is the number of probe
     sequences behind a gradient norm. `on_step(step, parameters)` is called before every step and at
     the end; an exception that it raises ends the run. Raises `InvalidInput` for runs whose data
@@ -169,7 +172,8 @@ def unlearn(
     stacked = stack([run.objective for run in runs], dtype=like.dtype, device=like.device)
     laws = [torch.as_tensor(field)[:, None] for field in stacked]
     objective = Objective(*laws)
-    forget, order, lengths = _drawn([run.forget for run in runs], runs, "forget", steps, batch)
+    seeds = [run.seed for run in runs]
+    forget, order, lengths = drawn([run.forget for run in runs], seeds, "forget", steps, batch)
     ref = _references(model, runs, parameters, order, cutting).to(device)
     groups = [
         grouped(
@@ -182,7 +186,7 @@ def unlearn(
     scored, forget = lengths.to(like), forget.to(device)
     retain = start = None
     if retain_term != "none":
-        retain = _drawn([run.retain for run in runs], runs, "retain", steps, batch)[0].to(device)
+        retain = drawn([run.retain for run in runs], seeds, "retain", steps, batch)[0].to(device)
         start = {name: value.detach().clone() for name, value in parameters.items()}
     wanted = {step for step in recorded if 0 <= step <= steps}
     require(len(wanted) > 0, "recorded", recorded, f"at least one step from 0 to {steps}")
@@ -208,7 +212,8 @@ def unlearn(
             logp = torch.cat([score(model, own, *part[:2]).logp for part in parts], dim=1)
             seq = SequenceLogProbs(logp, scored[chosen, rows], ref[chosen, rows])
             each, weight = loss_and_weight(Objective(*(field[chosen] for field in laws)), seq)
-            weights[chosen, step], mean = weight.detach(), each.mean(-1)
+            weights[chosen, step] = used = weighting(weight.detach())
+            mean = reweighted(each, logp, weight, used).mean(-1)
             if retain is not None and start is not None:
                 kept = retain.of(chosen, rows)
                 first = {name: value[chosen] for name, value in start.items()}
@@ -243,21 +248,6 @@ def _trainable(runs: Sequence[Parameters], dtype: torch.dtype, device: str) -> d
     return {
         name: value.detach().to(device, dtype).requires_grad_() for name, value in stacked.items()
     }
-
-
-def _drawn(
-    corpora: Sequence[Corpus], runs: Sequence[Member], purpose: str, steps: int, batch: int
-) -> tuple[Batches, Tensor, Tensor]:
-    """Draw the batches of all steps; return them, their rows in the corpora, and their lengths.
-
-    They lie on the processor, where they are the same for every device. Each batch is sorted by
-    length, with the longest first.
-    """
-    lengths = lengths_of(corpora)
-    generators = [generator(run.seed, purpose) for run in runs]
-    order = draw(lengths.shape[1], generators, steps * batch)
-    order = longest_first(order, lengths, batch)
-    return take(corpora, order), order, lengths.gather(1, order)
 
 
 # The losses of the parameters of some runs, whose rows are cut in a certain way; none is computed

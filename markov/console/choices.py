@@ -7,5 +7,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-OptimizerName = Literal["adamw_transformers", "adamw", "sgd"]
+OptimizerName = Literal[
+    "adamw_transformers", "adamw", "sgd", "adamw_transformers_matched", "sgd_matched"
+]
 RetainTerm = Literal["none", "cross_entropy", "kl"]
+WeightingName = Literal["own", "magnitude", "allocation", "none"]

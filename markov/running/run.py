@@ -25,7 +25,7 @@ from markov.experiments import Experiment
 from markov.files import leftovers, storage
 from markov.models import Parameters, stack_parameters
 from markov.numerics import one_thread
-from markov.optimizers import OPTIMIZERS
+from markov.optimizers import OPTIMIZERS, clipped
 from markov.recording import Probe, Trajectory, kl_to_truth, log_laws
 from markov.running.backends import elsewhere, together
 from markov.running.dividing import Share, cost, shape_of, shares, split
@@ -46,6 +46,7 @@ from markov.running.models import (
 from markov.studies import ideal_forget_distance
 from markov.sweeps import ComponentSweep
 from markov.training import Member, unlearn
+from markov.weighting import WEIGHTINGS
 
 # Multiplications below which starting processes takes longer than they save: some seconds' work.
 LITTLE = 1e11
@@ -278,9 +279,10 @@ def _unlearn(
         members,
         steps=first.steps,
         batch=first.batch,
-        optimizer=OPTIMIZERS[first.optimizer],
+        optimizer=clipped(OPTIMIZERS[first.optimizer], first.clip),
         recorded=recorded,
         retain_term=first.retain_term,
+        weighting=WEIGHTINGS[first.weighting],
         gradient_examples=first.gradient_examples,
         device=first.device,
         on_step=on_step,

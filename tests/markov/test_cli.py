@@ -80,6 +80,7 @@ def test_unlearn_writes_a_table_with_its_provenance_and_prints_a_summary(tmp_pat
         ("record_every", ["--record-every", "0"]),
         ("jobs", ["--jobs", "0"]),
         ("retain_weight", ["--retain-weight", "1"]),
+        ("clip", ["--clip", "0"]),
         ("device", ["--device", "gpu"]),
         ("device", ["--device", "cuda:99"]),
         ("out", ["--out", "/dev/null/run.parquet"]),
@@ -155,7 +156,8 @@ def test_figures_refuse_an_output_folder_that_cannot_be_written() -> None:
 
 def test_help_teaches() -> None:
     text = call("unlearn", "--help").stdout
-    for word in ("--beta", "--gamma", "adamw_transformers", "Example", "default"):
+    words = ("--beta", "--gamma", "adamw_transformers", "Example", "default", "_matched")
+    for word in (*words, "--clip", "--weighting", "magnitude", "allocation"):
         assert word in text
 
 
@@ -172,6 +174,8 @@ def test_the_command_line_says_what_an_experiment_is() -> None:
     assert experiment(Unlearn(objective="simnpo", gamma=0.5)).objective == simnpo(4.0, 0.5)
     assert experiment(Unlearn(objective="gradient_ascent")).objective == gradient_ascent()
     assert experiment(Unlearn(steps=5, record_every=2)).recorded == (0, 2, 4, 5)
+    part = experiment(Unlearn(weighting="allocation", clip=0.5, optimizer="sgd_matched"))
+    assert (part.weighting, part.clip, part.optimizer) == ("allocation", 0.5, "sgd_matched")
 
 
 def test_a_grid_is_the_product_of_its_axes_and_needs_values_on_each() -> None:

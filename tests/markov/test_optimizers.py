@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from markov.errors import InvalidInput
-from markov.optimizers import OPTIMIZERS, AdamW, Optimizer, Sgd
+from markov.optimizers import OPTIMIZERS, AdamW, Clipped, Matched, Optimizer, Sgd, clipped
 from tests.helpers import check_close, slow_adam
 
 SHAPES = {"matrix": (4, 3), "vector": (5,), "number": ()}
@@ -22,6 +22,7 @@ RULES = {
     **OPTIMIZERS,
     "no_eps": AdamW(eps=1e-300),
     "other_betas": AdamW(eps=1e-3, beta1=0.5, beta2=0.9),
+    "clipped": Clipped(rule=AdamW(), norm=0.1),
 }
 every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 points = settings(max_examples=50)
@@ -150,6 +151,8 @@ def test_the_named_rules_are_the_ones_they_are_named_after():
         "adamw_transformers": AdamW(eps=1e-6, correct_eps=False, beta1=0.9, beta2=0.999),
         "adamw": AdamW(eps=1e-8, correct_eps=True, beta1=0.9, beta2=0.999),
         "sgd": Sgd(),
+        "adamw_transformers_matched": Matched(rule=AdamW(eps=1e-6, correct_eps=False)),
+        "sgd_matched": Matched(rule=Sgd()),
     }
 
 
@@ -224,7 +227,7 @@ def test_a_gradient_far_below_eps_is_damped_by_transformers_rule_and_rescaled_by
     assert shipped["adamw_transformers"] < 0.004 < 0.9 < shipped["adamw"]
     # A gradient far above eps is rescaled to the step size by both.
     assert [-number(rule, [1.0])[0] for rule in OPTIMIZERS.values()] == pytest.approx(
-        [1, 1, 1], rel=1e-4
+        [1] * len(OPTIMIZERS), rel=1e-4
     )
 
 
@@ -261,6 +264,80 @@ def test_under_gradient_descent_it_reaches_them_in_full(scale: float):
             check_close(other[name], scale * one[name], atol=0)
 
 
+# --- cut gradients, and steps of one length ---
+
+
+def norm(tensors: dict[str, Tensor], run: int) -> float:
+    """The norm over all numbers of a run, one after the other."""
+    return math.sqrt(sum(float(x) ** 2 for one in tensors.values() for x in one[run].flatten()))
+
+
+@pytest.mark.parametrize("most", [1e-3, 0.5, 1e9])
+def test_cut_gradients_are_torchs(most: float):
+    gradients = draws(1, 8)
+    ours = path(Clipped(rule=OPTIMIZERS["adamw"], norm=most), gradients, [0.01])
+    parameters = {name: torch.zeros_like(value) for name, value in gradients[0].items()}
+    theirs = torch.optim.AdamW(list(parameters.values()), lr=0.01, weight_decay=0)
+    for gradient, place in zip(gradients, ours, strict=True):
+        for name, value in parameters.items():
+            value.grad = gradient[name].clone()
+        # torch divides by the norm + 1e-6.
+        torch.nn.utils.clip_grad_norm_(parameters.values(), most)
+        theirs.step()
+        for name, value in parameters.items():
+            check_close(place[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_each_run_is_cut_by_its_own_norm():
+    gradients = draws(3, 1)
+    gradients[0] = {
+        name: value * torch.tensor([1.0, 10.0, 1e-3]).view(-1, *[1] * (value.ndim - 1))
+        for name, value in gradients[0].items()
+    }
+    (place,) = path(Clipped(rule=Sgd(), norm=1e-3), gradients, [1.0] * 3)
+    whole = [norm(gradients[0], run) for run in range(3)]
+    assert whole[2] < 1e-3 < whole[0] < whole[1]
+    got = [norm(place, run) for run in range(3)]
+    assert got == pytest.approx([1e-3, 1e-3, whole[2]], rel=1e-12)
+    # Below the bound not a bit changes.
+    assert all(torch.equal(-place[name][2], gradients[0][name][2]) for name in SHAPES)
+
+
+def test_no_bound_is_the_rule_itself():
+    rule = AdamW()
+    assert clipped(rule, None) is rule and clipped(rule, 2.0) == Clipped(rule=rule, norm=2.0)
+
+
+@pytest.mark.parametrize("rule", [Sgd(), AdamW(), AdamW(eps=1e-6, correct_eps=False)])
+def test_matched_steps_have_one_length_and_the_direction_of_the_rule(rule: Optimizer):
+    gradients, rates = draws(2, 6), [0.3, 0.02]
+    free, held = (path(one, gradients, rates) for one in (rule, Matched(rule=rule)))
+    start = {name: torch.zeros_like(value) for name, value in gradients[0].items()}
+    for before, after, own, other in zip([start, *held], held, [start, *free], free, strict=False):
+        step = {name: after[name] - before[name] for name in SHAPES}
+        want = {name: other[name] - own[name] for name in SHAPES}
+        for run, rate in enumerate(rates):
+            assert norm(step, run) == pytest.approx(rate, rel=1e-9)
+            for name in SHAPES:
+                check_close(
+                    step[name][run], want[name][run] * rate / norm(want, run), rtol=1e-6, atol=1e-12
+                )
+
+
+def test_under_matched_descent_the_scale_of_the_gradients_is_lost():
+    gradients = draws(1, 5)
+    scaled = [{name: 1e-3 * value for name, value in one.items()} for one in gradients]
+    rule = OPTIMIZERS["sgd_matched"]
+    for one, other in zip(path(rule, gradients, [0.1]), path(rule, scaled, [0.1]), strict=True):
+        for name in SHAPES:
+            check_close(other[name], one[name])
+
+
+def test_matched_steps_stay_where_there_is_no_gradient():
+    assert number(OPTIMIZERS["sgd_matched"], [0.0, 2.0, 0.0], 0.1) == [0.0, -0.1, -0.1]
+    assert number(OPTIMIZERS["adamw_transformers_matched"], [0.0]) == [0.0]
+
+
 # --- bad input ---
 
 
@@ -280,3 +357,10 @@ def test_an_impossible_setting_is_refused_by_name(field: str, value: float):
     with pytest.raises(InvalidInput) as caught:
         AdamW(**{field: value})  # pyright: ignore[reportArgumentType]
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_an_impossible_bound_is_refused_by_name(value: float):
+    with pytest.raises(InvalidInput) as caught:
+        Clipped(rule=Sgd(), norm=value)
+    assert caught.value.field == "norm"
