@@ -272,6 +272,15 @@ CATALOGUE = (
         "llm_sequential", "figures.language.sequential", "A5", "requests in turn", 165, heavy=True
     ),
     Entry(
+        "push_and_need",
+        "figures.questions.push_and_need",
+        "",
+        "does the push match the need?",
+        900,
+        heavy=True,
+        gallery=True,
+    ),
+    Entry(
         "llm_study",
         "figures.language.study",
         "1c, 4 and 6",
@@ -298,10 +307,11 @@ UNSTUDIED = {
     "llm_reference_noise": "no run of a study has a perturbed reference; --model makes such runs",
     "llm_sequential": "a study makes one request, not several in turn",
     "llm_beside": "it is of the default model and of SmolLM2",
+    "push_and_need": "it is of the default model and of chains, and makes runs of its own",
     "divergence": "a study does not record the KL to the original along its runs",
 }
 # Always of models that are made here.
-OF_DEFAULT = ("llm_beside", "llm_sequential", "muse_tradeoff")
+OF_DEFAULT = ("llm_beside", "llm_sequential", "muse_tradeoff", "push_and_need")
 # Of more than what single runs of unlearning hold.
 NOT_OF_RUNS = (*OF_DEFAULT, *EVALUATED, "llm_reference_noise")
 GALLERY = tuple(entry.name for entry in CATALOGUE if entry.gallery)

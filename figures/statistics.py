@@ -60,6 +60,28 @@ def p_value(estimate: Estimate, none: float = 0.0, level: float = 0.95) -> float
     return float(2 * stats.t.sf(abs(estimate.value - none) / error, estimate.count - 1))
 
 
+def verdict(estimate: Estimate, threshold: float = 0.0) -> str:
+    """Return what an interval says of the claim that a number exceeds a threshold of at least 0.
+
+    Without the effect the number is 0. The claim "holds" where the whole interval lies beyond the
+    threshold, "holds weakly" where the interval excludes no effect but not the threshold, is
+    "contradicted" where the whole interval lies on the other side of no effect, and is
+    "inconclusive" otherwise, and where there is no interval.
+    """
+    if estimate.low > threshold:
+        return "holds"
+    if estimate.low > 0:
+        return "holds weakly"
+    return "contradicted" if estimate.high < 0 else "inconclusive"
+
+
+def at_level(estimate: Estimate, level: float, known: float = 0.95) -> Estimate:
+    """Return an estimate with its interval, Student's t, at another level than the `known` one."""
+    wide, narrow = (stats.t.ppf((1 + one) / 2, estimate.count - 1) for one in (level, known))
+    half = (estimate.high - estimate.low) / 2 * float(wide / narrow)
+    return estimate._replace(low=estimate.value - half, high=estimate.value + half)
+
+
 def holm_levels(p_values: Sequence[float], alpha: float = 0.05) -> list[float]:
     """Return the level of the interval by which each of several claims is judged together.
 

@@ -47,6 +47,12 @@ COMPONENT_LABELS = {
 }
 CASE_LABELS = {"length": "Case A: two lengths", "memorisation": "Case B: memorised or not"}
 OPTIMIZER_LABELS = {"adamw_transformers": "AdamW of transformers < 5", "adamw": "AdamW of torch"}
+VERDICTS = {
+    "holds": "#0072B2",
+    "holds weakly": "#56B4E9",
+    "inconclusive": "#999999",
+    "contradicted": "#D55E00",
+}
 LINES = {"forget1": "-", "forget2": "--"}
 MARKERS = {"forget1": "o", "forget2": "s"}
 

@@ -182,13 +182,13 @@ def unlearn(
 
     Raises `InvalidInput` as `score_encoded` does, for a model whose parameters are not finite or
     whose losses before the first update are not, for a retain term without retain examples, for a
-    `ref`, `index`, `importance` or `preferred` that they cannot be, for names of measures
-    that the table has already, and for a state of another run.
+    `ref`, `index`, `importance` or `preferred` of another shape or with values that they cannot
+    have, for names of measures that the table has already, and for a state of another run.
     """
     index = np.arange(len(forget)) if index is None else np.asarray(index)
     _check(model, forget, retain, preferred, settings)
     _check_numbers(len(forget), settings, ref, index)
-    check_importance(len(forget), importance)
+    _check_importance(len(forget), importance)
     every, vocab, found, digest = settings.optimization, _vocabulary(model), None, ""
     if state is not None:
         others = (preferred and list(preferred), measure and measure.name)
@@ -313,7 +313,7 @@ def _check_numbers(count: int, settings: Unlearning, ref: Tensor | None, index: 
     require(len(set(index.tolist())) == len(index), "index", index.tolist(), "each value once")
 
 
-def check_importance(count: int, importance: Tensor | None) -> None:
+def _check_importance(count: int, importance: Tensor | None) -> None:
     """Raise `InvalidInput` unless it is None, or numbers >= 0 of mean 1, one per example."""
     if importance is None:
         return
