@@ -66,6 +66,47 @@ def laws(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def causes(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return what gradients, needs and the weights that match go with, over trainings.
+
+    At the start log `quantity` (norm, need, or the best weights, `nnls`) is fitted by least squares
+    on log |y| and on the logarithm of the loss per token, -logp / |y|: how well the model knows an
+    answer. Columns `optimizer`, `quantity`, `measure`: the exponents `length` and `loss`, the share
+    of the variance `explained` by both, and by either alone, `length_alone` and `loss_alone`;
+    `value`, `low`, `high`, `count`. Answers where the quantity is not positive are left out.
+    """
+    own, rows = frame[frame["kind"] == "example"], []
+    for (optimizer, seed), part in own.groupby(["optimizer", "seed"], sort=False):
+        for quantity in ("norm", "need", "nnls"):
+            found = _fit(part, quantity)
+            rows += [
+                {"optimizer": optimizer, "seed": seed, "quantity": quantity, "measure": name}
+                | {"value": value}
+                for name, value in found.items()
+            ]
+    single, keys = pd.DataFrame(rows), ["optimizer", "quantity", "measure"]
+    return pd.DataFrame(
+        [
+            dict(zip(keys, key, strict=True)) | over_models(one["value"], one["seed"])._asdict()
+            for key, one in single.groupby(keys, sort=False)
+        ]
+    )
+
+
+def _fit(part: pd.DataFrame, quantity: str) -> dict[str, float]:
+    some = part[(part[quantity] > 0) & (part["logp"] < 0)]
+    length, loss = np.log(some["length"]), np.log(-some["logp"] / some["length"])
+    y = np.log(some[quantity])
+    columns = np.column_stack([np.ones(len(some)), length, loss])
+    fitted = np.linalg.lstsq(columns, y, rcond=None)[0]
+    rest = float(((y - columns @ fitted) ** 2).sum() / ((y - y.mean()) ** 2).sum())
+    alone = {
+        f"{name}_alone": float(np.corrcoef(one, y)[0, 1] ** 2)
+        for name, one in (("length", length), ("loss", loss))
+    }
+    return {"length": fitted[1], "loss": fitted[2], "explained": 1 - rest, **alone}
+
+
 def runs(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the measures of the runs, means over trainings with intervals."""
     own, rows = frame[frame["kind"] == "run"], []
@@ -158,6 +199,13 @@ def _law(measure: str, optimizer: str = "AdamW") -> Callable[[pd.DataFrame], pd.
     return take
 
 
+def _known_more(frame: pd.DataFrame) -> pd.Series:
+    own = frame[(frame["kind"] == "example") & (frame["optimizer"] == "AdamW")]
+    found = {seed: _fit(part, "nnls") for seed, part in own.groupby("seed")}
+    more = {seed: one["loss_alone"] - one["length_alone"] for seed, one in found.items()}
+    return pd.Series(more, dtype=float)
+
+
 def _nearer(factor: str, at: str = "utility") -> Callable[[pd.DataFrame], pd.Series]:
     def take(frame: pd.DataFrame) -> pd.Series:
         found = excess(frame)
@@ -209,6 +257,12 @@ CLAIMS = (
         text="the length says more than half of how unequal these weights are",
         unit="of the variance of log w, less a half",
         per_training=lambda frame: _law("explained")(frame) - 0.5,
+    ),
+    Claim(
+        name="known",
+        text="how well an answer is known says more of them than its length",
+        unit="of the variance of log w",
+        per_training=_known_more,
     ),
     Claim(
         name="needed wins",

@@ -12,7 +12,8 @@ length for the need and knows no retrained model; the best weights >= 0 are as m
 answers, so that they say what is possible, not what a rule reaches.
 
 Lower left: these weights of one training's answers, over their mean, against length (AdamW), with
-powers |y|^-n. Middle: what a run's own push meets of what is still needed, along NPO and SimNPO,
+powers |y|^-n, and in colour how well the model knows the answer; the title has means over
+trainings. Middle: what a run's own push meets of what is still needed, along NPO and SimNPO,
 and what the best weights would there. Right: runs of NPO's loss with fixed weights, each on top of
 NPO's own: by how much D against the retrained model lies above that of equal weights, where these
 have as much utility (filled) or as much probability on retain answers (open); below 0 is better.
@@ -29,6 +30,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from figures import style
@@ -39,6 +41,7 @@ from figures.questions.matching_told import (
     AT,
     LANGUAGE,
     assess,
+    causes,
     excess,
     excesses,
     laws,
@@ -84,7 +87,7 @@ def data(context: Context) -> pd.DataFrame:
 
     Columns `kind` (example, match, law: see `pushes.of_point`; run: see `weightings.unlearned`),
     `model` (language model, or the case of the chains), `seed`, `corner` and `epoch`. Examples are
-    those of the first training before the first update.
+    those before the first update.
     """
     studies = trainings(context)
     ways = [
@@ -99,9 +102,7 @@ def data(context: Context) -> pd.DataFrame:
         ],
         ignore_index=True,
     )
-    shown = (found["kind"] != "example") | (
-        (found["corner"] == "") & (found["seed"] == studies[0].models.seed)
-    )
+    shown = (found["kind"] != "example") | (found["corner"] == "")
     jobs = weightings.wanted(studies)
     made = cached_each(context, weightings.__name__, jobs, partial(weightings.unlearned, context))
     chains = chain_pushes.compared(context).rename(columns={"case": "model"})
@@ -119,6 +120,7 @@ def told(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
         "claims": assess(frame),
         "matches": matches(frame),
         "laws": laws(frame),
+        "causes": causes(frame),
         "runs": runs(frame),
         "excess": excesses(frame),
     }
@@ -132,19 +134,23 @@ def plot(frame: pd.DataFrame) -> Figure:
     titles = {LANGUAGE: "default language model", **style.CASE_LABELS}
     for axes, model in zip(panels[0], models, strict=False):
         own = found[(found["model"] == model) & (found["corner"] == "")]
-        _matched(axes, own[own["need_of"] == "total"], titles[model])
+        varied = model in set(frame[frame["kind"] == "law"]["model"])
+        _matched(axes, own[own["need_of"] == "total"], titles[model], varied=varied)
     for axes in panels[0][len(models) :]:
         axes.set_visible(False)
-    panels[0][0].legend(fontsize=7, loc="lower right")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=7)
     _weights(panels[1][0], frame)
     _path(panels[1][1], found)
     _judged(panels[1][2], frame)
     return figure
 
 
-def _matched(axes: Axes, found: pd.DataFrame, title: str) -> None:
+def _matched(axes: Axes, found: pd.DataFrame, title: str, *, varied: bool) -> None:
     known = lookup(found, ["optimizer", "weighting", "measure"])
     there = [name for name in NAMES if name in set(found["weighting"])]
+    if not varied:  # all powers of one length are equal weights
+        there.remove("power_best")
     for place, name in enumerate(there):
         for optimizer, (marker, color, shift) in LOOKS.items():
             for measure, face in (("whole", color), ("differences", "white")):
@@ -167,28 +173,30 @@ def _across(axes: Axes, one: Estimate, y: float, marker: str, **look: Any) -> No
 
 def _weights(axes: Axes, frame: pd.DataFrame) -> None:
     own = frame[(frame["kind"] == "example") & (frame["optimizer"] == "AdamW")]
-    weights = own["nnls"] / own["nnls"].mean()
-    some = weights > 0
+    own = own[(own["seed"] == own["seed"].min()) & (own["nnls"] > 0)]
+    weights, loss = own["nnls"] / own["nnls"].mean(), -own["logp"] / own["length"]
     length = np.array([own["length"].min(), own["length"].max()])
-    middle = float(np.exp(np.log(own["length"]).mean()))
-    level = float(np.exp(np.log(weights[some]).mean()))
-    axes.plot(own["length"][some], weights[some], ".", color="#CC79A7", ms=4, alpha=0.6)
+    middle, level = (float(np.exp(np.log(one).mean())) for one in (own["length"], weights))
+    norm = LogNorm(*np.quantile(loss, (0.02, 0.98)))
+    dots = axes.scatter(own["length"], weights, c=loss, norm=norm, s=7, cmap="viridis_r")
+    bar = axes.figure.colorbar(dots, ax=axes, extend="both", pad=0.02)
+    bar.set_label("loss per token, nats")
     for power, look in LINES.items():
-        label = "equal" if power == 0 else f"|y|^-{power:g}"
-        axes.plot(
-            length, level * (length / middle) ** -power, look, color="black", lw=1, label=label
-        )
+        name, line = "equal" if power == 0 else f"|y|^-{power:g}", (length / middle) ** -power
+        axes.plot(length, level * line, look, color="black", lw=1, label=name)
     found = lookup(laws(frame).query("optimizer == 'AdamW'"), ["model", "weighting", "measure"])
     power, share = (found[LANGUAGE, "nnls", measure] for measure in ("power", "explained"))
+    zero = found[LANGUAGE, "nnls", "zero"]
     axes.set(
         xscale="log",
         yscale="log",
         xlabel="|y|, scored tokens",
-        ylabel="best weight >= 0, over their mean",
-        title=f"as |y|^{power.value:.2f}, which explains {share.value:.0%}; "
-        f"{1 - some.mean():.0%} are 0",
+        ylabel="best weight ≥ 0, over their mean",
+        title=f"as |y|^{power.value:.2f}, which explains {share.value:.0%}; {zero.value:.0%} are 0",
     )
-    axes.legend(fontsize=7, loc="lower left", ncols=2)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low / 10, high)  # room for the legend
+    axes.legend(fontsize=7, loc="lower center", ncols=2)
 
 
 def _path(axes: Axes, found: pd.DataFrame) -> None:
@@ -212,7 +220,7 @@ def _path(axes: Axes, found: pd.DataFrame) -> None:
             )
     axes.set_xticks(range(len(epochs)), ["start", "after epoch 1", f"after epoch {last}"])
     axes.set(ylim=(-0.04, 1.3), ylabel="share of what is still needed", title="along a run (AdamW)")
-    axes.legend(fontsize=7, loc="upper center", ncols=2)
+    axes.legend(fontsize=7, loc="upper center", ncols=2, columnspacing=1, handlelength=1.5)
 
 
 def _judged(axes: Axes, frame: pd.DataFrame) -> None:

@@ -216,3 +216,22 @@ def test_a_law_of_weights_is_found_and_its_share() -> None:
         0.2
     )
     assert pushes.power_of(length, np.ones(5))["power"] == 0.0
+
+
+def test_what_weights_go_with_is_found_with_both_causes_apart() -> None:
+    rng, frames = np.random.default_rng(0), []
+    for seed in range(3):
+        length, loss = np.exp(rng.normal(3, 1, 60)), np.exp(rng.normal(-3, 1, 60))
+        loss *= length**0.5  # long answers are known less well
+        own = pd.DataFrame({"kind": "example", "optimizer": "AdamW", "length": length})
+        own = own.assign(seed=seed, logp=-loss * length, need=2 * length, norm=length**0.7 * loss)
+        frames.append(own.assign(nnls=length**-0.4 * loss**-2 * (rng.random(60) > 0.1)))
+    frame = pd.concat(frames)
+    found = matching_told.causes(frame).set_index(["quantity", "measure"])["value"].to_dict()
+    assert found["nnls", "length"] == pytest.approx(-0.4)
+    assert found["nnls", "loss"] == pytest.approx(-2)
+    assert found["norm", "length"] == pytest.approx(0.7)
+    assert found["need", "length_alone"] == pytest.approx(1) and abs(found["need", "loss"]) < 1e-9
+    assert found["nnls", "explained"] == pytest.approx(1) and found["nnls", "loss_alone"] < 1
+    claim = {one.name: one for one in matching_told.CLAIMS}["known"].per_training(frame)
+    assert list(claim.index) == [0, 1, 2] and (claim > 0).all()
