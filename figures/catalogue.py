@@ -276,7 +276,7 @@ CATALOGUE = (
         "figures.questions.push_and_need",
         "",
         "does the push match the need?",
-        900,
+        800,
         heavy=True,
         gallery=True,
     ),

@@ -171,7 +171,7 @@ def excesses(frame: pd.DataFrame) -> pd.DataFrame:
 class Claim:
     """A statement about trainings: a number of each that is claimed to exceed `threshold`.
 
-    Without the effect the number is 0.
+    Without the effect the number is 0. Claims of one `family` are judged together.
     """
 
     name: str
@@ -179,6 +179,7 @@ class Claim:
     unit: str
     per_training: Callable[[pd.DataFrame], pd.Series]
     threshold: float = 0.0
+    family: str = "first step"
 
 
 def _match(measure: str, weighting: str, optimizer: str = "AdamW") -> Callable[..., pd.Series]:
@@ -206,11 +207,19 @@ def _known_more(frame: pd.DataFrame) -> pd.Series:
     return pd.Series(more, dtype=float)
 
 
-def _nearer(factor: str, at: str = "utility") -> Callable[[pd.DataFrame], pd.Series]:
+def _falling_too(frame: pd.DataFrame) -> pd.Series:
+    own = frame[(frame["kind"] == "example") & (frame["optimizer"] == "AdamW")]
+    found = {seed: -_fit(part, "nnls")["length"] for seed, part in own.groupby("seed")}
+    return pd.Series(found, dtype=float)
+
+
+def _nearer(
+    factor: str, at: str = "utility", measure: str = "distance"
+) -> Callable[[pd.DataFrame], pd.Series]:
     def take(frame: pd.DataFrame) -> pd.Series:
         found = excess(frame)
         own = found[(found["factor"] == factor) & (found["at"] == at)]
-        return -own.set_index("seed")["distance"]
+        return -own.set_index("seed")[measure]
 
     return take
 
@@ -248,51 +257,83 @@ CLAIMS = (
     ),
     Claim(
         name="falling",
-        text="the weights that the need asks for fall with the length",
+        text="the best weights >= 0 fall with the length",
         unit="exponent",
         per_training=lambda frame: -_law("power")(frame),
     ),
     Claim(
+        name="falling too",
+        text="the best weights fall with the length of answers that are known equally well",
+        unit="exponent",
+        per_training=_falling_too,
+    ),
+    Claim(
         name="length",
-        text="the length says more than half of how unequal these weights are",
+        text="the length says more than half of how unequal the best weights are",
         unit="of the variance of log w, less a half",
         per_training=lambda frame: _law("explained")(frame) - 0.5,
     ),
     Claim(
         name="known",
-        text="how well an answer is known says more of them than its length",
+        text="how well an answer is known says more of the best weights than its length",
         unit="of the variance of log w",
         per_training=_known_more,
     ),
     Claim(
         name="needed wins",
-        text="unlearning with these weights ends nearer to the retrained model, at equal utility",
+        text="unlearning with the best weights ends nearer to the retrained model, at equal utility",
         unit="D",
         per_training=_nearer("nnls"),
+        family="runs",
     ),
     Claim(
         name="needed retains",
-        text="and at equal probability of what is retained",
+        text="with the best weights it ends nearer, at an equal probability of what is retained",
         unit="D",
         per_training=_nearer("nnls", "retain"),
+        family="runs",
+    ),
+    Claim(
+        name="kept wins",
+        text="with the best weights that also retain it ends nearer, at equal utility",
+        unit="D",
+        per_training=_nearer("nnls_kept"),
+        family="runs",
+    ),
+    Claim(
+        name="kept retains",
+        text="with those that also retain it ends nearer, at an equal probability of what is retained",
+        unit="D",
+        per_training=_nearer("nnls_kept", "retain"),
+        family="runs",
+    ),
+    Claim(
+        name="needed meets",
+        text="with the best weights log-probabilities end nearer, at equal utility",
+        unit="nats per token",
+        per_training=_nearer("nnls", measure="gap"),
+        family="runs",
     ),
     Claim(
         name="chosen n wins",
         text="|y|^-n ends nearer, n chosen on other trainings, at equal utility",
         unit="D",
         per_training=_chosen_nearer,
+        family="runs",
     ),
     Claim(
         name="over norm wins",
         text="|y| / |grad log p|^2, which needs no retrained model, ends nearer, at equal utility",
         unit="D",
         per_training=_nearer("length_over_norm"),
+        family="runs",
     ),
     Claim(
         name="over norm retains",
-        text="and at equal probability of what is retained",
+        text="with |y| / |grad log p|^2 it ends nearer, at an equal probability of what is retained",
         unit="D",
         per_training=_nearer("length_over_norm", "retain"),
+        family="runs",
     ),
 )
 
@@ -300,28 +341,30 @@ CLAIMS = (
 def assess(frame: pd.DataFrame) -> pd.DataFrame:
     """Estimate every claim: number, 95% interval over trainings, and verdict by Holm's procedure.
 
-    The columns are `claim`, `text`, `unit`, `value`, `low`, `high`, `count`, `interval`, `p`,
-    `level`, `threshold` and `verdict`.
+    The columns are `claim`, `family`, `text`, `unit`, `value`, `low`, `high`, `count`, `interval`,
+    `p`, `level`, `threshold` and `verdict`.
     """
-    values = [claim.per_training(frame) for claim in CLAIMS]
-    estimates = [over_models(own, own.index.to_numpy()) for own in values]
-    p_values = [p_value(one) for one in estimates]
     rows = []
-    levels = holm_levels(p_values)
-    for claim, own, found, p, level in zip(
-        CLAIMS, values, estimates, p_values, levels, strict=True
-    ):
-        rows.append(
-            {
-                "claim": claim.name,
-                "text": claim.text,
-                "unit": claim.unit,
-                **found._asdict(),
-                "interval": INTERVAL,
-                "p": p,
-                "level": level,
-                "threshold": claim.threshold,
-                "verdict": verdict(over_models(own, own.index.to_numpy(), level), claim.threshold),
-            }
-        )
+    for family in dict.fromkeys(claim.family for claim in CLAIMS):
+        claims = [claim for claim in CLAIMS if claim.family == family]
+        values = [claim.per_training(frame) for claim in claims]
+        estimates = [over_models(own, own.index.to_numpy()) for own in values]
+        p_values = [p_value(one) for one in estimates]
+        columns = values, estimates, p_values, holm_levels(p_values)
+        for claim, own, found, p, level in zip(claims, *columns, strict=True):
+            judged = over_models(own, own.index.to_numpy(), level)
+            rows.append(
+                {
+                    "claim": claim.name,
+                    "family": family,
+                    "text": claim.text,
+                    "unit": claim.unit,
+                    **found._asdict(),
+                    "interval": INTERVAL,
+                    "p": p,
+                    "level": level,
+                    "threshold": claim.threshold,
+                    "verdict": verdict(judged, claim.threshold),
+                }
+            )
     return pd.DataFrame(rows)

@@ -67,6 +67,7 @@ FACTORS = {
     "power_0.5": "|y|^-1/2",
     "power_1": "1/|y|",
     "length_over_norm": "|y| / norm²",
+    "nnls_kept": "best w ≥ 0, retaining\n(not a method)",
     "nnls": "best w ≥ 0\n(not a method)",
 }
 LOOKS = {"gradient descent": ("o", "#555555", 0.17), "AdamW": ("s", "#CC79A7", -0.17)}

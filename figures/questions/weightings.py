@@ -27,13 +27,13 @@ from llm.models.small_authors import build, sets
 from llm.unlearning.unlearn import Unlearning, unlearn
 from markov.objectives import npo
 
-LAMBDAS = (1.0, 4.0)
+LAMBDAS = (4.0,)
 # Of the one that others are compared with: wider, so that their utility lies between its own.
 WIDER = (1.0, 4.0, 16.0)
 FIRST = "power_0"  # the same weight for all: NPO itself
 OF_POWER = {f"power_{power:g}": power for power in pushes.POWERS}
 # What is known of a retrained model where the factor is made of it.
-ORACLES = ("nnls",)
+ORACLES = ("nnls", "nnls_kept")
 PRACTICAL = ("length_over_norm",)
 NAMES = (*OF_POWER, *ORACLES, *PRACTICAL)
 

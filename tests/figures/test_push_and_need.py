@@ -59,7 +59,6 @@ def frame(known: tuple[Any, AuthorsStudy]) -> pd.DataFrame:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(weightings.wanted, "__defaults__", (FEW,))
         patch.setattr(weightings, "WIDER", (1.0, 4.0))
-        patch.setattr(weightings, "LAMBDAS", (1.0,))
         patch.setattr(weightings, "evaluate", partial(evaluate, max_new_tokens=4))
         patch.setattr(pushes.Way, "__init__", _fewer(pushes.Way.__init__))
         return push_and_need.data(context)
@@ -161,7 +160,7 @@ def some_runs() -> pd.DataFrame:
     """Five trainings where D falls by 1 per unit of utility that is lost, and factors beside it."""
     rows = []
     shifts = {"power_0": 0.0, "power_0.25": -0.02, "power_0.5": 0.01, "power_1": 0.05, "nnls": 0.1}
-    shifts["length_over_norm"] = -0.03
+    shifts |= {"length_over_norm": -0.03, "nnls_kept": 0.0}
     for seed in range(5):
         for factor, shift in shifts.items():
             for weight in (1.0, 4.0, 16.0) if factor == "power_0" else (1.0, 4.0):
