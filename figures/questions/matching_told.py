@@ -281,14 +281,14 @@ CLAIMS = (
     ),
     Claim(
         name="needed wins",
-        text="unlearning with the best weights ends nearer to the retrained model, at equal utility",
+        text="unlearning with the best weights ends nearer to the retrained one, at equal utility",
         unit="D",
         per_training=_nearer("nnls"),
         family="runs",
     ),
     Claim(
         name="needed retains",
-        text="with the best weights it ends nearer, at an equal probability of what is retained",
+        text="with the best weights it ends nearer, at equal probability of what is retained",
         unit="D",
         per_training=_nearer("nnls", "retain"),
         family="runs",
@@ -302,7 +302,7 @@ CLAIMS = (
     ),
     Claim(
         name="kept retains",
-        text="with those that also retain it ends nearer, at an equal probability of what is retained",
+        text="with those that also retain it ends nearer, at equal probability of what is retained",
         unit="D",
         per_training=_nearer("nnls_kept", "retain"),
         family="runs",
@@ -330,7 +330,7 @@ CLAIMS = (
     ),
     Claim(
         name="over norm retains",
-        text="with |y| / |grad log p|^2 it ends nearer, at an equal probability of what is retained",
+        text="with |y| / |grad log p|^2 it ends nearer, at equal probability of what is retained",
         unit="D",
         per_training=_nearer("length_over_norm", "retain"),
         family="runs",
