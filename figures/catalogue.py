@@ -310,6 +310,15 @@ CATALOGUE = (
         gallery=True,
     ),
     Entry(
+        "push_and_need",
+        "figures.questions.push_and_need",
+        "",
+        "does the push match the need?",
+        800,
+        heavy=True,
+        gallery=True,
+    ),
+    Entry(
         "ledger",
         "figures.questions.ledger",
         "",
@@ -347,10 +356,11 @@ UNSTUDIED = {
     "llm_claims": "it is of the default model's trainings",
     "llm_divergence": "a study holds its models back, and does not record how far they drift",
     "reference_or_length": "no model of a study has read half of what is to be forgotten",
+    "push_and_need": "it is of the default model and of chains, and makes runs of its own",
     "divergence": "a study does not record the KL to the original along its runs",
 }
 # Always of models that are made here.
-OF_DEFAULT = ("llm_beside", "llm_sequential", "muse_tradeoff")
+OF_DEFAULT = ("llm_beside", "llm_sequential", "muse_tradeoff", "push_and_need")
 # Of more than what single runs of unlearning hold.
 NOT_OF_RUNS = (*OF_DEFAULT, *EVALUATED, "llm_reference_noise")
 GALLERY = tuple(entry.name for entry in CATALOGUE if entry.gallery)

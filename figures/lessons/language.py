@@ -14,6 +14,7 @@ from figures.lessons.chains import Exercise, Task, Verdict, verdict
 from figures.lessons.law import weight
 from figures.views.law import sequences
 from llm.diagnostics.allocation import allocation_area
+from llm.diagnostics.matching import Match, best_weights
 from llm.logs.log import Answers, EvaluationLog, truth_ratio
 from llm.logs.measures import exact_log10_p, harmonic_mean
 from llm.training.loop import Optimization
@@ -77,6 +78,14 @@ def _few_and_many(answer: object) -> str:
     few, many = (exact_log10_p(one, one // 5) for one in answer)
     right = few > np.log10(0.05) and many < np.log10(0.001)
     return "" if right else f"the p-values there are {10**few:.2g} and {10**many:.2g}."
+
+
+def _met(answer: object) -> str:
+    known = isinstance(answer, Match)
+    require(known, "answer", type(answer).__name__, "a match: match(need, k @ mine)")
+    assert isinstance(answer, Match)
+    met = answer.whole
+    return "" if met > 0.5 else f"these weights meet {met:.0%} of the need, not more than half."
 
 
 def _strong_word(answer: object) -> str:
@@ -260,4 +269,31 @@ DRAWN: dict[str, Exercise | Task] = {
         because="the two differ in lightness, so they can be told apart without their colours.",
     ),
 }
-EXERCISES = {**MODELS, **LOGS, **YOURS, **DRAWN, **CAUSES}
+WEIGHED: dict[str, Exercise | Task] = {
+    "weighting_apart": Exercise(
+        answer=lambda: (8 / 4) / (8 / 1),
+        because="each falls by its weight times its squared norm, and the norms differ by 4.",
+        hint="what does a step with weight 1 do to each of the two?",
+    ),
+    "weighting_together": Exercise(
+        answer=lambda: float(
+            best_weights(np.array([[2.0, 1.0], [1.0, 2.0]]), np.array([3.0, 0.0]))[0]
+        ),
+        because="alone it makes the answers fall by 2 w and w: (2 * 3 + 1 * 0) / (4 + 1) is best.",
+        hint="a negative second weight would be better; so it is 0, and one number is left to fit.",
+    ),
+    "weighting_follows": Exercise(
+        answer=lambda: "b",
+        because="there is a weight for each answer: only a negative one could stand in the way.",
+        hint="",
+        hints={
+            "a": "a power of the length is one number. How many weights were fitted?",
+            "c": "the match is that of the first step, and the matrix changes with the model.",
+        },
+    ),
+    "weighting_mine": Task(
+        missing=_met,
+        because="norms and lengths need no retrained model, but they are those of the first step.",
+    ),
+}
+EXERCISES = {**MODELS, **LOGS, **YOURS, **DRAWN, **CAUSES, **WEIGHED}

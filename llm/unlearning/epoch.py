@@ -66,6 +66,7 @@ class Unlearner:
     bar: Bar
     preferred: Sequence[Encoded] | None = None
     measure: Measure[nn.Module] | None = None
+    importance: Tensor | None = None  # what multiplies each forget example's loss
 
     def __post_init__(self) -> None:
         shards = self.loop.accelerator.distributed_type == DistributedType.FSDP
@@ -162,7 +163,10 @@ class Unlearner:
                 SequenceLogProbs(*part)
                 for part in zip(*(x.split(len(rows)) for x in seq), strict=True)
             ]
-            return law.loss(PairLogProbs(parts[0], parts[-1]))
+            each = law.loss(PairLogProbs(parts[0], parts[-1]))
+            if self.importance is None:
+                return each
+            return each * self.importance[list(rows)].to(each)
 
         def retaining(model: nn.Module, batch: Batch, rows: Sequence[int]) -> Tensor:
             assert keep is not None

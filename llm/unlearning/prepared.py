@@ -38,6 +38,7 @@ class Prepared(NamedTuple):
     retain: list[Encoded]
     preferred: list[Encoded] | None
     logps: dict[str, Float[np.ndarray, "examples"]]
+    importance: Float[np.ndarray, "examples"] | None
     measure: Measure[LanguageModel] | None
     described: dict[str, Any]
 
@@ -51,6 +52,7 @@ def prepared(
     retrained: EvaluationLog | None,
     preferred: Sequence[Example] | None,
     measure: Measure[LanguageModel] | None,
+    importance: Float[np.ndarray, "examples"] | None,
     max_length: int,
     parameters: str,
 ) -> Prepared:
@@ -73,9 +75,12 @@ def prepared(
         described["preferred"] = storage.fingerprint([one.tokens for one in better])
     if measure is not None:
         described["measure"] = measure.name
+    if importance is not None:
+        importance = np.asarray(importance, dtype=float)
+        described["importance"] = storage.fingerprint(importance)
     described |= {name: storage.fingerprint(logp) for name, logp in logps.items()}
     described["parameters"] = parameters
-    return Prepared(index, encoded, kept, better, logps, measure, described)
+    return Prepared(index, encoded, kept, better, logps, importance, measure, described)
 
 
 def unlearned(
@@ -123,6 +128,7 @@ def _trained(
         preferred=run.preferred,
         ref=None if ref is None else torch.tensor(ref),
         index=run.index,
+        importance=None if run.importance is None else torch.tensor(run.importance),
         measure=None if measure is None else _of_model(measure, language),
         state=state,
         state_minutes=state_minutes,

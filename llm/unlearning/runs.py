@@ -27,7 +27,9 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from llm.data.tofu import Example
 from llm.logs.log import EvaluationLog
@@ -132,6 +134,7 @@ def unlearn_into(
     original: EvaluationLog | None = None,
     retrained: EvaluationLog | None = None,
     preferred: Sequence[Example] | None = None,
+    importance: Float[np.ndarray, "examples"] | None = None,
     measure: Measure[LanguageModel] | None = None,
     max_length: int = MAX_LENGTH,
     parameters: str | None = None,
@@ -143,7 +146,8 @@ def unlearn_into(
     The logs are those of other models on the forget examples: a `reference` other than the model
     itself, a model `retrained` without the forget examples, and the `original`, which is scored now
     if not given. `preferred` are the same examples with the response that is preferred to theirs.
-    `measure` is called after every epoch. `parameters` is the digest of the model as it is now,
+    `importance` multiplies the loss of each forget example (see `llm.unlearning.unlearn.unlearn`),
+    and `measure` is called after every epoch. `parameters` is the digest of the model as it is now,
     where it is known, and `state_minutes` how often the state is written (see
     `llm.unlearning.unlearn.unlearn`).
 
@@ -155,7 +159,7 @@ def unlearn_into(
     place = folder
     folder = in_first(lambda: storage.check_writable(place, "out", folder=True))
     own = parameters or parameters_digest(language.model)
-    others = (reference, retrained, preferred, measure)
+    others = (reference, retrained, preferred, measure, importance)
     asked = prepared(language, forget, retain, settings, *others, max_length, own)
     described = asked.described
     known = with_source(
@@ -219,6 +223,7 @@ def unlearn_in_memory(
     original: EvaluationLog | None = None,
     retrained: EvaluationLog | None = None,
     preferred: Sequence[Example] | None = None,
+    importance: Float[np.ndarray, "examples"] | None = None,
     measure: Measure[LanguageModel] | None = None,
     max_length: int = MAX_LENGTH,
     progress: bool = True,
@@ -228,7 +233,7 @@ def unlearn_in_memory(
     The model is changed in place, and the run holds it.
     """
     own = parameters_digest(language.model)
-    others = (reference, retrained, preferred, measure)
+    others = (reference, retrained, preferred, measure, importance)
     asked = prepared(language, forget, retain, settings, *others, max_length, own)
 
     found, examples, table = unlearned(

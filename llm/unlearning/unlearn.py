@@ -146,6 +146,7 @@ def unlearn(
     preferred: Sequence[Encoded] | None = None,
     ref: Float[Tensor, " examples"] | None = None,
     index: Int[np.ndarray, "examples"] | None = None,
+    importance: Float[Tensor, " examples"] | None = None,
     measure: Measure[nn.Module] | None = None,
     state: Location | None = None,
     state_minutes: float = 0.0,
@@ -162,6 +163,9 @@ def unlearn(
                       only recorded
         ref           another reference than the model itself, such as a perturbed one (nats)
         index         names the examples; from 0 if not given
+        importance    multiplies the loss of each forget example in every update, >= 0 and of mean
+                      1, so that the retain term weighs what it does without; what is recorded
+                      is of the objective alone, without it
         measure       called after every epoch, 0 included, in evaluation mode, without gradients
                       and with random numbers that follow from (seed, epoch)
         state         a folder: a run that was killed goes on from its last whole epoch when it is
@@ -178,12 +182,13 @@ def unlearn(
 
     Raises `InvalidInput` as `score_encoded` does, for a model whose parameters are not finite or
     whose losses before the first update are not, for a retain term without retain examples, for a
-    `ref`, `index` or `preferred` of another shape or where they cannot be, for names of measures
-    that the table has already, and for a state of another run.
+    `ref`, `index`, `importance` or `preferred` of another shape or with values that they cannot
+    have, for names of measures that the table has already, and for a state of another run.
     """
     index = np.arange(len(forget)) if index is None else np.asarray(index)
     _check(model, forget, retain, preferred, settings)
     _check_numbers(len(forget), settings, ref, index)
+    _check_importance(len(forget), importance)
     every, vocab, found, digest = settings.optimization, _vocabulary(model), None, ""
     if state is not None:
         others = (preferred and list(preferred), measure and measure.name)
@@ -195,6 +200,7 @@ def unlearn(
             index,
             *others,
             parameters or parameters_digest(model),
+            *(() if importance is None else (importance,)),
         )
         digest = fingerprint(given, __name__)
         found = find_state(state, digest)
@@ -211,9 +217,8 @@ def unlearn(
             looping(trained, every, masters) as loop,
             loop.bar(len(forget), "unlearn", show=progress, past=past) as bar,
         ):
-            run = Unlearner(
-                loop, forget, retain, settings, original, vocab, bar, preferred, measure
-            )
+            others = (preferred, measure, importance)
+            run = Unlearner(loop, forget, retain, settings, original, vocab, bar, *others)
             pace = Pace(state_minutes)
             columns = ("ref", "preferred_ref")[: len(run.responses)]
             refs = [ref, None][: len(run.responses)]
@@ -306,6 +311,19 @@ def _check_numbers(count: int, settings: Unlearning, ref: Tensor | None, index: 
         index.shape == (count,), "index", index.shape, f"{count} values, one per forget example"
     )
     require(len(set(index.tolist())) == len(index), "index", index.tolist(), "each value once")
+
+
+def _check_importance(count: int, importance: Tensor | None) -> None:
+    """Raise `InvalidInput` unless it is None, or numbers >= 0 of mean 1, one per example."""
+    if importance is None:
+        return
+    require(importance.shape == (count,), "importance", tuple(importance.shape), f"{count} numbers")
+    found = importance.double()
+    fits = bool(found.isfinite().all() and (found >= 0).all())
+    allowed = "finite numbers >= 0 whose mean is 1"
+    require(
+        fits and abs(float(found.mean()) - 1) < 1e-6, "importance", float(found.mean()), allowed
+    )
 
 
 def _forgets(row: Mapping[str, Any], start: Mapping[str, Any]) -> bool:
