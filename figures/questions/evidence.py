@@ -256,3 +256,73 @@ def drifts(method: str) -> Callable[[Tables], Sequence[Found]]:
         ]
 
     return find
+
+
+def of_causes(effect: str) -> Callable[[Tables], Sequence[Found]]:
+    """Return what finds how much less is over-forgotten of what was never read, by a change.
+
+    The change is one to NPO, on chains and on the small language model.
+    """
+    rungs = {"chains": ("chains", "pretrained models"), "language model": ("small", "trainings")}
+
+    def find(tables: Tables) -> Sequence[Found]:
+        table = tables["reference_or_length", "claims"]
+        own = table[table["primary"] & (table["effect"] == effect)]
+        return [
+            Found(
+                rungs[row["rung"]][0],
+                value=-row["value"],
+                low=-row["high"],
+                high=-row["low"],
+                count=int(row["count"]),
+                over=rungs[row["rung"]][1],
+                command="python -m figures reference_or_length --seeds 8",
+                unit="nats per token",
+                verdict=row["verdict"],
+            )
+            for row in own.to_dict("records")
+        ]
+
+    return find
+
+
+def of_parts(outcome: str, part: str) -> Callable[[Tables], Sequence[Found]]:
+    """Return what finds by how much NPO exceeds SimNPO with a part of their weights, on chains."""
+
+    def find(tables: Tables) -> Sequence[Found]:
+        row = _row(tables["after_adam", "parts"], setting="primary", outcome=outcome, part=part)
+        return [
+            Found(
+                "chains",
+                *(row[end] for end in ("value", "low", "high")),
+                count=int(row["count"]),
+                over="pretrained models",
+                command="python -m figures after_adam --seeds 8",
+                unit="" if row["none"] == 1 else "nats",
+                factor=row["none"] == 1,
+                verdict=row["verdict"],
+            )
+        ]
+
+    return find
+
+
+def of_matching(name: str) -> Callable[[Tables], Sequence[Found]]:
+    """Return what finds a claim on push and need, on the small language model."""
+
+    def find(tables: Tables) -> Sequence[Found]:
+        row = _row(tables["push_and_need", "claims"], claim=name)
+        return [
+            Found(
+                "small",
+                *(row[end] for end in ("value", "low", "high")),
+                count=int(row["count"]),
+                over="trainings",
+                command="python -m figures push_and_need --seeds 5",
+                unit=row["unit"],
+                threshold=row["threshold"],
+                verdict=row["verdict"],
+            )
+        ]
+
+    return find
