@@ -11,8 +11,9 @@ paper's two methods the two that have one of their factors alone. Lower row: by 
 SimNPO, paired by model and order of batches, with all of their weights and with each part alone,
 for several ways to minimise them; without weights the two are one method, so that the difference is
 none by construction and is not drawn. The interaction is what all weights do beyond the two parts
-together: none where they add up. Bars are 95% intervals over pretrained models; hollow markers are
-inconclusive by the verdicts of the table, which go by Holm's wider intervals.
+together: none where they add up. Bars are 95% intervals over pretrained models, each in two orders
+of batches at the first setting and in one at the others; hollow markers are inconclusive by the
+verdicts of the table, which go by Holm's wider intervals.
 
 AdamW has the paper's step size for all. With steps of one length (a third of GA's first under
 AdamW) only the direction is left of a rule. Under SGD first steps are on average equally long (a

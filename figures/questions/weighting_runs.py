@@ -30,7 +30,6 @@ from markov.diagnostics import crossings
 from markov.experiments import PAPER_BETAS, Experiment, grid
 from markov.objectives import CORNERS, Objective, gradient_ascent
 
-ORDERS = 1  # of batches for each model: more models tell more than more orders
 EXAMPLES = 32  # test sequences of each component
 RECORDED = (0, 1, 2, 3, 4, 5, 6, 8, 11, 15, 21, 30, 50, 70, 100)
 METHODS = ("npo", "simnpo")
@@ -54,6 +53,7 @@ class Setting(NamedTuple):
     There are `longer` times as many steps as the paper takes. `retain` is None where each run has a
     retain weight with which both gradients are equally long at the start. `share` is the length of
     a step as a share of gradient ascent's first one under AdamW, or None for the paper's step size.
+    Every model is unlearned in so many `orders` of batches, at most as many as the scale has.
     """
 
     label: str
@@ -62,12 +62,13 @@ class Setting(NamedTuple):
     retain: float | None = 0.0
     longer: int = 1
     share: float | None = None
+    orders: int = 1
 
 
 PRIMARY = "primary"
 ADAMW: OptimizerName = "adamw_transformers"
 SETTINGS = {
-    PRIMARY: Setting("AdamW of transformers < 5", ADAMW),
+    PRIMARY: Setting("AdamW of transformers < 5", ADAMW, orders=2),
     "clipped": Setting("... gradients clipped", ADAMW, clip=CLIP),
     "retain": Setting("... retain term", ADAMW, retain=RETAINED, longer=2),
     "both": Setting("... both", ADAMW, clip=CLIP, retain=RETAINED, longer=2),
@@ -134,7 +135,7 @@ def experiments(context: Context) -> dict[Experiment, tuple[str, Cell]]:
                     objective=[cell.objective],
                     weighting=[cell.weighting],
                     pretraining=scale.pretrainings(),
-                    seed=range(min(ORDERS, scale.orders)),
+                    seed=range(min(setting.orders, scale.orders)),
                 )
                 found |= dict.fromkeys(runs, (name, cell))
     return found
