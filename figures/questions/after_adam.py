@@ -83,7 +83,7 @@ OUTCOMES = {
         "retain distance, memorised chain", "memorisation", "forget1", "retain_distance", True
     ),
     "gap": Outcome(
-        "never memorised chain, beyond its goal", "memorisation", "forget1", "other_gap", False
+        "never memorised, beyond its goal", "memorisation", "forget1", "other_gap", False
     ),
 }
 INTERACTION = "interaction"

@@ -74,10 +74,8 @@ SETTINGS = {
     "both": Setting("... both", ADAMW, clip=CLIP, retain=RETAINED, longer=2),
     "balanced": Setting("... retain term, balanced", ADAMW, retain=None, longer=2),
     "torch": Setting("AdamW of torch", "adamw"),
-    "matched": Setting(
-        "AdamW, steps of one length", "adamw_transformers_matched", longer=2, share=1 / 3
-    ),
-    "sgd": Setting("SGD, first steps of one length", "sgd", longer=2, share=1 / 6),
+    "matched": Setting("AdamW, equal steps", "adamw_transformers_matched", longer=2, share=1 / 3),
+    "sgd": Setting("SGD, equal first steps", "sgd", longer=2, share=1 / 6),
 }
 
 
