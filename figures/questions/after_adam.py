@@ -15,13 +15,14 @@ together: none where they add up. Bars are 95% intervals over pretrained models,
 of batches at the first setting and in one at the others; hollow markers are inconclusive by the
 verdicts of the table, which go by Holm's wider intervals.
 
-AdamW has the paper's step size for all. With steps of one length (a third of GA's first under
-AdamW) only the direction is left of a rule. Under SGD first steps are on average equally long (a
-sixth of GA's), so that the magnitude is what falls along the path. Clipped gradients have a norm of
-at most 1. The retain term has a weight of 1 or, balanced, one of each run's own with which its
-gradient is on average as long as the forget loss' at the start. Batches are of four: their mean
-weight says which chains they hold, so that magnitude still compares batches. Panels are as wide as
-the values ask for; wider intervals are cut.
+AdamW, where nothing else is said that of transformers before its version 5, has the paper's step
+size for all. With steps of one length (a third of GA's first under AdamW) only the direction is
+left of a rule. Under SGD first steps are on average equally long (a sixth of GA's), so that the
+magnitude is what falls along the path. Clipped gradients have a norm of at most 1. The retain term
+has a weight of 1 or, balanced, one of each run's own with which its gradient is on average as long
+as the forget loss' at the start. Batches are of four: their mean weight says which chains they
+hold, so that magnitude still compares batches. Panels are as wide as the values ask for; wider
+intervals are cut.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class Setting(NamedTuple):
 PRIMARY = "primary"
 ADAMW: OptimizerName = "adamw_transformers"
 SETTINGS = {
-    PRIMARY: Setting("AdamW of transformers < 5", ADAMW, orders=2),
+    PRIMARY: Setting("AdamW (primary)", ADAMW, orders=2),
     "clipped": Setting("... gradients clipped", ADAMW, clip=CLIP),
     "retain": Setting("... retain term", ADAMW, retain=RETAINED, longer=2),
     "both": Setting("... both", ADAMW, clip=CLIP, retain=RETAINED, longer=2),
