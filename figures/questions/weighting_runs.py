@@ -72,7 +72,7 @@ SETTINGS = {
     "clipped": Setting("... gradients clipped", ADAMW, clip=CLIP),
     "retain": Setting("... retain term", ADAMW, retain=RETAINED, longer=2),
     "both": Setting("... both", ADAMW, clip=CLIP, retain=RETAINED, longer=2),
-    "balanced": Setting("... retain term, balanced", ADAMW, retain=None, longer=2),
+    "balanced": Setting("... retain, balanced", ADAMW, retain=None, longer=2),
     "torch": Setting("AdamW of torch", "adamw"),
     "matched": Setting("AdamW, equal steps", "adamw_transformers_matched", longer=2, share=1 / 3),
     "sgd": Setting("SGD, equal first steps", "sgd", longer=2, share=1 / 6),
