@@ -222,7 +222,7 @@ CATALOGUE = (
         "figures.questions.after_adam",
         "",
         "what of the weights survives Adam",
-        190,
+        230,
         heavy=True,
         gallery=True,
     ),

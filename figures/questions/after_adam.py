@@ -11,16 +11,18 @@ paper's two methods the two that have one of their factors alone. Lower row: by 
 SimNPO, paired by model and order of batches, with all of their weights and with each part alone,
 for several ways to minimise them; without weights the two are one method, so that the difference is
 none by construction and is not drawn. The interaction is what all weights do beyond the two parts
-together: none where they add up. Bars are 95% intervals over pretrained models; hollow markers are
-inconclusive by the verdicts of the table, which go by Holm's wider intervals.
+together: none where they add up. Bars are 95% intervals over pretrained models, each in two orders
+of batches at the first setting and in one at the others; hollow markers are inconclusive by the
+verdicts of the table, which go by Holm's wider intervals.
 
-AdamW has the paper's step size for all. With steps of one length (a third of GA's first under
-AdamW) only the direction is left of a rule. Under SGD first steps are on average equally long (a
-sixth of GA's), so that the magnitude is what falls along the path. Clipped gradients have a norm of
-at most 1. The retain term has a weight of 1 or, balanced, one of each run's own with which its
-gradient is on average as long as the forget loss' at the start. Batches are of four: their mean
-weight says which chains they hold, so that magnitude still compares batches. Panels are as wide as
-the values ask for; wider intervals are cut.
+AdamW, where nothing else is said that of transformers before its version 5, has the paper's step
+size for all. With steps of one length (a third of GA's first under AdamW) only the direction is
+left of a rule. Under SGD first steps are on average equally long (a sixth of GA's), so that the
+magnitude is what falls along the path. Clipped gradients have a norm of at most 1. The retain term
+has a weight of 1 or, balanced, one of each run's own with which its gradient is on average as long
+as the forget loss' at the start. Batches are of four: their mean weight says which chains they
+hold, so that magnitude still compares batches. Panels are as wide as the values ask for; wider
+intervals are cut.
 """
 
 from __future__ import annotations
@@ -82,7 +84,7 @@ OUTCOMES = {
         "retain distance, memorised chain", "memorisation", "forget1", "retain_distance", True
     ),
     "gap": Outcome(
-        "never memorised chain, beyond its goal", "memorisation", "forget1", "other_gap", False
+        "never memorised, beyond its goal", "memorisation", "forget1", "other_gap", False
     ),
 }
 INTERACTION = "interaction"

@@ -30,7 +30,6 @@ from markov.diagnostics import crossings
 from markov.experiments import PAPER_BETAS, Experiment, grid
 from markov.objectives import CORNERS, Objective, gradient_ascent
 
-ORDERS = 1  # of batches for each model: more models tell more than more orders
 EXAMPLES = 32  # test sequences of each component
 RECORDED = (0, 1, 2, 3, 4, 5, 6, 8, 11, 15, 21, 30, 50, 70, 100)
 METHODS = ("npo", "simnpo")
@@ -54,6 +53,7 @@ class Setting(NamedTuple):
     There are `longer` times as many steps as the paper takes. `retain` is None where each run has a
     retain weight with which both gradients are equally long at the start. `share` is the length of
     a step as a share of gradient ascent's first one under AdamW, or None for the paper's step size.
+    Every model is unlearned in so many `orders` of batches, at most as many as the scale has.
     """
 
     label: str
@@ -62,21 +62,20 @@ class Setting(NamedTuple):
     retain: float | None = 0.0
     longer: int = 1
     share: float | None = None
+    orders: int = 1
 
 
 PRIMARY = "primary"
 ADAMW: OptimizerName = "adamw_transformers"
 SETTINGS = {
-    PRIMARY: Setting("AdamW of transformers < 5", ADAMW),
+    PRIMARY: Setting("AdamW (primary)", ADAMW, orders=2),
     "clipped": Setting("... gradients clipped", ADAMW, clip=CLIP),
     "retain": Setting("... retain term", ADAMW, retain=RETAINED, longer=2),
     "both": Setting("... both", ADAMW, clip=CLIP, retain=RETAINED, longer=2),
-    "balanced": Setting("... retain term, balanced", ADAMW, retain=None, longer=2),
+    "balanced": Setting("... retain, balanced", ADAMW, retain=None, longer=2),
     "torch": Setting("AdamW of torch", "adamw"),
-    "matched": Setting(
-        "AdamW, steps of one length", "adamw_transformers_matched", longer=2, share=1 / 3
-    ),
-    "sgd": Setting("SGD, first steps of one length", "sgd", longer=2, share=1 / 6),
+    "matched": Setting("AdamW, equal steps", "adamw_transformers_matched", longer=2, share=1 / 3),
+    "sgd": Setting("SGD, equal first steps", "sgd", longer=2, share=1 / 6),
 }
 
 
@@ -134,7 +133,7 @@ def experiments(context: Context) -> dict[Experiment, tuple[str, Cell]]:
                     objective=[cell.objective],
                     weighting=[cell.weighting],
                     pretraining=scale.pretrainings(),
-                    seed=range(min(ORDERS, scale.orders)),
+                    seed=range(min(setting.orders, scale.orders)),
                 )
                 found |= dict.fromkeys(runs, (name, cell))
     return found
