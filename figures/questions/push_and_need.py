@@ -142,7 +142,10 @@ def plot(frame: pd.DataFrame) -> Figure:
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=7)
     _weights(panels[1][0], frame)
-    _path(panels[1][1], found)
+    if (found["corner"] != "").any():
+        _path(panels[1][1], found)
+    else:  # no run was followed
+        panels[1][1].set_visible(False)
     _judged(panels[1][2], frame)
     return figure
 
@@ -228,19 +231,21 @@ def _judged(axes: Axes, frame: pd.DataFrame) -> None:
     single, over = excess(frame), excesses(frame)
     over = over[(over["trainings"] == "all") & (over["measure"] == "distance")]
     known = lookup(over, ["factor", "at"])
-    names = {"utility": "as much utility", "retain": "as much on retain"}
-    for place, factor in enumerate(FACTORS):
+    kept = {"utility": "as much utility", "retain": "as much on retain"}
+    there = [factor for factor in FACTORS if factor in set(single["factor"])]
+    for place, factor in enumerate(there):
         for at, shift in zip(AT, (0.15, -0.15), strict=True):
             face = "black" if at == "utility" else "white"
             dots = single[(single["factor"] == factor) & (single["at"] == at)]["distance"]
             axes.plot(dots, [-place + shift - 0.1] * len(dots), ".", color="grey", ms=3)
-            label = names[at] if place == 0 else None
+            label = kept[at] if place == 0 else None
             look: Any = {"color": "black", "mfc": face, "ms": 5, "lw": 1, "capsize": 2}
             _across(axes, known[factor, at], -place + shift, "o", label=label, **look)
     axes.axvline(0, color="grey", lw=0.8, zorder=0)
-    axes.set_yticks([-place for place in range(len(FACTORS))], list(FACTORS.values()))
+    names = [FACTORS[factor] for factor in there]
+    axes.set_yticks([-place for place in range(len(there))], names)
     axes.set(
-        ylim=(-len(FACTORS) + 0.5, 1.0),
+        ylim=(-len(there) + 0.5, 1.0),
         xlabel="D above that of equal weights",
         title="unlearning with fixed weights",
     )
