@@ -342,13 +342,15 @@ CLAIMS = (
 def assess(frame: pd.DataFrame) -> pd.DataFrame:
     """Estimate every claim: number, 95% interval over trainings, and verdict by Holm's procedure.
 
-    The columns are `claim`, `family`, `text`, `unit`, `value`, `low`, `high`, `count`, `interval`,
+    A claim of which no training tells the number is left out, for want of runs. The columns are
+    `claim`, `family`, `text`, `unit`, `value`, `low`, `high`, `count`, `interval`,
     `p`, `level`, `threshold` and `verdict`.
     """
     rows = []
     for family in dict.fromkeys(claim.family for claim in CLAIMS):
         claims = [claim for claim in CLAIMS if claim.family == family]
-        values = [claim.per_training(frame) for claim in claims]
+        every = [(claim, claim.per_training(frame)) for claim in claims]
+        claims, values = zip(*(pair for pair in every if pair[1].notna().any()), strict=True)
         estimates = [over_models(own, own.index.to_numpy()) for own in values]
         p_values = [p_value(one) for one in estimates]
         columns = values, estimates, p_values, holm_levels(p_values)

@@ -13,12 +13,13 @@ answers, so that they say what is possible, not what a rule reaches.
 
 Lower left: these weights of one training's answers, over their mean, against length (AdamW), with
 powers |y|^-n, and in colour how well the model knows the answer; the title has means over
-trainings. Middle: what a run's own push meets of what is still needed, along NPO and SimNPO,
-and what the best weights would there. Right: runs of NPO's loss with fixed weights, each on top of
-NPO's own: by how much D against the retrained model lies above that of equal weights, where these
-have as much utility (filled) or as much probability on retain answers (open); below 0 is better.
-The best weights know the retrained model and are no method. Dots are trainings, intervals are 95%
-over trainings, or over pretrained models of the chains.
+trainings. Then, where runs were followed: what a run's own push meets of what is still needed,
+along NPO and SimNPO, and what the best weights would there. Last: runs of NPO's loss with fixed
+weights, each on top of NPO's own: by how much D against the retrained model lies above that of
+equal weights, where these have as much utility (filled) or as much probability on retain answers
+(open); below 0 is better. The best weights know the retrained model and are
+no method. Dots are trainings, intervals are 95% over trainings, or over pretrained models of the
+chains.
 """
 
 from __future__ import annotations
@@ -133,6 +134,7 @@ def plot(frame: pd.DataFrame) -> Figure:
     found = matches(frame)
     models = [LANGUAGE, *(name for name in found["model"].unique() if name != LANGUAGE)]
     titles = {LANGUAGE: "default language model", **style.CASE_LABELS}
+    titles = {model: f"{titles[model]}, n = {_count(found, model)}" for model in models}
     for axes, model in zip(panels[0], models, strict=False):
         own = found[(found["model"] == model) & (found["corner"] == "")]
         varied = model in set(frame[frame["kind"] == "law"]["model"])
@@ -144,10 +146,15 @@ def plot(frame: pd.DataFrame) -> Figure:
     _weights(panels[1][0], frame)
     if (found["corner"] != "").any():
         _path(panels[1][1], found)
+        _judged(panels[1][2], frame)
     else:  # no run was followed
-        panels[1][1].set_visible(False)
-    _judged(panels[1][2], frame)
+        _judged(panels[1][1], frame)
+        panels[1][2].set_visible(False)
     return figure
+
+
+def _count(found: pd.DataFrame, model: str) -> int:
+    return int(found.loc[found["model"] == model, "count"].max())
 
 
 def _matched(axes: Axes, found: pd.DataFrame, title: str, *, varied: bool) -> None:
@@ -247,6 +254,6 @@ def _judged(axes: Axes, frame: pd.DataFrame) -> None:
     axes.set(
         ylim=(-len(there) + 0.5, 1.0),
         xlabel="D above that of equal weights",
-        title="unlearning with fixed weights",
+        title=f"unlearning with fixed weights, n = {single['seed'].nunique()}",
     )
     axes.legend(fontsize=7, loc="upper center", ncols=2)
