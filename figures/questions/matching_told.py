@@ -124,8 +124,9 @@ def excess(frame: pd.DataFrame) -> pd.DataFrame:
 
     Columns `seed`, `factor`, `at` (utility or retain), `distance` (in D) and `gap` (nats per
     token), means over lambda. The distances of the runs with equal weights are interpolated, within
-    a training, to where these have as much utility, or probability on retain, as the other run. One
-    that lies outside of what they have is left out, and nan where all do.
+    a training, to where these have as much utility, or probability on retain, as the other run. A
+    run that keeps more than any of them is compared with the one of them that keeps most, which is
+    the harder comparison; one that keeps less than all is left out, and nan where all do.
     """
     own, rows = frame[frame["kind"] == "run"], []
     for seed, part in own.groupby("seed"):
@@ -135,7 +136,7 @@ def excess(frame: pd.DataFrame) -> pd.DataFrame:
                 found = {"seed": seed, "factor": factor, "at": at}
                 for measure in ("distance", "gap"):
                     known = equal[at].to_numpy(), equal[measure].to_numpy()
-                    theirs = np.interp(others[at], *known, left=np.nan, right=np.nan)
+                    theirs = np.interp(others[at], *known, left=np.nan)
                     apart = others[measure].to_numpy() - theirs
                     some = np.isfinite(apart)
                     found[measure] = apart[some].mean() if some.any() else np.nan
@@ -341,13 +342,15 @@ CLAIMS = (
 def assess(frame: pd.DataFrame) -> pd.DataFrame:
     """Estimate every claim: number, 95% interval over trainings, and verdict by Holm's procedure.
 
-    The columns are `claim`, `family`, `text`, `unit`, `value`, `low`, `high`, `count`, `interval`,
+    A claim of which no training tells the number is left out, for want of runs. The columns are
+    `claim`, `family`, `text`, `unit`, `value`, `low`, `high`, `count`, `interval`,
     `p`, `level`, `threshold` and `verdict`.
     """
     rows = []
     for family in dict.fromkeys(claim.family for claim in CLAIMS):
         claims = [claim for claim in CLAIMS if claim.family == family]
-        values = [claim.per_training(frame) for claim in claims]
+        every = [(claim, claim.per_training(frame)) for claim in claims]
+        claims, values = zip(*(pair for pair in every if pair[1].notna().any()), strict=True)
         estimates = [over_models(own, own.index.to_numpy()) for own in values]
         p_values = [p_value(one) for one in estimates]
         columns = values, estimates, p_values, holm_levels(p_values)

@@ -13,12 +13,13 @@ answers, so that they say what is possible, not what a rule reaches.
 
 Lower left: these weights of one training's answers, over their mean, against length (AdamW), with
 powers |y|^-n, and in colour how well the model knows the answer; the title has means over
-trainings. Middle: what a run's own push meets of what is still needed, along NPO and SimNPO,
-and what the best weights would there. Right: runs of NPO's loss with fixed weights, each on top of
-NPO's own: by how much D against the retrained model lies above that of equal weights, where these
-have as much utility (filled) or as much probability on retain answers (open); below 0 is better.
-The best weights know the retrained model and are no method. Dots are trainings, intervals are 95%
-over trainings, or over pretrained models of the chains.
+trainings. Then, where runs were followed: what a run's own push meets of what is still needed,
+along NPO and SimNPO, and what the best weights would there. Last: runs of NPO's loss with fixed
+weights, each on top of NPO's own: by how much D against the retrained model lies above that of
+equal weights, where these have as much utility (filled) or as much probability on retain answers
+(open); below 0 is better. The best weights know the retrained model and are
+no method. Dots are trainings, intervals are 95% over trainings, or over pretrained models of the
+chains.
 """
 
 from __future__ import annotations
@@ -133,6 +134,7 @@ def plot(frame: pd.DataFrame) -> Figure:
     found = matches(frame)
     models = [LANGUAGE, *(name for name in found["model"].unique() if name != LANGUAGE)]
     titles = {LANGUAGE: "default language model", **style.CASE_LABELS}
+    titles = {model: f"{titles[model]}, n = {_count(found, model)}" for model in models}
     for axes, model in zip(panels[0], models, strict=False):
         own = found[(found["model"] == model) & (found["corner"] == "")]
         varied = model in set(frame[frame["kind"] == "law"]["model"])
@@ -142,9 +144,17 @@ def plot(frame: pd.DataFrame) -> Figure:
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=7)
     _weights(panels[1][0], frame)
-    _path(panels[1][1], found)
-    _judged(panels[1][2], frame)
+    if (found["corner"] != "").any():
+        _path(panels[1][1], found)
+        _judged(panels[1][2], frame)
+    else:  # no run was followed
+        _judged(panels[1][1], frame)
+        panels[1][2].set_visible(False)
     return figure
+
+
+def _count(found: pd.DataFrame, model: str) -> int:
+    return int(found.loc[found["model"] == model, "count"].max())
 
 
 def _matched(axes: Axes, found: pd.DataFrame, title: str, *, varied: bool) -> None:
@@ -228,20 +238,22 @@ def _judged(axes: Axes, frame: pd.DataFrame) -> None:
     single, over = excess(frame), excesses(frame)
     over = over[(over["trainings"] == "all") & (over["measure"] == "distance")]
     known = lookup(over, ["factor", "at"])
-    names = {"utility": "as much utility", "retain": "as much on retain"}
-    for place, factor in enumerate(FACTORS):
+    kept = {"utility": "as much utility", "retain": "as much on retain"}
+    there = [factor for factor in FACTORS if factor in set(single["factor"])]
+    for place, factor in enumerate(there):
         for at, shift in zip(AT, (0.15, -0.15), strict=True):
             face = "black" if at == "utility" else "white"
             dots = single[(single["factor"] == factor) & (single["at"] == at)]["distance"]
             axes.plot(dots, [-place + shift - 0.1] * len(dots), ".", color="grey", ms=3)
-            label = names[at] if place == 0 else None
+            label = kept[at] if place == 0 else None
             look: Any = {"color": "black", "mfc": face, "ms": 5, "lw": 1, "capsize": 2}
             _across(axes, known[factor, at], -place + shift, "o", label=label, **look)
     axes.axvline(0, color="grey", lw=0.8, zorder=0)
-    axes.set_yticks([-place for place in range(len(FACTORS))], list(FACTORS.values()))
+    names = [FACTORS[factor] for factor in there]
+    axes.set_yticks([-place for place in range(len(there))], names)
     axes.set(
-        ylim=(-len(FACTORS) + 0.5, 1.0),
+        ylim=(-len(there) + 0.5, 1.0),
         xlabel="D above that of equal weights",
-        title="unlearning with fixed weights",
+        title=f"unlearning with fixed weights, n = {single['seed'].nunique()}",
     )
     axes.legend(fontsize=7, loc="upper center", ncols=2)

@@ -69,11 +69,16 @@ def _fewer(init: Any) -> Any:
 
 
 def test_it_is_drawn_and_told_of_both_kinds_of_models(frame: pd.DataFrame) -> None:
-    assert isinstance(drawn(push_and_need, filled(frame)), Figure)
+    assert isinstance(drawn(push_and_need, frame), Figure)
+    followed = frame["corner"].isin(pushes.PATHS)
+    assert isinstance(drawn(push_and_need, frame[~followed]), Figure)
     assert set(frame["model"]) == {"language model", "length", "memorisation"}
     assert set(frame[frame["kind"] == "match"]["epoch"]) == {0, 1, 2}
     told = push_and_need.told(frame)
-    assert list(told["claims"]["claim"]) == [claim.name for claim in matching_told.CLAIMS]
+    judged, every = list(told["claims"]["claim"]), [one.name for one in matching_told.CLAIMS]
+    # No run has the other factors.
+    assert judged == [name for name in every if name in judged]
+    assert {"far", "length", "needed wins"} <= {*judged} and "kept wins" not in judged
     whole = told["matches"].query("measure == 'whole'").set_index("weighting")["value"]
     # The best weights are no worse than others, here and under every optimiser.
     every = ["model", "corner", "epoch", "optimizer", "need_of", "seed"]
@@ -81,13 +86,6 @@ def test_it_is_drawn_and_told_of_both_kinds_of_models(frame: pd.DataFrame) -> No
         best = own.set_index("weighting")["whole"]["best"]
         assert (own["whole"] <= best + 1e-6).all()
     assert whole["npo"].between(0, 1).all()
-
-
-def filled(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with runs of all factors: those that were not run are as those of another one."""
-    own = frame[frame["factor"] == "nnls"]
-    missing = [name for name in push_and_need.FACTORS if name not in FEW]
-    return pd.concat([frame, *(own.assign(factor=name) for name in missing)], ignore_index=True)
 
 
 def test_what_is_told_of_the_start_is_what_the_gram_matrix_says(
@@ -188,12 +186,18 @@ def test_runs_are_compared_where_those_of_equal_weights_have_as_much_utility() -
         assert one["high"] - one["low"] < 0.01
         assert found[factor, "retain", "judged", "distance"]["count"] == 3
         assert found[factor, "retain", "all", "gap"]["value"] == pytest.approx(shift)
-    # What lies outside of what the others have is no comparison.
-    better = frame.assign(
-        utility=frame["utility"].where(frame["factor"] != "nnls", frame["utility"] + 1)
+    # What keeps more than all of the others is compared with the one of them that keeps most.
+    some = frame["factor"] == "nnls"
+    more, less = (
+        matching_told.excess(frame.assign(utility=frame["utility"].where(~some, level)))
+        .query("factor == 'nnls' and at == 'utility'")
+        .set_index("seed")["distance"]
+        for level in (2.0, 0.1)
     )
-    lost = matching_told.excess(better).query("factor == 'nnls' and at == 'utility'")
-    assert lost["distance"].isna().all()
+    most = frame[(frame["factor"] == "power_0") & (frame["retain_weight"] == 16)]
+    theirs = frame[some].groupby("seed")["distance"].mean()
+    np.testing.assert_allclose(more, theirs - most.set_index("seed")["distance"])
+    assert less.isna().all()
 
 
 def test_the_power_is_chosen_on_the_first_trainings_and_judged_on_the_others() -> None:
