@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from torch import nn
 
 from figures import style
@@ -187,6 +188,9 @@ def plot(frame: pd.DataFrame) -> Figure:
             times = np.sort(own["time"].unique())
             style.band(axes, times, np.exp(found).T, style.COLORS[name], label=label)
         axes.set(xscale="log", yscale="log", title=title, xlabel="time, in largest step sizes")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.17))
     panels[0].set_ylabel("KL to the original model, nats per token")
     return figure

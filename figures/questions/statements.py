@@ -97,12 +97,14 @@ STATEMENTS = (
         "3d",
         "after the first epoch NPO has lost more utility",
         (of_trainings("early"),),
+        brief=False,
     ),
     Statement(
         "allocation",
         "3a",
         "SimNPO's first push per token goes more to the needy answers",
         (of_trainings("allocation"),),
+        brief=False,
     ),
     Statement(
         "lengths",
@@ -146,6 +148,7 @@ STATEMENTS = (
         "A5",
         "after three requests in turn SimNPO's loss on the answers to retain is lower",
         (in_turn,),
+        brief=False,
     ),
     Statement(
         "reference, known",
@@ -170,6 +173,7 @@ STATEMENTS = (
         "",
         "both together lower it more than their product",
         (of_effects(*SHORT, "interaction"),),
+        brief=False,
     ),
     Statement(
         "length, long",
@@ -183,12 +187,14 @@ STATEMENTS = (
         "",
         "dropping the reference alone brings NPO nearer to the retrained model",
         (of_trainings("reference"), of_study("ks_statistic", "npo", "reference_free_npo")),
+        brief=False,
     ),
     Statement(
         "length, D",
         "",
         "dividing by the length alone brings NPO nearer to the retrained model",
         (of_trainings("length"), of_study("ks_statistic", "npo", "length_normalized_npo")),
+        brief=False,
     ),
     Statement(
         "interaction, D",
