@@ -271,7 +271,7 @@ DRAWN: dict[str, Exercise | Task] = {
 WEIGHED: dict[str, Exercise | Task] = {
     "weighting_apart": Exercise(
         answer=lambda: (8 / 5) / (8 / 1),
-        because="each falls by its weight times its squared norm, of which one is 5 times the other.",
+        because="each falls by its weight times its squared norm: one is 5 times the other.",
         hint="what does a step with weight 1 do to each of the two?",
     ),
     "weighting_together": Exercise(
