@@ -271,8 +271,8 @@ DRAWN: dict[str, Exercise | Task] = {
 }
 WEIGHED: dict[str, Exercise | Task] = {
     "weighting_apart": Exercise(
-        answer=lambda: (8 / 4) / (8 / 1),
-        because="each falls by its weight times its squared norm, and the norms differ by 4.",
+        answer=lambda: (8 / 5) / (8 / 1),
+        because="each falls by its weight times its squared norm: one is 5 times the other.",
         hint="what does a step with weight 1 do to each of the two?",
     ),
     "weighting_together": Exercise(

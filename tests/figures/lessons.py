@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
-LESSONS = sorted(path.stem for path in FOLDER.glob("0*_*.ipynb"))
+LESSONS = sorted(path.stem for path in FOLDER.glob("[01]*_*.ipynb"))
 UNCHECKED = "This exercise is not checked."  # what an exercise says of itself that nobody checks
 LONGEST = 30  # words of a sentence
 

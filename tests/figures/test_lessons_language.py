@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
-from scipy.optimize import brentq
+from scipy.optimize import brentq, minimize_scalar
 from scipy.stats import ks_2samp, kstwobign, rankdata
 
 from figures import style
@@ -23,10 +23,11 @@ from figures.cache import Context
 from figures.lessons.exercise import TOLERANCE, Exercise, Task
 from figures.lessons.language import EXERCISES, check
 from figures.theory import weights
+from llm.diagnostics.matching import Match
 from llm.unlearning.methods import METHODS, method
 from markov.errors import InvalidInput
 from markov.objectives import CORNERS, Objective, npo
-from tests.figures.lessons import LESSONS, Solved, asked, cells, lesson, sigmoid
+from tests.figures.lessons import LESSONS, Solved, asked, cells, lesson, letter, sigmoid
 
 OWN = [name for name in LESSONS if name >= "05"]
 GREY = {"npo": "#000000", "simnpo": "#BBBBBB"}
@@ -304,7 +305,29 @@ CAUSES = {
         lambda: (npo(0.1), Objective(0.1, 0.0, 0.4, 0.0), Objective(0.2, 0.0, 0.5, 0.0)),
     ),
 }
-SOLVED = {**MODELS, **LOGS, **YOURS, **DRAWN, **CAUSES}
+WEIGHED = {
+    "weighting_apart": Solved(
+        (
+            "squared norms are 5 and 1",
+            "both have to fall by 8 nats",
+            "divided by that of the second",
+        ),
+        lambda: np.linalg.solve(np.diag([5.0, 1.0]), [8.0, 8.0])[0] / 8,
+        lambda: (5.0, 1.0, math.sqrt(1 / 5)),
+    ),
+    "weighting_together": Solved(
+        ("2 on its diagonal and 1 beside it", "fall by 3 nats, the second must stay"),
+        lambda: minimize_scalar(lambda w: (3 - 2 * w) ** 2 + w**2).x,
+        lambda: (2.0, 1.5, 1.0),  # negative weights; the second forgotten; weights of norms
+    ),
+    "weighting_follows": letter("b", "The best weights meet nearly all of the need"),
+    "weighting_mine": Solved(
+        ("need no retrained model", "more than half of the need", "`match(need, k @ mine)`"),
+        lambda: Match(2.0, 0.6, 0.1),
+        lambda: (Match(2.0, 0.5, 0.9), Match(0.0, 0.0, 0.0)),
+    ),
+}
+SOLVED = {**MODELS, **LOGS, **YOURS, **DRAWN, **CAUSES, **WEIGHED}
 TEXTS = {one: text for name in OWN for one, text in asked(name).items()}
 every_exercise = pytest.mark.parametrize("name", SOLVED)
 NUMBERS = [name for name, one in EXERCISES.items() if isinstance(one, Exercise) and not one.hints]
@@ -382,6 +405,7 @@ def test_no_answer_in_numbers_stands_above_its_question(name: str):
         ("yours_strong_word", 20),
         ("yours_strong_word", "simnpo_kl"),
         ("figures_in_grey", "a figure"),
+        ("weighting_mine", 0.6),
         ("figures_in_grey", Figure()),
         ("cause_some_reference", 0.5),
     ],
