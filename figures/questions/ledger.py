@@ -66,14 +66,14 @@ def rows(folder: Path) -> pd.DataFrame:
     number without an effect (1 of a factor), and `threshold`; `count` and what the interval is
     `over`; `p`, `level` and `verdict`; `command`, which makes the table anew.
     """
-    tables = _Tables(folder)
+    tables = Kept(folder)
     found = [(statement, one) for statement in STATEMENTS for one in _found(statement, tables)]
     known = [_judged(statement, one) for statement, one in found]
     frame = pd.DataFrame(known)
     return frame if frame.empty else _by_holm(frame)
 
 
-class _Tables(Mapping[tuple[str, str], pd.DataFrame]):
+class Kept(Mapping[tuple[str, str], pd.DataFrame]):
     """The tables that figures tell, by figure and part, read when they are asked for."""
 
     def __init__(self, folder: Path) -> None:

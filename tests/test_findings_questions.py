@@ -1,0 +1,121 @@
+"""The findings tell of this project's own questions what the frames of their figures say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from figures.scale import EVIDENCE, TRAINED
+from tests.test_findings_language import COUNTED
+from tests.test_readme import FINDINGS, numbers, rows, told
+
+KEPT = Path(__file__).parents[1] / "figures" / "gallery"
+CHAINS, LANGUAGE = "chains", "language model"
+
+
+def table(figure: str, part: str) -> Any:
+    return pd.read_csv(KEPT / figure / f"{part}.csv")
+
+
+def shown(row: Any) -> list[float]:
+    """A number with its interval, as the tables of the findings show it."""
+    digits = 2 if max(abs(row["value"]), abs(row["high"])) >= 0.1 else 3
+    return [round(float(row[name]), digits) + 0.0 for name in ("value", "low", "high")]
+
+
+def test_what_spares_what_was_never_read_is_told_with_its_interval() -> None:
+    claims = table("reference_or_length", "claims")
+    primary = claims[claims["primary"]].set_index(["rung", "effect"])
+    assert primary.loc[CHAINS, "count"].eq(EVIDENCE).all()
+    assert primary.loc[LANGUAGE, "count"].eq(TRAINED).all()
+    found = rows(FINDINGS, "Reference or length?")
+    effects = ("reference dropped", "length normalised", "interaction")
+    assert len(found) == len(effects)
+    for (_, *cells), effect in zip(found, effects, strict=True):
+        for rung, cell in zip((CHAINS, LANGUAGE), cells, strict=True):
+            row = primary.loc[(rung, effect)]
+            assert numbers(cell) == shown(row) and f"**{row['verdict']}**" in cell
+    level = float(claims.loc[claims["primary"] & (claims["rung"] == LANGUAGE), "level"].iloc[0])
+    other = claims[(claims["rung"] == LANGUAGE) & ~claims["primary"]].set_index("effect")
+    said = told(
+        r"there \(λ = #\) was settled after a look at results. At λ = # the two alone do "
+        r"# \(# to #\) and # \(# to #\), and no interaction can be told, # \(# to #\)"
+    )
+    assert said[:2] == [level, other["level"].iloc[0]]
+    assert said[2:] == [one for effect in effects for one in shown(other.loc[effect])]
+    assert other.loc["interaction", "verdict"] == "inconclusive"
+
+
+def test_distances_of_what_was_never_read_are_told_as_they_ended() -> None:
+    found = table("reference_or_length", "distances")
+    own = found[(found["half"] == "never read") & (found["level"].isna() | (found["level"] == 16))]
+    distance = own.set_index("method")["value"].round(2)
+    assert told("never read D is # before and # between two retrained models") == [
+        distance["start"],
+        distance["retrained"],
+    ]
+    methods = ("npo", "length_normalized_npo", "reference_free_npo", "simnpo")
+    said = told(
+        "NPO takes it to #, length-normalised NPO to #, reference-free NPO to # and SimNPO to #"
+    )
+    assert said == [distance[name] for name in methods]
+
+
+def test_what_survives_adam_is_told_with_its_interval() -> None:
+    parts = table("after_adam", "parts").query("setting == 'primary'")
+    parts = parts.set_index(["outcome", "part"])
+    found = rows(FINDINGS, "What survives Adam?")
+    outcomes = ("short chain", "long chain", "memorised chain", "gap")
+    assert len(found) == len(outcomes)
+    for (_, *cells), outcome in zip(found, outcomes, strict=True):
+        for cell, part in zip(cells, ("own", "allocation", "magnitude"), strict=True):
+            row = parts.loc[(outcome, part)]
+            assert numbers(cell) == shown(row) and ("×" in cell) == (row["none"] == 1)
+    assert parts["count"].max() == EVIDENCE
+    left = parts.loc[pd.IndexSlice[:, ["magnitude", "interaction"]], "verdict"]
+    assert "cannot be told from none" in FINDINGS and set(left) == {"inconclusive"}
+
+
+def test_how_well_a_push_matches_the_need_is_told_with_its_interval() -> None:
+    found = table("push_and_need", "matches")
+    own = found[(found["model"] == LANGUAGE) & found["corner"].isna() & (found["epoch"] == 0)]
+    own = own[(own["need_of"] == "total") & (own["measure"] == "whole")]
+    own = own.set_index(["weighting", "optimizer"])
+    names = ("npo", "reference_free_npo", "length_normalized_npo", "simnpo")
+    names += ("length_over_norm", "need_over_norm", "nnls")
+    shares = rows(FINDINGS, "Does the push match the need?")
+    assert len(shares) == len(names)
+    for (_, *cells), name in zip(shares, names, strict=True):
+        for cell, optimizer in zip(cells, ("gradient descent", "AdamW"), strict=True):
+            assert numbers(cell) == shown(own.loc[(name, optimizer)])
+    claims = table("push_and_need", "claims").set_index("claim")
+    assert told(r"more than SimNPO's, by # \(# to #\) under AdamW") == shown(
+        claims.loc["npo first"]
+    )
+    runs = claims.loc[["needed wins", "needed retains", "over norm wins"]]
+    said = told(
+        r"With the best weights D is smaller by # \(# to #\) at equal utility, and by # \(# to #\) "
+        r"at equal probability of the answers to retain. With length / norm² it is smaller by # "
+        r"\(# to #\)"
+    )
+    assert said == [one for _, row in runs.iterrows() for one in shown(row)]
+    assert set(claims.loc[claims["family"] == "runs", "verdict"]) == {"inconclusive"}
+    count = COUNTED_ALSO[int(runs["count"].max())]
+    assert f"All are inconclusive, over {count} trainings" in " ".join(FINDINGS.split())
+
+
+COUNTED_ALSO = {**COUNTED, 3: "three", 4: "four"}
+
+
+def test_how_fast_the_model_drifts_is_told_with_its_interval() -> None:
+    found = table("llm_divergence", "exponents").set_index(["on", "method"])
+    names = ("gradient_ascent", "npo", "length_normalized_npo", "reference_free_npo", "simnpo")
+    told_rows = rows(FINDINGS, "How fast a language model drifts away")
+    assert len(told_rows) == len(names)
+    for (_, *cells), name in zip(told_rows, names, strict=True):
+        for cell, on in zip(cells, ("forgotten", "kept"), strict=True):
+            assert numbers(cell) == shown(found.loc[(on, name)])
+    assert set(table("llm_divergence", "faster")["verdict"]) == {"holds"}
+    assert found["count"].eq(TRAINED).all()
