@@ -154,6 +154,12 @@ def test_what_lies_between_the_halves_of_length_is_told_as_it_was_found() -> Non
     assert verdicts == {"graddiff": "holds", "utility": "inconclusive", "retain": "inconclusive"}
     assert all(found.loc[name, "low"] > 0 for name in verdicts)
     assert found.loc["even", "verdict"] == "holds"
+    table: Any = pd.read_csv(KEPT / "llm_claims" / "trainings.csv")
+    means = table.groupby(["quantity", "method"])["value"].mean().round(2)
+    said = told("D of the short half is # beside NPO's #, and of the long one # beside #")
+    assert said == [
+        means[f"distance, {half}", name] for half in ("short", "long") for name in ("simnpo", "npo")
+    ]
 
 
 def test_sentences_that_do_not_stand_are_gone() -> None:

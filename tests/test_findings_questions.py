@@ -22,7 +22,7 @@ def table(figure: str, part: str) -> Any:
 def shown(row: Any) -> list[float]:
     """A number with its interval, as the tables of the findings show it."""
     digits = 2 if max(abs(row["value"]), abs(row["high"])) >= 0.1 else 3
-    return [round(float(row[name]), digits) + 0.0 for name in ("value", "low", "high")]
+    return [round(float(row[name]), digits) for name in ("value", "low", "high")]
 
 
 def test_what_spares_what_was_never_read_is_told_with_its_interval() -> None:
@@ -39,6 +39,14 @@ def test_what_spares_what_was_never_read_is_told_with_its_interval() -> None:
             assert numbers(cell) == shown(row) and f"**{row['verdict']}**" in cell
     level = float(claims.loc[claims["primary"] & (claims["rung"] == LANGUAGE), "level"].iloc[0])
     other = claims[(claims["rung"] == LANGUAGE) & ~claims["primary"]].set_index("effect")
+    levels = claims[(claims["rung"] == CHAINS) & (claims["setting"] == "adamw_transformers")]
+    levels = levels.set_index(["level", "effect"])
+    alone, both = "reference dropped", "interaction"
+    assert told(r"their interaction is # \(# to #\). At 0.2") == shown(levels.loc[(0.05, both)])
+    assert told(
+        r"told from 0, # \(# to #\), and nearly all comes from both together, # \(# to #\)"
+    ) == [*shown(levels.loc[(0.2, alone)]), *shown(levels.loc[(0.2, both)])]
+    assert levels.loc[(0.2, alone), "verdict"] == "inconclusive"
     said = told(
         r"there \(λ = #\) was settled after a look at results. At λ = # the two alone do "
         r"# \(# to #\) and # \(# to #\), and no interaction can be told, # \(# to #\)"
@@ -91,14 +99,24 @@ def test_how_well_a_push_matches_the_need_is_told_with_its_interval() -> None:
         for cell, optimizer in zip(cells, ("gradient descent", "AdamW"), strict=True):
             assert numbers(cell) == shown(own.loc[(name, optimizer)])
     claims = table("push_and_need", "claims").set_index("claim")
-    assert told(r"more than SimNPO's, by # \(# to #\) under AdamW") == shown(
+    assert told(r"more than SimNPO's here, by # \(# to #\) under AdamW") == shown(
         claims.loc["npo first"]
     )
+    chains = found[(found["optimizer"] == "gradient descent") & (found["measure"] == "whole")]
+    chains = chains[chains["epoch"].eq(0) & chains["need_of"].eq("total")]
+    chains = chains.set_index(["model", "weighting"])
+    said = told(
+        r"two lengths agree: NPO's meet # \(# to #\) and SimNPO's # \(# to #\). Where chains "
+        r"differ in memorisation it is the other way round: NPO's meet next to nothing, "
+        r"# \(# to #\), and SimNPO's # \(# to #\)"
+    )
+    pairs = [(case, name) for case in ("length", "memorisation") for name in ("npo", "simnpo")]
+    assert said == [one for pair in pairs for one in shown(chains.loc[pair])]
     runs = claims.loc[["needed wins", "needed retains", "over norm wins"]]
     said = told(
         r"With the best weights D is smaller by # \(# to #\) at equal utility, and by # \(# to #\) "
-        r"at equal probability of the answers to retain. With length / norm² it is smaller by # "
-        r"\(# to #\)"
+        r"at equal probability of the answers to retain. With length / norm² it is no "
+        r"other: # \(# to #\)"
     )
     assert said == [one for _, row in runs.iterrows() for one in shown(row)]
     assert set(claims.loc[claims["family"] == "runs", "verdict"]) == {"inconclusive"}

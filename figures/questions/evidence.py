@@ -263,25 +263,34 @@ def of_causes(effect: str) -> Callable[[Tables], Sequence[Found]]:
 
     The change is one to NPO, on chains and on the small language model.
     """
-    rungs = {"chains": ("chains", "pretrained models"), "language model": ("small", "trainings")}
+    rungs = {
+        "chains": ("chains", "pretrained models", "β"),
+        "language model": ("small", "trainings", "λ"),
+    }
 
     def find(tables: Tables) -> Sequence[Found]:
         table = tables["reference_or_length", "claims"]
-        own = table[table["primary"] & (table["effect"] == effect)]
-        return [
-            Found(
-                rungs[row["rung"]][0],
-                value=-row["value"],
-                low=-row["high"],
-                high=-row["low"],
-                count=int(row["count"]),
-                over=rungs[row["rung"]][1],
-                command="python -m figures reference_or_length --seeds 8",
-                unit="nats per token",
-                verdict=row["verdict"],
+        own = table[(table["effect"] == effect) & (table["setting"] != "adamw")]
+        found = []
+        for row in own.sort_values("primary", ascending=False, kind="stable").to_dict("records"):
+            rung, over, name = rungs[row["rung"]]
+            # That two changes interact is found on either side, and claimed on one.
+            other_way = row["verdict"] == "holds" and row["value"] > 0
+            found.append(
+                Found(
+                    rung,
+                    value=-row["value"],
+                    low=-row["high"],
+                    high=-row["low"],
+                    count=int(row["count"]),
+                    over=over,
+                    command="python -m figures reference_or_length --seeds 8",
+                    unit="nats per token",
+                    setting="" if row["primary"] else f"{name} = {row['level']:g}",
+                    verdict="contradicted" if other_way else row["verdict"],
+                )
             )
-            for row in own.to_dict("records")
-        ]
+        return found
 
     return find
 

@@ -26,6 +26,7 @@ from figures import style
 from figures.cache import Context
 from figures.questions.evidence import Found, Missing
 from figures.questions.statements import STATEMENTS, Statement
+from figures.scale import EVIDENCE, TRAINED
 from figures.statistics import at_level, holm_levels, p_value, verdict
 from llm.intervals import Estimate
 from markov.errors import require
@@ -33,6 +34,7 @@ from markov.errors import require
 KEPT = Path(__file__).parents[1] / "gallery"
 RUNGS = {"chains": "chains", "small": "small language model", "smollm2": "SmolLM2"}
 SHAPES = dict(zip(RUNGS, "osD", strict=True))
+USUAL = {"chains": EVIDENCE, "small": TRAINED}  # how many models or trainings are behind a number
 ONCE = "one run"  # in place of a verdict
 EXACT = "exact"
 LINEAR = 0.05
@@ -144,11 +146,16 @@ def told(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def cell(row: Mapping[Any, Any]) -> Cell:
-    """Return the verdict and the number of a row as text, with its interval."""
+    """Return the verdict and the number of a row as text, with its interval.
+
+    It says of how many models or trainings it is where these are not as many as usual.
+    """
     unit = "×" if row["none"] == 1 else f" {row['unit']}" if row["unit"] else ""
     digits = 2 if max(abs(row["value"]), abs(row["high"] or 0)) >= 0.1 else 3
     value, low, high = (f"{row[name]:.{digits}f}" for name in ("value", "low", "high"))
     interval = f" ({low} to {high})" if np.isfinite(row["low"]) and row["low"] < row["high"] else ""
+    if 1 < row["count"] != USUAL.get(row["rung"]):
+        interval += f", of {row['count']:.0f}"
     if row["verdict"] == EXACT:
         return Cell(EXACT, "by the law")
     return Cell(str(row["verdict"]), f"{value}{unit}{interval}".replace("-", "−"))

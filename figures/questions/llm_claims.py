@@ -159,7 +159,7 @@ CLAIMS = (
     Claim(
         name="allocation",
         panel="3a",
-        text="per token SimNPO's first push goes more to the needy answers than NPO's",
+        text="per token SimNPO's first push neglects the needy answers less than NPO's",
         unit="area",
         per_training=_above("area", "simnpo", "npo"),
     ),

@@ -234,7 +234,7 @@ CLAIMS = (
     Claim(
         name="far",
         text="weights >= 0 exist that meet more than half of the need that NPO's leave unmet",
-        unit="of the need",
+        unit="of what NPO's leave unmet",
         per_training=lambda frame: (
             (_match("whole", "nnls")(frame) - _match("whole", "npo")(frame))
             / (1 - _match("whole", "npo")(frame))
@@ -250,11 +250,12 @@ CLAIMS = (
     Claim(
         name="power",
         text="some power of |y| as the weight meets more of the need than NPO, by over a tenth",
-        unit="of the need, less a tenth",
+        unit="of the need",
         # The best power cannot be worse than NPO's, which is 0.
         per_training=lambda frame: (
-            _match("whole", "power_best")(frame) - _match("whole", "npo")(frame) - 0.1
+            _match("whole", "power_best")(frame) - _match("whole", "npo")(frame)
         ),
+        threshold=0.1,
     ),
     Claim(
         name="falling",
@@ -271,8 +272,9 @@ CLAIMS = (
     Claim(
         name="length",
         text="the length says more than half of how unequal the best weights are",
-        unit="of the variance of log w, less a half",
-        per_training=lambda frame: _law("explained")(frame) - 0.5,
+        unit="of the variance of log w",
+        per_training=_law("explained"),
+        threshold=0.5,
     ),
     Claim(
         name="known",

@@ -3,9 +3,9 @@
 The parts are short or long, and read before or never. On both rungs the quantity is the same, in
 nats per token: how far log pi lies below that of the retrained model, positive where too much was
 forgotten. On chains it is the difference of two forget distances, the mean over all that the true
-chain might emit; on language models it is the mean over the answers. Both are taken at the moment
-when the last part that was read reaches its goal, so that all corners have forgotten what there was
-to forget.
+chain might emit, at the moment when the last part that was read reaches its goal, so that all
+corners have forgotten what there was to forget. On language models it is the mean over the answers,
+at the end of a run.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ STATEMENTS = (
     Statement(
         "allocation",
         "3a",
-        "SimNPO's first push per token goes more to the needy answers",
+        "SimNPO's first push per token neglects the needy answers less",
         (of_trainings("allocation"),),
         brief=False,
     ),
@@ -121,7 +121,7 @@ STATEMENTS = (
     Statement(
         "even",
         "2",
-        "SimNPO leaves the two halves of length less far apart",
+        "SimNPO leaves the two halves of length less far apart, though both further away",
         (of_trainings("even"),),
     ),
     Statement(
@@ -133,14 +133,14 @@ STATEMENTS = (
     Statement(
         "drift, NPO",
         "A4",
-        "the model drifts away faster under GA than under NPO",
+        "the KL to the original model grows with a larger exponent under GA than under NPO",
         (drifts("npo"),),
         brief=False,
     ),
     Statement(
         "drift, SimNPO",
         "A4",
-        "the model drifts away faster under GA than under SimNPO",
+        "the KL to the original model grows with a larger exponent under GA than under SimNPO",
         (drifts("simnpo"),),
     ),
     Statement(
@@ -238,7 +238,7 @@ STATEMENTS = (
     Statement(
         "magnitude, gap",
         "",
-        "under Adam the size of weights alone keeps half of it",
+        "under Adam the size of weights alone keeps any of it",
         (of_parts("gap", "magnitude"),),
     ),
     Statement(

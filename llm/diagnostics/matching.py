@@ -55,7 +55,7 @@ def match(need: Float[np.ndarray, " n"], movement: Float[np.ndarray, " n"]) -> M
     rest = need - scale * movement
     whole = 1 - float(rest @ rest) / float(need @ need)
     correlation = float(pearson(need, movement))
-    return Match(scale, whole, max(0.0, correlation) ** 2 if correlation > 0 else 0.0)
+    return Match(scale, whole, correlation**2 if correlation > 0 else 0.0)
 
 
 def best_weights(
