@@ -305,7 +305,7 @@ CATALOGUE = (
         "figures.questions.reference_or_length",
         "",
         "which of the two over-forgets what was never read",
-        seconds=1800,
+        seconds=700,
         heavy=True,
         gallery=True,
     ),

@@ -1,5 +1,7 @@
 """The paper's claims about language models, each as a number with a verdict: the default model.
 
+They are those of its Figures 1c, 2, 3a, 3d and 4.
+
 The number has a 95% interval over trainings of the default model (Student's t): in each training a
 pair of models is made, original and retrained, from which every method starts. What two methods
 differ in is taken within a training. The paper's claims are judged together, and so are this

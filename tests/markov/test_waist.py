@@ -125,8 +125,9 @@ SETTINGS: dict[Any, dict[str, tuple[Any, ...]]] = {
         **counts("seed", "steps", "batch", "gradient_examples"),
         "test_examples": NO_COUNTS[1:],  # None is all
         **numbers("learning_rate"),
-        **dict.fromkeys(("optimizer", "retain_term", "precision"), NO_NAMES),
+        **dict.fromkeys(("optimizer", "retain_term", "precision", "weighting"), NO_NAMES),
         "retain_weight": NO_NUMBERS,
+        "clip": (*NO_NUMBERS[1:], 0.0, -1.0),  # None is any norm
         "device": (*NO_NAMES, "gpu", "cuda:", "cuda:x", "cpu:0", "cuda:-1", "cpu\n"),
         "recorded": (
             [0, 1],
