@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -98,6 +98,34 @@ def holm_levels(p_values: Sequence[float], alpha: float = 0.05) -> list[float]:
         if p_values[place] <= alpha / left and left > 1:
             left -= 1
     return levels
+
+
+class Judged(NamedTuple):
+    """What several claims that are judged together come to, for one of them.
+
+    `p` is its two-sided p-value against no effect, and `level` that of the interval by which its
+    `verdict` goes.
+    """
+
+    p: float
+    level: float
+    verdict: str
+
+
+def judged(
+    estimates: Sequence[Estimate], thresholds: Sequence[float] | None = None
+) -> list[Judged]:
+    """Return the verdicts on claims that are judged together, by Holm's procedure.
+
+    The estimates have t intervals of 95%. A claim is that its number exceeds a threshold, which is
+    0 where none are given (see `verdict`).
+    """
+    p_values = [p_value(one) for one in estimates]
+    levels = holm_levels(p_values)
+    wide = [at_level(one, level) for one, level in zip(estimates, levels, strict=True)]
+    every = [0.0] * len(wide) if thresholds is None else thresholds
+    said = [verdict(one, threshold) for one, threshold in zip(wide, every, strict=True)]
+    return [Judged(*one) for one in zip(p_values, levels, said, strict=True)]
 
 
 def full_means(grouped: Any) -> Any:

@@ -5,7 +5,7 @@ Every method has one colour everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,26 @@ def plain_log_ticks(axes: Axes) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter("{x:.3g}")
+
+
+def around_zero(axes: Axes, linear: float, sizes: Sequence[float]) -> None:
+    """Set an axis of x that is linear up to some size on either side of 0, and logarithmic beyond.
+
+    It is labelled at the sizes, with either sign.
+    """
+    axes.set_xscale("symlog", linthresh=linear)
+    ticks = [sign * size for size in sizes for sign in (-1, 1)]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+
+
+def room_for_labels(figure: Figure) -> None:
+    """Leave room on the left for labels that are sentences.
+
+    They are a little wider in pixels than in points, in which the layout is found.
+    """
+    layout: Any = figure.get_layout_engine()
+    layout.set(rect=(0.02, 0, 0.98, 1))
 
 
 def save(figure: Figure, path: Path, dpi: int | None = None) -> None:

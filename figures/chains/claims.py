@@ -29,11 +29,9 @@ from figures.cache import Context
 from figures.chains.runs import paper_runs
 from figures.statistics import (
     between_models,
-    holm_levels,
+    judged,
     over_models,
-    p_value,
     ratio,
-    verdict,
 )
 from markov.diagnostics import crossings
 
@@ -166,9 +164,9 @@ def assess(frame: pd.DataFrame) -> pd.DataFrame:
         tables = [_numbers(claim, found, optimizer) for claim in CLAIMS]
         values = [claim.per_run(wide) for claim, wide in zip(CLAIMS, tables, strict=True)]
         estimates = [over_models(own, _models(own)) for own in values]
-        p_values = [p_value(one) for one in estimates]
-        columns = tables, values, estimates, p_values, holm_levels(p_values)
-        for claim, wide, own, estimate, p, level in zip(CLAIMS, *columns, strict=True):
+        found_of = judged(estimates, [claim.threshold for claim in CLAIMS])
+        columns = tables, values, estimates, found_of
+        for claim, wide, own, estimate, said in zip(CLAIMS, *columns, strict=True):
             models, nats = _models(wide), over_models(claim.nats(wide), _models(wide))
             rows.append(
                 {
@@ -183,11 +181,11 @@ def assess(frame: pd.DataFrame) -> pd.DataFrame:
                     "models": len(np.unique(models)),
                     "runs": len(wide),
                     "between": between_models(own, models),
-                    "p": p,
-                    "level": level,
+                    "p": said.p,
+                    "level": said.level,
                     "none": 1.0 if claim.ratio else 0.0,
                     "threshold": float(np.exp(claim.threshold)) if claim.ratio else claim.threshold,
-                    "verdict": verdict(over_models(own, models, level), claim.threshold),
+                    "verdict": said.verdict,
                 }
             )
     rows.sort(key=lambda row: row["claim"])

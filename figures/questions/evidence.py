@@ -83,18 +83,18 @@ def of_claims(name: str) -> Callable[[Tables], Sequence[Found]]:
     return find
 
 
-def of_trainings(name: str) -> Callable[[Tables], Sequence[Found]]:
-    """Return what finds a claim that was judged by trainings of the default language model."""
+def of_trainings(name: str, figure: str = "llm_claims") -> Callable[[Tables], Sequence[Found]]:
+    """Return what finds a claim that a figure judged by trainings of the default language model."""
 
     def find(tables: Tables) -> Sequence[Found]:
-        row = _row(tables["llm_claims", "claims"], claim=name)
+        row = _row(tables[figure, "claims"], claim=name)
         return [
             Found(
                 "small",
                 *(row[end] for end in ("value", "low", "high")),
                 count=int(row["count"]),
                 over="trainings",
-                command="python -m figures llm_claims --seeds 5",
+                command=f"python -m figures {figure} --seeds 5",
                 unit=row["unit"],
                 threshold=row["threshold"],
                 verdict=row["verdict"],
@@ -309,27 +309,6 @@ def of_parts(outcome: str, part: str) -> Callable[[Tables], Sequence[Found]]:
                 command="python -m figures after_adam --seeds 8",
                 unit="" if row["none"] == 1 else "nats",
                 factor=row["none"] == 1,
-                verdict=row["verdict"],
-            )
-        ]
-
-    return find
-
-
-def of_matching(name: str) -> Callable[[Tables], Sequence[Found]]:
-    """Return what finds a claim on push and need, on the small language model."""
-
-    def find(tables: Tables) -> Sequence[Found]:
-        row = _row(tables["push_and_need", "claims"], claim=name)
-        return [
-            Found(
-                "small",
-                *(row[end] for end in ("value", "low", "high")),
-                count=int(row["count"]),
-                over="trainings",
-                command="python -m figures push_and_need --seeds 5",
-                unit=row["unit"],
-                threshold=row["threshold"],
                 verdict=row["verdict"],
             )
         ]

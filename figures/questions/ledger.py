@@ -27,7 +27,7 @@ from figures.cache import Context
 from figures.questions.evidence import Found, Missing
 from figures.questions.statements import STATEMENTS, Statement
 from figures.scale import EVIDENCE, TRAINED
-from figures.statistics import at_level, holm_levels, p_value, verdict
+from figures.statistics import judged
 from llm.intervals import Estimate
 from markov.errors import require
 
@@ -121,14 +121,16 @@ def _by_holm(frame: pd.DataFrame) -> pd.DataFrame:
     open_ones = frame[frame["verdict"].isna()]
     for _, own in open_ones.groupby(["family", "rung", "setting"], sort=False):
         estimates = [_linear(row) for row in own.to_dict("records")]
-        p_values = [p_value(one) for one in estimates]
-        levels = holm_levels(p_values)
-        for place, one, p, level in zip(own.index, estimates, p_values, levels, strict=True):
-            row = own.loc[place]
-            threshold = float(np.log(row["threshold"]) if row["factor"] else row["threshold"])
-            said = verdict(at_level(one, level), threshold * (1 if row["above"] else -1))
-            frame.loc[place, ["p", "level", "verdict"]] = [p, level, said]
+        thresholds = [_threshold(row) for row in own.to_dict("records")]
+        for place, said in zip(own.index, judged(estimates, thresholds), strict=True):
+            frame.loc[place, ["p", "level", "verdict"]] = list(said)
     return frame.drop(columns=["factor", "family"])
+
+
+def _threshold(row: Mapping[Any, Any]) -> float:
+    """Return what the estimate of `_linear` is claimed to exceed."""
+    threshold = float(np.log(row["threshold"]) if row["factor"] else row["threshold"])
+    return threshold * (1 if row["above"] else -1)
 
 
 def _linear(row: Mapping[Any, Any]) -> Estimate:
@@ -217,18 +219,13 @@ def plot(frame: pd.DataFrame) -> Figure:
     axes.axvline(0, color="grey", lw=0.8)
     axes.set_yticks([-place for place in range(len(names))], names, fontsize=7)
     axes.set_ylim(-len(names) + 0.4, 0.6)
-    axes.set_xscale("symlog", linthresh=LINEAR)
-    ticks = [sign * size for size in SIZES for sign in (-1, 1)]
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.minorticks_off()
+    style.around_zero(axes, LINEAR, SIZES)
     axes.set_xlabel("above 0: as claimed (factors: natural logarithms)")
     for rung in dict.fromkeys(frame["rung"]):
         axes.plot([], [], SHAPES[rung], color="black", mfc="white", label=RUNGS[rung])
     for name, color in {**style.VERDICTS, ONCE: "black"}.items():
         axes.plot([], [], "o", color=color, label=name)
-    # Long labels are a little wider in pixels than in points, in which the layout is found.
-    layout: Any = figure.get_layout_engine()
-    layout.set(rect=(0.02, 0, 0.98, 1))
+    style.room_for_labels(figure)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=7)
     return figure

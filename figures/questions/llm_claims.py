@@ -26,7 +26,7 @@ from figures import style
 from figures.cache import Context
 from figures.language import plane, runs, sources, studies, truth_ratio
 from figures.language.study import correlations
-from figures.statistics import holm_levels, mean_interval, p_value, verdict
+from figures.statistics import judged, mean_interval
 from llm.diagnostics.allocation import allocation_area
 from llm.diagnostics.weights import WEIGHT
 from llm.sweeps.along import with_ends
@@ -282,9 +282,8 @@ def assess(table: pd.DataFrame) -> pd.DataFrame:
         claims = [claim for claim in CLAIMS if bool(claim.panel) == theirs]
         values = [claim.per_training(Numbers(table)).to_numpy(dtype=float) for claim in claims]
         estimates = [mean_interval(own) for own in values]
-        p_values = [p_value(one) for one in estimates]
-        columns = values, estimates, p_values, holm_levels(p_values)
-        for claim, own, estimate, p, level in zip(claims, *columns, strict=True):
+        every = judged(estimates, [claim.threshold for claim in claims])
+        for claim, estimate, said in zip(claims, estimates, every, strict=True):
             rows.append(
                 {
                     "claim": claim.name,
@@ -293,10 +292,10 @@ def assess(table: pd.DataFrame) -> pd.DataFrame:
                     "unit": claim.unit,
                     **estimate._asdict(),
                     "interval": INTERVAL,
-                    "p": p,
-                    "level": level,
+                    "p": said.p,
+                    "level": said.level,
                     "threshold": claim.threshold,
-                    "verdict": verdict(mean_interval(own, level), claim.threshold),
+                    "verdict": said.verdict,
                 }
             )
     return pd.DataFrame(rows)
@@ -327,16 +326,11 @@ def plot(frame: pd.DataFrame) -> Figure:
     texts = ["\n".join(textwrap.wrap(f"{text} ({unit})", 62)) for text, unit in _texts(found)]
     axes.set_yticks([-place for place in range(len(found))], texts, fontsize=7)
     axes.set_ylim(-len(found) + 0.4, 0.6)
-    axes.set_xscale("symlog", linthresh=LINEAR)
-    ticks = [sign * size for size in SIZES for sign in (-1, 1)]
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.minorticks_off()
+    style.around_zero(axes, LINEAR, SIZES)
     axes.set_xlabel("above 0: as claimed")
     for name, color in style.VERDICTS.items():
         axes.plot([], [], "o", color=color, label=name)
-    # Long labels are a little wider in pixels than in points, in which the layout is found.
-    layout: Any = figure.get_layout_engine()
-    layout.set(rect=(0.02, 0, 0.98, 1))
+    style.room_for_labels(figure)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(style.VERDICTS))
     return figure

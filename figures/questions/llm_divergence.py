@@ -29,13 +29,11 @@ from figures.cache import Context, cached, cached_each
 from figures.fits import power_law
 from figures.language.runs import AuthorsStudy, study
 from figures.statistics import (
-    holm_levels,
     interval_text,
+    judged,
     logs,
     lookup,
     mean_interval,
-    p_value,
-    verdict,
 )
 from llm.models.answers import responses
 from llm.models.small_authors import build, sets
@@ -167,10 +165,8 @@ def told(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
         wide = own.pivot(index="seed", columns="method", values="exponent")
         apart = {name: (wide["gradient_ascent"] - wide[name]).to_numpy() for name in CORNERS}
         estimates = {name: mean_interval(values) for name, values in apart.items()}
-        levels = holm_levels([p_value(one) for one in estimates.values()])
-        for (name, one), level in zip(estimates.items(), levels, strict=True):
-            said = verdict(mean_interval(apart[name], level))
-            rows.append({"on": on, "method": name, **one._asdict(), "verdict": said})
+        for (name, one), said in zip(estimates.items(), judged([*estimates.values()]), strict=True):
+            rows.append({"on": on, "method": name, **one._asdict(), "verdict": said.verdict})
     return {"exponents": pd.DataFrame(means), "faster": pd.DataFrame(rows)}
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from figures.questions.weightings import FIRST, OF_POWER
-from figures.statistics import holm_levels, over_models, p_value, verdict
+from figures.statistics import judged, over_models
 
 LANGUAGE = "language model"
 CHOSEN_ON = 2  # trainings on which n is chosen; it is judged on the others
@@ -354,10 +354,8 @@ def assess(frame: pd.DataFrame) -> pd.DataFrame:
         every = [(claim, claim.per_training(frame)) for claim in claims]
         claims, values = zip(*(pair for pair in every if pair[1].notna().any()), strict=True)
         estimates = [over_models(own, own.index.to_numpy()) for own in values]
-        p_values = [p_value(one) for one in estimates]
-        columns = values, estimates, p_values, holm_levels(p_values)
-        for claim, own, found, p, level in zip(claims, *columns, strict=True):
-            judged = over_models(own, own.index.to_numpy(), level)
+        every = judged(estimates, [claim.threshold for claim in claims])
+        for claim, found, said in zip(claims, estimates, every, strict=True):
             rows.append(
                 {
                     "claim": claim.name,
@@ -366,10 +364,10 @@ def assess(frame: pd.DataFrame) -> pd.DataFrame:
                     "unit": claim.unit,
                     **found._asdict(),
                     "interval": INTERVAL,
-                    "p": p,
-                    "level": level,
+                    "p": said.p,
+                    "level": said.level,
                     "threshold": claim.threshold,
-                    "verdict": verdict(judged, claim.threshold),
+                    "verdict": said.verdict,
                 }
             )
     return pd.DataFrame(rows)

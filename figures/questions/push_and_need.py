@@ -36,8 +36,8 @@ from matplotlib.figure import Figure
 
 from figures import style
 from figures.cache import Context, cached_each
-from figures.language.runs import AuthorsStudy, study
 from figures.questions import chain_pushes, pushes, weightings
+from figures.questions.graded import trainings
 from figures.questions.matching_told import (
     AT,
     LANGUAGE,
@@ -75,15 +75,6 @@ LOOKS = {"gradient descent": ("o", "#555555", 0.17), "AdamW": ("s", "#CC79A7", -
 LINES = {0.0: "-", 0.25: "--", 0.5: "-.", 1.0: ":"}
 
 
-def trainings(context: Context) -> list[AuthorsStudy]:
-    """Return the study of each training."""
-    chosen = study(context.scale)
-    return [
-        replace(chosen, models=replace(chosen.models, seed=seed))
-        for seed in range(context.scale.trained)
-    ]
-
-
 def data(context: Context) -> pd.DataFrame:
     """Return what is pushed and needed, and what runs with given weights became.
 
@@ -91,7 +82,7 @@ def data(context: Context) -> pd.DataFrame:
     `model` (language model, or the case of the chains), `seed`, `corner` and `epoch`. Examples are
     those before the first update.
     """
-    studies = trainings(context)
+    studies = trainings(context.scale)
     ways = [
         pushes.Way(study=own, corner=corner) for corner in ("", *pushes.PATHS) for own in studies
     ]

@@ -33,7 +33,7 @@ from figures.cache import Context
 from figures.chains.attribution import EFFECTS, INTERACTION, PRODUCT, changes
 from figures.questions import graded, over_forgetting
 from figures.questions.over_forgetting import NEVER, PARTS, READ
-from figures.statistics import at_level, full_means, holm_levels, over_models, p_value, verdict
+from figures.statistics import full_means, judged, over_models
 from figures.theory.crossed import BETAS, OPTIMIZERS, crossed_runs
 from llm.intervals import Estimate
 from llm.logs.log import log_truth_ratio
@@ -150,15 +150,15 @@ def claims(frame: pd.DataFrame) -> pd.DataFrame:
     known = found[(found["of"] == "never read") & found["effect"].isin(CLAIMS)]
     for key, own in known.groupby(["rung", "setting", "level"], sort=False, dropna=False):
         estimates = [Estimate(*one) for one in own[list(Estimate._fields)].itertuples(index=False)]
-        p_values = [p_value(one) for one in estimates]
-        parts = zip(own["effect"], estimates, p_values, holm_levels(p_values), strict=True)
-        for name, one, p, level in parts:
-            wide = at_level(one, level)
-            up = name == INTERACTION and one.value > 0
+        # What is claimed is that over-forgetting falls, and of the interaction that there is any.
+        claimed = [
+            one if name == INTERACTION and one.value > 0 else _negated(one)
+            for name, one in zip(own["effect"], estimates, strict=True)
+        ]
+        for name, one, said in zip(own["effect"], estimates, judged(claimed), strict=True):
             settings = dict(zip(["rung", "setting", "level"], key, strict=True))
-            told = {"claim": CLAIMS[name], "effect": name, **one._asdict(), "p": p}
-            told |= {"verdict": verdict(wide if up else _negated(wide))}
-            rows.append({**settings, **told, "holm": level})
+            told = {"claim": CLAIMS[name], "effect": name, **one._asdict(), "p": said.p}
+            rows.append({**settings, **told, "verdict": said.verdict, "holm": said.level})
     table = pd.DataFrame(rows)
     primary = pd.concat([_primary(table, rung) for rung in PRIMARY]).index
     return table.assign(primary=table.index.isin(primary))

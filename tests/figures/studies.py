@@ -1,9 +1,12 @@
-"""The tiny study of language models that tests of figures put in place of the full one."""
+"""The tiny scale of chains and study of language models that tests of figures put in place of full
+ones.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,9 +17,28 @@ from matplotlib.figure import Figure
 
 from figures import style
 from figures.language.runs import AuthorsStudy
+from figures.scale import Scale
 from llm.data.authors.corpus import Authors
 from llm.models.small_authors import DefaultModels
+from markov.cases import Case
+from markov.experiments import Experiment, Pretraining
 from markov.files import storage
+from markov.models import Transformer
+
+
+class Tiny(Scale):
+    """Large enough to draw, too small to mean anything."""
+
+    def cases(self) -> dict[str, Case]:
+        counts = {"retain_count": 60, "forget1_count": 30, "forget2_count": 30}
+        return {name: replace(case, **counts) for name, case in super().cases().items()}
+
+    def experiment(self) -> Experiment:
+        model = Transformer(width=8, depth=1, heads=2, mlp_width=8)
+        settings = Pretraining(epochs=1, batch=32, learning_rate=1e-2)
+        return replace(
+            super().experiment(), model=model, pretraining=settings, steps=4, learning_rate=1e-2
+        )
 
 
 def tiny_study(*, questions: int, percent: int, **changes: Any) -> AuthorsStudy:

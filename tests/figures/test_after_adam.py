@@ -5,7 +5,6 @@ differences are told of planted numbers.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -27,28 +26,11 @@ from figures.questions.weighting_runs import (
     cells,
     first_step,
 )
-from figures.scale import Scale
-from markov.cases import Case
-from markov.experiments import PAPER_BETAS, Experiment, Pretraining
-from markov.models import Transformer
+from markov.experiments import PAPER_BETAS, Experiment
 from markov.objectives import method_name
+from tests.figures.studies import Tiny
 
 MODELS = 4
-
-
-class Tiny(Scale):
-    """Large enough to draw, too small to mean anything."""
-
-    def cases(self) -> dict[str, Case]:
-        counts = {"retain_count": 60, "forget1_count": 30, "forget2_count": 30}
-        return {name: replace(case, **counts) for name, case in super().cases().items()}
-
-    def experiment(self) -> Experiment:
-        model = Transformer(width=8, depth=1, heads=2, mlp_width=8)
-        settings = Pretraining(epochs=1, batch=32, learning_rate=1e-2)
-        return replace(
-            super().experiment(), model=model, pretraining=settings, steps=4, learning_rate=1e-2
-        )
 
 
 FEW, MORE = (PRIMARY, "both"), (PRIMARY, "both", "balanced", "sgd")

@@ -36,27 +36,11 @@ from figures.statistics import (
     p_value,
     ratio_interval,
 )
-from markov.cases import Case
 from markov.diagnostics import COLUMNS
 from markov.errors import InvalidInput
-from markov.experiments import Experiment, Pretraining
+from markov.experiments import Experiment
 from markov.files import storage
-from markov.models import Transformer
-
-
-class Tiny(Scale):
-    """Large enough to draw, too small to mean anything."""
-
-    def cases(self) -> dict[str, Case]:
-        counts = {"retain_count": 60, "forget1_count": 30, "forget2_count": 30}
-        return {name: replace(case, **counts) for name, case in super().cases().items()}
-
-    def experiment(self) -> Experiment:
-        model = Transformer(width=8, depth=1, heads=2, mlp_width=8)
-        settings = Pretraining(epochs=1, batch=32, learning_rate=1e-2)
-        return replace(
-            super().experiment(), model=model, pretraining=settings, steps=4, learning_rate=1e-2
-        )
+from tests.figures.studies import Tiny
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,14 @@ from matplotlib.figure import Figure
 
 from figures import cache
 from figures.language.runs import AuthorsStudy
-from figures.questions import chain_pushes, matching_told, push_and_need, pushes, weightings
+from figures.questions import (
+    chain_pushes,
+    graded,
+    matching_told,
+    push_and_need,
+    pushes,
+    weightings,
+)
 from figures.scale import Scale
 from llm.diagnostics.matching import match
 from llm.evaluation.tofu import evaluate
@@ -48,7 +55,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Autho
     chosen = tiny_study(questions=10, percent=20)
     scale = Small(pretrained=2, trained=1, quick=True)
     context = cache.Context(scale=scale, n_jobs=1, progress=False)
-    with in_place(chosen, tmp_path_factory.mktemp("cache"), push_and_need):
+    with in_place(chosen, tmp_path_factory.mktemp("cache"), graded):
         yield context, chosen
 
 
