@@ -280,6 +280,16 @@ CATALOGUE = (
         study="settings",
     ),
     Entry(
+        "llm_tuned",
+        "figures.questions.llm_tuned",
+        "1c",
+        "the corners at settings chosen on other authors",
+        1400,
+        heavy=True,
+        gallery=True,
+        full=True,
+    ),
+    Entry(
         "llm_relearning",
         "figures.language.relearning",
         "6",
@@ -356,11 +366,12 @@ UNSTUDIED = {
     "llm_claims": "it is of the default model's trainings",
     "llm_divergence": "a study holds its models back, and does not record how far they drift",
     "reference_or_length": "no model of a study has read half of what is to be forgotten",
+    "llm_tuned": "it is of the default model, and chooses settings on trainings of its own",
     "push_and_need": "it is of the default model and of chains, and makes runs of its own",
     "divergence": "a study does not record the KL to the original along its runs",
 }
 # Always of models that are made here.
-OF_DEFAULT = ("llm_beside", "llm_sequential", "muse_tradeoff", "push_and_need")
+OF_DEFAULT = ("llm_beside", "llm_sequential", "llm_tuned", "muse_tradeoff", "push_and_need")
 # Of more than what single runs of unlearning hold.
 NOT_OF_RUNS = (*OF_DEFAULT, *EVALUATED, "llm_reference_noise")
 GALLERY = tuple(entry.name for entry in CATALOGUE if entry.gallery)

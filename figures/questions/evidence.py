@@ -104,6 +104,32 @@ def of_trainings(name: str, figure: str = "llm_claims") -> Callable[[Tables], Se
     return find
 
 
+def of_tuned(name: str) -> Callable[[Tables], Sequence[Found]]:
+    """Return what finds a claim on the default language model at settings that were chosen.
+
+    They are chosen on other authors; with each share of the utility that may be lost, the first of
+    which is primary.
+    """
+
+    def find(tables: Tables) -> Sequence[Found]:
+        own = tables["llm_tuned", "claims"]
+        return [
+            Found(
+                "small",
+                *(row[end] for end in ("value", "low", "high")),
+                count=int(row["count"]),
+                over="trainings",
+                command="python -m figures llm_tuned --seeds 5",
+                unit=row["unit"],
+                setting="" if place == 0 else f"chosen to keep {1 - row['tolerance']:.0%}",
+                verdict=row["verdict"],
+            )
+            for place, row in enumerate(own[own["claim"] == name].to_dict("records"))
+        ]
+
+    return find
+
+
 def of_effects(case: str, component: str, effect: str) -> Callable[[Tables], Sequence[Found]]:
     """Return what finds by which factor a change to NPO multiplies the price on chains."""
 

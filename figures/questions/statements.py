@@ -17,6 +17,7 @@ from figures.questions.evidence import (
     of_parts,
     of_study,
     of_trainings,
+    of_tuned,
     relearned,
     weakest,
 )
@@ -78,6 +79,12 @@ STATEMENTS = (
         "1c",
         "SimNPO ends nearer to the retrained model than NPO",
         (of_trainings("nearer"), of_study("ks_statistic", "npo", "simnpo")),
+    ),
+    Statement(
+        "nearer, tuned",
+        "1c",
+        "so it does at settings chosen on other authors to keep 95% of the utility",
+        (of_tuned("nearer"),),
     ),
     Statement(
         "utility",
@@ -200,6 +207,27 @@ STATEMENTS = (
         "",
         "both together bring NPO nearer than the two apart do",
         (of_trainings("interaction"),),
+        brief=False,
+    ),
+    Statement(
+        "reference, tuned",
+        "",
+        "dropping the reference alone does so at settings chosen to keep 95% of the utility",
+        (of_tuned("reference"),),
+        brief=False,
+    ),
+    Statement(
+        "length, tuned",
+        "",
+        "dividing by the length alone does so at such settings",
+        (of_tuned("length"),),
+        brief=False,
+    ),
+    Statement(
+        "interaction, tuned",
+        "",
+        "both together do so by more than the two apart, at such settings",
+        (of_tuned("interaction"),),
         brief=False,
     ),
     Statement(

@@ -17,11 +17,8 @@ import torch
 
 from figures.cache import Context, cached
 from figures.language.runs import AuthorsStudy
-from figures.language.sweeps import default_task
 from figures.questions import pushes
-from llm.evaluation.tofu import evaluate
-from llm.logs.log import log_truth_ratio
-from llm.logs.measures import example_values, forget_quality, harmonic_mean, model_utility
+from figures.questions.endings import ending
 from llm.models.answers import answer_log, responses
 from llm.models.small_authors import build, sets
 from llm.unlearning.unlearn import Unlearning, unlearn
@@ -77,12 +74,8 @@ def at_start(context: Context, way: pushes.Way) -> pd.DataFrame:
 def unlearned(context: Context, job: Weighted) -> pd.DataFrame:
     """Return one row of measures of the model that a run leaves.
 
-    Columns `seed`, `factor`, `retain_weight`, `status`; `distance` (D against the retrained model
-    of the same training), `utility`, the `retain` probability per token, ROUGE-L on retain and the
-    utility of common facts alone in `retain_rouge` and `facts`; the `forget` probability per token;
-    `gap`, the mean of |logp - that of the retrained model| over the length, in nats per token, and
-    `left`, the same with its sign; `ratio`, how far the mean log truth ratio lies above that of the
-    retrained model; and `even`, 1 / mean of the squared factors.
+    Columns `seed`, `factor`, `retain_weight`, `status`, those of
+    `figures.questions.endings.ending`, and `even`, 1 / mean of the squared factors.
     """
     models = job.study.models
     language, retrained = (
@@ -100,31 +93,13 @@ def unlearned(context: Context, job: Weighted) -> pd.DataFrame:
     own = responses(language, forget), responses(language, retain)
     weighed = torch.tensor(factor)
     found = unlearn(language.model, *own, settings, importance=weighed, progress=False)
-    asked = default_task(models).sets()
-    logs = evaluate(language, asked, progress=False)
-    theirs = answer_log(retrained, asked.forget, progress=False)
-    after = logs.of("forget")
-    apart = theirs.gold.average - after.gold.average  # logp per token, minus the retrained one's
-    kept, facts = logs.of("retain"), ("real_authors", "world_facts")
-    values = [
-        example_values(logs.of(task), task, name).mean()
-        for task in facts
-        for name in ("probability", "rouge", "truth_ratio")
-    ]
+    theirs = answer_log(retrained, forget, progress=False)
     row = {
         "seed": models.seed,
         "factor": job.factor,
         "retain_weight": job.retain_weight,
         "status": found.epochs["status"].iloc[-1],
-        "distance": forget_quality(after, theirs).statistic,
-        "utility": model_utility(logs),
-        "retain": example_values(kept, "retain", "probability").mean(),
-        "retain_rouge": example_values(kept, "retain", "rouge").mean(),
-        "facts": float(harmonic_mean(np.array(values))),
-        "forget": example_values(after, "forget", "probability").mean(),
-        "gap": np.abs(apart).mean(),
-        "left": apart.mean(),
-        "ratio": (log_truth_ratio(after) - log_truth_ratio(theirs)).mean(),
+        **ending(language, models, theirs),
         "even": 1 / np.square(factor).mean(),
     }
     return pd.DataFrame([row])

@@ -17,6 +17,7 @@ from figures import cache
 from figures.language.runs import AuthorsStudy
 from figures.questions import (
     chain_pushes,
+    endings,
     graded,
     matching_told,
     push_and_need,
@@ -66,7 +67,7 @@ def frame(known: tuple[Any, AuthorsStudy]) -> pd.DataFrame:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(weightings.wanted, "__defaults__", (FEW,))
         patch.setattr(weightings, "WIDER", (1.0, 4.0))
-        patch.setattr(weightings, "evaluate", partial(evaluate, max_new_tokens=4))
+        patch.setattr(endings, "evaluate", partial(evaluate, max_new_tokens=4))
         patch.setattr(pushes.Way, "__init__", _fewer(pushes.Way.__init__))
         return push_and_need.data(context)
 
