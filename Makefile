@@ -33,7 +33,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
 
-figures: $(VENV)/.llm  ## draw the figures, about 31 minutes; ARGS="tradeoff --quick" draws one, roughly
+figures: $(VENV)/.llm  ## draw the figures, about 28 minutes; ARGS="tradeoff --quick" draws one, roughly
 	$(RUN) figures $(ARGS)
 
 figures-all: $(VENV)/.llm  ## draw the heavy ones too, with eight models for the chains and five trainings of the language model, more than two hours; a second time takes seconds

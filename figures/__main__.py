@@ -340,7 +340,7 @@ def draw(name: str, context: Context, arguments: Arguments) -> pd.DataFrame:
         with storage.atomic_path(small.with_suffix(".csv")) as partial:
             frame.to_csv(partial, index=False, float_format="%.6g")
     folders = [arguments.out / TOLD, *([kept] if arguments.gallery and not own else [])]
-    drawing.tell(name, module, frame, folders)
+    drawing.tell(name, module, frame, context.scale, folders)
     if hasattr(module, "markdown"):
         with storage.atomic_path(arguments.out / f"{name}.md") as partial:
             partial.write_text(module.markdown(frame), "utf-8")

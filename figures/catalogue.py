@@ -151,9 +151,6 @@ CATALOGUE = (
         full=True,
     ),
     Entry(
-        "muse_tradeoff", "figures.language.muse.muse_tradeoff", "1d", "MUSE's measures on news", 189
-    ),
-    Entry(
         "learning_rate",
         "figures.chains.learning_rate",
         "",
@@ -306,6 +303,14 @@ CATALOGUE = (
         330,
         heavy=True,
         gallery=True,
+    ),
+    Entry(
+        "muse_tradeoff",
+        "figures.language.muse.muse_tradeoff",
+        "1d",
+        "MUSE's measures on news",
+        189,
+        heavy=True,
     ),
     Entry(
         "llm_sequential", "figures.language.sequential", "A5", "requests in turn", 165, heavy=True

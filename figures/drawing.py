@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,12 @@ from types import ModuleType
 import pandas as pd
 
 from figures import style
-from figures.cache import Context
+from figures.cache import DRAWING, Context
 from figures.catalogue import module_of
 from figures.scale import Scale, quick_scale
 from markov.files import storage
 
+PROVENANCE = "provenance.json"  # of the tables that a figure tells
 ROUGH = "rough: small models and little data\nright in kind, not in numbers"
 
 
@@ -65,12 +67,22 @@ def write(
             figure.set_layout_engine("none")
 
 
-def tell(name: str, module: ModuleType, frame: pd.DataFrame, folders: Sequence[Path]) -> None:
+def tell(
+    name: str, module: ModuleType, frame: pd.DataFrame, scale: Scale, folders: Sequence[Path]
+) -> None:
     """Write the tables that README and findings tell of a figure, where it has any.
 
-    They are FOLDER/NAME/PART.csv, as the figure `ledger` reads them, in each of the folders.
+    They are FOLDER/NAME/PART.csv, as the figure `ledger` reads them, in each of the folders, and
+    beside them FOLDER/NAME/provenance.json says which code and which settings made them.
     """
     tables = module.told(frame) if hasattr(module, "told") else {}
+    if not tables:
+        return
+    seeds = range(max(scale.pretrained, scale.trained))
+    made = storage.provenance(scale, module.__name__, without=DRAWING, seeds=seeds)
+    for folder in folders:
+        with storage.atomic_path(folder / name / PROVENANCE) as partial:
+            partial.write_text(json.dumps(made, indent=1, sort_keys=True) + "\n", "utf-8")
     for part, numbers in tables.items():
         for folder in folders:
             with storage.atomic_path(folder / name / f"{part}.csv") as partial:

@@ -5,6 +5,7 @@ README and findings print of it is what it says.
 from __future__ import annotations
 
 import io
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from figures import __main__ as command
+from figures import drawing
 from figures.cache import Context
 from figures.catalogue import BY_NAME, FIGURES
-from figures.questions import ledger, llm_claims, statements
+from figures.questions import ledger, llm_claims, llm_tuned, statements
+from figures.scale import TRAINED, Scale
 from figures.statistics import at_level, mean_interval, verdict
+from figures.theory import weights
 from llm.intervals import Estimate
 from markov.errors import InvalidInput
 from tests.figures.studies import drawn
@@ -294,3 +298,17 @@ def test_every_claim_of_trainings_is_drawn_with_its_trainings() -> None:
     assert len(dots) == len(kept["claim"])
     shown: Any = sorted(value for line in dots for value in np.asarray(line.get_xdata()))
     assert shown == pytest.approx(sorted(kept["number"]["value"]))
+
+
+def test_told_tables_say_what_made_them(tmp_path: Path) -> None:
+    frame = pd.read_csv(ledger.KEPT / "llm_tuned" / "runs.csv")
+    scale = Scale(trained=TRAINED)
+    for folder in ("a", "b"):
+        drawing.tell("llm_tuned", llm_tuned, frame, scale, [tmp_path / folder])
+    one, other = (tmp_path / name / "llm_tuned" / drawing.PROVENANCE for name in "ab")
+    assert one.read_bytes() == other.read_bytes()
+    made = json.loads(one.read_text())
+    assert made["settings"]["trained"] == TRAINED and made["code"] and made["version"]
+    # A figure that tells nothing leaves nothing.
+    drawing.tell("weights", weights, frame, scale, [tmp_path])
+    assert not (tmp_path / "weights").exists()
