@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from scipy import stats
 
 from markov.errors import require, require_whole
@@ -40,6 +40,21 @@ def resample(
     """
     require_whole(resamples, "resamples", FEWEST)
     return rng.integers(count, size=(resamples, count))
+
+
+def resample_groups(
+    groups: Shaped[np.ndarray, "examples"], resamples: int, rng: np.random.Generator
+) -> Int[np.ndarray, "resamples examples"]:
+    """Return how often each example is drawn where whole groups are, with replacement.
+
+    Examples with one label in `groups` are of one group, such as the questions about one author:
+    what is hard about an author is hard in all of them, so that they are no independent draws. As
+    many groups are drawn as there are. Raises `InvalidInput` as `resample` does.
+    """
+    require_whole(resamples, "resamples", FEWEST)
+    _, own = np.unique(groups, return_inverse=True)
+    count = int(own.max()) + 1
+    return rng.multinomial(count, np.full(count, 1 / count), size=resamples)[:, own]
 
 
 def percentile_interval(

@@ -76,6 +76,11 @@ class Evaluate(ModelOptions, MemoryOption):
     """Mean of the wrong answers' probabilities in the truth ratio.
     geometric: as in the released code; arithmetic: as in the TOFU paper.
     """
+    per_author: int | None = None
+    """How many consecutive questions are about one author, 20 in TOFU.
+    Intervals are then over authors, not over questions. Of --data that are TOFU's or made here it
+    is known.
+    """
     shared: bool = False
     """Compare the questions that both logs hold, where they hold different ones."""
     allow_identical: bool = False
@@ -125,15 +130,18 @@ def _of_logs(command: Evaluate, path: Path) -> tuple[pd.DataFrame, TofuLogs, Eva
         retrained = None if command.retrained_logs is None else read_log(command.retrained_logs)
         if command.shared and retrained is not None:
             logs, retrained = with_shared(logs, retrained)
-        return _measured(command, logs, retrained), logs, retrained
+        frame = _measured(command, logs, retrained, command.per_author)
+        return frame, logs, retrained
 
 
-def _measured(command: Evaluate, logs: TofuLogs, retrained: EvaluationLog | None) -> pd.DataFrame:
+def _measured(
+    command: Evaluate, logs: TofuLogs, retrained: EvaluationLog | None, per_author: int | None
+) -> pd.DataFrame:
     from llm.logs.measures import measures
 
-    return measures(
-        logs, retrained, variant=command.variant, allow_identical=command.allow_identical
-    )
+    identical = command.allow_identical
+    ways = {"variant": command.variant, "per_author": per_author}
+    return measures(logs, retrained, allow_identical=identical, **ways)
 
 
 def _retrained_log(command: Evaluate, forget: Sequence[Example]) -> EvaluationLog | None:
@@ -209,6 +217,7 @@ def _evaluated(
     parts: Path,
 ) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog | None]:
     """Return the measures and logs of the model, read where they are written already."""
+    from llm.data.by_author import per_author
     from llm.evaluation.folders import manifest
     from llm.evaluation.tofu import empty_generations
     from llm.evaluation.tofu import evaluate as evaluate_model
@@ -232,7 +241,9 @@ def _evaluated(
         logs = evaluate_model(language, sets, **options, parts=parts)
         if command.shared and retrained is not None:
             logs, retrained = with_shared(logs, retrained)
-        frame = _measured(command, logs, retrained)
+        known = command.retain_data is None and command.data is not None
+        authors = command.per_author or (per_author(str(command.data), sets) if known else None)
+        frame = _measured(command, logs, retrained, authors)
     whole = frame[
         frame["task"].eq("all") | frame["measure"].isin(["forget_quality", "ks_statistic"])
     ]

@@ -27,8 +27,9 @@ WITHOUT = "no wrong answers (perturbed_answer) to the questions"  # why a measur
 class Evaluation(NamedTuple):
     """What was measured of a model: a table of measures, and the logs that they were taken from.
 
-    `measures` has the columns `measure`, `task`, `value`, `low` and `high`, a 95% interval over
-    examples, and `examples`; `variant` is the mean of the wrong answers in the truth ratio.
+    `measures` has the columns of `llm.logs.measures.measures`: `measure`, `task`, `value`, `low`
+    and `high`, a 95% interval, `examples` and what was `drawn`; `variant` is the mean of the wrong
+    answers in the truth ratio.
     """
 
     measures: pd.DataFrame
@@ -50,6 +51,7 @@ def evaluate(
     retrained_logs: EvaluationLog | Location | None = None,
     variant: str = "geometric",
     shared: bool = False,
+    per_author: int | None = None,
     words: str = "latin",
     max_new_tokens: int = NEW_TOKENS,
     max_length: int = MAX_LENGTH,
@@ -63,7 +65,9 @@ def evaluate(
     split, from which the four sets follow, a file of one's own, or the sets themselves; it is left
     out with `logs`, a file or folder in any of TOFU's three layouts. `retain` is the word of other
     data to retain. What cannot be measured without data that are missing is left out. With `shared`
-    questions that only one of the two models was asked are left out.
+    questions that only one of the two models was asked are left out. `per_author` says how many
+    consecutive questions are about one author, for logs and for the sets themselves; of a word it
+    is known (see `llm.data.by_author`). Intervals are then over authors.
 
     Raises `InvalidInput` for words that name nothing, for both a model and logs, and for logs that
     cannot be read or do not fit together.
@@ -79,11 +83,12 @@ def evaluate(
         require(retrained is other, "retrained", retrained, "a log: no model is loaded beside logs")
     else:
         assert model is not None
-        found, other = _of_model(
+        found, other, per_author = _of_model(
             model,
             data,
             retain,
             retrained,
+            per_author,
             words=words,
             max_new_tokens=max_new_tokens,
             max_length=max_length,
@@ -95,7 +100,8 @@ def evaluate(
         other = read_log(retrained_logs) if isinstance(retrained_logs, Word) else retrained_logs
     if shared and other is not None:
         found, other = with_shared(found, other)
-    return Evaluation(measures(found, other, variant=variant), found, other, variant)
+    table = measures(found, other, variant=variant, per_author=per_author)
+    return Evaluation(table, found, other, variant)
 
 
 def _of_model(
@@ -103,14 +109,16 @@ def _of_model(
     data: TofuSets | Location | None,
     retain: Location | None,
     retrained: Other | None,
+    per_author: int | None,
     *,
     words: str,
     max_new_tokens: int,
     max_length: int,
     budget: int,
     progress: bool,
-) -> tuple[TofuLogs, EvaluationLog | None]:
-    """Return the logs of a model, and that of the retrained one."""
+) -> tuple[TofuLogs, EvaluationLog | None, int | None]:
+    """Return the logs of a model, that of the retrained one, and the questions per author."""
+    from llm.data.by_author import per_author as known_per_author
     from llm.data.splits import tofu_sets
     from llm.evaluation.tofu import evaluate as evaluate_model
     from llm.models.names import check_retrained
@@ -121,6 +129,7 @@ def _of_model(
         if isinstance(retrained, Word):
             check_retrained(str(retrained), word)
         sets = tofu_sets(word, retain)
+        per_author = per_author or (known_per_author(word, sets) if retain is None else None)
     else:
         require(retain is None, "retain", retain, "left out: the sets are given")
         sets = data
@@ -129,7 +138,7 @@ def _of_model(
     retrained = retrained if sets.comparable else None
     other = log_beside(retrained, language, sets.forget, "retrained", **options)
     found = evaluate_model(language, sets, words=words, max_new_tokens=max_new_tokens, **options)
-    return found, other
+    return found, other, per_author
 
 
 def with_shared(logs: TofuLogs, retrained: EvaluationLog) -> tuple[TofuLogs, EvaluationLog]:
@@ -204,7 +213,9 @@ def report(
     frame: pd.DataFrame, logs: TofuLogs, retrained: EvaluationLog | None, variant: str
 ) -> str:
     """Return what was measured as a text to read."""
-    lines = [f"truth ratio: {variant}; in brackets 95% intervals over examples"]
+    # A table that an older evaluation kept does not say what was drawn.
+    over = " and ".join(frame["drawn"].unique()) if "drawn" in frame else "examples"
+    lines = [f"truth ratio: {variant}; in brackets 95% intervals over {over}"]
     for row in frame.to_dict("records"):
         value = (
             f"{row['value']:.4g}" if row["measure"] == "forget_quality" else f"{row['value']:.3f}"

@@ -182,11 +182,14 @@ def _compared(
 
 def _differences(asked: Study, one: Replicate) -> pd.DataFrame:
     """Return by how much any two methods of a seed differ, on the same questions."""
+    from llm.data.by_author import per_author
     from llm.logs.comparing import differences
 
-    retrained = one.retrained_log()
+    retrained, task = one.retrained_log(), one.task
     known = retrained if retrained.perturbed is not None else None
-    return differences(one.unlearned(asked.methods), known).assign(seed=one.seed)
+    authors = per_author(task.data, task.sets(), task.authors)
+    found = differences(one.unlearned(asked.methods), known, per_author=authors)
+    return found.assign(seed=one.seed)
 
 
 def _caveat(gate: pd.DataFrame) -> str:

@@ -9,22 +9,26 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from llm.intervals import Estimate, bootstrap, percentile_interval, resample
+from llm.intervals import Estimate, bootstrap, percentile_interval, resample_groups
 from llm.logs.log import EvaluationLog, align, log_truth_ratio
 from llm.logs.measures import (
     MEASURES,
     REPLICATES,
     UTILITY_TASKS,
     TofuLogs,
+    authors_of,
+    check_per_author,
     check_variant,
     draws_of,
     example_values,
     forget_quality,
     harmonic_mean,
+    means,
     statistics_of,
     tied_ranks,
 )
@@ -37,6 +41,7 @@ def differences(
     logs: Mapping[str, TofuLogs],
     retrained: EvaluationLog | None = None,
     variant: str = "geometric",
+    per_author: int | None = None,
 ) -> pd.DataFrame:
     """Return by how much any two models differ, with 95% intervals.
 
@@ -47,31 +52,40 @@ def differences(
         model_utility
         retain_probability  probability per token of the answers to retain
 
-    Raises `InvalidInput` for models that were asked different questions.
+    `per_author` is that of `llm.logs.measures.measures`. Raises `InvalidInput` for models that were
+    asked different questions.
     """
+    check_per_author(per_author)
+    ways: dict[str, Any] = {"variant": variant, "per_author": per_author}
     rows = [
         (model, other, measure, *estimate)
         for model, other in itertools.combinations(logs, 2)
-        for measure, estimate in _measured(logs[model], logs[other], retrained, variant)
+        for measure, estimate in _measured(logs[model], logs[other], retrained, **ways)
     ]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     return table.astype({**dict.fromkeys(("value", "low", "high"), float), "examples": int})
 
 
 def _measured(
-    own: TofuLogs, other: TofuLogs, retrained: EvaluationLog | None, variant: str
+    own: TofuLogs, other: TofuLogs, retrained: EvaluationLog | None, **ways: Any
 ) -> Iterator[tuple[str, Estimate]]:
     """Yield the differences that the logs of two models allow."""
     told = own.forget is not None and own.forget.perturbed is not None
     if retrained is not None and told:
         pair = own.of("forget"), other.of("forget")
-        yield "ks_statistic", distance_difference(*pair, retrained, variant=variant)
+        yield "ks_statistic", distance_difference(*pair, retrained, **ways)
     if known_utility(own) and known_utility(other):
-        yield "model_utility", utility_difference(own, other, variant=variant)
+        yield "model_utility", utility_difference(own, other, **ways)
     if own.retain is not None:
         kept = own.retain, align(own.retain, other.of("retain"))
         values = [example_values(one, "retain", "probability") for one in kept]
-        yield "retain_probability", bootstrap(_mean_difference, *values, least=1)
+        groups = authors_of(own.retain, "retain", ways["per_author"])
+        if groups is None:
+            yield "retain_probability", bootstrap(_mean_difference, *values, least=1)
+        else:
+            apart = np.subtract(*values)
+            drawn = means(len(apart), groups, np.random.default_rng(0))(apart)
+            yield "retain_probability", percentile_interval(apart.mean(), drawn, len(apart))
 
 
 def _mean_difference(own: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -90,7 +104,12 @@ def known_utility(logs: TofuLogs) -> bool:
 
 
 def utility_difference(
-    logs: TofuLogs, other: TofuLogs, *, variant: str = "geometric", seed: int = 0
+    logs: TofuLogs,
+    other: TofuLogs,
+    *,
+    variant: str = "geometric",
+    per_author: int | None = None,
+    seed: int = 0,
 ) -> Estimate:
     """Return the utility of one model less that of another, with its 95% interval.
 
@@ -103,13 +122,14 @@ def utility_difference(
     drawn: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for task in UTILITY_TASKS:
         pair = logs.of(task), align(logs.of(task), other.of(task))
-        draws = resample(len(pair[0].index), REPLICATES, rng)
-        count += draws.shape[1]
+        size = len(pair[0].index)
+        mean = means(size, authors_of(pair[0], task, per_author), rng)
+        count += size
         for kind in MEASURES:
             for place, log in enumerate(pair):
                 values = example_values(log, task, kind, variant)
                 points[place].append(float(values.mean()))
-                drawn[place].append(values[draws].mean(axis=1))
+                drawn[place].append(mean(values))
     value, replicates = (
         harmonic_mean(np.array(own).T) - harmonic_mean(np.array(theirs).T)
         for own, theirs in (points, drawn)
@@ -123,6 +143,7 @@ def distance_difference(
     retrained: EvaluationLog,
     *,
     variant: str = "geometric",
+    per_author: int | None = None,
     seed: int = 0,
 ) -> Estimate:
     """Return D of one model to the retrained one less D of another, with its 95% interval.
@@ -135,7 +156,11 @@ def distance_difference(
     `llm.logs.measures.forget_quality` does.
     """
     check_variant(variant)
-    draws = draws_of(len(log.index), np.random.default_rng(seed))
+    rng, groups = np.random.default_rng(seed), authors_of(log, "forget", per_author)
+    if groups is None:
+        draws = draws_of(len(log.index), rng)
+    else:
+        draws = resample_groups(groups, REPLICATES, rng)
     values, replicates = [], []
     for one in (log, align(log, other)):
         theirs = align(one, retrained)

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -35,7 +36,7 @@ import pandas as pd
 from jaxtyping import Float, Int, Shaped
 from scipy import special, stats
 
-from llm.intervals import percentile_interval, resample
+from llm.intervals import percentile_interval, resample, resample_groups
 from llm.logs.log import EvaluationLog, align, log_truth_ratio
 from markov.errors import InvalidInput, require, require_whole
 
@@ -44,6 +45,9 @@ VARIANTS = ("geometric", "arithmetic")
 UTILITY_TASKS = ("retain", "real_authors", "world_facts")
 MEASURES = ("probability", "rouge", "truth_ratio")
 REPLICATES = 1000
+BY_AUTHOR = ("forget", "retain")  # tasks whose questions are about authors, several about each
+FEWEST_AUTHORS = 10
+EXAMPLES, AUTHORS = "examples", "authors"  # what a bootstrap draws
 # Values tie if they differ by less than this share of the largest log ratio. In float64 the order
 # in which five losses are added moves their mean by 1e-16 of it, and losses that are stored as
 # float32 are known to no better than 6e-8.
@@ -210,12 +214,13 @@ def measures(
     *,
     variant: str = "geometric",
     allow_identical: bool = True,
+    per_author: int | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Return all measures that the logs allow, each with a 95% interval over examples.
 
-    The columns are `measure`, `task` ("all" for model utility), `value`, `low`, `high`, `examples`
-    and `variant`. The rows are
+    The columns are `measure`, `task` ("all" for model utility), `value`, `low`, `high`, `examples`,
+    `drawn` and `variant`. The rows are
 
         the three kinds   on every task that is there, as far as there are generations and wrong
                           answers
@@ -224,17 +229,22 @@ def measures(
                           p-value, without an interval
         ks_statistic      with `retrained`: the statistic D
 
-    Intervals are percentiles of a bootstrap over examples: they say what another draw of questions
-    would change, not another training. The interval of D lies too high, since resampled
-    distributions are rougher. Raises `InvalidInput` as `forget_quality` does.
+    Intervals are percentiles of a bootstrap: they say what another draw of questions would change,
+    not another training. The interval of D lies too high, since resampled distributions are
+    rougher. `drawn` says what is drawn: "examples" one by one, or "authors", each with all of its
+    questions, on the forget and the retain set where `per_author` says how many consecutive indices
+    are of one author, and there are at least `FEWEST_AUTHORS`. Raises `InvalidInput` as
+    `forget_quality` does, and for a `per_author` below 1.
     """
     check_variant(variant)
+    check_per_author(per_author)
     rng, rows, nine = np.random.default_rng(seed), [], []
     for task in TofuLogs._fields:
         log = getattr(logs, task)
         if log is None:
             continue
-        draws = resample(len(log.index), REPLICATES, rng)
+        groups = authors_of(log, task, per_author)
+        drawn, mean = EXAMPLES if groups is None else AUTHORS, means(len(log.index), groups, rng)
         for kind in MEASURES:
             normalised = kind == "truth_ratio" or (
                 kind == "probability" and task not in ("forget", "retain")
@@ -244,9 +254,9 @@ def measures(
             ):
                 continue
             values = example_values(log, task, kind, variant)
-            replicates = values[draws].mean(axis=1)
+            replicates = mean(values)
             found = percentile_interval(values.mean(), replicates, len(values))
-            rows.append((kind, task, *found))
+            rows.append((kind, task, *found, drawn))
             if task in UTILITY_TASKS:
                 nine.append((values.mean(), replicates))
     if len(nine) == len(UTILITY_TASKS) * len(MEASURES):
@@ -255,8 +265,10 @@ def measures(
             np.array([pair[1] for pair in nine]),
         )
         count = sum(len(logs.of(task).index) for task in UTILITY_TASKS)
-        value, drawn = float(harmonic_mean(point)), harmonic_mean(replicates.T)
-        rows.append(("model_utility", "all", *percentile_interval(value, drawn, count)))
+        value, every = float(harmonic_mean(point)), harmonic_mean(replicates.T)
+        known = authors_of(logs.of("retain"), "retain", per_author) is not None
+        found = percentile_interval(value, every, count)
+        rows.append(("model_utility", "all", *found, AUTHORS if known else EXAMPLES))
     if retrained is not None:
         found = forget_quality(
             logs.of("forget"), retrained, variant=variant, allow_identical=allow_identical
@@ -264,12 +276,57 @@ def measures(
         own, other = tied_ranks(
             *(log_truth_ratio(log, variant) for log in (logs.of("forget"), retrained))
         )
-        rows.append(("forget_quality", "forget", found.p_value, math.nan, math.nan, found.examples))
-        drawn = resampled_statistics(own, other, rng)
-        distance = percentile_interval(found.statistic, drawn, found.examples)
-        rows.append(("ks_statistic", "forget", *distance))
-    frame = pd.DataFrame(rows, columns=["measure", "task", "value", "low", "high", "examples"])
+        none = (found.p_value, math.nan, math.nan, found.examples)
+        rows.append(("forget_quality", "forget", *none, EXAMPLES))
+        groups = authors_of(logs.of("forget"), "forget", per_author)
+        if groups is None:
+            every = resampled_statistics(own, other, rng)
+        else:
+            # The retrained model's log, too, is cut into its authors by its own indices.
+            theirs = authors_of(retrained, "forget", per_author)
+            parts = groups, groups if theirs is None else theirs
+            every = statistics_of(
+                own, other, *(resample_groups(one, REPLICATES, rng) for one in parts)
+            )
+        distance = percentile_interval(found.statistic, every, found.examples)
+        rows.append(("ks_statistic", "forget", *distance, EXAMPLES if groups is None else AUTHORS))
+    names = ["measure", "task", "value", "low", "high", "examples", "drawn"]
+    frame = pd.DataFrame(rows, columns=names)
     return frame.assign(variant=variant)
+
+
+def check_per_author(per_author: int | None) -> None:
+    """Raise `InvalidInput` unless it is None, or a whole number of at least 1."""
+    if per_author is not None:
+        require_whole(per_author, "per_author", 1)
+
+
+def authors_of(
+    log: EvaluationLog, task: str, per_author: int | None
+) -> Int[np.ndarray, " n"] | None:
+    """Return which author each example of a log is about, numbered, or None.
+
+    It is None where that is not known, for facts of the world, and for fewer authors than
+    `FEWEST_AUTHORS`, of which a bootstrap over authors would make too narrow an interval.
+    """
+    if per_author is None or task not in BY_AUTHOR:
+        return None
+    authors = np.asarray(log.index) // per_author
+    return authors if len(np.unique(authors)) >= FEWEST_AUTHORS else None
+
+
+def means(
+    count: int, groups: Int[np.ndarray, " n"] | None, rng: np.random.Generator
+) -> Callable[[Float[np.ndarray, " n"]], Float[np.ndarray, " replicates"]]:
+    """Return what takes the mean of values in each of `REPLICATES` resamples, always the same ones.
+
+    Examples are drawn, or `groups` of them (see `llm.intervals.resample_groups`).
+    """
+    if groups is None:
+        draws = resample(count, REPLICATES, rng)
+        return lambda values: values[draws].mean(axis=1)
+    times = resample_groups(groups, REPLICATES, rng)
+    return lambda values: (times @ values) / times.sum(axis=1)
 
 
 def model_utility(logs: TofuLogs, variant: str = "geometric") -> float:
@@ -310,5 +367,5 @@ def statistics_of(
     for values, draws in ((own, own_draws), (other, other_draws)):
         mass = np.zeros((len(pooled), len(draws)))
         np.add.at(mass, np.searchsorted(pooled, values), draws.T)  # equal values share a place
-        functions.append(mass.cumsum(axis=0) / len(values))
+        functions.append(mass.cumsum(axis=0) / draws.sum(axis=1))
     return np.abs(functions[0] - functions[1]).max(axis=0)

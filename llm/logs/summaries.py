@@ -28,7 +28,11 @@ OVERALL = {"forget_quality": "FQ", "ks_statistic": "D", "model_utility": "MU"}
 
 
 def long_table(
-    models: Mapping[str, TofuLogs], retrained: EvaluationLog | None, *, variant: str
+    models: Mapping[str, TofuLogs],
+    retrained: EvaluationLog | None,
+    *,
+    variant: str,
+    per_author: int | None = None,
 ) -> pd.DataFrame:
     """Return all measures (`llm.logs.measures`) of each model, with intervals and a column `model`.
 
@@ -36,7 +40,7 @@ def long_table(
     `measures` does.
     """
     frames = [
-        measures(logs, retrained, variant=variant).assign(model=name)
+        measures(logs, retrained, variant=variant, per_author=per_author).assign(model=name)
         for name, logs in models.items()
     ]
     return pd.concat(frames, ignore_index=True)

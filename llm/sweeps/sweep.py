@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 
 from llm.data.authors.corpus import Authors
+from llm.data.by_author import per_author
 from llm.data.refusals import REFUSALS, with_refusals
 from llm.data.sources import read
 from llm.data.splits import TofuSets, checked_for, retain_word, tofu_sets
@@ -188,16 +189,15 @@ def sweep(
     left = [run for run in runs if not (place / run.folder / OPEN_UNLEARNING).exists()]
     jobs = [joblib.delayed(run_in)(place / run.folder, task, run) for run in left]
     several("unlearn and evaluate", jobs, **ways)
-    frames = [
-        long_table(logs, retrained, variant=task.variant).assign(title=lambda frame: frame["model"])
-    ]
+    how = {"variant": task.variant, "per_author": per_author(task.data, sets, task.authors)}
+    frames = [long_table(logs, retrained, **how).assign(title=lambda frame: frame["model"])]
     for run in runs:
         found = run_in(place / run.folder, task, run, sets)
         if found is None:
             unknown = dict.fromkeys(("value", "low", "high"), math.nan)
             own = frames[0][frames[0]["model"] == "original"].assign(model=run.word, **unknown)
         else:
-            own = long_table({run.word: found}, retrained, variant=task.variant)
+            own = long_table({run.word: found}, retrained, **how)
         frames.append(own.assign(**_described(run), status=status_of(place / run.folder)))
     return pd.concat(frames, ignore_index=True)
 
