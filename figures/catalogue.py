@@ -26,8 +26,8 @@ class Entry(NamedTuple):
     any: whatever the study), or "" for a figure that no study holds. `trained`: of the default
     model it is drawn over several trainings (see `figures.language.sweeps`). `rough`: where
     it comes first, a picture at the quick scale is there within a minute, and is replaced by the
-    full one. `full`: it is drawn at full scale only. `named`: of a study it is drawn by its name
-    alone, since it takes the models themselves, and their gradients.
+    full one. `full`: it is drawn at full scale only. `named`: of a study, for which it takes
+    gradients, by its name only.
     """
 
     name: str
@@ -346,11 +346,8 @@ FIGURES, HEAVY = (
 )
 ALL = (*FIGURES, *HEAVY)
 # Drawn of a study where no figure is named, as far as it has what they need: itself first.
-STUDY = tuple(
-    one.name
-    for one in sorted(CATALOGUE, key=lambda one: not one.asked)
-    if one.study and not one.named
-)
+_FIRST = sorted(CATALOGUE, key=lambda one: not one.asked)
+STUDY = tuple(one.name for one in _FIRST if one.study and not one.named)
 # Of models that sweeps unlearn and evaluate, and that write answers for it.
 EVALUATED = (
     *("llm_tradeoff", "llm_beside", "llm_epochs", "llm_w_graddiff", "llm_beta_gamma", "llm_best"),
