@@ -33,7 +33,7 @@ from llm.unlearning.runs import MODEL, Run
 from markov.errors import require
 from markov.objectives import method_name
 
-RETAINED = 60  # retain answers of the sample, of which half stand for the retain loss
+RETAINED = 40  # retain answers of the sample, of which half stand for the retain loss
 HELD = 3 * 2**29  # numbers of gradients in memory: 6 GiB in float32
 SAVED = ("model", "template", "revision")  # options that a saved model brings along
 
