@@ -26,7 +26,8 @@ class Entry(NamedTuple):
     any: whatever the study), or "" for a figure that no study holds. `trained`: of the default
     model it is drawn over several trainings (see `figures.language.sweeps`). `rough`: where
     it comes first, a picture at the quick scale is there within a minute, and is replaced by the
-    full one. `full`: it is drawn at full scale only.
+    full one. `full`: it is drawn at full scale only. `named`: of a study, for which it takes
+    gradients, by its name only.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Entry(NamedTuple):
     trained: bool = False
     rough: bool = False
     full: bool = False
+    named: bool = False
 
 
 CATALOGUE = (
@@ -332,6 +334,8 @@ CATALOGUE = (
         800,
         heavy=True,
         gallery=True,
+        study="corners",
+        named=True,
     ),
     Entry(
         "ledger",
@@ -357,7 +361,8 @@ FIGURES, HEAVY = (
 )
 ALL = (*FIGURES, *HEAVY)
 # Drawn of a study where no figure is named, as far as it has what they need: itself first.
-STUDY = tuple(one.name for one in sorted(CATALOGUE, key=lambda one: not one.asked) if one.study)
+_FIRST = sorted(CATALOGUE, key=lambda one: not one.asked)
+STUDY = tuple(one.name for one in _FIRST if one.study and not one.named)
 # Of models that sweeps unlearn and evaluate, and that write answers for it.
 EVALUATED = (
     *("llm_tradeoff", "llm_beside", "llm_epochs", "llm_w_graddiff", "llm_beta_gamma", "llm_best"),
@@ -372,7 +377,6 @@ UNSTUDIED = {
     "llm_divergence": "a study holds its models back, and does not record how far they drift",
     "reference_or_length": "no model of a study has read half of what is to be forgotten",
     "llm_tuned": "it is of the default model, and chooses settings on trainings of its own",
-    "push_and_need": "it is of the default model and of chains, and makes runs of its own",
     "divergence": "a study does not record the KL to the original along its runs",
 }
 # Always of models that are made here.

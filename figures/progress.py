@@ -53,7 +53,7 @@ def expected(names: Sequence[str], context: Context, **more: Any) -> dict[str, E
             guess *= context.scale.pretrained / Scale().pretrained
         if BY_NAME[name].trained and not context.scale.quick:
             guess *= context.scale.trained / Scale().trained
-        if context.study is not None:  # its models are made already
+        if context.study is not None and not BY_NAME[name].named:  # its models are made already
             guess = OTHERWISE
         kind, otherwise = (REDRAWN, AGAIN) if cached else (COMPUTED, max(guess, AGAIN))
         found[name] = Expected(float(known.get(kind, otherwise)), cached)

@@ -12,11 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
 
 from figures.chains.claims import PRIMARY
+from llm.intervals import bootstrap
 from markov.objectives import SequenceLogProbs, npo
 
 Tables = Mapping[tuple[str, str], pd.DataFrame]
+Answers = Float[np.ndarray, "*resamples answers"]
 
 
 class Missing(Exception):
@@ -242,6 +245,45 @@ def relearned(tables: Tables) -> Sequence[Found]:
         shares[method] = (after - before) / (original - before)
     apart = shares["npo"] - shares["simnpo"]
     return [_once(apart, np.nan, np.nan, "of what was lost")]
+
+
+def pushed(claim: str, threshold: float = 0.0) -> Callable[[Tables], Sequence[Found]]:
+    """Return what finds a claim of `figures.questions.matching_told` at SmolLM2's start (AdamW).
+
+    The interval is over the answers whose needs are met, under the weights and K as they are.
+    """
+
+    def find(tables: Tables) -> Sequence[Found]:
+        table = tables["study", "push_and_need"]
+        own = table[(table["kind"] == "example") & (table["optimizer"] == "AdamW")]
+        names = ["need", *(f"moved_{name}" for name in ("npo", "simnpo", "nnls"))]
+        told, unit = PUSHED[claim]
+        found = bootstrap(told, *(own[name].to_numpy(dtype=float) for name in names))
+        command = "python -m figures push_and_need --study out/real"
+        one = _once(found.value, found.low, found.high, unit)
+        return [one._replace(command=command, threshold=threshold)]
+
+    return find
+
+
+def _met(need: Answers, movement: Answers) -> np.ndarray:
+    """Return `whole` of `llm.diagnostics.matching.match`, along the last axis."""
+    along = np.maximum((need * movement).sum(-1), 0.0)
+    return along**2 / ((need**2).sum(-1) * (movement**2).sum(-1))
+
+
+def _first(need: Answers, npo: Answers, simnpo: Answers, best: Answers) -> np.ndarray:
+    return _met(need, npo) - _met(need, simnpo)
+
+
+def _far(need: Answers, npo: Answers, simnpo: Answers, best: Answers) -> np.ndarray:
+    return (_met(need, best) - _met(need, npo)) / (1 - _met(need, npo))
+
+
+PUSHED = {
+    "npo first": (_first, "of the need"),
+    "far": (_far, "of what NPO's leave unmet"),
+}
 
 
 def in_turn(tables: Tables) -> Sequence[Found]:

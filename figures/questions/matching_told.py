@@ -73,7 +73,8 @@ def causes(frame: pd.DataFrame) -> pd.DataFrame:
     on log |y| and on the logarithm of the loss per token, -logp / |y|: how well the model knows an
     answer. Columns `optimizer`, `quantity`, `measure`: the exponents `length` and `loss`, the share
     of the variance `explained` by both, and by either alone, `length_alone` and `loss_alone`;
-    `value`, `low`, `high`, `count`. Answers where the quantity is not positive are left out.
+    `value`, `low`, `high`, `count`. Answers where the quantity is not positive are left out; of
+    three or fewer nothing is told.
     """
     own, rows = frame[frame["kind"] == "example"], []
     for (optimizer, seed), part in own.groupby(["optimizer", "seed"], sort=False):
@@ -95,6 +96,8 @@ def causes(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _fit(part: pd.DataFrame, quantity: str) -> dict[str, float]:
     some = part[(part[quantity] > 0) & (part["logp"] < 0)]
+    if len(some) <= 3:  # which a fit of three numbers passes through
+        return dict.fromkeys(("length", "loss", "explained", "length_alone", "loss_alone"), np.nan)
     length, loss = np.log(some["length"]), np.log(-some["logp"] / some["length"])
     y = np.log(some[quantity])
     columns = np.column_stack([np.ones(len(some)), length, loss])

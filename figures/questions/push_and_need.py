@@ -20,6 +20,8 @@ equal weights, where these have as much utility (filled) or as much probability 
 (open); below 0 is better. The best weights know the retrained model and are
 no method. Dots are trainings, intervals are 95% over trainings, or over pretrained models of the
 chains.
+
+Of a study (--study) there are the first panel and the weights, of its own models and corners.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ from matplotlib.figure import Figure
 
 from figures import style
 from figures.cache import Context, cached_each
-from figures.questions import chain_pushes, pushes, weightings
+from figures.language.studies import NAME, check
+from figures.questions import chain_pushes, pushes, study_pushes, weightings
 from figures.questions.graded import trainings
 from figures.questions.matching_told import (
     AT,
@@ -80,8 +83,11 @@ def data(context: Context) -> pd.DataFrame:
 
     Columns `kind` (example, match, law: see `pushes.of_point`; run: see `weightings.unlearned`),
     `model` (language model, or the case of the chains), `seed`, `corner` and `epoch`. Examples are
-    those before the first update.
+    those before the first update, and of a study there is nothing else.
     """
+    if context.study is not None:
+        found = study_pushes.compared(context, check(context.study))
+        return found.assign(model=LANGUAGE, corner="", epoch=0)
     studies = trainings(context.scale)
     ways = [
         pushes.Way(study=own, corner=corner) for corner in ("", *pushes.PATHS) for own in studies
@@ -108,21 +114,20 @@ def data(context: Context) -> pd.DataFrame:
 
 
 def told(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return the numbers that findings tell of the frame."""
-    return {
-        "claims": assess(frame),
-        "matches": matches(frame),
-        "laws": laws(frame),
-        "causes": causes(frame),
-        "runs": runs(frame),
-        "excess": excesses(frame),
-    }
+    """Return the numbers that findings tell of the frame; of a study, which has no runs, fewer."""
+    start = {"matches": matches(frame), "laws": laws(frame), "causes": causes(frame)}
+    if NAME in frame:
+        return start
+    made = {"runs": runs(frame), "excess": excesses(frame)}
+    return {"claims": assess(frame), **start, **made}
 
 
 def plot(frame: pd.DataFrame) -> Figure:
     """Draw the frame of `data`."""
-    figure, panels = style.grid_figure(2, 3, 13, 8.2)
     found = matches(frame)
+    if NAME in frame:
+        return _of_study(frame, found)
+    figure, panels = style.grid_figure(2, 3, 13, 8.2)
     models = [LANGUAGE, *(name for name in found["model"].unique() if name != LANGUAGE)]
     titles = {LANGUAGE: "default language model", **style.CASE_LABELS}
     titles = {model: f"{titles[model]}, n = {_count(found, model)}" for model in models}
@@ -132,8 +137,7 @@ def plot(frame: pd.DataFrame) -> Figure:
         _matched(axes, own[own["need_of"] == "total"], titles[model], varied=varied)
     for axes in panels[0][len(models) :]:
         axes.set_visible(False)
-    handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=7)
+    _legend(figure, panels[0][0])
     _weights(panels[1][0], frame)
     if (found["corner"] != "").any():
         _path(panels[1][1], found)
@@ -142,6 +146,20 @@ def plot(frame: pd.DataFrame) -> Figure:
         _judged(panels[1][1], frame)
         panels[1][2].set_visible(False)
     return figure
+
+
+def _of_study(frame: pd.DataFrame, found: pd.DataFrame) -> Figure:
+    figure, ((left, right),) = style.grid_figure(1, 2, 9.4, 4.4)
+    title = f"{frame[NAME].iloc[0]}, n = {_count(found, LANGUAGE)}"
+    _matched(left, found[found["need_of"] == "total"], title, varied=True)
+    _legend(figure, left)
+    _weights(right, frame)
+    return figure
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=7)
 
 
 def _count(found: pd.DataFrame, model: str) -> int:

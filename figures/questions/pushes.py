@@ -28,7 +28,7 @@ from llm.models.answers import responses
 from llm.models.small_authors import build, sets
 from llm.randomness import shuffled
 from llm.scoring.encoding import Encoded
-from llm.scoring.gram import adam, gram, second_moment
+from llm.scoring.gram import Metric, adam_of_batches, grams, plain
 from llm.scoring.logprobs import score_encoded
 from llm.unlearning.epoch import Measure
 from llm.unlearning.unlearn import unlearn
@@ -64,6 +64,20 @@ class Given(NamedTuple):
     retrained: Array
 
 
+class Steps(NamedTuple):
+    """What is asked of a point: corners by their own names, and whose batches AdamW has seen.
+
+    These are those of `law` with its retain term, of `batch` forget examples and as many retain
+    ones, in the order of `seed`.
+    """
+
+    corners: Mapping[str, Objective]
+    law: Objective
+    retain_weight: float
+    batch: int
+    seed: int
+
+
 def compared(way: Way) -> pd.DataFrame:
     """Return what is pushed and needed along a way, as `of_point` does, with `epoch`."""
     models, chosen = way.study.models, way.study
@@ -80,8 +94,9 @@ def compared(way: Way) -> pd.DataFrame:
     laws = objectives(chosen)
     law = laws[way.corner or "npo"]
     settings = chosen.unlearning(law, ends=True)
+    steps = Steps(laws, law, settings.retain_weight, chosen.batch, chosen.optimization().seed)
     if not way.corner:
-        return of_point(language.model, given, chosen, law).assign(epoch=0)
+        return of_point(language.model, given, steps).assign(epoch=0)
     last, seen = chosen.epochs, {}
 
     def keep(epoch: int, model: nn.Module) -> Mapping[str, float]:
@@ -90,9 +105,7 @@ def compared(way: Way) -> pd.DataFrame:
         return {}
 
     unlearn(language.model, *every, settings, measure=Measure("kept", keep), progress=False)
-    found = [
-        of_point(model, given, chosen, law).assign(epoch=epoch) for epoch, model in seen.items()
-    ]
+    found = [of_point(model, given, steps).assign(epoch=epoch) for epoch, model in seen.items()]
     return pd.concat(found, ignore_index=True)
 
 
@@ -107,14 +120,19 @@ def _in_order(chosen: AuthorsStudy) -> Iterator[Objective]:
         yield Objective(beta, 0.0, reference, normalize)
 
 
-def of_point(model: nn.Module, given: Given, chosen: AuthorsStudy, law: Objective) -> pd.DataFrame:
+def of_point(
+    model: nn.Module, given: Given, steps: Steps, *, held: int = HELD, progress: bool = False
+) -> pd.DataFrame:
     """Return how weightings match the needs at a point, under both optimisers.
+
+    About `held` numbers of gradients are in memory (see `llm.scoring.gram.grams`).
 
     Columns `kind` and `optimizer`, and by kind:
 
         example   `index`, `length`, `logp`, `need` (nats), `norm` of the gradient (under the
                   optimiser's metric), and weights w >= 0: `nnls`, which match the need best,
-                  `nnls_kept`, the same with what is retained, and `length_over_norm`, |y| / norm^2
+                  `nnls_kept`, the same with what is retained, and `length_over_norm`, |y| / norm^2;
+                  `moved_` and a name: K w under the weights of that corner, or under `nnls`
         match     `weighting`, `need_of` (total or per_token), `whole` and `differences` of
                   `llm.diagnostics.matching.match`; `retain_moved`, the root of the mean square of
                   what retain responses move, and `retain_fell`, their mean fall, both over the
@@ -127,14 +145,11 @@ def of_point(model: nn.Module, given: Given, chosen: AuthorsStudy, law: Objectiv
     logp = _logp(model, given.encoded)
     need = (logp - given.retrained)[:count]
     seq = SequenceLogProbs(*(torch.tensor(own[:count]) for own in (logp, length, given.ref)))
-    frames = []
-    for optimizer in OPTIMIZERS:
-        scale = None
-        if optimizer == "AdamW":
-            scale = adam(_moment(model, given, chosen, law, law.weight(seq).numpy()))
-        k = gram(model, given.encoded, preconditioner=scale, elements=HELD, progress=False).numpy()
+    metrics, frames = [plain, _adam(given, steps, steps.law.weight(seq).numpy())], []
+    every = grams(model, given.encoded, metrics, elements=held, progress=progress)
+    for optimizer, k in zip(OPTIMIZERS, (one.numpy() for one in every), strict=True):
         forget = k[:count, :count]
-        weightings = {name: own.weight(seq).numpy() for name, own in objectives(chosen).items()}
+        weightings = {name: own.weight(seq).numpy() for name, own in steps.corners.items()}
         weightings |= {f"power_{power:g}": length[:count] ** -power for power in POWERS}
         weightings |= ratios(forget, need, length[:count])
         trained = (len(k) - count) // 2
@@ -142,6 +157,7 @@ def of_point(model: nn.Module, given: Given, chosen: AuthorsStudy, law: Objectiv
         kept = retaining(k, need, length, trained)
         fitted["nnls_kept"] = best_weights(*kept)[:count]
         weightings |= fitted
+        moving = (*steps.corners, "nnls")
         unseen = slice(count + trained, None)
         rows = matches(k[:, :count], need, length, weightings, unseen)
         laws = [
@@ -158,6 +174,7 @@ def of_point(model: nn.Module, given: Given, chosen: AuthorsStudy, law: Objectiv
                 "norm": np.sqrt(np.diag(forget)),
                 "length_over_norm": weightings["length_over_norm"],
                 **fitted,
+                **{f"moved_{name}": forget @ weightings[name] for name in moving},
             }
         )
         frames += [examples, pd.DataFrame([*rows, *laws])]
@@ -230,20 +247,17 @@ def power_of(length: Array, weights: Array) -> dict[str, float]:
     return {"power": slope, "explained": share, "zero": float(1 - some.mean())}
 
 
-def _moment(
-    model: nn.Module, given: Given, chosen: AuthorsStudy, law: Objective, weights: Array
-) -> torch.Tensor:
-    """Return the mean square of the gradients of an epoch's batches, retain term included."""
+def _adam(given: Given, steps: Steps, weights: Array) -> Metric:
+    """Return AdamW's metric of the gradients of an epoch's batches, retain term included."""
     count, others = given.forget, len(given.encoded) - given.forget
-    settings = chosen.unlearning(law, ends=True)
-    signed = np.concatenate([weights, -settings.retain_weight / given.length[count:]])
-    order = (chosen.batch, chosen.optimization().seed, 1)
+    signed = np.concatenate([weights, -steps.retain_weight / given.length[count:]])
+    order = (steps.batch, steps.seed, 1)
     forget = shuffled(count, *order, label="forget")
     retain = shuffled(others, *order, label="retain", total=count)
     plan = [
         [*own, *(count + row for row in kept)] for own, kept in zip(forget, retain, strict=True)
     ]
-    return second_moment(model, given.encoded, torch.tensor(signed / chosen.batch), plan)
+    return adam_of_batches(torch.tensor(signed / steps.batch), plan)
 
 
 def _logp(model: nn.Module, encoded: list[Encoded]) -> Array:

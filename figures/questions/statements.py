@@ -18,6 +18,7 @@ from figures.questions.evidence import (
     of_study,
     of_trainings,
     of_tuned,
+    pushed,
     relearned,
     weakest,
 )
@@ -272,14 +273,14 @@ STATEMENTS = (
         "push, NPO",
         "",
         "at the start NPO's push meets more of the need than SimNPO's",
-        (of_trainings("npo first", "push_and_need"),),
+        (of_trainings("npo first", "push_and_need"), pushed("npo first")),
         brief=False,
     ),
     Statement(
         "push, best",
         "",
         "some weights would meet more than half of the need that NPO's leave unmet",
-        (of_trainings("far", "push_and_need"),),
+        (of_trainings("far", "push_and_need"), pushed("far", threshold=0.5)),
         brief=False,
     ),
     Statement(

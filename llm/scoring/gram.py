@@ -11,12 +11,15 @@ made. A term that raises the log-probability of retain responses has negative we
 
 AdamW divides each coordinate by the root of a running mean v of squared gradients, so that its P is
 the diagonal 1 / (sqrt(v) + eps) as long as v changes little. `second_moment` takes v from the
-gradients of batches at one point, whose mean an optimiser that stays there arrives at.
+gradients of batches at one point, whose mean an optimiser that stays there arrives at;
+`adam_of_batches` does so from the gradients of the examples, which are there anyway.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -29,6 +32,11 @@ from markov.errors import require
 
 ELEMENTS = 2**28  # gradients held at once: 1 GiB in float32
 EPS = 1e-8  # of AdamW
+COLUMNS = 2**16  # coordinates whose products are taken at once
+
+# Of the gradients of all examples in a part of the parameters, and where this part lies: the
+# diagonal of P there.
+Metric = Callable[[Float[Tensor, "examples part"], slice], Float[Tensor, " part"]]
 
 
 def gram(
@@ -42,47 +50,118 @@ def gram(
 ) -> Float[Tensor, "examples examples"]:
     """Return K_ij = <grad logp_i, P grad logp_j> of the responses, in float64 on the CPU.
 
+    `preconditioner` is the diagonal of P, in the order of the parameters, laid one behind the
+    other; P is 1 without it. Everything else is as in `grams`. Raises `InvalidInput` as that does,
+    and for a preconditioner of another size or with negative numbers.
+    """
+    size = sum(one.numel() for one in chosen_of(model, parameters))
+    scale = preconditioner
+    if scale is not None:
+        allowed = f"{size} numbers >= 0, one per parameter"
+        fits = scale.shape == (size,) and bool((scale >= 0).all())
+        require(fits, "preconditioner", tuple(scale.shape), allowed)
+    metrics: list[Metric] = [plain if scale is None else lambda _, part: scale[part]]
+    ways: Any = {"parameters": parameters, "elements": elements, "progress": progress}
+    return grams(model, encoded, metrics, **ways)[0]
+
+
+def grams(
+    model: nn.Module,
+    encoded: Sequence[Encoded],
+    metrics: Sequence[Metric],
+    *,
+    parameters: Sequence[nn.Parameter] | None = None,
+    elements: int = ELEMENTS,
+    progress: bool = True,
+) -> list[Float[Tensor, "examples examples"]]:
+    """Return K of the responses under several preconditioners, each in float64 on the CPU.
+
     The gradients are taken without dropout, over the chosen `parameters`, by default all that are
-    trainable, laid one behind the other. `preconditioner` is the diagonal of P in the same order.
-    About `elements` numbers of gradients are held at a time, or those of two examples: the
-    gradients of one block of examples, and of another one beside it, which are computed again for
-    each. Raises `InvalidInput` as `score_encoded` does, for no parameters, and for a preconditioner
-    of another size or with negative numbers.
+    trainable. K is a sum over parameters, so that about `elements` numbers of gradients are held at
+    a time: those of all examples in a part of the parameters. Each part takes a pass per example,
+    whose way back ends at the first layer that has some of it. Raises `InvalidInput` as
+    `score_encoded` does, and for no parameters.
     """
     check_model(model)
     check_fits(model, encoded)
-    chosen = chosen_of(model, parameters)
-    size = sum(one.numel() for one in chosen)
-    if preconditioner is not None:
-        allowed = f"{size} numbers >= 0, one per parameter"
-        fits = preconditioner.shape == (size,) and bool((preconditioner >= 0).all())
-        require(fits, "preconditioner", tuple(preconditioner.shape), allowed)
-    step = max(1, elements // (2 * size))
-    blocks = [range(low, min(low + step, len(encoded))) for low in range(0, len(encoded), step)]
-    found = torch.zeros(len(encoded), len(encoded), dtype=torch.float64)
-    passes = sum(len(block) * (place + 1) for place, block in enumerate(blocks))
+    chosen, count = chosen_of(model, parameters), len(encoded)
+    parts = list(_parts(sum(one.numel() for one in chosen), max(1, elements // count)))
+    found = [torch.zeros(count, count, dtype=torch.float64) for _ in metrics]
     with (
         evaluating(model),
         torch.enable_grad(),
-        bar(passes, "gram", unit="gradient", show=progress) as done,
+        bar(len(parts) * count, "gram", unit="gradient", show=progress) as done,
     ):
-
-        def block_of(rows: range) -> Tensor:
-            own = []
-            for row in rows:
-                own.append(gradient(model, [encoded[row]], torch.ones(1), chosen))
+        for part in parts:
+            some, start = _overlapping(chosen, part)
+            own = slice(part.start - start, part.stop - start)
+            rows = torch.empty(0)
+            for place, one in enumerate(encoded):
+                row = gradient(model, [one], torch.ones(1), some)[own]
+                rows = row.new_empty(count, len(row)) if place == 0 else rows
+                rows[place] = row
                 done.update()
-            return torch.stack(own)
-
-        for place, rows in enumerate(blocks):
-            left = block_of(rows)
-            scaled = left if preconditioner is None else left * preconditioner.to(left)
-            for other in blocks[place:]:
-                right = left if other is rows else block_of(other)
-                part = (scaled @ right.mT).double().cpu()
-                found[rows.start : rows.stop, other.start : other.stop] = part
-                found[other.start : other.stop, rows.start : rows.stop] = part.mT
+            for metric, k in zip(metrics, found, strict=True):
+                k += _products(rows, metric(rows, part).to(rows))
+            del rows  # before the next part has its own
     return found
+
+
+def plain(rows: Float[Tensor, "examples part"], part: slice) -> Float[Tensor, " part"]:
+    """Return the metric of gradient descent, 1."""
+    return torch.ones_like(rows[0])
+
+
+def adam_of_batches(
+    weights: Float[Tensor, " examples"], plan: Iterable[Sequence[int]], eps: float = EPS
+) -> Metric:
+    """Return the metric of AdamW at the mean square of the gradients of batches.
+
+    It is `adam` of what `second_moment` returns for these weights and this plan, made from the
+    gradients of the examples. Raises `InvalidInput` for no batch.
+    """
+    batches = [torch.as_tensor(rows) for rows in plan]
+    require(len(batches) > 0, "plan", batches, "at least one batch")
+    shares = torch.zeros(len(batches), len(weights), dtype=weights.dtype)
+    for own, rows in zip(shares, batches, strict=True):
+        own.index_add_(0, rows, weights[rows])
+
+    def metric(rows: Float[Tensor, "examples part"], part: slice) -> Float[Tensor, " part"]:
+        moment = torch.zeros_like(rows[0])
+        for own in shares.to(rows):
+            moment += (own @ rows).square() / len(shares)
+        return adam(moment, eps)
+
+    return metric
+
+
+def _parts(size: int, width: int) -> Iterator[slice]:
+    """Yield slices that cover so many numbers, of at most a width."""
+    for low in range(0, size, width):
+        yield slice(low, min(low + width, size))
+
+
+def _overlapping(parameters: Sequence[nn.Parameter], part: slice) -> tuple[list[nn.Parameter], int]:
+    """Return the parameters that have some of a part, and where the first of them starts."""
+    starts = [0, *itertools.accumulate(one.numel() for one in parameters)]
+    some = [
+        place
+        for place in range(len(parameters))
+        if starts[place] < part.stop and part.start < starts[place + 1]
+    ]
+    return [parameters[place] for place in some], starts[some[0]]
+
+
+def _products(
+    rows: Float[Tensor, "examples part"], scale: Float[Tensor, " part"]
+) -> Float[Tensor, "examples examples"]:
+    """Return rows diag(scale) rows^T, few columns at a time: no second copy of all is made."""
+    count = len(rows)
+    found = torch.zeros(count, count, dtype=torch.float64)
+    for columns in _parts(len(scale), COLUMNS):
+        own = rows[:, columns]
+        found += ((own * scale[columns]) @ own.mT).double().cpu()
+    return (found + found.mT) / 2
 
 
 def second_moment(

@@ -145,8 +145,23 @@ def test_every_command_that_makes_a_number_is_one() -> None:
         name, *options = rest.split()
         assert not program and name in BY_NAME
         assert all(
-            option in ("--seeds", "--architectures") or option.isdigit() for option in options
+            option in ("--seeds", "--architectures", "--study", "out/real") or option.isdigit()
+            for option in options
         )
+
+
+def test_pushes_of_smollm2_are_those_of_its_frame() -> None:
+    frame = pd.read_csv(ledger.KEPT / "study" / "push_and_need.csv")
+    own = frame[frame["kind"].eq("match") & frame["need_of"].eq("total")]
+    whole = own[own["optimizer"] == "AdamW"].set_index("weighting")["whole"]
+    want = {
+        "push, NPO": whole["npo"] - whole["simnpo"],
+        "push, best": (whole["nnls"] - whole["npo"]) / (1 - whole["npo"]),
+    }
+    found = LEDGER[LEDGER["rung"] == "smollm2"].set_index("claim")
+    for claim, value in want.items():
+        assert found["value"][claim] == pytest.approx(value, abs=1e-4)
+        assert found["low"][claim] < value < found["high"][claim] + 1e-4
 
 
 # --- what is printed of it ---

@@ -29,12 +29,14 @@ from figures.language import (
     weight_boxes,
 )
 from figures.language import study as figure
-from figures.questions import llm_claims
+from figures.questions import llm_claims, study_pushes
 from llm import study
 from llm.data import tofu
 from llm.data.authors.corpus import Authors, splits
 from llm.diagnostics.allocation import pearson
+from llm.diagnostics.matching import match
 from llm.diagnostics.weights import upper_half
+from llm.jobs.replicates import KINDS
 from llm.jobs.studying import OF_SEVERAL
 from llm.logs.log import take
 from llm.logs.measures import forget_quality
@@ -42,6 +44,7 @@ from llm.logs.reading import OPEN_UNLEARNING, read_log
 from llm.models.answers import responses
 from llm.models.source import load
 from llm.scoring.gradients import gradient_norms
+from llm.scoring.gram import gram
 from llm.unlearning.runs import read_run
 from markov.errors import InvalidInput
 from markov.files import storage
@@ -175,6 +178,44 @@ def test_what_a_study_lacks_is_known_from_its_folder(single: Path, tmp_path: Pat
     lacking = {"measures", "corners", "attacks", "grid", "settings", "along", "gate"}
     assert set(studies.lacking(other)) == lacking
     assert figures.cli(["llm_bias", "--study", str(other), "--out", str(tmp_path / "drawn")]) == 2
+
+
+def test_pushes_of_a_study_are_those_of_its_own_models(
+    single: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "drawn"
+    assert figures.cli(["push_and_need", "--study", str(single), "--out", str(out)]) == 0
+    frame = pd.read_parquet(out / "push_and_need.parquet")
+    assert set(frame["kind"]) == {"example", "match", "law"} and set(frame["seeds"]) == {1}
+    language = load(single / "seed0" / "original" / "model")
+    encoded = responses(language, studies.forget_of(single))
+    need = -np.subtract(*(log_of(single, 0, kind).gold.average for kind in KINDS))
+    length = np.array([len(one.tokens) - one.prompt for one in encoded], dtype=float)
+    own = frame[(frame["kind"] == "example") & (frame["optimizer"] == "gradient descent")]
+    np.testing.assert_allclose(own["need"], need * length, rtol=1e-3, atol=1e-4)
+    k = gram(language.model, encoded, progress=False).numpy()
+    found = frame[frame["kind"].eq("match") & frame["need_of"].eq("total")]
+    found = found.set_index(["optimizer", "weighting"])["whole"]
+    # At the start the weights of NPO are 1, whatever its beta.
+    want = match(need * length, k @ np.ones(len(encoded)))
+    assert found["gradient descent", "npo"] == pytest.approx(want.whole, rel=1e-3, abs=1e-5)
+    np.testing.assert_allclose(own["moved_npo"], k.sum(1), rtol=1e-4, atol=1e-6 * k.max())
+    names = {word for word in found.index.get_level_values(1) if "npo" in word}
+    assert names == {"npo", "simnpo"}
+    # Batches of AdamW have the retain term of the run of NPO, whose lambda is 1.
+    runs = studies.corners(single)[0]
+    steps = study_pushes.steps_of(runs)
+    assert steps.retain_weight == 1.0 and steps.law == steps.corners["npo"]
+    assert steps.corners["simnpo"] in [run.objective for run in runs]
+    # No second computation; and where the models are gone it is refused.
+    capsys.readouterr()
+    told = pd.read_csv(out / "told" / "push_and_need" / "laws.csv")
+    assert set(told["count"]) <= {0, 1}
+    shutil.copytree(single, tmp_path / "less")
+    shutil.rmtree(tmp_path / "less" / "seed0" / "retrained" / "model")
+    less = str(tmp_path / "less")
+    assert figures.cli(["push_and_need", "--study", less, "--out", str(out)]) == 2
+    assert "seed0/retrained/model" in capsys.readouterr().err
 
 
 def test_weights_of_several_seeds_have_means_of_their_correlations(done: Path, single: Path):

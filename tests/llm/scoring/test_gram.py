@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from llm.scoring.encoding import Encoded
 from llm.scoring.gradients import gradient_norms
-from llm.scoring.gram import adam, gram, second_moment
+from llm.scoring.gram import adam, adam_of_batches, gram, grams, plain, second_moment
 from llm.scoring.logprobs import score_encoded
 from markov.errors import InvalidInput
 from tests.llm.training.test_llm_training import gpt2, llama, some, token_losses
@@ -55,7 +55,7 @@ def test_it_is_that_of_loops_over_autograd(make: Any) -> None:
     assert all(own.grad is None for own in model.parameters())
 
 
-@pytest.mark.parametrize("elements", [1, 40_000])
+@pytest.mark.parametrize("elements", [5 * 997, 40_000])
 def test_what_is_held_at_once_does_not_matter(elements: int) -> None:
     model, scale = gpt2(), some_scale(gpt2())
     want = gram(model, EXAMPLES, preconditioner=scale, progress=False)
@@ -75,6 +75,41 @@ def test_parameters_add_up() -> None:
     for own in every[3:]:
         own.requires_grad_(False)
     torch.testing.assert_close(gram(model, EXAMPLES, progress=False), parts[0])
+
+
+@pytest.mark.parametrize("make", [gpt2, llama])
+def test_several_preconditioners_are_as_good_as_one_after_another(make: Any) -> None:
+    plan = [[0, 2], [1, 3, 4], [0]]
+    moment = second_moment(make().double(), EXAMPLES, WEIGHTS, plan)
+    alone = [
+        gram(make().double(), EXAMPLES, preconditioner=scale, progress=False)
+        for scale in (None, adam(moment))
+    ]
+    metrics, parts = [plain, adam_of_batches(WEIGHTS, plan)], []
+
+    def seen(rows: Tensor, part: slice) -> Tensor:
+        assert rows.shape == (len(EXAMPLES), part.stop - part.start)
+        parts.append(part)
+        return plain(rows, part)
+
+    together = grams(make().double(), EXAMPLES, [*metrics, seen], elements=5 * 997, progress=False)
+    for found, want in zip(together, [*alone, alone[0]], strict=True):
+        torch.testing.assert_close(found, want, rtol=1e-10, atol=1e-10 * float(want.max()))
+    # Parts end within parameters, and each number belongs to one.
+    assert len(parts) > 3 and parts[-1].stop == len(moment)
+    assert [one.start for one in parts] == [0, *(one.stop for one in parts[:-1])]
+
+
+def test_nothing_is_computed_before_the_layers_of_a_part() -> None:
+    model, reached = gpt2(), []
+    first, last = model.transformer.h[0], model.transformer.ln_f
+    first.mlp.register_full_backward_hook(lambda *_: reached.append("first"))
+    last.register_full_backward_hook(lambda *_: reached.append("last"))
+    gram(model, EXAMPLES, parameters=[model.transformer.h[-1].mlp.c_proj.weight], progress=False)
+    assert reached == ["last"] * len(EXAMPLES)
+    reached.clear()
+    gram(model, EXAMPLES, elements=5 * 997, progress=False)
+    assert 0 < reached.count("first") < reached.count("last")
 
 
 @pytest.mark.parametrize("preconditioned", [False, True])
@@ -140,6 +175,8 @@ def test_what_cannot_be_is_refused() -> None:
         second_moment(model, EXAMPLES, torch.ones(2), [[0]])
     with pytest.raises(InvalidInput, match="plan"):
         second_moment(model, EXAMPLES, WEIGHTS, [])
+    with pytest.raises(InvalidInput, match="plan"):
+        adam_of_batches(WEIGHTS, [])
     model.requires_grad_(False)
     with pytest.raises(InvalidInput, match="parameters"):
         gram(model, EXAMPLES, progress=False)
