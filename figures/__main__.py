@@ -20,6 +20,7 @@ from figures import catalogue
 from figures.catalogue import (
     ALL,
     BY_NAME,
+    CATALOGUE,
     EVALUATED,
     FIGURES,
     GALLERY,
@@ -45,7 +46,7 @@ OWN = (
     *("precision", "lora_rank", "gradient_checkpointing", "template", "system", "dtype", "device"),
     *("revision", "trust_remote_code", "max_length", "budget", "memory"),
 )
-LANGUAGE = "figures.language."
+LANGUAGE = tuple(one.name for one in CATALOGUE if one.study or ".language." in one.module)
 TOLD = "told"  # folder for the tables that README and findings tell of a figure
 
 
@@ -307,7 +308,7 @@ def check_memory(own: OwnModel, names: Sequence[str]) -> None:
     from llm.scoring.limits import NEW_TOKENS
 
     evaluated = any(name in EVALUATED for name in names)
-    if any(BY_NAME[name].module.startswith(LANGUAGE) for name in names):
+    if any(name in LANGUAGE for name in names):
         planned(own, training=True, writing=NEW_TOKENS if evaluated else 0)
 
 
@@ -364,11 +365,7 @@ def check_own(arguments: Arguments) -> None:
     require(not whole, "gallery", True, "with --study, beside the NAMEs of the figures to refresh")
     for field, none in (("model", OF_DEFAULT), ("runs", NOT_OF_RUNS)):
         given = getattr(arguments, field)
-        odd = [
-            name
-            for name in arguments.names
-            if given and (name in none or not BY_NAME[name].module.startswith(LANGUAGE))
-        ]
+        odd = [name for name in arguments.names if given and (name in none or name not in LANGUAGE)]
         shown = given if isinstance(given, str) else " ".join(map(str, given or ()))
         allowed = f"left out with {' '.join(odd[:1])}, which is not drawn of it"
         require(not odd, field, shown, allowed)

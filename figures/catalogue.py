@@ -64,13 +64,7 @@ CATALOGUE = (
         gallery=True,
     ),
     Entry("betas", "figures.chains.betas", "", "what each beta costs", gallery=True),
-    Entry(
-        "claims",
-        "figures.chains.claims",
-        "",
-        "the paper's claims with intervals",
-        gallery=True,
-    ),
+    Entry("claims", "figures.chains.claims", "", "the paper's claims with intervals", gallery=True),
     Entry("weights", "figures.theory.weights", "", "weights against length, exactly"),
     Entry("logistic", "figures.theory.logistic", "", "the NPO paper's own study", 17),
     Entry(
@@ -236,12 +230,14 @@ CATALOGUE = (
     ),
     Entry(
         "llm_truth_ratio",
-        "figures.language.truth_ratio",
+        "figures.questions.truth_ratios",
         "1b and 2",
         "what was not memorised",
         300,
         heavy=True,
+        gallery=True,
         study="ratios",
+        trained=True,
     ),
     Entry(
         "llm_reference_noise",
@@ -315,7 +311,13 @@ CATALOGUE = (
         heavy=True,
     ),
     Entry(
-        "llm_sequential", "figures.language.sequential", "A5", "requests in turn", 165, heavy=True
+        "llm_sequential",
+        "figures.questions.sequential",
+        "A5",
+        "requests in turn",
+        330,
+        heavy=True,
+        gallery=True,
     ),
     Entry(
         "reference_or_length",

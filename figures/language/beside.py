@@ -6,22 +6,27 @@ pretrained model on a part of TOFU, SmolLM2-135M as `make real` found it. Upper 
 Forget quality is the p-value of the test between the truth ratios of forget answers under a model
 and under the retrained one. It falls with the number of answers that are compared, which stands
 above each panel, so that heights are compared within a panel, not between panels. Bars: 95%
-intervals of the utility over examples; the paper gives none. One run each.
+intervals of the utility, over trainings of the default model and over examples of one run
+elsewhere; the paper gives none. Grey: the p-values between the retrained models of any two
+trainings; a larger one is no better.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from figures import style
 from figures.cache import Context
-from figures.language import plane
+from figures.language import plane, studies
 from figures.language.runs import source_of, study
 from figures.language.sweeps import swept, table_words
+from llm.logs.measures import forget_quality
 from markov.errors import require
 
 # What `make real` found: the frame of the figure llm_tradeoff.
@@ -44,9 +49,10 @@ ANSWERS = 200
 def data(context: Context) -> pd.DataFrame:
     """Return forget quality and model utility of the methods that all three tables have.
 
-    The columns are `panel` (paper, default or real), `model_name`, `model` (original, retrained, or
-    the method in a word), `method`, `measure`, `value`, `low`, `high` and `examples`: how many
-    answers are compared. The paper has no intervals.
+    The columns are `panel` (paper, default or real), `kind`, `model_name`, `model` (original,
+    retrained, or the method in a word), `method`, `measure`, `value`, `low`, `high` and `examples`:
+    how many answers are compared. The paper has no intervals. Rows of kind floor have the p-value
+    of two retrained models of a study.
     """
     # First what may be missing: the others are trained for minutes.
     allowed = "there: `python -m figures llm_tradeoff --study out/real --gallery` writes it"
@@ -59,10 +65,30 @@ def data(context: Context) -> pd.DataFrame:
         real.assign(panel="real"),
     ]
     frame = pd.concat(parts, ignore_index=True)
-    frame = frame.assign(method=frame["model"].map(plane.method_of))
+    frame = frame.assign(method=frame["model"].map(plane.method_of), kind="measure")
     kept = frame["measure"].isin(MEASURES) & frame["method"].isin([*plane.BASELINES, *METHODS])
-    names = ["panel", NAME, "model", "method", "measure", "value", "low", "high", "examples"]
-    return frame.loc[kept, names].reset_index(drop=True)
+    names = [
+        "panel",
+        "kind",
+        NAME,
+        "model",
+        "method",
+        "measure",
+        "value",
+        "low",
+        "high",
+        "examples",
+    ]
+    floor = pd.DataFrame({"value": _p_values(context)}).assign(panel="default", kind="floor")
+    return pd.concat([frame.loc[kept, names], floor], ignore_index=True)
+
+
+def _p_values(context: Context) -> list[float]:
+    """Return the forget quality of any two retrained models, each beside the other, of a study."""
+    if context.study is None:
+        return []
+    logs = [studies.log_of(seed) for seed in studies.retrained_of(context.study)]
+    return [forget_quality(*pair).p_value for pair in itertools.combinations(logs, 2)]
 
 
 def reported() -> pd.DataFrame:
@@ -85,11 +111,17 @@ def plot(frame: pd.DataFrame) -> Figure:
         for _, row in plane.points(own).iterrows():
             plane.mark(axes, row, "forget_quality")
         plane.quality_axis(axes)
+        floor = own.loc[own["kind"] == "floor", "value"]
+        if len(floor):
+            look = {"color": "0.6", "alpha": 0.3, "lw": 0, "zorder": 0}
+            axes.axhspan(floor.min(), floor.max(), label="two retrained models", **look)
         axes.set(xlabel=plane.UTILITY, xlim=(-0.02, most + 0.05))
         count = own.loc[own["measure"] == "forget_quality", "examples"].max()
         axes.set_title(f"{own[NAME].iloc[0]}\np-value of {count:.0f} answers")
     for axes in every[1:]:
         axes.set_ylabel("")
-    handles, labels = every[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=6)
+    handles: dict[str, Any] = {}
+    for axes in every:
+        handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=7)
     return figure

@@ -8,7 +8,9 @@ Kolmogorov-Smirnov distance D between the truth ratios of all forget answers and
 model's, and its p-value, forget quality. Middle and right: mean log-probability per token of the
 answers taught, and of the others, which come back untaught. Grey: the retrained model taught the
 same; it never knew the answers, and what it learns of the others is no return. Dotted: the model
-before unlearning. One training, so that intervals say nothing about another.
+before unlearning. Grey band: D between the retrained models of any two trainings, as far as these
+have been made; a smaller one is no better. The runs are of one training, so that intervals say
+nothing about another.
 """
 
 from __future__ import annotations
@@ -25,9 +27,10 @@ from matplotlib.lines import Line2D
 
 from figures import style
 from figures.cache import Context, cached
-from figures.language import runs, studies, sweeps
+from figures.language import plane, runs, studies, sweeps
 from figures.language.own_model import OwnModel
 from figures.language.runs import Wanted, default_log, source_of
+from figures.language.study import floors
 from figures.statistics import mean_interval, smallest_distance
 from llm.data.sources import read
 from llm.data.tofu import Example
@@ -86,12 +89,13 @@ def data(context: Context) -> pd.DataFrame:
                    `high` and `count`
         reading    `p` and the smallest `distance` D that has at most this p-value, for as many
                    `examples`
+        floor      `value`, D between two retrained models (see `floors_known`)
 
     Raises `InvalidInput` for runs without a retrained model, without their model, or on another
     forget set.
     """
     if context.study is not None:
-        return frame_of_attacks(*studies.relearned(context.study)).assign(source=source_of(context))
+        return _with_floors(context, frame_of_attacks(*studies.relearned(context.study)))
     found = _runs(context)
     attacks = _attacks(context, found)
     count = QUICK_REPEATS if context.scale.quick else REPEATS
@@ -110,7 +114,25 @@ def data(context: Context) -> pd.DataFrame:
         )
         return frame_of_attacks(frame, attacks[0].run.answers["index"].nunique())
 
-    return cached(context, __name__, key, compute).assign(source=source_of(context))
+    return _with_floors(context, cached(context, __name__, key, compute))
+
+
+def _with_floors(context: Context, frame: pd.DataFrame) -> pd.DataFrame:
+    floor = floors_known(context)
+    found = pd.concat([frame, floor], ignore_index=True) if len(floor) else frame
+    return found.assign(source=source_of(context))
+
+
+def floors_known(context: Context) -> pd.DataFrame:
+    """Return D between any two retrained models of the study, as `figures.language.study.floors`.
+
+    Of the default model there are none unless its study has been made already.
+    """
+    place = context.study
+    if place is None and _of_default(context):
+        ours = sweeps.default_folder(context.scale)
+        place = ours if (ours / studies.MEASURES).is_file() else None
+    return pd.DataFrame() if place is None else floors(place)
 
 
 def frame_of_attacks(attacks: pd.DataFrame, examples: int) -> pd.DataFrame:
@@ -282,6 +304,7 @@ def plot(frame: pd.DataFrame) -> Figure:
         line[2].set_ylim(top=0)
         line[2].axhline(level, color="black", lw=1, ls=":")
         _p_values(line[0], frame[frame["kind"] == "reading"])
+        plane.floor(line[0], frame)
         line[0].set_title(ROWS[which].format(rows["share"].iloc[0]), loc="left", fontweight="bold")
     for axes in panels[-1]:
         axes.set_xlabel("epoch of relearning")

@@ -1,26 +1,13 @@
-"""How well does a model tell the right answer from wrong ones?
+"""Truth ratios of a forget set in halves, and how far they lie from the retrained model's.
 
-Drawn are truth ratios of a forget set, as in Figures 1b and 2.
-
-The truth ratio R of an answer divides the probability per token of wrong answers by that of the
-right one in other words: below 1 (dotted) the model prefers the right one. A model has forgotten
-well where its ratios are distributed as those of the model retrained without the answers (grey).
-Upper row: the answers in halves by how strongly they were memorised, that is by how much more
-likely, per token, the model before unlearning finds them than the retrained one. Lower row: in
-halves by length. Densities are kernel estimates in log R, where a ratio and its inverse are equally
-far from 1; of R itself they would be skewed and spill below 0. Legend: the Kolmogorov-Smirnov
-distance D to the retrained model on the same half, and its p-value, TOFU's forget quality; neither
-depends on the scale. A model whose D is larger in one half than in the other has forgotten
-unevenly. Ratios more than a factor of 100 beyond those of retrained and original, as after a
-collapse, are off the axis and counted in the legend. The paper shows forget05, and does not say how
-it splits by memorisation.
+The figure that is drawn of them is `llm_truth_ratio`, in `figures.questions.truth_ratios`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -38,10 +25,12 @@ from llm.logs.measures import ranks_test, tied_ranks
 from markov.errors import require
 
 # By split, which is a column: its halves, and what they are called.
+READ = {"read_half": {"read": "answers that were read", "never": "answers that were never read"}}
 SPLITS = {
     "memorised_half": {"strong": "strongly memorised half", "weak": "weakly memorised half"},
     "length_half": {"short": "short half", "long": "long half"},
 }
+EVERY = {**READ, **SPLITS}
 # A collapsed model's ratios may be anything, and would leave no room for the others.
 POINTS, REACH = 301, 100.0
 BOUNDS = {"distance": ("distance_low", "distance_high"), "p": ("p_low", "p_high")}  # over seeds
@@ -55,34 +44,29 @@ OTHERS = ("#CC79A7", "#56B4E9", "#F0E442", "#7F3C8D")  # for models that are cal
 
 
 def data(context: Context) -> pd.DataFrame:
-    """Return the frame of the default model or the user's own runs, and that of logs.
+    """Return the frame of the runs of a context (see `runs.runs`), and that of logs.
 
-    The logs are the user's, or the public ones if at hand. The default model unlearns twice: having
-    memorised all forget examples, and having memorised half of them. Of a study with several seeds
-    the statistics are means over them, with intervals, and all else is of the first.
+    The logs are the user's, or the public ones if at hand. Of a study with several seeds the
+    statistics are means over them, with intervals, and all else is of the first.
     """
-    logs, starts = (
-        sources.chosen(context),
-        {"": "original", ", half of it memorised": "partial"},
-    )
-    frames = [frame_of_logs(logs)] if logs else []
+    logs, source = of_logs(context), runs.source_of(context)  # logs first: they may be missing
     if context.study is not None:
-        found = studies.logs_of(context.study, runs.source_of(context))
-        seeds = [frame_of_models(one) for one in found]
-        own = studies.over(seeds, ["split", "half", "model"], BOUNDS)
-        return pd.concat([own, *frames], ignore_index=True)
-    for label, start in reversed(starts.items()):
-        if start == "original" or not (context.runs or context.own):
-            found = runs.models_of(runs.runs(context, start), runs.source_of(context) + label)
-            frames.insert(0, frame_of_models(found))
-    return pd.concat(frames, ignore_index=True)
+        seeds = [frame_of_models(one) for one in studies.logs_of(context.study, source)]
+        own = over_trainings(seeds)
+    else:
+        own = frame_of_models(runs.models_of(runs.runs(context), source))
+    return pd.concat([own, *logs], ignore_index=True)
 
 
-def told(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return the numbers that README and findings tell: D of each half, of every source."""
-    kept = frame[frame["kind"] == "statistic"]
-    names = ["source", "split", "half", "model", "count", "median", "distance", "p"]
-    return {"statistics": kept[names]}
+def of_logs(context: Context) -> list[pd.DataFrame]:
+    """Return the frame of logs that the user names, or of the public ones at hand, if any."""
+    logs = sources.chosen(context)
+    return [frame_of_logs(logs)] if logs else []
+
+
+def over_trainings(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Return the first of several frames with means of D and medians of p (see `studies.over`)."""
+    return studies.over(frames, ["split", "half", "model"], BOUNDS)
 
 
 def frame_of_logs(logs: Iterable[Logs], variant: str = "geometric") -> pd.DataFrame:
@@ -95,25 +79,33 @@ def frame_of_logs(logs: Iterable[Logs], variant: str = "geometric") -> pd.DataFr
     )
 
 
-def frame_of_models(found: Models, variant: str = "geometric") -> pd.DataFrame:
+def frame_of_models(
+    found: Models, variant: str = "geometric", read: Mapping[int, str] | None = None
+) -> pd.DataFrame:
     """Return the rows of one source.
+
+    Its answers are split by length, and by how strongly they were memorised; or, where `read` says
+    which of them were read at all, by that alone.
 
     Columns `source`, `variant`, `kind`, `model`, and by kind:
 
-        example     `index`, `length`, `needed_per_token`, `length_half`, `memorised_half`, `ratio`
+        example     `index`, `length`, `needed_per_token`, a column for each split, `ratio`
         density     `split`, `half`, `ratio`, `density` (per unit of log ratio)
         statistic   `split`, `half`, `count`, `outside` (ratios that are not on the axis), `median`,
                     `distance` (D), `p`
 
-    The halves are those of original and retrained alone, the same for all models. Distances are to
-    the retrained model, with exact p-values.
+    The halves are the same for all models. Distances are to the retrained model, with exact
+    p-values.
     """
     examples = sources.truth_ratios(found, variant)
+    if read is not None:
+        examples = examples.drop(columns=["length_half", "memorised_half"])
+        examples["read_half"] = examples["index"].map(read)
     frames = [examples.drop(columns="log_ratio").assign(kind="example")]
     grid = _grid(examples)
     rows = []
-    for split, halves in SPLITS.items():
-        for half in halves:
+    for split in known_splits(examples):
+        for half in EVERY[split]:
             part = examples[examples[split] == half]
             ratios = {
                 str(model): own["ratio"].to_numpy()
@@ -138,6 +130,11 @@ def frame_of_models(found: Models, variant: str = "geometric") -> pd.DataFrame:
                 rows.append({"kind": "statistic", **settings, **numbers})
     frame = pd.concat([*frames, pd.DataFrame(rows)], ignore_index=True)
     return frame.assign(source=found.source, variant=variant)
+
+
+def known_splits(examples: pd.DataFrame) -> list[str]:
+    """Return the splits of which the examples say to which half they belong."""
+    return [split for split in EVERY if split in examples and examples[split].notna().any()]
 
 
 def _grid(examples: pd.DataFrame) -> Float[np.ndarray, "points"]:
@@ -180,29 +177,49 @@ def _density(
     return stats.gaussian_kde(logs)(grid) * len(logs) / len(ratios)
 
 
+class Row(NamedTuple):
+    """A row of panels: the part of the frame that it is of, the split, and the panels."""
+
+    own: pd.DataFrame
+    split: str
+    axes: list[Axes]
+
+
 def plot(frame: pd.DataFrame) -> Figure:
     """Draw the frame of `data`."""
+    return drawn(frame)[0]
+
+
+def drawn(frame: pd.DataFrame, more: int = 0) -> tuple[Figure, list[Row]]:
+    """Draw the densities of a frame, with so many panels `more` in each row, which stay empty."""
     shown = list(dict.fromkeys(frame["source"]))
-    figure, panels = style.grid_figure(2 * len(shown), 2, 10, 6 * len(shown))
-    for place, source in enumerate(shown):
-        own, rows = frame[frame["source"] == source], panels[2 * place : 2 * place + 2]
-        for row, (split, halves) in zip(rows, SPLITS.items(), strict=True):
-            for axes, (half, name) in zip(row, halves.items(), strict=True):
+    each = {}
+    for source in shown:
+        examples = frame[(frame["source"] == source) & (frame["kind"] == "example")]
+        each[source] = known_splits(examples)
+    count = sum(map(len, each.values()))
+    figure, panels = style.grid_figure(count, 2 + more, 10 + 3.6 * more, 3 * count)
+    rows = []
+    for source, splits in each.items():
+        own, mine = frame[frame["source"] == source], panels[len(rows) :][: len(splits)]
+        for row, split in zip(mine, splits, strict=True):
+            for axes, (half, name) in zip(row[:2], EVERY[split].items(), strict=True):
                 part = own[(own["split"] == split) & (own["half"] == half)]
                 found = part[part["kind"] == "statistic"]
                 _densities(axes, part[part["kind"] == "density"], found)
                 axes.set_title(f"{name}, {found['count'].iloc[0]:.0f} answers", loc="left")
+            rows.append(Row(own, split, row))
         variant = own["variant"].iloc[0]
         _share(
-            rows,
+            [row[:2] for row in mine],
             f"truth ratio R ({variant}): {MEANINGS[variant]}",
             own["density"].max() / (1 - min(0.075 * own["model"].nunique(), 0.6)),
         )
-        title = {"fontsize": 11, "fontweight": "bold", "transform": rows[0][0].transAxes}
-        rows[0][0].text(0, 1.12, source, **title)
-    if shown[0] == runs.DEFAULT and all(source.startswith(runs.DEFAULT) for source in shown):
+        title = {"fontsize": 11, "fontweight": "bold", "transform": mine[0][0].transAxes}
+        mine[0][0].text(0, 1.12, source, **title)
+    if shown[0].startswith(runs.DEFAULT) and all(one.startswith(runs.DEFAULT) for one in shown):
         sources.hint(figure)
-    return figure
+    return figure, rows
 
 
 def _share(rows: list[list[Axes]], label: str, top: float) -> None:

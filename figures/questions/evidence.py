@@ -97,7 +97,7 @@ def of_trainings(name: str, figure: str = "llm_claims") -> Callable[[Tables], Se
                 *(row[end] for end in ("value", "low", "high")),
                 count=int(row["count"]),
                 over="trainings",
-                command=f"python -m figures {figure} --seeds 5",
+                command=f"python -m figures {figure} --seeds {int(row['count'])}",
                 unit=row["unit"],
                 threshold=row["threshold"],
                 verdict=row["verdict"],
@@ -284,26 +284,6 @@ PUSHED = {
     "npo first": (_first, "of the need"),
     "far": (_far, "of what NPO's leave unmet"),
 }
-
-
-def in_turn(tables: Tables) -> Sequence[Found]:
-    """Return by how much SimNPO's loss on retained answers lies below NPO's after all requests."""
-    table = tables["llm_sequential", "so_far"]
-    last = table[table["stage"] == table["stage"].max()].set_index("method")["retain_loss"]
-    apart = float(last["npo"] - last["simnpo"])
-    return [
-        Found(
-            "small",
-            apart,
-            np.nan,
-            np.nan,
-            count=1,
-            over="training",
-            command="python -m figures llm_sequential",
-            unit="nats per token",
-            verdict="one run",
-        )
-    ]
 
 
 def drifts(method: str) -> Callable[[Tables], Sequence[Found]]:

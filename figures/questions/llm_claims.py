@@ -26,13 +26,12 @@ from figures import style
 from figures.cache import Context
 from figures.language import plane, runs, sources, studies, truth_ratio
 from figures.language.study import correlations
-from figures.statistics import judged, mean_interval
+from figures.questions.claim_table import Claimed, claim_table
 from llm.diagnostics.allocation import allocation_area
 from llm.diagnostics.weights import WEIGHT
 from llm.sweeps.along import with_ends
 from markov.objectives import CORNERS, method_name
 
-INTERVAL = "t over trainings"
 SIGNED = ["kind", studies.NAME, studies.SEEDS, studies.GATE]  # columns that tables do not repeat
 LOST = 0.9  # of its utility, from which on a model counts as collapsed
 # Measures of models that are told of each training, by task and measure.
@@ -270,35 +269,20 @@ def _of_logs(context: Context, place: Path) -> Iterator[list[tuple[str, str, int
 
 
 def assess(table: pd.DataFrame) -> pd.DataFrame:
-    """Estimate every claim from a table of `trainings`.
-
-    The columns are `claim`, `panel`, `text`, `unit`; `value`, `low`, `high`; `interval`, what it is
-    over; `count` trainings; `p`, two-sided against no effect; `level`, that of the interval by
-    which the `verdict` goes; `threshold`. Claims of the paper are judged together, and this
-    project's too.
-    """
-    rows = []
-    for theirs in (True, False):
-        claims = [claim for claim in CLAIMS if bool(claim.panel) == theirs]
-        values = [claim.per_training(Numbers(table)).to_numpy(dtype=float) for claim in claims]
-        estimates = [mean_interval(own) for own in values]
-        every = judged(estimates, [claim.threshold for claim in claims])
-        for claim, estimate, said in zip(claims, estimates, every, strict=True):
-            rows.append(
-                {
-                    "claim": claim.name,
-                    "panel": claim.panel,
-                    "text": claim.text,
-                    "unit": claim.unit,
-                    **estimate._asdict(),
-                    "interval": INTERVAL,
-                    "p": said.p,
-                    "level": said.level,
-                    "threshold": claim.threshold,
-                    "verdict": said.verdict,
-                }
+    """Estimate every claim from a table of `trainings` (see `claim_table`)."""
+    return claim_table(
+        [
+            Claimed(
+                claim.name,
+                claim.panel,
+                claim.text,
+                claim.unit,
+                claim.per_training(Numbers(table)).to_numpy(dtype=float),
+                claim.threshold,
             )
-    return pd.DataFrame(rows)
+            for claim in CLAIMS
+        ]
+    )
 
 
 def told(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -10,7 +10,6 @@ from figures.questions.evidence import (
     Tables,
     at_the_start,
     drifts,
-    in_turn,
     of_causes,
     of_claims,
     of_effects,
@@ -132,6 +131,24 @@ STATEMENTS = (
         (of_trainings("even"),),
     ),
     Statement(
+        "away",
+        "1b",
+        "NPO drives away from the retrained model what was never read",
+        (of_trainings("away", "llm_truth_ratio"),),
+    ),
+    Statement(
+        "spared",
+        "1b",
+        "SimNPO leaves what was never read nearer to the retrained model than NPO",
+        (of_trainings("spared", "llm_truth_ratio"),),
+    ),
+    Statement(
+        "read",
+        "1b",
+        "SimNPO brings what was read nearer to the retrained model than NPO",
+        (of_trainings("read", "llm_truth_ratio"),),
+    ),
+    Statement(
         "relearning",
         "6",
         "SimNPO regains a smaller share of what it lost when a random fifth is taught again",
@@ -154,8 +171,13 @@ STATEMENTS = (
         "in turn",
         "A5",
         "after three requests in turn SimNPO's loss on the answers to retain is lower",
-        (in_turn,),
-        brief=False,
+        (of_trainings("kept", "llm_sequential"),),
+    ),
+    Statement(
+        "in turn, D",
+        "A5",
+        "after three requests in turn SimNPO is nearer to the retrained model",
+        (of_trainings("nearer", "llm_sequential"),),
     ),
     Statement(
         "reference, known",

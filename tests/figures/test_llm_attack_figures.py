@@ -23,11 +23,12 @@ from scipy import stats
 
 from figures import style
 from figures.cache import Context
-from figures.language import relearning, sequential, sweeps
+from figures.language import relearning, sweeps
 from figures.language import runs as llm_runs
 from figures.language.relearning import QUANTITIES, RETRAINED, frame_of_attacks
 from figures.language.runs import default_log, runs
-from figures.language.sequential import frame_of_requests
+from figures.questions import graded, sequential
+from figures.questions.sequential_runs import frame_of_requests, requests_of
 from figures.scale import quick_scale
 from figures.statistics import mean_interval, smallest_distance
 from llm.diagnostics.weights import corners
@@ -54,7 +55,7 @@ FORGET = sets(TINY.models).forget
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
     """The tiny study in place of the figures', with a cache of its own."""
-    with in_place(TINY, tmp_path_factory.mktemp("attacks"), llm_runs, sweeps):
+    with in_place(TINY, tmp_path_factory.mktemp("attacks"), llm_runs, sweeps, graded):
         yield Context(scale=quick_scale(), progress=False, n_jobs=1)
 
 
@@ -343,8 +344,13 @@ def test_relearning_is_drawn_as_it_was_found() -> None:
 
 
 @pytest.fixture(scope="module")
-def requested(context: Context) -> pd.DataFrame:
-    return sequential.data(context)
+def once(context: Context) -> Context:
+    return replace(context, scale=replace(context.scale, trained=1))
+
+
+@pytest.fixture(scope="module")
+def requested(once: Context) -> pd.DataFrame:
+    return sequential.data(once)
 
 
 def test_three_requests_under_every_corner_with_what_each_stage_left(
@@ -377,25 +383,25 @@ def test_every_stage_says_which_parameters_it_began_with(requested: pd.DataFrame
 
 
 def test_requests_are_kept_go_on_where_they_were_and_are_made_anew_when_asked_for(
-    context: Context, requested: pd.DataFrame
+    once: Context, requested: pd.DataFrame
 ) -> None:
     before = files_in(storage.cache_dir())
     with without_models():
-        pd.testing.assert_frame_equal(sequential.data(context), requested, check_dtype=False)
+        pd.testing.assert_frame_equal(sequential.data(once), requested, check_dtype=False)
     assert files_in(storage.cache_dir()) == before
     stages = files_in(storage.cache_dir() / "unlearning")
-    for path in (storage.cache_dir() / "tables").glob("sequential-*"):
+    for path in (storage.cache_dir() / "tables").glob("sequential_runs-*"):
         path.unlink()
-    again = sequential.data(context)  # from the folders of the stages
+    again = sequential.data(once)  # from the folders of the stages
     pd.testing.assert_frame_equal(again, requested, check_dtype=False)
     assert files_in(storage.cache_dir() / "unlearning") == stages
     with without_models(), pytest.raises(InvalidInput, match="SIMNPO_LAB_CACHE"):
-        sequential.data(replace(context, since=time.time()))
+        sequential.data(replace(once, since=time.time()))
 
 
 def test_the_quick_study_has_two_requests_for_two_authors() -> None:
-    assert [len(part) for part in sequential._requests(FORGET)] == [5, 5, 5]
-    assert [len(part) for part in sequential._requests(FORGET[:10])] == [5, 5]
+    assert [len(part) for part in requests_of(FORGET)] == [5, 5, 5]
+    assert [len(part) for part in requests_of(FORGET[:10])] == [5, 5]
 
 
 LENGTH = np.random.default_rng(5).integers(2, 60, 36).astype(float)
@@ -469,7 +475,7 @@ def test_requests_are_drawn_as_they_were_found() -> None:
         parts.append(
             frame_of_requests(found._replace(answers=answers), retrained).assign(method=method)
         )
-    frame = pd.concat(parts, ignore_index=True)
+    frame = pd.concat(parts, ignore_index=True).assign(training=0)
     figure = drawn(sequential, frame)
     assert len(figure.axes) == 8
     rows, so_far = frame[frame["kind"] == "request"], frame[frame["kind"] == "so_far"]
@@ -497,6 +503,87 @@ def test_requests_are_drawn_as_they_were_found() -> None:
     assert len(limits) == 1
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == [*(style.LABELS[name] for name in METHODS), "retrained model", "D of p = 0.05"]
+
+
+def in_trainings(shift: dict[str, float], seeds: int = 5) -> pd.DataFrame:
+    """Requests in several trainings: retain losses that a method shifts, and D that it halves."""
+    rng, frames = np.random.default_rng(3), []
+    found, retrained, _ = some_requests()
+    base = frame_of_requests(found, retrained)
+    for seed in range(seeds):
+        for method in METHODS:
+            noise = rng.normal(0, 0.01, 2)
+            own = base.assign(method=method, training=seed)
+            own["retain_loss"] += 1 + noise[0] + shift.get(method, 0)
+            own["ks_statistic"] = own["ks_statistic"] / (2 if method == "npo" else 1) + noise[1]
+            own.loc[own["stage"] == 3, "logp"] += 0.5 * (method == "simnpo")
+            frames.append(own)
+    logs = [some_log(99 + seed) for seed in range(3)]
+    parts = requests_of([replace(one, index=place) for place, one in enumerate(FORGET)])
+    frames.append(sequential.floors(logs, parts))
+    return pd.concat(frames, ignore_index=True)
+
+
+def test_what_is_left_after_all_requests_is_judged_within_trainings() -> None:
+    shift = {"simnpo": -0.3, "reference_free_npo": 0.3}
+    frame = in_trainings(shift)
+    told = sequential.told(frame)
+    claims: Any = told["claims"].set_index("claim")
+    assert claims["verdict"].to_dict() == {
+        "kept": "holds",
+        "nearer": "contradicted",
+        "kept, reference": "contradicted",
+        "kept, length": "inconclusive",
+    }
+    last = frame[(frame["kind"] == "so_far") & (frame["stage"] == 3)].set_index("training")
+    loss = {name: own["retain_loss"] for name, own in last.groupby("method")}
+    assert claims.loc["kept", ["value", "low", "high"]].tolist() == pytest.approx(
+        mean_interval((loss["npo"] - loss["simnpo"]).to_numpy())[:3]
+    )
+    so_far: Any = told["so_far"].set_index(["quantity", "method", "stage"])
+    assert so_far.loc[("retain_loss", "npo", 3), ["value", "low", "high"]].tolist() == (
+        pytest.approx(mean_interval(loss["npo"].to_numpy())[:3])
+    )
+    back = told["came_back"].set_index("method")["value"]
+    assert back["simnpo"] - back["npo"] == pytest.approx(0.5)
+    assert set(claims["count"]) == set(told["came_back"]["count"]) == {5}
+    one = sequential.told(in_trainings(shift, seeds=1))
+    assert set(one["claims"]["verdict"]) == {"inconclusive"}
+
+
+def test_the_floor_is_d_between_any_two_retrained_models_on_the_answers_asked_about() -> None:
+    logs = [some_log(seed) for seed in range(3)]
+    parts = requests_of([replace(one, index=place) for place, one in enumerate(FORGET)])
+    frame, slow = sequential.floors(logs, parts), []
+    for asked in ([0], [1], [2], [0], [0, 1], [0, 1, 2]):
+        at = [example.index for place in asked for example in parts[place]]
+        for one, other in ((0, 1), (0, 2), (1, 2)):
+            mine, theirs = (truth_ratio(logs[seed])[at] for seed in (one, other))
+            slow.append(stats.ks_2samp(mine, theirs, method="asymp").statistic)  # pyright: ignore[reportAttributeAccessIssue]
+    assert frame["ks_statistic"].tolist() == pytest.approx(slow)
+    assert frame["request"].dropna().tolist() == [1] * 3 + [2] * 3 + [3] * 3
+    assert frame["stage"].dropna().tolist() == [1] * 3 + [2] * 3 + [3] * 3
+    assert sequential.floors(logs[:1], parts).empty
+
+
+def test_requests_of_several_trainings_are_drawn_as_means_with_their_intervals() -> None:
+    frame = in_trainings({})
+    figure = drawn(sequential, frame)
+    so_far = frame[frame["kind"] == "so_far"]
+    loss = so_far.groupby(["method", "stage"])["retain_loss"].mean()
+    found = curves(figure.axes[3])
+    for method in METHODS:
+        assert found[color(method)] == pytest.approx(loss[method].tolist())
+    assert len(figure.axes[3].collections) == len(METHODS)
+    assert figure.legends[0].get_texts()[-1].get_text() == "two retrained models"
+
+
+def test_the_band_of_two_retrained_models_is_drawn_with_what_comes_back() -> None:
+    floor = pd.DataFrame({"kind": "floor", "value": [0.1, 0.2]})
+    frame = pd.concat([frame_of_attacks(some_attacks(), 120), floor], ignore_index=True)
+    axes = drawn(relearning, frame).axes[:6]
+    noted = [any("two retrained" in text.get_text() for text in one.texts) for one in axes]
+    assert noted == [True, False, False, True, False, False]
 
 
 def test_frames_survive_the_disk(tmp_path: Path) -> None:

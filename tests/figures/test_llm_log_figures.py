@@ -27,6 +27,7 @@ from figures.language import sources
 from figures.language import truth_ratio as llm_truth_ratio
 from figures.language.runs import DEFAULT
 from figures.language.sources import Logs, Models, models
+from figures.questions import truth_ratios
 from llm.diagnostics.weights import corners, diagnose, named
 from llm.jobs.evaluating import read_tofu_logs
 from llm.logs.log import TRUTH_RATIOS, Answers, EvaluationLog, take, truth_ratio
@@ -591,7 +592,7 @@ def test_the_public_logs_are_found_collected_or_as_the_repository_has_them(
     assert sources.repository(found.original) is None
 
 
-@pytest.mark.parametrize("module", [llm_bias, llm_truth_ratio])
+@pytest.mark.parametrize("module", [llm_bias, llm_truth_ratio, truth_ratios])
 def test_logs_that_are_promised_and_not_there_are_asked_for_before_any_work(
     module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -25,11 +25,10 @@ from figures.language import (
     studies,
     tradeoff,
     trajectories,
-    truth_ratio,
     weight_boxes,
 )
 from figures.language import study as figure
-from figures.questions import llm_claims, study_pushes
+from figures.questions import llm_claims, study_pushes, truth_ratios
 from llm import study
 from llm.data import tofu
 from llm.data.authors.corpus import Authors, splits
@@ -243,7 +242,7 @@ def test_weights_of_several_seeds_have_means_of_their_correlations(done: Path, s
 
 
 def test_truth_ratios_are_those_of_the_evaluations_and_their_distances_means(done: Path):
-    frame = truth_ratio.data(Context(study=done))
+    frame = truth_ratios.data(Context(study=done))
     assert set(frame["model"]) >= {"retrained", "original", "npo"}
     row = frame[(frame["kind"] == "statistic") & (frame["half"] == "short")]
     row = row[row["model"] == "npo"].iloc[0]
@@ -258,7 +257,7 @@ def test_truth_ratios_are_those_of_the_evaluations_and_their_distances_means(don
         p.append(test.p_value)
     assert row["distance"] == pytest.approx(np.mean(distances))
     assert (row["p"], row["p_low"], row["p_high"]) == pytest.approx((np.median(p), min(p), max(p)))
-    legend: Any = drawn(truth_ratio, frame).axes[0].get_legend()
+    legend: Any = drawn(truth_ratios, frame).axes[0].get_legend()
     assert any(" to " in text.get_text() for text in legend.get_texts())
 
 
