@@ -319,6 +319,15 @@ CATALOGUE = (
         gallery=True,
     ),
     Entry(
+        "llm_after_adam",
+        "figures.questions.llm_after_adam",
+        "",
+        "what of the weights survives Adam, on a language model",
+        seconds=1500,
+        heavy=True,
+        gallery=True,
+    ),
+    Entry(
         "ledger",
         "figures.questions.ledger",
         "",
@@ -356,6 +365,7 @@ UNSTUDIED = {
     "llm_claims": "it is of the default model's trainings",
     "llm_divergence": "a study holds its models back, and does not record how far they drift",
     "reference_or_length": "no model of a study has read half of what is to be forgotten",
+    "llm_after_adam": "no model of a study has read half of what is to be forgotten",
     "push_and_need": "it is of the default model and of chains, and makes runs of its own",
     "divergence": "a study does not record the KL to the original along its runs",
 }
