@@ -62,13 +62,7 @@ CATALOGUE = (
         gallery=True,
     ),
     Entry("betas", "figures.chains.betas", "", "what each beta costs", gallery=True),
-    Entry(
-        "claims",
-        "figures.chains.claims",
-        "",
-        "the paper's claims with intervals",
-        gallery=True,
-    ),
+    Entry("claims", "figures.chains.claims", "", "the paper's claims with intervals", gallery=True),
     Entry("weights", "figures.theory.weights", "", "weights against length, exactly"),
     Entry("logistic", "figures.theory.logistic", "", "the NPO paper's own study", 17),
     Entry(
