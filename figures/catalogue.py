@@ -317,7 +317,7 @@ CATALOGUE = (
         "figures.questions.llm_after_adam",
         "",
         "what of the weights survives Adam, on a language model",
-        seconds=1500,
+        seconds=350,
         heavy=True,
         gallery=True,
     ),

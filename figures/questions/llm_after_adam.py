@@ -19,9 +19,9 @@ weighed against: the retain term, other steps that the optimiser remembers, and 
 gradients. Weights as they are, or of a size of their own, have the retain weight and the bound of
 their corner (λ and c, or λ/m and c/m with the median length m of an answer where the length is
 divided by). Weights of mean 1 have λ and c whatever the corner, so that the comparison acts alone.
-The larger retain weight of those drawn is the primary one, as in `reference_or_length`; it was
-chosen for this figure before any of its runs. Batches are of sixteen: the magnitude says little of
-which answers a batch holds.
+That, and the λ of `reference_or_length` by which its verdicts go, was settled before any run of
+this figure. Batches are of sixteen, so that their mean weight says little of which answers they
+hold.
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ from figures.cache import Context
 from figures.questions import graded, over_forgetting, reference_or_length
 from figures.questions.after_adam import HALF, INTERACTION, PART_COLORS, PART_MARKERS, PARTS
 from figures.questions.graded import ASCENT
-from figures.questions.reference_or_length import HALVES, LEVELS
+from figures.questions.reference_or_length import HALVES
 from figures.questions.weighting_runs import KEPT, METHODS, NOTHING
 from figures.statistics import at_level, full_means, judged, over_models
 from llm.intervals import Estimate
 
-PRIMARY = LEVELS[-1]
+PRIMARY = reference_or_length.LEVELS[-1]
+LEVELS = (PRIMARY,)
 CELLS: tuple[graded.Kept, ...] = (
     *((method, weighting) for weighting in KEPT for method in METHODS),
     (ASCENT, NOTHING),
