@@ -340,6 +340,15 @@ CATALOGUE = (
         named=True,
     ),
     Entry(
+        "llm_after_adam",
+        "figures.questions.llm_after_adam",
+        "",
+        "what of the weights survives Adam, on a language model",
+        seconds=350,
+        heavy=True,
+        gallery=True,
+    ),
+    Entry(
         "ledger",
         "figures.questions.ledger",
         "",
@@ -378,6 +387,7 @@ UNSTUDIED = {
     "llm_claims": "it is of the default model's trainings",
     "llm_divergence": "a study holds its models back, and does not record how far they drift",
     "reference_or_length": "no model of a study has read half of what is to be forgotten",
+    "llm_after_adam": "no model of a study has read half of what is to be forgotten",
     "llm_tuned": "it is of the default model, and chooses settings on trainings of its own",
     "divergence": "a study does not record the KL to the original along its runs",
 }

@@ -47,8 +47,8 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
 BELOW = {"markov": ("llm", "figures"), "llm": ("figures",), "figures": ()}
 # Of the theory and its simulations language models take the law alone, and what is no theory.
 LAW = (
-    *("markov.objectives", "markov.preferences", "markov.errors", "markov.files", "markov.console"),
-    *("markov.numerics", "markov.running.backends"),
+    *("markov.objectives", "markov.preferences", "markov.weighting", "markov.errors"),
+    *("markov.files", "markov.console", "markov.numerics", "markov.running.backends"),
 )
 MODULES = 25  # that a folder may have
 

@@ -343,6 +343,32 @@ def of_causes(effect: str) -> Callable[[Tables], Sequence[Found]]:
     return find
 
 
+def of_kept(part: str) -> Callable[[Tables], Sequence[Found]]:
+    """Return what finds by how much NPO over-forgets beyond SimNPO with a part of their weights.
+
+    It is of what was never read, on the small language model.
+    """
+
+    def find(tables: Tables) -> Sequence[Found]:
+        table = tables["llm_after_adam", "claims"]
+        own = table[table["part"] == part].sort_values("primary", ascending=False, kind="stable")
+        return [
+            Found(
+                "small",
+                *(row[end] for end in ("value", "low", "high")),
+                count=int(row["count"]),
+                over="trainings",
+                command="python -m figures llm_after_adam --seeds 5",
+                unit=row["unit"],
+                setting="" if row["primary"] else f"λ = {row['level']:g}",
+                verdict=row["verdict"],
+            )
+            for row in own.to_dict("records")
+        ]
+
+    return find
+
+
 def of_parts(outcome: str, part: str) -> Callable[[Tables], Sequence[Found]]:
     """Return what finds by how much NPO exceeds SimNPO with a part of their weights, on chains."""
 

@@ -77,12 +77,16 @@ def data(context: Context) -> pd.DataFrame:
         LANGUAGE: over_forgetting.of_answers(table).assign(setting=END),
     }
     frames = [own.assign(rung=rung, kind="part") for rung, own in parts.items()]
-    others = {"reading": over_forgetting.by_readings(table), "distance": _distances(context, table)}
+    others = {"reading": over_forgetting.by_readings(table), "distance": distances(context, table)}
     frames += [own.assign(rung=LANGUAGE, kind=kind) for kind, own in others.items()]
     return pd.concat(frames, ignore_index=True)
 
 
-def _distances(context: Context, table: pd.DataFrame) -> pd.DataFrame:
+def distances(context: Context, table: pd.DataFrame) -> pd.DataFrame:
+    """Return D of truth ratios at the end of runs: see `over_forgetting.distances`.
+
+    The models before unlearning come last, as `start`, and then the retrained ones.
+    """
     last = table[table["epoch"] == table["epoch"].max()]
     goals, starts = dict[int, pd.Series](), list[pd.DataFrame]()
     read = pd.Series(dtype=int)

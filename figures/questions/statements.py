@@ -13,6 +13,7 @@ from figures.questions.evidence import (
     of_causes,
     of_claims,
     of_effects,
+    of_kept,
     of_parts,
     of_study,
     of_trainings,
@@ -283,13 +284,13 @@ STATEMENTS = (
         "allocation, gap",
         "",
         "under Adam the comparison of weights alone keeps half of what SimNPO narrows",
-        (of_parts("gap", "allocation"),),
+        (of_parts("gap", "allocation"), of_kept("allocation")),
     ),
     Statement(
         "magnitude, gap",
         "",
         "under Adam the size of weights alone keeps any of it",
-        (of_parts("gap", "magnitude"),),
+        (of_parts("gap", "magnitude"), of_kept("magnitude")),
     ),
     Statement(
         "push, NPO",

@@ -15,6 +15,7 @@ from llm.models.names import check, check_retrained, data_of
 from llm.models.source import load_model
 from llm.scoring.limits import NEW_TOKENS
 from llm.training.processes import in_first
+from markov.console.choices import WeightingName
 from markov.errors import require_epochs
 from markov.files import folders
 
@@ -61,6 +62,14 @@ class Unlearn(PassOptions, MemoryOption):
     retain_weight: float | None = None
     """Factor of the retain loss, lambda, as published, where --objective does not say it.
     Default: 1.
+    """
+    weighting: WeightingName = "own"
+    """What is kept of the objective's weights w in each batch, to see what they do.
+    own: all;
+    magnitude: how large they are, each is replaced by the mean of its batch;
+    allocation: how they compare, all are divided by the mean of their batch;
+    none: nothing, every weight is 1, which is gradient ascent.
+    All but own take one more forward pass for every update.
     """
     epochs: int = 10
     """Passes over the forget data.
@@ -208,4 +217,5 @@ def unlearning(command: Unlearn) -> Unlearning:
         retain_weight=command.retain_weight,
         lora=lora_of(command.lora_rank),
         gradients=tuple(range(command.epochs + 1)) if command.gradients else (),
+        weighting=command.weighting,
     )

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from llm.training.adapters import Lora
     from llm.unlearning.retaining import RetainTerm
     from llm.unlearning.runs import Run
+    from markov.console.choices import WeightingName
 
 METHOD = "simnpo:4.5@0.125"  # the paper's for forget10
 
@@ -39,6 +40,7 @@ def unlearn(
     retain: Sequence[Example] | Location | None = None,
     retain_term: RetainTerm | None = None,
     retain_weight: float | None = None,
+    weighting: WeightingName = "own",
     refusals: Sequence[str] | None = None,
     reference: Other | None = None,
     retrained: Other | None = None,
@@ -59,7 +61,8 @@ def unlearn(
     `retain` follow from a word such as tofu:forget10 (tofu:retain90), and the step size from the
     size of the model (`llm.jobs.settings.rate_of`). `reference` is another reference than
     the model itself. With `retrained`, the model that never saw the forget data, the table of
-    examples tells how far each of them has to move. `refusals` are what dpo, simpo and idk teach in
+    examples tells how far each of them has to move. `weighting` is what is kept of the objective's
+    weights (see `markov.weighting`). `refusals` are what dpo, simpo and idk teach in
     place of the responses. `optimization` are further fields of `llm.training.loop.Optimization`.
 
     With the folder `out` the run is written there as `python -m llm unlearn` does, and goes on
@@ -101,6 +104,7 @@ def unlearn(
         retain_weight=weight,
         lora=lora,
         gradients=tuple(range(epochs + 1)) if gradients else (),
+        weighting=weighting,
     )
     require(
         chosen.prefers or refusals is None, "refusals", refusals, f"left out with {chosen.word}"

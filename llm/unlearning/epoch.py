@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
@@ -25,8 +26,9 @@ from llm.training.loop import Loop, Term
 from llm.unlearning.retaining import RETAIN_LOSSES, cross_entropy, divisor
 from markov.console.progress import Bar
 from markov.errors import InvalidInput, require
-from markov.objectives import SequenceLogProbs
+from markov.objectives import Objective, SequenceLogProbs
 from markov.preferences import PairLogProbs, paired
+from markov.weighting import WEIGHTINGS, reweighted
 
 if TYPE_CHECKING:
     from llm.unlearning.unlearn import Unlearning
@@ -152,7 +154,9 @@ class Unlearner:
             for both in zip(*(one for one, _ in used), strict=True)
         ]
 
-        def forgetting(model: nn.Module, _: Batch, rows: Sequence[int]) -> Tensor:
+        def forgetting(
+            model: nn.Module, _: Batch, rows: Sequence[int], weights: Tensor | None = None
+        ) -> Tensor:
             # One forward pass takes both, because with several processes a second pass would spoil
             # what the first one left.
             batch = Batch.pad([one[row] for one, _ in used for row in rows])
@@ -164,6 +168,8 @@ class Unlearner:
                 for part in zip(*(x.split(len(rows)) for x in seq), strict=True)
             ]
             each = law.loss(PairLogProbs(parts[0], parts[-1]))
+            if weights is not None:
+                each = self.reweighted(each, parts[0], weights[list(rows)])
             if self.importance is None:
                 return each
             return each * self.importance[list(rows)].to(each)
@@ -178,11 +184,37 @@ class Unlearner:
         retain = shuffled(len(self.retain), *order, label="retain", total=count) if keep else []
         for rows, kept in zip_longest(forget, retain):
             share = 1 / divisor(average, [self.forget[row] for row in rows])
-            terms = [Term(longest, rows, forgetting, share, max(1, every.budget // len(used)))]
+            weights = self.weights(rows, ref[0])
+            losses = forgetting if weights is None else partial(forgetting, weights=weights)
+            terms = [Term(longest, rows, losses, share, max(1, every.budget // len(used)))]
             if keep is not None:
                 share = weight / divisor(average, [self.retain[row] for row in kept])
                 terms.append(Term(self.retain, kept, retaining, share, budget))
             yield terms
+
+    def weights(self, rows: Sequence[int], ref: Tensor | None) -> Tensor | None:
+        """Return the weights that an update takes in place of its objective's, by forget example.
+
+        It is None where the objective keeps its own. Otherwise they are made of those of the model
+        as it is before the update, without dropout, in a pass of their own over all rows: a
+        micro-batch, or one of several processes, sees only a part of them.
+        """
+        objective, name = self.settings.objective, self.settings.weighting
+        if name == "own" or not isinstance(objective, Objective):
+            return None
+        chosen = [self.forget[row] for row in rows]
+        logp, places = self.loop.evaluate(chosen, _logp), torch.tensor(rows)
+        before = logp if ref is None else ref[places].to(logp)
+        length = torch.tensor([len(one.tokens) - one.prompt for one in chosen]).to(logp)
+        found = WEIGHTINGS[name](objective.weight(SequenceLogProbs(logp, length, before)))
+        return logp.new_zeros(len(self.forget)).index_put((places,), found)
+
+    def reweighted(self, each: Tensor, seq: SequenceLogProbs, weights: Tensor) -> Tensor:
+        """Return losses whose d loss / d logp are the given weights (`markov.weighting`)."""
+        objective = self.settings.objective
+        assert isinstance(objective, Objective)
+        own = objective.weight(SequenceLogProbs(*(values.detach() for values in seq)))
+        return reweighted(each, seq.logp, own, weights.to(own))
 
     def measured(self, epoch: int, row: Mapping[str, Any]) -> dict[str, float]:
         """Return what `measure` finds, without dropout and gradients and with its own randomness.

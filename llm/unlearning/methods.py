@@ -272,7 +272,8 @@ def described(word: str, settings: Unlearning) -> str:
     kept = (
         "no retain term" if term == "none" else f"{term} with lambda = {settings.retain_weight:g}"
     )
-    return f"{word.partition('@')[0]}, {kept}, learning rate {rate:g}"
+    own = "" if settings.weighting == "own" else f", weights: {settings.weighting}"
+    return f"{word.partition('@')[0]}{own}, {kept}, learning rate {rate:g}"
 
 
 def _form_of(name: str) -> str:
@@ -288,18 +289,20 @@ def _form_of(name: str) -> str:
 def method_of(settings: Unlearning) -> Method:
     """Return the method that has these settings.
 
-    Raises `InvalidInput` for an objective between the named ones.
+    Raises `InvalidInput` for an objective between the named ones, and for one that does not keep
+    its weights.
     """
     law, term = settings.objective, settings.retain_term if settings.retain_weight else "none"
     for name, form in METHODS.items():
         bare = law._replace(**dict.fromkeys(NUMBERS, 0.0)) if form.takes else law
         same = type(law) is type(form.objective) and bare == form.objective
-        if same and term == form.retain_term and settings.average == form.average:
+        plain = settings.average == form.average and settings.weighting == "own"
+        if same and term == form.retain_term and plain:
             return Method(
                 name, law, term, settings.retain_weight if term != "none" else 1.0, form.average
             )
     allowed = (
         f"that of a method with retain term {term}, averaged over {settings.average}: "
-        f"{', '.join(METHODS)}"
+        f"{', '.join(METHODS)}, with its own weights"
     )
     raise InvalidInput("objective", law, allowed)

@@ -22,7 +22,7 @@ from llm.models.answers import answer_log, log_table, responses
 from llm.models.language_model import LanguageModel
 from llm.scoring.encoding import Encoded
 from llm.unlearning.epoch import Measure
-from llm.unlearning.unlearn import Unlearned, Unlearning, unlearn
+from llm.unlearning.unlearn import Unlearned, Unlearning, as_kept, unlearn
 from markov.errors import InvalidInput, require
 from markov.files import storage
 
@@ -67,7 +67,7 @@ def prepared(
     logps = {name: _logp_of(log, name, index, encoded) for name, log in others if log is not None}
     described: dict[str, Any] = {
         "model": language.name,
-        "unlearning": settings,
+        "unlearning": as_kept(settings),
         "forget": storage.fingerprint([one.tokens for one in encoded]),
         "retain": storage.fingerprint([one.tokens for one in kept]),
     }

@@ -24,7 +24,7 @@ from llm.models.source import load
 from llm.scoring.encoding import MAX_LENGTH
 from llm.training.checkpointing import parameters_digest
 from llm.unlearning.runs import EPOCHS, MODEL, unlearn_into
-from llm.unlearning.unlearn import Unlearning
+from llm.unlearning.unlearn import Unlearning, as_kept
 from markov.errors import is_whole, require
 from markov.files import folders, storage
 from markov.files.storage import Location
@@ -100,7 +100,7 @@ def sequential(
     described = {
         "model": language.name,
         "parameters": parameters,
-        "unlearning": settings,
+        "unlearning": as_kept(settings),
     }
     # The requests are not part of it, since there may be more than an earlier call had.
     described |= {"retain": storage.fingerprint(retain)}

@@ -34,8 +34,9 @@ from llm.training.loop import Optimization, check_finite, looping
 from llm.training.masters import widened
 from llm.unlearning.epoch import COLLAPSED, NAN, NOT_FORGETTING, OK, Measure, Unlearner
 from llm.unlearning.retaining import Average, RetainTerm
+from markov.console.choices import WeightingName
 from markov.errors import require, require_all_whole, require_epochs
-from markov.files.storage import Location, fingerprint
+from markov.files.storage import Location, fingerprint, settings_of
 from markov.numerics import SINGLE_MARGIN, exceeds
 from markov.objectives import Objective, SequenceLogProbs
 from markov.preferences import Forgetting, paired, validate_pair
@@ -52,7 +53,11 @@ class Unlearning:
     tables do not depend on it. After every epoch the first `retain_probe` retain examples are
     measured, in an order that follows from the seed. `gradients` are the epochs (0 is before the
     first update) after which the norm of each forget example's gradient of logp is recorded, over
-    the adapters if there are any. Raises `InvalidInput` for values that are not allowed.
+    the adapters if there are any. `weighting` is what the forget examples of an update keep of
+    their d loss / d logp (see `markov.weighting`); the retain term and what is recorded know
+    nothing of it. It is of an objective of single responses, before `average` divides. Anything
+    but "own" takes one more forward pass over the forget examples of an update, and weighs by what
+    that finds, without dropout. Raises `InvalidInput` for values that are not allowed.
     """
 
     objective: Forgetting
@@ -63,6 +68,7 @@ class Unlearning:
     retain_probe: int = 400
     lora: Lora | None = None
     gradients: tuple[int, ...] = ()
+    weighting: WeightingName = "own"
 
     def __post_init__(self) -> None:
         numbers = all(
@@ -90,10 +96,27 @@ class Unlearning:
             self.retain_weight,
             "a finite number >= 0",
         )
+        weightings = get_args(WeightingName)
+        allowed = f"one of {', '.join(weightings)}"
+        require(self.weighting in weightings, "weighting", self.weighting, allowed)
+        single = self.weighting == "own" or isinstance(self.objective, Objective)
+        allowed = "own with an objective of pairs, which has two weights for each"
+        require(single, "weighting", self.weighting, allowed)
         require_all_whole(self, retain_probe=1)
         last = self.optimization.epochs
         require_epochs(self.gradients, "gradients", last)
         object.__setattr__(self, "gradients", tuple(map(int, self.gradients)))
+
+
+def as_kept(settings: Unlearning) -> dict[str, Any]:
+    """Return the settings of a run as they are kept beside its tables.
+
+    A weighting of "own" is left out, so that runs from before there were others are still known.
+    """
+    known = settings_of(settings)
+    if settings.weighting == "own":
+        del known["weighting"]
+    return known
 
 
 class Unlearned(NamedTuple):
@@ -165,7 +188,8 @@ def unlearn(
         index         names the examples; from 0 if not given
         importance    multiplies the loss of each forget example in every update, >= 0 and of mean
                       1, so that the retain term weighs what it does without; what is recorded
-                      is of the objective alone, without it
+                      is of the objective alone, without it. It goes with no `weighting`, since
+                      either says what an example weighs
         measure       called after every epoch, 0 included, in evaluation mode, without gradients
                       and with random numbers that follow from (seed, epoch)
         state         a folder: a run that was killed goes on from its last whole epoch when it is
@@ -188,7 +212,7 @@ def unlearn(
     index = np.arange(len(forget)) if index is None else np.asarray(index)
     _check(model, forget, retain, preferred, settings)
     _check_numbers(len(forget), settings, ref, index)
-    _check_importance(len(forget), importance)
+    _check_importance(len(forget), importance, settings)
     every, vocab, found, digest = settings.optimization, _vocabulary(model), None, ""
     if state is not None:
         others = (preferred and list(preferred), measure and measure.name)
@@ -313,10 +337,12 @@ def _check_numbers(count: int, settings: Unlearning, ref: Tensor | None, index: 
     require(len(set(index.tolist())) == len(index), "index", index.tolist(), "each value once")
 
 
-def _check_importance(count: int, importance: Tensor | None) -> None:
+def _check_importance(count: int, importance: Tensor | None, settings: Unlearning) -> None:
     """Raise `InvalidInput` unless it is None, or numbers >= 0 of mean 1, one per example."""
     if importance is None:
         return
+    allowed = f"None with the weighting {settings.weighting}"
+    require(settings.weighting == "own", "importance", "given", allowed)
     require(importance.shape == (count,), "importance", tuple(importance.shape), f"{count} numbers")
     found = importance.double()
     fits = bool(found.isfinite().all() and (found >= 0).all())

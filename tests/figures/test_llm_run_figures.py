@@ -58,6 +58,7 @@ from llm.scoring.limits import BUDGET
 from llm.training.adapters import Lora
 from llm.training.checkpointing import parameters_digest
 from llm.unlearning.runs import EPOCHS, MODEL, Run
+from llm.unlearning.unlearn import as_kept
 from markov.errors import InvalidInput
 from markov.files import storage
 from markov.objectives import (
@@ -477,7 +478,7 @@ def test_a_model_of_the_users_own_unlearns_as_its_options_say(context: Context) 
     runs_by = [runs_of_own(context, own, wanted)[0] for own in (plain, other)]
     first, second = (run.settings["unlearning"] for run in runs_by)
     asked = replace(TINY.optimization(), learning_rate=1e-3, batch=16, budget=BUDGET)
-    assert first == storage.settings_of(replace(wanted[0], optimization=asked))
+    assert first == as_kept(replace(wanted[0], optimization=asked))
     made = second["optimization"]
     told = ("epochs", "batch", "precision", "gradient_checkpointing", "budget")
     assert [made[name] for name in told] == [1, 7, "bfloat16", True, 512]

@@ -293,6 +293,7 @@ CHANGES: list[dict[str, Any]] = [
     {"retain_term": "none"},
     {"retain_term": "kl"},
     {"retain_weight": 0.5},
+    {"weighting": "magnitude"},
     {"lora": Lora(rank=2)},
     *(
         {name: value}
@@ -781,6 +782,7 @@ SPREAD = {
     "one_each": with_(batch=1, budget=30),
     "copy": with_(retain_term="kl", batch=3, budget=30),
     "adapters": with_(retain_term="kl", lora=Lora(rank=2), batch=3, budget=30),
+    "allocation": with_(retain_term="cross_entropy", weighting="allocation", batch=3, budget=30),
 }  # by this budget one process makes two passes over the forget examples, and the other one
 
 
