@@ -17,19 +17,8 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from figures import catalogue
-from figures.catalogue import (
-    ALL,
-    BY_NAME,
-    CATALOGUE,
-    EVALUATED,
-    FIGURES,
-    GALLERY,
-    NOT_OF_RUNS,
-    OF_DEFAULT,
-    STUDY,
-    module_of,
-    unstudied,
-)
+from figures.catalogue import ALL, BY_NAME, CATALOGUE, FIGURES, GALLERY, STUDY, module_of
+from figures.drawn_of import EVALUATED, NOT_OF_RUNS, OF_DEFAULT, unstudied
 from llm.scoring.limits import BUDGET, MAX_LENGTH
 from markov.errors import exit_code, require, require_jobs, require_whole
 from markov.files import folders, storage

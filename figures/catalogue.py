@@ -6,7 +6,6 @@ It also says how long each takes.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
 from types import ModuleType
 from typing import NamedTuple
 
@@ -374,27 +373,6 @@ ALL = (*FIGURES, *HEAVY)
 # Drawn of a study where no figure is named, as far as it has what they need: itself first.
 _FIRST = sorted(CATALOGUE, key=lambda one: not one.asked)
 STUDY = tuple(one.name for one in _FIRST if one.study and not one.named)
-# Of models that sweeps unlearn and evaluate, and that write answers for it.
-EVALUATED = (
-    *("llm_tradeoff", "llm_beside", "llm_epochs", "llm_w_graddiff", "llm_beta_gamma", "llm_best"),
-)
-# Why no study holds what a figure draws.
-UNSTUDIED = {
-    "muse_tradeoff": "a study forgets answers to questions, not MUSE's texts",
-    "llm_reference_noise": "no run of a study has a perturbed reference; --model makes such runs",
-    "llm_sequential": "a study makes one request, not several in turn",
-    "llm_beside": "it is of the default model and of SmolLM2",
-    "llm_claims": "it is of the default model's trainings",
-    "llm_divergence": "a study holds its models back, and does not record how far they drift",
-    "reference_or_length": "no model of a study has read half of what is to be forgotten",
-    "llm_after_adam": "no model of a study has read half of what is to be forgotten",
-    "llm_tuned": "it is of the default model, and chooses settings on trainings of its own",
-    "divergence": "a study does not record the KL to the original along its runs",
-}
-# Always of models that are made here.
-OF_DEFAULT = ("llm_beside", "llm_sequential", "llm_tuned", "muse_tradeoff", "push_and_need")
-# Of more than what single runs of unlearning hold.
-NOT_OF_RUNS = (*OF_DEFAULT, *EVALUATED, "llm_reference_noise")
 GALLERY = tuple(entry.name for entry in CATALOGUE if entry.gallery)
 
 
@@ -406,14 +384,6 @@ def module_of(name: str) -> ModuleType:
     """
     require(name in BY_NAME, "figure", name, f"one of {', '.join(BY_NAME)}")
     return importlib.import_module(BY_NAME[name].module)
-
-
-def unstudied(name: str, lacking: Mapping[str, str]) -> str:
-    """Return why a figure cannot be drawn of a study that lacks some things, or ""."""
-    entry = BY_NAME[name]
-    if entry.study:
-        return lacking.get(entry.study, "")
-    return UNSTUDIED.get(name, "it is not of a language model")
 
 
 def described(*, heavy: bool) -> str:

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from figures import __main__ as figures
-from figures import catalogue
+from figures import catalogue, drawn_of
 from figures.cache import Context
 from figures.language import (
     best,
@@ -157,9 +157,9 @@ def test_every_figure_says_what_it_needs_of_a_study_or_why_none_holds_it():
     assert {one.study for one in catalogue.CATALOGUE} == {"", *needs}
     for one in catalogue.CATALOGUE:
         everything = {name: "lacking" for name in needs - {"any"}}
-        assert bool(catalogue.unstudied(one.name, everything)) is (one.study != "any")
-        assert bool(catalogue.unstudied(one.name, {})) is (one.study == "")
-    assert all(not catalogue.BY_NAME[name].study for name in catalogue.UNSTUDIED)
+        assert bool(drawn_of.unstudied(one.name, everything)) is (one.study != "any")
+        assert bool(drawn_of.unstudied(one.name, {})) is (one.study == "")
+    assert all(not catalogue.BY_NAME[name].study for name in drawn_of.UNSTUDIED)
 
 
 def test_what_a_study_lacks_is_known_from_its_folder(single: Path, tmp_path: Path):

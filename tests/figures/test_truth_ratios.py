@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from figures import catalogue
+from figures import catalogue, drawn_of
 from figures.cache import Context
 from figures.language import runs as llm_runs
 from figures.language import sources, sweeps
@@ -119,7 +119,7 @@ def test_a_study_or_a_model_of_the_users_own_is_drawn_as_it_is(
     assert [figure.data(replace(context, **one)) for one in given] == ["theirs"] * 2
     assert len(asked) == 2
     entry = catalogue.BY_NAME["llm_truth_ratio"]
-    assert entry.study == "ratios" and "llm_truth_ratio" not in catalogue.NOT_OF_RUNS
+    assert entry.study == "ratios" and "llm_truth_ratio" not in drawn_of.NOT_OF_RUNS
 
 
 # --- what is told ---
