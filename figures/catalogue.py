@@ -329,7 +329,7 @@ CATALOGUE = (
     ),
     Entry(
         "push_and_need",
-        "figures.questions.push_and_need",
+        "figures.questions.pushing.push_and_need",
         "",
         "does the push match the need?",
         800,

@@ -40,7 +40,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("views",),
         ("lessons",),
         ("catalogue",),
-        ("drawing", "progress"),
+        ("drawing", "progress", "drawn_of"),
         ("__main__",),
     ),
 }

@@ -248,9 +248,10 @@ def relearned(tables: Tables) -> Sequence[Found]:
 
 
 def pushed(claim: str, threshold: float = 0.0) -> Callable[[Tables], Sequence[Found]]:
-    """Return what finds a claim of `figures.questions.matching_told` at SmolLM2's start (AdamW).
+    """Return what finds a claim of question 10 at SmolLM2's start, under AdamW.
 
-    The interval is over the answers whose needs are met, under the weights and K as they are.
+    The interval is over the answers whose needs are met, under the weights and K as they are (see
+    `figures.questions.pushing.matching_told`).
     """
 
     def find(tables: Tables) -> Sequence[Found]:

@@ -15,10 +15,9 @@ from matplotlib.figure import Figure
 
 from figures import cache
 from figures.language.runs import AuthorsStudy
-from figures.questions import (
+from figures.questions import endings, graded
+from figures.questions.pushing import (
     chain_pushes,
-    endings,
-    graded,
     matching_told,
     push_and_need,
     pushes,

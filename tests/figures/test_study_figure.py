@@ -28,7 +28,8 @@ from figures.language import (
     weight_boxes,
 )
 from figures.language import study as figure
-from figures.questions import llm_claims, study_pushes, truth_ratios
+from figures.questions import llm_claims, truth_ratios
+from figures.questions.pushing import study_pushes
 from llm import study
 from llm.data import tofu
 from llm.data.authors.corpus import Authors, splits

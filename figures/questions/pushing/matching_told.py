@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from figures.questions.weightings import FIRST, OF_POWER
+from figures.questions.pushing.weightings import FIRST, OF_POWER
 from figures.statistics import judged, over_models
 
 LANGUAGE = "language model"
@@ -37,8 +37,8 @@ def matches(frame: pd.DataFrame) -> pd.DataFrame:
 
     Columns `model`, `corner`, `epoch`, `optimizer`, `need_of`, `weighting`, `measure` (whole or
     differences, see `llm.diagnostics.matching.match`, or what becomes of retain answers:
-    `retain_moved` and `retain_fell` of `figures.questions.pushes.of_point`), `value`, `low`, `high`
-    and `count`.
+    `retain_moved` and `retain_fell` of `figures.questions.pushing.pushes.of_point`), `value`,
+    `low`, `high` and `count`.
     """
     own = frame[frame["kind"] == "match"]
     keys = ["model", "corner", "epoch", "optimizer", "need_of", "weighting"]

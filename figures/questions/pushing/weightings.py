@@ -17,8 +17,8 @@ import torch
 
 from figures.cache import Context, cached
 from figures.language.runs import AuthorsStudy
-from figures.questions import pushes
 from figures.questions.endings import ending
+from figures.questions.pushing import pushes
 from llm.models.answers import answer_log, responses
 from llm.models.small_authors import build, sets
 from llm.unlearning.unlearn import Unlearning, unlearn

@@ -1,8 +1,8 @@
 """What weightings push and what is needed, of a study's own models, computed.
 
-It is what `figures.questions.pushes` does of the default model, before the first update: of each
-seed the model that has learnt all and the one that was retrained, with the corners that the study
-ran, at its betas and retain weights. No run is followed, since that would take other runs.
+It is what `figures.questions.pushing.pushes` does of the default model, before the first update: of
+each seed the model that has learnt all and the one that was retrained, with the corners that the
+study ran, at its betas and retain weights. No run is followed, since that would take other runs.
 
 The model may be large, so that gradients are taken a part of the parameters at a time (see
 `llm.scoring.gram.grams`), and of a sample of the answers to retain.
@@ -18,7 +18,7 @@ import pandas as pd
 
 from figures.cache import Context, cached
 from figures.language import studies
-from figures.questions.pushes import Given, Steps, of_point
+from figures.questions.pushing.pushes import Given, Steps, of_point
 from llm.data.sources import read
 from llm.data.splits import retain_of
 from llm.data.tofu import Example
@@ -39,7 +39,7 @@ SAVED = ("model", "template", "revision")  # options that a saved model brings a
 
 
 def compared(context: Context, place: Path) -> pd.DataFrame:
-    """Return the rows of `figures.questions.pushes.of_point` of each seed, with its `seed`.
+    """Return the rows of `figures.questions.pushing.pushes.of_point` of each seed, with its `seed`.
 
     Raises `InvalidInput` for a study that trained adapters, since its steps are not of the models'
     own parameters, and for a model that cannot be loaded or scored.

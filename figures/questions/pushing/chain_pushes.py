@@ -1,6 +1,6 @@
 """What weightings push and what is needed, of the chains of the paper's Figure 5, computed.
 
-It is what `figures.questions.pushes` does of the language model, at the start of a run: the
+It is what `figures.questions.pushing.pushes` does of the language model, at the start of a run: the
 pretrained transformer, and the one pretrained without what is to be forgotten. Forget sequences are
 the first test sequences of both components. There is no retain term, as in the paper, and retain
 sequences only say what is lost.
@@ -17,7 +17,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from figures.cache import Context, cached_each
-from figures.questions.pushes import OPTIMIZERS, matches, power_of, ratios
+from figures.questions.pushing.pushes import OPTIMIZERS, matches, power_of, ratios
 from llm.diagnostics.matching import best_weights
 from llm.scoring.gram import adam
 from markov.experiments import Experiment

@@ -39,9 +39,9 @@ from matplotlib.figure import Figure
 from figures import style
 from figures.cache import Context, cached_each
 from figures.language.studies import NAME, check
-from figures.questions import chain_pushes, pushes, study_pushes, weightings
 from figures.questions.graded import trainings
-from figures.questions.matching_told import (
+from figures.questions.pushing import chain_pushes, pushes, study_pushes, weightings
+from figures.questions.pushing.matching_told import (
     AT,
     LANGUAGE,
     assess,
