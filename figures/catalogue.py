@@ -278,7 +278,7 @@ CATALOGUE = (
         "figures.questions.llm_tuned",
         "1c",
         "the corners at settings chosen on other authors",
-        1400,
+        2200,
         heavy=True,
         gallery=True,
         full=True,

@@ -24,10 +24,10 @@ from llm.unlearning.unlearn import unlearn
 from markov.objectives import CORNERS
 
 MEDIAN = 40.0  # tokens of an answer
-BETAS = (0.05, 0.1, 0.2)
-LEVELS = (1.0, 4.0, 16.0)  # retain weights
-# Settings are chosen on these trainings, of authors of their own: half as many as judge them.
-CHOSEN_ON = (5, 6)
+BETAS = (0.025, 0.05, 0.1, 0.2)
+LEVELS = (1.0, 4.0, 16.0, 64.0)  # retain weights
+# Settings are chosen on these trainings, each of authors of its own.
+CHOSEN_ON = (5,)
 KINDS = ("original", "retrained")
 
 
@@ -53,7 +53,7 @@ def chosen_on(scale: Scale) -> list[AuthorsStudy]:
     """Return the trainings on which settings are chosen; none shares its authors with another."""
     base = study(scale)
     found = []
-    for seed in CHOSEN_ON[: max(1, scale.trained // 2)]:
+    for seed in CHOSEN_ON:
         authors = replace(base.models.authors, seed=seed)
         found.append(replace(base, models=replace(base.models, authors=authors, seed=seed)))
     return found
