@@ -31,7 +31,7 @@ class Found(NamedTuple):
 
     The number is claimed to lie above no effect, or below it where `above` is false; without an
     effect it is 0, or 1 of a `factor`. Claims of one `family` are judged together, unless the
-    table has a `verdict` already.
+    table has a `verdict` already; then `p` and `level` are those by which it was reached.
     """
 
     rung: str
@@ -48,6 +48,13 @@ class Found(NamedTuple):
     threshold: float = 0.0
     family: str = ""
     verdict: str | None = None
+    p: float = np.nan
+    level: float = np.nan
+
+
+def _said(row: Mapping[str, Any], level: str = "level") -> dict[str, Any]:
+    """Return the verdict of a row, and the p-value and the level by which it was reached."""
+    return {"verdict": row["verdict"], "p": row.get("p", np.nan), "level": row.get(level, np.nan)}
 
 
 def _row(table: pd.DataFrame, **wanted: Any) -> dict[str, Any]:
@@ -78,7 +85,7 @@ def of_claims(name: str) -> Callable[[Tables], Sequence[Found]]:
                     setting="" if setting == PRIMARY else f"{setting[0]}, {setting[1]}",
                     factor=row["none"] == 1,
                     threshold=row["threshold"] if row["threshold"] != row["none"] else 0.0,
-                    verdict=row["verdict"],
+                    **_said(row),
                 )
             )
         return found
@@ -100,7 +107,7 @@ def of_trainings(name: str, figure: str = "llm_claims") -> Callable[[Tables], Se
                 command=f"python -m figures {figure} --seeds {int(row['count'])}",
                 unit=row["unit"],
                 threshold=row["threshold"],
-                verdict=row["verdict"],
+                **_said(row),
             )
         ]
 
@@ -125,7 +132,7 @@ def of_tuned(name: str) -> Callable[[Tables], Sequence[Found]]:
                 command="python -m figures llm_tuned --seeds 5",
                 unit=row["unit"],
                 setting="" if place == 0 else f"chosen to keep {1 - row['tolerance']:.0%}",
-                verdict=row["verdict"],
+                **_said(row),
             )
             for place, row in enumerate(own[own["claim"] == name].to_dict("records"))
         ]
@@ -300,7 +307,7 @@ def drifts(method: str) -> Callable[[Tables], Sequence[Found]]:
                 over="trainings",
                 command="python -m figures llm_divergence --seeds 5",
                 unit="exponent",
-                verdict=row["verdict"],
+                **_said(row),
             )
         ]
 
@@ -336,7 +343,7 @@ def of_causes(effect: str) -> Callable[[Tables], Sequence[Found]]:
                     command="python -m figures reference_or_length --seeds 8",
                     unit="nats per token",
                     setting="" if row["primary"] else f"{name} = {row['level']:g}",
-                    verdict="contradicted" if other_way else row["verdict"],
+                    **_said({**row, "verdict": "contradicted"} if other_way else row, "holm"),
                 )
             )
         return found
@@ -362,7 +369,7 @@ def of_kept(part: str) -> Callable[[Tables], Sequence[Found]]:
                 command="python -m figures llm_after_adam --seeds 5",
                 unit=row["unit"],
                 setting="" if row["primary"] else f"λ = {row['level']:g}",
-                verdict=row["verdict"],
+                **_said(row, "holm"),
             )
             for row in own.to_dict("records")
         ]
@@ -384,7 +391,7 @@ def of_parts(outcome: str, part: str) -> Callable[[Tables], Sequence[Found]]:
                 command="python -m figures after_adam --seeds 8",
                 unit="" if row["none"] == 1 else "nats",
                 factor=row["none"] == 1,
-                verdict=row["verdict"],
+                **_said(row),
             )
         ]
 

@@ -117,7 +117,7 @@ def _by_holm(frame: pd.DataFrame) -> pd.DataFrame:
 
     Claims are judged together that share a figure, a kind of model and a setting.
     """
-    frame = frame.assign(p=np.nan, level=np.nan).astype({"verdict": object})
+    frame = frame.astype({"verdict": object, "p": float, "level": float})
     open_ones = frame[frame["verdict"].isna()]
     for _, own in open_ones.groupby(["family", "rung", "setting"], sort=False):
         estimates = [_linear(row) for row in own.to_dict("records")]

@@ -166,7 +166,7 @@ def told(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
         apart = {name: (wide["gradient_ascent"] - wide[name]).to_numpy() for name in CORNERS}
         estimates = {name: mean_interval(values) for name, values in apart.items()}
         for (name, one), said in zip(estimates.items(), judged([*estimates.values()]), strict=True):
-            rows.append({"on": on, "method": name, **one._asdict(), "verdict": said.verdict})
+            rows.append({"on": on, "method": name, **one._asdict(), **said._asdict()})
     return {"exponents": pd.DataFrame(means), "faster": pd.DataFrame(rows)}
 
 

@@ -32,6 +32,7 @@ from figures import style
 from figures.cache import Context
 from figures.chains.attribution import EFFECTS, INTERACTION, PRODUCT, changes
 from figures.questions import graded, over_forgetting
+from figures.questions.graded import GOAL
 from figures.questions.over_forgetting import NEVER, PARTS, READ
 from figures.statistics import full_means, judged, over_models
 from figures.theory.crossed import BETAS, OPTIMIZERS, crossed_runs
@@ -92,7 +93,7 @@ def distances(context: Context, table: pd.DataFrame) -> pd.DataFrame:
     read = pd.Series(dtype=int)
     for chosen in graded.trainings(context.scale):
         models, seed = chosen.models, chosen.models.seed
-        kinds = [graded.Answered(models=models, kind=kind) for kind in (graded.GOAL, graded.START)]
+        kinds = [graded.Answered(models=models, kind=kind) for kind in (GOAL, graded.START)]
         goal, start = (
             pd.Series(log_truth_ratio(log), index=log.index)
             for log in graded.answers(context, kinds)
@@ -183,8 +184,22 @@ def told(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
         "readings": _over(
             kinds["reading"], ["level", "method", "read"], ["over_forgetting", "over_total"]
         ),
-        "distances": _over(kinds["distance"], ["level", "method", "half"], ["distance"]),
+        "distances": _of_distances(kinds["distance"]),
     }
+
+
+def _of_distances(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean D of each method and half with its interval over trainings.
+
+    Pairs of retrained models share models and are no independent draws: of these it is the mean
+    over all pairs, with the least and the largest.
+    """
+    keys = ["level", "method", "half"]
+    pair = frame["method"] == GOAL
+    ends = frame[pair].groupby(keys, sort=False, dropna=False)["distance"]
+    floor = ends.agg(value="mean", low="min", high="max", count="count").reset_index()
+    known = _over(frame[~pair], keys, ["distance"])
+    return pd.concat([known, floor.assign(measure="distance", missing=0)], ignore_index=True)
 
 
 def _over(frame: pd.DataFrame, keys: Sequence[str], measures: Sequence[str]) -> pd.DataFrame:
