@@ -35,6 +35,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from figures import style
 from figures.cache import Context, cached_each
@@ -214,6 +215,9 @@ def _weights(axes: Axes, frame: pd.DataFrame) -> None:
         ylabel="best weight ≥ 0, over their mean",
         title=f"as |y|^{power.value:.2f}, which explains {share.value:.0%}; {zero.value:.0%} are 0",
     )
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
     low, high = axes.get_ylim()
     axes.set_ylim(low / 10, high)  # room for the legend
     axes.legend(fontsize=7, loc="lower center", ncols=2)
