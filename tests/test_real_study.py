@@ -13,6 +13,7 @@ import pytest
 from figures import style
 from figures.catalogue import BY_NAME
 from figures.language import beside, plane
+from figures.questions.pushing.matching_told import causes
 from tests.test_readme import FINDINGS, ROOT, numbers, rows, told
 
 KEPT = ROOT / "figures" / "gallery" / "study"
@@ -202,3 +203,45 @@ def test_pictures_of_the_study_have_their_frames() -> None:
     assert "llm_study" in pictures and all(BY_NAME[name].study for name in pictures)
     assert pictures <= {path.stem for path in KEPT.glob("*.csv")}
     assert set(beside.PAPER) <= set(TABLE["method"])
+
+
+PUSHES = pd.read_csv(KEPT / "push_and_need.csv")
+
+
+def test_what_pushes_meet_is_told_as_it_was() -> None:
+    own = PUSHES[PUSHES["kind"].eq("match") & PUSHES["need_of"].eq("total")]
+    own = own.set_index(["weighting", "optimizer"])
+    names = ("npo", "reference_free_npo", "length_normalized_npo", "simnpo", "power_best")
+    names += ("length_over_norm", "need_over_norm", "nnls_kept", "nnls")
+    table = rows(f"# x\n{FINDINGS.split('A pretrained model agrees in the main')[1]}", "x")
+    assert len(table) == len(names)
+    for (_, *cells), name in zip(table, names, strict=True):
+        found = [shown(own["whole"][name, word]) for word in ("gradient descent", "AdamW")]
+        assert [numbers(cell)[0] for cell in cells] == found
+    differences = own["differences"].xs("AdamW", level="optimizer")
+    said = told("NPO's meet #, SimNPO's #, length / norm² # and the best weights #")
+    assert said == [
+        shown(differences[name]) for name in ("npo", "simnpo", "length_over_norm", "nnls")
+    ]
+    ledger = pd.read_csv(KEPT.parent / "ledger" / "ledger.csv")
+    (row,) = ledger[(ledger["claim"] == "push, NPO") & (ledger["rung"] == "smollm2")].to_dict(
+        "records"
+    )
+    said = told(r"by # under AdamW, though over answers that is not sure \(# to #\)")
+    assert said == [shown(row[name]) for name in ("value", "low", "high")]
+    need = PUSHES.loc[PUSHES["kind"] == "example", "need"]
+    assert told("were all answers to fall by the same, # would be met") == [
+        shown(need.mean() ** 2 / (need**2).mean())
+    ]
+
+
+def test_what_the_best_weights_go_with_is_told_as_it_was() -> None:
+    keys = ["optimizer", "quantity", "measure"]
+    found = causes(PUSHES).set_index(keys)["value"].sort_index()
+    default = pd.read_csv(KEPT.parent / "push_and_need" / "causes.csv")
+    default = default.set_index(keys)["value"].sort_index()
+    own = found.loc["AdamW", "nnls"]
+    shares = told("The length says as little .*?, #% of .*? known more, #%")
+    assert shares == [round(100 * own[f"{name}_alone"]) for name in ("length", "loss")]
+    said = told(r"they go as \|y\|\^#, on the default model as \|y\|\^#")
+    assert said == [shown(own["length"]), shown(default["AdamW", "nnls", "length"])]
