@@ -198,7 +198,7 @@ def drawn(frame: pd.DataFrame, more: int = 0) -> tuple[Figure, list[Row]]:
         examples = frame[(frame["source"] == source) & (frame["kind"] == "example")]
         each[source] = known_splits(examples)
     count = sum(map(len, each.values()))
-    figure, panels = style.grid_figure(count, 2 + more, 10 + 3.6 * more, 3 * count)
+    figure, panels = style.grid_figure(count, 2 + more, 10 + 4.4 * more, 3 * count)
     rows = []
     for source, splits in each.items():
         own, mine = frame[frame["source"] == source], panels[len(rows) :][: len(splits)]
@@ -213,7 +213,7 @@ def drawn(frame: pd.DataFrame, more: int = 0) -> tuple[Figure, list[Row]]:
         _share(
             [row[:2] for row in mine],
             f"truth ratio R ({variant}): {MEANINGS[variant]}",
-            own["density"].max() / (1 - min(0.075 * own["model"].nunique(), 0.6)),
+            own["density"].max() / (1 - min(0.09 * own["model"].nunique(), 0.6)),
         )
         title = {"fontsize": 11, "fontweight": "bold", "transform": mine[0][0].transAxes}
         mine[0][0].text(0, 1.12, source, **title)
@@ -233,7 +233,7 @@ def _share(rows: list[list[Axes]], label: str, top: float) -> None:
             axes.set_ylim(0, top)
             axes.tick_params(labelleft=axes is row[0], labelbottom=row is rows[-1])
     for axes in rows[-1]:
-        axes.set_xlabel(label)
+        axes.set_xlabel(label, fontsize=8)
 
 
 def _densities(axes: Axes, curves: pd.DataFrame, found: pd.DataFrame) -> None:

@@ -203,20 +203,24 @@ def plot(frame: pd.DataFrame) -> Figure:
         lower.axhline(rows["critical"].iloc[0], color="0.5", lw=1, ls=":")
         band = floor.loc[floor["request"] == number, "ks_statistic"]
         if len(band):
-            lower.axhspan(band.min(), band.max(), color=FLOOR, lw=0, zorder=0.5)
+            lower.axhspan(band.min(), band.max(), color=FLOOR, lw=1, zorder=0.5)
         for axes in (upper, lower):
             axes.axvspan(number - 1, number, color="0.95", lw=0, zorder=0)
     _curves(panels[0][count], so_far, "retain_loss")
     panels[0][count].set_title("what is to stay", loc="left", fontweight="bold")
     panels[0][count].set_ylabel("retain loss, nats per token")
-    panels[0][count].set_ylim(bottom=0)
+    # Of few trainings intervals are so wide that they would leave no room for the lines.
+    logp = own[["logp", "retrained_logp"]].to_numpy(dtype=float)
+    room = 0.15 * float(np.ptp(logp))
+    panels[0][0].set_ylim(logp.min() - room, logp.max() + room)
+    panels[0][count].set_ylim(0, 1.3 * float(so_far["retain_loss"].max()))
     _curves(panels[1][count], so_far.dropna(subset="ks_statistic"), "ks_statistic")
     sizes = so_far.dropna(subset="critical").drop_duplicates("stage")
     panels[1][count].plot(sizes["stage"], sizes["critical"], color="0.5", lw=1, ls=":")
     if len(floor):
         ends = floor.groupby("stage")["ks_statistic"].agg(["min", "max"])
         panels[1][count].fill_between(
-            ends.index, ends["min"], ends["max"], color=FLOOR, lw=0, zorder=0.5
+            ends.index, ends["min"], ends["max"], color=FLOOR, lw=1, zorder=0.5
         )
     panels[1][count].set_title("all requests so far", loc="left", fontweight="bold")
     for axes in panels[1]:

@@ -215,7 +215,8 @@ def _distances(axes: Axes, own: pd.DataFrame, halves: Mapping[str, str]) -> None
     if len(floor):
         axes.axvspan(floor.min(), floor.max(), color="0.85", lw=0, zorder=0)
     means, single = (own[own["kind"] == kind] for kind in ("statistic", "training"))
-    models = [model for model in dict.fromkeys(means["model"]) if model != "retrained"]
+    known = dict.fromkeys([BEFORE, *CORNERS, *means["model"]])
+    models = [model for model in known if model in set(means["model"]) - {"retrained"}]
     for half, shift in zip(halves, (0.16, -0.16), strict=True):
         for place, model in enumerate(models):
             color = style.COLORS.get(str(model), "black")

@@ -15,6 +15,7 @@ from figures import __main__ as figures
 from figures import catalogue, drawn_of
 from figures.cache import Context
 from figures.language import (
+    beside,
     best,
     beta_gamma,
     bias,
@@ -260,6 +261,24 @@ def test_truth_ratios_are_those_of_the_evaluations_and_their_distances_means(don
     assert (row["p"], row["p_low"], row["p_high"]) == pytest.approx((np.median(p), min(p), max(p)))
     legend: Any = drawn(truth_ratios, frame).axes[0].get_legend()
     assert any(" to " in text.get_text() for text in legend.get_texts())
+
+
+def test_two_retrained_models_stand_beside_the_methods(done: Path, single: Path):
+    logs = [log_of(done, seed, "retrained") for seed in SEEDS]
+    frame = beside.data(Context(study=done))
+    floor = frame[frame["kind"] == "floor"]
+    assert floor["value"].tolist() == [forget_quality(*logs).p_value]
+    assert set(floor["panel"]) == {"default"}
+    words = [text.get_text() for text in drawn(beside, frame).legends[0].get_texts()]
+    assert "two retrained models" in words
+    alone = beside.data(Context(study=single))
+    assert set(alone["kind"]) == {"measure"}
+    words = [text.get_text() for text in drawn(beside, alone).legends[0].get_texts()]
+    assert "two retrained models" not in words
+    back = relearning.data(Context(study=done))
+    found = back.loc[back["kind"] == "floor", "value"]
+    assert found.tolist() == [forget_quality(*logs).statistic]
+    assert "floor" not in set(relearning.data(Context(study=single))["kind"])
 
 
 def test_the_planes_have_the_means_of_the_measures_of_their_methods(done: Path, single: Path):
