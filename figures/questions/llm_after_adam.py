@@ -111,6 +111,9 @@ def outcomes(frame: pd.DataFrame) -> pd.DataFrame:
     run stopped before, or never forgets as much.
     """
     paths, rows = frame[frame["kind"] == "path"], list[dict[str, Any]]()
+    apart = frame[(frame["kind"] == "distance") & (frame["half"] == "never read")]
+    ran = apart["level"].notna()
+    distances = apart[ran].set_index(RUN)["distance"].to_dict()
     last = paths["epoch"].max()
     runs = {key: _halves(own) for key, own in paths.groupby(RUN, sort=False)}
     for (level, method, weighting, training), own in runs.items():
@@ -126,12 +129,12 @@ def outcomes(frame: pd.DataFrame) -> pd.DataFrame:
             END_NEVER: ends["never read"],
             END_READ: ends["read"],
             END_PAID: ends["paid"],
+            END_DISTANCE: distances.get((level, method, weighting, training), np.nan),
         }
         known = dict(zip(RUN, (level, method, weighting, training), strict=True))
         rows += [{**known, "outcome": name, "value": value} for name, value in found.items()]
-    apart = frame[(frame["kind"] == "distance") & (frame["half"] == "never read")]
-    apart = apart[[*RUN, "distance"]].rename(columns={"distance": "value"})
-    return pd.concat([pd.DataFrame(rows), apart.assign(outcome=END_DISTANCE)], ignore_index=True)
+    others = apart.loc[~ran, [*RUN, "distance"]].rename(columns={"distance": "value"})
+    return pd.concat([pd.DataFrame(rows), others.assign(outcome=END_DISTANCE)], ignore_index=True)
 
 
 def _halves(path: pd.DataFrame) -> dict[str, np.ndarray]:
