@@ -30,16 +30,17 @@ class Watched:
     """A run whose first epoch is recorded, and after how many updates each time."""
 
     run: Graded
-    every: int = EVERY
+    every: int
 
 
-def first_epochs(context: Context, runs: Sequence[Graded]) -> pd.DataFrame:
+def first_epochs(context: Context, runs: Sequence[Graded], every: int = EVERY) -> pd.DataFrame:
     """Return a row per run, record within its first epoch and answer to forget.
 
     The columns are those of `graded_runs`, of which `epoch` is now a fraction, without `ref` and
     `log_ratio`. Neither the start nor the end of the epoch is among them.
     """
-    return cached_each(context, __name__, [Watched(run=run) for run in runs], _watched)
+    jobs = [Watched(run=run, every=every) for run in runs]
+    return cached_each(context, __name__, jobs, _watched)
 
 
 def _watched(job: Watched) -> pd.DataFrame:
@@ -86,7 +87,8 @@ def _watched(job: Watched) -> pd.DataFrame:
         }
     )
     frames = [pd.concat([known, record], axis=1) for record in records]
-    return pd.concat(frames, ignore_index=True).assign(
+    found = pd.concat(frames, ignore_index=True) if frames else known.iloc[:0]
+    return found.assign(
         method=run.method,
         weighting=run.unlearning.weighting,
         level=run.level,

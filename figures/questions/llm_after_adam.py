@@ -9,12 +9,13 @@ batch), or nothing (1, which is gradient ascent, GA, whichever the objective).
 Upper row: when as much is forgotten of what was read as SimNPO with its own weights forgets by its
 end, how far the answers that were never read lie below the retrained model's log-probability, and
 what is paid on the retain data; and by how much NPO exceeds SimNPO in the first, within a training:
-with all weights, with each part alone, and what all do beyond the two parts together. Between
-epochs that moment is interpolated. Lower row, after the last epoch: how far answers that were never
-read, and those that were, lie below the retrained model's; and D between the truth ratios of the
-former and the retrained model's, where the band has those of any two retrained models. Small dots
-are trainings, bars 95% intervals over them; hollow marks have 0 in their interval. A run that
-stopped, because a number was not finite, has no mark in the lower row.
+with all weights, with each part alone, and what all do beyond the two parts together. That moment
+is interpolated between records, which are after every epoch and, in the first, after every few
+updates. Lower row, after the last epoch: how far answers that were never read, and those that were,
+lie below the retrained model's; and D between the truth ratios of the former and the retrained
+model's, where the band has those of any two retrained models. Small dots are trainings, bars 95%
+intervals over them; hollow marks have 0 in their interval. A run that stopped, because a number was
+not finite, has no mark in the lower row.
 
 AdamW takes no notice of a factor on all of a gradient. So the size of weights acts by what it is
 weighed against: the retain term, other steps that the optimiser remembers, and the bound of
@@ -42,6 +43,7 @@ from figures import style
 from figures.cache import Context
 from figures.questions import graded, over_forgetting, reference_or_length
 from figures.questions.after_adam import HALF, INTERACTION, PART_COLORS, PART_MARKERS, PARTS
+from figures.questions.first_epoch import first_epochs
 from figures.questions.graded import ASCENT
 from figures.questions.reference_or_length import HALVES
 from figures.questions.weighting_runs import KEPT, METHODS, NOTHING
@@ -80,16 +82,18 @@ SEEN = 0  # the training after which the moment was chosen
 
 def data(context: Context) -> pd.DataFrame:
     """Return the way of runs with a part of their weights; see `measured`."""
-    return measured(context, graded.graded_runs(context, LEVELS, CELLS))
+    table = graded.graded_runs(context, LEVELS, CELLS)
+    return measured(context, table, first_epochs(context, graded.planned(context, LEVELS, CELLS)))
 
 
-def measured(context: Context, table: pd.DataFrame) -> pd.DataFrame:
-    """Return the way of `graded_runs`, with the columns `kind`, `weighting`, `level`, `method`.
+def measured(context: Context, table: pd.DataFrame, early: pd.DataFrame) -> pd.DataFrame:
+    """Return the way of runs, with the columns `kind`, `weighting`, `level`, `method`.
 
-    By kind:
+    `table` is that of `graded_runs`, and `early` that of `first_epochs`. By kind:
 
-        path        `training`, `epoch`, `part` (see `figures.questions.over_forgetting`),
-                    `over_forgetting`, `retain_loss`, both in nats per token
+        path        `training`, `epoch` (a fraction within the first), `part` (see
+                    `figures.questions.over_forgetting`), `over_forgetting`, `retain_loss`, both in
+                    nats per token
         distance    `training`, `half`, `distance`, at the end; the method is also start or
                     retrained, which have no weighting
     """
@@ -99,7 +103,8 @@ def measured(context: Context, table: pd.DataFrame) -> pd.DataFrame:
         ran = found["method"].isin(own["method"])
         if not frames:  # the others are the same of all
             frames.append(found[~ran].assign(weighting=""))
-        paths = over_forgetting.paths_of_answers(own).assign(kind="path")
+        both = pd.concat([own, early[early["weighting"] == weighting]], ignore_index=True)
+        paths = over_forgetting.paths_of_answers(both).assign(kind="path")
         frames += [one.assign(weighting=weighting) for one in (paths, found[ran])]
     return pd.concat(frames, ignore_index=True)
 
@@ -118,14 +123,14 @@ def outcomes(frame: pd.DataFrame) -> pd.DataFrame:
     runs = {key: _halves(own) for key, own in paths.groupby(RUN, sort=False)}
     for (level, method, weighting, training), own in runs.items():
         goal = runs[level, *GOAL, training]
-        enough = goal["read"][-1] if len(goal["read"]) > last else np.nan
+        enough = goal["read"][-1] if goal["epoch"][-1] == last else np.nan
         at = first_crossing(own["read"], enough) if np.isfinite(enough) else np.nan
-        whole = len(own["read"]) > last
+        whole = own["epoch"][-1] == last
         ends = {name: values[-1] if whole else np.nan for name, values in own.items()}
         found = {
             NEVER: read_at(own["never read"], at),
             PAID: read_at(own["paid"], at),
-            WHEN: at,
+            WHEN: read_at(own["epoch"], at),
             END_NEVER: ends["never read"],
             END_READ: ends["read"],
             END_PAID: ends["paid"],
@@ -138,11 +143,11 @@ def outcomes(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _halves(path: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Return the way of a run by epoch: each half's over-forgetting, and what is paid."""
+    """Return the way of a run: each half's over-forgetting, what is paid, and the epoch."""
     wide = path.pivot(index="epoch", columns="part", values="over_forgetting").sort_index()
     retain = path.groupby("epoch")["retain_loss"].first().sort_index().to_numpy(dtype=float)
     halves = {name: wide[list(both)].mean(axis=1).to_numpy() for name, both in HALVES.items()}
-    return {**halves, "paid": retain - retain[0]}
+    return {**halves, "paid": retain - retain[0], "epoch": wide.index.to_numpy(dtype=float)}
 
 
 def differences(known: pd.DataFrame, level: float, outcome: str) -> pd.DataFrame:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from matplotlib.axes import Axes
 from figures.cache import Context
 from figures.chains.attribution import EFFECTS
 from figures.language.runs import AuthorsStudy
-from figures.questions import graded, llm_after_adam
+from figures.questions import first_epoch, graded, llm_after_adam
 from figures.questions.after_adam import INTERACTION, PARTS
 from figures.questions.graded import ASCENT
 from figures.questions.llm_after_adam import (
@@ -37,6 +39,7 @@ from figures.questions.over_forgetting import PARTS as ANSWERS
 from figures.questions.reference_or_length import HALVES
 from figures.questions.weighting_runs import KEPT, METHODS, NOTHING
 from figures.scale import TRAINED, Scale
+from llm.unlearning.unlearn import Unlearned, unlearn
 from markov.objectives import CORNERS, Objective
 from tests.figures.studies import drawn, in_place, tiny_study
 
@@ -239,13 +242,15 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
 def test_the_figure_draws_and_tells_what_its_runs_end_at(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llm_after_adam, "LEVELS", (PRIMARY,))
+    often = partial(first_epoch.first_epochs, every=1)
+    monkeypatch.setattr(llm_after_adam, "first_epochs", often)
     frame = llm_after_adam.data(context)
     ran = frame[frame["method"].isin([*METHODS, ASCENT])]
     counts = ran.groupby(["method", "weighting", "training"])["kind"].value_counts()
     assert len(counts) == 2 * len(CELLS)  # kinds
-    epochs = int(ran["epoch"].max()) + 1
-    assert set(counts.xs("path", level="kind")) == {len(ANSWERS) * epochs}
+    epochs = [0.0, 0.5, *range(1, int(ran["epoch"].max()) + 1)]  # of two updates each
+    assert sorted(set(ran["epoch"].dropna())) == epochs
+    assert set(counts.xs("path", level="kind")) == {len(ANSWERS) * len(epochs)}
     assert frame.drop(ran.index)["method"].tolist() == ["start"] * len(HALVES)
     tables = llm_after_adam.told(frame)
     assert set(tables) == {"claims", "unseen", "parts", "values"}
@@ -254,6 +259,35 @@ def test_the_figure_draws_and_tells_what_its_runs_end_at(
     ends = own[own["outcome"] == END_NEVER]
     assert ends["value"].nunique() == len(ends) == len(CELLS)
     assert all(axes.has_data() for axes in drawn(llm_after_adam, frame).axes)
+
+
+def test_a_first_epoch_that_is_watched_is_that_of_the_run(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = tuple(cell for cell in CELLS if cell[1] == "allocation")
+    table = graded.graded_runs(context, (PRIMARY,), cells)
+    made = list[Unlearned]()
+
+    def noted(*given: Any, **options: Any) -> Unlearned:
+        made.append(unlearn(*given, **options))
+        return made[-1]
+
+    monkeypatch.setattr(first_epoch, "unlearn", noted)
+    for run in graded.planned(context, (PRIMARY,), cells):
+        own = table[table["method"] == run.method].set_index("index")
+        fresh = replace(context, since=time.time())  # what is kept would not be made now
+        assert len(first_epoch.first_epochs(fresh, [run], every=99)) == 0
+        seen = first_epoch.first_epochs(fresh, [run], every=1).set_index("index")
+        for one in made[-2:]:
+            for epoch in (0, 1):
+                found = one.examples[one.examples["epoch"] == epoch]["logp"]
+                assert found.tolist() == own[own["epoch"] == epoch]["logp"].tolist()
+        start, end = (own[own["epoch"] == epoch] for epoch in (0, 1))
+        for name in ("length", "read", "retrained"):
+            np.testing.assert_allclose(seen[name], start[name], rtol=1e-6)
+        assert seen["epoch"].eq(0.5).all()
+        for other in (start, end):
+            assert (seen["logp"] - other["logp"]).abs().max() > 1e-3
 
 
 GALLERY = Path(llm_after_adam.__file__).parents[1] / "gallery"
