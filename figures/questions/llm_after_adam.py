@@ -6,13 +6,16 @@ term. NPO and SimNPO keep of their weights in each batch what they are (own), on
 (allocation: scaled to a mean of 1), only how large they are (magnitude: each is the mean of its
 batch), or nothing (1, which is gradient ascent, GA, whichever the objective).
 
-Upper row: how far the answers that were never read, and those that were, end below the retrained
-model's log-probability, and what is paid on the retain data. Lower row: D between the truth ratios
-of the half that was never read and the retrained model's, where the band has those of any two
-retrained models; then by how much NPO exceeds SimNPO, within a training, in the over-forgetting of
-what was never read and in this D: with all weights, with each part alone, and what all do beyond
-the two parts together. Small dots are trainings, bars 95% intervals over them; hollow marks have 0
-in their interval.
+Upper row: when as much is forgotten of what was read as SimNPO with its own weights forgets by its
+end, how far the answers that were never read lie below the retrained model's log-probability, and
+what is paid on the retain data; and by how much NPO exceeds SimNPO in the first, within a training:
+with all weights, with each part alone, and what all do beyond the two parts together. That moment
+is interpolated between records, which are after every epoch and, in the first, after every few
+updates. Lower row, after the last epoch: how far answers that were never read, and those that were,
+lie below the retrained model's; and D between the truth ratios of the former and the retrained
+model's, where the band has those of any two retrained models. Small dots are trainings, bars 95%
+intervals over them; hollow marks have 0 in their interval. A run that stopped, because a number was
+not finite, has no mark in the lower row.
 
 AdamW takes no notice of a factor on all of a gradient. So the size of weights acts by what it is
 weighed against: the retain term, other steps that the optimiser remembers, and the bound of
@@ -20,8 +23,10 @@ gradients. Weights as they are, or of a size of their own, have the retain weigh
 their corner (λ and c, or λ/m and c/m with the median length m of an answer where the length is
 divided by). Weights of mean 1 have λ and c whatever the corner, so that the comparison acts alone.
 That, and the λ of `reference_or_length` by which its verdicts go, was settled before any run of
-this figure. Batches are of sixteen, so that their mean weight says little of which answers they
-hold.
+this figure. The moment of the upper row was not: it was to be the end, until the runs of one
+training had been seen, in which neither part alone stops unlearning. The table `unseen` has the
+verdicts of the other trainings alone. Batches are of sixteen, so that their mean weight says little
+of which answers they hold.
 """
 
 from __future__ import annotations
@@ -38,11 +43,13 @@ from figures import style
 from figures.cache import Context
 from figures.questions import graded, over_forgetting, reference_or_length
 from figures.questions.after_adam import HALF, INTERACTION, PART_COLORS, PART_MARKERS, PARTS
+from figures.questions.first_epoch import first_epochs
 from figures.questions.graded import ASCENT
 from figures.questions.reference_or_length import HALVES
 from figures.questions.weighting_runs import KEPT, METHODS, NOTHING
-from figures.statistics import at_level, full_means, judged, over_models
+from figures.statistics import at_level, judged, over_models
 from llm.intervals import Estimate
+from markov.diagnostics import first_crossing, read_at
 
 PRIMARY = reference_or_length.LEVELS[-1]
 LEVELS = (PRIMARY,)
@@ -51,57 +58,96 @@ CELLS: tuple[graded.Kept, ...] = (
     (ASCENT, NOTHING),
 )
 RUN = ["level", "method", "weighting", "training"]
-NEVER, READ, PAID, DISTANCE = "never read", "read", "paid on retain data", "D, never read"
+GOAL = ("simnpo", "own")  # the run whose end says how much of what was read is forgotten by all
 NATS = "nats per token"
-UNITS = {NEVER: NATS, READ: NATS, PAID: NATS, DISTANCE: "D"}
+NEVER, PAID, WHEN = "never read", "paid on retain data", "epochs"
+END_NEVER, END_READ = "never read, at the end", "read, at the end"
+END_PAID, END_DISTANCE = "paid on retain data, at the end", "D of what was never read, at the end"
+UNITS = {
+    NEVER: NATS,
+    PAID: NATS,
+    WHEN: "epochs",
+    END_NEVER: NATS,
+    END_READ: NATS,
+    END_PAID: NATS,
+    END_DISTANCE: "D",
+}
 CLAIMS = {
     "allocation": "the comparison of weights alone keeps half of what SimNPO narrows",
     "magnitude": "the size of weights alone keeps any of what SimNPO narrows",
 }
 SHARES = {"allocation": HALF, "magnitude": 0.0}  # of the difference, what is claimed to be kept
+SEEN = 0  # the training after which the moment was chosen
 
 
 def data(context: Context) -> pd.DataFrame:
-    """Return what runs with a part of their weights end at; see `measured`."""
-    return measured(context, graded.graded_runs(context, LEVELS, CELLS))
+    """Return the way of runs with a part of their weights; see `measured`."""
+    table = graded.graded_runs(context, LEVELS, CELLS)
+    return measured(context, table, first_epochs(context, graded.planned(context, LEVELS, CELLS)))
 
 
-def measured(context: Context, table: pd.DataFrame) -> pd.DataFrame:
-    """Return what `graded_runs` ended at, with the columns `kind`, `weighting`, `level`, `method`.
+def measured(context: Context, table: pd.DataFrame, early: pd.DataFrame) -> pd.DataFrame:
+    """Return the way of runs, with the columns `kind`, `weighting`, `level`, `method`.
 
-    By kind, as in `figures.questions.reference_or_length`:
+    `table` is that of `graded_runs`, and `early` that of `first_epochs`. By kind:
 
-        part        `training`, `part`, `start`, `over_forgetting`, `retain_paid`
-        distance    `training`, `half`, `distance`; the method is also start or retrained, which
-                    have no weighting
+        path        `training`, `epoch` (a fraction within the first), `part` (see
+                    `figures.questions.over_forgetting`), `over_forgetting`, `retain_loss`, both in
+                    nats per token
+        distance    `training`, `half`, `distance`, at the end; the method is also start or
+                    retrained, which have no weighting
     """
     frames = list[pd.DataFrame]()
     for weighting, own in table.groupby("weighting", sort=False):
-        parts = over_forgetting.of_answers(own).assign(kind="part")
         found = reference_or_length.distances(context, own).assign(kind="distance")
         ran = found["method"].isin(own["method"])
         if not frames:  # the others are the same of all
             frames.append(found[~ran].assign(weighting=""))
-        frames += [parts.assign(weighting=weighting), found[ran].assign(weighting=weighting)]
+        both = pd.concat([own, early[early["weighting"] == weighting]], ignore_index=True)
+        paths = over_forgetting.paths_of_answers(both).assign(kind="path")
+        frames += [one.assign(weighting=weighting) for one in (paths, found[ran])]
     return pd.concat(frames, ignore_index=True)
 
 
 def outcomes(frame: pd.DataFrame) -> pd.DataFrame:
     """Return a row per run and outcome of `UNITS`, with its `value`.
 
-    Of what was read or never read it is the mean of the short and the long part, nan where one is.
+    Of what was read or never read it is the mean of the short and the long part. It is nan where a
+    run stopped before, or never forgets as much.
     """
-    parts, found = frame[frame["kind"] == "part"], list[pd.DataFrame]()
-    for half, names in HALVES.items():
-        grouped = parts[parts["part"].isin(names)].groupby(RUN, sort=False)
-        means = full_means(grouped["over_forgetting"])
-        found.append(means.rename("value").reset_index().assign(outcome=half))
-    paid = full_means(parts.groupby(RUN, sort=False)["retain_paid"])
-    found.append(paid.rename("value").reset_index().assign(outcome=PAID))
-    apart = frame[(frame["kind"] == "distance") & (frame["half"] == NEVER)]
-    apart = apart[[*RUN, "distance"]].rename(columns={"distance": "value"})
-    found.append(apart.assign(outcome=DISTANCE))
-    return pd.concat(found, ignore_index=True)
+    paths, rows = frame[frame["kind"] == "path"], list[dict[str, Any]]()
+    apart = frame[(frame["kind"] == "distance") & (frame["half"] == "never read")]
+    ran = apart["level"].notna()
+    distances = apart[ran].set_index(RUN)["distance"].to_dict()
+    last = paths["epoch"].max()
+    runs = {key: _halves(own) for key, own in paths.groupby(RUN, sort=False)}
+    for (level, method, weighting, training), own in runs.items():
+        goal = runs[level, *GOAL, training]
+        enough = goal["read"][-1] if goal["epoch"][-1] == last else np.nan
+        at = first_crossing(own["read"], enough) if np.isfinite(enough) else np.nan
+        whole = own["epoch"][-1] == last
+        ends = {name: values[-1] if whole else np.nan for name, values in own.items()}
+        found = {
+            NEVER: read_at(own["never read"], at),
+            PAID: read_at(own["paid"], at),
+            WHEN: read_at(own["epoch"], at),
+            END_NEVER: ends["never read"],
+            END_READ: ends["read"],
+            END_PAID: ends["paid"],
+            END_DISTANCE: distances.get((level, method, weighting, training), np.nan),
+        }
+        known = dict(zip(RUN, (level, method, weighting, training), strict=True))
+        rows += [{**known, "outcome": name, "value": value} for name, value in found.items()]
+    others = apart.loc[~ran, [*RUN, "distance"]].rename(columns={"distance": "value"})
+    return pd.concat([pd.DataFrame(rows), others.assign(outcome=END_DISTANCE)], ignore_index=True)
+
+
+def _halves(path: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Return the way of a run: each half's over-forgetting, what is paid, and the epoch."""
+    wide = path.pivot(index="epoch", columns="part", values="over_forgetting").sort_index()
+    retain = path.groupby("epoch")["retain_loss"].first().sort_index().to_numpy(dtype=float)
+    halves = {name: wide[list(both)].mean(axis=1).to_numpy() for name, both in HALVES.items()}
+    return {**halves, "paid": retain - retain[0], "epoch": wide.index.to_numpy(dtype=float)}
 
 
 def differences(known: pd.DataFrame, level: float, outcome: str) -> pd.DataFrame:
@@ -137,7 +183,8 @@ def parts(frame: pd.DataFrame) -> pd.DataFrame:
 def claims(frame: pd.DataFrame) -> pd.DataFrame:
     """Return a verdict on each of `CLAIMS` at each level, about what was never read.
 
-    The two of one level are judged together, by Holm's intervals. That a share of the difference is
+    It is at the moment of equal forgetting. The two of one level are judged together, by Holm's
+    intervals. That a share of the difference is
     kept *holds* where more than that is, and *weakly* where some is. `beyond` is what is kept
     beyond the share that is claimed. `primary` marks the level that is quoted.
     """
@@ -172,13 +219,16 @@ def told(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     rows, keys = [], ["level", "method", "weighting", "outcome"]
     for key, own in outcomes(frame).groupby(keys, sort=False, dropna=False):
         found = _over(own.set_index("training")["value"])
-        rows.append({**dict(zip(keys, key, strict=True)), **found._asdict()})
-    return {"claims": claims(frame), "parts": parts(frame), "values": pd.DataFrame(rows)}
+        missing = int(own["value"].isna().sum())
+        rows.append({**dict(zip(keys, key, strict=True)), **found._asdict(), "missing": missing})
+    values = pd.DataFrame(rows)
+    unseen = claims(frame[frame["training"] != SEEN])
+    return {"claims": claims(frame), "unseen": unseen, "parts": parts(frame), "values": values}
 
 
 def _levels(frame: pd.DataFrame) -> list[float]:
     """Return the retain weights of the runs, the primary one first."""
-    return sorted(set(frame.loc[frame["kind"] == "part", "level"]), reverse=True)
+    return sorted(set(frame.loc[frame["kind"] == "path", "level"]), reverse=True)
 
 
 def _over(values: pd.Series) -> Estimate:
@@ -187,34 +237,35 @@ def _over(values: pd.Series) -> Estimate:
 
 def plot(frame: pd.DataFrame) -> Figure:
     """Draw the frame of `data`."""
-    figure, panels = style.grid_figure(2, 3, 12, 7.2)
+    figure, ((never, paid, forest), lower) = style.grid_figure(2, 3, 12, 7.2)
     known, summary = outcomes(frame), parts(frame)
-    (never, read, paid), (distance, *forests) = panels
     first = _levels(frame)[0]
-    for axes, outcome in zip((never, read, paid, distance), UNITS, strict=True):
-        own = known[(known["outcome"] == outcome) & (known["level"] == first)]
-        _values(axes, own)
+    titles = {
+        never: (NEVER, "over-forgetting of what was never read"),
+        paid: (PAID, PAID),
+        lower[0]: (END_NEVER, "over-forgetting of what was never read"),
+        lower[1]: (END_READ, "over-forgetting of what was read"),
+        lower[2]: (END_DISTANCE, "D of what was never read"),
+    }
+    for axes, (outcome, title) in titles.items():
+        _values(axes, known[(known["outcome"] == outcome) & (known["level"] == first)])
         axes.set(ylabel=UNITS[outcome], xlabel="what is kept of the weights")
-    never.set_title("over-forgetting of what was never read")
-    read.set_title("over-forgetting of what was read")
-    paid.set_title(PAID)
-    distance.set_title("D of what was never read")
-    floor = known.loc[(known["outcome"] == DISTANCE) & (known["method"] == "retrained"), "value"]
+        when = "when as much of what was read is gone" if axes in (never, paid) else "at the end"
+        axes.set_title(f"{title},\n{when}")
+    floor = known[(known["outcome"] == END_DISTANCE) & (known["method"] == "retrained")]["value"]
     if len(floor) > 0:
-        look: dict[str, Any] = {"color": "0.85", "lw": 0, "zorder": 0}
         label = "D of two retrained models"
-        distance.axhspan(floor.min(), floor.max(), label=label, **look)
-    for axes, outcome in zip(forests, (NEVER, DISTANCE), strict=True):
-        _forest(axes, summary[summary["outcome"] == outcome], _levels(frame))
-        axes.set_xlabel(f"NPO's excess over SimNPO's, {UNITS[outcome]}")
-        what = outcome if outcome == DISTANCE else f"over-forgetting, {outcome}"
-        axes.set_title(f"NPO beyond SimNPO: {what}")
+        look: dict[str, Any] = {"color": "0.85", "lw": 0, "zorder": 0}
+        lower[2].axhspan(floor.min(), floor.max(), label=label, **look)
+    _forest(forest, summary[summary["outcome"] == NEVER], _levels(frame))
+    forest.set_xlabel(f"NPO's excess over SimNPO's, {NATS}")
+    forest.set_title("over-forgetting of what was never read,\nNPO beyond SimNPO")
     count = int(known.loc[known["level"] == first, "training"].nunique())
-    handles, labels = distance.get_legend_handles_labels()
-    title = f"at the end of runs with λ = {first:g}; 95% intervals over {count} trainings"
+    handles, labels = lower[2].get_legend_handles_labels()
+    title = f"λ = {first:g}; 95% intervals over {count} trainings"
     place = "outside upper center"
     figure.legend(handles, labels, loc=place, ncols=len(labels), title=title)
-    handles, labels = forests[0].get_legend_handles_labels()
+    handles, labels = forest.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return figure
 

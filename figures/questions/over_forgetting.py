@@ -60,20 +60,28 @@ def of_answers(table: pd.DataFrame) -> pd.DataFrame:
     The columns are those of `of_chains`, without `setting` and `step`: `level` is that of the
     retain weight, and `retain_paid` the retain loss above that at the start.
     """
-    table = table.assign(over=(table["retrained"] - table["logp"]) / table["length"])
-    keys = ["level", "method", "training"]
-    per_epoch = _by_part(table).groupby([*keys, "epoch", "part"], sort=False)
-    means = per_epoch[["over", "retain_loss"]].mean().reset_index()
+    keys, means = ["level", "method", "training"], paths_of_answers(table)
     first = means[means["epoch"] == 0].set_index([*keys, "part"])
     last = means[means["epoch"] == means["epoch"].max()].set_index([*keys, "part"])
     found = pd.DataFrame(
         {
-            "start": first["over"],
-            "over_forgetting": last["over"],
+            "start": first["over_forgetting"],
+            "over_forgetting": last["over_forgetting"],
             "retain_paid": last["retain_loss"] - first["retain_loss"],
         }
     )
     return found.reset_index().assign(order=0)
+
+
+def paths_of_answers(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a row per run of `graded_runs`, epoch and part, with the means over its answers.
+
+    Columns `level`, `method`, `training`, `epoch`, `part`, `over_forgetting` and `retain_loss`.
+    """
+    table = table.assign(over_forgetting=(table["retrained"] - table["logp"]) / table["length"])
+    keys = ["level", "method", "training", "epoch", "part"]
+    groups = _by_part(table).groupby(keys, sort=False)
+    return groups[["over_forgetting", "retain_loss"]].mean().reset_index()
 
 
 def _at_arrival(gaps: Mapping[str, np.ndarray], paid: np.ndarray) -> list[dict[str, object]]:
