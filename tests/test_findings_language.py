@@ -11,8 +11,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from figures.questions.tuned_runs import MEDIAN
 from figures.scale import TRAINED, Scale
 from llm.evaluation.gate import EQUAL, NEAR
+from markov.objectives import CORNERS
 from tests.test_readme import FINDINGS, README, number, numbers, rows, told
 
 KEPT = Path(__file__).parents[1] / "figures" / "gallery"
@@ -160,6 +162,37 @@ def test_what_lies_between_the_halves_of_length_is_told_as_it_was_found() -> Non
     assert said == [
         means[f"distance, {half}", name] for half in ("short", "long") for name in ("simnpo", "npo")
     ]
+
+
+TUNED = {
+    "NPO": "npo",
+    "reference-free NPO": "reference_free_npo",
+    "length-normalised NPO": "length_normalized_npo",
+    "SimNPO": "simnpo",
+}
+
+
+def test_corners_at_chosen_settings_are_told_as_they_were_judged() -> None:
+    judged: Any = pd.read_csv(KEPT / "llm_tuned" / "judged.csv")
+    assert set(judged["count"]) == {TRAINED}
+    judged = judged.set_index(["tolerance", "method", "measure", "of"])
+    chosen: Any = pd.read_csv(KEPT / "llm_tuned" / "chosen.csv").set_index(["tolerance", "method"])
+    table = rows(FINDINGS, "Each corner at its best settings")
+    assert len(table) == len(chosen)
+    for share, corner, distance, nearer, utility, more in table:
+        tolerance, (name, *settings) = round(1 - numbers(share)[0] / 100, 2), corner.split(", ")
+        method = TUNED[name]
+        unit = MEDIAN ** CORNERS[method][1]
+        setting = chosen.loc[(tolerance, method)]
+        told_here = [round(numbers(one)[0], 4) for one in settings]
+        assert told_here == [round(setting["beta"] * unit, 4), round(setting["level"] / unit, 4)]
+        assert setting["within"]
+        for cells, measure in (((distance, nearer), "distance"), ((utility, more), "utility")):
+            for cell, of in zip(cells, ("measure", "above npo"), strict=True):
+                if method == "npo" and of == "above npo":
+                    assert cell == ""
+                else:
+                    assert numbers(cell) == interval(judged.loc[(tolerance, method, measure, of)])
 
 
 def test_sentences_that_do_not_stand_are_gone() -> None:
