@@ -84,7 +84,7 @@ STATEMENTS = (
     Statement(
         "nearer, tuned",
         "1c",
-        "so it does at settings chosen on other authors to keep 95% of the utility",
+        "the same, at settings chosen on other authors to keep 95% of the utility",
         (of_tuned("nearer"),),
     ),
     Statement(
