@@ -18,7 +18,7 @@ from markov.objectives import CORNERS
 from tests.test_readme import FINDINGS, README, number, numbers, rows, told
 
 KEPT = Path(__file__).parents[1] / "figures" / "gallery"
-COUNTED = {2: "two", 5: "five"}
+COUNTED = {2: "two", 3: "three", 4: "four", 5: "five"}
 # What the table of the findings calls a model, and the word that the sweep has for it.
 MODELS = {
     "original": "original",
@@ -111,32 +111,42 @@ def test_another_processor_moves_a_model_no_further_than_another_seed() -> None:
     assert told("one more lies between # to #, and between # to #") == [*ends[0], *ends[1]]
 
 
+def corner(name: str) -> str:
+    return MODELS.get(name, "original").partition(":")[0]
+
+
+def claimed(figure: str) -> Any:
+    return pd.read_csv(KEPT / figure / "claims.csv").set_index("claim")
+
+
 def test_what_was_never_read_is_told_as_it_was_found() -> None:
-    found: Any = pd.read_csv(KEPT / "llm_truth_ratio" / "statistics.csv")
-    found = found[found["source"].str.contains("half") & (found["split"] == "memorised_half")]
-    distance = found[found["half"] == "weak"].set_index("model")["distance"].round(2)
-    assert told("from the retrained model's was # before") == [distance["original"]]
-    assert told("Under NPO it becomes #: NPO drives them") == [distance["npo"]]
-    assert told("Under SimNPO it becomes #, as the paper's") == [distance["simnpo"]]
-    assert told("Dropping the reference alone leaves #") == [distance["reference_free_npo"]]
-    assert told("normalising the length alone #") == [distance["length_normalized_npo"]]
+    found: Any = pd.read_csv(KEPT / "llm_truth_ratio" / "parts.csv")
+    found = found[found["split"] == "read_half"].set_index(["half", "model"])
+    table = {row[0]: row[1:] for row in rows(FINDINGS, "What was never read")}
+    assert len(table) == 5
+    ends = ["distance", "distance_low", "distance_high"]
+    for name, cells in table.items():
+        for half, cell in zip(("never", "read"), cells, strict=True):
+            want = [round(float(found.loc[(half, corner(name)), one]), 2) for one in ends]
+            assert numbers(cell) == want
+    floor = float(found.loc[("never", "npo"), "floor_high"])
+    assert told("Two retrained models lie at most # apart on what") == [round(floor, 2)]
+    assert f"D over {COUNTED[int(claimed('llm_truth_ratio')['count'].max())]} trainings" in (
+        " ".join(FINDINGS.split())
+    )
 
 
 def test_requests_in_turn_are_told_as_they_ended() -> None:
     found: Any = pd.read_csv(KEPT / "llm_sequential" / "so_far.csv")
-    last = found[found["stage"] == found["stage"].max()].set_index("method").round(2)
-    loss, distance = last["retain_loss"], last["ks_statistic"]
-    assert told("third of three is # nats per token under NPO and # under SimNPO") == [
-        loss["npo"],
-        loss["simnpo"],
-    ]
-    assert told("requests together: D is #, and # under SimNPO") == [
-        distance["npo"],
-        distance["simnpo"],
-    ]
-    assert told("# where the length alone is normalised, and # where the reference alone") == [
-        loss["length_normalized_npo"],
-        loss["reference_free_npo"],
+    last = found[found["stage"] == found["stage"].max()].set_index(["quantity", "method"])
+    table = {row[0]: row[1:] for row in rows(FINDINGS, "Requests that arrive in turn")}
+    assert len(table) == 4
+    for name, cells in table.items():
+        for quantity, cell in zip(("retain_loss", "ks_statistic"), cells, strict=True):
+            assert numbers(cell) == interval(last.loc[(quantity, corner(name))])
+    floor: Any = pd.read_csv(KEPT / "llm_sequential" / "floor.csv").iloc[0]
+    assert told("Two retrained models lie # apart \\(# to #\\)") == [
+        round(float(floor[name]), 2) for name in ("value", "least", "largest")
     ]
 
 
