@@ -98,6 +98,7 @@ STATEMENTS = (
         "1c",
         "SimNPO keeps more of the answers to retain",
         (of_trainings("retain"), of_study("retain_probability", "simnpo", "npo")),
+        brief=False,
     ),
     Statement(
         "early",
@@ -148,12 +149,14 @@ STATEMENTS = (
         "1b",
         "SimNPO brings what was read nearer to the retrained model than NPO",
         (of_trainings("read", "llm_truth_ratio"),),
+        brief=False,
     ),
     Statement(
         "relearning",
         "6",
         "SimNPO regains a smaller share of what it lost when a random fifth is taught again",
         (relearned,),
+        brief=False,
     ),
     Statement(
         "drift, NPO",
