@@ -176,12 +176,14 @@ STATEMENTS = (
         "A5",
         "after three requests in turn SimNPO's loss on the answers to retain is lower",
         (of_trainings("kept", "llm_sequential"),),
+        brief=False,
     ),
     Statement(
         "in turn, D",
         "A5",
         "after three requests in turn SimNPO is nearer to the retrained model",
         (of_trainings("nearer", "llm_sequential"),),
+        brief=False,
     ),
     Statement(
         "reference, known",
