@@ -119,7 +119,7 @@ def test_how_well_a_push_matches_the_need_is_told_with_its_interval() -> None:
         r"other: # \(# to #\)"
     )
     assert said == [one for _, row in runs.iterrows() for one in shown(row)]
-    said = told(r"the one with the smallest D: # \(# to #\), where it was chosen on other trainings")
+    said = told(r"the one with the smallest D: # \(# to #\), where it was chosen on other")
     assert said == shown(claims.loc["chosen n wins"])
     over = table("push_and_need", "excess").query("at == 'utility' and trainings == 'all'")
     powers = over[over["factor"].str.startswith("power") & over["measure"].eq("distance")]
