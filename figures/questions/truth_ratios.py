@@ -231,6 +231,7 @@ def _distances(axes: Axes, own: pd.DataFrame, halves: Mapping[str, str]) -> None
             axes.errorbar(row["distance"], at, xerr=np.nan_to_num(ends), fmt="o", **look)
     labels = ["before" if one == BEFORE else style.LABELS.get(str(one), str(one)) for one in models]
     axes.set_yticks([-place for place in range(len(models))], labels)
+    axes.set_title(f"{single['seed'].nunique()} trainings", loc="left")
     axes.set(xlim=(-0.02, 1.02), ylim=(-len(models) + 0.45, 1.3), xlabel="D to the retrained model")
     handles = [
         Line2D([], [], marker="o", ls="", color="black", mfc=face, ms=5)
