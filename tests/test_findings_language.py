@@ -136,6 +136,23 @@ def test_what_was_never_read_is_told_as_it_was_found() -> None:
     )
 
 
+def test_what_is_claimed_of_the_unread_half_is_told_as_it_was_judged() -> None:
+    found = claimed("llm_truth_ratio")
+    assert told("D grows by # \\(# to #\\) there") == interval(found.loc["away"])
+    assert told("SimNPO leaves it nearer by # \\(# to #\\). Both") == interval(found.loc["spared"])
+    other = [-one for one in interval(found.loc["read"])]
+    assert told("contradicted by # \\(# to #\\): at") == [other[0], other[2], other[1]]
+    assert told("unread half nearer by # \\(# to #\\), and the length alone by # \\(# to #\\)") == [
+        *interval(found.loc["reference"]),
+        *interval(found.loc["length"]),
+    ]
+    verdicts = dict(zip(found.index, found["verdict"], strict=True))
+    assert verdicts["away"] == verdicts["spared"] == "holds"
+    assert verdicts["read"] == "contradicted"
+    assert verdicts["reference"] == verdicts["length"] == "inconclusive"
+    assert found["count"].eq(3).all()
+
+
 def test_requests_in_turn_are_told_as_they_ended() -> None:
     found: Any = pd.read_csv(KEPT / "llm_sequential" / "so_far.csv")
     last = found[found["stage"] == found["stage"].max()].set_index(["quantity", "method"])

@@ -133,7 +133,9 @@ def test_what_survives_adam_on_a_language_model_is_told_with_its_interval() -> N
     claims = table("llm_after_adam", "claims").set_index("part")
     parts = table("llm_after_adam", "parts")
     own = parts[(parts["outcome"] == "never read") & (parts["part"] == "own")].iloc[0]
-    assert told(r"what was never read by # \(# to #\) nats per token more than SimNPO") == shown(own)
+    assert told(r"what was never read by # \(# to #\) nats per token more than SimNPO") == shown(
+        own
+    )
     assert told(r"comparison of weights alone leaves # \(# to #\), which is at least") == shown(
         claims.loc["allocation"]
     )
@@ -142,7 +144,9 @@ def test_what_survives_adam_on_a_language_model_is_told_with_its_interval() -> N
     )
     assert list(claims["verdict"]) == ["holds", "inconclusive"]
     count = COUNTED_ALSO[int(claims["count"].max())]
-    assert f"95% intervals over {count} trainings; hollow: 0 is inside" in " ".join(FINDINGS.split())
+    assert f"95% intervals over {count} trainings; hollow: 0 is inside" in " ".join(
+        FINDINGS.split()
+    )
     unseen = table("llm_after_adam", "unseen")
     assert set(unseen["verdict"]) == {"inconclusive"} and set(unseen["count"]) == {2}
 
