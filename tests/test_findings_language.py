@@ -161,6 +161,10 @@ def test_requests_in_turn_are_told_as_they_ended() -> None:
     for name, cells in table.items():
         for quantity, cell in zip(("retain_loss", "ks_statistic"), cells, strict=True):
             assert numbers(cell) == interval(last.loc[(quantity, corner(name))])
+    judged = claimed("llm_sequential")
+    assert told("lower than NPO's by # \\(# to #\\)") == interval(judged.loc["kept"])
+    assert told("D is smaller by # \\(# to #\\), which Holm's") == interval(judged.loc["nearer"])
+    assert set(judged["verdict"]) == {"inconclusive"} and set(judged["count"]) == {3}
     floor: Any = pd.read_csv(KEPT / "llm_sequential" / "floor.csv").iloc[0]
     assert told("Two retrained models lie # apart \\(# to #\\)") == [
         round(float(floor[name]), 2) for name in ("value", "least", "largest")
