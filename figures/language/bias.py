@@ -31,7 +31,7 @@ from matplotlib.figure import Figure
 
 from figures import style
 from figures.cache import Context
-from figures.language import runs, sources, studies
+from figures.language import runs, sources, studies, sweeps
 from figures.language.sources import Logs
 from figures.statistics import interval_text
 from llm.diagnostics.allocation import allocation, bias, spearman
@@ -60,7 +60,7 @@ def data(context: Context) -> pd.DataFrame:
 
     The logs are the user's, or the public ones if at hand.
     """
-    logs, chosen = sources.chosen(context), sources.objectives()
+    logs, chosen = sources.chosen(sweeps.for_logs(context)), sources.objectives()
     of_logs = [frame_of_logs(logs)] if logs else []
     if context.study is not None:
         return pd.concat([_frame_of_study(context, context.study), *of_logs], ignore_index=True)

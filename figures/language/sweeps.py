@@ -211,6 +211,16 @@ def with_default(context: Context) -> Context:
     return context if given else replace(context, study=default_place(context))
 
 
+def for_logs(context: Context) -> Context:
+    """Return the context by which public logs are looked for (see `figures.language.sources`).
+
+    A user's own study leaves no place for them; that of the default model, which nobody asked for,
+    does.
+    """
+    made = context.study is not None and context.study == default_folder(context.scale)
+    return replace(context, study=None) if made else context
+
+
 def asked_of_default(scale: Scale, place: Path) -> Study:
     """Return the study of the default model in words."""
     chosen = study(scale)

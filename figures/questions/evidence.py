@@ -52,7 +52,7 @@ class Found(NamedTuple):
     level: float = np.nan
 
 
-def _said(row: Mapping[str, Any], level: str = "level") -> dict[str, Any]:
+def _said(row: Mapping[Any, Any], level: str = "level") -> dict[str, Any]:
     """Return the verdict of a row, and the p-value and the level by which it was reached."""
     return {"verdict": row["verdict"], "p": row.get("p", np.nan), "level": row.get(level, np.nan)}
 

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -65,7 +64,7 @@ def data(context: Context) -> pd.DataFrame:
     theirs = place is not None and place != sweeps.default_folder(context.scale)
     if context.runs or context.own or theirs:
         return truth_ratio.data(context)
-    given = truth_ratio.of_logs(replace(context, study=None))  # first, since they may be missing
+    given = truth_ratio.of_logs(sweeps.for_logs(context))  # first, since they may be missing
     partial = partial_runs.logs_of_trainings(context, PARTIAL)
     read = partial_runs.read_halves(trainings(context.scale)[0].models)
     frames = [frame_of_trainings(partial, read)]

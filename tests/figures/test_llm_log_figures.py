@@ -23,11 +23,12 @@ from scipy import stats
 from figures import style
 from figures.cache import Context
 from figures.language import bias as llm_bias
-from figures.language import sources
+from figures.language import sources, sweeps
 from figures.language import truth_ratio as llm_truth_ratio
 from figures.language.runs import DEFAULT
 from figures.language.sources import Logs, Models, models
 from figures.questions import truth_ratios
+from figures.scale import Scale
 from llm.diagnostics.weights import corners, diagnose, named
 from llm.jobs.evaluating import read_tofu_logs
 from llm.logs.log import TRUTH_RATIOS, Answers, EvaluationLog, take, truth_ratio
@@ -577,6 +578,9 @@ def test_the_public_logs_are_found_collected_or_as_the_repository_has_them(
     logs = sources.real_logs()
     assert logs == sources.logs_in(tmp_path) and logs is not None
     assert sources.chosen(Context()) == [logs]
+    # The study of the default model hides them no more than no study does; one's own does.
+    for study, seen in ((sweeps.default_folder(Scale()), [logs]), (tmp_path, [])):
+        assert sources.chosen(sweeps.for_logs(Context(study=study))) == seen
     read = sources.read(logs)
     np.testing.assert_array_equal(read.original.gold.average, found.original.gold.average)
     np.testing.assert_array_equal(read.retrained.gold.average, found.retrained.gold.average)
