@@ -1,13 +1,14 @@
 """The corners at settings that were chosen on other authors: the default language model.
 
-Every corner has the same sixteen settings, four betas and four retain weights on one scale (a
-corner that divides by the length has them for an answer of 40 tokens). Left: where these bring a
-model that has read other authors than all that follow, small dots. Chosen is the setting with the
-smallest D of those that keep 95% of the original's utility (dotted); where none keeps as much, the
-one with the largest utility. Large: what is chosen. Middle: the chosen settings on trainings that
-nothing was chosen on. Right: by how much D lies above that of NPO there; below 0 is nearer to the
-retrained model. Open: the same for settings chosen to keep 90%. Dots are trainings, bars 95%
-intervals over them (Student's t). Grey: D between any two retrained models.
+It is the paper's Figure 1c at equal utility. Every corner has the same sixteen settings, four betas
+and four retain weights on one scale (a corner that divides by the length has them for an answer of
+40 tokens). Left: where these bring a model that has read other authors than all that follow, small
+dots. Chosen is the setting with the smallest D of those that keep 95% of the original's utility
+(dotted); where none keeps as much, the one with the largest utility. Large: what is chosen. Middle:
+the chosen settings on trainings that nothing was chosen on. Right: by how much D lies above that of
+NPO there; below 0 is nearer to the retrained model. Open: the same for settings chosen to keep 90%.
+Dots are trainings, bars 95% intervals over them (Student's t). Grey: D between any two retrained
+models.
 """
 
 from __future__ import annotations
