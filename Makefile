@@ -18,9 +18,9 @@ ELSEWHERE ?= MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=
 
 # Tests of words, files and refusals, in which nothing is computed that another processor could round otherwise,
 # of what is drawn, and of several processes and of runs that are kept or go on, which are compared with themselves.
-WORDS := architecture authors backends book book_pages chat_templates cheat_sheet checkpoints cli closure corpora counted damage defaults diverged \
+WORDS := architecture authors backends book book_pages by_author chat_templates cheat_sheet checkpoints cli closure corpora counted damage defaults diverged \
 	encoding estimating facades figures findings_language findings_questions folders gguf_files gpu help hub imports interactive interactive_llm jobs kills knowing ledger lessons lessons_language \
-	lessons_prose llm_attack_figures llm_cli llm_models llm_processes llm_run_figures llm_sweep_figures merging \
+	lessons_prose llm_attack_figures llm_cli llm_models llm_processes llm_run_figures llm_sweep_figures llm_tuned merging \
 	muse_data muse_figure news notebooks own_files packaging parts plan progress ranks readme records restarts schemas score storage study_figure studying sweep \
 	waist whole_numbers
 

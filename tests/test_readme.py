@@ -396,14 +396,14 @@ def test_what_is_told_of_llama_2_7b_is_what_its_logs_say() -> None:
     p, statistic = found["value"][["forget_quality", "ks_statistic"]]
     count = len(full.of("forget").index)
     assert numbers(geometric[3]) == [float(f"{p:.0e}"), round(statistic, 2), count, count]
-    over = measures(full, per_author=20).set_index("measure").loc["model_utility"]
+    over: Any = measures(full, per_author=20).set_index("measure").loc["model_utility"]
     assert told("the utility has an interval of # to #") == [
         round(float(over[end]), 3) for end in ("low", "high")
     ]
     widths = []
     for each in (20, None):
         table = measures(retrained, per_author=each).set_index(["measure", "task"])
-        row = table.loc[("probability", "forget")]
+        row: Any = table.loc[("probability", "forget")]
         widths.append(row["high"] - row["low"])
     authors = len({*(retrained.of("forget").index // 20)})
     said = told("is # times as wide over # authors as over their # questions")

@@ -49,7 +49,8 @@ def planted(nearer: dict[str, float], noise: float = 0.001) -> pd.DataFrame:
             if stage == llm_tuned.JUDGED:
                 grid = grid[:1] * len(llm_tuned.TOLERANCES)
             for place, (beta, level) in enumerate(grid):
-                own = {"stage": stage, "seed": seed, "method": method, "kind": "run"}
+                own: dict[str, Any] = {"stage": stage, "seed": seed, "method": method}
+                own["kind"] = "run"
                 if stage == llm_tuned.JUDGED:
                     own["tolerance"] = llm_tuned.TOLERANCES[place]
                 distance = 0.6 - nearer.get(method, 0.0) + noise * rng.normal() + 0.01 * place

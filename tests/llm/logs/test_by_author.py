@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -120,10 +121,11 @@ def test_a_model_that_is_better_by_author_is_told_with_less_certainty() -> None:
     shift = 0.3 * rng.normal(size=count // QUESTIONS)[np.arange(count) // QUESTIONS]
     moved = kept._replace(gold=Answers(kept.gold.average + shift, None, None))
     models = {"a": logs, "b": logs._replace(retain=moved)}
-    plain, grouped = (
+    rows: list[Any] = [
         differences(models, per_author=each).set_index("measure").loc["retain_probability"]
         for each in (None, QUESTIONS)
-    )
+    ]
+    plain, grouped = rows
     assert grouped["value"] == pytest.approx(plain["value"])
     assert grouped["high"] - grouped["low"] > 1.3 * (plain["high"] - plain["low"])
     assert differences({"a": logs, "b": logs}, per_author=QUESTIONS)["value"].eq(0).all()
