@@ -60,11 +60,10 @@ def data(context: Context) -> pd.DataFrame:
     model the further kinds of `frame_of_trainings`. It unlearns twice: having read all that it is
     to forget, and having never read half of it.
     """
-    place = context.study
-    theirs = place is not None and place != sweeps.default_folder(context.scale)
-    if context.runs or context.own or theirs:
+    place, plain = context.study, sweeps.for_logs(context)
+    if context.runs or context.own or plain.study is not None:
         return truth_ratio.data(context)
-    given = truth_ratio.of_logs(sweeps.for_logs(context))  # first, since they may be missing
+    given = truth_ratio.of_logs(plain)  # first, since they may be missing
     partial = partial_runs.logs_of_trainings(context, PARTIAL)
     read = partial_runs.read_halves(trainings(context.scale)[0].models)
     frames = [frame_of_trainings(partial, read)]

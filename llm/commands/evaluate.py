@@ -241,8 +241,8 @@ def _evaluated(
         logs = evaluate_model(language, sets, **options, parts=parts)
         if command.shared and retrained is not None:
             logs, retrained = with_shared(logs, retrained)
-        known = command.retain_data is None and command.data is not None
-        authors = command.per_author or (per_author(str(command.data), sets) if known else None)
+        known = per_author(command.data or "", sets, retain=command.retain_data)
+        authors = command.per_author or known
         frame = _measured(command, logs, retrained, authors)
     whole = frame[
         frame["task"].eq("all") | frame["measure"].isin(["forget_quality", "ks_statistic"])

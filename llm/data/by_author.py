@@ -17,13 +17,20 @@ from markov.files.storage import Location
 PER_AUTHOR = 20  # of TOFU
 
 
-def per_author(word: Location, sets: TofuSets, authors: Authors | None = None) -> int | None:
+def per_author(
+    word: Location,
+    sets: TofuSets,
+    authors: Authors | None = None,
+    *,
+    retain: Location | None = None,
+) -> int | None:
     """Return how many consecutive indices of the sets are of one author; None if not known.
 
-    `word` is that of the forget split. It is known of the generated authors, of TOFU from the hub,
+    `word` is that of the forget split, and `retain` that of other data to retain than go with it,
+    of which nothing is known. It is known of the generated authors, of TOFU from the hub,
     and of a folder whose sets have the sizes of TOFU's: in a part of TOFU, rows are numbered anew.
     """
-    if is_own(word):
+    if retain is not None or is_own(word):
         return None
     try:
         found = split_of(word)

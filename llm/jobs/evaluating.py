@@ -129,7 +129,7 @@ def _of_model(
         if isinstance(retrained, Word):
             check_retrained(str(retrained), word)
         sets = tofu_sets(word, retain)
-        per_author = per_author or (known_per_author(word, sets) if retain is None else None)
+        per_author = per_author or known_per_author(word, sets, retain=retain)
     else:
         require(retain is None, "retain", retain, "left out: the sets are given")
         sets = data

@@ -187,7 +187,7 @@ def _differences(asked: Study, one: Replicate) -> pd.DataFrame:
 
     retrained, task = one.retrained_log(), one.task
     known = retrained if retrained.perturbed is not None else None
-    authors = per_author(task.data, task.sets(), task.authors)
+    authors = per_author(task.data, task.sets(), task.authors, retain=task.retain_data)
     found = differences(one.unlearned(asked.methods), known, per_author=authors)
     return found.assign(seed=one.seed)
 

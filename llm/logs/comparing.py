@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from llm.intervals import Estimate, bootstrap, percentile_interval, resample_groups
+from llm.intervals import Estimate, percentile_interval
 from llm.logs.log import EvaluationLog, align, log_truth_ratio
 from llm.logs.measures import (
     MEASURES,
-    REPLICATES,
     UTILITY_TASKS,
     TofuLogs,
     authors_of,
@@ -78,18 +77,10 @@ def _measured(
         yield "model_utility", utility_difference(own, other, **ways)
     if own.retain is not None:
         kept = own.retain, align(own.retain, other.of("retain"))
-        values = [example_values(one, "retain", "probability") for one in kept]
+        apart = np.subtract(*(example_values(one, "retain", "probability") for one in kept))
         groups = authors_of(own.retain, "retain", ways["per_author"])
-        if groups is None:
-            yield "retain_probability", bootstrap(_mean_difference, *values, least=1)
-        else:
-            apart = np.subtract(*values)
-            drawn = means(len(apart), groups, np.random.default_rng(0))(apart)
-            yield "retain_probability", percentile_interval(apart.mean(), drawn, len(apart))
-
-
-def _mean_difference(own: np.ndarray, other: np.ndarray) -> np.ndarray:
-    return (own - other).mean(axis=-1)
+        drawn = means(len(apart), groups, np.random.default_rng(0))(apart)
+        yield "retain_probability", percentile_interval(apart.mean(), drawn, len(apart))
 
 
 def known_utility(logs: TofuLogs) -> bool:
@@ -157,10 +148,7 @@ def distance_difference(
     """
     check_variant(variant)
     rng, groups = np.random.default_rng(seed), authors_of(log, "forget", per_author)
-    if groups is None:
-        draws = draws_of(len(log.index), rng)
-    else:
-        draws = resample_groups(groups, REPLICATES, rng)
+    draws = draws_of(len(log.index), rng, groups)
     values, replicates = [], []
     for one in (log, align(log, other)):
         theirs = align(one, retrained)

@@ -54,6 +54,9 @@ EXAMPLES, AUTHORS = "examples", "authors"  # what a bootstrap draws
 TIE = 1e-9
 
 
+Groups = Int[np.ndarray, " n"] | None  # the group of each example; None where each is its own
+
+
 class TofuLogs(NamedTuple):
     """A model's evaluation logs by task; None for a task that was not evaluated."""
 
@@ -279,15 +282,11 @@ def measures(
         none = (found.p_value, math.nan, math.nan, found.examples)
         rows.append(("forget_quality", "forget", *none, EXAMPLES))
         groups = authors_of(logs.of("forget"), "forget", per_author)
-        if groups is None:
-            every = resampled_statistics(own, other, rng)
-        else:
-            # The retrained model's log, too, is cut into its authors by its own indices.
-            theirs = authors_of(retrained, "forget", per_author)
-            parts = groups, groups if theirs is None else theirs
-            every = statistics_of(
-                own, other, *(resample_groups(one, REPLICATES, rng) for one in parts)
-            )
+        # The retrained model's log, too, is cut into its authors by its own indices.
+        theirs = authors_of(retrained, "forget", per_author)
+        every = resampled_statistics(
+            own, other, rng, (groups, groups if theirs is None or groups is None else theirs)
+        )
         distance = percentile_interval(found.statistic, every, found.examples)
         rows.append(("ks_statistic", "forget", *distance, EXAMPLES if groups is None else AUTHORS))
     names = ["measure", "task", "value", "low", "high", "examples", "drawn"]
@@ -301,9 +300,7 @@ def check_per_author(per_author: int | None) -> None:
         require_whole(per_author, "per_author", 1)
 
 
-def authors_of(
-    log: EvaluationLog, task: str, per_author: int | None
-) -> Int[np.ndarray, " n"] | None:
+def authors_of(log: EvaluationLog, task: str, per_author: int | None) -> Groups:
     """Return which author each example of a log is about, numbered, or None.
 
     It is None where that is not known, for facts of the world, and for fewer authors than
@@ -316,7 +313,7 @@ def authors_of(
 
 
 def means(
-    count: int, groups: Int[np.ndarray, " n"] | None, rng: np.random.Generator
+    count: int, groups: Groups, rng: np.random.Generator
 ) -> Callable[[Float[np.ndarray, " n"]], Float[np.ndarray, " replicates"]]:
     """Return what takes the mean of values in each of `REPLICATES` resamples, always the same ones.
 
@@ -325,7 +322,7 @@ def means(
     if groups is None:
         draws = resample(count, REPLICATES, rng)
         return lambda values: values[draws].mean(axis=1)
-    times = resample_groups(groups, REPLICATES, rng)
+    times = draws_of(count, rng, groups)
     return lambda values: (times @ values) / times.sum(axis=1)
 
 
@@ -341,17 +338,29 @@ def model_utility(logs: TofuLogs, variant: str = "geometric") -> float:
 
 
 def resampled_statistics(
-    own: Shaped[np.ndarray, " n"], other: Shaped[np.ndarray, " m"], rng: np.random.Generator
+    own: Shaped[np.ndarray, " n"],
+    other: Shaped[np.ndarray, " m"],
+    rng: np.random.Generator,
+    groups: tuple[Groups, Groups] = (None, None),
 ) -> Float[np.ndarray, " replicates"]:
     """Return D = sup |F - G| of resampled pairs of samples, each drawn by itself.
 
-    D is the largest distance between the two distribution functions.
+    D is the largest distance between the two distribution functions. Examples are drawn, or the
+    `groups` of each sample.
     """
-    return statistics_of(own, other, *(draws_of(len(one), rng) for one in (own, other)))
+    pairs = zip((own, other), groups, strict=True)
+    return statistics_of(own, other, *(draws_of(len(one), rng, part) for one, part in pairs))
 
 
-def draws_of(count: int, rng: np.random.Generator) -> Int[np.ndarray, "replicates count"]:
-    """Return how often each of some examples is drawn in each resample."""
+def draws_of(
+    count: int, rng: np.random.Generator, groups: Groups = None
+) -> Int[np.ndarray, "replicates count"]:
+    """Return how often each of some examples is drawn in each resample.
+
+    Examples are drawn, or `groups` of them (see `llm.intervals.resample_groups`).
+    """
+    if groups is not None:
+        return resample_groups(groups, REPLICATES, rng)
     return rng.multinomial(count, np.full(count, 1 / count), size=REPLICATES)
 
 

@@ -189,7 +189,8 @@ def sweep(
     left = [run for run in runs if not (place / run.folder / OPEN_UNLEARNING).exists()]
     jobs = [joblib.delayed(run_in)(place / run.folder, task, run) for run in left]
     several("unlearn and evaluate", jobs, **ways)
-    how = {"variant": task.variant, "per_author": per_author(task.data, sets, task.authors)}
+    authors = per_author(task.data, sets, task.authors, retain=task.retain_data)
+    how = {"variant": task.variant, "per_author": authors}
     frames = [long_table(logs, retrained, **how).assign(title=lambda frame: frame["model"])]
     for run in runs:
         found = run_in(place / run.folder, task, run, sets)

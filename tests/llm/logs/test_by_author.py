@@ -147,6 +147,7 @@ def questions(count: int, wrong: bool = True) -> list[Example]:
 def test_whole_data_are_told_from_parts(tmp_path: Path) -> None:
     made = tofu_sets("authors:forget05")
     assert per_author("authors:forget05", made) == PER_AUTHOR
+    assert per_author("authors:forget05", made, retain="mine.json") is None
     authors = [example.author for example in made.forget]
     asked = {(one.author, one.index // PER_AUTHOR) for one in made.forget}
     assert len(asked) == len({*authors})
