@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from figures.statistics import judged, mean_interval
+from llm.intervals import Estimate
 
 INTERVAL = "t over trainings"
 
@@ -36,24 +37,32 @@ def claim_table(claims: Sequence[Claimed]) -> pd.DataFrame:
     which the `verdict` goes; `threshold`. Claims of the paper are judged together, and this
     project's too.
     """
-    rows = []
+    parts = []
     for theirs in (True, False):
         own = [claim for claim in claims if bool(claim.panel) == theirs]
-        estimates = [mean_interval(np.asarray(claim.values, dtype=float)) for claim in own]
-        every = judged(estimates, [claim.threshold for claim in own])
-        for claim, estimate, said in zip(own, estimates, every, strict=True):
-            rows.append(
-                {
-                    "claim": claim.name,
-                    "panel": claim.panel,
-                    "text": claim.text,
-                    "unit": claim.unit,
-                    **estimate._asdict(),
-                    "interval": INTERVAL,
-                    "p": said.p,
-                    "level": said.level,
-                    "threshold": claim.threshold,
-                    "verdict": said.verdict,
-                }
-            )
-    return pd.DataFrame(rows)
+        found = judged_together(own)
+        found.insert(1, "panel", [claim.panel for claim in own])
+        parts.append(found)
+    return pd.concat(parts, ignore_index=True)
+
+
+def judged_together(claims: Sequence[Claimed]) -> pd.DataFrame:
+    """Estimate claims that are judged together: the columns of `claim_table` but for `panel`."""
+    estimates = [mean_interval(np.asarray(claim.values, dtype=float)) for claim in claims]
+    every = judged(estimates, [claim.threshold for claim in claims])
+    rows = [
+        {
+            "claim": claim.name,
+            "text": claim.text,
+            "unit": claim.unit,
+            **estimate._asdict(),
+            "interval": INTERVAL,
+            "p": said.p,
+            "level": said.level,
+            "threshold": claim.threshold,
+            "verdict": said.verdict,
+        }
+        for claim, estimate, said in zip(claims, estimates, every, strict=True)
+    ]
+    columns = ["claim", "text", "unit", *Estimate._fields, "interval"]
+    return pd.DataFrame(rows, columns=[*columns, "p", "level", "threshold", "verdict"])

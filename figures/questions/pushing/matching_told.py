@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from figures.questions.claim_table import Claimed, judged_together
 from figures.questions.pushing.weightings import FIRST, OF_POWER
-from figures.statistics import judged, over_models
+from figures.statistics import over_models
 
 LANGUAGE = "language model"
 CHOSEN_ON = 2  # trainings on which n is chosen; it is judged on the others
@@ -21,7 +22,6 @@ START = {"corner": "", "epoch": 0}
 # What a run is compared at: as much utility, or as much of what is retained, as the one with equal
 # weights has, at some lambda between those that it was run with.
 AT = ("utility", "retain")
-INTERVAL = "t over trainings"
 
 
 def start_of(frame: pd.DataFrame, **wanted: object) -> pd.DataFrame:
@@ -351,26 +351,15 @@ def assess(frame: pd.DataFrame) -> pd.DataFrame:
     `claim`, `family`, `text`, `unit`, `value`, `low`, `high`, `count`, `interval`,
     `p`, `level`, `threshold` and `verdict`.
     """
-    rows = []
+    parts = []
     for family in dict.fromkeys(claim.family for claim in CLAIMS):
-        claims = [claim for claim in CLAIMS if claim.family == family]
-        every = [(claim, claim.per_training(frame)) for claim in claims]
-        claims, values = zip(*(pair for pair in every if pair[1].notna().any()), strict=True)
-        estimates = [over_models(own, own.index.to_numpy()) for own in values]
-        every = judged(estimates, [claim.threshold for claim in claims])
-        for claim, found, said in zip(claims, estimates, every, strict=True):
-            rows.append(
-                {
-                    "claim": claim.name,
-                    "family": family,
-                    "text": claim.text,
-                    "unit": claim.unit,
-                    **found._asdict(),
-                    "interval": INTERVAL,
-                    "p": said.p,
-                    "level": said.level,
-                    "threshold": claim.threshold,
-                    "verdict": said.verdict,
-                }
-            )
-    return pd.DataFrame(rows)
+        every = [(one, one.per_training(frame)) for one in CLAIMS if one.family == family]
+        known = [
+            Claimed(one.name, "", one.text, one.unit, values.to_numpy(dtype=float), one.threshold)
+            for one, values in every
+            if values.notna().any()
+        ]
+        found = judged_together(known)
+        found.insert(1, "family", family)
+        parts.append(found)
+    return pd.concat(parts, ignore_index=True)
