@@ -20,7 +20,8 @@ from figures import catalogue
 from figures.catalogue import ALL, BY_NAME, CATALOGUE, FIGURES, GALLERY, STUDY, module_of
 from figures.drawn_of import EVALUATED, NOT_OF_RUNS, OF_DEFAULT, unstudied
 from llm.scoring.limits import BUDGET, MAX_LENGTH
-from markov.errors import exit_code, require, require_jobs, require_whole
+from markov.console import ending
+from markov.errors import require, require_jobs, require_whole
 from markov.files import folders, storage
 
 if TYPE_CHECKING:
@@ -139,8 +140,9 @@ class Arguments:
 DESCRIPTION = f"""Draw figures; each NAME writes NAME.pdf, NAME.png and NAME.parquet (the frame it
 draws) to the output folder.
 
-Without a NAME the first group is drawn, in about 31 minutes on two cores: the Markov study, exact
-theory, and language models, a small one that needs no download or --runs of your own.
+Without a NAME the first group is drawn, in about {catalogue.minutes()} minutes on two cores: the
+Markov study, exact theory, and language models, a small one that needs no download or --runs of
+your own.
 
 {catalogue.described(heavy=False)}
 
@@ -152,7 +154,8 @@ Some of those that take minutes are there at once, roughly, if they come first: 
 and the full one takes its place. A second drawing of anything takes seconds: trained models and
 tables are cached and rebuilt when settings or code change; $SIMNPO_LAB_CACHE chooses where.
 llm_truth_ratio and llm_bias also show evaluation logs: your own (--logs) or, where $SIMNPO_LAB_TOFU
-names a clone of the public repository locuslab/tofu, those of Llama-2-7B in it.
+names a clone of the public repository locuslab/tofu, those of Llama-2-7B in it. With --debug a
+failure also prints where it happened.
 """
 
 
@@ -378,8 +381,9 @@ def own_model(arguments: Arguments) -> OwnModel | None:
 
 def cli(arguments: Sequence[str] | None = None) -> int:
     """Parse the arguments (default: the process's own), draw, and return the exit code."""
-    parsed = tyro.cli(Arguments, prog="python -m figures", description=DESCRIPTION, args=arguments)
-    return exit_code(lambda: main(parsed))
+    given, debug = ending.debugged(arguments)
+    parsed = tyro.cli(Arguments, prog="python -m figures", description=DESCRIPTION, args=given)
+    return ending.exit_code(lambda: main(parsed), debug=debug)
 
 
 if __name__ == "__main__":

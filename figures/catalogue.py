@@ -1,7 +1,4 @@
-"""The list of all figures: what each is called, which module draws it, and what it shows.
-
-It also says how long each takes.
-"""
+"""The list of all figures: what each is called, which module draws it, what it shows, how long."""
 
 from __future__ import annotations
 
@@ -394,3 +391,8 @@ def described(*, heavy: bool) -> str:
     entries = [one for one in CATALOGUE if one.heavy is heavy]
     panels = {one.name: f" (paper: {one.panel})" if one.panel else "" for one in entries}
     return "\n".join(f"    {one.name:<20} {one.shows}{panels[one.name]}" for one in entries)
+
+
+def minutes() -> int:
+    """Return how many minutes the first group takes."""
+    return round(sum(BY_NAME[name].seconds for name in FIGURES) / 60)

@@ -33,7 +33,7 @@ already, which nobody has to teach it,
 on several GPUs, `torchrun --nproc_per_node 2 -m llm score ...`, and so evaluate, finetune, known,
 unlearn, relearn and muse; and, where there are only evaluation logs of TOFU runs, `python -m llm
 evaluate --logs DIR --retrained-logs DIR` and `python -m llm diagnose --logs DIR --retrained-logs
-DIR`.
+DIR`. With --debug anywhere a command also prints where an error was raised.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ from llm.jobs.study_settings import Study
 from llm.jobs.sweeping import Sweep
 from llm.ranks import place, started
 from llm.training.processes import in_one_voice
-from markov.console import progress
-from markov.errors import exit_code, require
+from markov.console import ending, progress
+from markov.errors import require
 
 ACTIONS: dict[type, Callable[[Any], None]] = {
     Build: build,
@@ -111,10 +111,13 @@ def cli(arguments: Sequence[str] | None = None) -> int:
     """Parse the arguments, run, and return the exit code."""
 
     def run() -> int:
-        command = parse(arguments)
+        given, debug = ending.debugged(arguments)
+        command = parse(given)
         every = progress.MINUTE if place() == 0 else TIMEOUT_MAX  # the others say nothing
         with progress.lines(every=every):
-            return exit_code(lambda: act(command), lower=lower(command))
+            return ending.exit_code(
+                lambda: act(command), lower=lower(command), debug=debug, alone=started() == 1
+            )
 
     return in_one_voice(run)
 

@@ -1,4 +1,7 @@
-"""Run the Markov lab from the command line: `python -m markov {unlearn,grid} --help`."""
+"""Run the Markov lab from the command line: `python -m markov {unlearn,grid} --help`.
+
+With --debug anywhere a command also prints where an error was raised.
+"""
 
 # torch and pandas are imported where a command runs, so that --help answers at once.
 
@@ -13,10 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from markov.console import progress
+from markov.console import ending, progress
 from markov.console.choices import OptimizerName, RetainTerm, WeightingName
 from markov.console.parts import asked_part, check_collected
-from markov.errors import exit_code, require, require_jobs, require_whole
+from markov.errors import require, require_jobs, require_whole
 from markov.files import folders, leftovers, storage
 from markov.running.backends import BackendOptions, check_backend, workers
 
@@ -335,9 +338,10 @@ def cli(arguments: Sequence[str] | None = None) -> int:
         Annotated[Unlearn, tyro.conf.subcommand("unlearn", prefix_name=False)]
         | Annotated[Grid, tyro.conf.subcommand("grid", prefix_name=False)]
     )
-    command: Any = tyro.cli(commands, prog="python -m markov", description=__doc__, args=arguments)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    given, debug = ending.debugged(arguments)
+    command: Any = tyro.cli(commands, prog="python -m markov", description=__doc__, args=given)  # pyright: ignore[reportArgumentType, reportCallIssue]
     with progress.lines():
-        return exit_code(lambda: main(command))
+        return ending.exit_code(lambda: main(command), debug=debug)
 
 
 if __name__ == "__main__":

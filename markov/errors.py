@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import math
-import sys
 from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 
@@ -104,36 +103,3 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or "OutOfMemoryError" in names:
         return True
     return isinstance(error, RuntimeError) and any(said in str(error) for said in NO_MEMORY)
-
-
-def exit_code(
-    command: Callable[[], None], *, lower: str = "fewer runs or examples at a time"
-) -> int:
-    """Run a command and return its exit code: 0 if it succeeds, 130 if it is interrupted.
-
-    For input that cannot be used, for a full disk and where memory is not enough it prints one line
-    on standard error and returns 2. `lower` says what takes less memory.
-    """
-    try:
-        command()
-    except InvalidInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        print(
-            f"error: {error.filename or 'the disk'} has no room left ({error.strerror})",
-            file=sys.stderr,
-        )
-        return 2
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
-            raise
-        said = next(iter(str(error).splitlines()), "") or type(error).__name__
-        print(f"error: out of memory ({said}); {lower} take less", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; nothing is half-written, and what was finished is kept", file=sys.stderr)
-        return 130
-    return 0

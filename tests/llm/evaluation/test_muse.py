@@ -42,7 +42,8 @@ from llm.scoring.logprobs import score_encoded
 from llm.scoring.templates import PLAIN
 from llm.training.loop import Optimization
 from llm.unlearning.unlearn import Unlearning
-from markov.errors import InvalidInput, exit_code
+from markov.console.ending import exit_code
+from markov.errors import InvalidInput
 from markov.files import storage
 from markov.objectives import CORNERS, Objective, gradient_ascent, npo, simnpo
 
