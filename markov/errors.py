@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 
 FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows knows no quotas
+WIDEST = 300  # characters of a value in a message
 # What the allocators of torch and of other libraries say.
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
@@ -17,11 +18,26 @@ class InvalidInput(ValueError):
 
     def __init__(self, field: str, value: object, allowed: str) -> None:
         self.field, self.value, self.allowed = field, value, allowed
-        super().__init__(f"{field} = {value!r} is not allowed: {allowed}")
+        super().__init__(f"{field} = {shown(value)} is not allowed: {allowed}")
 
     def __reduce__(self) -> tuple[type[InvalidInput], tuple[str, object, str]]:
         # In another process an exception is rebuilt from its arguments, not from its message.
         return (type(self), (self.field, self.value, self.allowed))
+
+
+def shown(value: object) -> str:
+    """Return a value as Python writes it, in one line, which is cut in the middle if it is long.
+
+    Some values cannot be written: lists that are too deep, integers of thousands of digits. Their
+    kind stands for them.
+    """
+    try:
+        # An array or table writes only its ends, but a text or a list all of it.
+        text = " ".join(repr(value).split("\n"))
+    except Exception:  # whatever a value raises that is only to be named
+        return f"<{type(value).__name__}>"
+    left = (WIDEST - 5) // 2
+    return text if len(text) <= WIDEST else f"{text[:left]} ... {text[-left:]}"
 
 
 def require(condition: bool, field: str, value: object, allowed: str) -> None:
