@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pandas as pd
 
 from llm.data.sources import read
+from llm.data.words import checked_word
 from llm.diagnostics.scores import beside, check_scores, read_scores
 from llm.diagnostics.weights import named
 from llm.jobs.settings import Word
@@ -123,8 +124,8 @@ def model_beside(
     return found
 
 
-def _is_table(word: Location) -> bool:
-    return Path(word).is_file() and not is_gguf(word)
+def _is_table(word: Location, field: str) -> bool:
+    return Path(checked_word(word, field)).is_file() and not is_gguf(word)
 
 
 def log_beside(
@@ -149,7 +150,7 @@ def log_beside(
     if other is None or isinstance(other, EvaluationLog):
         return other
     options: dict[str, Any] = {"max_length": max_length, "budget": budget, "progress": progress}
-    if isinstance(other, pd.DataFrame) or (isinstance(other, Word) and _is_table(other)):
+    if isinstance(other, pd.DataFrame) or (isinstance(other, Word) and _is_table(other, field)):
         own = scores(language, examples, **options)
         found = own.assign(logp=beside(own, scores_of(other, field), field))
         file = "a table of scores" if isinstance(other, pd.DataFrame) else os.fspath(other)

@@ -22,7 +22,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, NamedTuple, NoReturn
 
+from llm.data.words import checked_word
 from markov.errors import InvalidInput, require
+from markov.files import inputs
 
 MAGIC, SUFFIX, VERSIONS = b"GGUF", ".gguf", (2, 3)
 INSTALL = "pip install 'gguf>=0.10'"
@@ -54,6 +56,8 @@ class Header(NamedTuple):
 
 def is_gguf(word: str | os.PathLike[str]) -> bool:
     """Return whether a word is the path of a file that begins as a GGUF file does."""
+    if not inputs.is_file(word):  # a pipe would never end
+        return False
     try:
         with open(os.path.expanduser(word), "rb") as stream:
             return stream.read(len(MAGIC)) == MAGIC
@@ -67,7 +71,7 @@ def find_gguf(word: str | os.PathLike[str], field: str = "model") -> Path | None
     Returns None if it names neither. Raises `InvalidInput` for a path that ends in .gguf and is no
     GGUF file, and for a folder with several of them.
     """
-    name = os.path.expanduser(word)
+    name = checked_word(word, field)
     place = Path(name)
     if place.is_dir():
         files = sorted(file for file in place.iterdir() if file.suffix.lower() == SUFFIX)

@@ -6,7 +6,6 @@ imported where it is needed.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -71,7 +70,7 @@ def load(
     """
     from llm.models.language_model import find_dtype, fitting, load_saved
 
-    own = made(os.path.expanduser(source))
+    own = made(source)
     if own is None:
         options: dict[str, Any] = {
             "template": template,

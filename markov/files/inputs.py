@@ -14,6 +14,7 @@ import os
 import re
 import stat
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -159,13 +160,14 @@ def read_json(
     field: str,
     allowed: str = "a JSON file that can be read",
     pairs: Callable[[list[tuple[str, Any]]], object] | None = None,
+    widest: int = WIDEST,
 ) -> Any:
     """Return what a JSON file holds; raise `InvalidInput` for what cannot be read or used.
 
     See `parsed` for what is refused.
     """
     data = read_bytes(location, field, allowed)
-    return parsed(data, field, os.fspath(location), allowed, pairs)
+    return parsed(data, field, os.fspath(location), allowed, pairs, widest)
 
 
 def parsed(
@@ -174,11 +176,12 @@ def parsed(
     name: str,
     allowed: str = "JSON that can be read",
     pairs: Callable[[list[tuple[str, Any]]], object] | None = None,
+    widest: int = WIDEST,
 ) -> Any:
     """Return what JSON in UTF-8 says; `name` is the value that an error names.
 
     Raises `InvalidInput` for other bytes, and for what JSON allows and nothing here can use: more
-    than `DEEPEST` levels, whole numbers of more than 64 bits, and texts with half a character.
+    than `DEEPEST` levels, whole numbers from `widest` on, and texts with half a character.
     `pairs` makes an object of its keys and values, as `object_pairs_hook` of `json.loads` does.
     """
     long = LONG.search(data)
@@ -187,7 +190,7 @@ def parsed(
             data.decode("utf-8-sig"),
             object_pairs_hook=pairs,
             # Asked of every number only where one may be so long: it takes time.
-            parse_int=_whole if long else None,
+            parse_int=partial(_whole, widest) if long else None,
         )
         _check_depth(found, texts=ESCAPED.search(data) is not None)
     except (ValueError, RecursionError) as error:
@@ -198,8 +201,8 @@ def parsed(
     return found
 
 
-def _whole(digits: str) -> int:
-    if len(digits) > 21 or not -WIDEST < int(digits) < WIDEST:
+def _whole(widest: int, digits: str) -> int:
+    if len(digits) > 1 + len(str(widest)) or not -widest < int(digits) < widest:
         raise ValueError(f"a whole number of {len(digits)} digits")
     return int(digits)
 
