@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
+from llm.arguments import checked_job
 from llm.jobs.settings import DEFAULTS, Word
 from llm.scoring.limits import BUDGET, MAX_LENGTH
 from markov.errors import require, require_whole
@@ -95,6 +96,7 @@ class Known(NamedTuple):
         return report(self)
 
 
+@checked_job
 def known(
     model: LanguageModel | Location,
     data: Location | Sequence[Location] | Sequence[Example],

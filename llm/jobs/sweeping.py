@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from llm.arguments import checked_job
 from llm.jobs.dividing import SPREAD, DividingOptions, check_divided, dealt_out
 from llm.jobs.planning import MemoryOption
 from llm.jobs.settings import RATE, left_out, lora_of, provenance_of, rate_of
@@ -158,6 +159,7 @@ class Swept(NamedTuple):
         return markdown(self.summary)
 
 
+@checked_job
 def sweep(
     methods: Sequence[str] = TABLE,
     *,

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from llm.arguments import checked_job
 from llm.jobs.settings import RATE, Word, rate_of
 from llm.jobs.values import (
     Other,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 METHOD = "simnpo:4.5@0.125"  # the paper's for forget10
 
 
+@checked_job
 def unlearn(
     model: LanguageModel | Location = "authors:original",
     forget: Sequence[Example] | Location | None = None,

@@ -115,7 +115,9 @@ _counts: dict[str, Any] = {
 Architecture = create_model("Architecture", __base__=Settings, **_counts)
 # A config.json: an architecture, of which a part may be that of the text.
 Config: type[BaseModel] = create_model(
-    "Config", __base__=Architecture, text_config=(Architecture | None, None)
+    "Config",
+    __base__=Architecture,
+    text_config=(Annotated[Architecture, Field(description="an object")] | None, None),
 )
 
 
@@ -303,7 +305,13 @@ def check_stored(weights: Mapping[str, Stored], config: Any, where: str) -> None
     A layer has at least one weight, so that a number of layers that is beyond all reason is found
     before they are built.
     """
-    packed = getattr(config, "quantization_config", None) is not None
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING as KNOWN
+
+    packed = getattr(config, "quantization_config", None)
+    way = packed.get("quant_method") if isinstance(packed, dict) else None
+    allowed = f"one quantised in a way that transformers knows (not by {way})"
+    known = way is None or not {way, f"{way}_4bit"}.isdisjoint(KNOWN)  # bitsandbytes has two
+    require(known, "model", where, allowed)
     odd = [
         f"{name} is of {one.kind}"
         for name, one in weights.items()
@@ -311,7 +319,7 @@ def check_stored(weights: Mapping[str, Stored], config: Any, where: str) -> None
     ]
     allowed = "a folder whose weights are floating-point numbers, unless its config.json says how"
     allowed += f" they were quantised ({', '.join(odd[:1])})"
-    require(packed or not odd, "model", where, allowed)
+    require(packed is not None or not odd, "model", where, allowed)
     check_layers(len(weights), config, where)
 
 
