@@ -233,7 +233,7 @@ def git_commit() -> str | None:
     try:
         # Words of this module alone, and no shell.
         said = subprocess.check_output(command, stderr=subprocess.DEVNULL, timeout=10)  # nosec B603
-        answer = said.decode("utf-8").splitlines()
+        answer = said.decode("utf-8", "replace").splitlines()
     except (OSError, subprocess.SubprocessError):
         return None
     # A package that is installed into an environment inside some other checkout would see the
