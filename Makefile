@@ -93,10 +93,12 @@ test-elsewhere: $(VENV)/.llm $(VENV)/.notebooks  ## those that compute, in the a
 	$(ELSEWHERE) HYPOTHESIS_PROFILE=few $(RUN) pytest -q -n $(JOBS) --maxprocesses 8 --dist worksteal --benchmark-disable -m 'not slow' \
 		$(WORDS:%=--ignore-glob="*/test_%.py") $(ARGS)
 
-check: $(VENV)/.llm $(VENV)/.notebooks $(VENV)/.browser  ## lint, formatting and types, changing nothing
+check: $(VENV)/.llm $(VENV)/.notebooks $(VENV)/.browser  ## lint, formatting, types, safety and pins, changing nothing
 	$(RUN) ruff check
 	$(RUN) ruff format --check
 	$(RUN) pyright
+	$(RUN) bandit -q -c pyproject.toml -r markov llm figures notebooks
+	$(RUN) pip check
 
 format: $(VENV)/.installed  ## put the sources in the project's format
 	$(RUN) ruff check --fix
