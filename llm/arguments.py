@@ -99,7 +99,7 @@ ROWS: dict[str, Row] = {
     **dict.fromkeys(("probe", "per_author"), whole(1, 10**9)),
     **dict.fromkeys(("forget_answers", "retain_answers", "measured_answers"), whole(2, 10**9)),
     **dict.fromkeys(("learning_rate", "unlearning_rate", "weight_decay", "clip"), NUMBER),
-    **dict.fromkeys(("warmup_epochs", "noise", "share", "recall", "tolerance"), NUMBER),
+    **dict.fromkeys(("warmup_epochs", "share", "recall", "tolerance"), NUMBER),
     **dict.fromkeys(("beta", "gamma", "retain_weight", "task_vectors"), NUMBER | several(NUMBER)),
     **dict.fromkeys(("gradients", "shared", "progress", "save_models", "collect"), TRUTH),
     **dict.fromkeys(("gradient_checkpointing", "narrow_updates", "despite_gate"), TRUTH),
@@ -119,7 +119,10 @@ ROWS: dict[str, Row] = {
     "max_length": whole(1, 2**20),
     "max_new_tokens": whole(1, 2**16),
     "jobs": Row("-1 or a whole number from 1 to 1024", lambda one: is_whole(one, -1, 1024) and one),
-    "out": WORD,
+    **dict.fromkeys(("out", "source", "folder", "tokenizer"), WORD),
+    "noise": Row("a finite number >= 0", lambda one: is_number(one) and one >= 0),
+    "split": TEXT,
+    "template": TEXT | of("Template"),
     "table": of("DataFrame"),
 }
 

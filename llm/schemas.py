@@ -223,7 +223,56 @@ class Log(Schema):
     ) = None
 
 
+class Law(Schema):
+    """What was minimised, as provenance says it."""
+
+    model_config = ConfigDict(extra="allow")
+    kind: Annotated[
+        Literal["Objective", "Preference"],
+        Field(alias="class", description="Objective or Preference"),
+    ]
+    beta: Number
+    gamma: Number
+    reference: Number
+    normalize: Number
+
+
+class Unlearned(Schema):
+    """How a run was optimised, as provenance says it."""
+
+    objective: Annotated[Law, Field(description="an objective with its numbers")]
+
+
+class RunSettings(Schema):
+    """The settings in the provenance of a run."""
+
+    unlearning: Annotated[Unlearned, Field(description="settings with an objective")]
+
+
+class FinetunedSettings(Schema):
+    """The settings in the provenance of a fine-tuning."""
+
+
 Kind = TypeVar("Kind", bound=Schema)
+
+
+def check_settings(
+    schema: type[Schema], provenance: Mapping[str, Any], field: str, where: str
+) -> Mapping[str, Any]:
+    """Return the settings in a provenance; raises `InvalidInput` for what the schema forbids.
+
+    `where` names the file that the provenance lies in.
+    """
+    found = provenance.get("settings")
+    try:
+        schema.model_validate(found)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        place = ".".join(str(part) for part in ("settings", *first["loc"]))
+        allowed = f"a table whose provenance says how it was made ({place}: {first['msg']})"
+        raise InvalidInput(field, where, allowed) from None
+    assert isinstance(found, Mapping)
+    return found
 
 
 def checked(

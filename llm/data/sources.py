@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from llm.arguments import checked_job
 from llm.data import records, tofu
 from llm.data.authors.corpus import Authors, splits
 from llm.data.tofu import Example
@@ -24,6 +25,7 @@ from markov.files.storage import Location
 PREFIX = "authors"
 
 
+@checked_job
 def read(
     source: Location, split: str | None = None, *, authors: Authors | None = None
 ) -> tuple[Example, ...]:

@@ -367,7 +367,7 @@ def _kept(path: Path, split: Split) -> Known:
     counts, table = storage.read_table(path.parent / COUNTS), storage.read_table(path)
     there = [len(part) for part in own[:2]]
     allowed = "a folder with as many examples in the model's own words as were written"
-    require(table.attrs[storage.KEY][OWN_COUNTS] == there, "out", str(path.parent), allowed)
+    require(table.attrs[storage.KEY].get(OWN_COUNTS) == there, "out", str(path.parent), allowed)
     return Known(table, counts, given, own, split.way, path.parent)
 
 

@@ -213,6 +213,8 @@ def checked(asked: Sweep) -> Sweep:
     Raises `InvalidInput` for values that are not allowed, and for a folder that cannot be used.
     """
     check_divided(asked)
+    given = len(asked.methods) + len(asked.task_vectors)
+    require(given > 0, "methods", (), "at least one, or a scale of --task-vectors")
     require_jobs(jobs_of(asked))
     require(0 <= asked.tolerance < 1, "tolerance", asked.tolerance, "a share >= 0, below 1")
     if not asked.methods:

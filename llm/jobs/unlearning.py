@@ -10,6 +10,7 @@ from llm.arguments import checked_job
 from llm.jobs.settings import RATE, Word, rate_of
 from llm.jobs.values import (
     Other,
+    check_other,
     data_for,
     examples_of,
     language_of,
@@ -112,6 +113,8 @@ def unlearn(
         chosen.prefers or refusals is None, "refusals", refusals, f"left out with {chosen.word}"
     )
     examples, kept = examples_of(source), examples_of(retain if retain is not None else ())
+    for field, other in (("reference", reference), ("retrained", retrained)):
+        check_other(other, examples, field)
     preferred = (
         with_refusals(examples, seed, tuple(refusals or REFUSALS)) if chosen.prefers else None
     )

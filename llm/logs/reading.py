@@ -67,6 +67,7 @@ METRICS = {
         ("world_facts", "wf", ""),
     )
 }
+WIDEST = 10**1000  # a number of a log: what is too large for a measure is said by its name
 # A model that computes in bfloat16 rounds sum and mean to 8 bits each.
 ROUNDING = 0.02
 
@@ -125,7 +126,7 @@ def _content(file: Path) -> Any:
         data = data.decode(json.detect_encoding(data)).encode()
     except ValueError as error:
         raise InvalidInput("log", str(file), f"{allowed} ({error})") from None
-    return inputs.parsed(data, "log", str(file), allowed, _each_key_once)
+    return inputs.parsed(data, "log", str(file), allowed, _each_key_once, WIDEST)
 
 
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -15,17 +15,18 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from safetensors import SafetensorError, safe_open
 
 from llm.schemas import described
+from llm.scoring.templates import SAVED as TEMPLATE
 from markov.errors import InvalidInput, require, shown
 from markov.files import inputs
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-TOKENIZER, TEMPLATE = "tokenizer_config.json", "template.json"
+TOKENIZER = "tokenizer_config.json"
 # Other files that have to be objects; of the large ones only the first character is looked at.
 OBJECTS = ("generation_config.json", "special_tokens_map.json", "added_tokens.json")
 LARGE_OBJECTS = ("tokenizer.json", "vocab.json")
 TEXTS = ("chat_template.jinja", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model")
 # No model comes near these: a width of so many numbers squared is beyond any memory.
-MOST, MOST_LAYERS = 2**28, 2**16
+MOST, MOST_LAYERS = 2**28, 2**10
 # Numbers of layers, and of all else that is counted, in the words of many architectures.
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 COUNTS = (

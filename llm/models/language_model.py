@@ -23,7 +23,6 @@ import torch
 from torch import nn
 
 from llm.data.words import checked_word
-from llm.models.folder_files import TEMPLATE, SavedTemplate, read_declared
 from llm.models.gguf_files import LINK, alone, drop_added, find_gguf, quantised, read_header
 from llm.models.libraries import fetch
 from llm.models.merging import Adapter, find_adapter, merge, without_adapter
@@ -42,7 +41,7 @@ from llm.models.pretrained import (
 from llm.ranks import own_place, started
 from llm.scoring.encoding import fitted
 from llm.scoring.logprobs import check_model
-from llm.scoring.templates import CHAT, LLAMA2_CHAT, PLAIN, Template
+from llm.scoring.templates import CHAT, LLAMA2_CHAT, PLAIN, SAVED, Template
 from markov.errors import InvalidInput, require
 from markov.files.storage import Location, read_kept
 
@@ -189,7 +188,7 @@ def _read_gguf(
         config = read_config(folder, own)
         if tokenizer is None:
             words = read_tokenizer(folder, config, own)
-            drop_added(words, header)
+            fetch("tokenizer", str(file), lambda: drop_added(words, header))
         else:
             words = read_tokenizer(checked_word(tokenizer, "tokenizer"), config, options)
         written = fitting(words, template or template_of(words), system)
@@ -276,7 +275,7 @@ def _place_of_words(
 
 def _template(where: str, ready: Ready | None) -> Template | None:
     """Return the template saved in a folder, or else that of the ready-made model of its name."""
-    saved = _saved_template(Path(where) / TEMPLATE) if Path(where).is_dir() else None
+    saved = _saved_template(Path(where) / SAVED) if Path(where).is_dir() else None
     return saved or (ready.template if ready else None)
 
 
@@ -309,8 +308,9 @@ def _merged(
 def _saved_template(file: Path) -> Template | None:
     if not os.path.lexists(file):
         return None
-    found = read_declared(file, SavedTemplate, "template", str(file))
-    return Template(**found.model_dump())
+    from llm.models.folder_files import SavedTemplate, read_declared
+
+    return Template(**read_declared(file, SavedTemplate, "template", str(file)).model_dump())
 
 
 def template_of(tokenizer: Tokenizer) -> Template:

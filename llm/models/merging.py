@@ -18,8 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from llm.data.words import checked_word
-from llm.models import folder_files
-from llm.models.folder_files import AdapterConfig, stored
 from llm.models.libraries import fetch, reason_of, tried
 from markov.errors import InvalidInput, require
 
@@ -49,6 +47,9 @@ def find_adapter(where: str, options: Mapping[str, Any]) -> Adapter | None:
     """
     from transformers.utils.hub import cached_file
 
+    # Here, because building the schemas takes as long as answering --help.
+    from llm.models.folder_files import AdapterConfig, read_declared
+
     revision, local = options.get("revision"), Path(where).is_dir()
     quietly = {
         f"_raise_exceptions_for_{what}": False
@@ -67,11 +68,9 @@ def find_adapter(where: str, options: Mapping[str, Any]) -> Adapter | None:
     if file is None:
         return None
     place = Path(file)
-    settings = folder_files.read_declared(place, AdapterConfig, "model", where)
+    settings = read_declared(place, AdapterConfig, "model", where)
     base, base_revision = settings.base_model_name_or_path, settings.revision
     require(found(WEIGHTS) is not None, "model", where, f"an adapter with its weights in {WEIGHTS}")
-    if local:
-        _check_rank(settings, Path(where))
     if local and is_whole(Path(where)):
         return Adapter(where, where, None, None)
     allowed = f"an adapter that names its base (base_model_name_or_path is {base!r})"
@@ -80,13 +79,19 @@ def find_adapter(where: str, options: Mapping[str, Any]) -> Adapter | None:
     return Adapter(where, checked_word(base, "model"), revision, base_revision)
 
 
-def _check_rank(settings: AdapterConfig, folder: Path) -> None:
+def _check_rank(folder: Path) -> None:
     """Raise `InvalidInput` for ranks beyond the widths of all weights of an adapter.
 
     peft would make matrices of that rank before it looks for their numbers.
     """
-    file = folder / WEIGHTS
-    widest = max((max(one.shape, default=0) for one in stored(file).values()), default=0)
+    from llm.models.folder_files import AdapterConfig, read_declared, stored
+
+    settings = read_declared(folder / CONFIG, AdapterConfig, "model", str(folder))
+    try:
+        weights = stored(folder / WEIGHTS).values()
+    except InvalidInput:  # peft will say so, beside the name of the base
+        return
+    widest = max((max(one.shape, default=0) for one in weights), default=0)
     rank = max([settings.r or 1, *(settings.rank_pattern or {}).values()])
     allowed = f"an adapter of at most the rank of its weights, {widest} ({CONFIG} says {rank})"
     require(rank <= max(1, widest), "model", str(folder), allowed)
@@ -135,6 +140,8 @@ def merge(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
     """
     import peft
 
+    if Path(adapter.where).is_dir():
+        _check_rank(Path(adapter.where))
     options: Any = {} if adapter.revision is None else {"revision": adapter.revision}
     read = peft.PeftConfig.from_pretrained
     config = fetch("model", adapter.where, lambda: read(adapter.where, **options))

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from llm.models import folder_files
 from llm.models.chat_programs import check_program
 from llm.models.gguf_files import read_header
 from llm.models.libraries import fetch, muted, quiet
@@ -72,7 +71,10 @@ def check_folder(folder: Path) -> None:
     reason = "" if kinds.isdisjoint(PICKLES) else reason
     allowed = f"a folder with weights as safetensors{reason}"
     require(".safetensors" in kinds, "model", where, allowed)
-    folder_files.check_files(folder)
+    # Here and below, because building the schemas takes as long as answering --help.
+    from llm.models.folder_files import check_files
+
+    check_files(folder)
 
 
 def note(text: str) -> None:
@@ -98,9 +100,6 @@ def read_config(where: str, options: Mapping[str, Any]) -> Any:
     causal = options["trust_remote_code"] or not {*heads}.isdisjoint(KNOWN.values())
     allowed = f"a causal language model (architecture in its config.json: {', '.join(heads)})"
     require(causal and not config.is_encoder_decoder, "model", where, allowed)
-    if Path(where).is_dir() and "gguf_file" not in options:
-        stored = folder_files.stored_weights(Path(where))
-        folder_files.check_stored(stored, config, where)
     return config
 
 
@@ -114,6 +113,8 @@ def read_tokenizer(where: str, config: Any, options: Mapping[str, Any]) -> PreTr
     end-of-sequence token may not, since every text has it.
     """
     from transformers import AutoTokenizer
+
+    from llm.models.folder_files import check_files
 
     folder = Path(where)
     there = "gguf_file" in options or any((folder / name).is_file() for name in WORDS)
@@ -131,7 +132,7 @@ def read_tokenizer(where: str, config: Any, options: Mapping[str, Any]) -> PreTr
         return found, limit, max({found.eos_token_id, *needed}), cut
 
     if folder.is_dir() and "gguf_file" not in options:
-        folder_files.check_files(folder, "tokenizer")
+        check_files(folder, "tokenizer")
     found, limit, top, cut = fetch("tokenizer", where, read)
     allowed = f"one for this model, which has {limit} tokens (its last is {top})"
     require(top < limit, "tokenizer", where, allowed)
@@ -215,15 +216,21 @@ def _check_numbers(where: str, config: Any, options: Mapping[str, Any]) -> None:
     """
     from transformers import AutoModelForCausalLM
 
+    from llm.models import folder_files
+
     place, file = Path(where), options.get("gguf_file")
-    packed = getattr(config, "quantization_config", None) is not None
-    if not place.is_dir() or options.get("trust_remote_code") or packed:
+    if not place.is_dir():
         return
     if file is not None:
         sizes = [one.numbers for one in read_header(place / file).tensors]
         folder_files.check_layers(len(sizes), config, where)
     else:
-        sizes = [one.numbers for one in folder_files.stored_weights(place).values()]
+        stored = folder_files.stored_weights(place)
+        sizes = [one.numbers for one in stored.values()]
+        if stored:
+            folder_files.check_stored(stored, config, where)
+    if options.get("trust_remote_code") or getattr(config, "quantization_config", None) is not None:
+        return
 
     def build() -> Any:
         with torch.device("meta"):

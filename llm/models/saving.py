@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from llm.models.folder_files import TEMPLATE
 from llm.models.libraries import muted, quiet, reason_of
 from llm.models.pretrained import check_folder
+from llm.scoring.templates import SAVED as TEMPLATE
 from markov.errors import InvalidInput, require
 from markov.files import inputs, leftovers
 from markov.files.storage import Location, check_writable, settings_of

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from llm.arguments import checked_job
 from llm.models.names import Made, made
 from llm.scoring.limits import BUDGET, MAX_LENGTH
 from llm.scoring.templates import TEMPLATES
@@ -50,6 +51,7 @@ class ModelOptions:
     """
 
 
+@checked_job
 def load(
     source: Location,
     *,

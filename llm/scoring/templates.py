@@ -18,6 +18,7 @@ from markov.errors import InvalidInput, require
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+SAVED = "template.json"  # as which a template lies in a model's folder
 LONGEST = 240  # characters of what a template complains of
 TODAY = "strftime_now"  # what chat templates call to know which day it is
 
