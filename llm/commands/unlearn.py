@@ -17,7 +17,7 @@ from llm.scoring.limits import NEW_TOKENS
 from llm.training.processes import in_first
 from markov.console.choices import WeightingName
 from markov.errors import require_epochs
-from markov.files import folders
+from markov.files import folders, inputs
 
 if TYPE_CHECKING:
     from llm.unlearning.unlearn import Unlearning
@@ -185,7 +185,7 @@ def resolved(command: Unlearn) -> Unlearn:
 
     data = data_of(command.model, command.data)
     check_retrained(command.retrained, data)
-    table = command.reference is not None and Path(command.reference).is_file()
+    table = command.reference is not None and inputs.is_file(command.reference)
     if command.reference is not None and (not table or is_gguf(command.reference)):
         check(command.reference, "reference")
     word = command.objective or (

@@ -18,7 +18,7 @@ from markov.errors import InvalidInput, require
 
 LINES = 300_000  # lines that two turns may take; templates that are used take some hundreds
 NUMBER = 10**5  # the largest whole number that may stand in one
-MEMORY = 2**29  # bytes by which memory may grow meanwhile
+MEMORY = 2**27  # bytes by which memory may grow meanwhile
 FILE = "<template>"  # as which jinja compiles every template
 TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 ALLOWED = "a tokenizer whose chat template ends in a short time"

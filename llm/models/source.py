@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from llm.arguments import checked_job
 from llm.models.names import Made, made
 from llm.scoring.limits import BUDGET, MAX_LENGTH
-from llm.scoring.templates import TEMPLATES
+from llm.scoring.templates import TEMPLATES, Template
 from markov.errors import require
 from markov.files.storage import Location
 
 if TYPE_CHECKING:
     from llm.models.language_model import LanguageModel
-    from llm.scoring.templates import Template
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +72,8 @@ def load(
     from llm.models.language_model import find_dtype, fitting, load_saved
 
     own = made(source)
+    known = template is None or isinstance(template, Template)
+    require(known, "template", template, "a Template, such as llm.scoring.templates.CHAT")
     if own is None:
         options: dict[str, Any] = {
             "template": template,
