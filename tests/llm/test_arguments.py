@@ -107,8 +107,8 @@ def test_numbers_of_numpy_and_lists_are_taken() -> None:
         *(("objectives", ["npo:0.1"]), ("objectives", {"a": 1}), ("scores", pd.DataFrame())),
         *(("model", Path("a")), ("data", ["a", Path("b")]), ("beta", (0.1,)), ("beta", 1)),
     ):
-        check(name, value)
-    check("no argument of any job", object())
+        assert check(name, value) is None
+    assert check("no argument of any job", object()) is None
 
 
 def test_none_is_left_to_the_default() -> None:
