@@ -65,14 +65,22 @@ def _is_list(value: object) -> bool:
 
 
 def _is_word(value: object) -> bool:
-    return isinstance(value, str | os.PathLike) and bool(str(value).strip())
+    # A name that is no UTF-8 could be opened, but not written into tables or printed.
+    return isinstance(value, str | os.PathLike) and bool(str(value).strip()) and _is_text(value)
+
+
+def _is_text(value: object) -> bool:
+    try:
+        return bool(str(value).encode())
+    except UnicodeEncodeError:
+        return False
 
 
 EXAMPLE = of("Example")
 NUMBER = Row("one finite number", is_number)
 TRUTH = Row("True or False", lambda one: isinstance(one, bool))
 TEXT = Row("a text", lambda one: isinstance(one, str))
-WORD = Row("a word or a path", _is_word)
+WORD = Row("a word or a path, in UTF-8", _is_word)
 EPOCHS, MODEL = whole(1, 10**5), WORD | of("LanguageModel")
 EXAMPLES = Row(
     "a list of words, paths or examples",

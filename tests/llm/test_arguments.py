@@ -93,6 +93,8 @@ def test_no_argument_is_of_an_odd_kind(name: str, kind: str) -> None:
         ("data", [1, 2]),
         ("scores", None),
         ("out", ""),
+        ("out", Path("\udcffname")),
+        ("model", "\ud800"),
     ],
 )
 def test_numbers_out_of_bounds_and_values_of_another_kind_are_refused(
