@@ -20,7 +20,7 @@ import pandas as pd
 from markov import diagnostics
 from markov.batching import Corpus
 from markov.cases import Case
-from markov.errors import require, require_whole
+from markov.errors import require, require_jobs, require_whole
 from markov.experiments import Experiment
 from markov.files import leftovers, storage
 from markov.models import Parameters, stack_parameters
@@ -74,8 +74,7 @@ def run(
     making: that is made again. Raises `InvalidInput` if there is no experiment, and for a device
     that is not there.
     """
-    experiments = list(experiments)
-    require(len(experiments) > 0, "experiments", experiments, "at least one")
+    experiments = _checked(experiments, n_jobs)
     folder, whole = models_folder(cache), shares(experiments)
     missing = _missing(folder, whole)
     n_jobs = _processes(missing, whole, n_jobs)
@@ -93,6 +92,19 @@ def run(
         leftovers.discard(kept)
     rows = pd.concat(frames).sort_values(["run", "place", "step"], ignore_index=True)
     return rows.drop(columns="place")
+
+
+def _checked(experiments: Iterable[Experiment], n_jobs: int = 1) -> list[Experiment]:
+    """Return a list of what is to be run; raise `InvalidInput` for what is no list of experiments.
+
+    An experiment itself is none.
+    """
+    several = isinstance(experiments, Iterable) and not isinstance(experiments, str)
+    found = list(experiments) if several else []
+    known = len(found) > 0 and all(isinstance(one, Experiment) for one in found)
+    require(known, "experiments", experiments, "at least one, in a list of Experiments")
+    require_jobs(n_jobs)
+    return found
 
 
 def run_part(
@@ -114,6 +126,7 @@ def run_part(
     """
     require_whole(count, "count", 1)
     require_whole(part, "part", 0, count - 1)
+    experiments = _checked(experiments, n_jobs)
     folder, chosen = models_folder(cache), shares(experiments)[part::count]
     missing = _missing(folder, chosen)
     n_jobs = _processes(missing, chosen, n_jobs)
@@ -224,6 +237,7 @@ def trajectory(
     Models that the cache lacks are trained first. `on_step` is as in `training.unlearn`. Raises
     `InvalidInput` where the experiments differ in more than values.
     """
+    experiments = _checked(experiments)
     shapes = {shape_of(experiment) for experiment in experiments}
     require(
         len(shapes) == 1,
