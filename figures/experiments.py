@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -67,6 +68,7 @@ def _begun(parts: Path, missing: Sequence[int], count: int) -> Sequence[int]:
     if begun is not None:
         return begun
     if missing:
-        with storage.atomic_path(path) as partial:
+        # Another process that has drawn the same may just have discarded the folder.
+        with suppress(FileNotFoundError), storage.atomic_path(path) as partial:
             partial.write_text(json.dumps(list(missing)), "utf-8")
     return missing

@@ -9,6 +9,7 @@ handed over: see `markov.running.backends`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,6 +55,7 @@ LITTLE = 1e11
 # Workers for which ensembles are split on a cluster, however many there are: a restart on others
 # finds the same shares.
 SPLIT = 16
+TRIALS = 5  # how often a part is written that another process takes away
 
 
 def run(
@@ -86,7 +88,10 @@ def run(
         there = kept is not None and (kept / _part_name(share)).exists()
         divided += [share] if there else split(share, workers, len(whole))
     found = _make(missing, divided, n_jobs, progress, folder, kept)
-    tables = [one if kept is None else _read_part(kept / one) for one in found]
+    tables = [
+        one if kept is None else _read_part(folder, kept / one, share)
+        for one, share in zip(found, divided, strict=True)
+    ]
     frames = [_own_rows(*pair) for pair in zip(divided, tables, strict=True)]
     if kept is not None and parts is None:
         leftovers.discard(kept)
@@ -263,7 +268,12 @@ def _made(folder: Path, progress: bool, parts: Path | None, share: Share) -> Any
         return _table(folder, progress, share)
     name = _part_name(share)
     if storage.read_kept(parts / name, storage.read_table) is None:
-        storage.write_table(_table(folder, progress, share), parts / name, {})
+        table = _table(folder, progress, share)
+        for _ in range(TRIALS):
+            # Another process that has done the same work may just have discarded the folder.
+            with suppress(FileNotFoundError):
+                storage.write_table(table, parts / name, {})
+                break
     return name
 
 
@@ -271,8 +281,10 @@ def _part_name(share: Share) -> str:
     return f"{storage.fingerprint([list(share.experiments), share.recorded])}.parquet"
 
 
-def _read_part(path: Path) -> pd.DataFrame:
-    frame = storage.read_table(path)
+def _read_part(folder: Path, path: Path, share: Share) -> pd.DataFrame:
+    frame = storage.read_kept(path, storage.read_table)
+    if frame is None:  # discarded by another process that has done the same work
+        return _table(folder, False, share)
     frame.attrs = {}
     return frame
 
