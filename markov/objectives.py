@@ -180,6 +180,10 @@ def check_shapes(seq: SequenceLogProbs) -> None:
     refused as well.
     """
     require(isinstance(seq, SequenceLogProbs), "seq", seq, "a SequenceLogProbs")
+    logp, length, ref = seq
+    tensors = isinstance(logp, Tensor) and isinstance(length, Tensor) and isinstance(ref, Tensor)
+    if tensors and logp.shape == length.shape == ref.shape:  # as in every step of a training
+        return
     for name, value in zip(seq._fields, seq, strict=True):
         require(isinstance(value, Tensor) or is_plain(value), name, value, "a tensor")
     shapes = [(name, tuple(x.shape)) for name, x in seq._asdict().items() if isinstance(x, Tensor)]
@@ -259,17 +263,13 @@ class Objective(NamedTuple):
         """Check all that can be known without looking into a tensor."""
         check_shapes(seq)
         if tensors:
-            whole = all(isinstance(x, Tensor) for x in seq) and seq.logp.is_floating_point()
+            whole = all([isinstance(x, Tensor) for x in seq]) and seq.logp.is_floating_point()
             require(whole, "seq", seq, "tensors of floating dtype, as SequenceLogProbs.of makes")
         for name, value in zip(self._fields, self, strict=True):
             check_plain(name, value, ALLOWED[name])
 
     def _wide(self, seq: SequenceLogProbs) -> Objective:
-        """Return the objective for the same in float32.
-
-        A logit may leave the range of float16 where the loss does not. What counts as beta = 0
-        stays as it is.
-        """
+        """Return the objective for float32: in float16 a logit may overflow where no loss does."""
         zero = away_from_zero(self.beta, seq.logp)[1]
         return self._replace(beta=as_like(self.beta, seq.logp.float()).masked_fill(zero, 0.0))
 
@@ -284,9 +284,10 @@ class Objective(NamedTuple):
         """
         self._check(seq, tensors=True)
         z = self.logit(seq)
-        if isinstance(self.beta, Tensor) or self.beta == 0:
-            known = z.isfinite() | (as_like(self.beta, z) != 0)
-            z = z.where(known, as_like(self.gamma, z))
+        if isinstance(self.beta, Tensor):
+            z = z.where(self.beta != 0, as_like(self.gamma, z))
+        elif self.beta == 0:
+            z = z.where(z.isfinite(), as_like(self.gamma, z))
         return 2 * torch.sigmoid(z) / seq.length**self.normalize
 
 

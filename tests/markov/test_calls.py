@@ -199,7 +199,8 @@ def test_the_slope_of_such_a_loss_is_its_weight():
 def test_gradient_ascent_weighs_what_is_impossible_too(normalize: float, gamma: float):
     seq = SequenceLogProbs(*torch.tensor([[-torch.inf, -1.0], [4.0, 4.0], [-1.0, -1.0]]))
     one = Objective(0.0, gamma, 0.0, normalize)
-    for objective in (one, Objective(*(field[:, None] for field in stack([one])))):
+    stacked = Objective(*(torch.as_tensor(field)[:, None] for field in stack([one])))
+    for objective in (one, stacked):
         weight = objective.weight(seq)
         assert torch.equal(weight[..., 0], weight[..., 1])
         expected = 2 * torch.tensor(gamma).sigmoid() / 4**normalize
