@@ -10,19 +10,28 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import tyro
 
 from figures import catalogue
-from figures.catalogue import ALL, BY_NAME, CATALOGUE, FIGURES, GALLERY, STUDY, module_of
-from figures.drawn_of import EVALUATED, NOT_OF_RUNS, OF_DEFAULT, unstudied
+from figures.catalogue import ALL, BY_NAME, FIGURES, GALLERY, STUDY, module_of
+from figures.checks import (
+    OWN,
+    check_gallery,
+    check_memory,
+    check_out,
+    check_own,
+    check_read,
+    check_used,
+)
+from figures.drawn_of import unstudied
 from llm.scoring.limits import BUDGET, MAX_LENGTH
 from markov.console import ending
 from markov.errors import require, require_jobs, require_whole
-from markov.files import folders, storage
+from markov.files import inputs, storage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,13 +39,7 @@ if TYPE_CHECKING:
     from figures.cache import Context
     from figures.language.own_model import OwnModel
 
-# Options of a language model of the user's own.
-OWN = (
-    *("model", "retrained", "data", "retain_data", "learning_rate", "epochs", "batch"),
-    *("precision", "lora_rank", "gradient_checkpointing", "template", "system", "dtype", "device"),
-    *("revision", "trust_remote_code", "max_length", "budget", "memory"),
-)
-LANGUAGE = tuple(one.name for one in CATALOGUE if one.study or ".language." in one.module)
+MOST_SEEDS = 1000  # each of them takes minutes
 TOLD = "told"  # folder for the tables that README and findings tell of a figure
 
 
@@ -164,9 +167,10 @@ def main(arguments: Arguments) -> None:
     names = chosen(arguments)
     require_jobs(arguments.jobs)
     if arguments.seeds is not None:
-        require_whole(arguments.seeds, "seeds", 1)
+        require_whole(arguments.seeds, "seeds", 1, MOST_SEEDS)
     check_gallery(arguments)
     check_own(arguments)
+    check_used(arguments, names)
     check_out(arguments, names)
     if arguments.study is not None:
         names = of_study(arguments.study, names, named=bool(arguments.names))
@@ -189,11 +193,7 @@ def main(arguments: Arguments) -> None:
         many = arguments.seeds
         scale = replace(scale, pretrained=many, sweep_pretrained=many, trained=many)
     scale = replace(scale, whole=arguments.whole)
-    if arguments.runs:
-        from llm.unlearning.runs import read_run
-
-        for folder in arguments.runs:
-            read_run(folder)
+    check_read(arguments, names, own)
     context = Context(
         scale=scale,
         n_jobs=arguments.jobs,
@@ -222,33 +222,6 @@ def main(arguments: Arguments) -> None:
                 shown.say(module_of(name).text(frame))
             written = f"{arguments.out / name}.{{pdf,png,parquet}}"
             shown.done(f"{name}: {written} in {time.perf_counter() - began:.0f} s")
-
-
-def check_gallery(arguments: Arguments) -> None:
-    """Raise `InvalidInput` where pictures and numbers of less evidence would replace those kept."""
-    if not arguments.gallery or arguments.study is not None:
-        return
-    from figures.scale import EVIDENCE
-
-    enough = not arguments.quick and (arguments.seeds or EVIDENCE) >= EVIDENCE
-    require(enough, "gallery", True, f"given without --quick, and with {EVIDENCE} seeds at least")
-
-
-def check_out(arguments: Arguments, names: Sequence[str]) -> None:
-    """Check, before any work, that what the figures replace are figures.
-
-    Runs, models and tables of many kinds may lie in the output folder. Raises `InvalidInput` for an
-    output folder that cannot be written, or that is, or lies in, what is read, and for a table
-    NAME.parquet that this program did not write.
-    """
-    storage.check_writable(arguments.out, "out", folder=True)
-    inputs = [*arguments.runs, arguments.model, arguments.retrained, *(arguments.logs or ())]
-    if arguments.study is not None:  # whose own folder for figures may be written to
-        inputs += [arguments.study / "data", *arguments.study.glob("seed*")]
-        same = arguments.out.resolve() == arguments.study.resolve()
-        require(not same, "out", str(arguments.out), "a folder apart from the study, which is read")
-    for name in names:
-        folders.check_table(arguments.out / f"{name}.parquet", inputs=inputs)
 
 
 def chosen(arguments: Arguments) -> tuple[str, ...]:
@@ -291,19 +264,6 @@ def of_study(place: Path, names: Sequence[str], *, named: bool) -> tuple[str, ..
     return tuple(name for name in names if not why[name])
 
 
-def check_memory(own: OwnModel, names: Sequence[str]) -> None:
-    """Print the memory that figures of a model of the user's own take.
-
-    Raises `InvalidInput` for what takes more than there is.
-    """
-    from llm.jobs.planning import planned
-    from llm.scoring.limits import NEW_TOKENS
-
-    evaluated = any(name in EVALUATED for name in names)
-    if any(name in LANGUAGE for name in names):
-        planned(own, training=True, writing=NEW_TOKENS if evaluated else 0)
-
-
 def draw(name: str, context: Context, arguments: Arguments) -> pd.DataFrame:
     """Compute, or read, the frame of a figure, write it with its pictures, and return it.
 
@@ -340,31 +300,6 @@ def draw(name: str, context: Context, arguments: Arguments) -> pd.DataFrame:
     return frame
 
 
-def check_own(arguments: Arguments) -> None:
-    """Raise `InvalidInput` for options of a language model that go with nothing else given."""
-    for field in fields(arguments):
-        value = getattr(arguments, field.name)
-        unused = arguments.model is None and field.name in OWN and value != field.default
-        allowed = "left out without --model, whose figures they are about"
-        require(not unused, field.name, value, allowed)
-    unused = arguments.study is not None and (arguments.runs or arguments.model)
-    require(not unused, "study", str(arguments.study), "left out with --runs and --model")
-    noised = arguments.model is not None and "llm_reference_noise" in arguments.names
-    allowed = "the model retrained without the forget data, for llm_reference_noise"
-    known = arguments.retrained is not None or not noised
-    require(known, "retrained", arguments.retrained, allowed)
-    whole = arguments.study is not None and arguments.gallery and not arguments.names
-    require(not whole, "gallery", True, "with --study, beside the NAMEs of the figures to refresh")
-    for field, none in (("model", OF_DEFAULT), ("runs", NOT_OF_RUNS)):
-        given = getattr(arguments, field)
-        odd = [name for name in arguments.names if given and (name in none or name not in LANGUAGE)]
-        shown = given if isinstance(given, str) else " ".join(map(str, given or ()))
-        allowed = f"left out with {' '.join(odd[:1])}, which is not drawn of it"
-        require(not odd, field, shown, allowed)
-    allowed = "left out with --runs, which are runs of a model already"
-    require(arguments.model is None or not arguments.runs, "model", arguments.model, allowed)
-
-
 def own_model(arguments: Arguments) -> OwnModel | None:
     """Return the language model that the arguments name, or None."""
     if arguments.model is None:
@@ -383,7 +318,7 @@ def cli(arguments: Sequence[str] | None = None) -> int:
     """Parse the arguments (default: the process's own), draw, and return the exit code."""
     given, debug = ending.debugged(arguments)
     parsed = tyro.cli(Arguments, prog="python -m figures", description=DESCRIPTION, args=given)
-    return ending.exit_code(lambda: main(parsed), debug=debug)
+    return ending.exit_code(lambda: main(inputs.expand_all(parsed)), debug=debug)
 
 
 if __name__ == "__main__":

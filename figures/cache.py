@@ -12,6 +12,7 @@ import pandas as pd
 
 from figures.scale import Scale
 from markov.console.progress import bar
+from markov.errors import require
 from markov.files import leftovers, storage
 
 if TYPE_CHECKING:
@@ -36,14 +37,22 @@ class Context:
     evidence: Path | None = None  # the folder with the tables that a ledger judges
 
 
-def read_fresh(context: Context, path: Path) -> pd.DataFrame | None:
+def read_fresh(context: Context, path: Path, key: str | None = None) -> pd.DataFrame | None:
     """Return a cached table, or None if it has to be made.
 
-    That is so if it is not there, is too old, or was damaged and has been set aside.
+    That is so if it is not there, is too old, or was damaged and has been set aside; and, where a
+    `key` is given, if it is the table of another one.
     """
     if not is_fresh(context, path):
         return None
-    return storage.read_kept(path, storage.read_table)
+
+    def read(path: Path) -> pd.DataFrame:
+        frame = storage.read_table(path)
+        made = frame.attrs[storage.KEY].get("fingerprint")
+        require(key in (None, made), "table", str(path), "that of its own name")
+        return frame
+
+    return storage.read_kept(path, read)
 
 
 def cached(
@@ -54,7 +63,7 @@ def cached(
     It is kept under the settings and the code behind it: a `module` and all that it imports.
     """
     path = _path(module, settings)
-    frame = read_fresh(context, path)
+    frame = read_fresh(context, path, cache_key(settings, module))
     if frame is None:
         leftovers.clear(path.parent)
         storage.write_table(compute(), path, storage.provenance(settings, module, without=DRAWING))

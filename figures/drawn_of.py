@@ -26,6 +26,12 @@ UNSTUDIED = {
     "llm_tuned": "it is of the default model, and chooses settings on trainings of its own",
     "divergence": "a study does not record the KL to the original along its runs",
 }
+# They compare with the model retrained without the forget data, whatever unlearned.
+COMPARED = (
+    *("llm_bias", "llm_truth_ratio", "llm_reference_noise", "llm_relearning"),
+    *(name for name in EVALUATED if name != "llm_beside"),
+)
+LOGGED = ("llm_bias", "llm_truth_ratio")  # they show evaluation logs beside runs
 # Always of models that are made here.
 OF_DEFAULT = ("llm_beside", "llm_sequential", "llm_tuned", "muse_tradeoff", "push_and_need")
 # Of more than what single runs of unlearning hold.

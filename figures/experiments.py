@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
 
 from figures.cache import Context, discard_stale, read_fresh
+from markov.errors import is_whole, require
 from markov.experiments import Experiment
-from markov.files import leftovers, storage
+from markov.files import inputs, leftovers, storage
 from markov.running.run import parts_of, run
 
 
@@ -29,7 +31,7 @@ def table(context: Context, experiments: Sequence[Experiment]) -> pd.DataFrame:
     parts = parts_of(list(found))
     discard_stale(context, parts, parts)
     missing = _begun(
-        parts, [number for number, frame in enumerate(found.values()) if frame is None]
+        parts, [number for number, frame in enumerate(found.values()) if frame is None], len(found)
     )
     if missing:
         wanted = [list(found)[number] for number in missing]
@@ -48,18 +50,25 @@ def table(context: Context, experiments: Sequence[Experiment]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def _begun(parts: Path, missing: Sequence[int]) -> Sequence[int]:
+def _begun(parts: Path, missing: Sequence[int], count: int) -> Sequence[int]:
     """Return the numbers of the experiments to run: those of an earlier call, if it was stopped.
 
     Running only some of these would form other ensembles, and the parts that were kept would not be
     found.
     """
     path = parts / "missing.json"
-    try:
-        return [int(number) for number in json.loads(path.read_text("utf-8"))]
-    except (OSError, ValueError, TypeError):
-        pass
+
+    def read(path: Path) -> list[int]:
+        numbers = inputs.read_json(path, "missing")
+        good = isinstance(numbers, list) and all(is_whole(one, 0, count - 1) for one in numbers)
+        require(good, "missing", str(path), f"a list of whole numbers below {count}")
+        return numbers
+
+    begun = storage.read_kept(path, read)
+    if begun is not None:
+        return begun
     if missing:
-        with storage.atomic_path(path) as partial:
+        # Another process that has drawn the same may just have discarded the folder.
+        with suppress(FileNotFoundError), storage.atomic_path(path) as partial:
             partial.write_text(json.dumps(list(missing)), "utf-8")
     return missing

@@ -24,15 +24,28 @@ from figures.cache import Context
 from figures.catalogue import BY_NAME, OTHERWISE
 from figures.scale import Scale
 from markov.console.progress import MINUTE, duration, lines
-from markov.errors import InvalidInput, require
-from markov.files import storage
+from markov.errors import is_number, require
+from markov.files import inputs, storage
 
 AGAIN = 3.0  # seconds to draw a table that is there
 QUICK = 0.07  # share of a figure's seconds that the quick scale takes
 OF_MODELS = "figures.chains."  # figures that take as much longer as there are more models
 JOURNAL = "seconds.json"
+LONGEST = 1e9  # seconds that anything here has taken
 Journal = dict[str, dict[str, Any]]
 COMPUTED, REDRAWN = "computed", "redrawn"
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, int | float) and is_number(value) and 0 <= value <= LONGEST
+
+
+# What is kept of a figure, by name.
+KINDS: Mapping[str, Callable[[object], bool]] = {
+    COMPUTED: _is_time,
+    REDRAWN: _is_time,
+    "code": lambda value: isinstance(value, str),
+}
 
 
 class Expected(NamedTuple):
@@ -108,16 +121,10 @@ def _read() -> Journal:
 
 
 def _parsed(path: Path) -> Journal:
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:  # another process was faster
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise InvalidInput("journal", str(path), f"JSON that can be read ({error})") from None
-    kinds = {COMPUTED: (int, float), REDRAWN: (int, float), "code": str}
+    found = inputs.read_json(path, "journal")
     good = isinstance(found, dict) and all(
         isinstance(one, dict)
-        and all(name in kinds and isinstance(value, kinds[name]) for name, value in one.items())
+        and all(name in KINDS and KINDS[name](value) for name, value in one.items())
         for one in found.values()
     )
     require(good, "journal", str(path), "seconds by figure, as this program writes them")

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from markov.console import limits
 from markov.errors import InvalidInput, is_number, is_whole, require, require_whole
 
 Tokens = Int64[Tensor, "*batch time"]
@@ -113,7 +114,7 @@ class MarkovChain:
 
     def marginals(self, length: int) -> Float[Tensor, "length states"]:
         """Return the exact law of each state: row t is initial T^t, the law of x_t."""
-        require_whole(length, "length", 1)
+        require_whole(length, "length", 1, limits.LENGTH[1])
         laws = [self.initial]
         for _ in range(length - 1):
             laws.append(laws[-1] @ self.transition)
@@ -129,13 +130,9 @@ class MarkovChain:
         land (paper, Figure 5). Raises `InvalidInput` for a model of another shape, or with rows
         that are no laws (to 1e-5, so that a float32 softmax is accepted).
         """
+        known = isinstance(model, Tensor) and model.shape == self.transition.shape
         shape = tuple(model.shape) if isinstance(model, Tensor) else model
-        require(
-            shape == tuple(self.transition.shape),
-            "model",
-            shape,
-            "a tensor with one row for each state",
-        )
+        require(known, "model", shape, "a tensor with one row for each state")
         _require_laws("model", model, tolerance=1e-5)
         return self._context_mean(row_kl(self.transition, model), length)
 
@@ -147,7 +144,7 @@ class MarkovChain:
         return self._context_mean(row_entropy(self.transition), length)
 
     def _context_mean(self, value: Float[Tensor, " states"], length: int) -> Float[Tensor, ""]:
-        require_whole(length, "length", 2)  # a context and a next state
+        require_whole(length, "length", *limits.LENGTH)  # a context and a next state
         visits = self.marginals(length - 1).mean(0)
         # A state that is never visited counts for nothing, even where its divergence is infinite (0
         # times inf would be nan).
@@ -275,8 +272,10 @@ class Mixture:
 
 
 def _uniforms(count: int, length: int, generator: torch.Generator, like: Tensor) -> Tensor:
-    for name, value in (("count", count), ("length", length)):
-        require_whole(value, name, 1)
+    require_whole(count, "count", 1, limits.COUNT[1])
+    require_whole(length, "length", 1, 1 + limits.LENGTH[1])
+    known = isinstance(generator, torch.Generator)
+    require(known, "generator", generator, "a torch.Generator")
     return torch.rand((count, length), generator=generator, dtype=torch.float64, device=like.device)
 
 

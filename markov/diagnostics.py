@@ -169,6 +169,16 @@ def settings_columns(experiment: Experiment) -> dict[str, object]:
     }
 
 
+def _check_table(table: pd.DataFrame) -> None:
+    """Raise `InvalidInput` unless a table has a row at least, and the columns of `run`."""
+    known = isinstance(table, pd.DataFrame)
+    require(known, "table", table, "a table of runs, as markov.run returns")
+    needed = ("run", "step", "component", "kl_to_truth", "retrained", *SETTINGS)
+    missing = [name for name in needed if name not in table]
+    allowed = f"columns {', '.join(needed)}, and rows"
+    require(not missing and len(table) > 0, "table", list(table), allowed)
+
+
 def crossings(table: pd.DataFrame) -> pd.DataFrame:
     """Return where each forget component of each run first reaches the retrained model's distance.
 
@@ -179,6 +189,7 @@ def crossings(table: pd.DataFrame) -> pd.DataFrame:
     there has nan, and `reached` False; one that starts there has step 0. Raises `InvalidInput` for
     a table of a sweep.
     """
+    _check_table(table)
     names = sorted(set(table["component"]))
     require(
         names == ["forget1", "forget2", "retain"],

@@ -52,8 +52,11 @@ def require(condition: bool, field: str, value: object, allowed: str) -> None:
 def is_number(value: object) -> bool:
     """Return whether the value is one finite real number.
 
-    True and False are none, though Python adds them up as 1 and 0.
+    True and False are none, though Python adds them up as 1 and 0, and neither is a whole number
+    that no tensor holds.
     """
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return False
     try:
         return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:  # an integer beyond the range of floating-point numbers

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
+import numpy as np
+
 from markov.cases import LENGTH, Case
 from markov.console import limits
 from markov.console.choices import OptimizerName, RetainTerm, WeightingName
@@ -173,9 +175,12 @@ def grid(base: Experiment, **axes: Sequence[Any]) -> list[Experiment]:
 
     Raises `InvalidInput` for a name that is no field of `Experiment`, or an axis without values.
     """
+    require(isinstance(base, Experiment), "base", base, "an Experiment")
     names = [field.name for field in fields(base)]
     for name, values in axes.items():
         require(name in names, "grid axis", name, f"one of {names}")
+        several = isinstance(values, Sequence | np.ndarray) and not isinstance(values, str | bytes)
+        require(several, f"grid axis {name}", values, "a list of values")
         require(len(values) > 0, f"grid axis {name}", values, "at least one value")
     return [
         replace(base, **dict(zip(axes, point, strict=True)))

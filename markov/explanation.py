@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from markov.errors import is_whole, require
+from markov.numerics import away_from_zero
 from markov.objectives import (
     AT_BETA_ZERO,
     CORNERS,
     Objective,
     SequenceLogProbs,
-    away_from_zero,
     check_logprobs,
     check_shapes,
     validate,
@@ -22,9 +22,11 @@ def explain(objective: Objective, seq: SequenceLogProbs, index: int = 0) -> str:
 
     Raises `InvalidInput` where there is no such example, and for a stack of objectives.
     """
+    check_shapes(seq)
+    for name, value in seq._asdict().items():
+        require(isinstance(value, torch.Tensor), name, value, "a tensor")
     count = seq.logp.numel()
     require(is_whole(index, -count, count - 1), "index", index, f"{-count} to {count - 1}")
-    check_shapes(seq)
     for name, value in validate(objective)._asdict().items():
         require(torch.as_tensor(value).numel() == 1, name, value, "one number, not a stack")
     one = check_logprobs(SequenceLogProbs(*(x.detach().reshape(-1)[index] for x in seq)))

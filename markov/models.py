@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from markov.console import limits
-from markov.errors import require, require_all_whole, require_number
+from markov.errors import require, require_all_whole, require_number, require_whole
 from markov.numerics import ALIGNED, VECTOR
 
 Parameters = Mapping[str, Tensor]
@@ -147,6 +147,7 @@ class Transformer:
 
     def init(self, seed: int) -> dict[str, Tensor]:
         """Return fresh parameters of one run, drawn in a fixed order from their own generator."""
+        require_whole(seed, "seed")
         generator = torch.Generator().manual_seed(seed)
         width, parameters = self.width, dict[str, Tensor]()
 

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from markov.errors import InvalidInput, require
+
 Values = TypeVar("Values", float, np.ndarray, Tensor)
 
 # Relative: sums of thousands of float64 numbers are off by some 1e-13 of the largest of them, of
@@ -51,3 +53,43 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def require_all(holds: Tensor, field: str, values: Tensor, allowed: str) -> None:
+    """Raise `InvalidInput` with the first value of which `holds` is false, and its index."""
+    if places := (~holds).nonzero().tolist():
+        where = f"{len(places)} of {values.numel()} are not, the first at index {tuple(places[0])}"
+        raise InvalidInput(field, float(values[tuple(places[0])]), f"{allowed} ({where})")
+
+
+def tensor_of(field: str, value: object, like: Tensor | None) -> Tensor:
+    """Return numbers as a tensor of the dtype and device of another one, if one is given.
+
+    Raises `InvalidInput` for a value that is not made of numbers.
+    """
+    try:
+        numbers = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InvalidInput(field, value, "numbers") from error
+    real = numbers.dtype != torch.bool and not numbers.is_complex()
+    require(real, field, numbers.dtype, "numbers")
+    if like is not None:
+        return numbers.to(like)
+    return (
+        numbers if isinstance(value, Tensor) and numbers.is_floating_point() else numbers.double()
+    )
+
+
+def as_like(value: float | Tensor, like: Tensor) -> Tensor:
+    """Return the value as a tensor of the dtype and device of another."""
+    return value.to(like) if isinstance(value, Tensor) else like.new_tensor(value)
+
+
+def away_from_zero(beta: float | Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return beta with 1 wherever it counts as 0, and a mask of where that is.
+
+    So not even an unused branch divides by 0.
+    """
+    beta = as_like(beta, like)
+    zero = beta < torch.finfo(beta.dtype).tiny
+    return beta.masked_fill(zero, 1.0), zero

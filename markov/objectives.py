@@ -38,6 +38,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from markov.errors import InvalidInput, require, require_number
+from markov.numerics import as_like, away_from_zero, require_all, tensor_of
 
 Number = float | Tensor
 Values = Number | Sequence[Any] | np.ndarray
@@ -83,8 +84,8 @@ class SequenceLogProbs(NamedTuple):
         device of `logp`, which becomes float64 unless it is a floating tensor. Raises
         `InvalidInput` for anything that is not so.
         """
-        first = _tensor("logp", logp, None)
-        others = (_tensor(name, value, first) for name, value in (("length", length), ("ref", ref)))
+        first = tensor_of("logp", logp, None)
+        others = (tensor_of("length", length, first), tensor_of("ref", ref, first))
         return check_logprobs(
             cls(first, *(x.expand(first.shape) if x.ndim == 0 else x for x in others))
         )
@@ -110,15 +111,14 @@ class SequenceLogProbs(NamedTuple):
         vocabulary. These two checks look at values, which `torch.func.vmap` refuses for a mapped
         mask: check once outside, then pass `check=False`.
         """
-        shape, vocab = tuple(logits.shape[:-1]), logits.shape[-1]
+        for name, value in (("logits", logits), ("targets", targets), ("mask", mask)):
+            require(isinstance(value, Tensor) and value.ndim > 0, name, value, "a tensor of rows")
         require(logits.is_floating_point(), "logits", logits.dtype, "a floating dtype")
-        require(
-            targets.shape == shape,
-            "targets",
-            tuple(targets.shape),
-            f"the shape {shape} of the logits",
-        )
-        require(mask.shape == shape, "mask", tuple(mask.shape), f"the shape {shape} of the logits")
+        require(not targets.is_floating_point(), "targets", targets.dtype, "whole numbers")
+        shape, vocab = tuple(logits.shape[:-1]), logits.shape[-1]
+        for name, value in (("targets", targets), ("mask", mask)):
+            fits = value.shape == shape
+            require(fits, name, tuple(value.shape), f"the shape {shape} of the logits")
         require(mask.dtype == torch.bool, "mask", mask.dtype, "boolean, True on scored tokens")
         if check:
             check_nonempty(mask.sum(-1), field="mask")
@@ -133,8 +133,8 @@ class SequenceLogProbs(NamedTuple):
         chosen = known.gather(-1, targets.where(mask, 0).long()[..., None]).squeeze(-1)
         logp = (chosen - known.logsumexp(-1)).where(mask, 0.0).sum(-1)
         try:
-            ref = _like(ref, logp).expand(logp.shape)
-        except RuntimeError as error:
+            ref = as_like(ref, logp).expand(logp.shape)
+        except (RuntimeError, TypeError, ValueError) as error:
             raise InvalidInput(
                 "ref", ref, f"a number, or a tensor that fits {tuple(logp.shape)}"
             ) from error
@@ -158,51 +158,34 @@ def check_logprobs(seq: SequenceLogProbs) -> SequenceLogProbs:
     but for rounding, and with `length` a whole number of at least 1. The error names the field and
     the first bad value. This looks at values, which `torch.func.vmap` refuses for mapped tensors.
     """
+    check_shapes(seq)
     for name, values in seq._asdict().items():
         proper = isinstance(values, Tensor) and values.is_floating_point()
         require(proper, name, getattr(values, "dtype", values), "a tensor of floating dtype")
-    check_shapes(seq)
     for name, values in seq._asdict().items():
-        _require_all(values.isfinite(), name, values, "finite numbers")
+        require_all(values.isfinite(), name, values, "finite numbers")
     check_nonempty(seq.length)
     whole = (seq.length >= 1) & (seq.length == seq.length.round())
-    _require_all(whole, "length", seq.length, "at least 1 scored token, a whole number of them")
+    require_all(whole, "length", seq.length, "at least 1 scored token, a whole number of them")
     for name, values in (("logp", seq.logp), ("ref", seq.ref)):
         low = values <= ROUNDING * seq.length
-        _require_all(low, name, values, "log-probabilities, in nats: at most 0")
+        require_all(low, name, values, "log-probabilities, in nats: at most 0")
     return seq
-
-
-def _require_all(holds: Tensor, field: str, values: Tensor, allowed: str) -> None:
-    """Raise `InvalidInput` with the first value of which `holds` is false, and its index."""
-    if places := (~holds).nonzero().tolist():
-        where = f"{len(places)} of {values.numel()} are not, the first at index {tuple(places[0])}"
-        raise InvalidInput(field, float(values[tuple(places[0])]), f"{allowed} ({where})")
-
-
-def _tensor(field: str, value: object, like: Tensor | None) -> Tensor:
-    """Return numbers as a tensor of the dtype and device of another one, if one is given.
-
-    Raises `InvalidInput` for a value that is not made of numbers.
-    """
-    try:
-        numbers = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidInput(field, value, "numbers") from error
-    real = numbers.dtype != torch.bool and not numbers.is_complex()
-    require(real, field, numbers.dtype, "numbers")
-    if like is not None:
-        return numbers.to(like)
-    return (
-        numbers if isinstance(value, Tensor) and numbers.is_floating_point() else numbers.double()
-    )
 
 
 def check_shapes(seq: SequenceLogProbs) -> None:
     """Raise `InvalidInput` unless all fields that are tensors have one shape.
 
-    Other shapes would broadcast silently.
+    Other shapes would broadcast silently. What is neither a tensor nor a number or symbol is
+    refused as well.
     """
+    require(isinstance(seq, SequenceLogProbs), "seq", seq, "a SequenceLogProbs")
+    logp, length, ref = seq
+    tensors = isinstance(logp, Tensor) and isinstance(length, Tensor) and isinstance(ref, Tensor)
+    if tensors and logp.shape == length.shape == ref.shape:  # as in every step of a training
+        return
+    for name, value in zip(seq._fields, seq, strict=True):
+        require(isinstance(value, Tensor) or is_plain(value), name, value, "a tensor")
     shapes = [(name, tuple(x.shape)) for name, x in seq._asdict().items() if isinstance(x, Tensor)]
     for name, shape in shapes[1:]:
         first, wanted = shapes[0]
@@ -246,7 +229,9 @@ class Objective(NamedTuple):
         softplus(gamma): to follow the limit, compare centred losses. A beta below the smallest
         normal number of the dtype counts as 0, since 2/beta would overflow.
         """
-        self._check(seq)
+        self._check(seq, tensors=True)
+        if seq.logp.dtype == torch.float16:
+            return self._wide(seq).loss(SequenceLogProbs(*(x.float() for x in seq))).half()
         beta, zero = away_from_zero(self.beta, seq.logp)
         # Not softplus: torch's turns linear at z = 20 and would lose the last digits of the weight.
         curved = -(2 / beta) * logsigmoid(-self._replace(beta=beta).logit(seq))
@@ -259,9 +244,12 @@ class Objective(NamedTuple):
         continuous at beta = 0, where it is 2 sigmoid(gamma) * score: for gamma = 0 the loss of
         gradient ascent, up to the reference's constant (Zhang et al. 2024, Proposition 1).
         """
-        self._check(seq)
+        self._check(seq, tensors=True)
+        if seq.logp.dtype == torch.float16:
+            wide = SequenceLogProbs(*(x.float() for x in seq))
+            return self._wide(seq).centered_loss(wide).half()
         beta, zero = away_from_zero(self.beta, seq.logp)
-        gamma = _like(self.gamma, seq.logp)
+        gamma = as_like(self.gamma, seq.logp)
         shift = beta * self.score(seq)
         small = shift.abs() < 1
         # softplus(gamma + d) - softplus(gamma) = log(sigmoid(-gamma) + sigmoid(gamma) e^d): for
@@ -271,21 +259,36 @@ class Objective(NamedTuple):
         far = torch.logaddexp(logsigmoid(-gamma), logsigmoid(gamma) + shift.where(~small, 1.0))
         return torch.where(zero, self._limit(seq), (2 / beta) * torch.where(small, near, far))
 
-    def _check(self, seq: SequenceLogProbs) -> None:
+    def _check(self, seq: SequenceLogProbs, *, tensors: bool = False) -> None:
         """Check all that can be known without looking into a tensor."""
         check_shapes(seq)
+        if tensors:
+            whole = all([isinstance(x, Tensor) for x in seq]) and seq.logp.is_floating_point()
+            require(whole, "seq", seq, "tensors of floating dtype, as SequenceLogProbs.of makes")
         for name, value in zip(self._fields, self, strict=True):
             check_plain(name, value, ALLOWED[name])
 
+    def _wide(self, seq: SequenceLogProbs) -> Objective:
+        """Return the objective for float32: in float16 a logit may overflow where no loss does."""
+        zero = away_from_zero(self.beta, seq.logp)[1]
+        return self._replace(beta=as_like(self.beta, seq.logp.float()).masked_fill(zero, 0.0))
+
     def _limit(self, seq: SequenceLogProbs) -> Tensor:
-        return 2 * _like(self.gamma, seq.logp).sigmoid() * self.score(seq)
+        return 2 * as_like(self.gamma, seq.logp).sigmoid() * self.score(seq)
 
     def weight(self, seq: SequenceLogProbs) -> Float[Tensor, "*batch"]:
         """Return d loss / d logp = 2 sigmoid(z) / length**normalize.
 
-        It says how hard each example is pushed down.
+        It says how hard each example is pushed down. At beta = 0 no log-probability enters, so that
+        one of -inf has a weight too.
         """
-        return 2 * torch.sigmoid(self.logit(seq)) / seq.length**self.normalize
+        self._check(seq, tensors=True)
+        z = self.logit(seq)
+        if isinstance(self.beta, Tensor):
+            z = z.where(self.beta != 0, as_like(self.gamma, z))
+        elif self.beta == 0:
+            z = z.where(z.isfinite(), as_like(self.gamma, z))
+        return 2 * torch.sigmoid(z) / seq.length**self.normalize
 
 
 def npo(beta: Number) -> Objective:
@@ -321,6 +324,9 @@ def method_name(objective: Objective) -> str:
 
     Any objective with beta = 0 is gradient ascent, length-weighted where normalize = 1.
     """
+    require(isinstance(objective, Objective), "objective", objective, "an Objective")
+    for name, value in zip(objective._fields, objective, strict=True):
+        require(np.size(value) == 1, name, value, "one number, not a stack")
     if objective.beta == 0:
         return "length_weighted_gradient_ascent" if objective.normalize == 1 else "gradient_ascent"
     names = {corner: name for name, corner in CORNERS.items()}
@@ -350,13 +356,22 @@ def validate(objective: Objective) -> Objective:
 
 
 def check_plain(field: str, value: object, bounds: tuple[float, float, str]) -> None:
-    """Raise `InvalidInput` for a number out of bounds, for None and for a text.
+    """Raise `InvalidInput` for a number out of bounds, and for what is neither number nor tensor.
 
-    Tensors and symbols are not looked at.
+    Tensors, arrays and symbols are not looked at.
     """
+    if isinstance(value, Tensor):
+        return
     low, high, allowed = bounds
-    if value is None or isinstance(value, Real | str):
+    numbers = isinstance(value, np.ndarray) and value.dtype.kind in "iuf"
+    require(numbers or is_plain(value), field, value, allowed)
+    if isinstance(value, Real):
         require_number(value, field, lambda number: low <= number <= high, allowed)
+
+
+def is_plain(value: object) -> bool:
+    """Return whether the value is a number of Python or numpy, or a symbol of sympy."""
+    return isinstance(value, float | int | np.number) or hasattr(value, "free_symbols")
 
 
 def stack(
@@ -370,7 +385,8 @@ def stack(
     `torch.func.vmap` can map it beside `SequenceLogProbs`. `dtype` should be that of logp. Raises
     `InvalidInput` if there is no member, or one that is not valid or itself stacked.
     """
-    require(len(objectives) > 0, "objectives", objectives, "at least one")
+    several = isinstance(objectives, Sequence) and not isinstance(objectives, str)
+    require(several and len(objectives) > 0, "objectives", objectives, "a list of at least one")
     dtype, rows = dtype or torch.get_default_dtype(), []
     for member in objectives:
         row = [torch.as_tensor(value, dtype=dtype, device=device) for value in validate(member)]
@@ -382,18 +398,3 @@ def stack(
         )
         rows.append(torch.stack(row))
     return Objective(*torch.stack(rows).unbind(-1))
-
-
-def _like(value: Number, like: Tensor) -> Tensor:
-    """Return the value as a tensor of the dtype and device of another."""
-    return value.to(like) if isinstance(value, Tensor) else like.new_tensor(value)
-
-
-def away_from_zero(beta: Number, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return beta with 1 wherever it counts as 0, and a mask of where that is.
-
-    So not even an unused branch divides by 0.
-    """
-    beta = _like(beta, like)
-    zero = beta < torch.finfo(beta.dtype).tiny
-    return beta.masked_fill(zero, 1.0), zero

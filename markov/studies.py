@@ -13,6 +13,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from markov.chains import MarkovChain
+from markov.errors import require
 
 
 class Data(NamedTuple):
@@ -81,6 +82,8 @@ def ideal_forget_distance(case: Study) -> dict[str, float]:
     1); it is 0 on retain. The retrained model of the paper's Figure 5 should land on it, and a
     forget distance past it is over-forgetting.
     """
+    known = not isinstance(case, type) and hasattr(case, "chains") and hasattr(case, "lengths")
+    require(known, "case", case, "a study, such as markov.LENGTH")
     chains = case.chains()
     return {
         component: float(chain.expected_row_kl(chains[0].transition, length))

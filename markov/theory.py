@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import special
 
-from markov.errors import require
+from markov.errors import InvalidInput, require
 from markov.objectives import Objective, validate
 
 Array = Float[np.ndarray, "*batch"]
@@ -44,7 +44,7 @@ def theta(objective: Objective, length: Any, time: Any, start: Any = -1.0) -> Ar
     start that is not allowed, a length below 1 or a negative time.
     """
     beta, gamma, _, normalize = (np.asarray(field, dtype=float) for field in validate(objective))
-    length, time, start = (np.asarray(value, dtype=float) for value in (length, time, start))
+    length, time, start = _numbers(length=length, time=time, start=start)
     _check(length, time, "time", start)
     scale = length ** (1 - normalize)
     first, slope = _logit(objective, length, start), np.where(beta > 0, beta, 1.0) * scale
@@ -65,7 +65,7 @@ def time_to_forget(objective: Objective, length: Any, fall: Any, start: Any = -1
     length below 1 or a negative fall.
     """
     beta, gamma, _, normalize = (np.asarray(field, dtype=float) for field in validate(objective))
-    length, fall, start = (np.asarray(value, dtype=float) for value in (length, fall, start))
+    length, fall, start = _numbers(length=length, fall=fall, start=start)
     _check(length, fall, "fall", start)
     scale, known = length ** (1 - normalize), np.where(beta > 0, beta, 1.0)
     first, drop = _logit(objective, length, start), known * scale * fall
@@ -87,6 +87,7 @@ def beyond_last_goal(objective: Objective, length: Any, fall: Any, start: Any = 
     Raises `InvalidInput` as `theta` and `time_to_forget` do.
     """
     times = time_to_forget(objective, length, fall, start)
+    require(times.ndim > 0, "fall", fall, "one for each of several responses")
     last = np.broadcast_to(times.max(-1, keepdims=True), times.shape)
     there = np.isfinite(last)
     gone = np.asarray(start, float) - theta(objective, length, np.where(there, last, 0.0), start)
@@ -103,11 +104,31 @@ def divergence(objective: Objective, length: Any) -> Divergence:
     model with nearly orthogonal features; here the constants are exact.
     """
     beta, gamma, _, normalize = (np.asarray(field, dtype=float) for field in validate(objective))
-    scale = np.asarray(length, dtype=float) ** (1 - normalize)
-    _check(np.asarray(length, dtype=float), np.zeros(()), "time")
+    (length,) = _numbers(length=length)
+    scale = length ** (1 - normalize)
+    _check(length, np.zeros(()), "time")
     known = np.where(beta > 0, beta, 1.0)
     linear = np.where(beta > 0, 0.0, 2 * special.expit(gamma) * scale)
     return Divergence(linear, np.where(beta > 0, 1 / (known * scale), 0.0))
+
+
+def _numbers(**values: Any) -> list[Array]:
+    """Return numbers as arrays; raise `InvalidInput` for what is none and for unequal shapes."""
+    found = []
+    for field, value in values.items():
+        try:
+            array = np.asarray(value)
+            real = array.dtype.kind in "iuf"
+        except (TypeError, ValueError, RuntimeError):  # rows of unequal lengths
+            real = False
+        require(real, field, value, "real numbers")
+        found.append(array.astype(float))
+    shapes = [array.shape for array in found]
+    try:
+        np.broadcast_shapes(*shapes)
+    except ValueError:
+        raise InvalidInput(" and ".join(values), shapes, "shapes that go together") from None
+    return found
 
 
 def _logit(objective: Objective, length: Array, start: Array) -> Array:

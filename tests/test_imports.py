@@ -41,6 +41,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("lessons",),
         ("catalogue",),
         ("drawing", "progress", "drawn_of"),
+        ("checks",),
         ("__main__",),
     ),
 }

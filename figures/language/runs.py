@@ -286,19 +286,24 @@ def _build(context: Context, kind: str) -> LanguageModel:
     return build(study(context.scale).models, kind, progress=context.progress)
 
 
+def check_compared(found: Sequence[Run]) -> None:
+    """Raise `InvalidInput` for a run that was not told of a retrained model."""
+    allowed = (
+        "one made with --retrained MODEL, which says what a model that never saw the "
+        "forget data would do"
+    )
+    for run in found:
+        require("retrained" in run.logs, "run", str(run.folder), allowed)
+
+
 def models_of(found: Sequence[Run], source: str) -> Models:
     """Return truth-ratio logs of runs that started from one model, by method.
 
     See `figures.language.sources.models`. A run that diverged so far that its model cannot be
     scored is left out. Raises `InvalidInput` for a run that was not told of a retrained model.
     """
+    check_compared(found)
     logs = [run.logs for run in found]
-    for run, own in zip(found, logs, strict=True):
-        allowed = (
-            "one made with --retrained MODEL, which says what a model that never saw the "
-            "forget data would do"
-        )
-        require("retrained" in own, "run", str(run.folder), allowed)
     names = [method_name(run.objective) for run in found]
     if len(set(names)) < len(names):
         names = [f"{name} ({run.folder.name})" for name, run in zip(names, found, strict=True)]

@@ -34,7 +34,7 @@ from llm.sweeps.sweep import in_a_path
 from llm.unlearning.epoch import NAN
 from llm.unlearning.runs import EPOCHS, MODEL, Run, read_run
 from markov.errors import require
-from markov.files import storage
+from markov.files import inputs, storage
 from markov.objectives import CORNERS, method_name
 
 MEASURES, ATTACKS = "measures.parquet", "attacks.parquet"
@@ -51,9 +51,8 @@ CORNER = re.compile(rf"({'|'.join(CORNERS)})_\d.*_seed-?\d+")  # the folder of a
 def check(place: Path | None) -> Path:
     """Return the folder of a finished study; raise `InvalidInput` for any other."""
     allowed = "a folder that `python -m llm study` wrote and finished"
-    require(
-        place is not None and (place / MEASURES).is_file(), "study", place and str(place), allowed
-    )
+    known = place is not None and inputs.is_file(place / MEASURES)
+    require(known, "study", place and str(place), allowed)
     assert place is not None
     return place
 

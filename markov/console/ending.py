@@ -12,6 +12,7 @@ raised.
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 import threading
@@ -24,6 +25,7 @@ from markov.errors import FULL, InvalidInput, out_of_memory
 
 DEBUG = "--debug"
 SUCCESS, FAILURE, INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP)  # of paths that no file can have
 WIDEST = 300  # characters that are printed of what a library says
 
 
@@ -99,7 +101,8 @@ def _told(error: BaseException, lower: str) -> tuple[int, str]:
         where = error.filename or "the disk"
         return INPUT, f"error: {where} has no room left ({error.strerror})"
     if isinstance(error, OSError) and error.strerror and error.filename:
-        return FAILURE, f"error: {error.filename} cannot be used ({error.strerror})"
+        code = INPUT if error.errno in NO_NAME else FAILURE
+        return code, f"error: {_short(str(error.filename))} cannot be used ({error.strerror})"
     kind = type(error).__name__
     return FAILURE, f"error: {kind}: {said} (this should not happen; {DEBUG} shows where it did)"
 

@@ -20,7 +20,7 @@ from markov.cases import Case
 from markov.console.progress import bar
 from markov.errors import require
 from markov.experiments import Experiment, Pretraining
-from markov.files import storage
+from markov.files import inputs, storage
 from markov.models import Parameters, Tabular, Transformer
 from markov.numerics import one_thread
 from markov.optimizers import OPTIMIZERS
@@ -88,7 +88,7 @@ def check_devices(experiments: Sequence[Experiment]) -> None:
 
 def models_folder(cache: Path | None = None) -> Path:
     """Return the folder where trained models are kept."""
-    return storage.cache_dir() / "models" if cache is None else cache
+    return storage.cache_dir() / "models" if cache is None else inputs.expanded(cache, "cache")
 
 
 def model_path(folder: Path, job: ModelJob) -> Path:

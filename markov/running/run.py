@@ -9,6 +9,7 @@ handed over: see `markov.running.backends`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ import pandas as pd
 from markov import diagnostics
 from markov.batching import Corpus
 from markov.cases import Case
-from markov.errors import require, require_whole
+from markov.errors import require, require_jobs, require_whole
 from markov.experiments import Experiment
 from markov.files import leftovers, storage
 from markov.models import Parameters, stack_parameters
@@ -54,6 +55,7 @@ LITTLE = 1e11
 # Workers for which ensembles are split on a cluster, however many there are: a restart on others
 # finds the same shares.
 SPLIT = 16
+TRIALS = 5  # how often a part is written that another process takes away
 
 
 def run(
@@ -74,8 +76,7 @@ def run(
     making: that is made again. Raises `InvalidInput` if there is no experiment, and for a device
     that is not there.
     """
-    experiments = list(experiments)
-    require(len(experiments) > 0, "experiments", experiments, "at least one")
+    experiments = _checked(experiments, n_jobs)
     folder, whole = models_folder(cache), shares(experiments)
     missing = _missing(folder, whole)
     n_jobs = _processes(missing, whole, n_jobs)
@@ -87,12 +88,28 @@ def run(
         there = kept is not None and (kept / _part_name(share)).exists()
         divided += [share] if there else split(share, workers, len(whole))
     found = _make(missing, divided, n_jobs, progress, folder, kept)
-    tables = [one if kept is None else _read_part(kept / one) for one in found]
+    tables = [
+        one if kept is None else _read_part(folder, kept / one, share)
+        for one, share in zip(found, divided, strict=True)
+    ]
     frames = [_own_rows(*pair) for pair in zip(divided, tables, strict=True)]
     if kept is not None and parts is None:
         leftovers.discard(kept)
     rows = pd.concat(frames).sort_values(["run", "place", "step"], ignore_index=True)
     return rows.drop(columns="place")
+
+
+def _checked(experiments: Iterable[Experiment], n_jobs: int = 1) -> list[Experiment]:
+    """Return a list of what is to be run; raise `InvalidInput` for what is no list of experiments.
+
+    An experiment itself is none.
+    """
+    several = isinstance(experiments, Iterable) and not isinstance(experiments, str)
+    found = list(experiments) if several else []
+    known = len(found) > 0 and all(isinstance(one, Experiment) for one in found)
+    require(known, "experiments", experiments, "at least one, in a list of Experiments")
+    require_jobs(n_jobs)
+    return found
 
 
 def run_part(
@@ -114,6 +131,7 @@ def run_part(
     """
     require_whole(count, "count", 1)
     require_whole(part, "part", 0, count - 1)
+    experiments = _checked(experiments, n_jobs)
     folder, chosen = models_folder(cache), shares(experiments)[part::count]
     missing = _missing(folder, chosen)
     n_jobs = _processes(missing, chosen, n_jobs)
@@ -224,6 +242,7 @@ def trajectory(
     Models that the cache lacks are trained first. `on_step` is as in `training.unlearn`. Raises
     `InvalidInput` where the experiments differ in more than values.
     """
+    experiments = _checked(experiments)
     shapes = {shape_of(experiment) for experiment in experiments}
     require(
         len(shapes) == 1,
@@ -249,7 +268,12 @@ def _made(folder: Path, progress: bool, parts: Path | None, share: Share) -> Any
         return _table(folder, progress, share)
     name = _part_name(share)
     if storage.read_kept(parts / name, storage.read_table) is None:
-        storage.write_table(_table(folder, progress, share), parts / name, {})
+        table = _table(folder, progress, share)
+        for _ in range(TRIALS):
+            # Another process that has done the same work may just have discarded the folder.
+            with suppress(FileNotFoundError):
+                storage.write_table(table, parts / name, {})
+                break
     return name
 
 
@@ -257,8 +281,10 @@ def _part_name(share: Share) -> str:
     return f"{storage.fingerprint([list(share.experiments), share.recorded])}.parquet"
 
 
-def _read_part(path: Path) -> pd.DataFrame:
-    frame = storage.read_table(path)
+def _read_part(folder: Path, path: Path, share: Share) -> pd.DataFrame:
+    frame = storage.read_kept(path, storage.read_table)
+    if frame is None:  # discarded by another process that has done the same work
+        return _table(folder, False, share)
     frame.attrs = {}
     return frame
 

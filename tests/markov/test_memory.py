@@ -42,7 +42,7 @@ TOO_LARGE = {
     "depth": "--depth 1000 --width 512",
     "states": "--states 4096 --retain-count 40000",
     "batch": "--batch 1000000 --steps 1",
-    "steps": "--steps 1000000 --batch 1000",
+    "steps": "--steps 100000 --batch 1000",
     "retain_count": "--retain-count 50000000",
     "retain_length": "--retain-length 100000",
     "gradient_examples": "--gradient-examples 100000 --forget-count 200000 --test-examples 5",
@@ -131,14 +131,14 @@ def test_a_table_has_room_before_its_steps_are_listed(
     room: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     seeds = [str(number) for number in range(200)]
-    words = ["grid", "--objective", "npo", "--seed", *seeds, "--steps", "1000000"]
+    words = ["grid", "--objective", "npo", "--seed", *seeds, "--steps", "100000"]
     assert room and cli([*words, "--out", str(tmp_path / "a")]) == 2
     line = capsys.readouterr().err
     said = re.search(r"record_every = 1 is not allowed: at least (\d+): a table of 200 runs", line)
     assert said is not None
-    memory.check_table_size(200, 1_000_000, int(said[1]))
+    memory.check_table_size(200, 100_000, int(said[1]))
     with pytest.raises(InvalidInput):
-        memory.check_table_size(200, 1_000_000, int(said[1]) - 1)
+        memory.check_table_size(200, 100_000, int(said[1]) - 1)
 
 
 def test_a_sweep_has_sizes_too():

@@ -1,0 +1,59 @@
+"""Two processes that do the same work at once: the first to finish takes the parts away, and the
+other one finishes all the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from markov.cases import LENGTH
+from markov.experiments import Experiment, Pretraining
+from markov.files import leftovers, storage
+from markov.models import Tabular
+from markov.running import run as running
+
+ONE = Experiment(
+    case=replace(LENGTH, retain_count=20, forget1_count=10, forget2_count=10),
+    model=Tabular(),
+    pretraining=Pretraining(epochs=1),
+    steps=2,
+)
+
+
+@pytest.mark.parametrize("moment", ["while it is made", "while it is written", "when it is there"])
+def test_parts_that_another_process_discards_are_found_again(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    parts, cache, taken = tmp_path / "parts", tmp_path / "models", list[str]()
+    expected = running.run([ONE], cache=cache, progress=False)
+    write, table = storage.write_table, running._table
+
+    def discard(*_: object) -> None:
+        taken.append(moment)
+        leftovers.discard(parts)
+
+    def made(*arguments: Any) -> pd.DataFrame:
+        found = table(*arguments)
+        parts.mkdir(exist_ok=True)
+        if moment == "while it is made":
+            discard()
+        return found
+
+    def written(*arguments: Any) -> None:
+        if moment == "while it is written" and len(taken) < 2:
+            discard()
+            raise FileNotFoundError(parts)
+        write(*arguments)
+        if moment == "when it is there":
+            discard()
+
+    monkeypatch.setattr(running, "_table", made)
+    monkeypatch.setattr(storage, "write_table", written)
+    found = running.run([ONE], cache=cache, progress=False, parts=parts)
+    assert taken
+    pd.testing.assert_frame_equal(found, expected)
