@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.hammer.children import Ended, Job, Limits, run
+from tests.hammer.children import USUAL, Ended, Job, Limits, run
 from tests.hammer.judging import Verdict, judged, passing, tree
 from tests.hammer.world import Box
 
@@ -31,7 +31,9 @@ class Case(NamedTuple):
 
 def quoted(words: Sequence[str]) -> str:
     """A command line as one would type it; long words are cut, and odd characters escaped."""
-    short = [word if len(word) <= 60 else f"{word[:20]}...({len(word)} characters)" for word in words]
+    short = [
+        word if len(word) <= 60 else f"{word[:20]}...({len(word)} characters)" for word in words
+    ]
     return shlex.join(word.encode("unicode_escape").decode("ascii") for word in short)
 
 
@@ -41,7 +43,7 @@ def once(
     *,
     must_refuse: bool = False,
     check: Check = lambda box: "",
-    limits: Limits = Limits(),
+    limits: Limits = USUAL,
 ) -> Result:
     """Run a job once in a box, and judge how it ended, what it changed and what it wrote."""
     before = tree(box.work, box.home, box.odd)

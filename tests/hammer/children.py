@@ -37,6 +37,9 @@ class Limits(NamedTuple):
     file: int = 256 << 20
 
 
+USUAL = Limits()
+
+
 class Ended(NamedTuple):
     """How a copy ended.
 
@@ -69,7 +72,7 @@ def begin(
     logs: Path,
     *,
     environment: Mapping[str, str] | None = None,
-    limits: Limits = Limits(),
+    limits: Limits = USUAL,
 ) -> Running:
     """Begin a job in a copy of this process, within `place`; what it says goes to files in `logs`.
 
@@ -137,7 +140,7 @@ def _done(job: Job, logs: Path) -> int:
 
 def end(
     running: Sequence[Running],
-    limits: Limits = Limits(),
+    limits: Limits = USUAL,
     signals: Sequence[tuple[int, float, int]] = (),
 ) -> list[Ended]:
     """Wait until copies have ended, stop those that go beyond a limit, and say how each ended.
@@ -164,12 +167,12 @@ def end(
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(one.pid, signal.SIGKILL)  # what it began and did not end
             elif not killed[number] and looks % 4 == 0:
-                work, memory = _taken(one.pid, everything=looks % RARELY == 0)
-                before, since = worked[number]
-                if work > before + 0.02:
+                work, memory, busy = _taken(one.pid, everything=looks % RARELY == 0)
+                # However little of a processor it gets, who could work does not wait.
+                if busy or work > worked[number][0]:
                     worked[number] = (work, now)
                 idle = now - worked[number][1] > IDLE and now - one.began > limits.seconds
-                if work > limits.seconds or idle or now - one.began > 8 * limits.seconds:
+                if work > limits.seconds or idle:
                     killed[number] = "hang"
                 elif memory - one.rss > limits.memory:
                     killed[number] = "memory"
@@ -183,7 +186,7 @@ def end(
 
 def run(job: Job, place: Path, logs: Path, **ways: object) -> Ended:
     """Run one job in a copy of this process until it ends or goes beyond a limit."""
-    limits = ways.get("limits", Limits())
+    limits = ways.get("limits", USUAL)
     return end([begin(job, place, logs, **ways)], limits)[0]  # pyright: ignore[reportArgumentType]
 
 
@@ -196,19 +199,20 @@ def _told(one: Running, code: int, killed: str, seconds: float) -> Ended:
     return Ended(code, how, killed, out, err, seconds)
 
 
-def _taken(pid: int, *, everything: bool) -> tuple[float, int]:
-    """Seconds of work and bytes of memory of a process, and of those that it began."""
+def _taken(pid: int, *, everything: bool) -> tuple[float, int, bool]:
+    """Seconds of work and bytes of memory of a process, and of those that it began, and whether one
+    of them could work now.
+    """
+    work, memory, busy = 0.0, 0, False
     with suppress(psutil.Error):
         own = psutil.Process(pid)
-        family = [own, *(own.children(recursive=True) if everything else ())]
-        work = memory = 0
-        for one in family:
+        for one in [own, *(own.children(recursive=True) if everything else ())]:
             with suppress(psutil.Error):
                 times = one.cpu_times()
                 work += times.user + times.system
                 memory += one.memory_info().rss
-        return work, memory
-    return 0.0, 0
+                busy = busy or one.status() in (psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP)
+    return work, memory, busy
 
 
 def _rss(pid: int) -> int:

@@ -13,10 +13,9 @@ from markov.files import storage
 from tests.hammer.bases import Base, Options, bases
 from tests.hammer.cases import Case, at, once, quoted
 from tests.hammer.options import COMMANDS, Option, options_of, values_of
-from tests.hammer.values import Value
 from tests.hammer.world import Box, program
 
-NOTHING = Value(())
+FIXED = ("draw",)  # which takes longer than all the rest
 UNKNOWN = ("--nope", "--out-of-nowhere", "nope", "--help-me", "-x", "--out.file", "")
 
 
@@ -42,11 +41,12 @@ def case(given: Path, rng: random.Random) -> Case:
     known = bases(given)
     name = rng.choices(list(known), [base.often for base in known.values()])[0]
     base = known[name]
-    options, refused = dict(base.options), False
+    options, wrongs = dict(base.options), {}
     for _ in range(rng.choices((1, 2, 3), (6, 3, 2))[0]):
-        refused = _change(base, options, rng) or refused
-    while base.slow and not refused:
-        refused = _change(base, options, rng)
+        _change(base, options, wrongs, rng)
+    while base.slow and not any(wrongs.values()):
+        _change(base, options, wrongs, rng)
+    refused = any(wrongs.values())
     words = words_of(base.command, options)
     if rng.random() < 0.03:
         words.insert(rng.randrange(2, len(words) + 1), rng.choice(UNKNOWN))
@@ -60,21 +60,24 @@ def case(given: Path, rng: random.Random) -> Case:
     return Case(f"commands of {words[0]}", quoted(words), act)
 
 
-def _change(base: Base, options: Options, rng: random.Random) -> bool:
-    """Change one option, and return whether that has to be refused."""
+def _change(base: Base, options: Options, wrongs: dict[str, bool], rng: random.Random) -> None:
+    """Change one option, and note whether that has to be refused."""
     known = options_of(COMMANDS[base.command])
     # The options of the small command are as often changed as all others.
     names = list(known) if rng.random() < 0.5 else [name for name in options if name in known]
-    option = known[rng.choice(names)]
+    option = known[rng.choice([name for name in names if name not in FIXED])]
     if option.kind == "flag":
-        return _change_flag(option, options, rng)
+        _change_flag(option, options, wrongs, rng)
+        return
     values = values_of(option, folder=base.folder)
     if rng.random() < 0.04:
         options[option.name] = ()
-        return option.count == 1
+        wrongs[option.name] = option.count == 1
+        return
     if rng.random() < 0.02 and option.name in options:
         options.pop(option.name)
-        return False
+        wrongs[option.name] = False
+        return
     chosen = [rng.choice(values) for _ in range(option.count or rng.choices((1, 2), (3, 1))[0])]
     words = [word for one in chosen for word in one.words]
     if not option.count:  # among what is right, and more than once
@@ -85,15 +88,18 @@ def _change(base: Base, options: Options, rng: random.Random) -> bool:
             words = [word for word in words if word.startswith("-")][:1]
             chosen = [one for one in chosen if words[0] in one.words]
     options[option.name] = tuple(words)
-    return any(one.refused for one in chosen)
+    wrongs[option.name] = any(one.refused for one in chosen)
 
 
-def _change_flag(option: Option, options: Options, rng: random.Random) -> bool:
+def _change_flag(
+    option: Option, options: Options, wrongs: dict[str, bool], rng: random.Random
+) -> None:
     if option.name in options and rng.random() < 0.5:
         del options[option.name]
-        return False
-    options[option.name] = ("nope",) if rng.random() < 0.1 else ()
-    return bool(options[option.name])
+        wrongs[option.name] = False
+    else:
+        options[option.name] = ("nope",) if rng.random() < 0.1 else ()
+        wrongs[option.name] = bool(options[option.name])
 
 
 def wrong(box: Box, base: Base, options: Options) -> str:

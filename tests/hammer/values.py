@@ -60,8 +60,7 @@ MODELS = _refused(
 ) + _either("authors:original:20:100000000000000000000")
 DATA = _refused(
     *("authors:", "authors:forget999", "authors:forget20:-1", "authors:forget20:x", "tofu:"),
-    *("tofu:forget999", "", ":", "nope.json", "authors:forget",
-    LONG, BYTES),
+    *("tofu:forget999", "", ":", "nope.json", "authors:forget", LONG, BYTES),
     *(CONTROL, "~nobody/data.json", "tofu:forget10:1"),
 )
 TEXTS = _either("", LONG, BYTES, CONTROL, "None", "nope", "1", "{{", "{% for x in y %}")

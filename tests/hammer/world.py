@@ -33,14 +33,14 @@ from llm.data.news.corpus import News
 from llm.models.small_authors import DefaultModels
 from llm.models.small_news import NewsModels
 from markov.__main__ import cli as markov_cli
-from tests.hammer.children import Ended, Job, Limits, run
+from tests.hammer.children import Job, Limits, run
 from tests.hammer.values import make_odd
 from tests.llm.evaluation.test_muse import QUICK as MEASURING
 from tests.llm.evaluation.test_muse import SMALL as NEWS
 from tests.test_kills import TINY, made
 
 PROGRAMS = {"markov": markov_cli, "llm": llm_cli, "figures": figures_cli}
-FREE = 2 << 30  # bytes of memory that a copy finds free, whatever the machine has
+FREE = 1 << 30  # bytes of memory that a copy finds free, whatever the machine has
 # What is imported where it is used, and would otherwise be imported by every copy.
 USED = ("joblib", "peft", "matplotlib.backends.backend_pdf", "matplotlib.backends.backend_agg")
 USED += ("seaborn", "scipy.stats", "scipy.optimize", "gguf", "rouge_score.rouge_scorer", "regex")
@@ -150,24 +150,25 @@ def _fill(place: Path) -> None:
     tables.mkdir()
     for name in ("model", "retrained"):
         model = ("--model", str(place / name), "--device", "cpu")
+        out = ("--max-new-tokens", "2", "--out", str(place / "logs" / name))
         jobs = [
             ("llm", "score", *model, "--data", data, "--out", str(tables / f"{name}.parquet")),
-            ("llm", "evaluate", *model, "--data", str(place / "data" / "forget10"))
-            + ("--max-new-tokens", "2", "--out", str(place / "logs" / name)),
+            ("llm", "evaluate", *model, "--data", str(place / "data" / "forget10"), *out),
         ]
         for words in jobs:
-            check(run_in(place, place, program(words), Limits(seconds=60.0)), words)
+            make(place, words, place)
+    (place / "home").mkdir()
     (place / "refusals.txt").write_text("I do not know.\nNobody knows.\n")
 
 
-def run_in(place: Path, work: Path, job: Job, limits: Limits = Limits()) -> Ended:
-    """Run a job with the cache of the shared folder itself, which it may fill."""
-    environment = {"SIMNPO_LAB_CACHE": str(place / "cache"), "HOME": str(place)}
-    return run(job, work, place / "said", environment=environment, limits=limits)
+def make(given: Path, words: Sequence[str], work: Path) -> None:
+    """Run a command in a folder with the cache of the shared folder itself, which it may fill.
 
-
-def check(found: Ended, words: Sequence[str]) -> None:
-    """Raise where what every case begins with does not work."""
+    Raises where it fails: what every case begins with does not work then.
+    """
+    environment = {"SIMNPO_LAB_CACHE": str(given / "cache"), "HOME": str(given / "home")}
+    limits = Limits(seconds=60.0)
+    found = run(program(words), work, given / "said", environment=environment, limits=limits)
     if found.code:
         raise RuntimeError(f"{' '.join(words)} ended with {found.code}: {found.err}")
 
