@@ -71,7 +71,8 @@ def attempt(given: Path, seed: int, name: Name, place: Path, *, show: bool = Fal
     began, case = time.monotonic(), case_of(given, seed, name)
     shutil.rmtree(place, ignore_errors=True)
     result = tried(given, case, place)
-    told = case.told.replace(str(given), "GIVEN")
+    told = "\n    ".join(one for one in (case.told, result.note) if one)
+    told = told.replace(str(given), "GIVEN")
     why = result.verdict.why.replace(str(given), "GIVEN")
     if show and result.ended is not None:
         print(f"{result.ended.out}\n{result.ended.err}\nexit code {result.ended.code}")

@@ -142,5 +142,7 @@ def bases(given: Path) -> dict[str, Base]:
             {"": ""},
             2,
         ),
-        "figures": Base("figures", {"names": ("weights",), "quick": (), "jobs": ("1",)} | out, {}),
+        "figures": Base(
+            "figures", {"names": ("weights",), "quick": (), "jobs": ("1",)} | out, {}, 4
+        ),
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -15,11 +14,10 @@ from figures.scale import quick_scale
 from markov.console.ending import exit_code
 from markov.files import storage
 from tests.hammer.bases import Options, bases
-from tests.hammer.cases import Case, once
+from tests.hammer.cases import Case, noted, once
 from tests.hammer.commands import words_of
-from tests.hammer.files import print_to
 from tests.hammer.mutating import change_bytes, change_json, change_weights
-from tests.hammer.world import Box, make, program
+from tests.hammer.world import Box, make, once_made, program
 
 AUTHORS: Options = {
     "model": ("authors:original:10",),
@@ -46,9 +44,9 @@ def case(given: Path, rng: random.Random) -> Case:
     def act(box: Box):
         own = random.Random(seed)
         for _ in range(own.choice((1, 1, 2))):
-            print_to(box, harm(box.cache, own))
+            noted(box, harm(box.cache, own))
         words = words_of(name, options_of(given, name))
-        check = partial(differs, undisturbed=given / "cached" / f"{name}.parquet")
+        check = partial(differs, wanted=undisturbed(given, name))
         return once(box, program(words), check=check)
 
     return Case("caches", f"{name} with a damaged cache", act)
@@ -65,7 +63,7 @@ def journal(rng: random.Random) -> Case:
         file = box.cache / JOURNAL
         file.write_text(f'{{"{key}": {{"computed": 3.0, "redrawn": 1.0, "code": "x"}}}}')
         how, _ = change_json(file, random.Random(seed))
-        print_to(box, f"{known.name}: {how}")
+        noted(box, f"{known.name}: {how}")
         return once(box, lambda: exit_code(lambda: timed(context)))
 
     return Case("caches", "the journal of seconds", act)
@@ -107,20 +105,17 @@ def harm(cache: Path, rng: random.Random) -> str:
     return f"{name}: {way}"
 
 
-def differs(box: Box, undisturbed: Path) -> str:
+def differs(box: Box, wanted: Path) -> str:
     """Say where a table is another than that of an undisturbed run; "" if it is the same."""
-    found, wanted = box.work / "found.parquet", storage.read_table(undisturbed)
+    found = box.work / "found.parquet"
     try:
-        pd.testing.assert_frame_equal(storage.read_table(found), wanted)
+        pd.testing.assert_frame_equal(storage.read_table(found), storage.read_table(wanted))
     except (AssertionError, ValueError) as error:
         return f"another table: {' '.join(str(error).split())}"[:300]
     return ""
 
 
-def fill(given: Path) -> None:
-    """Run every command once undisturbed."""
-    place = given / "cached"
-    place.mkdir()
-    for name in CACHED:
-        make(given, words_of(name, options_of(given, name)), place)
-        shutil.move(place / "found.parquet", place / f"{name}.parquet")
+def undisturbed(given: Path, name: str) -> Path:
+    """Return the table that a command writes if its cache is sound."""
+    words = words_of(name, options_of(given, name))
+    return once_made(given / "cached" / name, partial(make, given, words)) / "found.parquet"

@@ -177,7 +177,10 @@ def calls(given: Path) -> list[Call]:
             **options,
         )
 
-    chain = {"initial": lambda: torch.ones(2).double() / 2, "transition": lambda: torch.ones(2, 2).double() / 2}
+    chain = {
+        "initial": lambda: torch.ones(2).double() / 2,
+        "transition": lambda: torch.ones(2, 2).double() / 2,
+    }
     mixture = {
         "weights": lambda: (1.0,),
         "chains": lambda: (markov.MarkovChain(**{key: make() for key, make in chain.items()}),),

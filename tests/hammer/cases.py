@@ -15,10 +15,11 @@ Check = Callable[[Box], str]
 
 
 class Result(NamedTuple):
-    """The verdict on a case, and what its last process said."""
+    """The verdict on a case, what its last process said, and what was done before it."""
 
     verdict: Verdict
     ended: Ended | None = None
+    note: str = ""
 
 
 class Case(NamedTuple):
@@ -53,6 +54,13 @@ def once(
     wrong = check(box) if ended.code == 0 and not ended.killed else ""
     verdict = judged(ended, before, after, left, must_refuse=must_refuse, wrong=wrong)
     return Result(verdict, ended)
+
+
+def noted(box: Box, line: str) -> None:
+    """Note what was done to a file, for whoever looks at the case."""
+    box.logs.mkdir(exist_ok=True)
+    with (box.logs / "done").open("a", encoding="utf-8", errors="backslashreplace") as file:
+        print(line, file=file)
 
 
 def at(box: Box, path: str) -> Path:

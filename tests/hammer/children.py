@@ -26,13 +26,16 @@ import psutil
 Job = Callable[[], int]
 PAUSE = 0.004  # seconds between two looks
 RARELY = 12  # looks between two at the processes that a copy has started
-IDLE = 4.0  # seconds without work after which a copy waits for what never comes
 
 
 class Limits(NamedTuple):
-    """What a copy may take: seconds of work, bytes beyond those it begins with, bytes of a file."""
+    """What a copy may take: seconds of work, bytes beyond those it begins with, bytes of a file.
+
+    After `idle` seconds without work it waits for what never comes.
+    """
 
     seconds: float = 10.0
+    idle: float = 5.0
     memory: int = 3 << 30
     file: int = 256 << 20
 
@@ -112,6 +115,9 @@ def _settle(place: Path, logs: Path, environment: Mapping[str, str], limits: Lim
         "backslashreplace",
         line_buffering=True,
     )
+    warnings.resetwarnings()  # as where nobody has asked for others
+    for kind in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+        warnings.simplefilter("ignore", kind)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limits.file, limits.file))
@@ -171,7 +177,7 @@ def end(
                 # However little of a processor it gets, who could work does not wait.
                 if busy or work > worked[number][0]:
                     worked[number] = (work, now)
-                idle = now - worked[number][1] > IDLE and now - one.began > limits.seconds
+                idle = now - worked[number][1] > limits.idle
                 if work > limits.seconds or idle:
                     killed[number] = "hang"
                 elif memory - one.rss > limits.memory:

@@ -65,11 +65,16 @@ def _change(base: Base, options: Options, wrongs: dict[str, bool], rng: random.R
     known = options_of(COMMANDS[base.command])
     # The options of the small command are as often changed as all others.
     names = list(known) if rng.random() < 0.5 else [name for name in options if name in known]
-    option = known[rng.choice([name for name in names if name not in FIXED])]
+    names = [name for name in names if name not in FIXED]
+    option = known[rng.choice(names)]
+    while option.kind == "choice" and rng.random() < 0.8:  # which the parser alone refuses
+        option = known[rng.choice(names)]
     if option.kind == "flag":
         _change_flag(option, options, wrongs, rng)
         return
     values = values_of(option, folder=base.folder)
+    if option.kind in ("int", "float") and rng.random() < 0.9:  # what the parser lets pass
+        values = [one for one in values if is_number(option.kind, one.words[0])]
     if rng.random() < 0.04:
         options[option.name] = ()
         wrongs[option.name] = option.count == 1
@@ -89,6 +94,15 @@ def _change(base: Base, options: Options, wrongs: dict[str, bool], rng: random.R
             chosen = [one for one in chosen if words[0] in one.words]
     options[option.name] = tuple(words)
     wrongs[option.name] = any(one.refused for one in chosen)
+
+
+def is_number(kind: str, word: str) -> bool:
+    """Return whether a word is a number of a kind, whichever."""
+    try:
+        (int if kind == "int" else float)(word)
+    except ValueError:
+        return False
+    return True
 
 
 def _change_flag(

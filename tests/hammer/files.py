@@ -12,10 +12,10 @@ from typing import NamedTuple
 import llm
 from markov.console.ending import exit_code
 from tests.hammer.bases import Options, bases
-from tests.hammer.cases import Case, once
+from tests.hammer.cases import Case, noted, once
 from tests.hammer.commands import words_of, wrong
 from tests.hammer.mutating import change_bytes, change_json, change_scores, change_weights
-from tests.hammer.world import Box, make, program
+from tests.hammer.world import Box, make, once_made, program
 
 Change = Callable[[Path, random.Random], tuple[str, bool]]
 
@@ -95,14 +95,14 @@ def case(given: Path, rng: random.Random) -> Case:
     base, seed = bases(given)[read.base], rng.random()
 
     def act(box: Box):
-        source, copy = given / read.source, box.work / "given" / Path(read.source).name
+        source, copy = source_of(given, read.source), box.work / "given" / Path(read.source).name
         copy.parent.mkdir()
         (shutil.copytree if source.is_dir() else shutil.copy)(source, copy)
         file = copy / read.inside if read.inside else copy
         if not file.exists():
             file.write_text(ADDED[file.name])
         how, refused = read.change(file, random.Random(seed))
-        print_to(box, f"{file.name}: {how}")
+        noted(box, f"{file.name}: {how}")
         options = {**base.options, **read.more, read.option: (_named(copy, read),)}
         words = words_of(base.command, options)
         check = partial(wrong, base=base, options=options)
@@ -116,12 +116,6 @@ def _named(copy: Path, read: Read) -> str:
     """What an option is given: a folder of data by its split."""
     split = read.option == "data" and read.source == "data"
     return str(copy / "forget10") if split else str(copy)
-
-
-def print_to(box: Box, line: str) -> None:
-    """Note what was done to a file, for whoever looks at the case."""
-    box.logs.mkdir(exist_ok=True)
-    (box.logs / "done").write_text(line, "utf-8", "backslashreplace")
 
 
 DONE = {
@@ -146,11 +140,11 @@ def finished(given: Path, rng: random.Random) -> Case:
     seed, reader = rng.random(), name == "llm unlearn" and rng.random() < 0.4
 
     def act(box: Box):
-        shutil.copytree(given / "done" / name, box.work / "found")
+        shutil.copytree(done(given, name), box.work / "found")
         file = box.work / "found" / inside
         change = change_json if file.suffix == ".json" else change_bytes
         how, _ = change(file, random.Random(seed))
-        print_to(box, f"{inside}: {how}")
+        noted(box, f"{inside}: {how}")
         check = partial(wrong, base=base, options=base.options)
         if reader:
             return once(box, lambda: exit_code(lambda: print(llm.read_run("found").epochs)))
@@ -160,22 +154,29 @@ def finished(given: Path, rng: random.Random) -> Case:
     return Case("files", f"{told}, after a change of {inside}", act)
 
 
-def fill(given: Path) -> None:
-    """Make what these cases read, by commands, in the shared folder."""
-    known = bases(given)
-    for name in DONE:
-        place = given / "done" / f"{name} at work"
-        place.mkdir(parents=True)
-        make(given, words_of(known[name].command, known[name].options), place)
-        (place / "found").rename(given / "done" / name)
-    legacy: Options = {**known["llm evaluate"].options, "legacy": (), "out": ("found",)}
-    legacy.pop("retrained")
-    place = given / "legacy"
-    place.mkdir()
-    make(given, words_of("llm evaluate", legacy), place)
+def source_of(given: Path, source: str) -> Path:
+    """Return what lies in the shared folder under a name, which may have to be made first."""
+    makers = {"muse": _muse, "legacy": partial(_legacy, given)}
+    name = source.partition("/")[0]
+    if name in makers:
+        once_made(given / name, makers[name])
+    return given / source
+
+
+def done(given: Path, name: str) -> Path:
+    """Return the folder that a command has written and finished."""
+    base = bases(given)[name]
+    words = words_of(base.command, base.options)
+    return once_made(given / "done" / name, partial(make, given, words)) / "found"
+
+
+def _legacy(given: Path, place: Path) -> None:
+    """Write the logs of a model in the layout of TOFU's released code alone."""
+    options: Options = {**bases(given)["llm evaluate"].options, "legacy": ()}
+    options.pop("retrained")
+    make(given, words_of("llm evaluate", options), place)
     (place / "found").rename(place / "model")
     (place / "model" / "TOFU_EVAL.json").unlink()
-    _muse(given / "muse")
 
 
 def _muse(place: Path) -> None:

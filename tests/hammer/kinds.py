@@ -46,8 +46,6 @@ class Name(NamedTuple):
 def workplace(where: Path | None = None) -> Iterator[Path]:
     """A folder with all that cases of every kind read."""
     with quiet(), world(where) as given:
-        for kind in (files, caches, processes):
-            kind.fill(given)
         yield given
 
 
@@ -72,4 +70,6 @@ def case_of(given: Path, seed: int, name: Name) -> Case:
 def tried(given: Path, case: Case, place: Path) -> Result:
     """Run a case in a box of its own at a place."""
     with box(given, place) as own:
-        return case.act(own)
+        result, notes = case.act(own), own.logs / "done"
+        note = notes.read_text("utf-8", "replace") if notes.exists() else ""
+        return result._replace(note=note.strip())

@@ -26,7 +26,7 @@ from tests.hammer.cases import Case, Result
 from tests.hammer.children import Ended, Limits, begin, end, run
 from tests.hammer.commands import words_of
 from tests.hammer.judging import DEFECTS, OK, Verdict, changed, ended, last_line, passing, tree
-from tests.hammer.world import Box, make, program
+from tests.hammer.world import Box, make, once_made, program
 
 # Commands that write something, and take no longer than a second or two.
 TRIED = (
@@ -89,7 +89,8 @@ def again(box: Box, given: Path, name: str, first: Result) -> Result:
 
 def undisturbed(given: Path, name: str) -> Files:
     """What a command writes if nothing happens to it."""
-    return outputs(given / "whole" / name)
+    words = command_of(given, name)
+    return outputs(once_made(given / "whole" / name, partial(make, given, words)))
 
 
 def signals(given: Path, rng: random.Random) -> Case:
@@ -114,11 +115,12 @@ def _stopped(found: Ended, number: int, box: Box) -> Verdict:
         return Verdict(OK)
     if number == signal.SIGKILL:
         return Verdict(OK) if found.code == -9 else ended(found)
+    # Before the command has begun, and after it has ended, a process ends as Python does.
+    early = "KeyboardInterrupt" in found.err and "exit_code" not in found.err
+    if early or (found.how == "" and found.code == -number):
+        return Verdict(OK)
     if "Traceback" in found.err or found.how == "raised":
         return Verdict("traceback", last_line(found.err))
-    # Before the program has begun, and after it has ended, a process ends as Python does.
-    if found.how == "" and found.code == -number:
-        return Verdict(OK)
     if found.code != CODES[signal.Signals(number)]:
         return Verdict("died", f"exit code {found.code}: {last_line(found.err)}")
     left = passing(box.work, box.cache)
@@ -246,11 +248,3 @@ def _mount(*words: str) -> bool:
 
 def _unmount(place: Path) -> None:
     subprocess.run(["umount", "-l", str(place)], capture_output=True)
-
-
-def fill(given: Path) -> None:
-    """Run every command once undisturbed."""
-    for name in TRIED:
-        place = given / "whole" / name
-        place.mkdir(parents=True)
-        make(given, command_of(given, name), place)

@@ -10,11 +10,10 @@ import importlib
 import os
 import pkgutil
 import shutil
-import signal
 import tempfile
 import warnings
 from collections import namedtuple
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from figures.__main__ import cli as figures_cli
 from llm.__main__ import cli as llm_cli
 from llm.data.authors.corpus import Authors
 from llm.data.news.corpus import News
+from llm.evaluation.muse import Measuring
 from llm.models.small_authors import DefaultModels
 from llm.models.small_news import NewsModels
 from markov.__main__ import cli as markov_cli
@@ -41,6 +41,7 @@ from tests.test_kills import TINY, made
 
 PROGRAMS = {"markov": markov_cli, "llm": llm_cli, "figures": figures_cli}
 FREE = 1 << 30  # bytes of memory that a copy finds free, whatever the machine has
+USUAL = Measuring()  # of which nothing is asked for
 # What is imported where it is used, and would otherwise be imported by every copy.
 USED = ("joblib", "peft", "matplotlib.backends.backend_pdf", "matplotlib.backends.backend_agg")
 USED += ("seaborn", "scipy.stats", "scipy.optimize", "gguf", "rouge_score.rouge_scorer", "regex")
@@ -123,6 +124,10 @@ def world(where: Path | None = None) -> Iterator[Path]:
     def news(seed: int = 0) -> News:
         return replace(NEWS.news, seed=seed)
 
+    def few(**options: Any) -> Any:
+        asked = {name: value for name, value in options.items() if value != getattr(USUAL, name)}
+        return replace(measuring, **asked)
+
     try:
         with pytest.MonkeyPatch.context() as patch, made(place):
             patch.setenv("MPLBACKEND", "Agg")
@@ -130,7 +135,7 @@ def world(where: Path | None = None) -> Iterator[Path]:
             patch.setattr("llm.models.small_authors.DefaultModels", _small_models)
             patch.setattr("llm.models.small_news.NewsModels", _small_news)
             patch.setattr("llm.data.muse.News", news)
-            patch.setattr("llm.evaluation.muse.Measuring", lambda **options: measuring)
+            patch.setattr("llm.evaluation.muse.Measuring", few)
             patch.setattr(psutil, "virtual_memory", _free(FREE))
             for package in (figures, markov):
                 for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
@@ -173,10 +178,17 @@ def make(given: Path, words: Sequence[str], work: Path) -> None:
         raise RuntimeError(f"{' '.join(words)} ended with {found.code}: {found.err}")
 
 
-def deaf() -> None:
-    """Let a worker end at once when its parent does."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    os.setpgid(0, 0)
+def once_made(path: Path, fill: Callable[[Path], None]) -> Path:
+    """Return a folder that is filled when it is first asked for, by whichever process that is."""
+    if not path.exists():
+        aside = path.with_name(f"{path.name} {os.getpid()}")
+        aside.mkdir(parents=True)
+        fill(aside)
+        try:
+            aside.rename(path)
+        except OSError:  # another process was first
+            shutil.rmtree(aside)
+    return path
 
 
 @contextmanager
