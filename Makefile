@@ -96,10 +96,12 @@ test-elsewhere: $(VENV)/.llm $(VENV)/.notebooks  ## those that compute, in the a
 hammer: $(VENV)/.llm  ## give every program what nobody should, kill it, fill its disk, and count how it ends: 2,000 cases, under 20 minutes; ARGS="--seed 3"
 	$(RUN) tests.hammer $(ARGS)
 
-check: $(VENV)/.llm $(VENV)/.notebooks $(VENV)/.browser  ## lint, formatting and types, changing nothing
+check: $(VENV)/.llm $(VENV)/.notebooks $(VENV)/.browser  ## lint, formatting, types, safety and pins, changing nothing
 	$(RUN) ruff check
 	$(RUN) ruff format --check
 	$(RUN) pyright
+	$(RUN) bandit -q -c pyproject.toml -r markov llm figures notebooks
+	$(RUN) pip check
 
 format: $(VENV)/.installed  ## put the sources in the project's format
 	$(RUN) ruff check --fix

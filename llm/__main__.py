@@ -45,6 +45,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from llm.arguments import check_command
 from llm.commands.build import Build, build
 from llm.commands.diagnose import Diagnose, diagnose
 from llm.commands.evaluate import Evaluate, evaluate
@@ -65,6 +66,7 @@ from llm.ranks import place, started
 from llm.training.processes import in_one_voice
 from markov.console import ending, progress
 from markov.errors import require
+from markov.files import inputs
 
 ACTIONS: dict[type, Callable[[Any], None]] = {
     Build: build,
@@ -141,6 +143,8 @@ def act(command: Any) -> None:
     Raises `InvalidInput` for a command that would do the same work in several processes, and for a
     model whose weights cannot fit, before anything that takes seconds is imported.
     """
+    command = inputs.expand_all(command)
+    check_command(command)
     spread = isinstance(command, SPREAD)
     require(
         spread or started() == 1,

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from markov import errors
 from markov.errors import InvalidInput, require
 
 # Rounding of a logit may push a probability of 1 above 1: float32 numbers near 100 lie 8e-6 apart.
@@ -35,6 +36,11 @@ def _whole(value: Any) -> Any:
 
 def _one_or_more(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else [value]
+
+
+def _writable(text: str) -> str:
+    text.encode()  # fails for half of a surrogate pair, which no file in UTF-8 can hold
+    return text
 
 
 Index = Annotated[
@@ -82,7 +88,11 @@ Number = Annotated[float, Field(strict=True, allow_inf_nan=False, description="a
 Measured = Annotated[
     float, Field(strict=True, description="a number, nan where it was not measured")
 ]
-Text = Annotated[str, Field(strict=True, description="text")]
+Text = Annotated[
+    str,
+    Field(strict=True, description="text that can be written"),
+    AfterValidator(_writable),
+]
 Truth = Annotated[bool, Field(strict=True, description="True or False")]
 Status = Annotated[
     Literal["ok", "not forgetting", "collapsed", "nan"],
@@ -213,7 +223,56 @@ class Log(Schema):
     ) = None
 
 
+class Law(Schema):
+    """What was minimised, as provenance says it."""
+
+    model_config = ConfigDict(extra="allow")
+    kind: Annotated[
+        Literal["Objective", "Preference"],
+        Field(alias="class", description="Objective or Preference"),
+    ]
+    beta: Number
+    gamma: Number
+    reference: Number
+    normalize: Number
+
+
+class Unlearned(Schema):
+    """How a run was optimised, as provenance says it."""
+
+    objective: Annotated[Law, Field(description="an objective with its numbers")]
+
+
+class RunSettings(Schema):
+    """The settings in the provenance of a run."""
+
+    unlearning: Annotated[Unlearned, Field(description="settings with an objective")]
+
+
+class FinetunedSettings(Schema):
+    """The settings in the provenance of a fine-tuning."""
+
+
 Kind = TypeVar("Kind", bound=Schema)
+
+
+def check_settings(
+    schema: type[Schema], provenance: Mapping[str, Any], field: str, where: str
+) -> Mapping[str, Any]:
+    """Return the settings in a provenance; raises `InvalidInput` for what the schema forbids.
+
+    `where` names the file that the provenance lies in.
+    """
+    found = provenance.get("settings")
+    try:
+        schema.model_validate(found)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        place = ".".join(str(part) for part in ("settings", *first["loc"]))
+        allowed = f"a table whose provenance says how it was made ({place}: {first['msg']})"
+        raise InvalidInput(field, where, allowed) from None
+    assert isinstance(found, Mapping)
+    return found
 
 
 def checked(
@@ -236,7 +295,7 @@ def checked(
         first = error.errors(include_url=False, include_context=False)[0]
     column, *place = first["loc"]
     name = names.get(str(column), str(column))
-    allowed = _described(schema.model_json_schema()["properties"][column]) or first["msg"]
+    allowed = described(schema.model_json_schema()["properties"][column]) or first["msg"]
     field = f"{name} of {row(str(column), place[0])}" if place else name
     field += f", answer {place[1]}" if len(place) > 1 and isinstance(place[1], int) else ""
     raise InvalidInput(field, shown(first["input"]), f"{allowed} in {where}")
@@ -277,12 +336,12 @@ def _as(values: list[Any], dtype: Any) -> np.ndarray:
 
 def shown(value: Any) -> Any:
     """Return a value for an error message: itself if short and plain, else how its text begins."""
-    text = " ".join(repr(value).split())
+    text = " ".join(errors.shown(value).split())
     plain = value is None or isinstance(value, bool | int | float | str | list)
     return value if plain and len(text) <= WIDEST else text[:WIDEST]
 
 
-def _described(node: Any) -> str | None:
+def described(node: Any) -> str | None:
     """Return what may stand in a column, from the part of the JSON schema that declares it.
 
     This is the first description in that part.
@@ -294,4 +353,4 @@ def _described(node: Any) -> str | None:
 
 
 def _first(nodes: Any) -> str | None:
-    return next((found for found in map(_described, nodes) if found), None)
+    return next((found for found in map(described, nodes) if found), None)

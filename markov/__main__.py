@@ -8,19 +8,21 @@ With --debug anywhere a command also prints where an error was raised.
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from markov.console import ending, progress
+from markov.console import ending, limits, progress
 from markov.console.choices import OptimizerName, RetainTerm, WeightingName
 from markov.console.parts import asked_part, check_collected
-from markov.errors import require, require_jobs, require_whole
-from markov.files import folders, leftovers, storage
+from markov.errors import is_whole, require, require_jobs, require_whole
+from markov.files import folders, inputs, leftovers, storage
 from markov.running.backends import BackendOptions, check_backend, workers
 
 if TYPE_CHECKING:
@@ -185,6 +187,8 @@ def points(command: Grid) -> list[Unlearn]:
     axes["beta"] = axes["beta"] or (None,)
     for name, values in axes.items():
         require(len(values) > 0, name, values, "at least one value")
+    runs = math.prod(map(len, axes.values()))
+    require(is_whole(runs, *limits.RUNS), "runs", runs, f"at most {limits.RUNS[1]} in a grid")
     return [
         Unlearn(**common, **dict(zip(axes, point, strict=True)))
         for point in itertools.product(*axes.values())
@@ -200,7 +204,7 @@ def experiment(command: Unlearn) -> Experiment:
     from markov.experiments import Experiment, Pretraining
     from markov.models import ARCHITECTURES
 
-    require_whole(command.record_every, "record_every", 1)
+    _check_steps(command)
     require_jobs(command.jobs)
     lengths = {name: getattr(command, name) for name in ("forget1_length", "forget2_length")}
     case = replace(
@@ -236,12 +240,23 @@ def experiment(command: Unlearn) -> Experiment:
         retain_weight=command.retain_weight,
         weighting=command.weighting,
         clip=command.clip,
-        recorded=tuple(sorted({*range(0, command.steps, command.record_every), command.steps})),
+        recorded=_recorded(command.steps, command.record_every),
         test_examples=command.test_examples,
         gradient_examples=command.gradient_examples,
         precision=command.precision,
         device=command.device,
     )
+
+
+def _check_steps(command: Common) -> None:
+    """Check what a list of the recorded steps is made of, before it is made."""
+    for name in ("steps", "record_every"):
+        require_whole(getattr(command, name), name, *limits.STEPS)
+
+
+@cache  # one tuple for all runs of a grid
+def _recorded(steps: int, every: int) -> tuple[int, ...]:
+    return (*range(0, steps, every), steps)
 
 
 def _objective(command: Unlearn) -> Objective:
@@ -306,11 +321,13 @@ def main(command: Unlearn | Grid) -> None:
         part, collect = asked_part(command.part, command.collect), command.collect
         check_backend(command)
         spread = spread if collect else command
+    from markov.running.memory import check_table_size
     from markov.running.run import parts_missing, parts_of, run, run_part
 
-    experiments = [
-        experiment(point) for point in (points(command) if isinstance(command, Grid) else [command])
-    ]
+    chosen = points(command) if isinstance(command, Grid) else [command]
+    _check_steps(command)
+    check_table_size(len(chosen), command.steps, command.record_every)
+    experiments = [experiment(point) for point in chosen]
     folders.check_table(command.out)
     parts = parts_of(experiments)
     if part is not None:
@@ -341,7 +358,7 @@ def cli(arguments: Sequence[str] | None = None) -> int:
     given, debug = ending.debugged(arguments)
     command: Any = tyro.cli(commands, prog="python -m markov", description=__doc__, args=given)  # pyright: ignore[reportArgumentType, reportCallIssue]
     with progress.lines():
-        return ending.exit_code(lambda: main(command), debug=debug)
+        return ending.exit_code(lambda: main(inputs.expand_all(command)), debug=debug)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from markov.chains import MarkovChain, Mixture, row_kl
+from markov.console import limits
 from markov.errors import require, require_all_whole, require_number, require_whole
 from markov.studies import Data
 
@@ -37,7 +38,7 @@ def paper_chain(members: Sequence[int], states: int, leakage: float) -> MarkovCh
     not distinct states or are all of them, and for a leakage outside (0, 1). Source: paper, section
     5 and appendix H.
     """
-    require_whole(states, "states", 2)
+    require_whole(states, "states", *limits.STATES)
     for member in members:
         require_whole(member, "members", 0, states - 1)
     inside = sorted(set(members))
@@ -58,8 +59,8 @@ def paper_chains(leakage: float = 0.2, states: int = 10, set_size: int = 3) -> P
 
     The remaining states belong to no chain.
     """
-    require_whole(states, "states", 2)
-    require_whole(set_size, "set_size", 1)
+    require_whole(states, "states", *limits.STATES)
+    require_whole(set_size, "set_size", *limits.SET_SIZE)
     require(3 * set_size <= states, "set_size", set_size, f"three sets must fit in {states} states")
     firsts = (0, set_size, 2 * set_size)
     return PaperChains(
@@ -91,7 +92,7 @@ class Case:
 
     def __post_init__(self) -> None:
         require(isinstance(self.name, str), "name", self.name, "a text")
-        require_all_whole(self, states=2, set_size=1)
+        require_all_whole(self, states=limits.STATES, set_size=limits.SET_SIZE)
         self.chains()  # the chains check leakage, states and set_size
         share = self.test_fraction
         require_number(
@@ -100,7 +101,9 @@ class Case:
         for component in COMPONENTS:
             # A sequence needs a context and a next state; a component needs sequences for training
             # and for the test.
-            require_all_whole(self, **{f"{component}_length": 2, f"{component}_count": 2})
+            bounds = {"length": limits.LENGTH, "count": limits.COUNT}
+            named = {f"{component}_{name}": bound for name, bound in bounds.items()}
+            require_all_whole(self, **named)
             count, tested = self.counts[component], self._test_count(component)
             allowed = f"sequences to train and to test on: of these {tested} would be for the test"
             require(0 < tested < count, f"{component}_count", count, allowed)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import errno
 import math
+import os
 from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 
 FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows knows no quotas
+WIDEST = 300  # characters of a value in a message
+# The largest whole number that tables and tensors hold, and so the largest seed, count or size.
+LARGEST = 2**63 - 1
 # What the allocators of torch and of other libraries say.
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
@@ -17,11 +21,26 @@ class InvalidInput(ValueError):
 
     def __init__(self, field: str, value: object, allowed: str) -> None:
         self.field, self.value, self.allowed = field, value, allowed
-        super().__init__(f"{field} = {value!r} is not allowed: {allowed}")
+        super().__init__(f"{field} = {shown(value)} is not allowed: {allowed}")
 
     def __reduce__(self) -> tuple[type[InvalidInput], tuple[str, object, str]]:
         # In another process an exception is rebuilt from its arguments, not from its message.
         return (type(self), (self.field, self.value, self.allowed))
+
+
+def shown(value: object) -> str:
+    """Return a value as Python writes it, in one line, which is cut in the middle if it is long.
+
+    Some values cannot be written: lists that are too deep, integers of thousands of digits. Their
+    kind stands for them.
+    """
+    try:
+        # An array or table writes only its ends, but a text or a list all of it.
+        text = " ".join(repr(value).split("\n"))
+    except Exception:  # whatever a value raises that is only to be named
+        return f"<{type(value).__name__}>"
+    left = (WIDEST - 5) // 2
+    return text if len(text) <= WIDEST else f"{text[:left]} ... {text[-left:]}"
 
 
 def require(condition: bool, field: str, value: object, allowed: str) -> None:
@@ -51,24 +70,22 @@ def require_number(value: object, field: str, holds: Callable[[float], bool], al
     )
 
 
-def is_whole(value: object, least: int = 0, most: int | None = None) -> bool:
-    """Return whether the value is a whole number from `least` to `most`, if there is a `most`.
+def is_whole(value: object, least: int = 0, most: int = LARGEST) -> bool:
+    """Return whether the value is a whole number from `least` to `most`.
 
     Integers of numpy count, since they come out of arrays of settings. True, False, 3.0 and "3" do
     not.
     """
     if not isinstance(value, Integral) or isinstance(value, bool):
         return False
-    return least <= int(value) and (most is None or int(value) <= most)
+    return least <= int(value) <= most
 
 
-def require_whole(value: object, field: str, least: int = 0, most: int | None = None) -> None:
+def require_whole(value: object, field: str, least: int = 0, most: int = LARGEST) -> None:
     """Raise `InvalidInput` unless `is_whole` is true of the value."""
-    allowed = (
-        f"a whole number of at least {least}"
-        if most is None
-        else f"a whole number from {least} to {most}"
-    )
+    allowed = f"a whole number from {least} to {most}"
+    if most == LARGEST and not (isinstance(value, Integral) and int(value) > most):
+        allowed = f"a whole number of at least {least}"
     require(is_whole(value, least, most), field, value, allowed)
 
 
@@ -91,9 +108,13 @@ def require_all_whole(settings: object, **bounds: int | tuple[int, int]) -> None
 
 
 def require_jobs(jobs: object) -> None:
-    """Raise `InvalidInput` unless `jobs` is a number of processes, or -1 for one per core."""
-    allowed = "-1 or a whole number of at least 1"
-    require(is_whole(jobs, -1) and jobs != 0, "jobs", jobs, allowed)
+    """Raise `InvalidInput` unless `jobs` is a number of processes, or -1 for one per core.
+
+    A few for each core still do something while others wait; more of them only take memory.
+    """
+    most = max(64, 4 * (os.cpu_count() or 1))
+    allowed = f"-1 or a whole number from 1 to {most}"
+    require(is_whole(jobs, -1, most) and jobs != 0, "jobs", jobs, allowed)
 
 
 def out_of_memory(error: BaseException) -> bool:

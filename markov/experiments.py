@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from markov.cases import LENGTH, Case
+from markov.console import limits
 from markov.console.choices import OptimizerName, RetainTerm, WeightingName
 from markov.errors import is_whole, require, require_all_whole, require_number
 from markov.models import Tabular, Transformer
@@ -46,7 +47,7 @@ class Pretraining:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_all_whole(self, epochs=1, batch=1, seed=0)
+        require_all_whole(self, epochs=limits.EPOCHS, batch=limits.BATCH, seed=0)
         _require_rule(self)
 
 
@@ -108,7 +109,13 @@ class Experiment:
                 value,
                 "one number, not a stack",
             )
-        require_all_whole(self, seed=0, steps=1, batch=1, gradient_examples=0)
+        require_all_whole(
+            self,
+            seed=0,
+            steps=limits.STEPS,
+            batch=limits.BATCH,
+            gradient_examples=limits.EXAMPLES,
+        )
         _require_rule(self)
         _require_one_of("retain_term", self.retain_term, ("none", *RETAIN_LOSSES))
         require_number(
@@ -131,9 +138,10 @@ class Experiment:
                 is_whole(step, 0, self.steps) for step in self.recorded
             )
             require(whole, "recorded", self.recorded, allowed)
-            object.__setattr__(self, "recorded", tuple(map(int, self.recorded)))
+            if any(type(step) is not int for step in self.recorded):  # a long one is shared
+                object.__setattr__(self, "recorded", tuple(map(int, self.recorded)))
         if self.test_examples is not None:
-            require_all_whole(self, test_examples=1)
+            require_all_whole(self, test_examples=(1, limits.EXAMPLES[1]))
         _require_one_of("precision", self.precision, ("float32", "float64"))
         known = isinstance(self.device, str) and DEVICE.fullmatch(self.device) is not None
         require(known, "device", self.device, "cpu, cuda or cuda:N")

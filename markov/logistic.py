@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, pad
 
 from markov.batching import generator
+from markov.console import limits
 from markov.errors import is_whole, require, require_number, require_whole
 from markov.numerics import VECTOR, exceeds, one_thread
 from markov.objectives import Objective, SequenceLogProbs, method_name, stack, validate
@@ -89,7 +90,7 @@ class LogisticWorld:
 
     def __post_init__(self) -> None:
         for name in ("dimension", "width", "forget_count", "retain_count", "test_count", "steps"):
-            require_whole(getattr(self, name), name, 1)
+            require_whole(getattr(self, name), name, *limits.LOGISTIC)
         require_whole(self.seed, "seed")
         require_number(self.alpha, "alpha", lambda number: number >= 0, "a finite number >= 0")
         require_number(self.shift, "shift", lambda number: True, "a finite number")

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional
 
+from markov.console import limits
 from markov.errors import require, require_all_whole, require_number
 from markov.numerics import ALIGNED, VECTOR
 
@@ -54,7 +55,7 @@ class Tabular:
     states: int = 10
 
     def __post_init__(self) -> None:
-        require_all_whole(self, states=2)
+        require_all_whole(self, states=limits.STATES)
 
     @property
     def products(self) -> int:
@@ -94,7 +95,15 @@ class Transformer:
     position_std: float = 0.02
 
     def __post_init__(self) -> None:
-        require_all_whole(self, context=1, width=1, depth=1, heads=1, mlp_width=1, states=2)
+        require_all_whole(
+            self,
+            context=limits.CONTEXT,
+            width=limits.WIDTH,
+            depth=limits.DEPTH,
+            heads=limits.WIDTH,
+            mlp_width=limits.MLP_WIDTH,
+            states=limits.STATES,
+        )
         require(
             self.width % self.heads == 0, "heads", self.heads, f"a divisor of width = {self.width}"
         )

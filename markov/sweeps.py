@@ -17,6 +17,7 @@ from torch import Tensor
 
 from markov.cases import component_generator, paper_chain
 from markov.chains import MarkovChain, Mixture
+from markov.console import limits
 from markov.errors import is_number, is_whole, require, require_all_whole, require_whole
 from markov.studies import Data
 
@@ -45,22 +46,20 @@ class ComponentSweep:
 
     def __post_init__(self) -> None:
         require(isinstance(self.name, str), "name", self.name, "a text")
-        counts = (
-            "tokens",
-            "retain_scored",
-            "retain_tokens",
-            "forget_count",
-            "test_count",
-            "set_size",
-        )
-        require_all_whole(self, **dict.fromkeys(counts, 1))
+        tokens = dict.fromkeys(("tokens", "retain_tokens"), limits.TOKENS)
+        counts = dict.fromkeys(("forget_count", "test_count"), (1, limits.COUNT[1]))
+        sizes = {"retain_scored": limits.SCORED, "set_size": limits.SET_SIZE}
+        require_all_whole(self, **tokens, **counts, **sizes)
         # Tuples, since a sweep is a value: models and results are looked up by it.
-        whole = isinstance(self.scored, tuple) and all(is_whole(count, 1) for count in self.scored)
+        least, most = limits.SCORED
+        whole = isinstance(self.scored, tuple) and all(
+            is_whole(count, least, most) for count in self.scored
+        )
         require(
             whole and len(self.scored) >= 1,
             "scored",
             self.scored,
-            "a tuple of whole numbers of at least 1",
+            f"a tuple of whole numbers from {least} to {most}",
         )
         object.__setattr__(self, "scored", tuple(map(int, self.scored)))
         paired = isinstance(self.shares, tuple) and len(self.shares) == len(self.scored)

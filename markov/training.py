@@ -41,6 +41,7 @@ from markov.batching import (
     pieces,
     take,
 )
+from markov.console import limits
 from markov.console.choices import RetainTerm
 from markov.errors import require, require_whole
 from markov.models import Model, Parameters, stack_parameters
@@ -156,8 +157,8 @@ def unlearn(
     the end; an exception that it raises ends the run. Raises `InvalidInput` for runs whose data
     differ in shape. Source: paper, section 2.
     """
-    require_whole(steps, "steps", 1)
-    require_whole(batch, "batch", 1)
+    require_whole(steps, "steps", *limits.STEPS)
+    require_whole(batch, "batch", *limits.BATCH)
     for field in ("forget", "retain"):
         common_count(model, [getattr(run, field) for run in runs], field)
     sizes = {tuple(tuple(probe.tokens.shape) for probe in run.probes) for run in runs}

@@ -18,7 +18,7 @@ Rule = Callable[[Graph], list[str]]
 # other.
 LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "llm": (
-        ("randomness", "intervals", "schemas", "ranks"),
+        ("randomness", "intervals", "schemas", "ranks", "arguments"),
         ("data", "logs"),
         ("diagnostics",),
         ("scoring",),

@@ -178,5 +178,5 @@ def test_processes_are_counted_or_left_to_the_machine() -> None:
     for jobs in (-1, 1, np.int64(8)):
         require_jobs(jobs)
     for jobs in (0, -2, -1.0, None):
-        with pytest.raises(InvalidInput, match="-1 or a whole number of at least 1"):
+        with pytest.raises(InvalidInput, match="-1 or a whole number from 1 to"):
             require_jobs(jobs)

@@ -57,6 +57,7 @@ def diagnose(command: Diagnose) -> None:
             lengths=command.lengths,
             shared=command.shared,
         )
+    told = report(frame)  # whatever cannot be told is refused before anything is written
     write(frame, command.out, command)
-    report(frame)
+    print(told)
     print(f"{len(frame)} rows: {command.out}")

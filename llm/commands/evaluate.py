@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 # Options that say nothing about logs, and are left out beside --logs.
 OF_MODEL = (
     *("model", "revision", "retrained", "data", "retain_data", "max_new_tokens", "legacy"),
-    *("memory", "out"),
+    *("template", "system", "dtype", "device", "trust_remote_code", "max_length", "budget"),
+    *("words", "memory", "out"),
 )
 JOB, TABLE = "evaluate", "measures.parquet"
 # Options of where an evaluation goes and how it is printed: its numbers do not depend on them, or

@@ -17,7 +17,7 @@ from llm.scoring.limits import NEW_TOKENS
 from llm.training.processes import in_first
 from markov.console.choices import WeightingName
 from markov.errors import require_epochs
-from markov.files import folders
+from markov.files import folders, inputs
 
 if TYPE_CHECKING:
     from llm.unlearning.unlearn import Unlearning
@@ -109,7 +109,7 @@ def unlearn(command: Unlearn) -> None:
     from llm.data.sources import read
     from llm.data.splits import checked, tofu_sets
     from llm.evaluation.folders import tofu_measure
-    from llm.jobs.values import log_beside, objectives_of
+    from llm.jobs.values import check_other, log_beside, objectives_of
     from llm.unlearning.methods import described
     from llm.unlearning.runs import EPOCHS, WEIGHTS, unlearn_into
     from llm.unlearning.unlearn import weights_by_epoch
@@ -134,6 +134,8 @@ def unlearn(command: Unlearn) -> None:
     preferred = (
         with_refusals(forget, command.seed, refusals) if paired(settings.objective).prefer else None
     )
+    for field in ("reference", "retrained"):
+        check_other(getattr(command, field), forget, field)
     sets = checked(tofu_sets(data)) if command.measured else None
     by = described(command.objective or "", settings)
     print(f"{command.model} unlearns {data} and keeps {kept}: {by}")
@@ -183,7 +185,7 @@ def resolved(command: Unlearn) -> Unlearn:
 
     data = data_of(command.model, command.data)
     check_retrained(command.retrained, data)
-    table = command.reference is not None and Path(command.reference).is_file()
+    table = command.reference is not None and inputs.is_file(command.reference)
     if command.reference is not None and (not table or is_gguf(command.reference)):
         check(command.reference, "reference")
     word = command.objective or (

@@ -51,13 +51,14 @@ def weights(command: Weights) -> None:
         retrained=command.retrained,
         objectives=command.objectives,
     )
+    told = report(frame)  # whatever cannot be told is refused before anything is written
     write(frame, command.out, command)
-    report(frame)
+    print(told)
     print(f"{len(frame)} rows: {command.out}")
 
 
-def report(frame: pd.DataFrame) -> None:
-    """Print how the effort of each objective goes with length and need, where these are known."""
+def report(frame: pd.DataFrame) -> str:
+    """Return in words how the effort of each objective goes with length and need, if known."""
     from llm.diagnostics.allocation import bias, length_correlation, spearman
     from llm.diagnostics.weights import PUSH, WEIGHT
     from llm.jobs.weighing import STATISTICS
@@ -74,14 +75,14 @@ def report(frame: pd.DataFrame) -> None:
         unit = frame.rename(columns={**pushes, "ref_per_token": "ref"})
         unit = unit.assign(length=1, needed=unit["needed_per_token"])
         found = bias(unit).query("effort == 'push' and need == 'per_token'").set_index("objective")
-        print("push on the log-probability per token, beside what is needed per token:")
-        print(found[statistics].round(3).to_string())
-        return
+        head = "push on the log-probability per token, beside what is needed per token:"
+        return f"{head}\n{found[statistics].round(3).to_string()}"
     of_length = length_correlation(frame).set_index("objective")
+    head = ""
     shown = of_length[["spearman", "spearman_low", "spearman_high"]].add_suffix(" of length")
     if "needed" in frame:
         found = bias(frame).query("effort == 'weight' and need == 'total'").set_index("objective")
         shown = shown.join(found[statistics])
         rank = float(spearman(frame["length"].to_numpy(float), frame["needed"].to_numpy(float)))
-        print(f"Spearman correlation of length and needed movement: {rank:.3f}")
-    print(shown.round(3).to_string())
+        head = f"Spearman correlation of length and needed movement: {rank:.3f}\n"
+    return head + shown.round(3).to_string()

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from llm.data.news.corpus import Article, News, QuestionAndAnswer, edition
 from llm.data.records import find_split, from_hub, is_text, read_records, shown, write_records
+from llm.data.words import checked_word, seed_in
 from markov.errors import InvalidInput, require
 from markov.files.storage import Location, check_writable
 
@@ -96,6 +97,7 @@ def read_muse(source: Location) -> MuseData:
     Raises `InvalidInput` for a source that is not there or cannot be fetched, and for a record of
     another shape: it names the file, the record (counted from 1) and the field.
     """
+    source = checked_word(source, "source")
     if (news := generated(source)) is not None:
         return news_data(news)
     if os.fspath(source) in HUB:
@@ -113,12 +115,12 @@ def generated(source: Location) -> News | None:
     Such a source is `news` or `news:SEED`; if there is a folder called news, `news` means that
     folder. Raises `InvalidInput` for a seed that is not a number.
     """
-    name, colon, seed = os.fspath(source).partition(":")
+    word = checked_word(source, "source")
+    name, colon, seed = word.partition(":")
     if name != GENERATED or (not colon and Path(source).exists()):
         return None
-    good = not colon or (seed.isascii() and seed.isdecimal())
-    require(good, "source", os.fspath(source), f"{GENERATED}:SEED, the seed a number")
-    return News(seed=int(seed or 0))
+    allowed = f"{GENERATED}:SEED, the seed a number"
+    return News(seed=seed_in(seed, "source", word, allowed) if colon else 0)
 
 
 def news_data(settings: News) -> MuseData:

@@ -23,7 +23,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from markov import errors
 from markov.errors import InvalidInput, require
+from markov.files import inputs, storage
 from markov.files.storage import Location, atomic_path
 
 INDEX = "index"
@@ -41,12 +43,14 @@ ARCHIVES = (b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"\x28\xb5\x2f\xf
 DESCRIPTIONS = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
 INSTALL = "read with the package `datasets`: pip install simnpo-lab[llm]"
 HALVES = re.compile("[\ud800-\udfff]")
+LONGEST = 300  # digits of a whole number: no float can hold one with more
+MOST = 2**31  # bytes that a packed file may hold
 BLANKS = re.compile(r"[ \t\r\n]*")
 
 
 def shown(value: object) -> object:
     """Return a value for an error message: itself, or its beginning if it is too long."""
-    text = value if isinstance(value, str) else repr(value)
+    text = value if isinstance(value, str) else errors.shown(value)
     return value if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -88,7 +92,8 @@ def is_saved(folder: Path) -> bool:
 
 def saved_split(folder: Path) -> str | None:
     """Return the name of the split that a saved data set contains, or None if it does not say."""
-    return json.loads((folder / "state.json").read_text("utf-8")).get("_split")
+    found = inputs.read_json(folder / "state.json", "source")
+    return found.get("_split") if isinstance(found, Mapping) else None
 
 
 def read_records(path: Path, allowed: str = "a file that can be read") -> list[Any]:
@@ -100,17 +105,19 @@ def read_records(path: Path, allowed: str = "a file that can be read") -> list[A
     """
     if is_saved(path):
         return _from_folder(path, allowed)
+    data = inputs.read_bytes(path, "source", allowed)
     try:
-        data = path.read_bytes()
-        data = gzip.decompress(data) if data.startswith(GZIP) else data
-        if data.startswith(PARQUET):
-            return _from_parquet(data)
-        text = _decoded(data)
+        data = unpacked(data, str(path)) if data.startswith(GZIP) else data
+        text = "" if data.startswith(PARQUET) else _decoded(data)
+    except InvalidInput:
+        raise
     except (OSError, ValueError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or shown(str(error).split("\n")[0])
         if isinstance(error, UnicodeError):
             reason = _kind(path, data)
         raise InvalidInput("source", str(path), f"{allowed} ({reason})") from None
+    if data.startswith(PARQUET):
+        return _from_parquet(data, path, allowed)
     suffix = Path(path.name.removesuffix(".gz")).suffix
     if suffix in (".csv", ".tsv"):
         return _from_table(text, path, "," if suffix == ".csv" else "\t")
@@ -142,6 +149,17 @@ def write_records(records: Iterable[Mapping[str, Any]], path: Location) -> None:
         partial.write_bytes("".join(lines).encode())
 
 
+def unpacked(data: bytes, name: str) -> bytes:
+    """Return what gzip packed; raises `InvalidInput` for more than memory can be expected to hold.
+
+    A few kilobytes can hold gigabytes of blanks.
+    """
+    with gzip.open(BytesIO(data)) as stream:
+        found = stream.read(MOST + 1)
+    require(len(found) <= MOST, "source", name, f"a file that holds at most {MOST:,} bytes")
+    return found
+
+
 def _decoded(data: bytes) -> str:
     for mark, encoding in MARKS.items():
         if data.startswith(mark):
@@ -167,15 +185,20 @@ def _from_folder(folder: Path, allowed: str) -> list[Any]:
         return list(Dataset.load_from_disk(str(folder)).with_format(None))
     except ImportError:
         raise InvalidInput("source", str(folder), INSTALL) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # whatever `datasets` makes of files that others wrote
         reason = shown((str(error) or type(error).__name__).splitlines()[0])
         raise InvalidInput("source", str(folder), f"{allowed} ({reason})") from None
 
 
-def _from_parquet(data: bytes) -> list[Any]:
+def _from_parquet(data: bytes, path: Path, allowed: str) -> list[Any]:
+    import pyarrow
     import pyarrow.parquet
 
-    return pyarrow.parquet.read_table(BytesIO(data)).to_pylist()
+    try:
+        return pyarrow.parquet.read_table(BytesIO(data)).to_pylist()
+    except (*storage.UNREADABLE, pyarrow.ArrowException) as error:
+        reason = shown((str(error) or type(error).__name__).splitlines()[0])
+        raise InvalidInput("source", str(path), f"{allowed} ({reason})") from None
 
 
 def _from_table(text: str, path: Path, delimiter: str) -> list[Any]:
@@ -203,14 +226,14 @@ def _from_table(text: str, path: Path, delimiter: str) -> list[Any]:
     require(len(set(names)) == len(names), str(path), names, allowed)
     for row in rows:
         number = row.get(INDEX, "")
-        if number.isascii() and number.isdecimal():
+        if number.isascii() and number.isdecimal() and len(number) <= 18:
             row[INDEX] = int(number)
     return rows
 
 
 def _from_json(text: str, where: str) -> list[Any]:
     """Return the records of a JSON text: values one after another, or those inside the only one."""
-    decoder, values = json.JSONDecoder(), []
+    decoder, values = json.JSONDecoder(parse_int=_whole), []
     place = _after_blanks(text, 0)
     listed = text.startswith("[", place)
     while place < len(text):
@@ -267,6 +290,12 @@ def _columns(value: Mapping[str, Any]) -> dict[str, list[Any]] | None:
     ):
         return {name: list(one.values()) for name, one in value.items()}
     return None
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > LONGEST:
+        raise ValueError(f"a whole number of {len(digits)} digits")
+    return int(digits)
 
 
 def _is_list_of_objects(value: object) -> bool:

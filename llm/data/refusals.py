@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from llm.data.tofu import Example
 from llm.randomness import derived_seed
-from markov.errors import InvalidInput, require
+from markov.errors import require
+from markov.files import inputs
 from markov.files.storage import Location
 
 BEGINNINGS = (
@@ -69,11 +69,7 @@ def read_refusals(path: Location) -> tuple[str, ...]:
     suffix.)
     """
     allowed = "a text file in UTF-8, one refusal per line"
-    try:
-        lines = Path(path).read_text("utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InvalidInput("refusals", str(path), f"{allowed} ({reason})") from None
+    lines = inputs.read_text(path, "refusals", allowed).splitlines()
     found = tuple(line.strip() for line in lines if line.strip())
     require(len(found) > 0, "refusals", str(path), f"{allowed} (it has none)")
     records = [

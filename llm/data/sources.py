@@ -11,19 +11,21 @@ A file may have any of the shapes that `llm.data.records` reads.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from llm.arguments import checked_job
 from llm.data import records, tofu
 from llm.data.authors.corpus import Authors, splits
 from llm.data.tofu import Example
+from llm.data.words import checked_word, seed_in
 from markov.errors import require
 from markov.files.storage import Location
 
 PREFIX = "authors"
 
 
+@checked_job
 def read(
     source: Location, split: str | None = None, *, authors: Authors | None = None
 ) -> tuple[Example, ...]:
@@ -33,7 +35,7 @@ def read(
     `InvalidInput` as `llm.data.tofu.read` does, and for a split that the generated corpus does not
     have.
     """
-    word = os.fspath(source)
+    word = source = checked_word(source, "data")
     name, colon, wanted = word.partition(":")
     if name != PREFIX or (not colon and Path(source).exists()):
         path = Path(source)
@@ -56,9 +58,8 @@ def seed_of(word: str) -> int:
     It is 0 if the word has none. Raises `InvalidInput` for a seed that is not a number.
     """
     _, colon, seed = word.partition(":")[2].partition(":")
-    good = not colon or (seed.isascii() and seed.isdecimal())
-    require(good, "data", word, f"{PREFIX}:SPLIT[:SEED], the seed a number")
-    return int(seed or 0)
+    allowed = f"{PREFIX}:SPLIT[:SEED], the seed a number"
+    return seed_in(seed, "data", word, allowed) if colon else 0
 
 
 def without(examples: Sequence[Example], others: Sequence[Example]) -> tuple[Example, ...]:

@@ -18,6 +18,7 @@ import torch
 from llm.data import records, sources, tofu
 from llm.data.authors.corpus import Authors
 from llm.data.tofu import Example
+from llm.data.words import checked_word
 from llm.randomness import derived_seed
 from markov.errors import InvalidInput, require
 from markov.files.storage import Location
@@ -64,7 +65,7 @@ def split_of(word: Location) -> SplitName:
     Such words are `tofu:forget05`, `authors:forget20[:SEED]`, and FOLDER/forget05 for a folder with
     TOFU's files. Raises `InvalidInput` for a word that names no forget split.
     """
-    text = str(word)
+    text = checked_word(word, "data")
     source, colon, name = text.partition(":")
     seed = 0
     if not colon or source not in NAMED:
@@ -101,7 +102,7 @@ def retain_of(data: Location, retain: str | None) -> str:
     Raises `InvalidInput` if none is given and none goes with the data.
     """
     if retain is not None:
-        return retain
+        return checked_word(retain, "retain_data")
     try:
         return retain_word(data)
     except InvalidInput:
@@ -114,7 +115,8 @@ def retain_of(data: Location, retain: str | None) -> str:
 
 def is_own(word: Location) -> bool:
     """Return whether a word is that of a file, or folder, from which no other set follows."""
-    path, own = Path(os.path.expanduser(word)), str(word).partition(":")[0] not in NAMED
+    text = checked_word(word, "data")
+    path, own = Path(text), text.partition(":")[0] not in NAMED
     return own and FORGET.fullmatch(path.stem) is None and path.exists()
 
 

@@ -10,7 +10,6 @@ two have no paraphrase and three wrong answers each.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from llm.data.records import (
     splits,
     write_records,
 )
+from llm.data.words import checked_word
 from markov.errors import InvalidInput, is_whole, require
 from markov.files.storage import Location
 
@@ -61,6 +61,7 @@ FIELDS = {
     "author": "author",
     "topic": "topic",
 }
+LARGEST_INDEX = 2**53  # so that an index may have been a float for a time
 ALLOWED = f"a file, a folder, or {PREFIX}:SPLIT for the public data set"
 QUANTILES = {
     "shortest": 0.0,
@@ -90,8 +91,9 @@ class Example:
     topic: str | None = None
 
     def __post_init__(self) -> None:
-        whole = is_whole(self.index)
-        require(whole, "index", shown(self.index), "a whole number of at least 0")
+        whole = is_whole(self.index, 0, LARGEST_INDEX)
+        allowed = f"a whole number of at least 0, at most {LARGEST_INDEX}"
+        require(whole, "index", shown(self.index), allowed)
         object.__setattr__(self, "index", int(self.index))
         for name in ("prompt", "response"):
             require(
@@ -117,11 +119,10 @@ def read(source: Location, split: str | None = None) -> tuple[Example, ...]:
     `llm.data.records`. Raises `InvalidInput` for a source or split that is not there, and for a
     record of another shape: it names the file, the record (counted from 1) and the field.
     """
-    name, colon, wanted = os.fspath(source).partition(":")
+    source = checked_word(source, "source")
+    name, colon, wanted = source.partition(":")
     if name == PREFIX and (colon or not Path(source).exists()):
-        require(
-            not (wanted and split), "split", split, f"left out, since {os.fspath(source)} names one"
-        )
+        require(not (wanted and split), "split", split, f"left out, since {source} names one")
         return _from_hub(wanted or split)
     path = Path(source)
     if path.is_dir():

@@ -6,11 +6,13 @@ import os
 
 import numpy as np
 import pandas as pd
+import pyarrow
 import torch
 from jaxtyping import Int
 
 from llm.logs.questions import matched
 from markov.errors import InvalidInput, require
+from markov.files import inputs, storage
 from markov.files.storage import Location
 from markov.objectives import SequenceLogProbs
 
@@ -49,10 +51,11 @@ def read_scores(path: Location, field: str) -> pd.DataFrame:
     Raises `InvalidInput` for a file that is no table, for what `llm.schemas.Scores` does not allow,
     and for an index that comes twice.
     """
+    place = inputs.existing_file(path, field, "a parquet table of scores")
     try:
-        frame = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        frame = pd.read_parquet(place)
+    except (*storage.UNREADABLE, pyarrow.ArrowException) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InvalidInput(
             field, os.fspath(path), f"a parquet table of scores ({reason})"
         ) from None

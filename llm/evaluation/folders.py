@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
@@ -23,7 +22,7 @@ from llm.scoring.limits import BUDGET, MAX_LENGTH, NEW_TOKENS
 from llm.training.checkpointing import parameters_digest
 from llm.unlearning.epoch import Measure
 from markov.errors import InvalidInput, require
-from markov.files import folders, storage
+from markov.files import folders, inputs, storage
 from markov.files.storage import Location
 
 JOB, NAMES = "evaluation", (OPEN_UNLEARNING, SUMMARY, PARTS)
@@ -110,10 +109,12 @@ def evaluation_settings(path: Path) -> Any:
 
     Raises `InvalidInput` for a file that cannot be read.
     """
-    try:
-        return json.loads(path.read_text("utf-8")).get(MANIFEST, {}).get("settings")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise InvalidInput("out", str(path), f"an evaluation that can be read ({error})") from None
+    allowed = "an evaluation that can be read"
+    found = inputs.read_json(path, "out", allowed)
+    known = found.get(MANIFEST, {}) if isinstance(found, dict) else None
+    if not isinstance(known, dict):
+        raise InvalidInput("out", str(path), f"{allowed} (its {MANIFEST} is no object)")
+    return known.get("settings")
 
 
 def tofu_measure(

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from llm.arguments import checked_job
 from llm.data.parts import Learnt, Part, part_of
 from llm.data.refusals import with_refusals
 from llm.data.sources import read
@@ -69,6 +70,7 @@ class Remaining(NamedTuple):
     work: Work
 
 
+@checked_job
 def estimate(
     model: Location,
     data: Location = "tofu:forget05",

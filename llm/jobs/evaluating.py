@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
+from llm.arguments import checked_job
 from llm.jobs.settings import Word
 from llm.jobs.values import Other, data_for, language_of, log_beside
 from llm.logs.log import EvaluationLog
@@ -41,6 +42,7 @@ class Evaluation(NamedTuple):
         return report(*self)
 
 
+@checked_job
 def evaluate(
     model: LanguageModel | Location | None = None,
     data: TofuSets | Location | None = None,

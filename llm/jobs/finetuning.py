@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from llm.arguments import checked_job
 from llm.jobs.settings import Word, rate_for
 from llm.scoring.limits import MAX_LENGTH
 from llm.training.settings import Optimization
@@ -29,6 +30,7 @@ RATES = ((25e6, 1e-3), (500e6, 3e-4), (float("inf"), 1e-5))
 Data: TypeAlias = "Location | Sequence[Location] | Sequence[Example]"
 
 
+@checked_job
 def finetune(
     model: LanguageModel | Location,
     data: Data,

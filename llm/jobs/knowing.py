@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
+from llm.arguments import checked_job
 from llm.jobs.settings import DEFAULTS, Word
 from llm.scoring.limits import BUDGET, MAX_LENGTH
 from markov.errors import require, require_whole
@@ -95,6 +96,7 @@ class Known(NamedTuple):
         return report(self)
 
 
+@checked_job
 def known(
     model: LanguageModel | Location,
     data: Location | Sequence[Location] | Sequence[Example],
@@ -365,7 +367,7 @@ def _kept(path: Path, split: Split) -> Known:
     counts, table = storage.read_table(path.parent / COUNTS), storage.read_table(path)
     there = [len(part) for part in own[:2]]
     allowed = "a folder with as many examples in the model's own words as were written"
-    require(table.attrs[storage.KEY][OWN_COUNTS] == there, "out", str(path.parent), allowed)
+    require(table.attrs[storage.KEY].get(OWN_COUNTS) == there, "out", str(path.parent), allowed)
     return Known(table, counts, given, own, split.way, path.parent)
 
 

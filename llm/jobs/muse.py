@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
+from llm.arguments import checked_job
 from llm.jobs.settings import Word, rate_of
 from llm.jobs.values import language_of, model_beside, word_of
 from llm.models.names import check, is_small, made
@@ -30,6 +31,7 @@ MAX_LENGTH = 2048  # tokens of a text that PrivLeak looks at
 PIECES = {True: 256, False: 2048}
 
 
+@checked_job
 def muse(
     model: LanguageModel | Location = "news:original",
     data: MuseData | Location | None = None,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
+from llm.arguments import checked_job
 from llm.evaluation.attacks import Relearning, Which, attacks
 from llm.jobs.settings import RATE, Word, rate_of
 from llm.jobs.values import Other, data_for, examples_of, language_of, log_beside
@@ -55,6 +56,7 @@ class Relearned(NamedTuple):
         return self.means.to_string(float_format="{:.3f}".format)
 
 
+@checked_job
 def relearn(
     model: LanguageModel | Location,
     data: Sequence[Example] | Location | None = None,

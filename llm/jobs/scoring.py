@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from llm.arguments import checked_job
 from llm.jobs.values import data_for, examples_of, language_of
 from llm.scoring.limits import BUDGET, MAX_LENGTH
 from markov.errors import require
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from llm.models.language_model import LanguageModel
 
 
+@checked_job
 def score(
     model: LanguageModel | Location,
     data: Sequence[Example] | Location | None = None,

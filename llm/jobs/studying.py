@@ -27,6 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from llm.arguments import checked_job
 from llm.jobs import trained_here
 from llm.jobs.replicates import (
     KINDS,
@@ -97,6 +98,7 @@ class Studied(NamedTuple):
         return markdown(self.summary)
 
 
+@checked_job
 def study(
     model: Location,
     data: Location = "tofu:forget05",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from llm.arguments import checked_job
 from llm.jobs.dividing import SPREAD, DividingOptions, check_divided, dealt_out
 from llm.jobs.planning import MemoryOption
 from llm.jobs.settings import RATE, left_out, lora_of, provenance_of, rate_of
@@ -158,6 +159,7 @@ class Swept(NamedTuple):
         return markdown(self.summary)
 
 
+@checked_job
 def sweep(
     methods: Sequence[str] = TABLE,
     *,
@@ -211,6 +213,8 @@ def checked(asked: Sweep) -> Sweep:
     Raises `InvalidInput` for values that are not allowed, and for a folder that cannot be used.
     """
     check_divided(asked)
+    given = len(asked.methods) + len(asked.task_vectors)
+    require(given > 0, "methods", (), "at least one, or a scale of --task-vectors")
     require_jobs(jobs_of(asked))
     require(0 <= asked.tolerance < 1, "tolerance", asked.tolerance, "a share >= 0, below 1")
     if not asked.methods:

@@ -6,9 +6,11 @@ import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from llm.arguments import checked_job
 from llm.jobs.settings import RATE, Word, rate_of
 from llm.jobs.values import (
     Other,
+    check_other,
     data_for,
     examples_of,
     language_of,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 METHOD = "simnpo:4.5@0.125"  # the paper's for forget10
 
 
+@checked_job
 def unlearn(
     model: LanguageModel | Location = "authors:original",
     forget: Sequence[Example] | Location | None = None,
@@ -110,6 +113,8 @@ def unlearn(
         chosen.prefers or refusals is None, "refusals", refusals, f"left out with {chosen.word}"
     )
     examples, kept = examples_of(source), examples_of(retain if retain is not None else ())
+    for field, other in (("reference", reference), ("retrained", retrained)):
+        check_other(other, examples, field)
     preferred = (
         with_refusals(examples, seed, tuple(refusals or REFUSALS)) if chosen.prefers else None
     )

@@ -11,13 +11,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 import pandas as pd
 
 from llm.data.sources import read
+from llm.data.words import checked_word
 from llm.diagnostics.scores import beside, check_scores, read_scores
 from llm.diagnostics.weights import named
 from llm.jobs.settings import Word
 from llm.logs.log import EvaluationLog
+from llm.logs.questions import matched
 from llm.models.gguf_files import is_gguf
 from llm.models.names import check, check_has_read, data_of
 from llm.models.source import load
@@ -123,8 +126,22 @@ def model_beside(
     return found
 
 
-def _is_table(word: Location) -> bool:
-    return Path(word).is_file() and not is_gguf(word)
+def _is_table(word: Location, field: str) -> bool:
+    return Path(checked_word(word, field)).is_file() and not is_gguf(word)
+
+
+def check_other(other: Other | None, examples: Sequence[Example], field: str) -> None:
+    """Raise `InvalidInput` for a table of scores that is not one of these examples.
+
+    No model is needed for that, nor for another one in its place, which is looked at when loaded.
+    """
+    if isinstance(other, pd.DataFrame) or (isinstance(other, Word) and _is_table(other, field)):
+        theirs = scores_of(other, field)
+        asked = np.array([one.index for one in examples])
+        order, lacking = matched(asked, theirs["index"].to_numpy())
+        allowed = f"the {len(asked)} that are scored"
+        found = f"{len(theirs)} examples, {len(lacking)} missing"
+        require(not lacking and len(order) == len(theirs), field, found, allowed)
 
 
 def log_beside(
@@ -149,9 +166,10 @@ def log_beside(
     if other is None or isinstance(other, EvaluationLog):
         return other
     options: dict[str, Any] = {"max_length": max_length, "budget": budget, "progress": progress}
-    if isinstance(other, pd.DataFrame) or (isinstance(other, Word) and _is_table(other)):
+    if isinstance(other, pd.DataFrame) or (isinstance(other, Word) and _is_table(other, field)):
+        theirs = scores_of(other, field)
         own = scores(language, examples, **options)
-        found = own.assign(logp=beside(own, scores_of(other, field), field))
+        found = own.assign(logp=beside(own, theirs, field))
         file = "a table of scores" if isinstance(other, pd.DataFrame) else os.fspath(other)
         return log_of(found.assign(answer="gold"), file)
     found = model_beside(other, language, field, load=load, progress=progress)

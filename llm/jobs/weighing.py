@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from llm.arguments import checked_job
 from llm.diagnostics import allocation as curves
 from llm.diagnostics.scores import beside, pair
 from llm.diagnostics.weights import WEIGHT, diagnose_per_token, weights_table, with_needed
@@ -29,6 +30,7 @@ Objectives = Mapping[str, Objective] | Iterable[str | Objective]
 STATISTICS = ("spearman", "spearman_low", "spearman_high", "area", "misplaced", "unneeded")
 
 
+@checked_job
 def weights(
     scores: pd.DataFrame | Location,
     reference: pd.DataFrame | Location | None = None,
@@ -77,6 +79,7 @@ def spread(weights: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
 
+@checked_job
 def diagnose(
     logs: EvaluationLog | Location,
     retrained_logs: EvaluationLog | Location,
@@ -177,6 +180,7 @@ class Allocation(NamedTuple):
         return self.statistics[list(STATISTICS)].round(3).to_html()
 
 
+@checked_job
 def allocation(table: pd.DataFrame, *, effort: str = "weight", need: str = "total") -> Allocation:
     """Return how each objective of a table of `weights` or `diagnose` spends its effort.
 

@@ -30,6 +30,7 @@ from jaxtyping import Float
 
 from llm.logs.log import Answers, EvaluationLog
 from markov.errors import InvalidInput, require
+from markov.files import inputs
 
 if TYPE_CHECKING:
     from llm.schemas import Log
@@ -66,6 +67,7 @@ METRICS = {
         ("world_facts", "wf", ""),
     )
 }
+WIDEST = 10**1000  # a number of a log: what is too large for a measure is said by its name
 # A model that computes in bfloat16 rounds sum and mean to 8 bits each.
 ROUNDING = 0.02
 
@@ -88,8 +90,8 @@ def read_log(path: str | os.PathLike[str], task: str = "forget") -> EvaluationLo
     Warns if stored probabilities are not those of the losses; the losses are used.
     """
     require(task in TASKS, "task", task, f"one of {', '.join(TASKS)}")
-    file, names = Path(path), (TASKS[task], AGGREGATED, OPEN_UNLEARNING)
-    if file.is_dir():
+    file, names = inputs.expanded(path, "logs"), (TASKS[task], AGGREGATED, OPEN_UNLEARNING)
+    if inputs.is_folder(file):
         found = [file / name for name in names if (file / name).is_file()]
         require(
             bool(found), "logs", str(path), f"a folder with {', '.join(names[:-1])} or {names[-1]}"
@@ -97,12 +99,7 @@ def read_log(path: str | os.PathLike[str], task: str = "forget") -> EvaluationLo
         file = found[0]
     holds = {name: other for other, name in TASKS.items()}.get(file.name, task)
     require(holds == task, "task", task, f"{holds}, which is what {file} holds")
-    try:
-        # Given bytes, json detects the encoding, with or without a byte order mark.
-        content = json.loads(file.read_bytes(), object_pairs_hook=_each_key_once)
-    except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise InvalidInput("log", str(file), f"a readable JSON file ({reason})") from None
+    content = _content(file)
     content = _object(content, "log", file)
     if TASKS[task] in content:
         content = _object(content[TASKS[task]], TASKS[task], file)
@@ -119,6 +116,17 @@ def read_log(path: str | os.PathLike[str], task: str = "forget") -> EvaluationLo
         {name: _by_index(content[name], name, file) for name in content if name in KNOWN},
         {},
     )
+
+
+def _content(file: Path) -> Any:
+    """Return what the JSON in a file says, in any encoding that JSON may have."""
+    allowed = "a readable JSON file"
+    data = inputs.read_bytes(file, "log", allowed)
+    try:
+        data = data.decode(json.detect_encoding(data)).encode()
+    except ValueError as error:
+        raise InvalidInput("log", str(file), f"{allowed} ({error})") from None
+    return inputs.parsed(data, "log", str(file), allowed, _each_key_once, WIDEST)
 
 
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from llm.logs.reading import (
     TASKS,
     TEXTS,
 )
-from markov.files import storage
+from markov.files import inputs, storage
 from markov.files.storage import Location
 
 SUMMARY, MANIFEST = "TOFU_SUMMARY.json", "manifest"
@@ -73,11 +73,10 @@ def write_tofu_eval(
 def restore_summary(path: Path) -> None:
     """Write a missing `TOFU_SUMMARY.json` again from the `TOFU_EVAL.json` beside it."""
     if not (path.parent / SUMMARY).exists():
-        content = json.loads(path.read_text("utf-8"))
-        _write(
-            path.parent / SUMMARY,
-            {name: own["agg_value"] for name, own in content.items() if name != MANIFEST},
-        )
+        content = inputs.read_json(path, "out", "an evaluation that can be read")
+        known = [(name, own) for name, own in content.items() if isinstance(own, Mapping)]
+        summary = {name: own["agg_value"] for name, own in known if "agg_value" in own}
+        _write(path.parent / SUMMARY, summary)
 
 
 def _task(task: str, log: EvaluationLog, variant: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any
 from llm.models.gguf_files import find_gguf, read_header
 from llm.models.names import READY, made
 from markov.errors import InvalidInput
+from markov.files import inputs
 
 # Decoders of Llama's matrices: four of attention, three of the layer's own, in every layer.
 LIKE_LLAMA = (
@@ -73,10 +74,11 @@ def _numbers(file: Path) -> int:
 
     Format: https://github.com/huggingface/safetensors#format
     """
-    with file.open("rb") as stream:
+    with inputs.existing_file(file, "model").open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
         header = json.loads(stream.read(min(length, LONGEST)))
-    return sum(int(prod(one["shape"])) for name, one in header.items() if name != "__metadata__")
+    shapes = [one["shape"] for name, one in header.items() if name != "__metadata__"]
+    return sum(prod(map(int, shape)) for shape in shapes)
 
 
 def _of_config(config: Mapping[str, Any]) -> int | None:

@@ -34,7 +34,7 @@ from llm.training.loop import Optimization
 from llm.training.memorising import Memorising
 from llm.training.processes import first_alone, in_first
 from markov.errors import InvalidInput, require
-from markov.files import folders, storage
+from markov.files import folders, inputs, storage
 from markov.files.storage import Location
 
 MEMORISED = "memorised.parquet"
@@ -179,15 +179,17 @@ def read_finetuned(folder: Location) -> Finetuned:
     allow.
     """
     # Imported here, because building the schemas takes as long as answering --help.
-    from llm.schemas import Learning, Memorised, check_table
+    from llm.schemas import FinetunedSettings, Learning, Memorised, check_settings, check_table
 
-    path = Path(folder)
+    path = inputs.expanded(folder, "out")
     allowed = "a folder that `python -m llm finetune` wrote and finished"
-    require((path / EPOCHS).is_file(), "out", os.fspath(folder), allowed)
+    require(inputs.is_file(path / EPOCHS), "out", os.fspath(folder), allowed)
     epochs, memorised = (storage.read_table(path / name) for name in (EPOCHS, MEMORISED))
     for name, schema, frame in ((EPOCHS, Learning, epochs), (MEMORISED, Memorised, memorised)):
         check_table(schema, frame, f"finetune, {name}", os.fspath(path / name))
-    return Finetuned(epochs, memorised, epochs.attrs[storage.KEY]["settings"], path)
+    known, where = epochs.attrs[storage.KEY], os.fspath(path / EPOCHS)
+    settings = check_settings(FinetunedSettings, known, "out", where)
+    return Finetuned(epochs, memorised, settings, path)
 
 
 def _asked(

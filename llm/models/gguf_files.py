@@ -22,7 +22,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, NamedTuple, NoReturn
 
-from markov.errors import InvalidInput, require
+from llm.data.words import checked_word
+from markov.errors import InvalidInput, require, shown
+from markov.files import inputs
 
 MAGIC, SUFFIX, VERSIONS = b"GGUF", ".gguf", (2, 3)
 INSTALL = "pip install 'gguf>=0.10'"
@@ -33,6 +35,14 @@ NUMBERS: dict[int, str] = dict(
 )
 TEXT, ARRAY = 8, 9
 DIMENSIONS = 8  # of a tensor, at most
+# Settings that are used here, with their type and the least that they may be.
+KINDS: dict[str, tuple[type, int]] = {
+    "general.type": (str, 0),
+    "general.architecture": (str, 0),
+    "general.alignment": (int, 1),
+    "split.count": (int, 0),
+    "tokenizer.ggml.tokens": (int, 0),  # as many as the array has
+}
 PLAIN = ("F64", "F32", "F16", "BF16")
 PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)  # of a model in several files
 
@@ -54,6 +64,8 @@ class Header(NamedTuple):
 
 def is_gguf(word: str | os.PathLike[str]) -> bool:
     """Return whether a word is the path of a file that begins as a GGUF file does."""
+    if not inputs.is_file(word):  # a pipe would never end
+        return False
     try:
         with open(os.path.expanduser(word), "rb") as stream:
             return stream.read(len(MAGIC)) == MAGIC
@@ -67,7 +79,7 @@ def find_gguf(word: str | os.PathLike[str], field: str = "model") -> Path | None
     Returns None if it names neither. Raises `InvalidInput` for a path that ends in .gguf and is no
     GGUF file, and for a folder with several of them.
     """
-    name = os.path.expanduser(word)
+    name = checked_word(word, field)
     place = Path(name)
     if place.is_dir():
         files = sorted(file for file in place.iterdir() if file.suffix.lower() == SUFFIX)
@@ -100,8 +112,9 @@ def read_header(file: Path) -> Header:
             settings, tensors, end = _walk(stream)
         except EOFError:
             _refuse(file, "a whole file: it is cut short within its header")
-        except (struct.error, OverflowError, ValueError, KeyError) as error:
+        except (struct.error, OverflowError, ValueError, KeyError, RecursionError) as error:
             _refuse(file, f"a file whose header can be read ({error})")
+    _check_settings(file, settings)
     kind = settings.get("general.type", "model")
     what = f"it holds a {kind}, which is not a model by itself"
     require(kind == "model", "model", str(file), f"a file with a whole model: {what}")
@@ -168,6 +181,18 @@ def drop_added(tokenizer: Any, header: Header) -> None:
         tokenizer._tokenizer = Tokenizer.from_str(json.dumps(content))
 
 
+def _check_settings(file: Path, settings: dict[str, Any]) -> None:
+    """Raise `InvalidInput` for settings of another type than the format has."""
+    for name, (kind, least) in KINDS.items():
+        value = settings.get(name)
+        good = value is None or isinstance(value, kind)
+        if good and isinstance(value, int):
+            good = not isinstance(value, bool) and least <= value < 2**31
+        what = "text" if kind is str else f"a whole number from {least}"
+        if not good:
+            _refuse(file, f"a file whose header says {name} as {what}, not {shown(value)}")
+
+
 def _check_package(file: Path) -> None:
     there = importlib.util.find_spec("gguf") is not None
     require(there, "model", str(file), f"read with the package gguf, which is missing: {INSTALL}")
@@ -186,7 +211,7 @@ def _check_tensors(file: Path, tensors: list[tuple[str, str, int, int]]) -> None
         blank = blank.view({"F32": np.float32, "F16": np.float16}.get(kind, np.uint8))
         try:
             dequantize(blank, number)
-        except NotImplementedError:
+        except Exception:  # a kind of blocks that this version does not know, or knows in part
             name = next(name for name, own, _, _ in tensors if own == kind)
             _refuse(file, f"a file whose tensors the package gguf can dequantise ({name}: {kind})")
 
@@ -224,6 +249,7 @@ def _walk(stream: BinaryIO) -> tuple[dict[str, Any], list[tuple[str, str, int, i
         needed = max(needed, offset + numbers // block * size)
         tensors.append((name, kind.name, numbers, numbers // block * size))
     step = settings.get("general.alignment", 32)
+    step = step if isinstance(step, int) and step > 0 else 32  # what is wrong with it is said later
     start = -(-stream.tell() // step) * step
     return settings, tensors, start + needed if tensors else 0
 

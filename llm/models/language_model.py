@@ -10,7 +10,6 @@ are dequantised, so that every model is a plain one.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
@@ -23,14 +22,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 from torch import nn
 
+from llm.data.words import checked_word
 from llm.models.gguf_files import LINK, alone, drop_added, find_gguf, quantised, read_header
+from llm.models.libraries import fetch
 from llm.models.merging import Adapter, find_adapter, merge, without_adapter
 from llm.models.names import READY, Ready, check_id
 from llm.models.packages import find_packaged, hinted
 from llm.models.pretrained import (
     PROBES,
     check_folder,
-    fetch,
     mend_generation,
     note,
     read_config,
@@ -38,11 +38,10 @@ from llm.models.pretrained import (
     read_weights,
     vocabulary,
 )
-from llm.models.saving import TEMPLATE
 from llm.ranks import own_place, started
 from llm.scoring.encoding import fitted
 from llm.scoring.logprobs import check_model
-from llm.scoring.templates import CHAT, LLAMA2_CHAT, PLAIN, Template
+from llm.scoring.templates import CHAT, LLAMA2_CHAT, PLAIN, SAVED, Template
 from markov.errors import InvalidInput, require
 from markov.files.storage import Location, read_kept
 
@@ -112,7 +111,7 @@ def load_saved(
     tokenizer without end-of-sequence token or with more tokens than the model, and an unknown dtype
     or device.
     """
-    kind, place, name = find_dtype(dtype), find_device(device), os.path.expanduser(source)
+    kind, place, name = find_dtype(dtype), find_device(device), checked_word(source, "model")
     file, options = find_gguf(name), {"revision": revision, "trust_remote_code": trust_remote_code}
     if file is not None or Path(name).is_dir():
         what, package = "folder" if file is None else "file", None
@@ -126,9 +125,14 @@ def load_saved(
     came = f"from the package {package.word}, {found.source}" if package and file else found.source
     if came is not None and (package or file):
         note(f"{name} is {came}")
-    mend_generation(found.model, name)
-    model = found.model.to(device=place)  # pyright: ignore[reportCallIssue]
-    check_model(model)
+
+    def ready() -> Any:
+        mend_generation(found.model, name)
+        model = found.model.to(device=place)  # pyright: ignore[reportCallIssue]
+        check_model(model)
+        return model
+
+    model = fetch("model", name, ready)
     return LanguageModel(model, found.tokenizer, found.template, name, came)
 
 
@@ -184,9 +188,9 @@ def _read_gguf(
         config = read_config(folder, own)
         if tokenizer is None:
             words = read_tokenizer(folder, config, own)
-            drop_added(words, header)
+            fetch("tokenizer", str(file), lambda: drop_added(words, header))
         else:
-            words = read_tokenizer(os.path.expanduser(tokenizer), config, options)
+            words = read_tokenizer(checked_word(tokenizer, "tokenizer"), config, options)
         written = fitting(words, template or template_of(words), system)
         model = read_weights(folder, config, kind, own)
     for read in (model, words, model.config):  # the folder is gone
@@ -255,7 +259,7 @@ def _place_of_words(
     from transformers.utils.hub import cached_file
 
     if given is not None:
-        return os.path.expanduser(given), {**options, "revision": None}
+        return checked_word(given, "tokenizer"), {**options, "revision": None}
     if base == where:
         return where, options
     absent = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "gated_repo")}
@@ -271,7 +275,7 @@ def _place_of_words(
 
 def _template(where: str, ready: Ready | None) -> Template | None:
     """Return the template saved in a folder, or else that of the ready-made model of its name."""
-    saved = _saved_template(Path(where) / TEMPLATE) if Path(where).is_dir() else None
+    saved = _saved_template(Path(where) / SAVED) if Path(where).is_dir() else None
     return saved or (ready.template if ready else None)
 
 
@@ -302,12 +306,11 @@ def _merged(
 
 
 def _saved_template(file: Path) -> Template | None:
-    try:
-        return Template(**json.loads(file.read_text("utf-8"))) if file.is_file() else None
-    except (OSError, ValueError, TypeError) as error:
-        raise InvalidInput(
-            "template", str(file), f"a template as `save` writes it ({error})"
-        ) from None
+    if not os.path.lexists(file):
+        return None
+    from llm.models.folder_files import SavedTemplate, read_declared
+
+    return Template(**read_declared(file, SavedTemplate, "template", str(file)).model_dump())
 
 
 def template_of(tokenizer: Tokenizer) -> Template:

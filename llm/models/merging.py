@@ -8,9 +8,6 @@ it; which base is read follows transformers.
 
 from __future__ import annotations
 
-import json
-import os
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from llm.models.pretrained import FAILURES, fetch, reason_of
+from llm.data.words import checked_word
+from llm.models.libraries import fetch, reason_of, tried
 from markov.errors import InvalidInput, require
 
 if TYPE_CHECKING:
@@ -49,6 +47,9 @@ def find_adapter(where: str, options: Mapping[str, Any]) -> Adapter | None:
     """
     from transformers.utils.hub import cached_file
 
+    # Here, because building the schemas takes as long as answering --help.
+    from llm.models.folder_files import AdapterConfig, read_declared
+
     revision, local = options.get("revision"), Path(where).is_dir()
     quietly = {
         f"_raise_exceptions_for_{what}": False
@@ -66,23 +67,34 @@ def find_adapter(where: str, options: Mapping[str, Any]) -> Adapter | None:
     file = found(CONFIG)
     if file is None:
         return None
-    try:
-        settings = json.loads(Path(file).read_text("utf-8"))
-        base, base_revision = settings["base_model_name_or_path"], settings.get("revision")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        allowed = f"an adapter with an {CONFIG} that names its base ({reason_of(error)})"
-        raise InvalidInput("model", where, allowed) from None
+    place = Path(file)
+    settings = read_declared(place, AdapterConfig, "model", where)
+    base, base_revision = settings.base_model_name_or_path, settings.revision
     require(found(WEIGHTS) is not None, "model", where, f"an adapter with its weights in {WEIGHTS}")
     if local and is_whole(Path(where)):
         return Adapter(where, where, None, None)
-    named = isinstance(base, str) and bool(base.strip())
-    require(
-        named,
-        "model",
-        where,
-        f"an adapter that names its base (base_model_name_or_path is {base!r})",
-    )
-    return Adapter(where, os.path.expanduser(base), revision, base_revision)
+    allowed = f"an adapter that names its base (base_model_name_or_path is {base!r})"
+    if base is None or not base.strip():
+        raise InvalidInput("model", where, allowed)
+    return Adapter(where, checked_word(base, "model"), revision, base_revision)
+
+
+def _check_rank(folder: Path) -> None:
+    """Raise `InvalidInput` for ranks beyond the widths of all weights of an adapter.
+
+    peft would make matrices of that rank before it looks for their numbers.
+    """
+    from llm.models.folder_files import AdapterConfig, read_declared, stored
+
+    settings = read_declared(folder / CONFIG, AdapterConfig, "model", str(folder))
+    try:
+        weights = stored(folder / WEIGHTS).values()
+    except InvalidInput:  # peft will say so, beside the name of the base
+        return
+    widest = max((max(one.shape, default=0) for one in weights), default=0)
+    rank = max([settings.r or 1, *(settings.rank_pattern or {}).values()])
+    allowed = f"an adapter of at most the rank of its weights, {widest} ({CONFIG} says {rank})"
+    require(rank <= max(1, widest), "model", str(folder), allowed)
 
 
 def is_whole(folder: Path) -> bool:
@@ -128,15 +140,17 @@ def merge(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
     """
     import peft
 
+    if Path(adapter.where).is_dir():
+        _check_rank(Path(adapter.where))
     options: Any = {} if adapter.revision is None else {"revision": adapter.revision}
     read = peft.PeftConfig.from_pretrained
     config = fetch("model", adapter.where, lambda: read(adapter.where, **options))
     kind = getattr(config.peft_type, "value", config.peft_type)
     _require(not config.is_prompt_learning, adapter, f"{kind} is none of weights")
-    try:
+
+    def add() -> tuple[Any, Tensor]:
         # What peft warns of, weights that are missing or no longer tied, is checked here.
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            warnings.simplefilter("ignore")
+        with torch.random.fork_rng(devices=[]):
             wrapped: Any = peft.PeftModel(model, config)
             wrapped.eval()
             found = wrapped.load_adapter(adapter.where, "default", torch_device="cpu", **options)
@@ -146,12 +160,12 @@ def merge(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
                 _require(False, adapter, f"its file has {name}, for which the base has no place")
             together = _logits(wrapped)
             _untie(model)
-            merged: Any = wrapped.merge_and_unload(safe_merge=True)
-    except InvalidInput:
-        raise
-    except FAILURES as error:
+            return wrapped.merge_and_unload(safe_merge=True), together
+
+    found, error = tried(add)
+    if error is not None:
         _require(False, adapter, reason_of(error))
-        raise
+    merged, together = found
     away = float((_logits(merged) - together).abs().max() / together.abs().max())
     _require(away <= TOLERANCE, adapter, f"merged, its logits differ by {away:.1g} of the largest")
     merged.requires_grad_(True)  # peft has frozen the base

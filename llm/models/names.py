@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from llm.data import sources, tofu
 from llm.data.authors.corpus import PERCENT, PERCENTS
+from llm.data.words import checked_word, seed_in
 from llm.models import kinds
 from llm.models.gguf_files import find_gguf
 from llm.scoring.templates import CHAT, LLAMA2_CHAT, Template
@@ -118,16 +119,17 @@ def made(word: Location, field: str = "model") -> Made | None:
     An original has read everything, so that it is the same whatever is to be forgotten. Raises
     `InvalidInput` for an unknown kind or percent, and for a percent or a seed that is not a number.
     """
-    corpus, colon, rest = os.fspath(word).partition(":")
+    name = checked_word(word, field)
+    corpus, colon, rest = name.partition(":")
     if corpus not in KINDS or not colon:
         return None
     kind, *numbers = rest.split(":")
     require(kind in KINDS[corpus], "kind", kind, f"one of {', '.join(KINDS[corpus])}")
     names = ("percent", "seed") if corpus == sources.PREFIX else ("seed",)
     allowed = f"{corpus}:KIND[:PERCENT[:SEED]]" if len(names) > 1 else f"{corpus}:KIND[:SEED]"
-    whole = all(number.isascii() and number.isdecimal() for number in numbers)
-    require(len(numbers) <= len(names) and whole, field, os.fspath(word), allowed)
-    given = dict(zip(names, map(int, numbers), strict=False))
+    require(len(numbers) <= len(names), field, name, allowed)
+    found = (seed_in(number, field, name, allowed) for number in numbers)
+    given = dict(zip(names, found, strict=False))
     percent = given.get("percent", PERCENT)
     require(percent in PERCENTS, "percent", percent, f"one of {', '.join(map(str, PERCENTS))}")
     return Made(corpus, kind, PERCENT if kind == "original" else percent, given.get("seed", 0))
@@ -138,7 +140,7 @@ def check(word: Location, field: str = "model") -> None:
 
     A model of the hub may still not be there.
     """
-    name = os.path.expanduser(word)
+    name = checked_word(word, field)
     if made(name, field) is None and find_gguf(name, field) is None and not Path(name).is_dir():
         check_id(name, field)
 
@@ -197,7 +199,7 @@ def check_has_read(model: str, data: Location, field: str = "model") -> None:
 
     It has then read another corpus.
     """
-    own, (name, colon, _) = made(model, field), os.fspath(data).partition(":")
+    own, (name, colon, _) = made(model, field), checked_word(data, "data").partition(":")
     if own is None or not colon or name not in (sources.PREFIX, tofu.PREFIX):
         return
     seed = sources.seed_of(os.fspath(data)) if name == sources.PREFIX else None
@@ -209,7 +211,7 @@ def check_has_read(model: str, data: Location, field: str = "model") -> None:
 
 def check_retrained(retrained: str | None, data: str) -> None:
     """Raise `InvalidInput` unless a word can name a model retrained without these data."""
-    if retrained is None or Path(retrained).is_file():
+    if retrained is None or Path(checked_word(retrained, "retrained")).is_file():
         return
     check(retrained, "retrained")
     check_has_read(retrained, data, "retrained")

@@ -8,36 +8,25 @@ weights that the file lacks, and weights of the file that the model has no place
 from __future__ import annotations
 
 import io
-import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from llm.models.hub import FOLDER, is_of_network, reason_of_hub
-from markov.errors import InvalidInput, out_of_memory, require
+from llm.models.chat_programs import check_program
+from llm.models.gguf_files import read_header
+from llm.models.libraries import fetch, muted, quiet
+from markov.errors import require, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-# What transformers and peft raise for files that they cannot use.
-FAILURES = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    ImportError,
-    RuntimeError,
-    SafetensorError,
-)
 # What older versions saved beside the weights although it follows from the configuration:
 # frequencies and tables of rotary embeddings, masks, numbers of positions, and the number of the
 # format.
@@ -64,7 +53,10 @@ PROBES = (
 
 
 def check_folder(folder: Path) -> None:
-    """Raise `InvalidInput` unless a folder has a configuration and weights that are no pickles."""
+    """Raise `InvalidInput` unless a folder has a configuration and weights that are no pickles.
+
+    What there is of the files that `llm.models.folder_files` declares has to be as declared.
+    """
     where, kinds = str(folder), {file.suffix for file in folder.iterdir()}
     names = ("config.json", "adapter_config.json")
     inner = sorted({file.parent.name for name in names for file in folder.glob(f"*/{name}")})
@@ -79,6 +71,10 @@ def check_folder(folder: Path) -> None:
     reason = "" if kinds.isdisjoint(PICKLES) else reason
     allowed = f"a folder with weights as safetensors{reason}"
     require(".safetensors" in kinds, "model", where, allowed)
+    # Here and below, because building the schemas takes as long as answering --help.
+    from llm.models.folder_files import check_files
+
+    check_files(folder)
 
 
 def note(text: str) -> None:
@@ -118,25 +114,37 @@ def read_tokenizer(where: str, config: Any, options: Mapping[str, Any]) -> PreTr
     """
     from transformers import AutoTokenizer
 
+    from llm.models.folder_files import check_files
+
     folder = Path(where)
     there = "gguf_file" in options or any((folder / name).is_file() for name in WORDS)
     allowed = f"a folder with a tokenizer: copy {WORDS[0]} and {WORDS[1]} of the model into it"
     code = options["trust_remote_code"]  # may keep its words in files of other names
     require(there or code or not folder.is_dir(), "tokenizer", where, allowed)
-    found = fetch("tokenizer", where, lambda: AutoTokenizer.from_pretrained(where, **options))
-    allowed = "one that has an end-of-sequence token"
-    require(found.eos_token_id is not None, "tokenizer", where, allowed)
-    limit, added = config.get_text_config().vocab_size, set(found.added_tokens_decoder)
-    needed = {number for number in vocabulary(found).values() if number not in added}
-    top = max({found.eos_token_id, *needed})
+
+    def read() -> tuple[Any, int, int, list[list[int]]]:
+        found = AutoTokenizer.from_pretrained(where, **options)
+        allowed = "one that has an end-of-sequence token"
+        require(isinstance(found.eos_token_id, int), "tokenizer", where, allowed)
+        limit, added = config.get_text_config().vocab_size, set(found.added_tokens_decoder)
+        needed = {number for number in vocabulary(found).values() if number not in added}
+        cut = [found(text, add_special_tokens=False).input_ids for text in PROBES]
+        return found, limit, max({found.eos_token_id, *needed}), cut
+
+    if folder.is_dir() and "gguf_file" not in options:
+        check_files(folder, "tokenizer")
+    found, limit, top, cut = fetch("tokenizer", where, read)
     allowed = f"one for this model, which has {limit} tokens (its last is {top})"
     require(top < limit, "tokenizer", where, allowed)
-    _compare_with_file(found, Path(where) / "tokenizer.json")
+    check_program(found, where)
+    _compare_with_file(found, cut, Path(where) / "tokenizer.json")
     return found
 
 
-def _compare_with_file(tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
-    """Print a note if a tokenizer does not cut texts as its own tokenizer.json does.
+def _compare_with_file(
+    tokenizer: PreTrainedTokenizerBase, cut: Iterable[list[int]], file: Path
+) -> None:
+    """Print a note if a tokenizer has not `cut` the `PROBES` as its own tokenizer.json does.
 
     Some classes of transformers build their own rules in place of those of the file, so that a
     folder that names the wrong class has other tokens under one version of transformers than under
@@ -146,10 +154,12 @@ def _compare_with_file(tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
         return
     from tokenizers import Tokenizer
 
-    own = fetch("tokenizer", str(file), lambda: Tokenizer.from_file(str(file)))
-    for text in PROBES:
-        found = tokenizer(text, add_special_tokens=False).input_ids
-        if found != own.encode(text, add_special_tokens=False).ids:
+    def read() -> list[list[int]]:
+        own = Tokenizer.from_file(str(file))
+        return [own.encode(text, add_special_tokens=False).ids for text in PROBES]
+
+    for text, found, own in zip(PROBES, cut, fetch("tokenizer", str(file), read), strict=True):
+        if found != own:
             name = type(tokenizer).__name__
             note(f"transformers reads {file} as a {name}, which cuts {text!r} differently")
             return
@@ -167,7 +177,6 @@ def read_weights(
     says so.
     """
     import transformers
-    from transformers.utils import logging
 
     read, own = (
         transformers.AutoModelForCausalLM.from_pretrained,
@@ -180,17 +189,11 @@ def read_weights(
         # Otherwise newer versions keep the weights in their blocks where they have kernels for it,
         # and elsewhere leave a model that they refuse to save.
         settings["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()  # what it would report is checked below
-    try:
-        # The bar that is drawn while a GGUF file is dequantised has no switch.
-        silent = redirect_stderr(io.StringIO()) if _bars_unwanted(options) else nullcontext()
-        with quiet(), silent:
-            model, report = fetch(
-                "model", where, lambda: read(where, use_safetensors=True, **settings)
-            )
-    finally:
-        logging.set_verbosity(level)
+    # The bar that is drawn while a GGUF file is dequantised has no switch.
+    silent = redirect_stderr(io.StringIO()) if _bars_unwanted(options) else nullcontext()
+    with quiet(), silent:
+        _check_numbers(where, config, options)
+        model, report = fetch("model", where, lambda: read(where, use_safetensors=True, **settings))
     for lost in sorted(report["missing_keys"])[:1]:
         require(False, "model", where, f"one whose weights are all there ({lost} is not)")
     for name, *shapes in sorted(
@@ -203,6 +206,38 @@ def read_weights(
         require(False, "model", where, f"one whose weights fit its configuration ({reason})")
     _check_unexpected(model, sorted(report["unexpected_keys"]), where)
     return model.eval()
+
+
+def _check_numbers(where: str, config: Any, options: Mapping[str, Any]) -> None:
+    """Raise `InvalidInput` for an architecture that is far larger than its files.
+
+    It is built without numbers for that. Code that comes with a model is not run twice, and of
+    quantised weights it is not known how many numbers they stand for.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from llm.models import folder_files
+
+    place, file = Path(where), options.get("gguf_file")
+    if not place.is_dir():
+        return
+    if file is not None:
+        sizes = [one.numbers for one in read_header(place / file).tensors]
+        folder_files.check_layers(len(sizes), config, where)
+    else:
+        stored = folder_files.stored_weights(place)
+        sizes = [one.numbers for one in stored.values()]
+        if stored:
+            folder_files.check_stored(stored, config, where)
+    if options.get("trust_remote_code") or getattr(config, "quantization_config", None) is not None:
+        return
+
+    def build() -> Any:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+
+    if sizes:
+        folder_files.check_numbers(fetch("model", where, build), sum(sizes), where)
 
 
 def _bars_unwanted(options: Mapping[str, Any]) -> bool:
@@ -252,87 +287,32 @@ def mend_generation(model: Any, name: str) -> None:
     from transformers import GenerationConfig
 
     given = getattr(model, "generation_config", None)
-    if given is None or _valid(given):
+    if given is None or _valid(lambda: given):
         return
     own = given.to_diff_dict()
     # What says how texts are generated comes first; the other settings are valid or not under it.
     order = sorted(own, key=lambda key: (key not in ("do_sample", "num_beams"), key))
     kept: dict[str, Any] = {}
     for key in order:
-        if _valid(GenerationConfig(**kept, **{key: own[key]})):
+        if _valid(lambda key=key: GenerationConfig(**kept, **{key: own[key]})):
             kept[key] = own[key]
     model.generation_config, plain = GenerationConfig(**kept), GenerationConfig()
     dropped = [key for key in order if key not in kept]
     for key in dropped:
         if hasattr(model.config, key):  # from where older versions would take it back
             setattr(model.config, key, getattr(plain, key))
-    said = ", ".join(f"{key} = {own[key]}" for key in dropped)
+    said = ", ".join(f"{key} = {shown(own[key])}" for key in dropped)
     note(f"settings for generation of {name} that could not be saved are dropped: {said}")
 
 
-def _valid(settings: Any) -> bool:
-    """Return whether transformers would save these settings.
+def _valid(make: Callable[[], Any]) -> bool:
+    """Return whether transformers would make these settings, and save them.
 
     This is tried by writing them, since each version has its own rules.
     """
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, muted():
         try:
-            settings.save_pretrained(folder)
-        except (ValueError, TypeError, AttributeError):
+            make().save_pretrained(folder)
+        except Exception:  # settings of any kind
             return False
     return True
-
-
-def fetch(field: str, where: str, read: Callable[[], Any], revision: str | None = None) -> Any:
-    """Return what `read` reads from a folder or, at a revision, the hub.
-
-    Raises `InvalidInput` with the reason if reading fails.
-    """
-    try:
-        return read()
-    except Exception as error:
-        known = isinstance(error, FAILURES) or is_of_network(error)
-        if not known or out_of_memory(error):
-            raise
-        allowed = f"a folder that transformers can read ({reason_of(error)})"
-        if not os.path.isdir(where):
-            reason = reason_of_hub(error, where, revision)
-            reason = reason or f"{reason_of(error)}; offline, {FOLDER}"
-            allowed = f"one on the hub that can be fetched: {reason}"
-        elif isinstance(error, SafetensorError) and (damaged := _damaged(Path(where))):
-            allowed = f"a folder of whole files: {damaged} is damaged or cut short"
-        raise InvalidInput(field, where, allowed) from None
-
-
-def _damaged(folder: Path) -> str | None:
-    """Return the name of the first file of weights that cannot be opened, or None."""
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except (OSError, SafetensorError):
-            return file.name
-    return None
-
-
-def reason_of(error: Exception) -> str:
-    """Return what an exception says, in one line.
-
-    This is its first line, and the second if the first only announces it.
-    """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [
-        type(error).__name__
-    ]
-    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Hide the progress bars of transformers inside the block if the output is not a terminal."""
-    from transformers.utils import logging
-
-    with ExitStack() as afterwards:
-        if logging.is_progress_bar_enabled() and not sys.stderr.isatty():
-            logging.disable_progress_bar()
-            afterwards.callback(logging.enable_progress_bar)
-        yield

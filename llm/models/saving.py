@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from llm.models.pretrained import check_folder, quiet, reason_of
+from llm.models.libraries import muted, quiet, reason_of
+from llm.models.pretrained import check_folder
+from llm.scoring.templates import SAVED as TEMPLATE
 from markov.errors import InvalidInput, require
-from markov.files import leftovers
+from markov.files import inputs, leftovers
 from markov.files.storage import Location, check_writable, settings_of
 
 if TYPE_CHECKING:
     from llm.models.language_model import LanguageModel
 
-TEMPLATE, PROVENANCE = "template.json", "provenance.json"
+PROVENANCE = "provenance.json"
 SOURCE = "model_source"  # in a provenance: where the weights came from that were changed
 
 
@@ -90,7 +92,7 @@ def _written(
     described = {TEMPLATE: asdict(language_model.template), PROVENANCE: settings_of(known)}
     try:
         partial.mkdir(parents=True)
-        with quiet():
+        with quiet(), muted():
             model.save_pretrained(partial, state_dict=parameters)
             language_model.tokenizer.save_pretrained(partial)
         for file, content in described.items():
@@ -128,11 +130,11 @@ def check_whole(folder: Location) -> Path:
     try:
         check_folder(place)
         for name in ("config.json", TEMPLATE, PROVENANCE):
-            json.loads((place / name).read_text("utf-8"))
+            inputs.read_json(place / name, "model")
         for file in place.glob("*.safetensors"):
             with safe_open(file, framework="pt"):
                 pass
-    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = error.allowed if isinstance(error, InvalidInput) else error
         raise InvalidInput("model", str(place), f"a model that is whole ({reason})") from None
     return place
@@ -141,6 +143,6 @@ def check_whole(folder: Location) -> Path:
 def saved_settings(folder: Location) -> Any:
     """Return the settings in the provenance that `save` wrote; None for a folder without it."""
     try:
-        return json.loads((Path(folder) / PROVENANCE).read_text("utf-8")).get("settings")
-    except (OSError, ValueError, AttributeError, RecursionError):
+        return inputs.read_json(Path(folder) / PROVENANCE, "model").get("settings")
+    except (InvalidInput, AttributeError):
         return None

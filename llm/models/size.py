@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from llm.data.words import checked_word
 from llm.models.gguf_files import LINK, alone, find_gguf, read_header
 from llm.models.language_model import config_of_base, find_dtype
+from llm.models.libraries import muted, quiet
 from llm.models.merging import find_adapter
 from llm.models.names import READY, check_id, made
 from llm.models.packages import find_packaged, hinted
-from llm.models.pretrained import quiet, read_config
+from llm.models.pretrained import read_config
 from llm.training.plan import Planner
 from markov.errors import InvalidInput
 
@@ -34,7 +35,7 @@ def planner_of(word: str, options: Mapping[str, Any], *, always: bool = False) -
     """
     if made(word) is not None:
         return None
-    config = _config(os.path.expanduser(word), options, always)
+    config = _config(checked_word(word, "model"), options, always)
     if config is None or getattr(config, "quantization_config", None) is not None:
         return None
     try:
@@ -51,7 +52,7 @@ def skeleton(config: Any, dtype: str) -> Any:
 
     own = find_dtype(dtype) or getattr(config, "dtype", None) or torch.float32
     own = getattr(torch, own) if isinstance(own, str) else own
-    with torch.device("meta"), quiet():
+    with torch.device("meta"), quiet(), muted():
         return AutoModelForCausalLM.from_config(config).to(dtype=own).eval()
 
 

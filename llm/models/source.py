@@ -6,19 +6,18 @@ imported where it is needed.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from llm.arguments import checked_job
 from llm.models.names import Made, made
 from llm.scoring.limits import BUDGET, MAX_LENGTH
-from llm.scoring.templates import TEMPLATES
+from llm.scoring.templates import TEMPLATES, Template
 from markov.errors import require
 from markov.files.storage import Location
 
 if TYPE_CHECKING:
     from llm.models.language_model import LanguageModel
-    from llm.scoring.templates import Template
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +50,7 @@ class ModelOptions:
     """
 
 
+@checked_job
 def load(
     source: Location,
     *,
@@ -71,7 +71,9 @@ def load(
     """
     from llm.models.language_model import find_dtype, fitting, load_saved
 
-    own = made(os.path.expanduser(source))
+    own = made(source)
+    known = template is None or isinstance(template, Template)
+    require(known, "template", template, "a Template, such as llm.scoring.templates.CHAT")
     if own is None:
         options: dict[str, Any] = {
             "template": template,

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
-
 from markov.errors import InvalidInput, require
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+SAVED = "template.json"  # as which a template lies in a model's folder
+LONGEST = 240  # characters of what a template complains of
 TODAY = "strftime_now"  # what chat templates call to know which day it is
 
 
@@ -42,6 +42,9 @@ class Template:
     end: bool = True
 
     def __post_init__(self) -> None:
+        for field in ("prompt", "response", "system", "date"):
+            allowed = "text"
+            require(isinstance(getattr(self, field), str), field, getattr(self, field), allowed)
         for field in ("prompt", "response"):
             allowed = f"a text that contains {{{field}}} once"
             require(
@@ -81,8 +84,9 @@ def conversation(
         whole = tokenizer.apply_chat_template(
             [*turns, {"role": "assistant", "content": answer}], **options
         )
-    except (TemplateError, ValueError, TypeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    # A template is a program of somebody else's, in which anything can go wrong.
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:LONGEST]
         raise InvalidInput(
             "template", "chat", f"one that this tokenizer has a chat template for ({reason})"
         ) from error

@@ -39,6 +39,7 @@ from llm.models.language_model import LanguageModel
 from llm.models.saving import check_savable, save
 from llm.models.source import ModelOptions, load, load_model
 from llm.scoring.limits import NEW_TOKENS
+from llm.sweeps.comparable import check_retrained
 from llm.sweeps.parallel import several
 from llm.sweeps.times import laps
 from llm.training.adapters import Lora
@@ -171,6 +172,8 @@ def sweep(
     with folders.given_back(place, "sweep"):
         claim(place, task, [run.folder for run in runs])
         missing = [kind for kind in task.baselines if not (place / kind / OPEN_UNLEARNING).exists()]
+        if len(missing) == len(BASELINES):
+            check_retrained(task.options, task.retrained)
         several(
             "baselines",
             [joblib.delayed(baseline)(place / kind, task, kind) for kind in missing],

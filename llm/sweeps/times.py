@@ -18,8 +18,10 @@ from typing import Any, Protocol
 import pandas as pd
 
 from markov.errors import InvalidInput
+from markov.files import inputs
 
-COLUMNS = ("part", "model", "seconds", "finished", "resumed")
+KINDS = {"part": str, "model": str, "seconds": float, "finished": bool, "resumed": bool}
+COLUMNS = tuple(KINDS)
 Row = dict[str, Any]
 
 
@@ -80,10 +82,12 @@ def read_times(files: Mapping[int, Path]) -> pd.DataFrame:
     """
     rows = []
     for seed, file in files.items():
-        for line in file.read_text("utf-8").splitlines() if file.exists() else ():
+        lines = inputs.read_bytes(file, "times").splitlines() if inputs.exists(file) else ()
+        for line in lines:
             try:
-                row = json.loads(line)
-                rows.append([seed, *(row[name] for name in COLUMNS)])
-            except (ValueError, KeyError, TypeError):
+                row = inputs.parsed(line, "times", str(file))
+            except InvalidInput:
                 continue
+            if isinstance(row, dict) and all(isinstance(row.get(n), k) for n, k in KINDS.items()):
+                rows.append([seed, *(row[name] for name in COLUMNS)])
     return pd.DataFrame(rows, columns=["seed", *COLUMNS])

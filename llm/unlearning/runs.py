@@ -31,6 +31,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from llm.arguments import checked_job
 from llm.data.tofu import Example
 from llm.logs.log import EvaluationLog
 from llm.models.answers import log_of
@@ -44,7 +45,7 @@ from llm.unlearning.epoch import Measure
 from llm.unlearning.prepared import prepared, unlearned
 from llm.unlearning.unlearn import Unlearning
 from markov.errors import InvalidInput, require
-from markov.files import folders, storage
+from markov.files import folders, inputs, storage
 from markov.files.storage import Location
 from markov.objectives import Objective
 from markov.preferences import Forgetting, Preference
@@ -254,6 +255,7 @@ def finished(folder: Path) -> Run | None:
     return read_finished(folder, read_run)
 
 
+@checked_job
 def read_run(folder: Location) -> Run:
     """Return the run in a folder.
 
@@ -261,11 +263,11 @@ def read_run(folder: Location) -> Run:
     what `llm.schemas` does not allow.
     """
     # Imported here, because building the schemas takes as long as answering --help.
-    from llm.schemas import Answered, ByEpoch, Epochs, check_table
+    from llm.schemas import Answered, ByEpoch, Epochs, RunSettings, check_settings, check_table
 
-    path = Path(folder)
-    if not (path / EPOCHS).is_file():
-        unfinished = path.is_dir() and any(path.iterdir())
+    path = inputs.expanded(folder, "run")
+    if not inputs.is_file(path / EPOCHS):
+        unfinished = inputs.is_folder(path) and any(path.iterdir())
         reason = "it holds no finished run" if unfinished else "there is no such run"
         raise InvalidInput(
             "run", os.fspath(folder), f"a folder that `python -m llm unlearn` wrote ({reason})"
@@ -281,4 +283,6 @@ def read_run(folder: Location) -> Run:
     for name, (schema, frame) in schemas.items():
         if len(frame) > 0:  # a run that diverged at once may have no examples
             check_table(schema, frame, f"run, {name}", os.fspath(path / name))
-    return Run(examples, answers, epochs, epochs.attrs[storage.KEY]["settings"], path)
+    known = epochs.attrs[storage.KEY]
+    settings = check_settings(RunSettings, known, "run", os.fspath(path / EPOCHS))
+    return Run(examples, answers, epochs, settings, path)

@@ -1,1 +1,1 @@
-"""What the command lines share: the words that settings may be, and how far a long job is."""
+"""What the command lines share: what settings may be, and how far a long job is."""

@@ -25,7 +25,7 @@ PROJECT = ("markov", "llm", "figures")
 APART = (
     "markov.errors",
     "markov.console.progress",
-    *(f"markov.files.{name}" for name in ("closure", "folders", "leftovers", "storage")),
+    *(f"markov.files.{name}" for name in ("closure", "folders", "inputs", "leftovers", "storage")),
 )
 # The parts of compiled code that decide what it does.
 CODE = (

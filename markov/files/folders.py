@@ -14,11 +14,11 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from markov.errors import InvalidInput, require
-from markov.files import leftovers, storage
+from markov.files import inputs, leftovers, storage
 from markov.files.storage import Location
 
 CLAIM = ".simnpo-lab.json"
@@ -85,7 +85,7 @@ def claim(
     something without a claim, the claim of other settings, or one of the names without a claim to
     it. A claim by a process that has ended without writing anything else is replaced.
     """
-    place, rendered = Path(folder), storage.settings_of(settings)
+    place, rendered = inputs.expanded(folder, field), storage.settings_of(settings)
     claims = _claims(place, field)
     other = _other(claims, job, rendered)
     if job in claims and not other:
@@ -118,7 +118,7 @@ def check_claim(folder: Location, job: str, settings: object, field: str = "out"
 
     Nothing is written. It is what `claim` would refuse, known before any work.
     """
-    place = Path(folder)
+    place = inputs.expanded(folder, field)
     claims = _claims(place, field)
     other = _other(claims, job, storage.settings_of(settings))
     fits = not other or _abandoned(place, claims)
@@ -139,7 +139,7 @@ def given_back(folder: Location, job: str, parts: str | None = None) -> Iterator
     scored, leaves the folder to another. An earlier claim stays, and so does a folder that was
     there before.
     """
-    place = Path(folder)
+    place = inputs.expanded(folder, "out")
     fresh = [one for one in (place, *place.parents) if not one.exists()]
     earlier = (place / CLAIM).exists() and job in _claims(place, "out")
     try:
@@ -169,7 +169,7 @@ def _give_back(place: Path, job: str, parts: str | None) -> None:
 
 def claimed(folder: Location, job: str) -> bool:
     """Return whether a folder carries the claim of a job, whatever its settings."""
-    return job in _claims(Path(folder), "out")
+    return job in _claims(inputs.expanded(folder, "out"), "out")
 
 
 def tidy(folder: Location, job: str) -> None:
@@ -177,7 +177,7 @@ def tidy(folder: Location, job: str) -> None:
 
     Without a claim nothing is removed.
     """
-    place = Path(folder)
+    place = inputs.expanded(folder, "out")
     own = _claims(place, "out").get(job, {})
     for name in own.get("passing", ()):
         leftovers.discard(place / name)
@@ -225,12 +225,14 @@ def _claims(place: Path, field: str) -> dict[str, dict[str, Any]]:
     In the cache, where nobody else writes, a folder with such a file is set aside.
     """
     try:
-        found = json.loads((place / CLAIM).read_text("utf-8"))
-        if not isinstance(found, dict) or not all(isinstance(own, dict) for own in found.values()):
+        if not os.path.lexists(place / CLAIM):
+            return {}
+        found = inputs.read_json(place / CLAIM, CLAIM)
+        if not isinstance(found, dict) or not all(map(_is_claim, found.values())):
             raise ValueError("it is no claim of this program")
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
+        if not os.path.lexists(place / CLAIM):  # another process has just given it back
+            return {}
         if storage.cache_dir().resolve() in place.resolve().parents:
             leftovers.set_aside(place, f"{CLAIM}: {error}")
             return {}
@@ -238,6 +240,24 @@ def _claims(place: Path, field: str) -> dict[str, dict[str, Any]]:
             field, str(place), f"a folder whose {CLAIM} can be read ({error})"
         ) from None
     return found
+
+
+def _is_claim(own: Any) -> bool:
+    """Return whether JSON is a claim that `claim` could have made.
+
+    What its names stand for may be removed, so none of them leads out of the folder.
+    """
+    if not isinstance(own, dict) or not isinstance(own.get("process", ""), str):
+        return False
+    lists = (own.get("names", []), own.get("passing", []))
+    return all(isinstance(names, list) and all(map(_is_inside, names)) for names in lists)
+
+
+def _is_inside(name: object) -> bool:
+    if not isinstance(name, str) or "\0" in name:
+        return False
+    path = PurePath(name)
+    return bool(path.parts) and not path.anchor and ".." not in path.parts
 
 
 class _Absent:

@@ -60,7 +60,7 @@ def process() -> str:
 def alive_elsewhere(named: object) -> bool:
     """Return whether another process, named as `process` does, may be at work now."""
     where, _, number = str(named).partition("-")
-    if named == process() or not number.isdecimal():
+    if named == process() or not re.fullmatch(r"\d{1,18}", number):
         return False
     return _running(where, int(number)) is not False
 

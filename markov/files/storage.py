@@ -24,16 +24,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import markov
 from markov.errors import InvalidInput, require
-from markov.files import closure, leftovers
+from markov.files import closure, inputs, leftovers
+from markov.files.inputs import Location as Location
 
 if TYPE_CHECKING:
     from pandas import DataFrame
     from torch import Tensor
 
-Location = str | os.PathLike[str]
 Kept = TypeVar("Kept")
 KEY = "provenance"
 VERSIONED = ("torch", "numpy", "pandas", "pyarrow")
+# What libraries raise for files that others wrote, beside errors of their own.
+UNREADABLE = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError),
+    *(NotImplementedError, OverflowError),
+)
 
 
 def cache_dir() -> Path:
@@ -68,20 +73,23 @@ def check_writable(path: Location, field: str, *, folder: bool = False) -> Path:
 
     Writing is tried out before any work, and nothing is left behind.
     """
-    path = Path(path)
+    path, what = inputs.expanded(path, field), "folder" if folder else "file"
     try:
+        # Of a link what it points to is written. A name that no file can have is an error here, and
+        # so are links in a circle.
+        target = Path(os.path.realpath(path))
         with suppress(FileNotFoundError, NotADirectoryError):
-            os.lstat(path)  # a name that no file can have is an error here
-        if path.exists() and not (path.is_dir() if folder else path.is_file()):
-            raise FileExistsError(errno.EEXIST, "something else lies there")
+            os.stat(target)
+        if target.exists() and not (target.is_dir() if folder else target.is_file()):
+            raise FileExistsError(errno.EEXIST, f"{inputs.kind_of(target)} lies there")
         # Files are replaced, never rewritten, so what a file needs is a folder that takes a new
         # one. A folder that is not there yet is not made for the trial either: whoever finds it
         # would take it for a result.
-        place = path if folder and path.exists() else path.parent
-        leftovers.clear(place, path.name)
-        _try_creating(place / leftovers.partial_name(path.name))
+        place = target if folder and target.exists() else target.parent
+        leftovers.clear(place, target.name)
+        _try_creating(place / leftovers.partial_name(target.name))
     except (OSError, ValueError) as error:
-        what, reason = "folder" if folder else "file", getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or error
         raise InvalidInput(field, str(path), f"a {what} that can be written ({reason})") from None
     return path
 
@@ -113,7 +121,7 @@ def atomic_path(path: Location) -> Iterator[Path]:
     It is removed when anything is raised. What killed processes left of the same file is cleared.
     """
     # So that a link keeps pointing at its target, and is not replaced.
-    target = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(inputs.expanded(path, "path")))
     require(
         not target.exists() or target.is_file(), "path", str(path), "a file that can be written"
     )
@@ -231,9 +239,9 @@ def git_commit() -> str | None:
     folder = Path(__file__).parents[1]
     command = ["git", "-C", str(folder), "rev-parse", "HEAD", "--show-prefix"]
     try:
-        answer = subprocess.run(
-            command, capture_output=True, text=True, timeout=10, check=True
-        ).stdout.splitlines()
+        # Words of this module alone, and no shell.
+        said = subprocess.check_output(command, stderr=subprocess.DEVNULL, timeout=10)  # nosec B603
+        answer = said.decode("utf-8", "replace").splitlines()
     except (OSError, subprocess.SubprocessError):
         return None
     # A package that is installed into an environment inside some other checkout would see the
@@ -255,9 +263,9 @@ def write_table(frame: DataFrame, path: Location, provenance: Mapping[str, Any])
         **(table.schema.metadata or {}),
         KEY.encode(): _canonical(settings_of(provenance)).encode(),
     }
-    with atomic_path(path) as partial:
+    with atomic_path(path) as partial, open(partial, "wb") as file:
         pyarrow.parquet.write_table(
-            table.replace_schema_metadata(described), partial, compression="zstd"
+            table.replace_schema_metadata(described), file, compression="zstd"
         )
 
 
@@ -271,8 +279,10 @@ def read_table(path: Location) -> DataFrame:
 
     known = read_provenance(path)
     try:
-        frame = pyarrow.parquet.read_table(path).to_pandas()
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        # Opened here, because pyarrow takes only names that are text.
+        with open(inputs.expanded(path, "file"), "rb") as file:
+            frame = pyarrow.parquet.read_table(file).to_pandas()
+    except (*UNREADABLE, pyarrow.ArrowException) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InvalidInput(
             "file", os.fspath(path), f"a table that can be read ({reason})"
@@ -290,24 +300,21 @@ def read_provenance(path: Location) -> dict[str, Any]:
     import pyarrow.parquet
     from safetensors import SafetensorError, safe_open
 
+    allowed, name = "an existing file that carries its provenance", os.fspath(path)
+    place = inputs.existing_file(path, "file", allowed)
     try:
-        if Path(path).suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                return json.loads(file.metadata()[KEY])
-        return json.loads(pyarrow.parquet.read_schema(path).metadata[KEY.encode()])
-    except (
-        OSError,
-        ValueError,
-        pyarrow.ArrowException,
-        SafetensorError,
-        KeyError,
-        TypeError,
-        RecursionError,
-    ):
-        # a file without any metadata reads as None
-        raise InvalidInput(
-            "file", os.fspath(path), "an existing file that carries its provenance"
-        ) from None
+        if place.suffix == ".safetensors":
+            with safe_open(place, framework="pt") as file:
+                said = file.metadata()[KEY].encode()
+        else:
+            with open(place, "rb") as file:
+                said = pyarrow.parquet.read_schema(file).metadata[KEY.encode()]
+    except (*UNREADABLE, pyarrow.ArrowException, SafetensorError):
+        # a file without any metadata reads as None, which is a TypeError
+        raise InvalidInput("file", name, allowed) from None
+    found = inputs.parsed(said, "file", name, allowed)
+    require(isinstance(found, dict), "file", name, allowed)
+    return found
 
 
 def read_kept(path: Path, read: Callable[[Path], Kept]) -> Kept | None:
@@ -356,7 +363,9 @@ def load_parameters(path: Location) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    allowed = "an existing safetensors file"
+    place = inputs.existing_file(path, "parameters", allowed)
     try:
-        return load_file(path)
-    except (OSError, SafetensorError):
-        raise InvalidInput("parameters", os.fspath(path), "an existing safetensors file") from None
+        return load_file(place)
+    except (*UNREADABLE, SafetensorError):
+        raise InvalidInput("parameters", os.fspath(path), allowed) from None

@@ -29,6 +29,7 @@ from markov.optimizers import OPTIMIZERS, clipped
 from markov.recording import Probe, Trajectory, kl_to_truth, log_laws
 from markov.running.backends import elsewhere, together
 from markov.running.dividing import Share, cost, shape_of, shares, split
+from markov.running.memory import fitting_jobs
 from markov.running.models import (
     ModelJob,
     OnStep,
@@ -77,7 +78,7 @@ def run(
     require(len(experiments) > 0, "experiments", experiments, "at least one")
     folder, whole = models_folder(cache), shares(experiments)
     missing = _missing(folder, whole)
-    n_jobs = n_jobs if _worth_processes(missing, whole) else 1
+    n_jobs = _processes(missing, whole, n_jobs)
     alone = n_jobs == 1 and not elsewhere()
     kept = parts or (None if alone else parts_of(experiments))
     workers = SPLIT if elsewhere() else joblib.effective_n_jobs(n_jobs)
@@ -115,7 +116,7 @@ def run_part(
     require_whole(part, "part", 0, count - 1)
     folder, chosen = models_folder(cache), shares(experiments)[part::count]
     missing = _missing(folder, chosen)
-    n_jobs = n_jobs if _worth_processes(missing, chosen) else 1
+    n_jobs = _processes(missing, chosen, n_jobs)
     _make(missing, chosen, n_jobs, progress, folder, parts)
     return len(chosen)
 
@@ -167,6 +168,21 @@ def _make(
     return [made[place] for place in range(len(divided))]
 
 
+def _processes(missing: Sequence[ModelJob], divided: Sequence[Share], asked: int) -> int:
+    """Return how many processes do the work: those asked for, where they pay and memory has room.
+
+    Raises `InvalidInput` where it has no room, unless the memory is that of a cluster.
+    """
+    wanted = asked if _worth_processes(missing, divided) else 1
+    if elsewhere():
+        return wanted
+    many = joblib.effective_n_jobs(wanted)
+    tasks = [part for share in divided for part in split(share, many, len(divided))]
+    busy = max(1, min(many, max(len(missing), len(tasks))))
+    fit = fitting_jobs(tasks, busy, asked)
+    return wanted if fit == busy else fit
+
+
 def _worth_processes(missing: Sequence[ModelJob], divided: Sequence[Share]) -> bool:
     """Return whether several processes would save more time than it takes to start them.
 
@@ -216,10 +232,12 @@ def trajectory(
         "experiments that differ in values only",
     )
     check_devices(experiments)
+    recorded = experiments[0].steps_recorded
+    fitting_jobs([Share(tuple(range(len(experiments))), tuple(experiments), recorded)], 1, 1)
     with one_thread():
         starts = _starts(models_folder(cache), experiments, progress)
         with steps_bar(experiments[0].steps, "unlearning", progress, on_step) as tick:
-            return _unlearn(experiments, starts, experiments[0].steps_recorded, tick)
+            return _unlearn(experiments, starts, recorded, tick)
 
 
 def _made(folder: Path, progress: bool, parts: Path | None, share: Share) -> Any:

@@ -406,7 +406,7 @@ def test_diagnose_reads_real_logs(tmp_path: Path, capsys: pytest.CaptureFixture[
         ("out", ["score", "--model", "MODEL", "--out", "/dev/null/s.parquet"]),
         ("split", ["score", "--model", "MODEL", "--data", "authors:forget30"]),
         ("max_length", ["score", "--model", "MODEL", "--data", "DATA", "--max-length", "3"]),
-        ("scale", ["score", "--model", "MODEL", "--data", "DATA", "--noise", "-1"]),
+        ("noise", ["score", "--model", "MODEL", "--data", "DATA", "--noise", "-1"]),
         ("scores", ["weights", "--scores", "absent.parquet", "--reference", "absent.parquet"]),
         ("objective", ["weights", "--scores", "x", "--reference", "x", "--objectives", "dpo:1"]),
         ("logs", ["diagnose", "--logs", ".", "--retrained-logs", "."]),

@@ -27,12 +27,12 @@ from llm.models.size import planner_of, skeleton
 from llm.scoring.encoding import Batch, Encoded
 from llm.scoring.limits import BUDGET, WRITING_BUDGET, writing_budget
 from llm.scoring.logprobs import ELEMENTS, response_logprobs
-from llm.training import memory
 from llm.training.adapters import Lora, adapted
 from llm.training.checkpointing import Pace
 from llm.training.memory import free_memory, gigabytes, size_of
 from llm.training.plan import Plan, Planner, Work, changes, fitting
 from llm.training.rehearsal import Shape, Way, rehearsed, weighed
+from markov.console import memory as of_machine
 from markov.console.ending import exit_code
 from markov.errors import InvalidInput, out_of_memory
 
@@ -368,11 +368,11 @@ def test_limits_of_control_groups_bound_what_is_free(
         (folder / "memory.stat").write_text(f"file 9\n{names[2]} 4000000\n")
     listed = tmp_path / "cgroup"
     listed.write_text("4:memory:/outer/inner\n" if version == 1 else "0::/outer/inner\n")
-    monkeypatch.setattr(memory, "GROUPS", tmp_path / "groups")
-    monkeypatch.setattr(memory, "GROUP_OF", listed)
+    monkeypatch.setattr(of_machine, "GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(of_machine, "GROUP_OF", listed)
     assert free_memory(torch.device("cpu")) == 24_000_000
     assert free_memory(torch.device("cpu"), processes=2) == 12_000_000
-    monkeypatch.setattr(memory, "GROUP_OF", tmp_path / "nothing")
+    monkeypatch.setattr(of_machine, "GROUP_OF", tmp_path / "nothing")
     free = free_memory(torch.device("cpu"))
     assert free is not None and free > 24_000_000
 
