@@ -89,6 +89,7 @@ def line(one: Tried, seed: int) -> str:
 def work(given: Path, asked: Arguments, cases: Sequence[Name], queue: int, until: float) -> None:
     """Try the cases whose places come out of a pipe, and write down what became of each."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     own = given / f"worker {os.getpid()}"
     with (given / f"{own.name}.jsonl").open("w", encoding="utf-8") as file:
         while time.monotonic() < until and (record := os.read(queue, RECORD.size)):
@@ -117,10 +118,16 @@ def hammer(given: Path, asked: Arguments, cases: Sequence[Name]) -> list[Tried]:
                 os._exit(code)
         children.append(child)
     os.close(reading)
-    with suppress(BrokenPipeError), os.fdopen(writing, "wb", buffering=0) as pipe:
-        for number in range(len(cases)):
-            pipe.write(RECORD.pack(number))
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    try:
+        with suppress(BrokenPipeError), os.fdopen(writing, "wb", buffering=0) as pipe:
+            for number in range(len(cases)):
+                pipe.write(RECORD.pack(number))
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    except BaseException:
+        for child in children:
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        raise
     found = [
         Tried(*json.loads(text))
         for file in given.glob("worker *.jsonl")
@@ -157,6 +164,7 @@ def table(found: Sequence[Tried]) -> str:
 def main(asked: Arguments) -> int:
     """Try the cases, print the table and the defects, and return the exit code."""
     began = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left behind
     with workplace(asked.place) as given:
         if asked.case:
             cases = [

@@ -75,13 +75,10 @@ def _kind(one: Any) -> str:
 
 def values_of(option: Option, *, folder: bool) -> list[Value]:
     """Return hostile values of an option; `folder` says what its command writes, if it is out."""
-    if option.name in ("out", "study"):
+    if option.name == "out":
         return NOT_FOLDERS if folder else NOT_TABLES
     found = BY_NAME.get(option.name, BY_TYPE.get(option.kind, []))
     if option.name in FILES:
         # A folder may hold data, and what is listed may be words as well as files.
-        found = found + [one for one in NOT_FILES if one.words[0] not in BOTH]
+        found = found + [one for one in NOT_FILES if one.words[0] != "/"]
     return found
-
-
-BOTH = ("/",)
