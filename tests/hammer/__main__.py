@@ -143,7 +143,7 @@ def table(found: Sequence[Tried]) -> str:
     counts = Counter((one.row, one.kind) for one in found)
     rows = sorted({one.row for one in found})
     head = ("", *CLASSES, "cases", "seconds")
-    lines = [head]
+    lines: list[tuple[str, ...]] = [head]
     for row in (*rows, "all"):
         own = [one for one in found if row in (one.row, "all")]
         numbers = [

@@ -25,7 +25,7 @@ import markov
 from markov.errors import InvalidInput, out_of_memory
 from markov.objectives import stack
 from tests.hammer.cases import Case, Result, once
-from tests.hammer.judging import DEFECTS, Verdict
+from tests.hammer.judging import REFUSED, Verdict
 from tests.hammer.values import CONTROL, LONG
 from tests.hammer.world import Box
 
@@ -395,8 +395,8 @@ def case(given: Path, rng: random.Random) -> Case:
         result = once(box, job, must_refuse=refused)
         if result.ended is not None and result.ended.code == SENSELESS:
             return Result(Verdict("success", result.ended.err.strip()[-300:]), result.ended)
-        if result.verdict.kind == "untidy" and result.verdict.kind in DEFECTS:
-            return Result(Verdict("refused"), result.ended)  # warnings are for whoever calls
+        if result.verdict.kind == "untidy":
+            return Result(Verdict(REFUSED), result.ended)  # warnings are for whoever calls
         return result
 
     return Case("python", f"{call.name}({told})", act)

@@ -16,6 +16,7 @@ from tests.hammer.options import COMMANDS, Option, options_of, values_of
 from tests.hammer.world import Box, program
 
 FIXED = ("draw",)  # which takes longer than all the rest
+NEEDED = ("names",)  # without which everything is drawn
 UNKNOWN = ("--nope", "--out-of-nowhere", "nope", "--help-me", "-x", "--out.file", "")
 
 
@@ -75,11 +76,12 @@ def _change(base: Base, options: Options, wrongs: dict[str, bool], rng: random.R
     values = values_of(option, folder=base.folder)
     if option.kind in ("int", "float") and rng.random() < 0.9:  # what the parser lets pass
         values = [one for one in values if is_number(option.kind, one.words[0])]
-    if rng.random() < 0.04:
+    needed = option.name in NEEDED
+    if rng.random() < 0.04 and not needed:
         options[option.name] = ()
         wrongs[option.name] = option.count == 1
         return
-    if rng.random() < 0.02 and option.name in options:
+    if rng.random() < 0.02 and option.name in options and not needed:
         options.pop(option.name)
         wrongs[option.name] = False
         return

@@ -156,7 +156,7 @@ def finished(given: Path, rng: random.Random) -> Case:
 
 def source_of(given: Path, source: str) -> Path:
     """Return what lies in the shared folder under a name, which may have to be made first."""
-    makers = {"muse": _muse, "legacy": partial(_legacy, given)}
+    makers: dict[str, Callable[[Path], None]] = {"muse": _muse, "legacy": partial(_legacy, given)}
     name = source.partition("/")[0]
     if name in makers:
         once_made(given / name, makers[name])

@@ -221,8 +221,8 @@ def _other_table(path: Path, frame: pd.DataFrame, rng: random.Random) -> tuple[s
         "text": lambda: frame.astype(str),
         "truth": lambda: frame.assign(length=True),
         "dates": lambda: frame.assign(logp=pd.Timestamp(0)),
-        "lists": lambda: frame.assign(logp=[[value] for value in frame["logp"]]),
-        "objects": lambda: frame.assign(logp=[{"a": value} for value in frame["logp"]]),
+        "lists": lambda: frame.assign(logp=frame["logp"].map(lambda value: [value])),
+        "objects": lambda: frame.assign(logp=frame["logp"].map(lambda value: {"a": value})),
     }
     way = rng.choice(list(shapes))
     shapes[way]().to_parquet(path)
