@@ -13,11 +13,11 @@ import inspect
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from markov.errors import InvalidInput, is_number, is_whole
 
-Given, Found = ParamSpec("Given"), TypeVar("Found")
+Job = TypeVar("Job", bound=Callable[..., Any])
 SEED = 2**63 - 1  # the largest: tables, numpy and torch keep seeds in 64 bits
 SEVERAL = 1000  # seeds, methods or epochs in one argument
 
@@ -149,7 +149,7 @@ def check_command(command: Any) -> None:
             check(field.name, value)
 
 
-def checked_job(job: Callable[Given, Found]) -> Callable[Given, Found]:
+def checked_job(job: Job) -> Job:
     """Return the job, which looks at its arguments before it does anything.
 
     None is allowed where it is the default. Raises `InvalidInput` for a value that is of another
@@ -159,7 +159,7 @@ def checked_job(job: Callable[Given, Found]) -> Callable[Given, Found]:
     defaults = {name: one.default for name, one in signature.parameters.items()}
 
     @functools.wraps(job)
-    def call(*given: Given.args, **named: Given.kwargs) -> Found:
+    def call(*given: Any, **named: Any) -> Any:
         bound = signature.bind(*given, **named).arguments
         kinds = ((name, signature.parameters[name].kind) for name in bound)
         gathered = [name for name, kind in kinds if kind is inspect.Parameter.VAR_KEYWORD]
@@ -171,4 +171,4 @@ def checked_job(job: Callable[Given, Found]) -> Callable[Given, Found]:
                 check(name, value)
         return job(*given, **named)
 
-    return call
+    return cast(Job, call)

@@ -113,13 +113,11 @@ _counts: dict[str, Any] = {
     **dict.fromkeys(COUNTS, (Count | list[Count] | None, None)),
     **dict.fromkeys(LAYERS, (Layers | None, None)),
 }
-Architecture = create_model("Architecture", __base__=Settings, **_counts)
+Architecture: Any = create_model("Architecture", __base__=Settings, **_counts)
 # A config.json: an architecture, of which a part may be that of the text.
-Config: type[BaseModel] = create_model(
-    "Config",
-    __base__=Architecture,
-    text_config=(Annotated[Architecture, Field(description="an object")] | None, None),
-)
+_part: Any = Annotated[Architecture, Field(description="an object")]
+_text: dict[str, Any] = {"text_config": (_part | None, None)}
+Config: type[BaseModel] = create_model("Config", __base__=Architecture, **_text)
 
 
 class Index(Lenient):

@@ -30,6 +30,7 @@ JOBS: dict[str, Callable[..., object]] = {
         *("sweep", "finetune", "known", "muse", "study", "estimate", "load", "read", "read_run"),
     )
 }
+ODDLY: Any = llm  # called as nobody should
 LOOP, LONG, HUGE = "loop", "y/" * 2500, 10**20
 
 
@@ -107,8 +108,8 @@ def test_numbers_of_numpy_and_lists_are_taken() -> None:
         *(("objectives", ["npo:0.1"]), ("objectives", {"a": 1}), ("scores", pd.DataFrame())),
         *(("model", Path("a")), ("data", ["a", Path("b")]), ("beta", (0.1,)), ("beta", 1)),
     ):
-        check(name, value)
-    check("no argument of any job", object())
+        assert check(name, value) is None
+    assert check("no argument of any job", object()) is None
 
 
 def test_none_is_left_to_the_default() -> None:
@@ -136,23 +137,23 @@ def test_the_first_argument_of_a_job_is_looked_at(name: str, value: Any) -> None
 @pytest.mark.parametrize(
     ("call", "field"),
     [
-        (lambda: llm.score("authors:original", noise="text"), "noise"),
-        (lambda: llm.score("authors:original", noise=True), "noise"),
-        (lambda: llm.score("authors:original:20:" + "9" * 5000), "model"),
-        (lambda: llm.read("authors:forget20:" + "9" * 400), "data"),
-        (lambda: llm.load("authors:original", device=1j), "device"),
-        (lambda: llm.load("authors:original", dtype=["float32"]), "dtype"),
-        (lambda: llm.load("authors:original", template="chat"), "template"),
-        (lambda: llm.unlearn(epochs=HUGE), "epochs"),
-        (lambda: llm.unlearn(gradients=1), "gradients"),
-        (lambda: llm.unlearn(seed=-1), "seed"),
-        (lambda: llm.relearn("authors:original", repeats=HUGE), "repeats"),
-        (lambda: llm.relearn("authors:original", which="shortest"), "which"),
-        (lambda: llm.sweep((), out="found"), "methods"),
-        (lambda: llm.study("a", "b", out="found", seeds=(HUGE,)), "seeds"),
-        (lambda: llm.weights(None, None), "scores"),
-        (lambda: llm.read_run("x" * 5000), "run"),
-        (lambda: llm.method(None), "method"),
+        (lambda: ODDLY.score("authors:original", noise="text"), "noise"),
+        (lambda: ODDLY.score("authors:original", noise=True), "noise"),
+        (lambda: ODDLY.score("authors:original:20:" + "9" * 5000), "model"),
+        (lambda: ODDLY.read("authors:forget20:" + "9" * 400), "data"),
+        (lambda: ODDLY.load("authors:original", device=1j), "device"),
+        (lambda: ODDLY.load("authors:original", dtype=["float32"]), "dtype"),
+        (lambda: ODDLY.load("authors:original", template="chat"), "template"),
+        (lambda: ODDLY.unlearn(epochs=HUGE), "epochs"),
+        (lambda: ODDLY.unlearn(gradients=1), "gradients"),
+        (lambda: ODDLY.unlearn(seed=-1), "seed"),
+        (lambda: ODDLY.relearn("authors:original", repeats=HUGE), "repeats"),
+        (lambda: ODDLY.relearn("authors:original", which="shortest"), "which"),
+        (lambda: ODDLY.sweep((), out="found"), "methods"),
+        (lambda: ODDLY.study("a", "b", out="found", seeds=(HUGE,)), "seeds"),
+        (lambda: ODDLY.weights(None, None), "scores"),
+        (lambda: ODDLY.read_run("x" * 5000), "run"),
+        (lambda: ODDLY.method(None), "method"),
     ],
 )
 def test_what_a_job_cannot_use_is_refused_by_its_name(

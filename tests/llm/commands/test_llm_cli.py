@@ -578,3 +578,32 @@ def test_the_figures_take_a_model_of_the_users_own(
     assert figures_cli(["llm_bias", *chosen]) == 2
     assert "--retrained" in capsys.readouterr().err
     assert figures_cli(["llm_bias", *chosen, "--runs", str(folders[0])]) == 2
+
+
+def test_weights_that_cannot_be_told_are_not_written(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def untold(frame: pd.DataFrame) -> str:
+        raise InvalidInput("examples", len(frame), "more than one, of unequal weights")
+
+    monkeypatch.setattr("llm.commands.weights.report", untold)
+    scores = pd.DataFrame({"index": [0, 1], "logp": [-1.0, -2.0], "length": [2, 3]})
+    scores.to_parquet("scores.parquet")
+    assert cli(["weights", "--scores", "scores.parquet", "--reference", "scores.parquet"]) == 2
+    assert "examples" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.parquet"]
+
+
+@pytest.mark.parametrize("field", ["reference", "retrained"])
+def test_a_table_of_other_examples_is_refused_before_a_model_is_read(
+    field: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("a model was read")
+
+    monkeypatch.setattr("llm.commands.unlearn.load_model", read)
+    frame = pd.DataFrame({"index": [7000], "logp": [-1.0], "length": [2]})
+    frame.to_parquet("scores.parquet")
+    given = ["unlearn", *with_model(place), "--retain-data", str(place / "retain90.json")]
+    assert cli([*given, f"--{field}", "scores.parquet", "--out", "run"]) == 2
+    assert f"error: {field} = " in capsys.readouterr().err and not Path("run").exists()

@@ -287,3 +287,47 @@ def test_the_data_of_muse_have_the_same_shapes(tmp_path: Path) -> None:
     for split in found:
         (tmp_path / "saved" / split).rename(tmp_path / "knowmem" / split)
     assert read_muse(tmp_path) == data
+
+
+DEEP = "[" * 900 + "]" * 900
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000 + "]" * 100_000,
+        '{"question": ' + DEEP + ', "answer": "a"}',
+        '{"question": "a", "answer": "b", "index": ' + "9" * 400 + "}",
+        '{"question": "a", "answer": "b", "index": ' + "9" * 5000 + "}",
+        '{"question": "a", "answer": "b", "index": ' + "9" * 30 + "}",
+        '{"question": "\\ud800", "answer": "b"}',
+    ],
+    ids=range(6),
+)
+def test_deep_huge_and_odd_records_are_refused_in_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text(text)
+    with pytest.raises(InvalidInput) as caught:
+        read(tmp_path / "data.json")
+    assert "data.json" in str(caught.value) and len(str(caught.value)) < 900
+
+
+def test_a_packed_file_is_not_unpacked_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm.data.records.MOST", 1000)
+    (tmp_path / "data.json.gz").write_bytes(gzip.compress(b" " * 10_000))
+    with pytest.raises(InvalidInput) as caught:
+        read(tmp_path / "data.json.gz")
+    assert "1,000 bytes" in str(caught.value)
+
+
+@pytest.mark.parametrize("row", ["5", "[]", "{}", '{"part": 5}', "[" * 100_000, "\\xff"])
+def test_lines_of_times_that_nobody_wrote_are_left_out(row: str, tmp_path: Path) -> None:
+    from llm.sweeps.times import read_times
+
+    good = '{"part": "a", "model": "b", "seconds": 1.5, "finished": true, "resumed": false}'
+    odd = good.replace("1.5", '"long"')
+    (tmp_path / "times").write_text(f"{row}\n{good}\n{odd}\n")
+    assert read_times({0: tmp_path / "times"}).to_numpy().tolist() == [
+        [0, "a", "b", 1.5, True, False]
+    ]

@@ -869,3 +869,26 @@ def test_real_logs_of_one_split_pair_up_though_their_layouts_differ():
     assert align(full, retrained, allow_identical=False).answer == full.answer
     distance = stats.ks_2samp(truth_ratio(full), truth_ratio(retrained), method="asymp")
     assert distance.statistic == pytest.approx(0.38, abs=1e-9) and distance.pvalue < 1e-19  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[" * 100_000 + "]" * 100_000, "levels"),
+        ('{"a":' * 50_000 + "1" + "}" * 50_000, "levels"),
+        ('{"avg_gt_loss": ' + "9" * 5000 + "}", "digits"),
+        ('{"avg_gt_loss": {"0": 0.5, "' + "9" * 30 + '": 0.5}}', "indices"),
+        ('{"avg_gt_loss": [0.5], "question": ["\\ud800"]}', "half a character"),
+        ('{"avg_gt_loss": [0.5], "average_perturb_loss": [[]]}', "average_perturb_loss"),
+        ('{"avg_gt_loss": [NaN]}', "avg_gt_loss"),
+        ('{"avg_gt_loss": [[[]]]}', "avg_gt_loss"),
+    ],
+    ids=range(8),
+)
+def test_deep_huge_and_odd_logs_are_refused_in_one_line(
+    text: str, named: str, tmp_path: Path
+) -> None:
+    (tmp_path / "log.json").write_text(text)
+    with pytest.raises(InvalidInput) as caught:
+        read_log(tmp_path / "log.json")
+    assert named in str(caught.value) and len(str(caught.value)) < 700

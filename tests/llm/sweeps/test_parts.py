@@ -200,3 +200,24 @@ def test_the_death_of_the_command_leaves_what_was_finished(
     assert killed_with_its_workers(code) == -signal.SIGKILL
     victim = int(Path(f"{tmp_path / 'out'}.client").read_text("utf-8"))
     check_restart(place, tmp_path / "out", victim, True, monkeypatch)
+
+
+def test_a_retrained_model_that_cannot_be_compared_is_refused_before_anything_is_evaluated(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llm.models.source import ModelOptions
+    from llm.sweeps import sweep as sweeps
+
+    def evaluated(*_: object, **__: object) -> None:
+        raise AssertionError("a model was evaluated")
+
+    monkeypatch.setattr(sweeps, "baseline", evaluated)
+    task = sweeps.Task(
+        options=ModelOptions(model=str(place / "model"), device="cpu"),
+        retrained="owner/name",
+        data=str(place / "forget10.json"),
+        retain_data=str(place / "retain90.json"),
+    )
+    with pytest.raises(InvalidInput) as caught:
+        sweeps.sweep(tmp_path / "out", task, [], n_jobs=1, progress=False)
+    assert caught.value.value == "owner/name" and not (tmp_path / "out").exists()
