@@ -147,11 +147,16 @@ def finished(given: Path, rng: random.Random) -> Case:
         noted(box, f"{inside}: {how}")
         check = partial(wrong, base=base, options=base.options)
         if reader:
-            return once(box, lambda: exit_code(lambda: print(llm.read_run("found").epochs)))
+            return once(box, lambda: exit_code(read_run))
         return once(box, program(words_of(base.command, base.options)), check=check)
 
     told = "llm.read_run" if reader else f"{name} again"
     return Case("files", f"{told}, after a change of {inside}", act)
+
+
+def read_run() -> None:
+    """Read a run as one does in Python, and print a table of it."""
+    print(llm.read_run("found").epochs)
 
 
 def source_of(given: Path, source: str) -> Path:
