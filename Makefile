@@ -19,7 +19,7 @@ ELSEWHERE ?= MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=
 # Tests of words, files and refusals, in which nothing is computed that another processor could round otherwise,
 # of what is drawn, and of several processes and of runs that are kept or go on, which are compared with themselves.
 WORDS := architecture authors backends book book_pages by_author chat_templates cheat_sheet checkpoints cli closure corpora counted damage defaults diverged \
-	encoding estimating facades figures findings_language findings_questions folders gguf_files gpu help hub imports interactive interactive_llm jobs kills knowing ledger lessons lessons_language \
+	encoding estimating facades figures findings_language findings_questions folders gguf_files gpu hammer help hub imports interactive interactive_llm jobs kills knowing ledger lessons lessons_language \
 	lessons_prose llm_attack_figures llm_cli llm_models llm_processes llm_run_figures llm_sweep_figures llm_tuned merging \
 	muse_data muse_figure news notebooks own_files packaging parts plan progress ranks readme records restarts schemas score storage study_figure studying sweep \
 	waist whole_numbers
@@ -28,7 +28,7 @@ WORDS := architecture authors backends book book_pages by_author chat_templates 
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help figures figures-all real gpu gpu-markov gpu-real test test-elsewhere check format lab notebooks book cheat-sheet browser gallery claims gate benchmark speed constraints clean
+.PHONY: help figures figures-all real gpu gpu-markov gpu-real test test-elsewhere check format lab notebooks book cheat-sheet browser gallery claims gate hammer benchmark speed constraints clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
@@ -92,6 +92,9 @@ test: $(VENV)/.llm $(VENV)/.notebooks  ## run the tests, JOBS at a time
 test-elsewhere: $(VENV)/.llm $(VENV)/.notebooks  ## those that compute, in the arithmetic of another processor: ELSEWHERE="MKL_CBWR=AVX2" say
 	$(ELSEWHERE) HYPOTHESIS_PROFILE=few $(RUN) pytest -q -n $(JOBS) --maxprocesses 8 --dist worksteal --benchmark-disable -m 'not slow' \
 		$(WORDS:%=--ignore-glob="*/test_%.py") $(ARGS)
+
+hammer: $(VENV)/.llm  ## give every program what nobody should, kill it, fill its disk, and count how it ends: 2,000 cases, under 20 minutes; ARGS="--seed 3"
+	$(RUN) tests.hammer $(ARGS)
 
 check: $(VENV)/.llm $(VENV)/.notebooks $(VENV)/.browser  ## lint, formatting, types, safety and pins, changing nothing
 	$(RUN) ruff check

@@ -13,6 +13,7 @@ import os
 import pkgutil
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,12 +89,11 @@ MINE = "notes of somebody else.txt"
 Job = Callable[[], int]
 
 
-@pytest.fixture(scope="module")
-def given(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with two tiny models, TOFU's files in small, and a cache with tiny ready-made
-    models.
+@contextmanager
+def made(place: Path) -> Iterator[Path]:
+    """Fill a folder with two tiny models, TOFU's files in small, and a cache with tiny ready-made
+    models, and import what the jobs need.
     """
-    place = tmp_path_factory.mktemp("given")
     tokenizer = by_bytes(words=True)
     found = splits(Authors(authors=10, questions=4))
     few = {
@@ -140,6 +140,12 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for module in pkgutil.walk_packages(llm.__path__, "llm."):
             importlib.import_module(module.name)
         importlib.import_module("joblib")  # which is imported where it is used
+        yield place
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with made(tmp_path_factory.mktemp("given")) as place:
         yield place
 
 

@@ -42,6 +42,7 @@ TARGETS = [
     "gpu",
     "gpu-markov",
     "gpu-real",
+    "hammer",
     "help",
     "lab",
     "notebooks",
