@@ -93,3 +93,8 @@ def away_from_zero(beta: float | Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     beta = as_like(beta, like)
     zero = beta < torch.finfo(beta.dtype).tiny
     return beta.masked_fill(zero, 1.0), zero
+
+
+def is_plain(value: object) -> bool:
+    """Return whether the value is a number of Python or numpy, or a symbol of sympy."""
+    return isinstance(value, float | int | np.number) or hasattr(value, "free_symbols")

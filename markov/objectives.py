@@ -37,8 +37,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from markov.errors import InvalidInput, require, require_number
-from markov.numerics import as_like, away_from_zero, require_all, tensor_of
+from markov.errors import InvalidInput, is_number, require, require_number
+from markov.numerics import as_like, away_from_zero, is_plain, require_all, tensor_of
 
 Number = float | Tensor
 Values = Number | Sequence[Any] | np.ndarray
@@ -185,7 +185,8 @@ def check_shapes(seq: SequenceLogProbs) -> None:
     if tensors and logp.shape == length.shape == ref.shape:  # as in every step of a training
         return
     for name, value in zip(seq._fields, seq, strict=True):
-        require(isinstance(value, Tensor) or is_plain(value), name, value, "a tensor")
+        plain = is_number(value) or hasattr(value, "free_symbols")
+        require(isinstance(value, Tensor) or plain, name, value, "a tensor or one finite number")
     shapes = [(name, tuple(x.shape)) for name, x in seq._asdict().items() if isinstance(x, Tensor)]
     for name, shape in shapes[1:]:
         first, wanted = shapes[0]
@@ -231,7 +232,7 @@ class Objective(NamedTuple):
         """
         self._check(seq, tensors=True)
         if seq.logp.dtype == torch.float16:
-            return self._wide(seq).loss(SequenceLogProbs(*(x.float() for x in seq))).half()
+            return self._wide(seq).loss(_in_float32(seq)).half()
         beta, zero = away_from_zero(self.beta, seq.logp)
         # Not softplus: torch's turns linear at z = 20 and would lose the last digits of the weight.
         curved = -(2 / beta) * logsigmoid(-self._replace(beta=beta).logit(seq))
@@ -246,8 +247,7 @@ class Objective(NamedTuple):
         """
         self._check(seq, tensors=True)
         if seq.logp.dtype == torch.float16:
-            wide = SequenceLogProbs(*(x.float() for x in seq))
-            return self._wide(seq).centered_loss(wide).half()
+            return self._wide(seq).centered_loss(_in_float32(seq)).half()
         beta, zero = away_from_zero(self.beta, seq.logp)
         gamma = as_like(self.gamma, seq.logp)
         shift = beta * self.score(seq)
@@ -263,8 +263,9 @@ class Objective(NamedTuple):
         """Check all that can be known without looking into a tensor."""
         check_shapes(seq)
         if tensors:
-            whole = all([isinstance(x, Tensor) for x in seq]) and seq.logp.is_floating_point()
-            require(whole, "seq", seq, "tensors of floating dtype, as SequenceLogProbs.of makes")
+            # The others may be numbers, which stand for all responses.
+            proper = isinstance(seq.logp, Tensor) and seq.logp.is_floating_point()
+            require(proper, "logp", seq.logp, "a tensor of floating dtype")
         for name, value in zip(self._fields, self, strict=True):
             check_plain(name, value, ALLOWED[name])
 
@@ -289,6 +290,10 @@ class Objective(NamedTuple):
         elif self.beta == 0:
             z = z.where(z.isfinite(), as_like(self.gamma, z))
         return 2 * torch.sigmoid(z) / seq.length**self.normalize
+
+
+def _in_float32(seq: SequenceLogProbs) -> SequenceLogProbs:
+    return SequenceLogProbs(*(x.float() if isinstance(x, Tensor) else x for x in seq))
 
 
 def npo(beta: Number) -> Objective:
@@ -367,11 +372,6 @@ def check_plain(field: str, value: object, bounds: tuple[float, float, str]) -> 
     require(numbers or is_plain(value), field, value, allowed)
     if isinstance(value, Real):
         require_number(value, field, lambda number: low <= number <= high, allowed)
-
-
-def is_plain(value: object) -> bool:
-    """Return whether the value is a number of Python or numpy, or a symbol of sympy."""
-    return isinstance(value, float | int | np.number) or hasattr(value, "free_symbols")
 
 
 def stack(

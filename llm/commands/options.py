@@ -103,8 +103,8 @@ def spread(command: Options) -> Options:
     device = str(state.device) if command.device == "auto" else command.device
     allowed = "one that is there before several processes start (see `python -m llm build`)"
     for field in MODELS:
-        word = getattr(command, field, None) or ""
-        own = made(word, field)
+        word = getattr(command, field, None)
+        own = made(word, field) if word else None
         require(own is None or is_cached(own, device), field, word, allowed)
     return replace(command, device=device)
 

@@ -127,7 +127,9 @@ def test_none_is_left_to_the_default() -> None:
 # --- in Python ---
 
 
-@pytest.mark.parametrize("value", [None, 5, True, 1j, b"a", [], object()], ids=repr)
+@pytest.mark.parametrize(
+    "value", [None, 5, True, 1j, b"a", [], object()], ids=lambda one: type(one).__name__
+)
 @pytest.mark.parametrize("name", sorted(JOBS))
 def test_the_first_argument_of_a_job_is_looked_at(name: str, value: Any) -> None:
     more = {} if name in ("evaluate", "load", "read", "read_run") else {"out": "found"}
