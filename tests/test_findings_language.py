@@ -195,6 +195,25 @@ def test_what_lies_between_the_halves_of_length_is_told_as_it_was_found() -> Non
     ]
 
 
+def test_other_trainings_are_told_as_they_were_judged() -> None:
+    first, others = (
+        pd.read_csv(KEPT / "llm_claims" / f"{name}.csv").set_index("claim")
+        for name in ("claims", "others")
+    )
+    table = rows(FINDINGS, "The same with three other trainings")
+    assert [row[0] for row in table] == first["text"].tolist() == others["text"].tolist()
+    assert set(first["count"]) == {TRAINED} and set(others["count"]) == {3}
+    for (_, *cells), claim in zip(table, first.index, strict=True):
+        for found, (said, verdict) in ((first, cells[:2]), (others, cells[2:])):
+            assert numbers(said) == interval(found.loc[claim])
+            assert verdict == found.loc[claim, "verdict"]
+    same = first["verdict"] == others["verdict"]
+    assert (len(same), int(same.sum())) == (13, 12) and not same["graddiff"]
+    assert told("one set has #, the other #") == [
+        round(-float(found.loc["nearer", "value"]), 2) for found in (first, others)
+    ]
+
+
 TUNED = {
     "NPO": "npo",
     "reference-free NPO": "reference_free_npo",
