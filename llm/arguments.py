@@ -107,7 +107,8 @@ ROWS: dict[str, Row] = {
     **dict.fromkeys(("probe", "per_author"), whole(1, 10**9)),
     **dict.fromkeys(("forget_answers", "retain_answers", "measured_answers"), whole(2, 10**9)),
     **dict.fromkeys(("learning_rate", "unlearning_rate", "weight_decay", "clip"), NUMBER),
-    **dict.fromkeys(("warmup_epochs", "share", "recall", "tolerance"), NUMBER),
+    **dict.fromkeys(("warmup_epochs", "recall", "tolerance"), NUMBER),
+    "share": NUMBER | Row("None", lambda one: one is None),  # of what is not split
     **dict.fromkeys(("beta", "gamma", "retain_weight", "task_vectors"), NUMBER | several(NUMBER)),
     **dict.fromkeys(("gradients", "shared", "progress", "save_models", "collect"), TRUTH),
     **dict.fromkeys(("gradient_checkpointing", "narrow_updates", "despite_gate"), TRUTH),

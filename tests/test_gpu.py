@@ -279,7 +279,7 @@ def test_the_whole_script_on_tiny_models_without_what_it_does_not_ask_for(
     """Packages that a machine with a GPU may lack are taken away, and another one called tests is
     put in the way.
     """
-    declared = ("tyro", "rouge_score", "nltk", "datasets", "gguf", "pydantic", "joblib")
+    declared = ("tyro", "rouge_score", "nltk", "datasets", "gguf", "joblib")
     (tmp_path / "site" / "tests").mkdir(parents=True)
     (tmp_path / "site" / "tests" / "__init__.py").write_text("raise ImportError('not ours')")
     before = f"sys.modules.update(dict.fromkeys({declared}))\n"

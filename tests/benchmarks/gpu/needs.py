@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[3]
 OLDEST = (3, 11)
 OWN = ("torch", "transformers", "numpy", "tokenizers")  # those that a machine with a GPU has
 # Names to import, and those of the packages that bring them; what these need in turn is named too.
-NEEDED = {
+ALWAYS = {
     **{name: name for name in OWN},
     **{name: name for name in ("accelerate", "peft", "safetensors", "pandas", "pyarrow", "tqdm")},
     **{name: name for name in ("psutil", "jaxtyping", "jinja2", "scipy")},
@@ -25,16 +25,22 @@ NEEDED = {
     "lazy_loader": "lazy-loader",
     "huggingface_hub": "huggingface-hub",
 }
-# Of the Markov lab, beside what the language models need.
-CHAINS = {**NEEDED, **{name: name for name in ("joblib", "cloudpickle", "filelock")}}
-STUDY = {
-    **CHAINS,
-    **{name: name for name in ("tyro", "typeguard", "nltk", "six", "regex", "pydantic")},
-    **{name: name for name in ("click", "defusedxml")},
+# Of language models: what says how the files in a model's folder have to look.
+NEEDED = {
+    **ALWAYS,
+    "pydantic": "pydantic",
     "pydantic_core": "pydantic-core",
     "annotated_types": "annotated-types",
     "typing_inspection": "typing-inspection",
     "typing_extensions": "typing-extensions",
+}
+# Of the Markov lab.
+CHAINS = {**ALWAYS, **{name: name for name in ("joblib", "cloudpickle", "filelock")}}
+STUDY = {
+    **NEEDED,
+    **CHAINS,
+    **{name: name for name in ("tyro", "typeguard", "nltk", "six", "regex")},
+    **{name: name for name in ("click", "defusedxml")},
     "docstring_parser": "docstring-parser",
     "rouge_score": "rouge-score",
     "absl": "absl-py",

@@ -33,9 +33,12 @@ from llm.schemas import (
     check_table,
     checked,
 )
+from llm.training.settings import Optimization
 from llm.unlearning.runs import ANSWERS, EPOCHS, EXAMPLES, read_run
+from llm.unlearning.unlearn import Unlearning
 from markov.errors import InvalidInput
 from markov.files import storage
+from markov.objectives import npo
 
 ROOT = Path(__file__).parents[3]
 
@@ -209,12 +212,17 @@ def test_the_tables_of_a_run_are_checked_when_it_is_read(
     tmp_path: Path, name: str, column: str, bad: float
 ):
     tables = {EXAMPLES: EPOCH, ANSWERS: ANSWER.assign(model="original"), EPOCHS: LAST}
-    for file, table in tables.items():
-        storage.write_table(table, tmp_path / file, storage.provenance({}))
-    assert read_run(tmp_path).logs["original"].index.tolist() == [5, 7, 9]
-    storage.write_table(
-        tables[name].assign(**{column: bad}), tmp_path / name, storage.provenance({})
+    how = storage.provenance(
+        {
+            "unlearning": Unlearning(
+                objective=npo(0.1), optimization=Optimization(epochs=1, batch=1, learning_rate=1e-3)
+            )
+        }
     )
+    for file, table in tables.items():
+        storage.write_table(table, tmp_path / file, how)
+    assert read_run(tmp_path).logs["original"].index.tolist() == [5, 7, 9]
+    storage.write_table(tables[name].assign(**{column: bad}), tmp_path / name, how)
     with pytest.raises(InvalidInput, match=f"run, {name}, {column} of row 0"):
         read_run(tmp_path)
 

@@ -445,7 +445,7 @@ def test_a_second_sweep_loads_nothing_and_gives_the_same_table(
 def test_a_retrained_model_of_other_tokens_is_refused(task: Task, tmp_path: Path) -> None:
     other = replace(SMALL, vocabulary=290)
     build(other, "retrained", progress=False)
-    with pytest.raises(InvalidInput, match="tokenizer and the template"):
+    with pytest.raises(InvalidInput, match="a model with the vocabulary of the one"):
         sweep(
             tmp_path,
             replace(task, retrained=str(folder_of(other, "retrained"))),

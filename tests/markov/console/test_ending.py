@@ -103,10 +103,10 @@ def test_a_signal_ends_a_command_in_one_line_and_leaves_nothing(
     number: signal.Signals, code: int, tmp_path: Path
 ) -> None:
     words = ["unlearn", "--epochs", "1", "--width", "8", "--depth", "1", "--heads", "1", "--jobs"]
-    words += ["1", "--steps", "1000000", "--retain-count", "60", "--forget-count", "60"]
+    words += ["1", "--steps", "100000", "--retain-count", "60", "--forget-count", "60"]
     own = {"PYTHONPATH": str(ROOT), "SIMNPO_LAB_CACHE": str(tmp_path / "cache")}
     process = subprocess.Popen(
-        [sys.executable, "-m", "markov", *words, "--record-every", "500000"],
+        [sys.executable, "-m", "markov", *words, "--record-every", "50000"],
         cwd=tmp_path,
         env={**os.environ, **own, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
