@@ -196,10 +196,8 @@ def test_what_lies_between_the_halves_of_length_is_told_as_it_was_found() -> Non
 
 
 def test_other_trainings_are_told_as_they_were_judged() -> None:
-    first, others = (
-        pd.read_csv(KEPT / "llm_claims" / f"{name}.csv").set_index("claim")
-        for name in ("claims", "others")
-    )
+    first: Any = pd.read_csv(KEPT / "llm_claims" / "claims.csv").set_index("claim")
+    others: Any = pd.read_csv(KEPT / "llm_claims" / "others.csv").set_index("claim")
     table = rows(FINDINGS, "The same with three other trainings")
     assert [row[0] for row in table] == first["text"].tolist() == others["text"].tolist()
     assert set(first["count"]) == {TRAINED} and set(others["count"]) == {3}
