@@ -149,8 +149,11 @@ def browser() -> Iterator[Any]:
 
 RUN = """
 const done = arguments[arguments.length - 1], [path, marker, which] = arguments;
-const app = window.jupyterapp;
-app.started
+let app;
+// The page may have loaded before the program in it is there.
+const there = resolve => window.jupyterapp ? resolve() : setTimeout(there, 100, resolve);
+new Promise(there)
+  .then(() => { app = window.jupyterapp; return app.started; })
   .then(() => app.commands.execute("docmanager:open", {path: path, kernel: {name: "python3"}}))
   .then(panel => panel.context.ready.then(() => panel.sessionContext.ready).then(() => panel))
   .then(panel => {
