@@ -15,10 +15,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any, NamedTuple, TypeVar, cast
 
-from markov.errors import InvalidInput, is_number, is_whole
+from markov.errors import LARGEST, InvalidInput, is_number, is_whole
 
 Job = TypeVar("Job", bound=Callable[..., Any])
-SEED = 2**63 - 1  # the largest: tables, numpy and torch keep seeds in 64 bits
 SEVERAL = 1000  # seeds, methods or epochs in one argument
 
 
@@ -90,7 +89,7 @@ DATA = WORD | EXAMPLES | of("TofuSets", "MuseData")
 OTHER = MODEL | of("EvaluationLog", "DataFrame")
 LOGS, TABLE = WORD | of("EvaluationLog", "TofuLogs"), WORD | of("DataFrame")
 METHOD = Row("a word, such as npo:0.1", _is_word) | of("Method", "Objective")
-SEEDS, SHARE = several(whole(0, SEED)), NUMBER
+SEED = whole(0, LARGEST)
 
 ROWS: dict[str, Row] = {
     **dict.fromkeys(("model",), MODEL),
@@ -101,8 +100,8 @@ ROWS: dict[str, Row] = {
     **dict.fromkeys(("epochs", "learning_epochs", "attack_epochs"), EPOCHS),
     **dict.fromkeys(("batch", "learning_batch"), whole(1, 10**6)),
     **dict.fromkeys(("repeats", "attack_repeats"), whole(1, SEVERAL)),
-    **dict.fromkeys(("seed", "noise_seed"), whole(0, SEED)),
-    **dict.fromkeys(("seeds", "floor_seeds"), SEEDS),
+    **dict.fromkeys(("seed", "noise_seed"), SEED),
+    **dict.fromkeys(("seeds", "floor_seeds"), several(SEED)),
     **dict.fromkeys(("measured", "measured_epochs"), several(whole(0, 10**5))),
     **dict.fromkeys(("probe", "per_author"), whole(1, 10**9)),
     **dict.fromkeys(("forget_answers", "retain_answers", "measured_answers"), whole(2, 10**9)),

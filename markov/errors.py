@@ -43,6 +43,11 @@ def shown(value: object) -> str:
     return text if len(text) <= WIDEST else f"{text[:left]} ... {text[-left:]}"
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an exception says, or its kind if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def require(condition: bool, field: str, value: object, allowed: str) -> None:
     """Raise `InvalidInput(field, value, allowed)` unless `condition` holds."""
     if not condition:

@@ -49,14 +49,19 @@ class Ended(NamedTuple):
     said: str
 
 
+def forked() -> int:
+    """A copy of this process: 0 in the copy, and its number here."""
+    with warnings.catch_warnings():
+        # of forking where there are threads: they are idle
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
 def run_and_kill(job: Callable[[], int], place: Path, log: Path, at: int | None = None) -> Ended:
     """Run a job in a process of its own, within `place`, that kills itself before its call
     number `at` (from 0).
     """
-    with warnings.catch_warnings():
-        # of forking where there are threads: they are idle
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
+    child = forked()
     if child == 0:
         code = 70
         try:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from markov import errors
-from markov.errors import InvalidInput, require
+from markov.errors import InvalidInput, first_line, require
 from markov.files import inputs, storage
 from markov.files.storage import Location, atomic_path
 
@@ -137,8 +137,7 @@ def from_hub(source: str, hub: str, config: str | None, split: str, instead: str
     except ImportError:
         raise InvalidInput("source", source, INSTALL) from None
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        allowed = f"a data set that can be fetched ({reason}); offline, {instead}"
+        allowed = f"a data set that can be fetched ({first_line(error)}); offline, {instead}"
         raise InvalidInput("source", source, allowed) from None
 
 
@@ -186,7 +185,7 @@ def _from_folder(folder: Path, allowed: str) -> list[Any]:
     except ImportError:
         raise InvalidInput("source", str(folder), INSTALL) from None
     except Exception as error:  # whatever `datasets` makes of files that others wrote
-        reason = shown((str(error) or type(error).__name__).splitlines()[0])
+        reason = shown(first_line(error))
         raise InvalidInput("source", str(folder), f"{allowed} ({reason})") from None
 
 
@@ -197,7 +196,7 @@ def _from_parquet(data: bytes, path: Path, allowed: str) -> list[Any]:
     try:
         return pyarrow.parquet.read_table(BytesIO(data)).to_pylist()
     except (*storage.UNREADABLE, pyarrow.ArrowException) as error:
-        reason = shown((str(error) or type(error).__name__).splitlines()[0])
+        reason = shown(first_line(error))
         raise InvalidInput("source", str(path), f"{allowed} ({reason})") from None
 
 

@@ -10,10 +10,8 @@ import os
 import stat
 from pathlib import Path
 
-from markov.errors import InvalidInput, require
+from markov.errors import LARGEST, InvalidInput, require
 from markov.files import inputs
-
-LARGEST = 2**63 - 1  # seeds are 64-bit integers in tables, and in torch
 
 
 def checked_word(word: object, field: str) -> str:

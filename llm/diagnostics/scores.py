@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 
 from llm.logs.questions import matched
-from markov.errors import InvalidInput, require
+from markov.errors import InvalidInput, first_line, require
 from markov.files import inputs, storage
 from markov.files.storage import Location
 from markov.objectives import SequenceLogProbs
@@ -55,7 +55,7 @@ def read_scores(path: Location, field: str) -> pd.DataFrame:
     try:
         frame = pd.read_parquet(place)
     except (*storage.UNREADABLE, pyarrow.ArrowException) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise InvalidInput(
             field, os.fspath(path), f"a parquet table of scores ({reason})"
         ) from None

@@ -7,15 +7,18 @@ a decoder of -1 layers is scored as one without any.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 from safetensors import SafetensorError, safe_open
 
 from llm.schemas import described
 from llm.scoring.templates import SAVED as TEMPLATE
+from llm.scoring.templates import Template
 from markov.errors import InvalidInput, require, shown
 from markov.files import inputs
 
@@ -170,16 +173,14 @@ class AdapterConfig(Lenient):
     alpha_pattern: dict[str, Finite] | None = None
 
 
-class SavedTemplate(BaseModel):
-    """A template.json, as `llm.models.saving.save` writes it."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    prompt: str
-    response: str = "{response}"
-    chat: bool = False
-    system: str = ""
-    date: str = ""
-    end: bool = True
+# A template.json, as `llm.models.saving.save` writes it: the fields of a template, and no others.
+_kinds = get_type_hints(Template)
+_fields: dict[str, Any] = {
+    one.name: (_kinds[one.name], ... if one.default is MISSING else one.default)
+    for one in fields(Template)
+}
+_exactly = ConfigDict(extra="forbid", strict=True)
+SavedTemplate: type[BaseModel] = create_model("SavedTemplate", __config__=_exactly, **_fields)
 
 
 class Stored(NamedTuple):
@@ -191,10 +192,7 @@ class Stored(NamedTuple):
     @property
     def numbers(self) -> int:
         """How many numbers it has."""
-        found = 1
-        for size in self.shape:
-            found *= size
-        return found
+        return math.prod(self.shape)
 
 
 Kind = TypeVar("Kind", bound=BaseModel)
@@ -235,26 +233,22 @@ def check_files(folder: Path, field: str = "model") -> None:
 
     Pipes, devices and links in a circle are refused without being opened.
     """
-    where = str(folder)
+    where, there = str(folder), {one.name for one in folder.iterdir()}
     for name in (*OBJECTS, *LARGE_OBJECTS, *TEXTS, CONFIG, INDEX, TOKENIZER, TEMPLATE):
-        if name in _names(folder):
+        if name in there:
             _existing(folder / name, field, where)
     for file in sorted(folder.glob("*.safetensors")):
         _existing(file, field, where)
     found = {CONFIG: Config, TOKENIZER: TokenizerConfig, **dict.fromkeys(OBJECTS, Lenient)}
     for name, schema in found.items():
-        if name in _names(folder):
+        if name in there:
             own = "tokenizer" if name == TOKENIZER else field
             read_declared(folder / name, schema, own, where)
     for name in LARGE_OBJECTS:
-        if name in _names(folder):
+        if name in there:
             with open(folder / name, "rb") as stream:
                 begins = stream.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
             require(begins == b"{", "tokenizer", where, f"a folder whose {name} is an object")
-
-
-def _names(folder: Path) -> Collection[str]:
-    return {one.name for one in folder.iterdir()}
 
 
 def _existing(file: Path, field: str, where: str) -> None:

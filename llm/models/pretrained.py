@@ -214,8 +214,6 @@ def _check_numbers(where: str, config: Any, options: Mapping[str, Any]) -> None:
     It is built without numbers for that. Code that comes with a model is not run twice, and of
     quantised weights it is not known how many numbers they stand for.
     """
-    from transformers import AutoModelForCausalLM
-
     from llm.models import folder_files
 
     place, file = Path(where), options.get("gguf_file")
@@ -231,13 +229,17 @@ def _check_numbers(where: str, config: Any, options: Mapping[str, Any]) -> None:
             folder_files.check_stored(stored, config, where)
     if options.get("trust_remote_code") or getattr(config, "quantization_config", None) is not None:
         return
-
-    def build() -> Any:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
-
     if sizes:
-        folder_files.check_numbers(fetch("model", where, build), sum(sizes), where)
+        built = fetch("model", where, lambda: without_numbers(config))
+        folder_files.check_numbers(built, sum(sizes), where)
+
+
+def without_numbers(config: Any) -> Any:
+    """Return the model of a configuration on the device "meta", where it takes no memory."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
 
 
 def _bars_unwanted(options: Mapping[str, Any]) -> bool:

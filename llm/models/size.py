@@ -15,7 +15,7 @@ from llm.models.libraries import muted, quiet
 from llm.models.merging import find_adapter
 from llm.models.names import READY, check_id, made
 from llm.models.packages import find_packaged, hinted
-from llm.models.pretrained import read_config
+from llm.models.pretrained import read_config, without_numbers
 from llm.training.plan import Planner
 from markov.errors import InvalidInput
 
@@ -47,13 +47,11 @@ def planner_of(word: str, options: Mapping[str, Any], *, always: bool = False) -
 
 
 def skeleton(config: Any, dtype: str) -> Any:
-    """Return the model of a configuration on the device "meta", where it takes no memory."""
-    from transformers import AutoModelForCausalLM
-
+    """Return the model of a configuration in a dtype, on the device "meta"."""
     own = find_dtype(dtype) or getattr(config, "dtype", None) or torch.float32
     own = getattr(torch, own) if isinstance(own, str) else own
-    with torch.device("meta"), quiet(), muted():
-        return AutoModelForCausalLM.from_config(config).to(dtype=own).eval()
+    with quiet(), muted():
+        return without_numbers(config).to(dtype=own).eval()
 
 
 def _config(name: str, options: Mapping[str, Any], always: bool) -> Any:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from markov.errors import InvalidInput, require
+from markov.errors import InvalidInput, first_line, require
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -86,7 +86,7 @@ def conversation(
         )
     # A template is a program of somebody else's, in which anything can go wrong.
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:LONGEST]
+        reason = first_line(error)[:LONGEST]
         raise InvalidInput(
             "template", "chat", f"one that this tokenizer has a chat template for ({reason})"
         ) from error

@@ -190,7 +190,7 @@ def parsed(
             data.decode("utf-8-sig"),
             object_pairs_hook=pairs,
             # Asked of every number only where one may be so long: it takes time.
-            parse_int=partial(_whole, widest) if long else None,
+            parse_int=partial(_whole, widest, 1 + len(str(widest))) if long else None,
         )
         _check_depth(found, texts=ESCAPED.search(data) is not None)
     except (ValueError, RecursionError) as error:
@@ -201,8 +201,8 @@ def parsed(
     return found
 
 
-def _whole(widest: int, digits: str) -> int:
-    if len(digits) > 1 + len(str(widest)) or not -widest < int(digits) < widest:
+def _whole(widest: int, longest: int, digits: str) -> int:
+    if len(digits) > longest or not -widest < int(digits) < widest:
         raise ValueError(f"a whole number of {len(digits)} digits")
     return int(digits)
 

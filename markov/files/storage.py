@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import markov
-from markov.errors import InvalidInput, require
+from markov.errors import InvalidInput, first_line, require
 from markov.files import closure, inputs, leftovers
 from markov.files.inputs import Location as Location
 
@@ -283,7 +283,7 @@ def read_table(path: Location) -> DataFrame:
         with open(inputs.expanded(path, "file"), "rb") as file:
             frame = pyarrow.parquet.read_table(file).to_pandas()
     except (*UNREADABLE, pyarrow.ArrowException) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise InvalidInput(
             "file", os.fspath(path), f"a table that can be read ({reason})"
         ) from None

@@ -23,6 +23,8 @@ from typing import NamedTuple
 
 import psutil
 
+from tests.kills import forked
+
 Job = Callable[[], int]
 PAUSE = 0.004  # seconds between two looks
 RARELY = 12  # looks between two at the processes that a copy has started
@@ -84,10 +86,7 @@ def begin(
     logs.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
-    with warnings.catch_warnings():
-        # of forking where there are threads: they are idle
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
+    pid = forked()
     if pid == 0:
         code = 70
         try:

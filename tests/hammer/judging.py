@@ -68,8 +68,7 @@ def changed(before: Tree, after: Tree) -> list[str]:
     """
     new = {path for path in after.keys() - before.keys() if not after[path].startswith("40")}
     other = {path for path in before if after.get(path) != before[path]}
-    claimed = [path for path in new if not _claimed(Path(path))]
-    return sorted(other | {path for path in new if path in claimed})
+    return sorted(other | {path for path in new if not _claimed(Path(path))})
 
 
 def _claimed(path: Path) -> bool:
