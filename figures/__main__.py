@@ -317,8 +317,12 @@ def own_model(arguments: Arguments) -> OwnModel | None:
 def cli(arguments: Sequence[str] | None = None) -> int:
     """Parse the arguments (default: the process's own), draw, and return the exit code."""
     given, debug = ending.debugged(arguments)
-    parsed = tyro.cli(Arguments, prog="python -m figures", description=DESCRIPTION, args=given)
-    return ending.exit_code(lambda: main(inputs.expand_all(parsed)), debug=debug)
+
+    def run() -> None:
+        parsed = tyro.cli(Arguments, prog="python -m figures", description=DESCRIPTION, args=given)
+        main(inputs.expand_all(parsed))
+
+    return ending.exit_code(run, debug=debug)
 
 
 if __name__ == "__main__":

@@ -114,7 +114,11 @@ def cli(arguments: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         given, debug = ending.debugged(arguments)
-        command = parse(given)
+        parsed = []
+        code = ending.exit_code(lambda: parsed.append(parse(given)), debug=debug)
+        if code:
+            return code
+        (command,) = parsed
         every = progress.MINUTE if place() == 0 else TIMEOUT_MAX  # the others say nothing
         with progress.lines(every=every):
             return ending.exit_code(

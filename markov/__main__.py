@@ -356,9 +356,13 @@ def cli(arguments: Sequence[str] | None = None) -> int:
         | Annotated[Grid, tyro.conf.subcommand("grid", prefix_name=False)]
     )
     given, debug = ending.debugged(arguments)
-    command: Any = tyro.cli(commands, prog="python -m markov", description=__doc__, args=given)  # pyright: ignore[reportArgumentType, reportCallIssue]
-    with progress.lines():
-        return ending.exit_code(lambda: main(inputs.expand_all(command)), debug=debug)
+
+    def run() -> None:
+        command: Any = tyro.cli(commands, prog="python -m markov", description=__doc__, args=given)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        with progress.lines():
+            main(inputs.expand_all(command))
+
+    return ending.exit_code(run, debug=debug)
 
 
 if __name__ == "__main__":

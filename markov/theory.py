@@ -113,15 +113,18 @@ def divergence(objective: Objective, length: Any) -> Divergence:
 
 
 def _numbers(**values: Any) -> list[Array]:
-    """Return numbers as arrays; raise `InvalidInput` for what is none and for unequal shapes."""
+    """Return numbers as arrays.
+
+    Raises `InvalidInput` for what is no number, for none at all, and for unequal shapes.
+    """
     found = []
     for field, value in values.items():
         try:
             array = np.asarray(value)
-            real = array.dtype.kind in "iuf"
+            real = array.dtype.kind in "iuf" and array.size > 0
         except (TypeError, ValueError, RuntimeError):  # rows of unequal lengths
             real = False
-        require(real, field, value, "real numbers")
+        require(real, field, value, "real numbers, at least one")
         found.append(array.astype(float))
     shapes = [array.shape for array in found]
     try:

@@ -12,6 +12,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import signal
 import socket
 from collections.abc import Iterator
 
@@ -31,6 +32,10 @@ settings.register_profile(
 settings.register_profile("few", settings.get_profile("default"), max_examples=25)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
+
+# A shell that starts tests in the background has them, and all that they start, ignore Ctrl-C.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Begun first, so that at the end no worker is left with one of them while the others are idle.
 LONGEST = ("test_kills.py", "test_processors.py", "test_sweep_figures.py", "test_llm_cli.py")

@@ -5,6 +5,7 @@ What takes seconds to import is imported when the command runs, so that --help a
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from llm.models.kinds import AUTHORS, OfAuthors
 from llm.models.names import Made, made
 from markov.errors import require
 from markov.files import folders, storage
+from markov.files.turns import turn
 
 DATA = "data"
 
@@ -74,19 +76,16 @@ def build(command: Build) -> None:
                 str(command.out),
                 f"a folder whose {kind} is of these settings, or not there",
             )
-    for kind, word in words.items():
-        language = load(word, device=command.device)
-        if command.out is not None and not (command.out / kind).exists():
-            save(
-                language,
-                command.out / kind,
-                storage.provenance(described[kind], __name__, seeds=[command.seed]),
-            )
-        print(
-            f"{kind}: {language.name}" if command.out is None else f"{kind}: {command.out / kind}"
-        )
-    if command.out is not None:
-        for name, examples in splits(authors).items():
-            path = command.out / DATA / f"{name}.json"
-            if not path.exists():  # a file that is there may have been edited since
-                tofu.write(examples, path)
+    # The models are built by one process at a time anyway.
+    with nullcontext() if command.out is None else turn(command.out, "build", note=True):
+        for kind, word in words.items():
+            language = load(word, device=command.device)
+            if command.out is not None and not (command.out / kind).exists():
+                known = storage.provenance(described[kind], __name__, seeds=[command.seed])
+                save(language, command.out / kind, known)
+            print(f"{kind}: {language.name if command.out is None else command.out / kind}")
+        if command.out is not None:
+            for name, examples in splits(authors).items():
+                path = command.out / DATA / f"{name}.json"
+                if not path.exists():  # a file that is there may have been edited since
+                    tofu.write(examples, path)

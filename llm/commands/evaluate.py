@@ -16,7 +16,7 @@ from llm.jobs.settings import left_out
 from llm.models.names import check_retrained, data_of
 from llm.models.source import ModelOptions, load_model
 from llm.scoring.limits import NEW_TOKENS
-from llm.training.processes import first_alone, in_first
+from llm.training.processes import held, in_first
 from markov.errors import require
 from markov.files import folders, storage
 
@@ -203,8 +203,8 @@ def _of_model(command: Evaluate) -> tuple[pd.DataFrame, TofuLogs, EvaluationLog 
         retrained = answer_log(other, sets.forget, **options)
         del other
     names = (OPEN_UNLEARNING, SUMMARY, TABLE, *TASKS.values(), AGGREGATED, PARTS)
-    with first_alone(folders.given_back(command.out, JOB, PARTS)):
-        in_first(lambda: folders.claim(command.out, JOB, asked, names=names, passing=(PARTS,)))
+    kept: dict[str, Any] = {"names": names, "passing": (PARTS,), "parts": PARTS}
+    with held(folders.working(command.out, JOB, asked, **kept)):
         parts = unfinished(command.out, {**asked, "device": language.model.device.type})
         return _evaluated(command, language, parameters, sets, retrained, parts)
 

@@ -14,7 +14,7 @@ from llm.jobs.settings import left_out, rate_of
 from llm.models.names import check, is_small
 from llm.models.source import ModelOptions, load_model
 from llm.ranks import in_shards
-from llm.training.processes import first_alone, in_first
+from llm.training.processes import held, in_first
 from markov.errors import require, require_whole
 from markov.files import folders, storage
 
@@ -126,8 +126,7 @@ def muse(command: Muse) -> None:
         load = partial(load_model, here)
         other = model_beside(command.retrained, language, "retrained", load=load)
         described |= {"retrained_parameters": parameters_digest(other.model)}
-    with first_alone(folders.given_back(command.out, JOB)):
-        in_first(lambda: folders.claim(command.out, JOB, described, names=NAMES, passing=(STATE,)))
+    with held(folders.working(command.out, JOB, described, names=NAMES, passing=(STATE,))):
         found = in_first(
             lambda: storage.read_kept(command.out / TABLE, lambda path: _read(path.parent))
         )

@@ -70,21 +70,28 @@ def evaluate_into(
     read = partial(_read, tasks=sets.tasks)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "max_length": max_length}
     asked = {"of": settings, "sets": storage.fingerprint(sets), **options, "variant": variant}
-    found = (
-        storage.read_kept(path, read)
-        if folders.claimed(folder, JOB)
-        else read(path)
-        if path.exists()
-        else None
-    )
-    if found is not None:
+
+    def there() -> TofuLogs | None:
+        if folders.claimed(folder, JOB):
+            found = storage.read_kept(path, read)
+        else:
+            found = read(path) if path.exists() else None
+        if found is None:
+            return None
         logs, made = found
         require(made == storage.settings_of(asked), "out", str(folder), "one of these settings")
         restore_summary(path)
         folders.tidy(folder, JOB)
         return logs
-    with folders.given_back(folder, JOB, PARTS):
-        folders.claim(folder, JOB, asked, names=NAMES, passing=(PARTS,))
+
+    logs = there()
+    if logs is not None:
+        return logs
+    kept: dict[str, Any] = {"names": NAMES, "passing": (PARTS,), "parts": PARTS}
+    with folders.working(folder, JOB, asked, **kept):
+        logs = there()
+        if logs is not None:  # made by another process meanwhile
+            return logs
         language = start()
         # The words of `settings` may name another model by now.
         digest = parameters_digest(language.model)
@@ -92,10 +99,10 @@ def evaluate_into(
         parts = unfinished(folder, [asked, digest, language.template, budget, *where])
         ways: dict[str, Any] = {"budget": budget, "parts": parts, "progress": progress}
         logs = evaluate(language, fitting(sets), **options, **ways)
-    about = manifest(asked, language, max_new_tokens, digest)
-    write_tofu_eval(logs, folder, about, variant=variant)
-    folders.tidy(folder, JOB)
-    return logs
+        about = manifest(asked, language, max_new_tokens, digest)
+        write_tofu_eval(logs, folder, about, variant=variant)
+        folders.tidy(folder, JOB)
+        return logs
 
 
 def _read(path: Path, tasks: Sequence[str]) -> tuple[TofuLogs, Any]:

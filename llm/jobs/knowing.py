@@ -321,19 +321,13 @@ def asked_into(
     from llm.data import tofu
     from llm.models.saving import with_source
     from llm.training.checkpointing import parameters_digest
-    from llm.training.processes import first_alone, in_first
+    from llm.training.processes import held, in_first
 
     place = Path(folder)
     sources = {name: questions.source.count(name) for name in questions.source}
     described = {"split": split, **options, "asked": sources}
     described |= {"questions": storage.fingerprint(questions)}
     described |= {"template": language.template, "parameters": parameters_digest(language.model)}
-    with first_alone(folders.given_back(place, JOB)):
-        in_first(lambda: folders.claim(place, JOB, described, names=NAMES))
-        kept = in_first(lambda: storage.read_kept(place / TABLE, lambda path: _kept(path, split)))
-        if kept is not None:
-            return kept
-        found = asked(language, questions, split, **options, budget=budget, progress=progress)
     made = with_source(storage.provenance(described, __name__, seeds=[split.seed]), language)
 
     def write() -> None:
@@ -347,7 +341,12 @@ def asked_into(
         counted = {**made, OWN_COUNTS: [len(part) for part in found.own[:2]]}
         storage.write_table(found.table, place / TABLE, counted)
 
-    in_first(write)
+    with held(folders.working(place, JOB, described, names=NAMES)):
+        kept = in_first(lambda: storage.read_kept(place / TABLE, lambda path: _kept(path, split)))
+        if kept is not None:
+            return kept
+        found = asked(language, questions, split, **options, budget=budget, progress=progress)
+        in_first(write)
     return found._replace(place=place)
 
 

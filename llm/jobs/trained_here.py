@@ -76,11 +76,11 @@ def copy(asked: Study, place: Path, seed: int, kinds: Collection[str], progress:
     size, settings = 0, settings_of(asked, seed)
     for kind in kinds:
         described = {"models": settings, "kind": kind}
-        folders.claim(place / kind, JOB, described, names=(MODEL,))
-        language = build(settings, kind, device=asked.device, progress=progress)
-        size = sum(one.numel() for one in language.model.parameters())
-        if not (place / kind / MODEL).exists():
-            save(language, place / kind / MODEL, storage.provenance(described, seeds=[seed]))
+        with folders.working(place / kind, JOB, described, names=(MODEL,)):
+            language = build(settings, kind, device=asked.device, progress=progress)
+            size = sum(one.numel() for one in language.model.parameters())
+            if not (place / kind / MODEL).exists():
+                save(language, place / kind / MODEL, storage.provenance(described, seeds=[seed]))
     return size
 
 

@@ -13,8 +13,7 @@ processes (see `llm.training.processes`) the first one writes all of this.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +23,7 @@ from llm.data.tofu import Example
 from llm.models.answers import responses
 from llm.models.language_model import LanguageModel, load_saved
 from llm.models.saving import save
-from llm.models.trained import EPOCHS, MODEL, STATE, begin, read_finished
+from llm.models.trained import EPOCHS, MODEL, STATE, read_finished, working
 from llm.scoring.encoding import MAX_LENGTH, Encoded
 from llm.scoring.logprobs import check_fits, check_model
 from llm.training.adapters import Lora, adapted
@@ -32,7 +31,7 @@ from llm.training.checkpointing import gathered, parameters_digest
 from llm.training.fine_tuning import fine_tune
 from llm.training.loop import Optimization
 from llm.training.memorising import Memorising
-from llm.training.processes import first_alone, in_first
+from llm.training.processes import held, in_first
 from markov.errors import InvalidInput, require
 from markov.files import folders, inputs, storage
 from markov.files.storage import Location
@@ -115,41 +114,36 @@ def finetune_into(
     asked = _asked(language, examples, settings, lora, watched, max_length, parameters)
     described = asked.described
     known = storage.provenance(described, __name__, seeds=[settings.seed])
-    if in_first(lambda: _finished(folder) is not None):
-        found = read_finetuned(folder)
-        same = found.settings == storage.settings_of(described)
-        allowed = "an empty folder, or that of a fine-tuning of these settings, data and model"
-        require(same, "out", str(folder), allowed)
-        in_first(lambda: folders.tidy(folder, JOB))
-        return found
-    state = folder / STATE
 
-    @contextmanager
-    def claimed() -> Iterator[None]:
-        with first_alone(folders.given_back(folder, JOB)):
-            in_first(lambda: begin(folder, JOB, described, NAMES, language))
-            try:
-                yield
-            except InvalidInput as error:
-                if error.field == "learning_rate":  # too large: nothing would go on from its state
-                    in_first(lambda: folders.tidy(folder, JOB))
-                raise
-
-    with claimed():
-        epochs, memorised = _trained(
-            language, asked, settings, lora, state, state_minutes, progress
-        )
-    whole = gathered(language.model)
+    def there() -> bool:
+        return in_first(lambda: _finished(folder) is not None)
 
     def write() -> None:
         storage.write_table(memorised, folder / MEMORISED, known)
         if not (folder / MODEL).exists():
             save(language, folder / MODEL, known, whole)
         storage.write_table(epochs, folder / EPOCHS, known)
-        folders.tidy(folder, JOB)
 
-    in_first(write)
-    return read_finetuned(folder)
+    if not there():
+        with held(working(folder, JOB, described, NAMES, language)):
+            if not there():  # made by another process meanwhile
+                try:
+                    epochs, memorised = _trained(
+                        language, asked, settings, lora, folder / STATE, state_minutes, progress
+                    )
+                except InvalidInput as error:
+                    # Too large: nothing would go on from its state.
+                    if error.field == "learning_rate":
+                        in_first(lambda: folders.tidy(folder, JOB))
+                    raise
+                whole = gathered(language.model)
+                in_first(write)
+    found = read_finetuned(folder)
+    same = found.settings == storage.settings_of(described)
+    allowed = "an empty folder, or that of a fine-tuning of these settings, data and model"
+    require(same, "out", str(folder), allowed)
+    in_first(lambda: folders.tidy(folder, JOB))
+    return found
 
 
 def finetune_in_memory(

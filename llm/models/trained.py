@@ -7,7 +7,8 @@ a training goes on if it was stopped.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,24 +22,28 @@ EPOCHS, MODEL, STATE = "epochs.parquet", "model", "state"
 Found = TypeVar("Found")
 
 
-def begin(
+@contextmanager
+def working(
     folder: Path, job: str, described: object, names: Sequence[str], language: LanguageModel
-) -> None:
-    """Claim a folder for a training that is `described`, or go on under its earlier claim.
+) -> Iterator[None]:
+    """Claim a folder for a training that is `described`, or go on under its earlier claim; alone.
 
+    Another process that does the same is waited for (see `markov.files.folders.working`).
     Raises `InvalidInput` as `folders.claim` does, for a model of anything else that lies there, and
     for a model that could not be saved in the end.
     """
-    folders.claim(folder, job, described, names=names, passing=(STATE,))
-    # A model of this very run was written whole before the last table, and is kept; any other model
-    # is not touched.
-    there = os.path.lexists(folder / MODEL)
-    taken = there and saved_settings(folder / MODEL) != storage.settings_of(described)
-    require(not taken, "out", str(folder), f"a folder whose {MODEL} is of this run, or not there")
-    if not there:
-        check_savable(language, folder / MODEL)
-    # A state that was cut short is set aside.
-    storage.read_kept(folder / STATE / FILE, storage.read_provenance)
+    with folders.working(folder, job, described, names=names, passing=(STATE,)):
+        # A model of this very run was written whole before the last table, and is kept; any other
+        # model is not touched.
+        there = os.path.lexists(folder / MODEL)
+        taken = there and saved_settings(folder / MODEL) != storage.settings_of(described)
+        allowed = f"a folder whose {MODEL} is of this run, or not there"
+        require(not taken, "out", str(folder), allowed)
+        if not there:
+            check_savable(language, folder / MODEL)
+        # A state that was cut short is set aside.
+        storage.read_kept(folder / STATE / FILE, storage.read_provenance)
+        yield
 
 
 def read_finished(folder: Path, read: Callable[[Path], Found]) -> Found | None:

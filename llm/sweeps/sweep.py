@@ -51,11 +51,11 @@ from llm.unlearning.runs import JOB as UNLEARNING
 from llm.unlearning.task_vectors import negate_task_vector
 from llm.unlearning.unlearn import Unlearning
 from markov.errors import InvalidInput, require, require_epochs
-from markov.files import folders, leftovers, storage
+from markov.files import folders, leftovers, storage, turns
 from markov.files.storage import Location
 
 BASELINES = ("original", "retrained")
-JOB = "run"
+JOB, MEASURED = "run", (OPEN_UNLEARNING, MODEL)  # what a run that can be measured has
 # What the command writes beside the folders of the runs.
 TABLES = (
     "sweep.parquet",
@@ -315,26 +315,26 @@ def run_in(
         return found._replace(name=run.word)
 
     folders.claim(folder, JOB, {"run": run}, names=(), passing=() if task.save_models else (MODEL,))
-    known = any((folder / name).exists() for name in (OPEN_UNLEARNING, MODEL))
-    if status_of(folder) == NAN and not known:
-        return None
-    begun = [job for job in (UNLEARNING, EVALUATION) if folders.claimed(folder, job)]
-    settings = {"model": task.options.model, "run": run}
-    try:
-        with laps(task.times, run.word) as lap:
-            logs = _evaluated(folder, task, settings, sets, made)
-    except InvalidInput:
-        if status_of(folder) != NAN:
-            raise
-        folders.tidy(folder, EVALUATION)
-        logs = None
-    if task.save_models and logs is not None and not os.path.lexists(folder / MODEL):
-        with laps(task.times, run.word) as lap:  # it was measured before anybody asked to keep it
-            made()
-    # A model that an earlier call was asked to keep is not removed: its claim says so.
-    if not task.save_models:
-        folders.tidy(folder, JOB)
-    return logs
+    with turns.turn(folder, JOB, note=True):
+        if status_of(folder) == NAN and not any((folder / one).exists() for one in MEASURED):
+            return None
+        begun = [job for job in (UNLEARNING, EVALUATION) if folders.claimed(folder, job)]
+        settings = {"model": task.options.model, "run": run}
+        try:
+            with laps(task.times, run.word) as lap:
+                logs = _evaluated(folder, task, settings, sets, made)
+        except InvalidInput:
+            if status_of(folder) != NAN:
+                raise
+            folders.tidy(folder, EVALUATION)
+            logs = None
+        if task.save_models and logs is not None and not os.path.lexists(folder / MODEL):
+            with laps(task.times, run.word) as lap:  # measured before anybody asked to keep it
+                made()
+        # A model that an earlier call was asked to keep is not removed: its claim says so.
+        if not task.save_models:
+            folders.tidy(folder, JOB)
+        return logs
 
 
 def unlearned(folder: Path, task: Task, run: PlannedRun, language: LanguageModel) -> None:

@@ -31,6 +31,7 @@ from llm.ranks import in_shards
 from llm.training.loop import Loop
 from llm.training.processes import in_first
 from markov.errors import InvalidInput, require
+from markov.files.leftovers import beside_others
 from markov.files.storage import (
     KEY,
     Location,
@@ -194,10 +195,20 @@ def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any
             continue
         places.add(tensor.data_ptr())
         held[name] = tensor
-    try:
+    known = {KEY: json.dumps(settings_of(metadata), sort_keys=True)}
+
+    @beside_others
+    def save() -> None:
         with atomic_path(path) as partial:
             # Straight to the file: such states are several times the size of the model.
-            save_file(held, partial, {KEY: json.dumps(settings_of(metadata), sort_keys=True)})
+            try:
+                save_file(held, partial, known)
+            except SafetensorError:
+                partial.parent.stat()  # raises FileNotFoundError if it has been taken away
+                raise
+
+    try:
+        save()
     except SafetensorError as error:
         raise InvalidInput("state", str(path), f"a place that can be written ({error})") from None
 

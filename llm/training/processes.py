@@ -10,8 +10,14 @@ import io
 import sys
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    contextmanager,
+    redirect_stderr,
+    redirect_stdout,
+)
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -70,9 +76,19 @@ def kept_table(path: Path, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
     return found
 
 
-def first_alone(context: AbstractContextManager[Any]) -> AbstractContextManager[Any]:
-    """Return the context in process 0, and one that does nothing in the others."""
-    return context if place() == 0 else nullcontext()
+@contextmanager
+def held(context: AbstractContextManager[Any]) -> Iterator[None]:
+    """Enter a context in process 0 alone.
+
+    What it raises when it is entered is raised in all processes.
+    """
+    with ExitStack() as stack:
+
+        def enter() -> None:
+            stack.enter_context(context)
+
+        in_first(enter)
+        yield
 
 
 def in_one_voice(command: Callable[[], int]) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -90,23 +89,21 @@ def unlearned(
     settings: Unlearning,
     original: EvaluationLog | None,
     retrained: EvaluationLog | None,
-    claimed: AbstractContextManager[Path | None],
+    state: Path | None,
     max_length: int,
     progress: bool,
     state_minutes: float = 0.0,
 ) -> tuple[Unlearned, pd.DataFrame, pd.DataFrame]:
     """Unlearn, and return what was recorded with the tables of examples and of answers.
 
-    `claimed` is entered for the work, and says in which folder its state is kept, if in any: there
-    it goes on where it was stopped.
+    In the folder `state`, if there is one, it goes on where it was stopped.
     """
 
     def answers() -> EvaluationLog:
         return answer_log(language, forget, max_length=max_length, progress=progress)
 
-    with claimed as state:
-        before = answers() if original is None else original
-        found = _trained(run, language, settings, state, state_minutes, progress)
+    before = answers() if original is None else original
+    found = _trained(run, language, settings, state, state_minutes, progress)
     return (found, *_tables(run, found, before, retrained, answers))
 
 

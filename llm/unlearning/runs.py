@@ -22,8 +22,7 @@ no run begins in a folder that holds anything else.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,10 +36,10 @@ from llm.logs.log import EvaluationLog
 from llm.models.answers import log_of
 from llm.models.language_model import LanguageModel, load_saved
 from llm.models.saving import save, with_source
-from llm.models.trained import EPOCHS, MODEL, STATE, begin, read_finished
+from llm.models.trained import EPOCHS, MODEL, STATE, read_finished, working
 from llm.scoring.encoding import MAX_LENGTH
 from llm.training.checkpointing import gathered, parameters_digest
-from llm.training.processes import first_alone, in_first
+from llm.training.processes import held, in_first
 from llm.unlearning.epoch import Measure
 from llm.unlearning.prepared import prepared, unlearned
 from llm.unlearning.unlearn import Unlearning
@@ -166,41 +165,9 @@ def unlearn_into(
     known = with_source(
         storage.provenance(described, __name__, seeds=[settings.optimization.seed]), language
     )
-    if in_first(lambda: finished(folder) is not None):
-        run = read_run(folder)
-        same = run.settings == storage.settings_of(described)
-        require(
-            same,
-            "out",
-            str(folder),
-            "an empty folder, or that of a run of these settings, data and models",
-        )
-        in_first(lambda: folders.tidy(folder, JOB))
-        return run
 
-    state = folder / STATE
-
-    @contextmanager
-    def claimed() -> Iterator[Path]:
-        # A run that is refused before it begins, such as that of a model that cannot be scored,
-        # leaves the folder free for another.
-        with first_alone(folders.given_back(folder, JOB)):
-            in_first(lambda: begin(folder, JOB, described, NAMES, language))
-            yield state
-
-    found, examples, table = unlearned(
-        asked,
-        language,
-        forget,
-        settings,
-        original,
-        retrained,
-        claimed(),
-        max_length,
-        progress,
-        state_minutes,
-    )
-    whole = gathered(language.model)
+    def there() -> bool:
+        return in_first(lambda: finished(folder) is not None)
 
     def write() -> None:
         storage.write_table(examples, folder / EXAMPLES, known)
@@ -208,10 +175,25 @@ def unlearn_into(
         if not (folder / MODEL).exists():
             save(language, folder / MODEL, known, whole)
         storage.write_table(found.epochs, folder / EPOCHS, known)
-        folders.tidy(folder, JOB)
 
-    in_first(write)
-    return read_run(folder)
+    if not there():
+        # A run that is refused before it begins, such as that of a model that cannot be scored,
+        # leaves the folder free for another.
+        with held(working(folder, JOB, described, NAMES, language)):
+            if not there():  # made by another process meanwhile
+                ways = (max_length, progress, state_minutes)
+                logs = (original, retrained)
+                found, examples, table = unlearned(
+                    asked, language, forget, settings, *logs, folder / STATE, *ways
+                )
+                whole = gathered(language.model)
+                in_first(write)
+    run = read_run(folder)
+    same = run.settings == storage.settings_of(described)
+    allowed = "an empty folder, or that of a run of these settings, data and models"
+    require(same, "out", str(folder), allowed)
+    in_first(lambda: folders.tidy(folder, JOB))
+    return run
 
 
 def unlearn_in_memory(
@@ -238,7 +220,7 @@ def unlearn_in_memory(
     asked = prepared(language, forget, retain, settings, *others, max_length, own)
 
     found, examples, table = unlearned(
-        asked, language, forget, settings, original, retrained, nullcontext(), max_length, progress
+        asked, language, forget, settings, original, retrained, None, max_length, progress
     )
     return Run(
         examples, table, found.epochs, storage.settings_of(asked.described), unlearned=language

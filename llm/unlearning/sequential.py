@@ -105,29 +105,29 @@ def sequential(
     # The requests are not part of it, since there may be more than an earlier call had.
     described |= {"retain": storage.fingerprint(retain)}
     places = [STAGE.format(stage) for stage in range(1, len(wanted) + 1)]
-    folders.claim(folder, "sequential", described, names=(REQUESTS, *places))
-    answers, stages = [_scored(folder, 0, language, wanted, max_length)], []
-    for stage, request in enumerate(wanted, start=1):
-        place = folder / STAGE.format(stage)
-        done = (place / EPOCHS).exists()
-        run = unlearn_into(
-            place,
-            language,
-            request,
-            retain,
-            settings,
-            max_length=max_length,
-            parameters=parameters,
-            progress=progress,
-        )
-        parameters = None  # the next stage begins from other parameters
-        if done:  # the run was read, and the model was not touched
-            device = str(language.model.device)
-            found = load(place / MODEL, device=device, trust_remote_code=trust_remote_code)
-            language = found._replace(name=language.name)
-        stages += [run.epochs.iloc[[0]].assign(stage=0)] if stage == 1 else []
-        stages.append(run.epochs.iloc[[-1]].assign(stage=stage))
-        answers.append(_scored(place, stage, language, wanted, max_length))
+    with folders.working(folder, "sequential", described, names=(REQUESTS, *places)):
+        answers, stages = [_scored(folder, 0, language, wanted, max_length)], []
+        for stage, request in enumerate(wanted, start=1):
+            place = folder / STAGE.format(stage)
+            done = (place / EPOCHS).exists()
+            run = unlearn_into(
+                place,
+                language,
+                request,
+                retain,
+                settings,
+                max_length=max_length,
+                parameters=parameters,
+                progress=progress,
+            )
+            parameters = None  # the next stage begins from other parameters
+            if done:  # the run was read, and the model was not touched
+                device = str(language.model.device)
+                found = load(place / MODEL, device=device, trust_remote_code=trust_remote_code)
+                language = found._replace(name=language.name)
+            stages += [run.epochs.iloc[[0]].assign(stage=0)] if stage == 1 else []
+            stages.append(run.epochs.iloc[[-1]].assign(stage=stage))
+            answers.append(_scored(place, stage, language, wanted, max_length))
     kept = pd.concat(stages, ignore_index=True).drop(
         columns=["epoch", "step", "learning_rate", "gradient_norm"]
     )

@@ -13,6 +13,7 @@ raised.
 from __future__ import annotations
 
 import errno
+import io
 import signal
 import sys
 import threading
@@ -75,6 +76,9 @@ def exit_code(
     process that is not `alone`, but waits for others where Python cannot interrupt it, ends at
     SIGTERM without a word.
     """
+    # A path may hold bytes that are no text, and is printed all the same.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with terminable() if alone else nullcontext():
             command()
@@ -82,9 +86,14 @@ def exit_code(
         if debug:
             traceback.print_exc()
         code, line = _told(error, lower)
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)
         return code
     return SUCCESS
+
+
+def printable(text: str) -> str:
+    """Return a text in which line ends and what steers a terminal are written as escapes."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 def _told(error: BaseException, lower: str) -> tuple[int, str]:

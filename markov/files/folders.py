@@ -20,6 +20,7 @@ from typing import Any
 from markov.errors import InvalidInput, require
 from markov.files import inputs, leftovers, storage
 from markov.files.storage import Location
+from markov.files.turns import turn
 
 CLAIM = ".simnpo-lab.json"
 ALLOWED = "an empty folder, or that of a run of these settings, data and models"
@@ -39,7 +40,7 @@ def check_place(
     has one within it.
     """
     place = storage.check_writable(out, field, folder=True)
-    own = place.resolve()
+    own = Path(os.path.realpath(place))
     for source in _existing(inputs):
         apart = own != source and own not in source.parents and source not in own.parents
         require(apart, field, str(out), f"a folder apart from {source}, which is read")
@@ -55,7 +56,7 @@ def check_table(out: Location, field: str = "out", inputs: Iterable[Location | N
     for a file that no command of this project wrote.
     """
     path = storage.check_writable(out, field)
-    own = path.resolve()
+    own = Path(os.path.realpath(path))
     for source in _existing(inputs):
         apart = own != source and source not in own.parents
         require(apart, field, str(out), f"a file apart from {source}, which is read")
@@ -86,15 +87,27 @@ def claim(
     it. A claim by a process that has ended without writing anything else is replaced.
     """
     place, rendered = inputs.expanded(folder, field), storage.settings_of(settings)
+    made = {
+        "settings": rendered,
+        "names": list(names),
+        "passing": list(passing),
+        "process": leftovers.process(),
+    }
+    # What is read here must be what is replaced.
+    with turn(place, CLAIM):
+        _claim(folder, place, job, made, field)
+    leftovers.clear(place)
+
+
+def _claim(folder: Location, place: Path, job: str, made: Mapping[str, Any], field: str) -> None:
     claims = _claims(place, field)
-    other = _other(claims, job, rendered)
+    other = _other(claims, job, made["settings"])
     if job in claims and not other:
-        leftovers.clear(place)
         return
     if not claims:
         _check_empty(place, field)
     claimed = {name for own in claims.values() for name in own.get("names", ())}
-    taken = [name for name in names if name in claimed or os.path.lexists(place / name)]
+    taken = [name for name in made["names"] if name in claimed or os.path.lexists(place / name)]
     if other or taken:
         require(
             _abandoned(place, claims),
@@ -103,14 +116,7 @@ def claim(
             f"{ALLOWED} ({other or f'{taken[0]} lies there'})",
         )
         claims = {}
-    made = {
-        "settings": rendered,
-        "names": list(names),
-        "passing": list(passing),
-        "process": leftovers.process(),
-    }
     _write(place, {**claims, job: made})
-    leftovers.clear(place)
 
 
 def check_claim(folder: Location, job: str, settings: object, field: str = "out") -> None:
@@ -153,7 +159,36 @@ def given_back(folder: Location, job: str, parts: str | None = None) -> Iterator
         raise
 
 
+@contextmanager
+def working(
+    folder: Location,
+    job: str,
+    settings: object,
+    *,
+    names: Sequence[str],
+    passing: Sequence[str] = (),
+    parts: str | None = None,
+) -> Iterator[None]:
+    """Claim a folder for a job and do it alone: see `claim` and, if it is refused, `given_back`.
+
+    Where another process of this machine does the same, it is waited for. What it has finished is
+    to be looked for then.
+    """
+    with given_back(folder, job, parts):
+        # First, so that nobody waits for a job of other settings only to be refused.
+        claim(folder, job, settings, names=names, passing=passing)
+        with turn(inputs.expanded(folder, "out"), job, note=True):
+            # The other process may have given the claim back.
+            claim(folder, job, settings, names=names, passing=passing)
+            yield
+
+
 def _give_back(place: Path, job: str, parts: str | None) -> None:
+    with turn(place, CLAIM):
+        _give_back_alone(place, job, parts)
+
+
+def _give_back_alone(place: Path, job: str, parts: str | None) -> None:
     claims = _claims(place, "out")
     own = claims.pop(job, {})
     names = {*own.get("names", ()), *own.get("passing", ())}
@@ -200,6 +235,8 @@ def _existing(inputs: Iterable[Location | None]) -> list[Path]:
 def _check_empty(place: Path, field: str) -> None:
     others = (name for name in sorted(_listed(place)) if not leftovers.is_partial(name))
     held = next(others, None)
+    if held is not None and _claims(place, field):  # another process has just claimed it
+        return
     allowed = f"a new folder, an empty one, or one that this program began ({held} lies there)"
     require(held is None, field, str(place), allowed)
 
@@ -233,7 +270,7 @@ def _claims(place: Path, field: str) -> dict[str, dict[str, Any]]:
     except (OSError, ValueError) as error:
         if not os.path.lexists(place / CLAIM):  # another process has just given it back
             return {}
-        if storage.cache_dir().resolve() in place.resolve().parents:
+        if Path(os.path.realpath(storage.cache_dir())) in Path(os.path.realpath(place)).parents:
             leftovers.set_aside(place, f"{CLAIM}: {error}")
             return {}
         raise InvalidInput(

@@ -9,6 +9,7 @@ which process, so that the next run of the same job knows it again:
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import platform
@@ -17,13 +18,17 @@ import secrets
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import ParamSpec
 
 PARTIAL = re.compile(
     r"\.partial-(?P<result>[0-9a-f]{8})-(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{8}(\..*)?"
 )
 BROKEN = ".broken"
+TRIALS = 5  # how often a file is written whose folder another process takes away
+Given = ParamSpec("Given")
 # Seconds without a change after which a file that a process of another machine was writing is given
 # up. Every write here touches its file, or its folder, many times in a day.
 GIVEN_UP = 24 * 3600.0
@@ -95,6 +100,26 @@ def discard(path: Path) -> None:
     with suppress(FileNotFoundError):  # it was never there, or another process was faster
         os.rename(path, gone)
         _remove(gone)
+
+
+def beside_others(write: Callable[Given, None]) -> Callable[Given, None]:
+    """Return `write`, which is called again where another process takes its folder away.
+
+    Of commands that do the same work at once, the first to finish discards what was kept for the
+    time of it, while others may still be writing there. The last of five trials raises what it
+    raises.
+    """
+
+    @functools.wraps(write)
+    def written(*arguments: Given.args, **options: Given.kwargs) -> None:
+        for left in reversed(range(TRIALS)):
+            try:
+                return write(*arguments, **options)
+            except FileNotFoundError:
+                if not left:
+                    raise
+
+    return written
 
 
 def set_aside(path: Path, reason: object) -> None:

@@ -249,6 +249,7 @@ def git_commit() -> str | None:
     return answer[0] if answer[1:] == [f"{folder.name}/"] else None
 
 
+@leftovers.beside_others
 def write_table(frame: DataFrame, path: Location, provenance: Mapping[str, Any]) -> None:
     """Write `frame` with its provenance; the bytes depend on these two alone."""
     import pyarrow
@@ -342,6 +343,7 @@ def unfinished(key: object, *sources: str) -> Path:
     return folder / fingerprint(key, *sources)
 
 
+@leftovers.beside_others
 def save_parameters(
     path: Location, parameters: Mapping[str, Tensor], metadata: Mapping[str, Any]
 ) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +10,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 
 from markov.batching import Corpus
 from markov.cases import Case
@@ -21,6 +17,7 @@ from markov.console.progress import bar
 from markov.errors import require
 from markov.experiments import Experiment, Pretraining
 from markov.files import inputs, storage
+from markov.files.turns import turn
 from markov.models import Parameters, Tabular, Transformer
 from markov.numerics import one_thread
 from markov.optimizers import OPTIMIZERS
@@ -142,7 +139,7 @@ def train(
 
     Where another process of this machine trains it now, wait for that.
     """
-    with _alone(model_path(folder, job)):
+    with turn(model_path(folder, job)):
         if not is_trained(folder, job):
             _train(folder, job, on_step, progress, threads)
 
@@ -178,19 +175,6 @@ def _train(
         )
     own = {name: value[0].contiguous() for name, value in parameters.items()}
     storage.save_parameters(model_path(folder, job), own, storage.provenance(job))
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Let one process of this machine at a time make a file.
-
-    It is the system that lets go when a process dies. The locks lie apart from the results.
-    """
-    # By its number, since in a container a user may have no name.
-    user = getattr(os, "getuid", int)()
-    name = hashlib.sha256(f"{user} {path.resolve()}".encode()).hexdigest()[:32]
-    with FileLock(Path(tempfile.gettempdir()) / f"simnpo-lab-{name}.lock"):
-        yield
 
 
 def needed(experiments: Sequence[Experiment]) -> list[ModelJob]:

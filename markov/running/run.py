@@ -9,7 +9,6 @@ handed over: see `markov.running.backends`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,7 +54,6 @@ LITTLE = 1e11
 # Workers for which ensembles are split on a cluster, however many there are: a restart on others
 # finds the same shares.
 SPLIT = 16
-TRIALS = 5  # how often a part is written that another process takes away
 
 
 def run(
@@ -268,12 +266,7 @@ def _made(folder: Path, progress: bool, parts: Path | None, share: Share) -> Any
         return _table(folder, progress, share)
     name = _part_name(share)
     if storage.read_kept(parts / name, storage.read_table) is None:
-        table = _table(folder, progress, share)
-        for _ in range(TRIALS):
-            # Another process that has done the same work may just have discarded the folder.
-            with suppress(FileNotFoundError):
-                storage.write_table(table, parts / name, {})
-                break
+        storage.write_table(_table(folder, progress, share), parts / name, {})
     return name
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -67,4 +68,5 @@ def at(box: Box, path: str) -> Path:
     """Where a path lies that a command in the box was given."""
     if path == "~" or path.startswith("~/"):
         return box.home / path[2:]
-    return box.work / path
+    # As the system finds it once every folder in it has been made, also one that is left again.
+    return Path(os.path.normpath(box.work / path))

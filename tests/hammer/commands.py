@@ -73,7 +73,7 @@ def _change(base: Base, options: Options, wrongs: dict[str, bool], rng: random.R
     if option.kind == "flag":
         _change_flag(option, options, wrongs, rng)
         return
-    values = values_of(option, folder=base.folder)
+    values = values_of(option, command=base.command, folder=base.folder)
     if option.kind in ("int", "float") and rng.random() < 0.9:  # what the parser lets pass
         values = [one for one in values if is_number(option.kind, one.words[0])]
     needed = option.name in NEEDED
@@ -122,7 +122,8 @@ def wrong(box: Box, base: Base, options: Options) -> str:
     """Return what is wrong with the outputs of a command that succeeded; "" if nothing is."""
     if (box.work / "~").exists():
         return "wrote a file named ~"
-    if "out" not in options or options.get("part"):
+    # Of these the first writes parts only, and the second nothing.
+    if "out" not in options or options.get("part") or "estimate_only" in options:
         return ""
     out = at(box, options["out"][0])
     if not os.path.lexists(out):

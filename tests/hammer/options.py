@@ -73,9 +73,11 @@ def _kind(one: Any) -> str:
     return kinds[one]
 
 
-def values_of(option: Option, *, folder: bool) -> list[Value]:
-    """Return hostile values of an option; `folder` says what its command writes, if it is out."""
+def values_of(option: Option, *, command: str = "", folder: bool) -> list[Value]:
+    """Return hostile values of an option of a command, of which `folder` says what it writes."""
     if option.name == "out":
+        if command == "figures":  # which draws into any folder, beside what lies there
+            return [one for one in NOT_FOLDERS if "kept" not in one.words[0]]
         return NOT_FOLDERS if folder else NOT_TABLES
     found = BY_NAME.get(option.name, BY_TYPE.get(option.kind, []))
     if option.name in FILES:

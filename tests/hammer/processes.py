@@ -25,7 +25,17 @@ from tests.hammer.bases import bases
 from tests.hammer.cases import Case, Result
 from tests.hammer.children import Ended, Limits, begin, end, run
 from tests.hammer.commands import words_of
-from tests.hammer.judging import DEFECTS, OK, Verdict, changed, ended, last_line, passing, tree
+from tests.hammer.judging import (
+    DEFECTS,
+    OK,
+    REFUSED,
+    Verdict,
+    changed,
+    ended,
+    last_line,
+    passing,
+    tree,
+)
 from tests.hammer.world import Box, make, once_made, program
 
 # Commands that write something, and take no longer than a second or two.
@@ -143,12 +153,10 @@ def together(given: Path, rng: random.Random) -> Case:
         found = end(running, Limits(seconds=20.0))
         for one in found:
             verdict = ended(one)
+            if verdict.kind == REFUSED:  # what another process did stopped this one
+                return Result(Verdict("died", f"refused: {verdict.why}"), one)
             if verdict.kind in DEFECTS:
                 return Result(verdict, one)
-        if not any(one.code == 0 for one in found):
-            return Result(
-                Verdict("success", f"none succeeded: {last_line(found[0].err)}"), found[0]
-            )
         return again(box, given, name, Result(Verdict(OK), found[0]))
 
     return Case("together", f"{count} at once: {name}", act)

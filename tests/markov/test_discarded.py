@@ -4,6 +4,7 @@ other one finishes all the same.
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def test_parts_that_another_process_discards_are_found_again(
 ):
     parts, cache, taken = tmp_path / "parts", tmp_path / "models", list[str]()
     expected = running.run([ONE], cache=cache, progress=False)
-    write, table = storage.write_table, running._table
+    write, table, replace_file = storage.write_table, running._table, os.replace
 
     def discard(*_: object) -> None:
         taken.append(moment)
@@ -44,16 +45,36 @@ def test_parts_that_another_process_discards_are_found_again(
             discard()
         return found
 
-    def written(*arguments: Any) -> None:
+    def replaced(partial: Path, target: Path) -> None:
         if moment == "while it is written" and len(taken) < 2:
             discard()
-            raise FileNotFoundError(parts)
+        replace_file(partial, target)
+
+    def written(*arguments: Any) -> None:
         write(*arguments)
         if moment == "when it is there":
             discard()
 
+    monkeypatch.setattr(os, "replace", replaced)
     monkeypatch.setattr(running, "_table", made)
     monkeypatch.setattr(storage, "write_table", written)
     found = running.run([ONE], cache=cache, progress=False, parts=parts)
     assert taken
     pd.testing.assert_frame_equal(found, expected)
+
+
+def test_a_file_is_written_again_five_times_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, tried, replace_file = tmp_path / "parts", list[Path](), os.replace
+
+    def taken_away(partial: Path, target: Path) -> None:
+        tried.append(target)
+        leftovers.discard(folder)
+        replace_file(partial, target)
+
+    monkeypatch.setattr(os, "replace", taken_away)
+    with pytest.raises(FileNotFoundError):
+        storage.write_table(pd.DataFrame({"x": [1]}), folder / "part.parquet", {})
+    assert len(tried) == leftovers.TRIALS
+    assert list(tmp_path.iterdir()) == []

@@ -130,8 +130,9 @@ def test_what_cannot_be_computed_is_refused_or_infinite() -> None:
         with pytest.raises(InvalidInput) as caught:
             call()
         assert caught.value.field == field
-    with pytest.raises(InvalidInput, match="fall"):
-        time_to_forget(npo(1), 1, -1)
+    for fall in (-1, (), [[]], np.ones(0)):
+        with pytest.raises(InvalidInput, match="fall"):
+            time_to_forget(npo(1), 1, fall)
     assert time_to_forget(npo(10.0), 1000, 1.0) == np.inf
     assert time_to_forget(npo(10.0), 1000, 0.0) == 0
     assert np.isfinite(theta(npo(10.0), 1000, 1e300))

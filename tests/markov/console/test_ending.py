@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import signal
 import subprocess
@@ -46,6 +47,32 @@ def test_what_is_raised_is_one_line_and_one_code(
     assert lines[-1].startswith(said) and len(lines[-1]) < 500
     assert (lines[0] == "Traceback (most recent call last):") is debug
     assert debug or len(lines) == 1
+
+
+def test_what_steers_a_terminal_and_what_is_no_text_are_printed_as_escapes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fails() -> None:
+        print("found/\udcff.parquet")
+        raise InvalidInput("data", "\x1b", "named beside a\x01\x1b[31m\r\n\tb, and Müller")
+
+    assert exit_code(fails) == 2
+    said = capsys.readouterr()
+    assert said.out == "found/\\udcff.parquet\n"
+    allowed = r"named beside a\x01\x1b[31m\r\n\tb, and Müller"
+    assert said.err == rf"error: data = '\x1b' is not allowed: {allowed}" + "\n"
+
+
+@pytest.mark.parametrize("program", ["markov", "llm", "figures"])
+def test_ctrl_c_while_arguments_are_read_is_one_line(
+    program: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tyro.cli", interrupted)
+    assert importlib.import_module(f"{program}.__main__").cli([]) == 130
+    assert capsys.readouterr().err.startswith("stopped; ")
 
 
 def test_a_command_that_succeeds_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,7 +132,7 @@ def test_a_signal_ends_a_command_in_one_line_and_leaves_nothing(
     words = ["unlearn", "--epochs", "1", "--width", "8", "--depth", "1", "--heads", "1", "--jobs"]
     words += ["1", "--steps", "100000", "--retain-count", "60", "--forget-count", "60"]
     own = {"PYTHONPATH": str(ROOT), "SIMNPO_LAB_CACHE": str(tmp_path / "cache")}
-    process = subprocess.Popen(
+    started = subprocess.Popen(
         [sys.executable, "-m", "markov", *words, "--record-every", "50000"],
         cwd=tmp_path,
         env={**os.environ, **own, "OMP_NUM_THREADS": "1"},
@@ -113,13 +140,17 @@ def test_a_signal_ends_a_command_in_one_line_and_leaves_nothing(
         text=True,
     )
     models = tmp_path / "cache" / "models"
-    for _ in range(600):  # until it unlearns
-        if models.exists() and len(list(models.glob("*.safetensors"))) == 2:
-            break
-        time.sleep(0.1)
-    time.sleep(0.5)
-    process.send_signal(number)
-    said = process.communicate(timeout=60)[1]
+    with started as process:
+        try:
+            for _ in range(600):  # until it unlearns
+                if models.exists() and len(list(models.glob("*.safetensors"))) == 2:
+                    break
+                time.sleep(0.1)
+            time.sleep(0.5)
+            process.send_signal(number)
+            said = process.communicate(timeout=60)[1]
+        finally:
+            process.kill()
     assert process.returncode == code, said
     assert said.splitlines() == ["stopped; nothing is half-written, and what was finished is kept"]
     assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
