@@ -3,7 +3,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-JOBS ?= auto
+# One more than there are cores, because many a test waits: for a process, a lock, or the disk.
+JOBS ?= $(shell $(PYTHON) -c 'import os; print(1 + (os.cpu_count() or 1))' 2>/dev/null || echo auto)
 ARGS ?=
 DATA ?= tofu:forget05
 # Products in bfloat16 take half of the time where a processor has instructions for them, and many times of it elsewhere.
@@ -18,11 +19,11 @@ ELSEWHERE ?= MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=
 
 # Tests of words, files and refusals, in which nothing is computed that another processor could round otherwise,
 # of what is drawn, and of several processes and of runs that are kept or go on, which are compared with themselves.
-WORDS := architecture authors backends book book_pages by_author chat_templates cheat_sheet checkpoints cli closure corpora counted damage defaults diverged \
-	encoding estimating facades figures findings_language findings_questions folders gguf_files gpu hammer help hub imports interactive interactive_llm jobs kills knowing ledger lessons lessons_language \
-	lessons_prose llm_attack_figures llm_cli llm_models llm_processes llm_run_figures llm_sweep_figures llm_tuned merging \
-	muse_data muse_figure news notebooks own_files packaging parts plan progress ranks readme records restarts schemas score storage study_figure studying sweep \
-	waist whole_numbers
+WORDS := architecture arguments authors backends book book_pages by_author chat_templates cheat_sheet checkpoints checks cli closure corpora counted damage defaults discarded \
+	diverged encoding ending estimating facades figures findings_language findings_questions folders gguf_files gpu hammer help hub imports inputs interactive \
+	interactive_llm jobs kills knowing ledger lessons lessons_language lessons_prose llm_after_adam llm_attack_figures llm_cli llm_divergence llm_models llm_processes \
+	llm_run_figures llm_sweep_figures llm_tuned memory merging muse_data muse_figure news notebooks odd_folders own_files packaging parts plan progress push_and_need \
+	ranks readme records reference_or_length restarts schemas score storage study_figure studying sweep trained_here truth_ratios turns waist whole_numbers
 
 # pyright would otherwise ask the registry for a newer release of itself at every run.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
@@ -94,6 +95,7 @@ test-elsewhere: $(VENV)/.llm $(VENV)/.notebooks  ## those that compute, in the a
 		$(WORDS:%=--ignore-glob="*/test_%.py") $(ARGS)
 
 hammer: $(VENV)/.llm  ## give every program what nobody should, kill it, fill its disk, and count how it ends: 2,000 cases, under 20 minutes; ARGS="--seed 3"
+	SIMNPO_LAB_KILLS=every $(RUN) pytest -q -n $(JOBS) --maxprocesses 8 tests/test_kills.py
 	$(RUN) tests.hammer $(ARGS)
 
 check: $(VENV)/.llm $(VENV)/.notebooks $(VENV)/.browser  ## lint, formatting, types, safety and pins, changing nothing

@@ -14,12 +14,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from llm.__main__ import ACTIONS
 from markov.files import leftovers
 from markov.files.folders import CLAIM
-from tests.hammer.__main__ import Tried, attempt, line, table
+from tests.hammer.__main__ import KEPT, Tried, attempt, keep, line, table
 from tests.hammer.bases import bases
 from tests.hammer.cases import once
 from tests.hammer.children import Job, Limits, begin, end
@@ -29,10 +30,12 @@ from tests.hammer.kinds import KINDS, Name, case_of, names, workplace
 from tests.hammer.mutating import changed_json, json_text
 from tests.hammer.options import COMMANDS, options_of, values_of
 from tests.hammer.world import Box, box
+from tests.test_readme import ROOT, rows
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are copied by fork")
 FEW = Limits(seconds=1.5, idle=0.5, memory=200 << 20, file=1 << 20)
 SEED, TRIED = 7, 60
+PAGE = (ROOT / "notebooks" / "hard_to_break.md").read_text("utf-8")
 
 
 @pytest.fixture
@@ -200,16 +203,47 @@ def test_the_table_counts_by_row_and_class() -> None:
         Tried("files:1", "files", "b", "hang", "why", 2.0),
         Tried("python:0", "python", "c", REFUSED, "", 0.5),
     ]
-    lines = [text.split() for text in table(found).splitlines()]
-    assert lines[0] == [*CLASSES, "cases", "seconds"]
-    assert lines[1][:5] == ["files", "1", "0", "0", "1"] and lines[-1][-2:] == ["3", "4"]
+    counts = table(found)
+    assert counts.columns.tolist() == ["row", *CLASSES, "cases", "seconds"]
+    expected = {"files": [1, 0, 2, 3], "python": [0, 1, 1, 0], "all": [1, 1, 3, 4]}
+    for row, numbers in expected.items():
+        (own,) = counts[counts["row"] == row].to_dict("records")
+        assert [own[name] for name in ("ok", "refused", "cases", "seconds")] == numbers
+        assert own["hang"] == (row != "python")
+        assert sum(own[name] for name in CLASSES) == own["cases"]
     assert "--seed 5 --case files:1" in line(found[1], 5)
 
 
+def test_the_counts_of_a_seed_take_the_place_of_earlier_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.hammer.__main__.KEPT", tmp_path / "hammer.csv")
+    one = [Tried("files:0", "files", "a", OK, "", 1.0)]
+    for seed, found in ((2, one), (1, one * 2), (2, one * 3)):
+        keep(table(found), seed)
+    kept = pd.read_csv(tmp_path / "hammer.csv")
+    assert kept.columns[:3].tolist() == ["seed", "row", "ok"]
+    assert kept["seed"].tolist() == [1, 1, 2, 2] and kept["ok"].tolist() == [2, 2, 3, 3]
+
+
+def test_the_book_shows_the_counts_that_were_kept() -> None:
+    counts = pd.read_csv(KEPT)
+    assert counts["seed"].nunique() >= 3
+    both = counts.drop(columns="seed").groupby("row").sum()
+    assert both.loc["all", "cases"] >= 2000 * counts["seed"].nunique()
+    shown = rows(PAGE, "What was tried")
+    assert [row[0] for row in shown] == [*both.index.drop("all"), "all"]
+    for row, *cells in shown:
+        own = both.loc[row]
+        assert cells == [f"{own[name]:,}" for name in ("cases", OK, REFUSED, *DEFECTS)]
+    seeds = ", ".join(map(str, counts["seed"].unique()[:-1]))
+    assert f"seeds {seeds} and {counts['seed'].iloc[-1]}" in " ".join(PAGE.split())
+
+
 def cut() -> list[Name]:
-    """What is tried here: of each kind that takes little time its share."""
+    """What is tried here: of each kind that takes little time its share, and several at once."""
     quick = [name for name in names(2000) if name.kind in ("commands", "files", "python", "caches")]
-    return quick[:TRIED]
+    return [*quick[: TRIED - 2], *(Name("together", number) for number in range(2))]
 
 
 @pytest.mark.slow

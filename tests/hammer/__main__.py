@@ -22,11 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import pandas as pd
 import tyro
 
 from tests.hammer.judging import CLASSES, DEFECTS
 from tests.hammer.kinds import Name, case_of, names, tried, workplace
 
+KEPT = Path(__file__).parents[2] / "figures" / "gallery" / "hammer.csv"
 RECORD = struct.Struct("<i")  # the place of a case in the list of all, as workers are told it
 
 
@@ -49,6 +51,8 @@ class Arguments:
     """Try these cases again, each written KIND:NUMBER, and show all that they say."""
     show: bool = False
     """Show every case, not only the defects."""
+    keep: bool = False
+    """Put the counts among those that the book shows, in figures/gallery/hammer.csv."""
     jobs: int = 2
     """Processes that try cases at a time."""
     place: Path | None = None
@@ -138,27 +142,26 @@ def hammer(given: Path, asked: Arguments, cases: Sequence[Name]) -> list[Tried]:
     return found
 
 
-def table(found: Sequence[Tried]) -> str:
-    """Return the table of counts: rows by kind of case, columns by class."""
+def table(found: Sequence[Tried]) -> pd.DataFrame:
+    """Return the table of counts: a row for each kind of case and for all, columns by class."""
     counts = Counter((one.row, one.kind) for one in found)
     rows = sorted({one.row for one in found})
-    head = ("", *CLASSES, "cases", "seconds")
-    lines: list[tuple[str, ...]] = [head]
+    lines: list[dict[str, object]] = []
     for row in (*rows, "all"):
         own = [one for one in found if row in (one.row, "all")]
-        numbers = [
-            sum(counts[name, kind] for name in rows if row in (name, "all")) for kind in CLASSES
-        ]
-        seconds = f"{sum(one.seconds for one in own):.0f}"
-        lines.append((row, *map(str, numbers), str(len(own)), seconds))
-    widths = [max(len(one[place]) for one in lines) for place in range(len(head))]
-    return "\n".join(
-        "  ".join(
-            text.ljust(width) if place == 0 else text.rjust(width)
-            for place, (text, width) in enumerate(zip(one, widths, strict=True))
-        )
-        for one in lines
-    )
+        names = [name for name in rows if row in (name, "all")]
+        numbers = {kind: sum(counts[name, kind] for name in names) for kind in CLASSES}
+        seconds = round(sum(one.seconds for one in own))
+        lines.append({"row": row, **numbers, "cases": len(own), "seconds": seconds})
+    return pd.DataFrame(lines)
+
+
+def keep(counts: pd.DataFrame, seed: int) -> None:
+    """Put the counts of a seed among those that the book shows, in place of earlier ones."""
+    before = pd.read_csv(KEPT) if KEPT.exists() else pd.DataFrame({"seed": []}, dtype=int)
+    both = [before[before["seed"] != seed], counts.assign(seed=seed)]
+    found = pd.concat([one for one in both if len(one)]).sort_values("seed", kind="stable")
+    found[["seed", *counts.columns]].to_csv(KEPT, index=False, lineterminator="\n")
 
 
 def main(asked: Arguments) -> int:
@@ -177,10 +180,12 @@ def main(asked: Arguments) -> int:
         else:
             found = hammer(given, asked, names(asked.count, asked.only))
     defects = [one for one in found if one.kind in DEFECTS]
-    print(table(found))
+    print(table(found).set_index("row").rename_axis(None).to_string())
     for one in defects:
         print(line(one, asked.seed))
     print(f"{len(found)} cases, {len(defects)} defects, {time.monotonic() - began:.0f} s")
+    if asked.keep:
+        keep(table(found), asked.seed)
     return 1 if defects or not found else 0
 
 
