@@ -18,7 +18,7 @@ ELSEWHERE ?= MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=
 
 # Tests of words, files and refusals, in which nothing is computed that another processor could round otherwise,
 # of what is drawn, and of several processes and of runs that are kept or go on, which are compared with themselves.
-WORDS := architecture authors backends book book_pages by_author chat_templates cheat_sheet checkpoints cli closure corpora counted damage defaults diverged \
+WORDS := architecture audit authors backends book book_pages by_author chat_templates cheat_sheet checkpoints cli closure corpora counted damage defaults diverged \
 	encoding estimating facades figures findings_language findings_questions folders gguf_files gpu hammer help hub imports interactive interactive_llm jobs kills knowing ledger lessons lessons_language \
 	lessons_prose llm_attack_figures llm_cli llm_models llm_processes llm_run_figures llm_sweep_figures llm_tuned merging \
 	muse_data muse_figure news notebooks own_files packaging parts plan progress ranks readme records restarts schemas score storage study_figure studying sweep \
@@ -102,6 +102,7 @@ check: $(VENV)/.llm $(VENV)/.notebooks $(VENV)/.browser  ## lint, formatting, ty
 	$(RUN) pyright
 	$(RUN) bandit -q -c pyproject.toml -r markov llm figures notebooks
 	$(RUN) pip check
+	$(RUN) tests.supply.audit
 
 format: $(VENV)/.installed  ## put the sources in the project's format
 	$(RUN) ruff check --fix
