@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+OLDEST := .venv-oldest
 JOBS ?= auto
 ARGS ?=
 DATA ?= tofu:forget05
@@ -21,14 +22,14 @@ ELSEWHERE ?= MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=
 WORDS := architecture audit authors backends book book_pages by_author chat_templates cheat_sheet checkpoints cli closure corpora counted damage defaults diverged \
 	encoding estimating facades figures findings_language findings_questions folders gguf_files gpu hammer help hub imports interactive interactive_llm jobs kills knowing ledger lessons lessons_language \
 	lessons_prose llm_attack_figures llm_cli llm_models llm_processes llm_run_figures llm_sweep_figures llm_tuned merging \
-	muse_data muse_figure news notebooks own_files packaging parts plan progress ranks readme records restarts schemas score storage study_figure studying sweep \
+	muse_data muse_figure news notebooks oldest own_files packaging parts plan progress published ranks readme records restarts schemas score storage study_figure studying sweep \
 	waist whole_numbers
 
 # pyright would otherwise ask the registry for a newer release of itself at every run.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help figures figures-all real gpu gpu-markov gpu-real test test-elsewhere check format lab notebooks book cheat-sheet browser gallery claims gate hammer benchmark speed constraints clean
+.PHONY: help figures figures-all real gpu gpu-markov gpu-real test test-elsewhere check format lab notebooks book cheat-sheet browser gallery claims gate hammer oldest benchmark speed constraints clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
@@ -96,6 +97,12 @@ test-elsewhere: $(VENV)/.llm $(VENV)/.notebooks  ## those that compute, in the a
 hammer: $(VENV)/.llm  ## give every program what nobody should, kill it, fill its disk, and count how it ends: 2,000 cases, under 20 minutes; ARGS="--seed 3"
 	$(RUN) tests.hammer $(ARGS)
 
+# Old packages warn of what newer ones beside them have deprecated, which is no fault here.
+CUT ?= tests/markov tests/llm/data tests/llm/logs tests/llm/diagnostics tests/llm/scoring tests/llm/models
+oldest: $(OLDEST)/.installed  ## test with the oldest packages that are allowed, and torch as pinned, in .venv-oldest: about 15 minutes; CUT="tests/markov" tests less
+	HYPOTHESIS_PROFILE=few $(OLDEST)/bin/python -m pytest -q -n $(JOBS) --maxprocesses 8 --dist worksteal --benchmark-disable -m 'not slow' \
+		$(foreach kind,Deprecation PendingDeprecation Future,-W ignore::$(kind)Warning) $(CUT) $(ARGS)
+
 check: $(VENV)/.llm $(VENV)/.notebooks $(VENV)/.browser  ## lint, formatting, types, safety and pins, changing nothing
 	$(RUN) ruff check
 	$(RUN) ruff format --check
@@ -120,15 +127,16 @@ constraints:  ## pin the newest versions that go together; the torch pin stays
 	grep -i '^torch==' constraints.txt > build/constraints/torch.txt
 	build/constraints/bin/python -m pip install -qq --disable-pip-version-check \
 		-U -c build/constraints/torch.txt setuptools -e '.[llm,notebooks,browser,cluster,dev]'
-	build/constraints/bin/python -m pip list --disable-pip-version-check --format=freeze \
-		| grep -viE '^(simnpo|pip==|nvidia|cuda|triton)' | sed 's/+.*//' | tr 'A-Z_' 'a-z-' | LC_ALL=C sort \
-		> build/constraints/pins.txt
+	build/constraints/bin/python -m pip list --disable-pip-version-check --format=freeze > build/constraints/list.txt
+	grep -viE '^(simnpo|pip==|nvidia|cuda|triton)' build/constraints/list.txt \
+		| sed 's/+.*//' | tr 'A-Z_' 'a-z-' | LC_ALL=C sort > build/constraints/pins.txt
+	grep -q '^torch==' build/constraints/pins.txt
 	{ sed -n '/^#/p' constraints.txt; cat build/constraints/pins.txt; } > build/constraints/new.txt
 	mv build/constraints/new.txt constraints.txt
 	rm -rf build/constraints
 
 clean:  ## remove the environment and every cache in this folder; results stay
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(OLDEST) build *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Some distributions ship Python without ensurepip; then the pip beside that Python fills the environment.
@@ -141,6 +149,18 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 		$(PYTHON) -m venv --without-pip $(VENV) && \
 		$(PYTHON) -m pip --python $(VENV)/bin/python install -qq pip; }
 	@$(INSTALL) -e '.[cluster,dev]'
+	@touch $@
+
+# One step after another, so that an older list never stays where a newer one could not be written.
+$(OLDEST)/.installed: pyproject.toml constraints.txt
+	@echo "installing the oldest packages that are allowed into $(OLDEST)"
+	@rm -rf $(OLDEST)
+	@$(PYTHON) -m venv $(OLDEST) >/dev/null 2>&1 || { \
+		$(PYTHON) -m venv --without-pip $(OLDEST) && \
+		$(PYTHON) -m pip --python $(OLDEST)/bin/python install -qq pip; }
+	@$(OLDEST)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt packaging
+	@$(OLDEST)/bin/python -m tests.supply.oldest > $(OLDEST)/oldest.txt
+	@$(OLDEST)/bin/python -m pip install -qq --disable-pip-version-check --prefer-binary -r $(OLDEST)/oldest.txt
 	@touch $@
 
 $(VENV)/.llm: $(VENV)/.installed

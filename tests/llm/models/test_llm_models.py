@@ -32,7 +32,7 @@ from llm.models.saving import check_savable, save
 from llm.models.source import load
 from llm.scoring.logprobs import score
 from llm.scoring.templates import CHAT, LLAMA2_CHAT, PLAIN, Template
-from markov.errors import InvalidInput
+from markov.errors import LARGEST, InvalidInput
 from tests.llm.scoring.test_encoding import by_bytes, by_pieces
 
 VOCAB = 700
@@ -710,7 +710,7 @@ shares, scales = st.floats(0, 1), st.floats(0, 10)
 
 
 @settings(max_examples=20)
-@given(st.sampled_from(sorted(MODELS)), shares, scales, st.integers(0, 2**63))
+@given(st.sampled_from(sorted(MODELS)), shares, scales, st.integers(0, LARGEST))
 def test_perturbed_weights_are_averages_with_noise_of_their_own_size(
     name: str, share: float, scale: float, seed: int
 ) -> None:
