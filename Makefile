@@ -22,7 +22,7 @@ ELSEWHERE ?= MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=
 WORDS := architecture audit authors backends book book_pages by_author chat_templates cheat_sheet checkpoints cli closure corpora counted damage defaults diverged \
 	encoding estimating facades figures findings_language findings_questions folders gguf_files gpu hammer help hub imports interactive interactive_llm jobs kills knowing ledger lessons lessons_language \
 	lessons_prose llm_attack_figures llm_cli llm_models llm_processes llm_run_figures llm_sweep_figures llm_tuned merging \
-	muse_data muse_figure news notebooks oldest own_files packaging parts plan progress published ranks readme records restarts schemas score storage study_figure studying sweep \
+	muse_data muse_figure news notebooks oldest own_files packaging parts plan progress published ranks readme records restarts schemas score sources storage study_figure studying sweep \
 	waist whole_numbers
 
 # pyright would otherwise ask the registry for a newer release of itself at every run.
