@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+OLDEST := .venv-oldest
 # One more than there are cores, because many a test waits: for a process, a lock, or the disk.
 JOBS ?= $(shell $(PYTHON) -c 'import os; print(1 + (os.cpu_count() or 1))' 2>/dev/null || echo auto)
 ARGS ?=
@@ -19,17 +20,18 @@ ELSEWHERE ?= MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=
 
 # Tests of words, files and refusals, in which nothing is computed that another processor could round otherwise,
 # of what is drawn, and of several processes and of runs that are kept or go on, which are compared with themselves.
-WORDS := architecture arguments authors backends book book_pages by_author chat_templates cheat_sheet checkpoints checks cli closure corpora counted damage defaults discarded \
-	diverged encoding ending estimating facades figures findings_language findings_questions folders gguf_files gpu hammer help hub imports inputs interactive \
+WORDS := architecture arguments audit authors backends book book_pages by_author chat_templates cheat_sheet checkpoints checks cli closure corpora counted damage defaults \
+	discarded diverged encoding ending estimating facades figures findings_language findings_questions folders gguf_files gpu hammer help hub imports inputs interactive \
 	interactive_llm jobs kills knowing ledger lessons lessons_language lessons_prose llm_after_adam llm_attack_figures llm_cli llm_divergence llm_models llm_processes \
-	llm_run_figures llm_sweep_figures llm_tuned memory merging muse_data muse_figure news notebooks odd_folders own_files packaging parts plan progress push_and_need \
-	ranks readme records reference_or_length restarts schemas score storage study_figure studying sweep trained_here truth_ratios turns waist whole_numbers
+	llm_run_figures llm_sweep_figures llm_tuned memory merging muse_data muse_figure news notebooks odd_folders oldest own_files packaging parts plan progress published \
+	push_and_need ranks readme records reference_or_length restarts schemas score sources storage study_figure studying sweep trained_here truth_ratios turns waist \
+	whole_numbers
 
 # pyright would otherwise ask the registry for a newer release of itself at every run.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help figures figures-all real gpu gpu-markov gpu-real test test-elsewhere check format lab notebooks book cheat-sheet browser gallery claims gate hammer benchmark speed constraints clean
+.PHONY: help figures figures-all real gpu gpu-markov gpu-real test test-elsewhere check format lab notebooks book cheat-sheet browser gallery claims gate hammer oldest benchmark speed constraints clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
@@ -98,12 +100,19 @@ hammer: $(VENV)/.llm  ## give every program what nobody should, kill it, fill it
 	SIMNPO_LAB_KILLS=every $(RUN) pytest -q -n $(JOBS) --maxprocesses 8 tests/test_kills.py
 	$(RUN) tests.hammer $(ARGS)
 
+# Old packages warn of what newer ones beside them have deprecated, which is no fault here.
+CUT ?= tests/markov tests/llm/data tests/llm/logs tests/llm/diagnostics tests/llm/scoring tests/llm/models
+oldest: $(OLDEST)/.installed  ## test with the oldest packages that are allowed, and torch as pinned, in .venv-oldest: about 15 minutes; CUT="tests/markov" tests less
+	HYPOTHESIS_PROFILE=few $(OLDEST)/bin/python -m pytest -q -n $(JOBS) --maxprocesses 8 --dist worksteal --benchmark-disable -m 'not slow' \
+		$(foreach kind,Deprecation PendingDeprecation Future,-W ignore::$(kind)Warning) $(CUT) $(ARGS)
+
 check: $(VENV)/.llm $(VENV)/.notebooks $(VENV)/.browser  ## lint, formatting, types, safety and pins, changing nothing
 	$(RUN) ruff check
 	$(RUN) ruff format --check
 	$(RUN) pyright
 	$(RUN) bandit -q -c pyproject.toml -r markov llm figures notebooks
 	$(RUN) pip check
+	$(RUN) tests.supply.audit
 
 format: $(VENV)/.installed  ## put the sources in the project's format
 	$(RUN) ruff check --fix
@@ -121,15 +130,16 @@ constraints:  ## pin the newest versions that go together; the torch pin stays
 	grep -i '^torch==' constraints.txt > build/constraints/torch.txt
 	build/constraints/bin/python -m pip install -qq --disable-pip-version-check \
 		-U -c build/constraints/torch.txt setuptools -e '.[llm,notebooks,browser,cluster,dev]'
-	build/constraints/bin/python -m pip list --disable-pip-version-check --format=freeze \
-		| grep -viE '^(simnpo|pip==|nvidia|cuda|triton)' | sed 's/+.*//' | tr 'A-Z_' 'a-z-' | LC_ALL=C sort \
-		> build/constraints/pins.txt
+	build/constraints/bin/python -m pip list --disable-pip-version-check --format=freeze > build/constraints/list.txt
+	grep -viE '^(simnpo|pip==|nvidia|cuda|triton)' build/constraints/list.txt \
+		| sed 's/+.*//' | tr 'A-Z_' 'a-z-' | LC_ALL=C sort > build/constraints/pins.txt
+	grep -q '^torch==' build/constraints/pins.txt
 	{ sed -n '/^#/p' constraints.txt; cat build/constraints/pins.txt; } > build/constraints/new.txt
 	mv build/constraints/new.txt constraints.txt
 	rm -rf build/constraints
 
 clean:  ## remove the environment and every cache in this folder; results stay
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(OLDEST) build *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Some distributions ship Python without ensurepip; then the pip beside that Python fills the environment.
@@ -142,6 +152,18 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 		$(PYTHON) -m venv --without-pip $(VENV) && \
 		$(PYTHON) -m pip --python $(VENV)/bin/python install -qq pip; }
 	@$(INSTALL) -e '.[cluster,dev]'
+	@touch $@
+
+# One step after another, so that an older list never stays where a newer one could not be written.
+$(OLDEST)/.installed: pyproject.toml constraints.txt
+	@echo "installing the oldest packages that are allowed into $(OLDEST)"
+	@rm -rf $(OLDEST)
+	@$(PYTHON) -m venv $(OLDEST) >/dev/null 2>&1 || { \
+		$(PYTHON) -m venv --without-pip $(OLDEST) && \
+		$(PYTHON) -m pip --python $(OLDEST)/bin/python install -qq pip; }
+	@$(OLDEST)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt packaging
+	@$(OLDEST)/bin/python -m tests.supply.oldest > $(OLDEST)/oldest.txt
+	@$(OLDEST)/bin/python -m pip install -qq --disable-pip-version-check --prefer-binary -r $(OLDEST)/oldest.txt
 	@touch $@
 
 $(VENV)/.llm: $(VENV)/.installed

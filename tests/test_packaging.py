@@ -46,6 +46,7 @@ TARGETS = [
     "help",
     "lab",
     "notebooks",
+    "oldest",
     "real",
     "speed",
     "test",

@@ -262,7 +262,7 @@ def _evaluated(
         write_tofu_eval(logs, command.out, about, variant=command.variant, aggregates=aggregates)
         folders.tidy(command.out, JOB)
 
-    write(frame, command.out / TABLE, command)
+    write(frame, command.out / TABLE, command, language)
     in_first(write_logs)
     for task, count in empty_generations(logs).items():
         if count:

@@ -136,9 +136,9 @@ def muse(command: Muse) -> None:
             if settings is not None:
                 language = _unlearn(command, language, data, settings, described)
             found = _measure(language, data, retrained, measuring)
-            write(found.items, command.out / ITEMS, command)
+            write(found.items, command.out / ITEMS, command, language)
             # Written last, so that where it exists all other tables exist.
-            write(found.table, command.out / TABLE, command)
+            write(found.table, command.out / TABLE, command, language)
         in_first(lambda: folders.tidy(command.out, JOB))
     print(
         json.dumps(as_json(found), allow_nan=False)
@@ -212,7 +212,7 @@ def _unlearn(
     if not kept:
         known = storage.provenance(described, "markov.objectives", "llm")
         in_first(lambda: save(language, place, known, whole))
-    write(run.epochs, command.out / EPOCHS, command)
+    write(run.epochs, command.out / EPOCHS, command, language)
     if not in_shards(language.model):
         return language
     here = replace(command, device=str(language.model.device))

@@ -99,12 +99,12 @@ def relearn(command: Relearn) -> None:
         del other
     parts = unfinished(language, forget, command.max_length)
     found = attacked(language, forget, wanted, retrained, parts, max_length=command.max_length)
-    write(found.examples, command.out, command)
+    write(found.examples, command.out, command, language)
     print("mean of logp/length over repeats, nats per token; relearned: of the examples taught")
     print(found)
     if found.returns is not None:
         path = _returns(command)
-        write(found.returns, path, command)
+        write(found.returns, path, command, language)
         names = ("forget_quality", "ks_statistic", "other_statistic", "other_returned")
         names = [name for name in names if name in found.returns]
         shown = found.returns.groupby(["which", "epoch"])[names]

@@ -164,7 +164,7 @@ def unlearn(command: Unlearn) -> None:
         max_length=command.max_length,
         state_minutes=state_minutes_of(command.keep_state, plan),
     )
-    write(weights_by_epoch(run.examples, chosen), command.out / WEIGHTS, asked)
+    write(weights_by_epoch(run.examples, chosen), command.out / WEIGHTS, asked, language)
     print(
         run.epochs.drop(columns=["gradient_norm"]).to_string(
             index=False, float_format="{:.4g}".format

@@ -23,12 +23,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llm.data.news.corpus import Article, News, QuestionAndAnswer, edition
-from llm.data.records import find_split, from_hub, is_text, read_records, shown, write_records
+from llm.data.published import MUSE as HUB
+from llm.data.records import (
+    find_split,
+    from_hub,
+    is_text,
+    read_records,
+    shown,
+    write_records,
+)
 from llm.data.words import checked_word, seed_in
 from markov.errors import InvalidInput, require
 from markov.files.storage import Location, check_writable
 
-HUB = {"muse:News": "muse-bench/MUSE-News", "muse:Books": "muse-bench/MUSE-Books"}
 GENERATED = "news"
 SHOTS = 3  # questions with their answers before a question, in generated data
 # Field of `MuseData`: its configuration, its split, and the fields of its records.

@@ -23,6 +23,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from llm.data.published import Published
 from markov import errors
 from markov.errors import InvalidInput, first_line, require
 from markov.files import inputs, storage
@@ -124,8 +125,10 @@ def read_records(path: Path, allowed: str = "a file that can be read") -> list[A
     return _from_json(text, str(path))
 
 
-def from_hub(source: str, hub: str, config: str | None, split: str, instead: str) -> Iterable[Any]:
-    """Return the records of a split of a data set on the hub, in their order.
+def from_hub(
+    source: str, hub: Published, config: str | None, split: str, instead: str
+) -> Iterable[Any]:
+    """Return the records of a split of a data set on the hub, in their order, at its commit.
 
     `source` is the word that the user gave for it. Raises `InvalidInput` for a data set that cannot
     be fetched, and says what can be done `instead` if there is no connection.
@@ -133,7 +136,7 @@ def from_hub(source: str, hub: str, config: str | None, split: str, instead: str
     try:
         from datasets import load_dataset
 
-        return load_dataset(hub, config, split=split)
+        return load_dataset(hub.name, config, split=split, revision=hub.commit)
     except ImportError:
         raise InvalidInput("source", source, INSTALL) from None
     except (OSError, ValueError) as error:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llm.data.published import PREFIX, TOFU
 from llm.data.records import (
     find_split,
     from_hub,
@@ -35,7 +36,6 @@ from markov.files.storage import Location
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-HUB, PREFIX = "locuslab/TOFU", "tofu"
 # The splits of the published data set and how many examples each has.
 TOFU_ROWS = {
     "full": 4000,
@@ -165,7 +165,7 @@ def _from_hub(split: str | None) -> tuple[Example, ...]:
         f"the folder data of github.com/locuslab/tofu has {split}.json, and its path can "
         "be given instead"
     )
-    rows = from_hub(spec, HUB, split, "train", instead)
+    rows = from_hub(spec, TOFU, split, "train", instead)
     return parse(rows, spec)
 
 

@@ -11,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm.data.published import commits
 from llm.models.counted import least_count
 from llm.models.names import SMALL_BYTES, is_small
 from markov.errors import require, require_whole
@@ -69,7 +70,8 @@ def left_out(command: Any, names: Iterable[str], allowed: str) -> None:
 def provenance_of(settings: object, without: Collection[str] = ()) -> dict[str, Any]:
     """Return the provenance of a table that was made with these settings.
 
-    It names none of the settings `without`, which change no number of the table.
+    It names none of the settings `without`, which change no number of the table, and the commits of
+    the data sets of the hub that the others name.
     """
     # Paths are settings too, since what was scored is part of how a table was made.
     described = {
@@ -77,7 +79,8 @@ def provenance_of(settings: object, without: Collection[str] = ()) -> dict[str, 
         for name, value in vars(settings).items()
         if name not in without
     }
-    return storage.provenance(described, "llm")
+    taken = commits(described.values())
+    return {**storage.provenance(described, "llm"), **({"data": taken} if taken else {})}
 
 
 def rate_of(given: float | None, model: LanguageModel | Location, *, small: float) -> float:

@@ -6,6 +6,7 @@ counts is the first cause among the exceptions.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from safetensors import SafetensorError
@@ -61,6 +62,20 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
+
+
+def commit_of(name: str, revision: str | None, file: str) -> str | None:
+    """Return the commit at which a file of a model of the hub was just fetched, or None.
+
+    transformers' configurations do not always say; the folder in the cache is called by it.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(name, file, revision=revision)
+    except ValueError:  # no id
+        return None
+    return os.path.basename(os.path.dirname(found)) if isinstance(found, str) else None
 
 
 def _is_known_to_lack(name: str, file: str, revision: str | None) -> bool:

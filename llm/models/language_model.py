@@ -25,7 +25,7 @@ from torch import nn
 from llm.data.words import checked_word
 from llm.models.gguf_files import LINK, alone, drop_added, find_gguf, quantised, read_header
 from llm.models.libraries import fetch
-from llm.models.merging import Adapter, find_adapter, merge, without_adapter
+from llm.models.merging import Adapter, find_adapter, merge, origin, without_adapter
 from llm.models.names import READY, Ready, check_id
 from llm.models.packages import find_packaged, hinted
 from llm.models.pretrained import (
@@ -168,8 +168,8 @@ def _read(
         model = read_weights(base, config, kind, own)
     else:
         model = _merged(adapter, config, kind, own)
-    commit = None if local else getattr(config, "_commit_hash", None)
-    return _Read(model, words, written, commit and f"{base} of the hub, commit {commit}")
+    source = origin(name, base, own["revision"], None if base == where else adapter)
+    return _Read(model, words, written, source)
 
 
 def _read_gguf(

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from llm.data.words import checked_word
+from llm.models.hub import commit_of
 from llm.models.libraries import fetch, reason_of, tried
+from llm.models.pretrained import note
 from markov.errors import InvalidInput, require
 
 if TYPE_CHECKING:
@@ -28,6 +30,9 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # Largest difference between the logits before and after merging in float32, as a share of the
 # largest logit.
 TOLERANCE = 1e-3
+
+
+UNPINNED = " (not pinned)"
 
 
 class Adapter(NamedTuple):
@@ -77,6 +82,27 @@ def find_adapter(where: str, options: Mapping[str, Any]) -> Adapter | None:
     if base is None or not base.strip():
         raise InvalidInput("model", where, allowed)
     return Adapter(where, checked_word(base, "model"), revision, base_revision)
+
+
+def origin(name: str, base: str, revision: str | None, adapter: Adapter | None) -> str | None:
+    """Return the commits of the hub that a model and its adapter came from, or None for folders.
+
+    Where no commit was asked for, the newest was taken, and another day has another: a note on
+    standard error says so, with the commit that takes the same one again.
+    """
+    asked = [(base, base, revision, "config.json")]
+    if adapter is not None:
+        own = f"the adapter {adapter.where}"
+        asked.append((own, adapter.where, adapter.revision, CONFIG))
+    taken = []
+    for shown, place, wanted, file in asked:
+        commit = None if Path(place).is_dir() else commit_of(place, wanted, file)
+        if commit is not None:
+            loose = "" if commit == wanted else UNPINNED
+            taken.append(f"{shown} of the hub, commit {commit}{loose}")
+    if any(one.endswith(UNPINNED) for one in taken):
+        note(f"{name} is {', and '.join(taken)}: name a commit as the revision to keep it")
+    return ", and ".join(taken) or None
 
 
 def _check_rank(folder: Path) -> None:

@@ -54,10 +54,11 @@ class Package(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """A model of the hub, the template that it was fine-tuned with, and the revision to take.
+    """A model of the hub, the template that it was fine-tuned with, and the commit to take.
 
-    Without a revision the newest is taken. A model that a `package` holds is read from there if it
-    is installed. `count` is the number of its parameters, where a default depends on it.
+    Without a commit as its revision the newest is taken, and loading says so: for some it is not
+    known which commit is whole. A model that a `package` holds is read from there if it is
+    installed. `count` is the number of its parameters, where a default depends on it.
     """
 
     hub: str
@@ -80,15 +81,28 @@ SMOLLM2 = Package(
 READY = {
     **{
         f"tofu-llama3.2-1b-{part}": Ready(
-            f"open-unlearning/tofu_Llama-3.2-1B-Instruct_{part}", CHAT
+            f"open-unlearning/tofu_Llama-3.2-1B-Instruct_{part}", CHAT, commit
         )
-        for part in ("full", "retain90", "retain95", "retain99")
+        for part, commit in {
+            "full": "88e31200b97e4c0c04ae0d2f0b591f427046d192",
+            "retain90": "7114300c0049527a71833f5683965c358ad9dcbf",
+            "retain95": "f05bc9fd6c8d59decf7599f5e186153081061fd2",
+            "retain99": "64a2028a51b386a06898464142df1d89749fdab3",
+        }.items()
     },
-    "tofu-llama2-7b": Ready("locuslab/tofu_ft_llama2-7b", LLAMA2_CHAT),
+    "tofu-llama2-7b": Ready(
+        "locuslab/tofu_ft_llama2-7b", LLAMA2_CHAT, "8fa500e8f345f1dd9cfe95bb4689878c944c9cbd"
+    ),
     "simnpo-origin": Ready("OPTML-Group/TOFU-origin-Llama-2-7b-chat", LLAMA2_CHAT),
     "simnpo-forget05": Ready("OPTML-Group/SimNPO-TOFU-forget05-Llama-2-7b-chat", LLAMA2_CHAT),
     "simnpo-forget10": Ready("OPTML-Group/SimNPO-TOFU-forget10-Llama-2-7b-chat", LLAMA2_CHAT),
-    "smollm2-135m": Ready("HuggingFaceTB/SmolLM2-135M-Instruct", CHAT, None, SMOLLM2, 134_515_008),
+    "smollm2-135m": Ready(
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        CHAT,
+        "12fd25f77366fa6b3b4b768ec3050bf629380bac",
+        SMOLLM2,
+        134_515_008,
+    ),
 }
 NAMES = f"a model of the hub, OWNER/NAME, or one of authors:KIND, news:KIND, {', '.join(READY)}"
 

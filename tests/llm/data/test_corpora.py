@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm.data import tofu
+from llm.data.published import TOFU
 from llm.data.tofu import (
     FIELDS,
     TOFU_ROWS,
@@ -310,7 +311,8 @@ def test_tofu_is_fetched_from_the_hub_by_split(
     hub = Hub([GOOD, GOOD])
     monkeypatch.setitem(sys.modules, "datasets", hub)
     assert read(source, split) == parse([GOOD, GOOD], "here")
-    assert hub.asked == [(("locuslab/TOFU", "forget05"), {"split": "train"})]
+    options = {"split": "train", "revision": TOFU.commit}
+    assert hub.asked == [(("locuslab/TOFU", "forget05"), options)]
 
 
 def test_a_malformed_record_of_the_hub_is_named(monkeypatch: pytest.MonkeyPatch):

@@ -45,10 +45,11 @@ class Hub:
     """Stands for the package `datasets`: holds the splits, or fails."""
 
     def __init__(self, data: MuseData | Exception) -> None:
-        self.data, self.asked = data, []
+        self.data, self.asked, self.revisions = data, [], set()
 
-    def load_dataset(self, *args: Any, split: str) -> list[dict[str, str]]:
+    def load_dataset(self, *args: Any, split: str, revision: str) -> list[dict[str, str]]:
         self.asked.append((*args, split))
+        self.revisions.add(revision)
         if isinstance(self.data, Exception):
             raise self.data
         name = next(
@@ -212,6 +213,7 @@ def test_all_configurations_are_fetched_from_the_hub(monkeypatch: pytest.MonkeyP
     hub = Hub(news_data(SMALL))
     monkeypatch.setitem(sys.modules, "datasets", hub)
     assert read_muse(word) == news_data(SMALL)
+    assert hub.revisions == {HUB[word].commit}
     assert hub.asked == [
         (f"muse-bench/MUSE-{word[5:]}", config, split) for config, split, _ in FILES.values()
     ]

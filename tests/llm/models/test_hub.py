@@ -23,9 +23,10 @@ import pytest
 
 from llm.models.answers import scores
 from llm.models.source import load
-from markov.files.storage import read_table
+from markov.files.storage import read_provenance, read_table
 from tests.llm.models.test_gguf_files import ASKED
 from tests.llm.models.test_llm_models import fresh, refused, saved
+from tests.llm.models.test_merging import adapter as adapter_of
 
 MAIN, OLD = "a" * 40, "b" * 40
 REPOSITORY = re.compile(
@@ -195,6 +196,11 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     adapter = {"adapter_model.safetensors": b"cut short"}
     row = {"question": ASKED[0].prompt, "answer": ASKED[0].response}
     (folder / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    adapts = content(adapter_of(folder / "made")[0])
+    said = json.loads(adapts["adapter_config.json"])
+    adapts["adapter_config.json"] = json.dumps(
+        {**said, "base_model_name_or_path": "owner/good"}
+    ).encode()
     hub = Hub(("127.0.0.1", 0), Answers)
     hub.repositories = {
         "owner/good": Repository({MAIN: new, OLD: old}),
@@ -206,6 +212,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         "owner/damaged": Repository({MAIN: damaged}),
         "owner/pickled": Repository({MAIN: {**unweighed, "pytorch_model.bin": b"a pickle"}}),
         "owner/only-gguf": Repository({MAIN: {"tiny.gguf": b"GGUF"}}),
+        "owner/adapts": Repository({MAIN: adapts}),
         "owner/of-gone": Repository({MAIN: {**adapter, "adapter_config.json": config % b"gone"}}),
         "owner/of-gated": Repository({MAIN: {**adapter, "adapter_config.json": config % b"gated"}}),
         "owner/of-good": Repository({MAIN: {**adapter, "adapter_config.json": config % b"good"}}),
@@ -243,6 +250,30 @@ def test_a_revision_is_the_one_asked_for(machine: Machine) -> None:
         code, said = machine.score("owner/good", "--revision", revision)
         assert code == 0, said
         assert machine.logp("owner/good") == machine.local("old") != machine.local("new")
+
+
+@pytest.mark.parametrize(
+    "words, commit, pinned",
+    [((), MAIN, False), (("--revision", "old"), OLD, False), (("--revision", OLD), OLD, True)],
+)
+def test_the_commit_is_kept_beside_the_table_and_said_where_it_was_not_asked_for(
+    words: tuple[str, ...], commit: str, pinned: bool, machine: Machine
+) -> None:
+    code, said = machine.score("owner/good", *words)
+    assert code == 0, said
+    source = f"owner/good of the hub, commit {commit}{'' if pinned else ' (not pinned)'}"
+    kept = read_provenance(machine.folder / "owner-good.parquet")
+    assert kept["model_source"] == source
+    assert (f"note: owner/good is {source}: name a commit" in said) == (not pinned)
+
+
+def test_an_adapter_has_its_commit_and_that_of_its_base(machine: Machine) -> None:
+    code, said = machine.score("owner/adapts", "--revision", MAIN)
+    assert code == 0, said
+    kept = read_provenance(machine.folder / "owner-adapts.parquet")["model_source"]
+    base, adapter = kept.split(", and ")
+    assert base == f"owner/good of the hub, commit {MAIN} (not pinned)"
+    assert adapter == f"the adapter owner/adapts of the hub, commit {MAIN}"
 
 
 REFUSED = {

@@ -74,7 +74,7 @@ def test_a_folder_that_holds_anything_else_is_refused_and_stays_as_it_is(
 
 texts, leaves = (
     st.text(max_size=3),
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False),
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False),
 )
 plain = st.recursive(
     leaves | texts,
