@@ -8,6 +8,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,7 +38,7 @@ class Mutant(NamedTuple):
 class Wording(ast.NodeTransformer):
     """Takes what is written for readers, texts of several words, out of a function."""
 
-    def visit_Constant(self, node: ast.Constant) -> ast.Constant:  # noqa: N802
+    def visit_Constant(self, node: ast.Constant) -> ast.Constant:
         """Make all such texts one."""
         return ast.Constant("") if isinstance(node.value, str) and " " in node.value else node
 
@@ -45,7 +46,7 @@ class Wording(ast.NodeTransformer):
 class Strictness(ast.NodeTransformer):
     """Takes `strict` out of calls: what is zipped is of equal lengths by its making."""
 
-    def visit_Call(self, node: ast.Call) -> ast.AST:  # noqa: N802
+    def visit_Call(self, node: ast.Call) -> ast.AST:
         """Leave the argument out."""
         node.keywords = [word for word in node.keywords if word.arg != "strict"]
         return self.generic_visit(node)
@@ -128,11 +129,9 @@ def score(mutants: Sequence[Mutant]) -> float:
 def table(by_module: dict[str, list[Mutant]]) -> str:
     """Return the table of counts, a row per module."""
     rows = [("module", "mutants", KILLED, EXPLAINED, SURVIVED, "score")]
-    for module, mutants in (*by_module.items(), ("all", [*sum(by_module.values(), [])])):
+    for module, mutants in (*by_module.items(), ("all", [*chain(*by_module.values())])):
         counts = [sum(one.verdict == kind for one in mutants) for kind in rows[0][2:5]]
-        rows.append(
-            (module, str(len(mutants)), *map(str, counts), f"{100 * score(mutants):.1f} %")
-        )
+        rows.append((module, str(len(mutants)), *map(str, counts), f"{100 * score(mutants):.1f} %"))
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     return "\n".join(
         "  ".join(
