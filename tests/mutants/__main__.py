@@ -64,7 +64,7 @@ def settings(module: str) -> str:
             f"source_paths = {json.dumps(SOURCES)}",
             f"only_mutate = {json.dumps([module])}",
             f"pytest_add_cli_args_test_selection = {json.dumps(MODULES[module])}",
-            'pytest_add_cli_args = ["-p", "no:cacheprovider"]',
+            'pytest_add_cli_args = ["-p", "no:cacheprovider", "-p", "tests.mutants.fastest"]',
             "track_dependencies = false",
             "use_git_change_detection = false\n",
         ]
