@@ -74,10 +74,10 @@ def functions(generated: str) -> dict[str, dict[str, ast.FunctionDef]]:
 
 def changed(module: str, function: str, was: ast.AST, becomes: ast.AST) -> Change:
     """Return the lines in which two functions differ."""
-    lines = [ast.unparse(one).splitlines() for one in (was, becomes)]
-    told = list(difflib.ndiff(*lines))
-    both = (" / ".join(line[2:].strip() for line in told if line[0] == sign) for sign in "-+")
-    return Change(module, function, *both)
+    before, after = (ast.unparse(one).splitlines() for one in (was, becomes))
+    told = list(difflib.ndiff(before, after))
+    one, other = (" / ".join(line[2:].strip() for line in told if line[0] == sign) for sign in "-+")
+    return Change(module, function, one, other)
 
 
 def rule(was: ast.AST, becomes: ast.AST) -> str:
@@ -128,7 +128,7 @@ def score(mutants: Sequence[Mutant]) -> float:
 
 def table(by_module: dict[str, list[Mutant]]) -> str:
     """Return the table of counts, a row per module."""
-    rows = [("module", "mutants", KILLED, EXPLAINED, SURVIVED, "score")]
+    rows: list[tuple[str, ...]] = [("module", "mutants", KILLED, EXPLAINED, SURVIVED, "score")]
     for module, mutants in (*by_module.items(), ("all", [*chain(*by_module.values())])):
         counts = [sum(one.verdict == kind for one in mutants) for kind in rows[0][2:5]]
         rows.append((module, str(len(mutants)), *map(str, counts), f"{100 * score(mutants):.1f} %"))

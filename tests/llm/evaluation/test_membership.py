@@ -250,7 +250,8 @@ def test_a_text_without_a_finite_score_is_named_by_its_place_and_the_model(
     encoded = whole(language.tokenizer, TEXTS)
     (only, *_) = set(encoded[2].tokens[:-1]) - {*encoded[0].tokens, *encoded[1].tokens}
     with torch.no_grad():
-        model.get_input_embeddings().weight[only] = math.nan
+        table: Any = model.get_input_embeddings().weight
+        table[only] = math.nan
     broken = LanguageModel(model, language.tokenizer, PLAIN, "a broken one")
     for asked in ({}, {"standardised": True}):
         with pytest.raises(NotFinite, match="for example 2 under a broken one") as caught:
@@ -380,7 +381,7 @@ def test_intervals_are_those_of_resamples_drawn_one_by_one(level: float):
 def test_unless_asked_otherwise_a_thousand_resamples_of_seed_0_give_95_percent():
     rng = np.random.default_rng(6)
     own, base = (Membership(rng.normal(size=90), rng.normal(size=70)) for _ in range(2))
-    asked = {"resamples": 1000, "seed": 0, "level": 0.95}
+    asked: dict[str, Any] = {"resamples": 1000, "seed": 0, "level": 0.95}
     assert auc_interval(own) == auc_interval(own, **asked)
     assert leakage(own, base) == leakage(own, base, **asked)
     for other in ({"resamples": 1001}, {"seed": 1}, {"level": 0.9}):
