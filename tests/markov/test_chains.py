@@ -609,6 +609,10 @@ TOLD: dict[str, tuple[Callable[[], object], tuple[str, Any, str]]] = {
         lambda: TWO.log_prob(GOOD, torch.tensor([3, 2])),
         ("length", (torch.int64, (2,)), "a tensor of torch.int64 and of shape (1,)"),
     ),
+    "lengths of a batch of batches": (
+        lambda: TWO.log_prob(GOOD.expand(4, 2, 3), torch.tensor([3, 2])),
+        ("length", (torch.int64, (2,)), "a tensor of torch.int64 and of shape (4, 2)"),
+    ),
     "more tokens than there are": (
         lambda: TWO.log_prob(GOOD, torch.tensor([4])),
         ("length", [4], "1 to the 3 tokens given"),
@@ -626,6 +630,81 @@ def test_what_is_refused_is_told_with_what_is_allowed(case: str):
     with pytest.raises(InvalidInput) as caught:
         call()
     assert (caught.value.field, caught.value.value, caught.value.allowed) == told
+
+
+def slow_draw(law: Tensor, uniform: float) -> int:
+    """The state at which the distribution function first exceeds a uniform number."""
+    total = 0.0
+    for state, share in enumerate(law.tolist()):
+        total += share
+        if uniform < total:
+            return state
+    return int(law.nonzero()[-1])
+
+
+def slow_walk(chain: MarkovChain, uniforms: list[float]) -> list[int]:
+    states = [slow_draw(chain.initial, uniforms[0])]
+    for uniform in uniforms[1:]:
+        states.append(slow_draw(chain.transition[states[-1]], uniform))
+    return states
+
+
+def test_a_sample_inverts_the_distribution_function_at_the_generators_numbers():
+    mixture, count = two_lengths(6), 30
+    chain = mixture.chains[0]
+    uniforms = torch.rand((count, 5), generator=seeded(1), dtype=torch.float64).tolist()
+    assert chain.sample(count, 5, seeded(1)).tolist() == [slow_walk(chain, row) for row in uniforms]
+    # One number chooses the component, each of the others a state.
+    mixed = mixture.sample(count, seeded(1))
+    for row, tokens, length, component in zip(uniforms, *mixed, strict=True):
+        assert component == slow_draw(torch.tensor(mixture.weights), row[0])
+        assert length == mixture.lengths[component]
+        walk = slow_walk(mixture.chains[component], row[1 : 1 + length])
+        assert tokens.tolist() == walk + [0] * (4 - len(walk))
+
+
+def test_a_mixture_of_one_is_its_chain():
+    alone, tokens = Mixture(weights=(1.0,), chains=(ONE,), lengths=(3,)), GOOD
+    close = torch.testing.assert_close
+    close(alone.log_prob(tokens, torch.tensor([3])), ONE.log_prob(tokens))
+    uniforms = torch.rand((9, 4), generator=seeded(0), dtype=torch.float64)
+    assert torch.equal(alone.sample(9, seeded(0)).tokens, ONE._walk(uniforms[:, 1:]))
+    assert ONE.log_prob(torch.tensor([1])).item() == pytest.approx(-math.log(3))  # a single state
+    assert ONE.conditional_log_prob(torch.tensor([1])).item() == 0
+
+
+def test_beliefs_have_the_axes_of_the_tokens():
+    mixture, tokens = two_lengths(5), all_sequences(3, 4)[:24]
+    for method, last in ((mixture.posterior, 3), (mixture.predictive, 3)):
+        whole = method(tokens)
+        assert whole.shape == (24, 4, last)
+        for shape in ((2, 12), (2, 3, 4)):
+            found = method(tokens.view(*shape, 4))
+            torch.testing.assert_close(found, whole.view(*shape, 4, last), equal_nan=True)
+        torch.testing.assert_close(method(tokens[5]), whole[5], equal_nan=True)
+
+
+def test_everything_lies_where_the_chain_lies_whatever_device_is_the_default():
+    mixture, tokens = two_lengths(5), all_sequences(3, 4)
+    length = torch.full((len(tokens),), 4)
+    with torch.device("meta"):
+        found = [
+            *mixture.sample(5, seeded(0)),
+            mixture.log_prob(tokens, length),
+            mixture.posterior(tokens),
+            mixture.predictive(tokens),
+            mixture.chains[0].sample(5, 3, seeded(0)),
+            mixture.chains[0].stationary(),
+            mixture.chains[0].expected_row_entropy(3),
+        ]
+    assert {one.device.type for one in found} == {"cpu"}
+
+
+def test_sums_of_a_narrow_model_are_taken_in_double_precision():
+    thirds = rows.bfloat16()
+    assert thirds[0].sum() == 1  # rounded; their values add up to 1.002
+    with pytest.raises(InvalidInput, match="model"):
+        ONE.expected_row_kl(thirds, 3)
 
 
 def test_what_lies_at_the_bounds_is_taken():

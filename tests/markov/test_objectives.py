@@ -608,7 +608,8 @@ def test_what_cannot_be_scored_is_told_with_what_can(case: str) -> None:
 
 
 def test_a_reference_that_does_not_fit_is_told_with_the_shape_that_does() -> None:
-    for ref in (torch.zeros(3), "none"):
+    wrong: tuple[Any, ...] = (torch.zeros(3), "none")
+    for ref in wrong:
         found = refusal(lambda ref=ref: SequenceLogProbs.from_logits(*batch(), ref=ref))
         assert found[0] == "ref" and found[1] is ref
         assert found[2] == "a number, or a tensor that fits (4,)"
@@ -693,7 +694,7 @@ def test_what_is_no_member_of_the_family_is_told_with_what_is() -> None:
         3,
         "an Objective, such as npo(0.1)",
     )
-    for value in (torch.tensor(True), np.array(False), "0.1", None):
+    for value in (torch.tensor(True), np.array(False), sympy.Symbol("beta"), "0.1", None):
         field, told, allowed = refusal(lambda value=value: validate(Objective(cast(Any, value))))
         assert field == "beta" and told is value and allowed == "a finite number >= 0"
     ends = {

@@ -510,6 +510,11 @@ def test_of_very_many_examples_the_test_is_that_of_kolmogorovs_limit() -> None:
     assert (apart.p_value, apart.statistic, apart.method) == (0, 1, "asymp")
     assert apart.log10_p == pytest.approx((math.log(2) - 2 * effective) / math.log(10))
     assert apart.variant == "geometric"
+    # D = 1 - 5000 / 49999: of the second sample so many lie within the first.
+    most = ranks_test(own, other + 45_000)
+    assert most.p_value == 0 and most.statistic == pytest.approx(0.9, abs=1e-4)
+    exponent = -2 * effective * most.statistic**2
+    assert most.log10_p == pytest.approx((math.log(2) + exponent) / math.log(10), rel=1e-9)
 
 
 def test_of_unequal_counts_a_p_too_small_for_floats_is_that_of_the_limit() -> None:
@@ -529,6 +534,36 @@ def test_intervals_of_means_are_as_wide_as_their_standard_errors_say() -> None:
         assert row["high"] == pytest.approx(values.mean() + 1.96 * error, abs=0.25 * error)
     pd.testing.assert_frame_equal(measures(logs), measures(logs))
     assert not measures(logs, seed=1).equals(measures(logs))
+
+
+def test_a_variant_is_that_of_every_measure_that_has_one() -> None:
+    logs = all_logs()
+    found = [
+        example_values(logs.of(task), task, kind, "arithmetic").mean()
+        for task in UTILITY_TASKS
+        for kind in MEASURES
+    ]
+    utility = model_utility(logs, "arithmetic")
+    assert utility == pytest.approx(9 / sum(1 / value for value in found))
+    assert utility != pytest.approx(model_utility(logs))
+    own = forget_quality(logs.of("forget"), random_log(9), variant="arithmetic")
+    assert own.variant == "arithmetic"
+    ratios = (truth_ratio(log, "arithmetic") for log in (logs.of("forget"), random_log(9)))
+    assert own.statistic == pytest.approx(stats.ks_2samp(*ratios).statistic)
+
+
+def test_a_measure_that_a_log_does_not_allow_hides_no_other() -> None:
+    log = random_log(1)
+    for task in ("forget", "retain"):
+        for change, allowed in (
+            ({"rouge": {}}, ["probability", "truth_ratio"]),
+            ({"perturbed": None}, ["probability", "rouge"]),
+            ({"rouge": {}, "perturbed": None}, ["probability"]),
+        ):
+            found = measures(TofuLogs(**{task: log._replace(**change)}))
+            assert found["measure"].tolist() == allowed and set(found["task"]) == {task}
+    facts = measures(TofuLogs(world_facts=log._replace(perturbed=None)))
+    assert facts["measure"].tolist() == ["rouge"]
 
 
 def test_measures_are_those_that_the_logs_allow() -> None:
