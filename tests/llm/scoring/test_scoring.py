@@ -742,7 +742,8 @@ def test_what_is_no_causal_language_model_is_told_by_its_class(
 
 @pytest.mark.parametrize("vocab", [3, 4, 7, VOCAB])
 def test_a_model_is_tried_on_rows_that_tell_what_it_looks_at(vocab: int) -> None:
-    config = transformers.LlamaConfig(**GROUPED | {"vocab_size": vocab})
+    sizes: dict[str, Any] = {**GROUPED, "vocab_size": vocab}
+    config = transformers.LlamaConfig(**sizes)
     model, calls = transformers.LlamaForCausalLM(config), []
     model.register_forward_pre_hook(
         lambda _, args, more: calls.append((args[0], more)), with_kwargs=True
@@ -773,13 +774,14 @@ def test_what_has_no_place_in_a_model_is_told_with_what_has() -> None:
 
 
 def test_everything_lies_where_the_model_lies_whatever_device_is_the_default() -> None:
-    model, batch, sizes = MODELS["gpt2"], Batch.pad(EXAMPLES), (EVERYTHING, SOME)
-    want = score_encoded(model, EXAMPLES).logp
-    with torch.device("meta"):
-        check_model(model)
-        found = [response_logprobs(model, batch, want, elements=size).logp for size in sizes]
+    model, batch = MODELS["gpt2"], Batch.pad(EXAMPLES)
+    with torch.no_grad():
+        want = token_logprobs(model, batch)
+        with torch.device("meta"):
+            check_model(model)
+            found = [token_logprobs(model, batch, elements=size) for size in (EVERYTHING, SOME)]
     for one in found:
-        check_logp(one.detach(), want)
+        check_logp(one, want)
 
 
 def test_nothing_is_printed_where_nobody_looks(capfd: pytest.CaptureFixture[str]) -> None:
@@ -814,7 +816,8 @@ def test_texts_are_scored_as_they_are_asked_to_be(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(progress, "tqdm", lambda **options: bars.append(Bar(**options)) or bars[-1])
     monkeypatch.setattr(progress, "terminal", lambda stream: True)
     tokenizer = by_bytes(words=True)
-    config = transformers.LlamaConfig(**{**GROUPED, "vocab_size": 600})
+    sizes: dict[str, Any] = {**GROUPED, "vocab_size": 600}
+    config = transformers.LlamaConfig(**sizes)
     model, examples = transformers.LlamaForCausalLM(config), [Pair("Q?", "No."), Pair("Q?", "Yes")]
     with watching(model) as (_, calls):
         plain = score(model, tokenizer, examples)
