@@ -21,14 +21,14 @@ ELSEWHERE ?= MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=
 WORDS := architecture authors backends book book_pages by_author chat_templates cheat_sheet checkpoints cli closure corpora counted damage defaults diverged \
 	encoding estimating facades figures findings_language findings_questions folders gguf_files gpu hammer help hub imports interactive interactive_llm jobs kills knowing ledger lessons lessons_language \
 	lessons_prose llm_attack_figures llm_cli llm_models llm_processes llm_run_figures llm_sweep_figures llm_tuned merging \
-	muse_data muse_figure news notebooks own_files packaging parts plan progress ranks readme records restarts schemas score storage study_figure studying sweep \
+	muse_data muse_figure mutants news notebooks own_files packaging parts plan progress ranks readme records restarts schemas score storage study_figure studying sweep \
 	waist whole_numbers
 
 # pyright would otherwise ask the registry for a newer release of itself at every run.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help figures figures-all real gpu gpu-markov gpu-real test test-elsewhere check format lab notebooks book cheat-sheet browser gallery claims gate hammer benchmark speed constraints clean
+.PHONY: help figures figures-all real gpu gpu-markov gpu-real test test-elsewhere check format lab notebooks book cheat-sheet browser gallery claims gate hammer mutants benchmark speed constraints clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
@@ -96,6 +96,9 @@ test-elsewhere: $(VENV)/.llm $(VENV)/.notebooks  ## those that compute, in the a
 hammer: $(VENV)/.llm  ## give every program what nobody should, kill it, fill its disk, and count how it ends: 2,000 cases, under 20 minutes; ARGS="--seed 3"
 	$(RUN) tests.hammer $(ARGS)
 
+mutants: $(VENV)/.llm $(VENV)/.mutants  ## change the law, chains, measures and scoring in 3,200 small ways and count what no test notices: half an hour
+	$(RUN) tests.mutants $(ARGS)
+
 check: $(VENV)/.llm $(VENV)/.notebooks $(VENV)/.browser  ## lint, formatting, types, safety and pins, changing nothing
 	$(RUN) ruff check
 	$(RUN) ruff format --check
@@ -118,7 +121,7 @@ constraints:  ## pin the newest versions that go together; the torch pin stays
 	$(PYTHON) -m venv build/constraints
 	grep -i '^torch==' constraints.txt > build/constraints/torch.txt
 	build/constraints/bin/python -m pip install -qq --disable-pip-version-check \
-		-U -c build/constraints/torch.txt setuptools -e '.[llm,notebooks,browser,cluster,dev]'
+		-U -c build/constraints/torch.txt setuptools -e '.[llm,notebooks,browser,cluster,dev,mutants]'
 	build/constraints/bin/python -m pip list --disable-pip-version-check --format=freeze \
 		| grep -viE '^(simnpo|pip==|nvidia|cuda|triton)' | sed 's/+.*//' | tr 'A-Z_' 'a-z-' | LC_ALL=C sort \
 		> build/constraints/pins.txt
@@ -160,4 +163,8 @@ $(VENV)/.notebooks: $(VENV)/.installed
 
 $(VENV)/.browser: $(VENV)/.installed
 	@$(INSTALL) -e '.[browser]'
+	@touch $@
+
+$(VENV)/.mutants: $(VENV)/.installed
+	@$(INSTALL) -e '.[mutants]'
 	@touch $@

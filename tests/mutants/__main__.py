@@ -36,7 +36,6 @@ MODULES = {
     "llm/scoring/logprobs.py": (
         "tests/llm/scoring/test_scoring.py",
         "tests/llm/scoring/test_kinds_of_models.py",
-        "tests/llm/scoring/test_shared.py",
     ),
 }
 # One seed of examples and few of them, and one thread for each process.

@@ -548,8 +548,8 @@ def test_a_variant_is_that_of_every_measure_that_has_one() -> None:
     assert utility != pytest.approx(model_utility(logs))
     own = forget_quality(logs.of("forget"), random_log(9), variant="arithmetic")
     assert own.variant == "arithmetic"
-    ratios = (truth_ratio(log, "arithmetic") for log in (logs.of("forget"), random_log(9)))
-    assert own.statistic == pytest.approx(stats.ks_2samp(*ratios).statistic)
+    one, other = (truth_ratio(log, "arithmetic") for log in (logs.of("forget"), random_log(9)))
+    assert own.statistic == pytest.approx(stats.ks_2samp(one, other).statistic)
 
 
 def test_a_measure_that_a_log_does_not_allow_hides_no_other() -> None:

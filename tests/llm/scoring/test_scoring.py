@@ -33,6 +33,7 @@ from llm.scoring.logprobs import (
     scored_logits,
     token_logprobs,
 )
+from llm.scoring.shared import kept_of
 from llm.scoring.templates import PLAIN
 from markov.console import progress
 from markov.errors import InvalidInput
@@ -475,6 +476,55 @@ def test_a_model_that_does_something_unknown_behind_its_head_does_it_itself(elem
 # --- modes, dtypes, adapters, wrappers ---
 
 
+class Nearly(transformers.LlamaForCausalLM):
+    """Does to its logits what shows in none but the last digits."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        found: Any = super().forward(*args, **kwargs)
+        found.logits = found.logits * (1 + 1e-9)
+        return found
+
+
+def test_what_a_model_does_behind_its_head_is_seen_to_the_last_digits() -> None:
+    model = roughen(Nearly(transformers.LlamaConfig(**GROUPED))).eval().double()
+    with torch.no_grad():
+        want = token_logprobs(model, Batch.pad(EXAMPLES))
+        found = token_logprobs(model, Batch.pad(EXAMPLES), elements=SOME)
+    torch.testing.assert_close(found, want, rtol=1e-12, atol=1e-12)
+
+
+class Tupled(transformers.LlamaForCausalLM):
+    """Answers without names unless it is asked for them, as older models do."""
+
+    def forward(self, *args: Any, return_dict: bool | None = None, **kwargs: Any) -> Any:
+        found: Any = super().forward(*args, **kwargs)
+        return found if return_dict else (found.logits,)
+
+
+def test_a_model_that_answers_in_tuples_is_asked_for_names() -> None:
+    model = roughen(Tupled(transformers.LlamaConfig(**GROUPED))).eval()
+    want = score_encoded(MODELS["llama"], EXAMPLES).logp
+    check_logp(score_encoded(model, EXAMPLES).logp, want)
+
+
+@pytest.mark.parametrize("elements", [EVERYTHING, SOME, ONE])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
+def test_what_goes_on_from_a_prompt_that_was_kept_scores_as_the_whole(
+    name: str, elements: int
+) -> None:
+    model = MODELS[name]
+    # Prompts of different lengths, the first of them of two texts.
+    texts = [(0, EXAMPLES[0].tokens), (1, EXAMPLES[3].tokens), (0, EXAMPLES[1].tokens[6:])]
+    prompts = [list(EXAMPLES[4].tokens + EXAMPLES[2].tokens[:3]), list(EXAMPLES[5].tokens[:9])]
+    whole = [Encoded((*prompts[row], *rest), len(prompts[row]) + 1) for row, rest in texts]
+    with torch.no_grad():
+        kept = kept_of(model, prompts, [row for row, _ in texts])
+        rest = Batch.pad([Encoded(tokens, 1) for _, tokens in texts])
+        found = response_logprobs(model, rest, elements=elements, before=kept)
+    check_logp(found.logp, own_logp(model, whole))
+    assert found.ref.tolist() == [0.0] * 3
+
+
 @pytest.mark.parametrize("elements", [EVERYTHING, SOME])
 def test_dropout_is_off_and_every_module_is_in_its_own_mode_afterwards(elements: int) -> None:
     model = transformers.GPT2LMHeadModel(
@@ -692,9 +742,8 @@ def test_causal_models_of_every_kind_pass(name: str) -> None:
 @pytest.mark.parametrize("kind", [Headless, Flattening])
 def test_a_model_whose_head_cannot_be_told_what_to_see_is_refused(kind: type[Any]) -> None:
     model = kind(transformers.LlamaConfig(**GROUPED))
-    with pytest.raises(InvalidInput, match="head") as caught:
-        score_encoded(model, EXAMPLES)
-    assert caught.value.field == "model"
+    told = ("model", kind.__name__, f"{CAUSAL} whose head sees all hidden states once")
+    assert refusal(lambda: score_encoded(model, EXAMPLES)) == told
 
 
 @pytest.mark.parametrize(
