@@ -183,9 +183,10 @@ def test_a_score_is_standardised_by_the_law_before_its_token():
     squares = [0.5 * math.log(2) ** 2 + 0.5 * math.log(4) ** 2]
     squares += [sum(p * math.log(p) ** 2 for p in laws[1])]
     want = (came.numpy() - means) / np.sqrt(squares - means**2)
-    found = _standardised(logits, came)
-    assert found.dtype == torch.float64  # that of what is standardised
-    np.testing.assert_allclose(found, want, rtol=1e-5)
+    np.testing.assert_allclose(_standardised(logits, came), want, rtol=1e-5)
+    # In the dtype of what is standardised, to its last digits.
+    wide = _standardised(logits[1:].double(), came[1:])
+    torch.testing.assert_close(_standardised(logits[1:], came[1:]), wide, rtol=1e-12, atol=0)
 
 
 def test_a_law_that_is_nearly_certain_has_a_smallest_deviation():
@@ -222,8 +223,12 @@ def test_texts_are_read_in_batches_of_the_budget_and_without_dropout(
         assert rows == [3, *counts]  # the first is the trial of whether the model is causal
     assert not any(training) and model.training
     text_scores(own, TEXTS, lowered=True, progress=False)
+    rows.clear()
+    text_scores(own, TEXTS, lowered=True, standardised=True)
+    assert rows == [3, 3, 3, 3, 3]  # a second pass is for the scores that need one
     tokens = sum(len(one.tokens) for one in whole(language.tokenizer, TEXTS))
-    assert [bar.disable for bar in bars] == [False, False, True, True]
+    assert [bar.disable for bar in bars] == [False] * 2 + [True] * 2 + [False] * 2
+    assert {bar.label for bar in bars} == {"score"}
     assert bars[0].total == bars[0].count == tokens
 
 
@@ -232,6 +237,7 @@ class Bar:
 
     def __init__(self, **told: Any) -> None:
         self.total, self.disable, self.count = told["total"], told["disable"], 0
+        self.label = told["desc"]
 
     def update(self, count: int) -> None:
         self.count += count
