@@ -130,9 +130,13 @@ def test_too_few_kills_end_in_a_fault(
 ) -> None:
     change = Change("a.py", "f", "x", "y")
     mutants = [Mutant(change, KILLED)] * killed + [Mutant(change, SURVIVED)] * (10 - killed)
-    monkeypatch.setattr(program, "run", lambda module, place, jobs: (module, {}))
+    tried = []
+    monkeypatch.setattr(program, "run", lambda module, *_: tried.append(module))
+    monkeypatch.setattr(program, "outcome", lambda *_: ("", {}))
     monkeypatch.setattr(program, "judge", lambda *_: mutants)
-    assert main(Arguments(only=("a.py",))) == code
+    assert main(Arguments(only=("a.py",), again=True)) == code and tried == []
+    capsys.readouterr()
+    assert main(Arguments(only=("a.py",))) == code and tried == ["a.py"]
     out = capsys.readouterr().out
     assert ENOUGH == 0.9 and f"{killed}0.0 %" in out and out.count("- x") == 10 - killed
 
@@ -142,8 +146,11 @@ def test_a_run_that_ends_early_is_told_with_its_last_words(
 ) -> None:
     monkeypatch.setattr(program, "MUTMUT", ("sh", "-c", "echo no tests at all"))
     monkeypatch.setattr(program, "SOURCES", ("markov",))
-    with pytest.raises(RuntimeError, match=r"(?s)all mutants of markov/chains.py.*no tests at all"):
-        program.run("markov/chains.py", tmp_path, 1)
+    with pytest.raises(RuntimeError, match=r"all mutants of markov/chains.py: .* ends in\nnothing"):
+        program.outcome("markov/chains.py", tmp_path)
+    program.run("markov/chains.py", tmp_path, 1)
+    with pytest.raises(RuntimeError, match="ends in\nno tests at all"):
+        program.outcome("markov/chains.py", tmp_path)
     copied = tmp_path / "markov-chains"
     assert (copied / "markov" / "chains.py").is_file() and (copied / "tests").is_dir()
     assert settings("markov/chains.py") in (copied / "pyproject.toml").read_text("utf-8")

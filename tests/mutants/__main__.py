@@ -52,6 +52,8 @@ class Arguments:
     """Modules, such as markov/chains.py. Default: all."""
     jobs: int = os.cpu_count() or 1
     """Processes that try mutants at a time."""
+    again: bool = False
+    """Judge what the last run found, by the reasons of now, without trying anything."""
     place: Path = ROOT / "build" / "mutants"
     """Folder for copies of the sources, their mutants, and what mutmut says."""
 
@@ -71,27 +73,32 @@ def settings(module: str) -> str:
     )
 
 
-def run(module: str, place: Path, jobs: int) -> tuple[str, dict[str, int | None]]:
-    """Let mutmut try all mutants of a module in a copy of the sources.
+def folder(module: str, place: Path) -> Path:
+    """The folder for the sources with a module's mutants."""
+    return place / module.removesuffix(".py").replace("/", "-")
 
-    Returns the module with its mutants, and the exit code of the tests of each.
-    """
-    own = place / module.removesuffix(".py").replace("/", "-")
+
+def run(module: str, place: Path, jobs: int) -> None:
+    """Let mutmut try all mutants of a module in a copy of the sources."""
+    own = folder(module, place)
     shutil.rmtree(own, ignore_errors=True)
-    for folder in (*SOURCES, "tests"):
-        shutil.copytree(ROOT / folder, own / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in (*SOURCES, "tests"):
+        shutil.copytree(ROOT / name, own / name, ignore=shutil.ignore_patterns("__pycache__"))
     project = (ROOT / "pyproject.toml").read_text("utf-8")
     (own / "pyproject.toml").write_text(project + settings(module), "utf-8")
-    log = own / "log"
-    with log.open("wb") as file:
+    with (own / "log").open("wb") as log:
         command = [*MUTMUT, "--max-children", str(jobs)]
-        subprocess.run(
-            command, cwd=own, env=os.environ | SURROUNDINGS, stdout=file, stderr=file, check=False
-        )
-    meta = own / "mutants" / f"{module}.meta"
+        surroundings = os.environ | SURROUNDINGS
+        subprocess.run(command, cwd=own, env=surroundings, stdout=log, stderr=log, check=False)
+
+
+def outcome(module: str, place: Path) -> tuple[str, dict[str, int | None]]:
+    """Return a module with its mutants as mutmut has written it, and the exit code of each."""
+    own = folder(module, place)
+    meta, log = own / "mutants" / f"{module}.meta", own / "log"
     codes = json.loads(meta.read_text("utf-8"))["exit_code_by_key"] if meta.is_file() else {}
     if not codes or None in codes.values():
-        end = log.read_text("utf-8", "replace")[-2000:]
+        end = log.read_text("utf-8", "replace")[-2000:] if log.is_file() else "nothing"
         raise RuntimeError(f"mutmut did not try all mutants of {module}: {log} ends in\n{end}")
     return (own / "mutants" / module).read_text("utf-8"), codes
 
@@ -101,8 +108,11 @@ def main(asked: Arguments) -> int:
     reasons, found = read_reasons(REASONS), dict[str, list[Mutant]]()
     for module in asked.only or MODULES:
         began = time.monotonic()
-        found[module] = judge(module, *run(module, asked.place, asked.jobs), reasons)
-        print(f"{module}: {len(found[module])} mutants, {time.monotonic() - began:.0f} s")
+        if not asked.again:
+            run(module, asked.place, asked.jobs)
+        found[module] = judge(module, *outcome(module, asked.place), reasons)
+        taken = time.monotonic() - began
+        print(f"{module}: {len(found[module])} mutants, {taken:.0f} s", flush=True)
     for mutants in found.values():
         if text := told(mutants):
             print(text)
