@@ -76,7 +76,7 @@ def changed(module: str, function: str, was: ast.AST, becomes: ast.AST) -> Chang
     """Return the lines in which two functions differ."""
     before, after = (ast.unparse(one).splitlines() for one in (was, becomes))
     told = list(difflib.ndiff(before, after))
-    one, other = (" / ".join(line[2:].strip() for line in told if line[0] == sign) for sign in "-+")
+    one, other = ("\n".join(line[2:].strip() for line in told if line[0] == sign) for sign in "-+")
     return Change(module, function, one, other)
 
 
