@@ -23,15 +23,15 @@ ELSEWHERE ?= MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=
 WORDS := architecture arguments audit authors backends book book_pages by_author chat_templates cheat_sheet checkpoints checks cli closure corpora counted damage defaults \
 	discarded diverged encoding ending estimating facades figures findings_language findings_questions folders gguf_files gpu hammer help hub imports inputs interactive \
 	interactive_llm jobs kills knowing ledger lessons lessons_language lessons_prose llm_after_adam llm_attack_figures llm_cli llm_divergence llm_models llm_processes \
-	llm_run_figures llm_sweep_figures llm_tuned memory merging muse_data muse_figure news notebooks odd_folders oldest own_files packaging parts plan progress published \
-	push_and_need ranks readme records reference_or_length restarts schemas score sources storage study_figure studying sweep trained_here truth_ratios turns waist \
-	whole_numbers
+	llm_run_figures llm_sweep_figures llm_tuned memory merging muse_data muse_figure mutants news notebooks odd_folders oldest own_files packaging parts plan progress \
+	published push_and_need ranks readme records reference_or_length restarts schemas score sources storage study_figure studying sweep trained_here truth_ratios turns \
+	waist whole_numbers
 
 # pyright would otherwise ask the registry for a newer release of itself at every run.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help figures figures-all real gpu gpu-markov gpu-real test test-elsewhere check format lab notebooks book cheat-sheet browser gallery claims gate hammer oldest benchmark speed constraints clean
+.PHONY: help figures figures-all real gpu gpu-markov gpu-real test test-elsewhere check format lab notebooks book cheat-sheet browser gallery claims gate hammer mutants oldest benchmark speed constraints clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
@@ -106,6 +106,9 @@ oldest: $(OLDEST)/.installed  ## test with the oldest packages that are allowed,
 	HYPOTHESIS_PROFILE=few $(OLDEST)/bin/python -m pytest -q -n $(JOBS) --maxprocesses 8 --dist worksteal --benchmark-disable -m 'not slow' \
 		$(foreach kind,Deprecation PendingDeprecation Future,-W ignore::$(kind)Warning) $(CUT) $(ARGS)
 
+mutants: $(VENV)/.llm $(VENV)/.mutants  ## change the law, chains, measures and scoring in 3,200 small ways and count what no test notices: half an hour
+	$(RUN) tests.mutants $(ARGS)
+
 check: $(VENV)/.llm $(VENV)/.notebooks $(VENV)/.browser  ## lint, formatting, types, safety and pins, changing nothing
 	$(RUN) ruff check
 	$(RUN) ruff format --check
@@ -129,7 +132,7 @@ constraints:  ## pin the newest versions that go together; the torch pin stays
 	$(PYTHON) -m venv build/constraints
 	grep -i '^torch==' constraints.txt > build/constraints/torch.txt
 	build/constraints/bin/python -m pip install -qq --disable-pip-version-check \
-		-U -c build/constraints/torch.txt setuptools -e '.[llm,notebooks,browser,cluster,dev]'
+		-U -c build/constraints/torch.txt setuptools -e '.[llm,notebooks,browser,cluster,dev,mutants]'
 	build/constraints/bin/python -m pip list --disable-pip-version-check --format=freeze > build/constraints/list.txt
 	grep -viE '^(simnpo|pip==|nvidia|cuda|triton)' build/constraints/list.txt \
 		| sed 's/+.*//' | tr 'A-Z_' 'a-z-' | LC_ALL=C sort > build/constraints/pins.txt
@@ -184,4 +187,8 @@ $(VENV)/.notebooks: $(VENV)/.installed
 
 $(VENV)/.browser: $(VENV)/.installed
 	@$(INSTALL) -e '.[browser]'
+	@touch $@
+
+$(VENV)/.mutants: $(VENV)/.installed
+	@$(INSTALL) -e '.[mutants]'
 	@touch $@

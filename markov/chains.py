@@ -252,6 +252,7 @@ class Mixture:
         has no next state and is left out. It is undefined (nan) where no component is left: at the
         last position of the longest, or after a prefix that is impossible under all that remain.
         """
+        _require_tokens(tokens, self.chains[0].states)
         following = torch.arange(1, tokens.shape[-1] + 1, device=tokens.device)
         ended = following[:, None] >= following.new_tensor(self.lengths)
         return self._joint(tokens).masked_fill(ended, -torch.inf).softmax(-1)

@@ -331,7 +331,7 @@ def method_name(objective: Objective) -> str:
     """
     require(isinstance(objective, Objective), "objective", objective, "an Objective")
     for name, value in zip(objective._fields, objective, strict=True):
-        require(np.size(value) == 1, name, value, "one number, not a stack")
+        require(math.prod(np.shape(value)) == 1, name, value, "one number, not a stack")
     if objective.beta == 0:
         return "length_weighted_gradient_ascent" if objective.normalize == 1 else "gradient_ascent"
     names = {corner: name for name, corner in CORNERS.items()}

@@ -45,6 +45,7 @@ TARGETS = [
     "hammer",
     "help",
     "lab",
+    "mutants",
     "notebooks",
     "oldest",
     "real",
@@ -103,9 +104,8 @@ def test_the_pins_satisfy_the_declared_lower_bounds():
 
 def test_the_installed_distribution_is_described_as_declared():
     assert (PROJECT["name"], PROJECT["requires-python"]) == ("simnpo-lab", ">=3.11")
-    assert {"llm", "notebooks", "browser", "cluster", "dev"} == PROJECT[
-        "optional-dependencies"
-    ].keys()
+    extras = {"llm", "notebooks", "browser", "cluster", "dev", "mutants"}
+    assert extras == PROJECT["optional-dependencies"].keys()
     assert re.fullmatch(r"\d+\.\d+\.\d+", markov.__version__)
     assert "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text()
 

@@ -186,6 +186,16 @@ def test_a_loss_that_can_be_held_is_found(dtype: torch.dtype):
             torch.testing.assert_close(found.double(), exact, rtol=2e-2, atol=1e-2)
 
 
+def test_a_narrow_response_may_have_one_length_and_one_reference_for_all():
+    logp = torch.tensor([-100.0, -3.0], dtype=torch.float16)
+    numbers = SequenceLogProbs(logp, 20.0, -50.0)  # pyright: ignore[reportArgumentType]
+    tensors = SequenceLogProbs(logp, *(torch.full_like(logp, one) for one in (20.0, -50.0)))
+    for objective in (npo(10.0), simnpo(2.0, 0.5), gradient_ascent()):
+        for method in ("loss", "centered_loss", "weight"):
+            found, expected = (getattr(objective, method)(seq) for seq in (numbers, tensors))
+            torch.testing.assert_close(found, expected, rtol=2e-3, atol=1e-3)
+
+
 def test_the_slope_of_such_a_loss_is_its_weight():
     numbers = torch.tensor([[-100.0, -3.0], [20.0, 4.0], [-30000.0, -2.0]], dtype=torch.float16)
     logp = numbers[0].clone().requires_grad_()

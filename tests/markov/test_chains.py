@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise, product
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from markov.chains import MarkovChain, Mixture, row_entropy, row_kl
+from markov.console import limits
 from markov.errors import InvalidInput
 
 few = settings(max_examples=15, deadline=None)
@@ -433,3 +438,298 @@ def test_bad_input_to_a_mixture_names_the_field():
         with pytest.raises(InvalidInput) as caught:
             call()
         assert caught.value.field == field
+
+
+ONE = MarkovChain(initial=fair, transition=rows)
+TWO = Mixture(weights=(0.5, 0.5), chains=(ONE, ONE), lengths=(3, 2))
+GOOD = torch.tensor([[0, 1, 2]])
+LONGEST = limits.LENGTH[1]
+SQUARE = "must be square, on at least 2 states"
+LAW = "rows must be non-negative with sum 1"
+# What is done, and the field, value and allowed values that are told.
+TOLD: dict[str, tuple[Callable[[], object], tuple[str, Any, str]]] = {
+    "single precision": (
+        lambda: replace(ONE, initial=fair.float()),
+        ("initial", torch.float32, "must be a tensor of torch.float64"),
+    ),
+    "a list of rows": (
+        lambda: replace(ONE, transition=rows.tolist()),
+        ("transition", rows.tolist(), "must be a tensor of torch.float64"),
+    ),
+    "rows of numpy": (
+        lambda: replace(ONE, transition=rows.numpy()),
+        ("transition", np.dtype("float64"), "must be a tensor of torch.float64"),
+    ),
+    "a row": (lambda: replace(ONE, transition=fair), ("transition", (3,), SQUARE)),
+    "two rows of three": (
+        lambda: replace(ONE, transition=rows[:2]),
+        ("transition", (2, 3), SQUARE),
+    ),
+    "a cube": (
+        lambda: replace(ONE, transition=rows.expand(3, 3, 3)),
+        ("transition", (3, 3, 3), SQUARE),
+    ),
+    "one state": (
+        lambda: MarkovChain(initial=rows[0, :1] * 3, transition=rows[:1, :1] * 3),
+        ("transition", (1, 1), SQUARE),
+    ),
+    "fewer states": (
+        lambda: replace(ONE, initial=fair[:2]),
+        ("initial", (2,), "must be (3,), a law on the same states"),
+    ),
+    "no sum of 1": (
+        lambda: replace(ONE, initial=fair * 1.5),
+        ("initial", "row 0 with sum 1.5 and least entry 0.5", LAW),
+    ),
+    "a negative entry": (
+        lambda: replace(ONE, transition=torch.stack([fair, fair, negative])),
+        ("transition", "row 2 with sum 1 and least entry -0.5", LAW),
+    ),
+    "two closed classes": (
+        lambda: replace(ONE, transition=torch.eye(3).double()).stationary(),
+        (
+            "transition",
+            "several closed classes",
+            "stationary() needs a single stationary law",
+        ),
+    ),
+    "a model in a list": (
+        lambda: ONE.expected_row_kl(rows.tolist(), 3),  # pyright: ignore[reportArgumentType]
+        ("model", rows.tolist(), "a tensor with one row for each state"),
+    ),
+    "a smaller model": (
+        lambda: ONE.expected_row_kl(rows[:2], 3),
+        ("model", (2, 3), "a tensor with one row for each state"),
+    ),
+    "no model's law": (
+        lambda: ONE.expected_row_kl(rows * 2, 3),
+        ("model", "row 0 with sum 2 and least entry 0.667", LAW),
+    ),
+    "no state": (
+        lambda: ONE.marginals(0),
+        ("length", 0, f"a whole number from 1 to {LONGEST}"),
+    ),
+    "too many states": (
+        lambda: ONE.marginals(LONGEST + 1),
+        ("length", LONGEST + 1, f"a whole number from 1 to {LONGEST}"),
+    ),
+    "no context": (
+        lambda: ONE.expected_row_entropy(1),
+        ("length", 1, f"a whole number from 2 to {LONGEST}"),
+    ),
+    "no sequence": (
+        lambda: ONE.sample(0, 3, seeded(0)),
+        ("count", 0, f"a whole number from 1 to {limits.COUNT[1]}"),
+    ),
+    "too many sequences": (
+        lambda: ONE.sample(limits.COUNT[1] + 1, 3, seeded(0)),
+        ("count", limits.COUNT[1] + 1, f"a whole number from 1 to {limits.COUNT[1]}"),
+    ),
+    "sequences without a state": (
+        lambda: ONE.sample(3, 0, seeded(0)),
+        ("length", 0, f"a whole number from 1 to {LONGEST + 1}"),
+    ),
+    "sequences too long": (
+        lambda: ONE.sample(3, LONGEST + 2, seeded(0)),
+        ("length", LONGEST + 2, f"a whole number from 1 to {LONGEST + 1}"),
+    ),
+    "a seed for a generator": (
+        lambda: ONE.sample(3, 3, 7),  # pyright: ignore[reportArgumentType]
+        ("generator", 7, "a torch.Generator"),
+    ),
+    "broken tokens": (
+        lambda: ONE.log_prob(GOOD.double()),
+        ("tokens", (torch.float64, (1, 3)), "a tensor of torch.int64, at least one state"),
+    ),
+    "a token alone": (
+        lambda: ONE.log_prob(torch.tensor(1)),
+        ("tokens", (torch.int64, ()), "a tensor of torch.int64, at least one state"),
+    ),
+    "no tokens": (
+        lambda: ONE.conditional_log_prob(GOOD[:, :0]),
+        ("tokens", (torch.int64, (1, 0)), "a tensor of torch.int64, at least one state"),
+    ),
+    "tokens in a list": (
+        lambda: TWO.predictive([0, 1]),  # pyright: ignore[reportArgumentType]
+        ("tokens", [0, 1], "a tensor of torch.int64, at least one state"),
+    ),
+    "tokens in an array": (
+        lambda: TWO.posterior(np.array(0)),  # pyright: ignore[reportArgumentType]
+        ("tokens", np.array(0), "a tensor of torch.int64, at least one state"),
+    ),
+    "tokens below 0": (
+        lambda: ONE.log_prob(GOOD - 1),
+        ("tokens", (-1, 1), "states from 0 to 2"),
+    ),
+    "tokens beyond the states": (
+        lambda: ONE.log_prob(GOOD + 1),
+        ("tokens", (1, 3), "states from 0 to 2"),
+    ),
+    "no chains": (
+        lambda: Mixture(weights=(), chains=(), lengths=()),
+        ("chains", (), "a tuple of at least one MarkovChain"),
+    ),
+    "chains of something else": (
+        lambda: replace(TWO, chains=(3, 4)),
+        ("chains", (3, 4), "a tuple of at least one MarkovChain"),
+    ),
+    "one weight of two": (
+        lambda: replace(TWO, weights=(1.0,)),
+        ("weights", (1.0,), "a tuple, one for each of 2 chains"),
+    ),
+    "one length of two": (
+        lambda: replace(TWO, lengths=(3,)),
+        ("lengths", (3,), "a tuple, one for each of 2 chains"),
+    ),
+    "weights that are too much": (
+        lambda: replace(TWO, weights=(0.5, 0.6)),
+        ("weights", (0.5, 0.6), "must be positive with sum 1"),
+    ),
+    "a weight of 0": (
+        lambda: replace(TWO, weights=(0.0, 1.0)),
+        ("weights", (0.0, 1.0), "must be positive with sum 1"),
+    ),
+    "a length of 1": (
+        lambda: replace(TWO, lengths=(3, 1)),
+        ("lengths", (3, 1), "whole numbers of at least 2: a context and a next state"),
+    ),
+    "chains on other states": (
+        lambda: replace(TWO, chains=(ONE, random_chain(2, 0))),
+        ("chains", [3, 2], "must have the same number of states"),
+    ),
+    "a length alone": (
+        lambda: TWO.log_prob(GOOD, 3),  # pyright: ignore[reportArgumentType]
+        ("length", 3, "a tensor of torch.int64 and of shape (1,)"),
+    ),
+    "broken lengths": (
+        lambda: TWO.log_prob(GOOD, torch.tensor([3.0])),
+        ("length", (torch.float32, (1,)), "a tensor of torch.int64 and of shape (1,)"),
+    ),
+    "more lengths than sequences": (
+        lambda: TWO.log_prob(GOOD, torch.tensor([3, 2])),
+        ("length", (torch.int64, (2,)), "a tensor of torch.int64 and of shape (1,)"),
+    ),
+    "lengths of a batch of batches": (
+        lambda: TWO.log_prob(GOOD.expand(4, 2, 3), torch.tensor([3, 2])),
+        ("length", (torch.int64, (2,)), "a tensor of torch.int64 and of shape (4, 2)"),
+    ),
+    "more tokens than there are": (
+        lambda: TWO.log_prob(GOOD, torch.tensor([4])),
+        ("length", [4], "1 to the 3 tokens given"),
+    ),
+    "a length of 0 tokens": (
+        lambda: TWO.log_prob(GOOD, torch.tensor([0])),
+        ("length", [0], "1 to the 3 tokens given"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TOLD)
+def test_what_is_refused_is_told_with_what_is_allowed(case: str):
+    call, told = TOLD[case]
+    with pytest.raises(InvalidInput) as caught:
+        call()
+    assert (caught.value.field, caught.value.value, caught.value.allowed) == told
+
+
+def slow_draw(law: Tensor, uniform: float) -> int:
+    """The state at which the distribution function first exceeds a uniform number."""
+    total = 0.0
+    for state, share in enumerate(law.tolist()):
+        total += share
+        if uniform < total:
+            return state
+    return int(law.nonzero()[-1])
+
+
+def slow_walk(chain: MarkovChain, uniforms: list[float]) -> list[int]:
+    states = [slow_draw(chain.initial, uniforms[0])]
+    for uniform in uniforms[1:]:
+        states.append(slow_draw(chain.transition[states[-1]], uniform))
+    return states
+
+
+def test_a_sample_inverts_the_distribution_function_at_the_generators_numbers():
+    mixture, count = two_lengths(6), 30
+    chain = mixture.chains[0]
+    uniforms = torch.rand((count, 5), generator=seeded(1), dtype=torch.float64).tolist()
+    assert chain.sample(count, 5, seeded(1)).tolist() == [slow_walk(chain, row) for row in uniforms]
+    # One number chooses the component, each of the others a state.
+    mixed = mixture.sample(count, seeded(1))
+    for row, tokens, length, component in zip(uniforms, *mixed, strict=True):
+        assert component == slow_draw(torch.tensor(mixture.weights), row[0])
+        assert length == mixture.lengths[component]
+        walk = slow_walk(mixture.chains[component], row[1 : 1 + length])
+        assert tokens.tolist() == walk + [0] * (4 - len(walk))
+
+
+def test_a_mixture_of_one_is_its_chain():
+    alone, tokens = Mixture(weights=(1.0,), chains=(ONE,), lengths=(3,)), GOOD
+    close = torch.testing.assert_close
+    close(alone.log_prob(tokens, torch.tensor([3])), ONE.log_prob(tokens))
+    uniforms = torch.rand((9, 4), generator=seeded(0), dtype=torch.float64)
+    assert torch.equal(alone.sample(9, seeded(0)).tokens, ONE._walk(uniforms[:, 1:]))
+    assert ONE.log_prob(torch.tensor([1])).item() == pytest.approx(-math.log(3))  # a single state
+    assert ONE.conditional_log_prob(torch.tensor([1])).item() == 0
+
+
+def test_beliefs_have_the_axes_of_the_tokens():
+    mixture, tokens = two_lengths(5), all_sequences(3, 4)[:24]
+    for method, last in ((mixture.posterior, 3), (mixture.predictive, 3)):
+        whole = method(tokens)
+        assert whole.shape == (24, 4, last)
+        for shape in ((2, 12), (2, 3, 4)):
+            found = method(tokens.view(*shape, 4))
+            torch.testing.assert_close(found, whole.view(*shape, 4, last), equal_nan=True)
+        torch.testing.assert_close(method(tokens[5]), whole[5], equal_nan=True)
+
+
+def test_everything_lies_where_the_chain_lies_whatever_device_is_the_default():
+    mixture, tokens = two_lengths(5), all_sequences(3, 4)
+    length = torch.full((len(tokens),), 4)
+    with torch.device("meta"):
+        found = [
+            *mixture.sample(5, seeded(0)),
+            mixture.log_prob(tokens, length),
+            mixture.posterior(tokens),
+            mixture.predictive(tokens),
+            mixture.chains[0].sample(5, 3, seeded(0)),
+            mixture.chains[0].stationary(),
+            mixture.chains[0].expected_row_entropy(3),
+        ]
+    assert {one.device.type for one in found} == {"cpu"}
+
+
+def test_sums_of_a_narrow_model_are_taken_in_double_precision():
+    thirds = rows.bfloat16()
+    assert thirds[0].sum() == 1  # rounded; their values add up to 1.002
+    with pytest.raises(InvalidInput, match="model"):
+        ONE.expected_row_kl(thirds, 3)
+
+
+def test_what_lies_at_the_bounds_is_taken():
+    assert ONE.marginals(1).shape == (1, 3)
+    assert ONE.sample(1, 1, seeded(0)).shape == (1, 1)
+    assert ONE.expected_row_entropy(2).item() == pytest.approx(math.log(3))
+    assert replace(TWO, lengths=(2, 2)).sample(3, seeded(0)).tokens.shape == (3, 2)
+    assert MarkovChain(initial=fair[:2] * 1.5, transition=rows[:2, :2] * 1.5).states == 2
+    assert replace(TWO, weights=[0.5, 0.5], chains=[ONE, ONE], lengths=[3, 2]).chains == [ONE, ONE]
+    assert TWO.log_prob(GOOD, torch.tensor([3])).exp().item() == pytest.approx(0.5 / 27)
+    assert TWO.log_prob(GOOD, torch.tensor([1])).item() == -math.inf
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_laws_may_be_off_by_rounding_and_no_more(sign: int):
+    def off(by: float) -> Tensor:
+        return fair + torch.tensor([sign * by, 0.0, 0.0], dtype=torch.float64)
+
+    assert MarkovChain(initial=off(0.9e-8), transition=off(0.9e-8).expand(3, 3)).states == 3
+    for field, value in (("initial", off(1.1e-8)), ("transition", off(1.1e-8).expand(3, 3))):
+        with pytest.raises(InvalidInput, match=field):
+            replace(ONE, **{field: value})
+    assert abs(ONE.expected_row_kl(off(0.9e-5).expand(3, 3), 3).item()) < 1e-5
+    with pytest.raises(InvalidInput, match="model"):
+        ONE.expected_row_kl(off(1.1e-5).expand(3, 3), 3)
+    assert replace(TWO, weights=(0.5, 0.5 + sign * 0.9e-8)).weights[0] == 0.5
+    with pytest.raises(InvalidInput, match="weights"):
+        replace(TWO, weights=(0.5, 0.5 + sign * 1.1e-8))

@@ -21,11 +21,16 @@ from markov.explanation import explain
 from markov.objectives import (
     AT_BETA_ZERO,
     CORNERS,
+    ROUNDING,
     Objective,
     SequenceLogProbs,
+    check_logprobs,
     check_nonempty,
+    check_plain,
+    check_shapes,
     gradient_ascent,
     length_normalized_npo,
+    method_name,
     npo,
     reference_free_npo,
     simnpo,
@@ -543,6 +548,205 @@ def test_responses_that_cannot_be_scored_are_named(field: str, change: Any) -> N
     with pytest.raises(InvalidInput) as caught:
         SequenceLogProbs.from_logits(*parts, ref=ref)
     assert caught.value.field == field
+
+
+def refusal(call: Any) -> tuple[str, Any, str]:
+    """The field, the value and what is allowed, as the error has them."""
+    with pytest.raises(InvalidInput) as caught:
+        call()
+    return caught.value.field, caught.value.value, caught.value.allowed
+
+
+WIDE = torch.tensor([3.0, 4.0])
+LAW = npo(0.1)
+# What is given, and what is told of it: field, value, and the beginning of what is allowed.
+REFUSALS: dict[str, tuple[Any, tuple[str, Any, str]]] = {
+    "logits in a list": (lambda x, y, m: (x.tolist(), y, m), ("logits", None, "a tensor of rows")),
+    "one logit": (lambda x, y, m: (x[0, 0, 0], y, m), ("logits", None, "a tensor of rows")),
+    "targets in a list": (
+        lambda x, y, m: (x, y.tolist(), m),
+        ("targets", batch()[1].tolist(), "a tensor of rows"),
+    ),
+    "a mask in a list": (
+        lambda x, y, m: (x, y, m.tolist()),
+        ("mask", batch()[2].tolist(), "a tensor of rows"),
+    ),
+    "whole logits": (lambda x, y, m: (x.long(), y, m), ("logits", torch.int64, "a floating dtype")),
+    "broken targets": (
+        lambda x, y, m: (x, y.float(), m),
+        ("targets", torch.float32, "whole numbers"),
+    ),
+    "fewer targets": (
+        lambda x, y, m: (x, y[:, 1:], m),
+        ("targets", (4, 8), "the shape (4, 9) of the logits"),
+    ),
+    "a shorter mask": (
+        lambda x, y, m: (x, y, m[:3]),
+        ("mask", (3, 9), "the shape (4, 9) of the logits"),
+    ),
+    "a mask of numbers": (
+        lambda x, y, m: (x, y, m.long()),
+        ("mask", torch.int64, "boolean, True on scored tokens"),
+    ),
+    "targets of another vocabulary": (
+        lambda x, y, m: (x, y.masked_fill(m, 11), m),
+        ("targets", [11], "0 to 10 on scored tokens"),
+    ),
+    "targets below 0": (
+        lambda x, y, m: (x, y.masked_fill(m, -1), m),
+        ("targets", [-1], "0 to 10 on scored tokens"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_what_cannot_be_scored_is_told_with_what_can(case: str) -> None:
+    change, (field, value, allowed) = REFUSALS[case]
+    found = refusal(lambda: SequenceLogProbs.from_logits(*change(*batch()), ref=0.0))
+    assert (found[0], found[2]) == (field, allowed)
+    assert found[1] == value or (value is None and found[1] is not None)
+
+
+def test_a_reference_that_does_not_fit_is_told_with_the_shape_that_does() -> None:
+    wrong: tuple[Any, ...] = (torch.zeros(3), "none")
+    for ref in wrong:
+        found = refusal(lambda ref=ref: SequenceLogProbs.from_logits(*batch(), ref=ref))
+        assert found[0] == "ref" and found[1] is ref
+        assert found[2] == "a number, or a tensor that fits (4,)"
+
+
+def test_an_empty_response_is_located_on_all_axes_of_the_batch() -> None:
+    logits, targets, mask = (torch.stack([x, x]) for x in batch())
+    mask[1, 2] = False
+    field, value, allowed = refusal(
+        lambda: SequenceLogProbs.from_logits(logits, targets, mask, ref=0.0)
+    )
+    assert (field, value) == ("mask", "0 scored tokens at index (1, 2)")
+    assert allowed == "at least 1 per example (1 of 8 have none)"
+
+
+def test_one_response_needs_no_batch_and_one_word_no_choice() -> None:
+    logits, targets, mask = (x[0] for x in batch())
+    whole = SequenceLogProbs.from_logits(*batch(), ref=0.0)
+    close(SequenceLogProbs.from_logits(logits, targets, mask, ref=0.0).logp, whole.logp[0])
+    single = SequenceLogProbs.from_logits(
+        torch.full((1, 2, 1), 3.0), torch.zeros(1, 2).long(), torch.tensor([[True, False]]), ref=0.0
+    )
+    assert [x.tolist() for x in single] == [[0.0], [1.0], [0.0]]
+
+
+def test_what_is_no_response_is_told_with_what_is() -> None:
+    good = sequence([-1.0, -2.0], [2.0, 3.0], [-1.5, -1.0])
+    floating = "a tensor of floating dtype"
+    for name, value in good._asdict().items():
+        for bad, told in ((value.long(), torch.int64), (-1.0, -1.0)):
+            found = refusal(lambda name=name, bad=bad: check_logprobs(good._replace(**{name: bad})))
+            assert found == (name, told, floating)
+        spoiled = good._replace(**{name: torch.tensor([math.inf, -1.0]).double()})
+        field, value, allowed = refusal(lambda spoiled=spoiled: check_logprobs(spoiled))
+        assert (field, value) == (name, math.inf) and allowed.startswith("finite numbers (1 of 2")
+    halved = good._replace(length=torch.tensor([2.0, 2.5]).double())
+    field, value, allowed = refusal(lambda: check_logprobs(halved))
+    assert (field, value) == ("length", 2.5)
+    assert allowed.startswith("at least 1 scored token, a whole number of them (1 of 2")
+    assert refusal(lambda: check_logprobs(tuple(good))) == (  # pyright: ignore[reportArgumentType]
+        "seq",
+        tuple(good),
+        "a SequenceLogProbs",
+    )
+
+
+def test_rounding_is_allowed_per_token() -> None:
+    for length in (1, 8):
+        for name in ("logp", "ref"):
+            least = {"logp": [-1.0], "ref": [-1.0], "length": [length]}
+            edge = SequenceLogProbs.of(**{**least, name: [ROUNDING * length]})
+            assert getattr(edge, name).item() == ROUNDING * length
+            with pytest.raises(InvalidInput, match="at most 0"):
+                SequenceLogProbs.of(**{**least, name: [1.01 * ROUNDING * length]})
+
+
+def test_shapes_that_differ_are_told_with_the_first() -> None:
+    four = SequenceLogProbs(-torch.ones(4), torch.ones(4), -torch.ones(4))
+    for change, told in (
+        ({"length": torch.ones(4, 1)}, ("length", (4, 1), "the shape of logp, (4,)")),
+        ({"ref": torch.ones(3)}, ("ref", (3,), "the shape of logp, (4,)")),
+        ({"logp": -1.0, "ref": torch.ones(3)}, ("ref", (3,), "the shape of length, (4,)")),
+        ({"ref": [0.0]}, ("ref", [0.0], "a tensor or one finite number")),
+    ):
+        assert refusal(lambda change=change: check_shapes(four._replace(**change))) == told
+    assert check_shapes(four._replace(length=3.0, ref=sympy.Symbol("ref"))) is None
+
+
+@pytest.mark.parametrize("name", ["loss", "centered_loss", "weight"])
+def test_a_law_with_a_curve_needs_tensors_that_can_be_broken(name: str) -> None:
+    law = getattr(LAW, name)
+    whole = torch.tensor([-1, -2])
+    for logp, length in ((-1.0, 2.0), (whole, torch.tensor([2, 3]))):
+        seq = cast(Any, SequenceLogProbs)(logp, length, logp)
+        field, value, allowed = refusal(lambda seq=seq: law(seq))
+        assert field == "logp" and value is logp and allowed == "a tensor of floating dtype"
+
+
+def test_what_is_no_member_of_the_family_is_told_with_what_is() -> None:
+    assert refusal(lambda: validate(cast(Any, 3))) == (
+        "objective",
+        3,
+        "an Objective, such as npo(0.1)",
+    )
+    for value in (torch.tensor(True), np.array(False), sympy.Symbol("beta"), "0.1", None):
+        field, told, allowed = refusal(lambda value=value: validate(Objective(cast(Any, value))))
+        assert field == "beta" and told is value and allowed == "a finite number >= 0"
+    ends = {
+        "beta": (-0.1, "a finite number >= 0"),
+        "gamma": (math.inf, "a finite number"),
+        "reference": (1.1, "a number in [0, 1]"),
+        "normalize": (-0.1, "a number in [0, 1]"),
+    }
+    for field, (value, allowed) in ends.items():
+        for one in (value, torch.tensor([0.5, value], dtype=torch.float64), np.array([value])):
+            objective = Objective(0.5)._replace(**{field: cast(Any, one)})
+            found = refusal(lambda objective=objective: validate(objective))
+            assert found[0] == field and found[1] is one and found[2] == allowed
+    for edge in (Objective(0.0, -9.0, 0.0, 0.0), Objective(9.0, 9.0, 1.0, 1.0)):
+        assert validate(edge) is edge
+
+
+def test_a_number_is_looked_at_and_a_tensor_is_not() -> None:
+    bounds = (0.0, 1.0, "a share")
+    numbers: tuple[Any, ...] = (0, 1, 0.0, 1.0, np.float32(0.5), np.array([7.0]), np.array([7]))
+    for fine in (*numbers, torch.tensor(7.0), torch.tensor(True), sympy.Symbol("x")):
+        assert check_plain("share", fine, bounds) is None
+    for bad in (-0.1, 1.1, math.nan, True, "0.5", None, [0.5], np.array(["a"]), np.array([True])):
+        field, value, allowed = refusal(lambda bad=bad: check_plain("share", bad, bounds))
+        assert field == "share" and value is bad and allowed == "a share"
+
+
+def test_a_stack_is_of_at_least_one_and_lies_where_it_is_asked_to() -> None:
+    one = stack([npo(0.5)], dtype=torch.float64)
+    assert [torch.as_tensor(field).tolist() for field in one] == [[0.5], [0.0], [1.0], [0.0]]
+    for bad in ([], "npo", None):
+        found = refusal(lambda bad=bad: stack(cast(Any, bad)))
+        assert found == ("objectives", bad, "a list of at least one")
+    double = npo(WIDE)
+    found = refusal(lambda: stack([LAW, double]))
+    assert found[0] == "objectives" and found[1] is double
+    assert found[2] == "members of four numbers each"
+    elsewhere = stack([LAW], device=torch.device("meta"))
+    assert {torch.as_tensor(field).device.type for field in elsewhere} == {"meta"}
+
+
+def test_an_objective_is_named_by_the_corner_that_it_stands_on() -> None:
+    for name, corner in CORNERS.items():
+        assert method_name(Objective(0.5, 0.3, *corner)) == name
+        assert method_name(Objective(torch.tensor(1.0), 0.3, *map(torch.tensor, corner))) == name
+    for name, normalize in AT_BETA_ZERO.items():
+        assert method_name(Objective(0.0, 0.3, 1.0, normalize)) == name
+    assert method_name(Objective(0.0, 0.0, 0.0, 0.5)) == "gradient_ascent"
+    assert method_name(FAMILY["between"]) == "between"
+    assert refusal(lambda: method_name(cast(Any, "npo"))) == ("objective", "npo", "an Objective")
+    found = refusal(lambda: method_name(Objective(0.5, WIDE)))
+    assert found[0] == "gamma" and found[1] is WIDE and found[2] == "one number, not a stack"
 
 
 def test_empty_responses_are_counted_and_located() -> None:

@@ -4,6 +4,7 @@ its orientation.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import warnings
@@ -17,7 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm.evaluation.membership import (
+    SMALLEST_VARIANCE,
     Membership,
+    _standardised,
     auc,
     auc_interval,
     leakage,
@@ -28,7 +31,9 @@ from llm.evaluation.membership import (
 )
 from llm.models.language_model import LanguageModel
 from llm.scoring.documents import whole
+from llm.scoring.logprobs import NotFinite
 from llm.scoring.templates import PLAIN
+from markov.console import progress as shown
 from markov.errors import InvalidInput
 from tests.llm.models.test_generation import model_of
 from tests.llm.scoring.test_encoding import by_bytes
@@ -148,6 +153,127 @@ def test_a_share_outside_its_bounds_is_refused_before_the_model_runs():
     assert refused.value.field == "logprobs"
 
 
+def test_what_has_no_score_is_told_with_what_has_one():
+    share = "a share > 0, at most 1"
+    for k in (0.0, 1.01, math.inf):
+        assert refusal(lambda k=k: min_k(np.array([-1.0]), k)) == ("k", k, share)
+    assert refusal(lambda: text_scores(None, [], k=2)) == ("k", 2, share)  # pyright: ignore[reportArgumentType]
+    field, value, allowed = refusal(lambda: min_k(np.array([])))
+    assert (field, len(value), allowed) == ("logprobs", 0, "at least one")
+    assert refusal(lambda: min_k(np.array([-1.0, math.inf, math.nan]))) == (
+        "logprobs",
+        [math.inf],
+        "finite numbers (2 of 3 are not)",
+    )
+
+
+def refusal(call: Any) -> tuple[str, Any, str]:
+    """The field, the value and what is allowed, as the error has them."""
+    with pytest.raises(InvalidInput) as caught:
+        call()
+    return caught.value.field, caught.value.value, caught.value.allowed
+
+
+def test_a_score_is_standardised_by_the_law_before_its_token():
+    laws = np.array([[0.5, 0.25, 0.25, 0.0], [0.1, 0.2, 0.3, 0.4]])
+    with np.errstate(divide="ignore"):
+        logits = torch.tensor(np.log(laws) + 3.0, dtype=torch.float32)
+    came = torch.tensor(np.log([0.25, 0.4]))
+    means = np.array([-1.5 * math.log(2), sum(p * math.log(p) for p in laws[1])])
+    squares = [0.5 * math.log(2) ** 2 + 0.5 * math.log(4) ** 2]
+    squares += [sum(p * math.log(p) ** 2 for p in laws[1])]
+    want = (came.numpy() - means) / np.sqrt(squares - means**2)
+    np.testing.assert_allclose(_standardised(logits, came), want, rtol=1e-5)
+    # In the dtype of what is standardised, to its last digits.
+    wide = _standardised(logits[1:].double(), came[1:])
+    torch.testing.assert_close(_standardised(logits[1:], came[1:]), wide, rtol=1e-12, atol=0)
+
+
+def test_a_law_that_is_nearly_certain_has_a_smallest_deviation():
+    logits = torch.tensor([[0.0, -20.0]], dtype=torch.float64)
+    rare = math.exp(-20) / (1 + math.exp(-20))
+    assert rare * 20**2 < SMALLEST_VARIANCE == 1e-6
+    found = _standardised(logits, logits.log_softmax(-1)[:, 1])
+    assert found.item() == pytest.approx(-20 * (1 - rare) / 1e-3, rel=1e-9)
+
+
+def test_a_cut_text_is_cut_in_lower_case_too(language: LanguageModel):
+    table = text_scores(language, TEXTS[:1], max_length=5, lowered=True, progress=False)
+    means = []
+    for text in (TEXTS[0], TEXTS[0].lower()):
+        laws, came = laws_of(language, text)
+        means.append(np.mean([laws[t][came[t]] for t in range(4)]))
+    assert table["lower"].item() == pytest.approx(means[0] / means[1], rel=1e-5)
+
+
+def test_texts_are_read_in_batches_of_the_budget_and_without_dropout(
+    language: LanguageModel, monkeypatch: pytest.MonkeyPatch
+):
+    bars: list[Bar] = []
+    monkeypatch.setattr(shown, "tqdm", lambda **told: bars.append(Bar(**told)) or bars[-1])
+    monkeypatch.setattr(shown, "terminal", lambda stream: True)
+    model, rows, training = copy.deepcopy(language.model).train(), [], []
+    model.register_forward_pre_hook(
+        lambda module, args: rows.append(len(args[0])) or training.append(module.training)
+    )
+    own = language._replace(model=model)
+    for budget, counts in ((1, [1, 1, 1]), (10_000, [3])):
+        rows.clear()
+        text_scores(own, TEXTS, budget=budget)
+        assert rows == [3, *counts]  # the first is the trial of whether the model is causal
+    assert not any(training) and model.training
+    text_scores(own, TEXTS, lowered=True, progress=False)
+    rows.clear()
+    text_scores(own, TEXTS, lowered=True, standardised=True)
+    assert rows == [3, 3, 3, 3, 3]  # a second pass is for the scores that need one
+    tokens = sum(len(one.tokens) for one in whole(language.tokenizer, TEXTS))
+    assert [bar.disable for bar in bars] == [False] * 2 + [True] * 2 + [False] * 2
+    assert {bar.label for bar in bars} == {"score"}
+    assert bars[0].total == bars[0].count == tokens
+
+
+class Bar:
+    """What is told to a progress bar."""
+
+    def __init__(self, **told: Any) -> None:
+        self.total, self.disable, self.count = told["total"], told["disable"], 0
+        self.label = told["desc"]
+
+    def update(self, count: int) -> None:
+        self.count += count
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def test_a_text_without_a_finite_score_is_named_by_its_place_and_the_model(
+    language: LanguageModel,
+):
+    model = copy.deepcopy(language.model)
+    encoded = whole(language.tokenizer, TEXTS)
+    (only, *_) = set(encoded[2].tokens[:-1]) - {*encoded[0].tokens, *encoded[1].tokens}
+    with torch.no_grad():
+        table: Any = model.get_input_embeddings().weight
+        table[only] = math.nan
+    broken = LanguageModel(model, language.tokenizer, PLAIN, "a broken one")
+    for asked in ({}, {"standardised": True}):
+        with pytest.raises(NotFinite, match="for example 2 under a broken one") as caught:
+            text_scores(broken, TEXTS, progress=False, **asked)
+        assert caught.value.field == "logp" and math.isnan(caught.value.value)  # pyright: ignore[reportArgumentType]
+
+
+def test_texts_that_a_model_has_no_place_for_are_refused(language: LanguageModel):
+    places = language.model.config.max_position_embeddings
+    assert refusal(lambda: text_scores(language, ["a b " * places], progress=False))[0] == (
+        "examples"
+    )
+    bare = LanguageModel(language.model.model, language.tokenizer, PLAIN, "without a head")
+    assert refusal(lambda: text_scores(bare, TEXTS, progress=False))[0] == "model"
+
+
 # --- AUC and PrivLeak ---
 
 some_scores = st.lists(st.integers(0, 6).map(float), min_size=1, max_size=9)
@@ -229,6 +355,72 @@ def test_resamples_draw_the_same_texts_for_both_models():
     base = Membership(rng.normal(size=25), rng.normal(size=25))
     doubled = Membership(2 * base.forget, 2 * base.holdout)
     assert leakage(doubled, base).privleak == (0, 0, 0, 50)
+
+
+def slow_interval(values: list[float], level: float) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+@pytest.mark.parametrize("level", [0.5, 0.95])
+def test_intervals_are_those_of_resamples_drawn_one_by_one(level: float):
+    own = Membership(np.array([0.4, 1.5, 0.9]), np.array([1.0, 2.0]))
+    # Of some resamples the retrained AUC is 0: they have no PrivLeak.
+    base = Membership(np.array([0.0, 1.0, 0.2]), np.array([0.5, 0.7]))
+    rng = np.random.default_rng(5)
+    draws = rng.integers(3, size=(200, 3)), rng.integers(2, size=(200, 2))
+    aucs, bases, quotients = [], [], []
+    for first, second in zip(*draws, strict=True):
+        one, other = (float(auc(each[0][first], each[1][second])) for each in (own, base))
+        aucs.append(one)
+        bases.append(other)
+        quotients += [100 * (one / other - 1)] if other > 0 else []
+    assert 0 < len(quotients) < 200
+    found = leakage(own, base, resamples=200, seed=5, level=level)
+    values = float(auc(*own)), float(auc(*base))
+    leak = privleak(*values)
+    for got, value, drawn in zip(found, (*values, leak), (aucs, bases, quotients), strict=True):
+        assert got == pytest.approx((value, *slow_interval(drawn, level), 5))
+    assert auc_interval(own, resamples=200, seed=5, level=level) == found.auc
+
+
+def test_unless_asked_otherwise_a_thousand_resamples_of_seed_0_give_95_percent():
+    rng = np.random.default_rng(6)
+    own, base = (Membership(rng.normal(size=90), rng.normal(size=70)) for _ in range(2))
+    asked: dict[str, Any] = {"resamples": 1000, "seed": 0, "level": 0.95}
+    assert auc_interval(own) == auc_interval(own, **asked)
+    assert leakage(own, base) == leakage(own, base, **asked)
+    for other in ({"resamples": 1001}, {"seed": 1}, {"level": 0.9}):
+        assert auc_interval(own) != auc_interval(own, **asked | other)
+        assert leakage(own, base) != leakage(own, base, **asked | other)
+
+
+def test_what_cannot_be_compared_is_told_with_what_can():
+    own, other = Membership(np.zeros(3), np.zeros(2)), Membership(np.zeros(2), np.zeros(3))
+    assert refusal(lambda: leakage(own, other)) == (
+        "retrained",
+        [2, 3],
+        "scores of the same texts, [3, 2] of them",
+    )
+    both = "at least one text in each set"
+    assert refusal(lambda: auc(np.zeros((5, 0)), np.zeros((5, 2)))) == ("scores", (0, 2), both)
+    assert refusal(lambda: auc(np.zeros(2), np.zeros(0))) == ("scores", (2, 0), both)
+    field, value, allowed = refusal(lambda: auc(np.full(2, math.nan), np.zeros(2)))
+    assert (field, allowed) == ("scores", "numbers for all texts (2 are none)")
+    assert math.isnan(value)
+    for value in (-0.1, 1.1):
+        told = ("auc", value, "a number from 0 to 1")
+        assert refusal(lambda value=value: privleak(value, 0.5)) == told
+        field, found, allowed = refusal(lambda value=value: privleak(0.5, value))
+        assert (field, found) == ("auc_retrained", value)
+        assert allowed.startswith("an AUC of the retrained model above 0, near 1/2")
+    assert privleak(0.0, 1.0) == -100 and privleak(1.0, 1.0) == 0
+    assert float(auc(np.array([2.0]), np.array([1.0]))) == 1
+
+
+def test_a_doubtful_divisor_is_warned_of_by_its_value():
+    with pytest.warns(RuntimeWarning, match=r"^PrivLeak divides by 0\.0499, not an AUC of the"):
+        privleak(0.5, 0.0499)
 
 
 def test_scores_that_do_not_belong_together_are_refused():

@@ -11,6 +11,7 @@ import os
 import unicodedata
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -35,16 +36,21 @@ from llm.logs.log import Answers, EvaluationLog, take, truth_ratio
 from llm.logs.measures import (
     MEASURES,
     REPLICATES,
+    TIE,
     UTILITY_TASKS,
     VARIANTS,
     TofuLogs,
+    authors_of,
+    check_variant,
     exact_log10_p,
     example_values,
     forget_quality,
     harmonic_mean,
     measures,
     model_utility,
+    ranks_test,
     resampled_statistics,
+    tied_ranks,
 )
 from llm.logs.reading import TASKS, read_log
 from llm.logs.summaries import latex, long_table, markdown, summary
@@ -339,6 +345,185 @@ def test_resampled_statistics_are_those_of_resampled_examples() -> None:
         assert got[row] == pytest.approx(stats.ks_2samp(*pair, method="asymp").statistic)
 
 
+Drawn = Callable[[np.ndarray], np.ndarray]
+
+
+def slow_draw(log: EvaluationLog, task: str, rng: np.random.Generator, per: int | None) -> Drawn:
+    """What gives the mean of each resample, one after the other; the same resamples every time."""
+    count = len(log.index)
+    if per is None or task not in ("forget", "retain"):
+        rows = rng.integers(count, size=(REPLICATES, count))
+        return lambda values: np.array([values[own].mean() for own in rows])
+    authors = log.index // per
+    names = sorted(set(authors))
+    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=REPLICATES)
+    lists = [np.repeat(names, own) for own in drawn]
+    rows = [np.concatenate([np.flatnonzero(authors == name) for name in own]) for own in lists]
+    return lambda values: np.array([values[own].mean() for own in rows])
+
+
+def slow_counts(log: EvaluationLog, rng: np.random.Generator, per: int | None) -> np.ndarray:
+    """How often each example is drawn in each resample."""
+    count = len(log.index)
+    if per is None:
+        return rng.multinomial(count, np.full(count, 1 / count), size=REPLICATES)
+    names, place = np.unique(log.index // per, return_inverse=True)
+    each = np.full(len(names), 1 / len(names))
+    return rng.multinomial(len(names), each, size=REPLICATES)[:, place]
+
+
+def slow_row(drawn: np.ndarray) -> list[float]:
+    return [float(np.quantile(drawn, share)) for share in (0.025, 0.975)]
+
+
+def slow_measures(
+    logs: TofuLogs, retrained: EvaluationLog, variant: str, per: int | None, seed: int
+) -> pd.DataFrame:
+    rng, rows, nine = np.random.default_rng(seed), [], []
+    units = "examples" if per is None else "authors"
+    for task, log in logs._asdict().items():
+        draw = slow_draw(log, task, rng, per)
+        for kind in ("probability", "rouge", "truth_ratio"):
+            values = example_values(log, task, kind, variant)
+            drawn = draw(values)
+            known = units if task in ("forget", "retain") else "examples"
+            rows.append([kind, task, values.mean(), *slow_row(drawn), len(values), known])
+            if task != "forget":
+                nine.append((values.mean(), drawn))
+    value = 9 / sum(1 / mean for mean, _ in nine)
+    with np.errstate(divide="ignore"):  # of some resamples no value is above 0
+        utility = 9 / np.sum([1 / drawn for _, drawn in nine], axis=0)
+    count = sum(len(log.index) for task, log in logs._asdict().items() if task != "forget")
+    rows.append(["model_utility", "all", value, *slow_row(utility), count, units])
+    forget = logs.of("forget")
+    own, other = (truth_ratio(log, variant) for log in (forget, retrained))
+    found: Any = stats.ks_2samp(own, other, method="exact")
+    nothing = [math.nan, math.nan]
+    rows.append(["forget_quality", "forget", found.pvalue, *nothing, len(forget.index), "examples"])
+    draws = [slow_counts(log, rng, per) for log in (forget, retrained)]
+    every = []
+    for pair in zip(*draws, strict=True):
+        one, two = (
+            np.repeat(values, times) for values, times in zip((own, other), pair, strict=True)
+        )
+        grid = np.concatenate([one, two])
+        passed = ((values[:, None] <= grid).mean(0) for values in (one, two))
+        every.append(np.abs(np.subtract(*passed)).max())
+    distance = ["ks_statistic", "forget", found.statistic, *slow_row(np.array(every))]
+    rows.append([*distance, len(forget.index), units])
+    names = ["measure", "task", "value", "low", "high", "examples", "drawn"]
+    return pd.DataFrame(rows, columns=names).assign(variant=variant)
+
+
+@pytest.mark.parametrize(("variant", "per"), [("geometric", None), ("arithmetic", 3)])
+def test_every_row_of_the_table_is_that_of_resamples_taken_one_by_one(
+    variant: str, per: int | None
+) -> None:
+    # The retrained model's log is in another order, in which other places are of one author.
+    logs, retrained = all_logs(), take(random_log(9), np.random.default_rng(2).permutation(30))
+    found = measures(logs, retrained, variant=variant, per_author=per, seed=4)
+    expected = slow_measures(logs, retrained, variant, per, seed=4)
+    pd.testing.assert_frame_equal(found, expected, rtol=1e-9)
+    if per is None:
+        plain = slow_measures(logs, retrained, "geometric", None, seed=0)
+        pd.testing.assert_frame_equal(measures(logs, retrained), plain, rtol=1e-9)
+
+
+def refusal(call: Callable[[], object]) -> tuple[str, object, str]:
+    """The field, the value and what is allowed, as the error has them."""
+    with pytest.raises(InvalidInput) as caught:
+        call()
+    return caught.value.field, caught.value.value, caught.value.allowed
+
+
+def test_what_is_missing_is_told_with_where_it_is_looked_for() -> None:
+    logs = TofuLogs(retain=HAND, world_facts=HAND)
+    needed = "logs of forget too, which this measure needs"
+    assert refusal(lambda: logs.of("forget")) == ("logs", "retain, world_facts", needed)
+    assert refusal(lambda: TofuLogs().of("forget")) == ("logs", "none", needed)
+    assert refusal(lambda: check_variant("mean")) == (
+        "variant",
+        "mean",
+        "one of geometric, arithmetic",
+    )
+    silent = HAND._replace(rouge={"rouge1_recall": np.zeros(2)}, perturbed=None)
+    assert refusal(lambda: example_values(silent, "retain", "rouge")) == (
+        "rougeL_recall",
+        None,
+        "generated answers in made",
+    )
+    for task, kind in (("retain", "truth_ratio"), ("real_authors", "probability")):
+        told = ("perturbed", None, f"losses of perturbed answers of {task} in made")
+        assert refusal(lambda task=task, kind=kind: example_values(silent, task, kind)) == told
+    assert refusal(lambda: exact_log10_p(3, 4)) == ("steps", 4, "a whole number from 1 to 3")
+    for call in (
+        lambda: measures(logs, per_author=0),
+        lambda: measures(TofuLogs(), per_author=0),
+    ):
+        assert refusal(call) == ("per_author", 0, "a whole number of at least 1")
+    for call in (
+        lambda: measures(TofuLogs(), variant="mean"),
+        lambda: model_utility(TofuLogs(), "mean"),
+        lambda: forget_quality(HAND, HAND, variant="mean"),
+    ):
+        assert refusal(call)[:2] == ("variant", "mean")
+    assert refusal(lambda: measures(logs, HAND))[:2] == ("logs", "retain, world_facts")
+
+
+def test_a_model_beside_its_own_log_is_warned_of_in_the_table_too() -> None:
+    logs = all_logs()
+    with pytest.warns(UserWarning, match="same losses"):
+        measures(logs, logs.forget, allow_identical=False)
+    found = measures(logs, logs.forget).set_index("measure")["value"]
+    assert (found["forget_quality"], found["ks_statistic"]) == (1, 0)
+
+
+def test_values_closer_than_a_billionth_of_the_largest_share_a_rank() -> None:
+    own, other = tied_ranks(np.array([5.0, -1.0, 2.0]), np.array([2.0, 3.0, 3.0, 9.0]))
+    assert own.tolist() == [4, 1, 2] and other.tolist() == [2, 3, 3, 5]
+    for largest, scale in ((0.5, 1.0), (300.0, 300.0), (-300.0, 300.0)):
+        for factor, ranks in ((0.9, 1), (1.1, 2)):
+            pair = np.array([0.25, 0.25 + factor * TIE * scale])
+            found = set(tied_ranks(pair, np.array([largest]))[0].tolist())
+            assert len(found) == ranks
+
+
+def test_authors_are_numbered_by_the_index_where_there_are_enough_of_them() -> None:
+    log = random_log(1)._replace(index=np.arange(30)[::-1])
+    found = authors_of(log, "retain", 3)  # ten authors, no fewer than are asked for
+    assert found is not None and found.tolist() == [row // 3 for row in range(29, -1, -1)]
+    assert authors_of(log, "forget", 4) is None  # eight
+    assert authors_of(log, "world_facts", 3) is None and authors_of(log, "retain", None) is None
+
+
+def test_of_very_many_examples_the_test_is_that_of_kolmogorovs_limit() -> None:
+    counts = 50_000, 49_999  # more pairs than scipy counts
+    own, other = (np.arange(count, dtype=float) for count in counts)
+    found = ranks_test(own, other + 500.25, "arithmetic")
+    want: Any = stats.ks_2samp(own, other + 500.25, method="asymp")
+    assert (found.p_value, found.statistic) == (want.pvalue, want.statistic)
+    assert found.log10_p == pytest.approx(math.log10(want.pvalue))
+    assert found[3:] == (*counts, "arithmetic", "asymp")
+    # All apart: below the smallest float the first term of the series is all there is.
+    apart = ranks_test(own, other + 10**6)
+    effective = counts[0] * counts[1] / sum(counts)
+    assert (apart.p_value, apart.statistic, apart.method) == (0, 1, "asymp")
+    assert apart.log10_p == pytest.approx((math.log(2) - 2 * effective) / math.log(10))
+    assert apart.variant == "geometric"
+    # D = 1 - 5000 / 49999: of the second sample so many lie within the first.
+    most = ranks_test(own, other + 45_000)
+    assert most.p_value == 0 and most.statistic == pytest.approx(0.9, abs=1e-4)
+    exponent = -2 * effective * most.statistic**2
+    assert most.log10_p == pytest.approx((math.log(2) + exponent) / math.log(10), rel=1e-9)
+
+
+def test_of_unequal_counts_a_p_too_small_for_floats_is_that_of_the_limit() -> None:
+    found = ranks_test(np.arange(2000.0), np.arange(1999.0) + 5000)
+    assert (found.statistic, found.method) == (1, "asymp")
+    effective = 2000 * 1999 / 3999
+    assert found.log10_p == pytest.approx((math.log(2) - 2 * effective) / math.log(10))
+
+
 def test_intervals_of_means_are_as_wide_as_their_standard_errors_say() -> None:
     logs = TofuLogs(retain=random_log(3, 400))
     rows: dict[str, Any] = {row["measure"]: row for row in measures(logs).to_dict("records")}
@@ -349,6 +534,36 @@ def test_intervals_of_means_are_as_wide_as_their_standard_errors_say() -> None:
         assert row["high"] == pytest.approx(values.mean() + 1.96 * error, abs=0.25 * error)
     pd.testing.assert_frame_equal(measures(logs), measures(logs))
     assert not measures(logs, seed=1).equals(measures(logs))
+
+
+def test_a_variant_is_that_of_every_measure_that_has_one() -> None:
+    logs = all_logs()
+    found = [
+        example_values(logs.of(task), task, kind, "arithmetic").mean()
+        for task in UTILITY_TASKS
+        for kind in MEASURES
+    ]
+    utility = model_utility(logs, "arithmetic")
+    assert utility == pytest.approx(9 / sum(1 / value for value in found))
+    assert utility != pytest.approx(model_utility(logs))
+    own = forget_quality(logs.of("forget"), random_log(9), variant="arithmetic")
+    assert own.variant == "arithmetic"
+    one, other = (truth_ratio(log, "arithmetic") for log in (logs.of("forget"), random_log(9)))
+    assert own.statistic == pytest.approx(stats.ks_2samp(one, other).statistic)
+
+
+def test_a_measure_that_a_log_does_not_allow_hides_no_other() -> None:
+    log = random_log(1)
+    for task in ("forget", "retain"):
+        for change, allowed in (
+            ({"rouge": {}}, ["probability", "truth_ratio"]),
+            ({"perturbed": None}, ["probability", "rouge"]),
+            ({"rouge": {}, "perturbed": None}, ["probability"]),
+        ):
+            found = measures(TofuLogs(**{task: log._replace(**change)}))
+            assert found["measure"].tolist() == allowed and set(found["task"]) == {task}
+    facts = measures(TofuLogs(world_facts=log._replace(perturbed=None)))
+    assert facts["measure"].tolist() == ["rouge"]
 
 
 def test_measures_are_those_that_the_logs_allow() -> None:

@@ -278,7 +278,7 @@ def test_models_that_batches_would_change_are_refused_by_name(
 ) -> None:
     with pytest.raises(InvalidInput, match=what) as caught:
         check_model(make())
-    assert caught.value.field == "model"
+    assert (caught.value.field, caught.value.value) == ("model", type(make()).__name__)
     with pytest.raises(InvalidInput, match=what):
         score_encoded(make(), [Encoded((5, 6, 7, 8), 2)], progress=False)
 

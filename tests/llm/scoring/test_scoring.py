@@ -17,17 +17,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from llm.scoring import logprobs
 from llm.scoring.encoding import Batch, Encoded, encode_examples
+from llm.scoring.inside import CAUSAL
 from llm.scoring.logprobs import (
+    ELEMENTS,
     Named,
     NotFinite,
     check_model,
+    logits_budget,
     response_logprobs,
     score,
     score_encoded,
+    scored_in,
     scored_logits,
     token_logprobs,
 )
+from llm.scoring.shared import kept_of
 from llm.scoring.templates import PLAIN
 from markov.console import progress
 from markov.errors import InvalidInput
@@ -262,6 +268,84 @@ def test_the_reference_is_passed_on_and_npo_weighs_each_response_1_at_it() -> No
         assert caught.value.field == "ref"
 
 
+def test_a_reference_takes_the_dtype_of_the_scores() -> None:
+    model, double = MODELS["llama"], torch.full((len(EXAMPLES),), -2.0, dtype=torch.float64)
+    for ref in (double, -2.0):
+        for found in (
+            score_encoded(model, EXAMPLES, ref=ref),
+            response_logprobs(model, Batch.pad(EXAMPLES), ref),
+        ):
+            assert found.ref.dtype == torch.float32 and found.ref.tolist() == double.tolist()
+
+
+def test_what_is_no_reference_is_told_with_what_is() -> None:
+    model, count = MODELS["llama"], len(EXAMPLES)
+    few = torch.zeros(2)
+    for call in (
+        lambda: score_encoded(model, EXAMPLES, ref=few),
+        lambda: response_logprobs(model, Batch.pad(EXAMPLES), few),
+    ):
+        assert refusal(call) == ("ref", (2,), f"a number, or {count} of them")
+    ref = torch.zeros(count)
+    ref[1], ref[4] = -torch.inf, torch.inf
+    assert refusal(lambda: score_encoded(model, EXAMPLES, ref=ref)) == (
+        "ref",
+        [-float("inf")],
+        f"finite numbers of nats (2 of {count} are not)",
+    )
+
+
+def refusal(call: Callable[[], object]) -> tuple[str, object, str]:
+    """The field, the value and what is allowed, as the error has them."""
+    with pytest.raises(InvalidInput) as caught:
+        call()
+    return caught.value.field, caught.value.value, caught.value.allowed
+
+
+def test_scores_of_a_plan_have_no_reference_and_stand_in_the_order_of_the_examples() -> None:
+    model, plan = MODELS["llama"], [[4, 1], [0], [5, 3, 2]]
+
+    def own(rows: Any) -> Any:
+        return response_logprobs(model, Batch.pad([EXAMPLES[row] for row in rows]), ref=-1.0)
+
+    found = scored_in(model, EXAMPLES, plan, own)
+    check_logp(found.logp, score_encoded(model, EXAMPLES).logp)
+    assert found.length.tolist() == [len(one.tokens) - one.prompt for one in EXAMPLES]
+    assert found.ref.tolist() == [0.0] * len(EXAMPLES)
+
+
+@pytest.mark.parametrize(
+    ("vocab", "budget", "tokens"),
+    [
+        (VOCAB, 100, 100),
+        (2**20, 10_000, 32),
+        (2**20 + 1, 10_000, 31),
+        (ELEMENTS, 10_000, 1),
+        (2 * ELEMENTS, 10_000, 1),
+        (VOCAB, 1, 1),
+    ],
+)
+def test_a_pass_that_keeps_all_logits_has_as_many_tokens_as_may_be_held(
+    vocab: int, budget: int, tokens: int
+) -> None:
+    assert logits_budget(vocab, budget) == tokens and type(tokens) is int
+
+
+def test_what_stands_behind_a_head_is_done_to_its_logits() -> None:
+    some = torch.linspace(-3, 3, 7)
+    for settings_, want in (
+        ({}, some),
+        ({"logit_scale": 2.0}, 2 * some),
+        ({"logits_scaling": 2}, some / 2),
+        ({"logit_scale": 3.0, "logits_scaling": 4.0}, some * 3 / 4),
+        ({"final_logit_softcapping": 2.0}, 2 * torch.tanh(some / 2)),
+        ({"logit_scale": 3.0, "final_logit_softcapping": 2.0}, 2 * torch.tanh(some * 3 / 2)),
+        ({"logit_scale": 0.0, "logits_scaling": None, "final_logit_softcapping": 0}, some),
+    ):
+        found = logprobs._finish(SimpleNamespace(**settings_))(some)
+        torch.testing.assert_close(found, want, rtol=1e-6, atol=0)
+
+
 def batch_of(count: int) -> Batch:
     return Batch.pad(EXAMPLES[:count])
 
@@ -390,6 +474,55 @@ def test_a_model_that_does_something_unknown_behind_its_head_does_it_itself(elem
 
 
 # --- modes, dtypes, adapters, wrappers ---
+
+
+class Nearly(transformers.LlamaForCausalLM):
+    """Does to its logits what shows in none but the last digits."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        found: Any = super().forward(*args, **kwargs)
+        found.logits = found.logits * (1 + 1e-9)
+        return found
+
+
+def test_what_a_model_does_behind_its_head_is_seen_to_the_last_digits() -> None:
+    model = roughen(Nearly(transformers.LlamaConfig(**GROUPED))).eval().double()
+    with torch.no_grad():
+        want = token_logprobs(model, Batch.pad(EXAMPLES))
+        found = token_logprobs(model, Batch.pad(EXAMPLES), elements=SOME)
+    torch.testing.assert_close(found, want, rtol=1e-12, atol=1e-12)
+
+
+class Tupled(transformers.LlamaForCausalLM):
+    """Answers without names unless it is asked for them, as older models do."""
+
+    def forward(self, *args: Any, return_dict: bool | None = None, **kwargs: Any) -> Any:
+        found: Any = super().forward(*args, **kwargs)
+        return found if return_dict else (found.logits,)
+
+
+def test_a_model_that_answers_in_tuples_is_asked_for_names() -> None:
+    model = roughen(Tupled(transformers.LlamaConfig(**GROUPED))).eval()
+    want = score_encoded(MODELS["llama"], EXAMPLES).logp
+    check_logp(score_encoded(model, EXAMPLES).logp, want)
+
+
+@pytest.mark.parametrize("elements", [EVERYTHING, SOME, ONE])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "cubed"])
+def test_what_goes_on_from_a_prompt_that_was_kept_scores_as_the_whole(
+    name: str, elements: int
+) -> None:
+    model = MODELS.get(name) or roughen(Cubed(transformers.LlamaConfig(**GROUPED))).eval()
+    # Prompts of different lengths, the first of them of two texts.
+    texts = [(0, EXAMPLES[0].tokens), (1, EXAMPLES[3].tokens), (0, EXAMPLES[1].tokens[6:])]
+    prompts = [list(EXAMPLES[4].tokens + EXAMPLES[2].tokens[:3]), list(EXAMPLES[5].tokens[:9])]
+    whole = [Encoded((*prompts[row], *rest), len(prompts[row]) + 1) for row, rest in texts]
+    with torch.no_grad():
+        kept = kept_of(model, prompts, [row for row, _ in texts])
+        rest = Batch.pad([Encoded(tokens, 1) for _, tokens in texts])
+        found = response_logprobs(model, rest, elements=elements, before=kept)
+    check_logp(found.logp, score_encoded(model, whole).logp)
+    assert found.ref.tolist() == [0.0] * 3
 
 
 @pytest.mark.parametrize("elements", [EVERYTHING, SOME])
@@ -609,9 +742,8 @@ def test_causal_models_of_every_kind_pass(name: str) -> None:
 @pytest.mark.parametrize("kind", [Headless, Flattening])
 def test_a_model_whose_head_cannot_be_told_what_to_see_is_refused(kind: type[Any]) -> None:
     model = kind(transformers.LlamaConfig(**GROUPED))
-    with pytest.raises(InvalidInput, match="head") as caught:
-        score_encoded(model, EXAMPLES)
-    assert caught.value.field == "model"
+    told = ("model", kind.__name__, f"{CAUSAL} whose head sees all hidden states once")
+    assert refusal(lambda: score_encoded(model, EXAMPLES)) == told
 
 
 @pytest.mark.parametrize(
@@ -627,6 +759,78 @@ def test_what_the_model_has_no_place_for_is_refused(field: str, encoded: list[En
         score_encoded(MODELS["llama"], encoded)
     assert caught.value.field == field and "\n" not in str(caught.value)
     assert score_encoded(MODELS["llama"], some_examples((64, 3))).logp.isfinite().all()
+
+
+class Flat(transformers.LlamaForCausalLM):
+    """Gives its logits without keeping its sequences apart."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        found: Any = super().forward(*args, **kwargs)
+        return SimpleNamespace(logits=found.logits.flatten(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "allowed"),
+    [
+        (UNSUITABLE["no head"], "LlamaModel", f"{CAUSAL}: this one has no head"),
+        (
+            UNSUITABLE["masked"],
+            "BertForMaskedLM",
+            f"{CAUSAL}: this one looks at what comes later",
+        ),
+        (encoder_decoder, "T5ForConditionalGeneration", CAUSAL),
+        (UNSUITABLE["not of transformers"], "Linear", CAUSAL),
+        (lambda: Flat(transformers.LlamaConfig(**GROUPED)), "Flat", CAUSAL),
+    ],
+)
+def test_what_is_no_causal_language_model_is_told_by_its_class(
+    make: Callable[[], Any], name: str, allowed: str
+) -> None:
+    assert refusal(lambda: check_model(make())) == ("model", name, allowed)
+
+
+@pytest.mark.parametrize("vocab", [3, 4, 7, VOCAB])
+def test_a_model_is_tried_on_rows_that_tell_what_it_looks_at(vocab: int) -> None:
+    sizes: dict[str, Any] = {**GROUPED, "vocab_size": vocab}
+    config = transformers.LlamaConfig(**sizes)
+    model, calls = transformers.LlamaForCausalLM(config), []
+    model.register_forward_pre_hook(
+        lambda _, args, more: calls.append((args[0], more)), with_kwargs=True
+    )
+    check_model(model)
+    ((tokens, options),) = calls
+    whole, other, shorter = tokens.tolist()
+    assert whole[:4] == other[:4] and whole[4] != other[4]
+    assert shorter[:3] == whole[:3] and shorter[3:] == [0, 0]
+    assert {*whole, *other} <= set(range(1, vocab)) and len({*whole}) == min(5, vocab - 1)
+    mask = options["attention_mask"]
+    assert mask.tolist() == [[1] * 5, [1] * 5, [1, 1, 1, 0, 0]] and mask.dtype == torch.int64
+    assert options["use_cache"] is False and options["return_dict"] is True
+
+
+def test_what_has_no_place_in_a_model_is_told_with_what_has() -> None:
+    model = MODELS["llama"]
+    for encoded, told in (
+        ([], ("examples", [], "at least one")),
+        (
+            [Encoded((1, 2, VOCAB), 1)],
+            ("tokenizer", "token 97", "one for this model, which knows tokens 0 to 96"),
+        ),
+        (some_examples((65, 3)), ("examples", "65 tokens", "at most 64, as the model takes")),
+    ):
+        assert refusal(lambda encoded=encoded: score_encoded(model, encoded)) == told
+    assert score_encoded(model, [Encoded((0, VOCAB - 1), 1)]).length.tolist() == [1]
+
+
+def test_everything_lies_where_the_model_lies_whatever_device_is_the_default() -> None:
+    model, batch = MODELS["gpt2"], Batch.pad(EXAMPLES)
+    with torch.no_grad():
+        want = token_logprobs(model, batch)
+        with torch.device("meta"):
+            check_model(model)
+            found = [token_logprobs(model, batch, elements=size) for size in (EVERYTHING, SOME)]
+    for one in found:
+        check_logp(one, want)
 
 
 def test_nothing_is_printed_where_nobody_looks(capfd: pytest.CaptureFixture[str]) -> None:
@@ -645,6 +849,32 @@ def test_the_bar_counts_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
         (total, total, False),
         (total, total, True),
     ]
+    assert {bar.label for bar in bars} == {"score"}
+    bars.clear()
+    scored_in(
+        MODELS["llama"],
+        EXAMPLES[:1],
+        [[0]],
+        lambda rows: response_logprobs(MODELS["llama"], batch_of(1)),
+    )
+    assert [bar.disable for bar in bars] == [False]
+
+
+def test_texts_are_scored_as_they_are_asked_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    bars = []
+    monkeypatch.setattr(progress, "tqdm", lambda **options: bars.append(Bar(**options)) or bars[-1])
+    monkeypatch.setattr(progress, "terminal", lambda stream: True)
+    tokenizer = by_bytes(words=True)
+    sizes: dict[str, Any] = {**GROUPED, "vocab_size": 600}
+    config = transformers.LlamaConfig(**sizes)
+    model, examples = transformers.LlamaForCausalLM(config), [Pair("Q?", "No."), Pair("Q?", "Yes")]
+    with watching(model) as (_, calls):
+        plain = score(model, tokenizer, examples)
+        together = len(calls)
+        alone = score(model, tokenizer, examples, ref=-2.5, budget=1, progress=False)
+    assert plain.ref.tolist() == [0.0, 0.0] and alone.ref.tolist() == [-2.5, -2.5]
+    assert (together, len(calls) - together) == (2, 3)  # one more is the trial of the model
+    assert [bar.disable for bar in bars] == [False, True]
 
 
 class Bar:
@@ -652,6 +882,7 @@ class Bar:
 
     def __init__(self, **options: Any) -> None:
         self.total, self.disable, self.count = options["total"], options["disable"], 0
+        self.label = options["desc"]
 
     def update(self, count: int) -> None:
         self.count += count
