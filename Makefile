@@ -89,8 +89,10 @@ browser: $(VENV)/.llm $(VENV)/.notebooks $(VENV)/.browser  ## move sliders in a 
 	SIMNPO_LAB_BROWSER=1 $(RUN) pytest -q -rs tests/test_browser.py $(ARGS)
 
 # Neighbouring tests share what their module computed once, so each worker starts with a contiguous run of them.
-test: $(VENV)/.llm $(VENV)/.notebooks  ## run the tests, JOBS at a time
-	$(RUN) pytest -q -n $(JOBS) --maxprocesses 8 --dist worksteal --benchmark-disable $(ARGS)
+test: $(VENV)/.llm $(VENV)/.notebooks  ## run the tests, JOBS at a time, and print how much of the code they cover
+	$(RUN) pytest -q -n $(JOBS) --maxprocesses 8 --dist worksteal --benchmark-disable --cov --cov-report= $(ARGS)
+	@for package in markov llm; do \
+		echo "covered of $$package, lines and branches: $$($(RUN) coverage report --include="$$package/*" --precision=1 --format=total)%"; done
 
 test-elsewhere: $(VENV)/.llm $(VENV)/.notebooks  ## those that compute, in the arithmetic of another processor: ELSEWHERE="MKL_CBWR=AVX2" say
 	$(ELSEWHERE) HYPOTHESIS_PROFILE=few $(RUN) pytest -q -n $(JOBS) --maxprocesses 8 --dist worksteal --benchmark-disable -m 'not slow' \
@@ -142,7 +144,7 @@ constraints:  ## pin the newest versions that go together; the torch pin stays
 	rm -rf build/constraints
 
 clean:  ## remove the environment and every cache in this folder; results stay
-	rm -rf $(VENV) $(OLDEST) build *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(OLDEST) build *.egg-info .coverage* .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Some distributions ship Python without ensurepip; then the pip beside that Python fills the environment.
