@@ -46,7 +46,7 @@ def paper_chain(members: Sequence[int], states: int, leakage: float) -> MarkovCh
     require(
         proper, "members", members, f"distinct states from 0 to {states - 1}, and not all of them"
     )
-    require_number(leakage, "leakage", lambda number: 0 < number < 1, "strictly between 0 and 1")
+    _require_leakage(leakage)
     law = torch.full((states,), leakage / (states - len(inside)), dtype=torch.float64)
     law[inside] = (1 - leakage) / len(inside)
     transition = torch.full((states, states), 1 / states, dtype=torch.float64)
@@ -59,13 +59,21 @@ def paper_chains(leakage: float = 0.2, states: int = 10, set_size: int = 3) -> P
 
     The remaining states belong to no chain.
     """
-    require_whole(states, "states", *limits.STATES)
-    require_whole(set_size, "set_size", *limits.SET_SIZE)
-    require(3 * set_size <= states, "set_size", set_size, f"three sets must fit in {states} states")
+    _require_sets(states, set_size)
     firsts = (0, set_size, 2 * set_size)
     return PaperChains(
         *(paper_chain(range(first, first + set_size), states, leakage) for first in firsts)
     )
+
+
+def _require_sets(states: int, set_size: int) -> None:
+    require_whole(states, "states", *limits.STATES)
+    require_whole(set_size, "set_size", *limits.SET_SIZE)
+    require(3 * set_size <= states, "set_size", set_size, f"three sets must fit in {states} states")
+
+
+def _require_leakage(leakage: float) -> None:
+    require_number(leakage, "leakage", lambda number: 0 < number < 1, "strictly between 0 and 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +101,8 @@ class Case:
     def __post_init__(self) -> None:
         require(isinstance(self.name, str), "name", self.name, "a text")
         require_all_whole(self, states=limits.STATES, set_size=limits.SET_SIZE)
-        self.chains()  # the chains check leakage, states and set_size
+        _require_sets(self.states, self.set_size)
+        _require_leakage(self.leakage)
         share = self.test_fraction
         require_number(
             share, "test_fraction", lambda number: 0 < number < 1, "strictly between 0 and 1"

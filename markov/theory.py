@@ -141,13 +141,12 @@ def _logit(objective: Objective, length: Array, start: Array) -> Array:
 
 
 def _check(length: Array, value: Array, field: str, start: Array | float = 0.0) -> None:
-    require(
-        bool((np.isfinite(length) & (length >= 1)).all()),
-        "length",
-        float(length.min()),
-        "at least 1 scored token",
-    )
-    require(bool((value >= 0).all()), field, float(value.min()), "at least 0")
     start = np.asarray(start, dtype=float)
-    proper = bool((np.isfinite(start) & (start <= 0)).all())
-    require(proper, "start", float(start.max()), "a finite log-probability per token, at most 0")
+    # The values of a message are looked for only where there is one.
+    if not (np.isfinite(length) & (length >= 1)).all():
+        raise InvalidInput("length", float(length.min()), "at least 1 scored token")
+    if not (value >= 0).all():
+        raise InvalidInput(field, float(value.min()), "at least 0")
+    if not (np.isfinite(start) & (start <= 0)).all():
+        allowed = "a finite log-probability per token, at most 0"
+        raise InvalidInput("start", float(start.max()), allowed)

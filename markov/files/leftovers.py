@@ -97,9 +97,14 @@ def discard(path: Path) -> None:
     and never half a folder under the name of a whole one. Of a link only the link is removed.
     """
     gone = path.with_name(partial_name(path.name))
-    with suppress(FileNotFoundError):  # it was never there, or another process was faster
+    try:
         os.rename(path, gone)
         _remove(gone)
+    except FileNotFoundError:  # it was never there, or another process was faster
+        pass
+    finally:
+        if os.path.lexists(gone):  # interrupted in the middle
+            _remove(gone)
 
 
 def beside_others(write: Callable[Given, None]) -> Callable[Given, None]:

@@ -83,6 +83,7 @@ def share(work: Callable[[], object]) -> float:
 
 
 def report(what: str, found: float) -> None:
+    assert 0 < found < 1
     print(f"\n    checks take {100 * found:.2f}% of {what}, whose bound is {100 * BOUND:.0f}%")
 
 

@@ -5,6 +5,8 @@ other one finishes all the same.
 from __future__ import annotations
 
 import os
+import shutil  # noqa: F401  (looked up by its name)
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,4 +79,25 @@ def test_a_file_is_written_again_five_times_at_most(
     with pytest.raises(FileNotFoundError):
         storage.write_table(pd.DataFrame({"x": [1]}), folder / "part.parquet", {})
     assert len(tried) == leftovers.TRIALS
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("call", ["os.rename", "shutil.rmtree"])
+def test_what_is_interrupted_while_it_is_discarded_is_gone_all_the_same(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, name = call.split(".")
+    own: Any = getattr(sys.modules[module], name)
+
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        monkeypatch.setattr(call, own)  # once
+        if call == "os.rename":
+            own(*arguments)
+        raise KeyboardInterrupt
+
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "file").write_text("x")
+    monkeypatch.setattr(call, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        leftovers.discard(tmp_path / "state")
     assert list(tmp_path.iterdir()) == []
