@@ -292,11 +292,12 @@ def _draw(
 
 
 def _require_laws(field: str, laws: Float[Tensor, "*rows states"], *, tolerance: float) -> None:
-    rows = laws.detach().to(torch.float64).reshape(-1, laws.shape[-1])
-    sums, least = rows.sum(-1), rows.amin(-1)
-    bad = ~((least >= 0) & ((sums - 1).abs() <= tolerance))
+    # By numpy, which takes half the time of torch for so few numbers.
+    rows = laws.detach().to("cpu", torch.float64).reshape(-1, laws.shape[-1]).numpy()
+    sums, least = rows.sum(-1), rows.min(-1)
+    bad = ~((least >= 0) & (abs(sums - 1) <= tolerance))
     if bad.any():
-        row = int(bad.nonzero()[0])
+        row = int(bad.argmax())
         found = (
             f"row {row} with sum {float(sums[row]):.10g} and least entry {float(least[row]):.3g}"
         )

@@ -364,10 +364,9 @@ def check_plain(field: str, value: object, bounds: tuple[float, float, str]) -> 
     Tensors, arrays and symbols are not looked at.
     """
     low, high, allowed = bounds
-    # Most often by far, and so without a call: a slider asks hundreds of times in a second.
-    if isinstance(value, Tensor) or (
-        type(value) is float and low <= value <= high and math.isfinite(value)
-    ):
+    # Most often by far, and so without further calls.
+    proper = type(value) is float and low <= value <= high and math.isfinite(value)
+    if proper or isinstance(value, Tensor):
         return
     numbers = isinstance(value, np.ndarray) and value.dtype.kind in "iuf"
     require(numbers or is_plain(value), field, value, allowed)

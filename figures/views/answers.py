@@ -37,7 +37,7 @@ from figures.views.view import (
 )
 from llm.data.tofu import Example
 from markov.errors import require
-from markov.objectives import CORNERS, Objective, SequenceLogProbs, validate
+from markov.objectives import CORNERS, Objective, SequenceLogProbs, check_logprobs, validate
 
 ORDERS = {
     "heaviest first": "weight",
@@ -130,13 +130,20 @@ class AnswersView(View):
 
 def weights_of(table: pd.DataFrame, objective: Objective) -> Float[np.ndarray, " examples"]:
     """Return d loss / d logp of each row, from the columns `logp`, `length` and `ref`."""
+    return objective.weight(check_logprobs(_responses(table))).numpy()
+
+
+def _responses(table: pd.DataFrame) -> SequenceLogProbs:
     numbers = (torch.tensor(table[name].to_numpy(dtype=float)) for name in SequenceLogProbs._fields)
-    return objective.weight(SequenceLogProbs.of(*numbers)).numpy()
+    return SequenceLogProbs(*numbers)
 
 
 def relative_weights(table: pd.DataFrame, objective: Objective) -> Float[np.ndarray, " examples"]:
-    """Return each row's weight over the mean of all, at least `FLOOR`."""
-    weight = weights_of(table, objective)
+    """Return each row's weight over the mean of all, at least `FLOOR`.
+
+    The table has been checked: a slider that is moved does not check it again.
+    """
+    weight = objective.weight(_responses(table)).numpy()
     return np.maximum(weight / max(np.nanmean(weight), np.finfo(float).tiny), FLOOR)
 
 
@@ -162,6 +169,8 @@ def answers_view(
     `InvalidInput` for a table without these columns and for examples that are not all of it.
     """
     frames, texts = _by_epoch(table), {one.index: one for one in examples}
+    for one in frames.values():
+        check_logprobs(_responses(one))
     first = next(iter(frames.values()))
     lacking = [int(one) for one in first["index"] if int(one) not in texts]
     require(
@@ -205,7 +214,7 @@ def answers_view(
     def now(epoch: int | None, **numbers: float) -> tuple[Objective, pd.DataFrame]:
         objective = validate(Objective(**numbers))
         own = frames[epoch if epoch is not None else next(iter(frames))]
-        return objective, own.assign(weight=weights_of(own, objective))
+        return objective, own.assign(weight=objective.weight(_responses(own)).numpy())
 
     def update(example: int, order: str, epoch: int | None = None, **numbers: float) -> None:
         objective, own = now(epoch, **numbers)
