@@ -88,10 +88,12 @@ cheat-sheet: $(VENV)/.installed  ## the law, the four objectives and the symbols
 browser: $(VENV)/.llm $(VENV)/.notebooks $(VENV)/.browser  ## move sliders in a browser: needs Chromium and its driver
 	SIMNPO_LAB_BROWSER=1 $(RUN) pytest -q -rs tests/test_browser.py $(ARGS)
 
+# What the tests cover takes a third more of their time; COVER= leaves it out.
+COVER ?= --cov --cov-report=
 # Neighbouring tests share what their module computed once, so each worker starts with a contiguous run of them.
 test: $(VENV)/.llm $(VENV)/.notebooks  ## run the tests, JOBS at a time, and print how much of the code they cover
-	$(RUN) pytest -q -n $(JOBS) --maxprocesses 8 --dist worksteal --benchmark-disable --cov --cov-report= $(ARGS)
-	@for package in markov llm; do \
+	$(RUN) pytest -q -n $(JOBS) --maxprocesses 8 --dist worksteal --benchmark-disable $(COVER) $(ARGS)
+	@test -z "$(COVER)" || for package in markov llm; do \
 		echo "covered of $$package, lines and branches: $$($(RUN) coverage report --include="$$package/*" --precision=1 --format=total)%"; done
 
 test-elsewhere: $(VENV)/.llm $(VENV)/.notebooks  ## those that compute, in the arithmetic of another processor: ELSEWHERE="MKL_CBWR=AVX2" say
