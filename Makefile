@@ -20,6 +20,7 @@ ELSEWHERE ?= MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=
 
 # Tests of words, files and refusals, in which nothing is computed that another processor could round otherwise,
 # of what is drawn, and of several processes and of runs that are kept or go on, which are compared with themselves.
+# Frames of figures are compared with those of another processor by tests/test_processors.py.
 WORDS := architecture arguments audit authors backends book book_pages by_author chat_templates cheat_sheet checkpoints checks cli closure corpora counted damage defaults \
 	discarded diverged encoding ending estimating facades figures findings_language findings_questions folders gguf_files gpu hammer help hub imports inputs interactive \
 	interactive_llm jobs kills knowing ledger lessons lessons_language lessons_prose llm_after_adam llm_attack_figures llm_cli llm_divergence llm_models llm_processes \
@@ -98,7 +99,7 @@ test: $(VENV)/.llm $(VENV)/.notebooks  ## run the tests, JOBS at a time, and pri
 
 test-elsewhere: $(VENV)/.llm $(VENV)/.notebooks  ## those that compute, in the arithmetic of another processor: ELSEWHERE="MKL_CBWR=AVX2" say
 	$(ELSEWHERE) HYPOTHESIS_PROFILE=few $(RUN) pytest -q -n $(JOBS) --maxprocesses 8 --dist worksteal --benchmark-disable -m 'not slow' \
-		$(WORDS:%=--ignore-glob="*/test_%.py") $(ARGS)
+		--ignore=tests/figures $(WORDS:%=--ignore-glob="*/test_%.py") $(ARGS)
 
 hammer: $(VENV)/.llm  ## give every program what nobody should, kill it, fill its disk, and count how it ends: 2,000 cases, under 20 minutes; ARGS="--seed 3"
 	SIMNPO_LAB_KILLS=every $(RUN) pytest -q -n $(JOBS) --maxprocesses 8 tests/test_kills.py
