@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -227,9 +228,9 @@ def test_the_counts_of_a_seed_take_the_place_of_earlier_ones(
 
 
 def test_the_book_shows_the_counts_that_were_kept() -> None:
-    counts = pd.read_csv(KEPT)
+    counts: Any = pd.read_csv(KEPT)
     assert counts["seed"].nunique() >= 3
-    both = counts.drop(columns="seed").groupby("row").sum()
+    both: Any = counts.drop(columns="seed").groupby("row").sum()
     assert both.loc["all", "cases"] >= 2000 * counts["seed"].nunique()
     shown = rows(PAGE, "What was tried")
     assert [row[0] for row in shown] == [*both.index.drop("all"), "all"]
