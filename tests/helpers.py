@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -291,3 +292,20 @@ def slow_unlearn(
             for (name, value), gradient in zip(now.items(), gradients, strict=True)
         }
     yield {name: value.detach().clone() for name, value in now.items()}
+
+
+class Bar:
+    """What is told to a progress bar."""
+
+    def __init__(self, **told: Any) -> None:
+        self.total, self.disable, self.count = told["total"], told["disable"], 0
+        self.label = told["desc"]
+
+    def update(self, count: int) -> None:
+        self.count += count
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass

@@ -35,6 +35,7 @@ from llm.scoring.logprobs import NotFinite
 from llm.scoring.templates import PLAIN
 from markov.console import progress as shown
 from markov.errors import InvalidInput
+from tests.helpers import Bar
 from tests.llm.models.test_generation import model_of
 from tests.llm.scoring.test_encoding import by_bytes
 
@@ -230,23 +231,6 @@ def test_texts_are_read_in_batches_of_the_budget_and_without_dropout(
     assert [bar.disable for bar in bars] == [False] * 2 + [True] * 2 + [False] * 2
     assert {bar.label for bar in bars} == {"score"}
     assert bars[0].total == bars[0].count == tokens
-
-
-class Bar:
-    """What is told to a progress bar."""
-
-    def __init__(self, **told: Any) -> None:
-        self.total, self.disable, self.count = told["total"], told["disable"], 0
-        self.label = told["desc"]
-
-    def update(self, count: int) -> None:
-        self.count += count
-
-    def __enter__(self) -> Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
 
 def test_a_text_without_a_finite_score_is_named_by_its_place_and_the_model(

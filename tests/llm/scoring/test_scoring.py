@@ -38,6 +38,7 @@ from llm.scoring.templates import PLAIN
 from markov.console import progress
 from markov.errors import InvalidInput
 from markov.objectives import npo
+from tests.helpers import Bar
 from tests.llm.scoring.test_encoding import Pair, by_bytes, by_pieces
 
 VOCAB = 97
@@ -875,20 +876,3 @@ def test_texts_are_scored_as_they_are_asked_to_be(monkeypatch: pytest.MonkeyPatc
     assert plain.ref.tolist() == [0.0, 0.0] and alone.ref.tolist() == [-2.5, -2.5]
     assert (together, len(calls) - together) == (2, 3)  # one more is the trial of the model
     assert [bar.disable for bar in bars] == [False, True]
-
-
-class Bar:
-    """What is told to a progress bar."""
-
-    def __init__(self, **options: Any) -> None:
-        self.total, self.disable, self.count = options["total"], options["disable"], 0
-        self.label = options["desc"]
-
-    def update(self, count: int) -> None:
-        self.count += count
-
-    def __enter__(self) -> Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
