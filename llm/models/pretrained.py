@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from llm.models.chat_programs import check_program
+from llm.models.digests import WEIGHTS, unchanged
 from llm.models.gguf_files import read_header
 from llm.models.libraries import fetch, muted, quiet
 from markov.errors import require, shown
@@ -207,6 +208,7 @@ def read_weights(
         )
         require(False, "model", where, f"one whose weights fit its configuration ({reason})")
     _check_unexpected(model, sorted(report["unexpected_keys"]), where)
+    unchanged(Path(where), WEIGHTS)
     return model.eval()
 
 

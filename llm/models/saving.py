@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from llm.models.digests import DIGESTS, digests
+from llm.models.digests import PROVENANCE as PROVENANCE
 from llm.models.libraries import muted, quiet, reason_of
 from llm.models.pretrained import check_folder
 from llm.scoring.templates import SAVED as TEMPLATE
@@ -24,7 +26,6 @@ from markov.files.storage import Location, check_writable, settings_of
 if TYPE_CHECKING:
     from llm.models.language_model import LanguageModel
 
-PROVENANCE = "provenance.json"
 SOURCE = "model_source"  # in a provenance: where the weights came from that were changed
 
 
@@ -89,14 +90,13 @@ def _written(
     leftovers.clear(target.parent, target.name)
     partial = target.with_name(leftovers.partial_name(target.name))
     known = with_source(provenance, language_model)
-    described = {TEMPLATE: asdict(language_model.template), PROVENANCE: settings_of(known)}
     try:
         partial.mkdir(parents=True)
         with quiet(), muted():
             model.save_pretrained(partial, state_dict=parameters)
             language_model.tokenizer.save_pretrained(partial)
-        for file, content in described.items():
-            (partial / file).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+        _write(partial / TEMPLATE, asdict(language_model.template))
+        _write(partial / PROVENANCE, {**settings_of(known), DIGESTS: digests(partial)})
         for file in partial.glob("*.safetensors"):  # written so that no other user can read them
             shutil.copymode(partial / PROVENANCE, file)
         yield partial
@@ -112,6 +112,10 @@ def _written(
         raise InvalidInput("model", name, allowed) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
 
 def with_source(provenance: Mapping[str, Any], language_model: LanguageModel) -> dict[str, Any]:

@@ -24,8 +24,11 @@ PROJECT = ("markov", "llm", "figures")
 # followed.
 APART = (
     "markov.errors",
-    "markov.console.progress",
-    *(f"markov.files.{name}" for name in ("closure", "folders", "inputs", "leftovers", "storage")),
+    *("markov.console.duration", "markov.console.progress"),
+    *(
+        f"markov.files.{name}"
+        for name in ("closure", "folders", "inputs", "leftovers", "seals", "storage")
+    ),
 )
 # The parts of compiled code that decide what it does.
 CODE = (

@@ -1,8 +1,9 @@
 """Results on disk: written whole or not at all, and carrying what made them.
 
-Tables are parquet files and parameters safetensors files; both hold their provenance. Equal
-contents give equal bytes. A `fingerprint` of settings and code names a cached result: a changed
-setting, or a change in what the code behind it does, asks for a new one.
+Tables are parquet files and parameters safetensors files; both hold their provenance, and a seal by
+which a changed byte is noticed (see `markov.files.seals`). Equal contents give equal bytes. A
+`fingerprint` of settings and code names a cached result: a changed setting, or a change in what the
+code behind it does, asks for a new one.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import dataclasses
 import errno
 import hashlib
 import importlib.metadata
+import io
 import json
 import math
 import os
@@ -24,7 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import markov
 from markov.errors import InvalidInput, first_line, require
-from markov.files import closure, inputs, leftovers
+from markov.files import closure, inputs, leftovers, seals
 from markov.files.inputs import Location as Location
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ UNREADABLE = (
     *(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError),
     *(NotImplementedError, OverflowError),
 )
+UNCHANGED = "a file as it was written (its digest is another one: it was damaged, or changed)"
 
 
 def cache_dir() -> Path:
@@ -262,12 +265,14 @@ def write_table(frame: DataFrame, path: Location, provenance: Mapping[str, Any])
     table = pyarrow.Table.from_pandas(frame).combine_chunks()
     described = {
         **(table.schema.metadata or {}),
-        KEY.encode(): _canonical(settings_of(provenance)).encode(),
+        KEY.encode(): _described(provenance).encode(),
     }
-    with atomic_path(path) as partial, open(partial, "wb") as file:
-        pyarrow.parquet.write_table(
-            table.replace_schema_metadata(described), file, compression="zstd"
-        )
+    content = io.BytesIO()
+    pyarrow.parquet.write_table(
+        table.replace_schema_metadata(described), content, compression="zstd"
+    )
+    with atomic_path(path) as partial:
+        partial.write_bytes(seals.sealed(content.getvalue()))
 
 
 def read_table(path: Location) -> DataFrame:
@@ -281,8 +286,12 @@ def read_table(path: Location) -> DataFrame:
     known = read_provenance(path)
     try:
         # Opened here, because pyarrow takes only names that are text.
-        with open(inputs.expanded(path, "file"), "rb") as file:
+        place = inputs.expanded(path, "file")
+        require(not seals.broken(place), "file", os.fspath(path), UNCHANGED)
+        with open(place, "rb") as file:
             frame = pyarrow.parquet.read_table(file).to_pandas()
+    except InvalidInput:
+        raise
     except (*UNREADABLE, pyarrow.ArrowException) as error:
         reason = first_line(error)
         raise InvalidInput(
@@ -315,7 +324,13 @@ def read_provenance(path: Location) -> dict[str, Any]:
         raise InvalidInput("file", name, allowed) from None
     found = inputs.parsed(said, "file", name, allowed)
     require(isinstance(found, dict), "file", name, allowed)
+    found.pop(seals.KEY, None)
     return found
+
+
+def _described(provenance: Mapping[str, Any]) -> str:
+    """Return a provenance as it stands in a file, with a place for the seal."""
+    return _canonical({**settings_of(provenance), seals.KEY: seals.BLANK})
 
 
 def read_kept(path: Path, read: Callable[[Path], Kept]) -> Kept | None:
@@ -357,7 +372,7 @@ def save_parameters(
         name: tensor.detach().cpu().contiguous().clone() for name, tensor in parameters.items()
     }
     with atomic_path(path) as partial:
-        partial.write_bytes(save(tensors, {KEY: _canonical(settings_of(metadata))}))
+        partial.write_bytes(seals.sealed(save(tensors, {KEY: _described(metadata)})))
 
 
 def load_parameters(path: Location) -> dict[str, Tensor]:
@@ -368,6 +383,9 @@ def load_parameters(path: Location) -> dict[str, Tensor]:
     allowed = "an existing safetensors file"
     place = inputs.existing_file(path, "parameters", allowed)
     try:
+        require(not seals.broken(place), "parameters", os.fspath(path), UNCHANGED)
         return load_file(place)
+    except InvalidInput:
+        raise
     except (*UNREADABLE, SafetensorError):
         raise InvalidInput("parameters", os.fspath(path), allowed) from None

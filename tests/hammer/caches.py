@@ -16,7 +16,7 @@ from markov.files import storage
 from tests.hammer.bases import Options, bases
 from tests.hammer.cases import Case, noted, once
 from tests.hammer.commands import words_of
-from tests.hammer.mutating import change_bytes, change_json, change_weights
+from tests.hammer.mutating import change_bit, change_bytes, change_json
 from tests.hammer.world import Box, make, once_made, program
 
 AUTHORS: Options = {
@@ -83,12 +83,8 @@ def harm(cache: Path, rng: random.Random) -> str:
     name = file.relative_to(cache)
     way = rng.choice(("change", "change", "change", "remove", "folder", "link", "fifo", "extra"))
     if way == "change":
-        change = {".json": change_json, ".safetensors": change_weights}.get(
-            file.suffix, change_bytes
-        )
-        # A number of a model that is changed so that the file is whole can be known by nobody.
-        change = change_bytes if file.suffix == ".safetensors" else change
-        how, _ = change(file, rng)
+        change = change_json if file.suffix == ".json" else change_bytes
+        how, _ = rng.choice((change, change_bit))(file, rng)
         return f"{name}: {how}"
     if way == "extra":
         (file.parent / "notes of somebody").write_text("x")

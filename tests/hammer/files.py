@@ -14,7 +14,14 @@ from markov.console.ending import exit_code
 from tests.hammer.bases import Options, bases
 from tests.hammer.cases import Case, noted, once
 from tests.hammer.commands import words_of, wrong
-from tests.hammer.mutating import change_bytes, change_json, change_scores, change_weights
+from tests.hammer.mutating import (
+    change_bit,
+    change_bytes,
+    change_gguf,
+    change_json,
+    change_scores,
+    change_weights,
+)
 from tests.hammer.world import Box, make, once_made, program
 
 Change = Callable[[Path, random.Random], tuple[str, bool]]
@@ -57,6 +64,16 @@ ADDED = {
     "chat_template.jinja": "{% for message in messages %}{{ message.content }}{% endfor %}",
     "special_tokens_map.json": '{"bos_token": "<s>", "eos_token": {"content": "</s>"}}',
 }
+RUNS: Options = {"names": ("llm_trajectories",)}
+OF_A_RUN = (
+    *(("epochs.parquet", change_bytes), ("examples.parquet", change_bytes)),
+    *((".simnpo-lab.json", change_json), ("answers.parquet", change_bit)),
+)
+STUDY: Options = {"names": ("llm_study",)}
+OF_A_STUDY = (
+    *((".simnpo-lab.json", change_json), ("measures.parquet", change_bytes)),
+    *(("measures.parquet", change_bit), ("relearning.parquet", change_bytes)),
+)
 READS = (
     Read("llm score", "data", "data/forget10.json", change_json, often=6),
     Read("llm unlearn", "retain_data", "data/retain90.json", change_json),
@@ -81,6 +98,9 @@ READS = (
     Read("llm muse", "data", "muse", change_json, "raw/forget.json"),
     Read("llm muse", "data", "muse", change_json, "verbmem/forget.json"),
     Read("llm muse", "data", "muse", change_json, "knowmem/forget_qa_icl.json"),
+    Read("llm score", "model", "gguf/model.gguf", change_gguf, often=6),
+    *(Read("figures", "runs", "done/llm unlearn", how, name, RUNS) for name, how in OF_A_RUN),
+    *(Read("figures", "study", "done/llm study", how, name, STUDY) for name, how in OF_A_STUDY),
 )
 # What has to be refused of any file is not what a file that may be left out has to be, or one that
 # has no content of its own.
@@ -130,6 +150,10 @@ DONE = {
         *("original/.simnpo-lab.json", "summary.parquet"),
     ),
     "llm muse": (".simnpo-lab.json", "measures.parquet", "items.parquet"),
+    "llm known": (
+        *(".simnpo-lab.json", "known.parquet", "forget.jsonl", "retain.jsonl"),
+        *("forget_own.jsonl", "retain_own.jsonl", "weights_own.parquet"),
+    ),
 }
 
 
@@ -142,8 +166,9 @@ def finished(given: Path, rng: random.Random) -> Case:
     def act(box: Box):
         shutil.copytree(done(given, name), box.work / "found")
         file = box.work / "found" / inside
-        change = change_json if file.suffix == ".json" else change_bytes
-        how, _ = change(file, random.Random(seed))
+        own = random.Random(seed)
+        change = change_json if file.suffix in (".json", ".jsonl") else change_bytes
+        how, _ = own.choices((change, change_bit), (3, 1))[0](file, own)
         noted(box, f"{inside}: {how}")
         check = partial(wrong, base=base, options=base.options)
         if reader:
@@ -161,8 +186,14 @@ def read_run() -> None:
 
 def source_of(given: Path, source: str) -> Path:
     """Return what lies in the shared folder under a name, which may have to be made first."""
-    makers: dict[str, Callable[[Path], None]] = {"muse": _muse, "legacy": partial(_legacy, given)}
-    name = source.partition("/")[0]
+    makers: dict[str, Callable[[Path], None]] = {
+        "muse": _muse,
+        "gguf": _gguf,
+        "legacy": partial(_legacy, given),
+    }
+    name, _, rest = source.partition("/")
+    if name == "done":
+        return done(given, rest)
     if name in makers:
         once_made(given / name, makers[name])
     return given / source
@@ -182,6 +213,13 @@ def _legacy(given: Path, place: Path) -> None:
     make(given, words_of("llm evaluate", options), place)
     (place / "found").rename(place / "model")
     (place / "model" / "TOFU_EVAL.json").unlink()
+
+
+def _gguf(place: Path) -> None:
+    from tests.llm.models.test_gguf_files import tiny, written
+
+    place.mkdir(parents=True, exist_ok=True)
+    written(place / "model.gguf", tiny())
 
 
 def _muse(place: Path) -> None:

@@ -135,6 +135,15 @@ def change_bytes(path: Path, rng: random.Random) -> tuple[str, bool]:
     return name, ways[name][1]
 
 
+def change_bit(path: Path, rng: random.Random) -> tuple[str, bool]:
+    """Change one bit of a file, as a disk may do."""
+    content = bytearray(path.read_bytes())
+    place = rng.randrange(len(content))
+    content[place] ^= 1 << rng.randrange(8)
+    path.write_bytes(content)
+    return f"a bit of byte {place} of {len(content)}", False
+
+
 def change_weights(path: Path, rng: random.Random) -> tuple[str, bool]:
     """Change a safetensors file: its header, its tensors, or its bytes."""
     import torch
@@ -174,6 +183,22 @@ def change_weights(path: Path, rng: random.Random) -> tuple[str, bool]:
         tensors["model.more.weight"] = torch.zeros(3)
     save_file(tensors, path, {"format": "pt"})
     return f"{way} of {name}", refused
+
+
+def change_gguf(path: Path, rng: random.Random) -> tuple[str, bool]:
+    """Change a GGUF file: a number of its header, a length, or its bytes.
+
+    Format: four letters, a version, the counts of tensors and of what is known, and then each of
+    these with the length of its name before it.
+    """
+    if rng.random() < 0.4:
+        return rng.choice((change_bytes, change_bit))(path, rng)
+    content = bytearray(path.read_bytes())
+    place = rng.choice((4, 8, 16, 24, rng.randrange(24, len(content) // 2)))
+    number = rng.choice((0, 1, 2**31, 2**32, 2**40, 2**63, 2**64 - 1, len(content)))
+    content[place : place + 8] = struct.pack("<Q", number)
+    path.write_bytes(content)
+    return f"{number} at byte {place}", False
 
 
 # Columns of a table of scores, and values that none may have.

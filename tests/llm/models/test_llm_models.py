@@ -4,9 +4,11 @@ in one line.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from llm.models.language_model import (
 from llm.models.names import READY
 from llm.models.pretrained import mend_generation, read_weights
 from llm.models.saving import check_savable, save
+from llm.models.small import kept_model
 from llm.models.source import load
 from llm.scoring.logprobs import score
 from llm.scoring.templates import CHAT, LLAMA2_CHAT, PLAIN, Template
@@ -114,9 +117,40 @@ def test_the_template_is_the_one_saved_unless_another_is_given(
 
 def test_a_saved_folder_tells_how_it_came_about_and_others_can_read_it(tmp_path: Path) -> None:
     save(named(fresh("tied")), tmp_path / "model", NOTES)
-    assert json.loads((tmp_path / "model" / "provenance.json").read_text()) == NOTES
+    known = json.loads((tmp_path / "model" / "provenance.json").read_text())
+    digests = known.pop("digests")
+    assert known == NOTES
+    files = {file.name: file for file in (tmp_path / "model").iterdir()}
+    assert digests.keys() == files.keys() - {"provenance.json"}
+    for name, digest in digests.items():
+        assert hashlib.sha256(files[name].read_bytes()).hexdigest() == digest
     assert len({(file.stat().st_mode & 0o777) for file in (tmp_path / "model").iterdir()}) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_weights_that_were_changed_since_they_were_written_are_noticed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A digit that is another one leaves a model that scores, and nobody could tell."""
+    save(named(fresh("llama")), tmp_path / "model", NOTES)
+    file = tmp_path / "model" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    found = refused(lambda: load(tmp_path / "model"))
+    assert found.field == "model" and "damaged, or changed" in found.allowed
+    # Words, too, may be others: a cache is to be as it was written, a folder of one's own not.
+    save(named(fresh("llama")), tmp_path / "second", NOTES)
+    words = tmp_path / "second" / "template.json"
+    words.write_text(words.read_text().replace("{prompt}", "{prompt}:"))
+    assert load(tmp_path / "second").template.prompt.count(":")
+    assert kept_model(tmp_path / "second") is None and not (tmp_path / "second").exists()
+    # Of a folder of somebody else nobody knows what was written.
+    shutil.copytree(tmp_path / "model", tmp_path / "other")
+    (tmp_path / "other" / "provenance.json").unlink()
+    assert load(tmp_path / "other").model is not None
+    assert kept_model(tmp_path / "model") is None
+    assert not (tmp_path / "model").exists() and "damaged, or" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "auto"])

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from markov.errors import InvalidInput
-from markov.files import storage
+from markov.files import seals, storage
 
 
 class Numbers(NamedTuple):
@@ -272,6 +273,60 @@ def test_a_file_that_is_missing_or_of_another_kind_is_named(
     with pytest.raises(InvalidInput) as caught:
         read(tmp_path / name)
     assert caught.value.value == str(tmp_path / name)
+
+
+def written(kind: str, folder: Path) -> tuple[Path, Callable[[Path], object]]:
+    """A small file of one kind, and how it is read."""
+    path = folder / f"file.{kind}"
+    if kind == "parquet":
+        storage.write_table(FRAME, path, SOURCE)
+        return path, lambda path: storage.read_table(path).to_csv()
+    tensors = {"a": torch.arange(6.0), "b": torch.arange(3)}
+    storage.save_parameters(path, tensors, SOURCE)
+    return path, lambda path: {
+        name: one.tolist() for name, one in storage.load_parameters(path).items()
+    }
+
+
+@pytest.mark.parametrize("kind", ["parquet", "safetensors"])
+def test_a_byte_that_was_changed_anywhere_is_noticed(kind: str, tmp_path: Path):
+    path, read = written(kind, tmp_path)
+    content, sound = path.read_bytes(), read(path)
+    mark = content.index(seals.MARK)
+    for place in {*range(0, len(content), 13), *range(mark - 2, mark + len(seals.BLANK) + 2)}:
+        changed = bytearray(content)
+        changed[place] ^= 1 << place % 8
+        path.write_bytes(changed)
+        if seals.MARK in changed:
+            with pytest.raises(InvalidInput):
+                read(path)
+        else:  # then there is no seal, and all else is as it was
+            with suppress(InvalidInput):
+                assert read(path) == sound
+
+
+@pytest.mark.parametrize("kind", ["parquet", "safetensors"])
+def test_what_was_changed_is_told_and_set_aside_in_a_cache(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path, read = written(kind, tmp_path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 if kind == "parquet" else -1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InvalidInput, match="as it was written"):
+        read(path)
+    assert storage.read_kept(path, read) is None
+    assert "as it was written" in capsys.readouterr().err and not path.exists()
+
+
+@pytest.mark.parametrize("kind", ["parquet", "safetensors"])
+def test_a_file_without_a_seal_is_read(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sound = written(kind, tmp_path)
+    want = sound[1](sound[0])
+    monkeypatch.setattr(seals, "sealed", lambda content: content)
+    monkeypatch.setattr(seals, "BLANK", "")
+    path, read = written(kind, tmp_path)
+    assert read(path) == want and storage.read_provenance(path) == SOURCE
 
 
 def test_a_table_from_elsewhere_has_no_provenance_to_read(tmp_path: Path):
