@@ -27,7 +27,7 @@ from llm.jobs.settings import lora_of
 from llm.jobs.study_settings import Study, described
 from llm.jobs.studying import studied
 from llm.logs.reading import OPEN_UNLEARNING
-from llm.models.language_model import kept_model
+from llm.models.small import kept_model
 from llm.models.small_authors import DefaultModels, build, folder_of
 from llm.models.source import ModelOptions
 from llm.sweeps import sweep

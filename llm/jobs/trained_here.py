@@ -52,7 +52,7 @@ def make(asked: Study, seeds: Sequence[int], kinds: Collection[str], progress: b
         return
     import joblib
 
-    from llm.models.language_model import kept_model
+    from llm.models.small import kept_model
     from llm.models.small_authors import build, folder_of
     from llm.sweeps.parallel import several
 

@@ -43,7 +43,7 @@ from llm.scoring.encoding import fitted
 from llm.scoring.logprobs import check_model
 from llm.scoring.templates import CHAT, LLAMA2_CHAT, PLAIN, SAVED, Template
 from markov.errors import InvalidInput, require
-from markov.files.storage import Location, read_kept
+from markov.files.storage import Location
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -360,16 +360,6 @@ def perturbed(model: Module, *, scale: float, share: float = 0.5, seed: int) -> 
             wide = parameter.to(torch.promote_types(parameter.dtype, torch.float32))
             parameter.copy_((1 - share) * wide + share * scale * wide.std(correction=0) * noise)
     return copy
-
-
-def kept_model(folder: Path, device: str = "auto") -> LanguageModel | None:
-    """Return the model that the cache keeps in a folder, or None if it has to be made.
-
-    A broken model is set aside.
-    """
-    if folder.is_dir() and not any(folder.iterdir()):  # of a trial whether it can be written
-        return None
-    return read_kept(folder, lambda place: load_saved(place, device=device))
 
 
 def find_dtype(dtype: str) -> torch.dtype | None:

@@ -10,27 +10,40 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 
-from llm.models.language_model import LanguageModel, find_device, kept_model, load_saved
+from llm.models.digests import unchanged
+from llm.models.language_model import LanguageModel, find_device, load_saved
 from llm.models.saving import save
+from llm.ranks import started
 from llm.scoring.encoding import Encoded
 from llm.scoring.templates import PLAIN
 from llm.training.fine_tuning import fine_tune
 from llm.training.loop import Optimization
 from markov.errors import InvalidInput, require, require_all_whole
 from markov.files import leftovers
-from markov.files.storage import cache_dir, check_writable, fingerprint, provenance
+from markov.files.storage import (
+    cache_dir,
+    check_writable,
+    fingerprint,
+    provenance,
+    read_kept,
+)
+from markov.files.turns import turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-# Modules that only read and write models and data, which changes no weight.
-APART = ("llm.data.tofu", "llm.models.language_model", "llm.models.pretrained", "llm.models.saving")
+# Modules that only check, read and write models and data, which changes no weight.
+APART = (
+    *("llm.data.tofu", "llm.models.digests", "llm.models.language_model", "llm.models.pretrained"),
+    *("llm.models.saving", "llm.training.duration"),
+)
 POSITIONS = 512
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}  # tokens 0, 1 and 2
 # standard deviation of the first weights: at this width, 0.02 needs half as many epochs more
@@ -127,31 +140,57 @@ def build(
     """Return the model of a kind: from the cache, or trained now and kept there.
 
     The cached model is written whole or not at all, and a damaged one is set aside. If several
-    processes build the same model, the first to finish keeps it. Raises `InvalidInput` for an
+    processes build the same model, one trains it and the others wait. Raises `InvalidInput` for an
     unknown kind or device and, before training, for a cache that cannot be written.
     """
-    place, settings = find_device(device), resolved(settings, device)
+    settings = resolved(settings, device)
     require(kind in corpus.kinds, "kind", kind, f"one of {', '.join(corpus.kinds)}")
     folder = folder_of(corpus, settings, kind)
     found = kept_model(folder, device)
     if found is None:
-        leftovers.clear(folder.parent)
-        check_writable(folder, "SIMNPO_LAB_CACHE", folder=True)
-        tokenizer = corpus.tokenizer(settings)
-        encoded = corpus.reading(settings, kind, tokenizer)
-        model = fresh_model(settings).to(device=place)  # pyright: ignore[reportCallIssue]
-        table = fine_tune(
-            model, encoded, settings.optimization(), progress=progress, label=f"train {kind}"
-        )
-        made = provenance(settings, corpus.module, without=APART, seeds=[settings.seed])
-        made |= {"kind": kind, "training": table.to_dict("records")}
-        try:
-            save(LanguageModel(model, tokenizer, PLAIN, kind), folder, made)
-        except InvalidInput:
-            if not folder.exists():
-                raise
-        found = load_saved(folder, device=device)
+        # Processes that work together train it together.
+        with turn(folder) if started() == 1 else nullcontext():
+            found = kept_model(folder, device) or _made(
+                corpus, settings, kind, folder, device, progress
+            )
     return found._replace(name=f"{corpus.name}:{kind}")
+
+
+def _made(
+    corpus: Reads[Settings],
+    settings: Settings,
+    kind: str,
+    folder: Path,
+    device: str,
+    progress: bool,
+) -> LanguageModel:
+    """Train a model, keep it in its folder, and return it as it is read from there."""
+    leftovers.clear(folder.parent)
+    check_writable(folder, "SIMNPO_LAB_CACHE", folder=True)
+    tokenizer = corpus.tokenizer(settings)
+    encoded = corpus.reading(settings, kind, tokenizer)
+    model = fresh_model(settings).to(device=find_device(device))  # pyright: ignore[reportCallIssue]
+    table = fine_tune(
+        model, encoded, settings.optimization(), progress=progress, label=f"train {kind}"
+    )
+    made = provenance(settings, corpus.module, without=APART, seeds=[settings.seed])
+    made |= {"kind": kind, "training": table.to_dict("records")}
+    try:
+        save(LanguageModel(model, tokenizer, PLAIN, kind), folder, made)
+    except InvalidInput:
+        if not folder.exists():
+            raise
+    return load_saved(folder, device=device)
+
+
+def kept_model(folder: Path, device: str = "auto") -> LanguageModel | None:
+    """Return the model that the cache keeps in a folder, or None if it has to be made.
+
+    One that is broken, or of which a file was changed, is set aside.
+    """
+    if folder.is_dir() and not any(folder.iterdir()):  # of a trial whether it can be written
+        return None
+    return read_kept(folder, lambda place: load_saved(unchanged(place), device=device))
 
 
 def fresh_model(settings: Small) -> PreTrainedModel:

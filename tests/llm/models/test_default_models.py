@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
@@ -343,11 +344,16 @@ def test_an_interrupted_build_leaves_nothing_and_is_done_over(
     assert same(made(TINY), tiny("retrained"))
 
 
-def test_of_two_builds_at_once_the_first_is_kept(own: Path) -> None:
+def test_of_two_builds_at_once_the_first_is_kept(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two machines, which do not wait for each other as processes of one do."""
     first: list[Any] = []
 
     def reading(*given: Any) -> Sequence[Encoded]:
-        first.append(made(TINY))  # another process finishes while this one is at work
+        with monkeypatch.context() as patch:
+            patch.setattr(small, "turn", lambda _: nullcontext())
+            first.append(made(TINY))  # another one finishes while this one is at work
         first.append(files_in(own))
         return AUTHORS.reading(*given)
 
