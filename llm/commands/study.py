@@ -62,10 +62,16 @@ def study(command: Study) -> None:
 
 
 def print_estimate(command: Study) -> None:
-    """Print how long what is left of a study takes on this machine."""
-    from llm.jobs.estimating import estimated, lines
+    """Print how long what is left of a study takes on this machine.
 
-    print("\n".join(lines(estimated(command), command.jobs)), flush=True)
+    Raises `InvalidInput`, unless no more than that is asked for, where nobody would wait so long.
+    """
+    from llm.jobs.estimating import check_ends, estimated, lines
+
+    found = estimated(command)
+    print("\n".join(lines(found, command.jobs)), flush=True)
+    if not command.estimate_only:
+        check_ends(command, found)
 
 
 def draw(out: Path) -> None:

@@ -16,13 +16,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import joblib
 import pandas as pd
 
 from llm.arguments import checked_job
 from llm.data.parts import Learnt, Part, part_of
 from llm.data.refusals import with_refusals
 from llm.data.sources import read
-from llm.data.splits import retain_of, tofu_sets, with_wrong
+from llm.data.splits import MEASURED, retain_of, tofu_sets, with_wrong
 from llm.data.tofu import Example
 from llm.evaluation.attacks import Relearning
 from llm.jobs import counting
@@ -54,11 +55,19 @@ from llm.sweeps.sweep import PlannedRun
 from llm.training.checkpointing import FILE
 from llm.unlearning.epoch import NAN
 from llm.unlearning.unlearn import Unlearning
+from markov.console import duration
 from markov.errors import InvalidInput, require
 from markov.files import storage
 from markov.files.storage import Location
 
-PARTS = ("learn", "evaluate", "unlearn", "attack")
+# The parts of a study, and the setting that each is in proportion to.
+SETTINGS = {
+    "learn": "learning_epochs",
+    "evaluate": "measured_answers",
+    "unlearn": "epochs",
+    "attack": "attack_epochs",
+}
+PARTS = tuple(SETTINGS)
 
 
 class Remaining(NamedTuple):
@@ -266,6 +275,24 @@ def lines(found: pd.DataFrame, jobs: int = 1) -> list[str]:
     if jobs != 1:
         shown.append("with --jobs runs share this machine, which may take less time than that")
     return shown
+
+
+def check_ends(asked: Study, found: pd.DataFrame) -> None:
+    """Raise `InvalidInput` for a study that takes longer than anybody waits, by its estimate.
+
+    The message names the setting of the part that takes most of the time.
+    """
+    runs = max(1, joblib.effective_n_jobs(asked.jobs))
+    room, needed = duration.LONGEST * runs, float(found["seconds"].sum())
+    if needed <= room:
+        return
+    taken = found.groupby("part")["seconds"].sum()
+    part = str(taken.idxmax())
+    value, own = getattr(asked, SETTINGS[part]) or MEASURED, float(taken[part])
+    most = int(value * (room - needed + own) / own)
+    fits = f"at most {most}" if most > 0 else "1, and less of other settings too"
+    told = f"about {needed / 86400 / runs:.0f} days are needed on this machine"
+    raise InvalidInput(SETTINGS[part], value, f"{fits}, since {told}, and 30 are allowed")
 
 
 def span(found: pd.DataFrame) -> str:

@@ -40,6 +40,7 @@ from llm.models.saving import check_savable, save
 from llm.models.source import ModelOptions, load, load_model
 from llm.scoring.limits import NEW_TOKENS
 from llm.sweeps.comparable import check_retrained
+from llm.sweeps.duration import check_ends
 from llm.sweeps.parallel import several
 from llm.sweeps.times import laps
 from llm.training.adapters import Lora
@@ -183,12 +184,8 @@ def sweep(
     original, theirs = (logs[kind].of("forget") for kind in (BASELINES[0], task.baselines[-1]))
     retrained = theirs if sets.comparable and task.retrained is not None else None
     same = np.array_equal(np.asarray(original.gold.length), np.asarray(theirs.gold.length))
-    require(
-        same,
-        "retrained",
-        task.retrained,
-        "a model with the tokenizer and the template of the one that unlearns",
-    )
+    allowed = "a model with the tokenizer and the template of the one that unlearns"
+    require(same, "retrained", task.retrained, allowed)
     left = [run for run in runs if not (place / run.folder / OPEN_UNLEARNING).exists()]
     jobs = [joblib.delayed(run_in)(place / run.folder, task, run) for run in left]
     several("unlearn and evaluate", jobs, **ways)
@@ -226,10 +223,11 @@ def checked_sets(task: Task, runs: Sequence[PlannedRun]) -> TofuSets:
     names = [run.folder for run in runs]
     require(len(set(names)) == len(names), "methods", names, "each method and seed once")
     sets = task.sets()
-    for run in runs:
-        if run.measured:
-            checked_for(sets, "measured_epochs", run.measured)
-    task.examples()  # refuses what cannot be read
+    for run in (one for one in runs if one.measured):
+        checked_for(sets, "measured_epochs", run.measured)
+    forget, _ = task.examples()  # refuses what cannot be read
+    epochs = [run.optimization.epochs for run in runs]
+    check_ends(task.options.model, task.options.device, forget, epochs)
     return sets
 
 
@@ -344,9 +342,8 @@ def unlearned(folder: Path, task: Task, run: PlannedRun, language: LanguageModel
     preferred = (
         with_refusals(forget, run.optimization.seed, task.refusals) if run.method.prefers else None
     )
-    measure, options = None, {"max_length": task.options.max_length}
+    measure, retrained, options = None, None, {"max_length": task.options.max_length}
     if run.measured:
-        retrained = None
         if task.retrained is not None:
             retrained = baseline(folder.parent / "retrained", task, "retrained").of("forget")
         options |= {"max_new_tokens": task.max_new_tokens, "budget": task.options.budget}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from llm.randomness import shuffled
 from llm.scoring.encoding import Batch, Encoded
 from llm.scoring.logprobs import check_fits, check_model, evaluating, response_logprobs
+from llm.training.duration import check_ends
 from llm.training.loop import Loop, Optimization, Term, looping
 from llm.training.masters import widened
 from markov.errors import require
@@ -60,6 +61,7 @@ def fine_tune(
     """
     check_model(model)
     check_fits(model, encoded)
+    check_ends(model, encoded, settings.epochs)
     steps = settings.updates(len(encoded))
     length = [len(one.tokens) - one.prompt for one in encoded]
 

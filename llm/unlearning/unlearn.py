@@ -30,6 +30,7 @@ from llm.scoring.encoding import Encoded
 from llm.scoring.logprobs import check_fits, check_model
 from llm.training.adapters import Lora, adapted, original_of
 from llm.training.checkpointing import Pace, find_state, parameters_digest, restore, save_state
+from llm.training.duration import check_ends
 from llm.training.loop import Optimization, check_finite, looping
 from llm.training.masters import widened
 from llm.unlearning.epoch import COLLAPSED, NAN, NOT_FORGETTING, OK, Measure, Unlearner
@@ -316,6 +317,7 @@ def _check(
     check_model(model)
     check_finite(model)
     check_fits(model, [*forget, *retain, *(preferred or ())])
+    check_ends(model, forget, settings.optimization.epochs)
 
 
 def _check_numbers(count: int, settings: Unlearning, ref: Tensor | None, index: np.ndarray) -> None:

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from markov.batching import cutting_of
+from markov.console import duration
 from markov.experiments import Experiment
+from markov.running.models import ModelJob
 
 # Tasks for each process: with fewer, one may have nothing left to do while another works.
 TASKS = 5
@@ -83,6 +85,23 @@ def cost(share: Share) -> float:
     part = len(share.recorded) / len(first.steps_recorded)
     calls = (first.steps + len(share.recorded)) * CALLS
     return calls + len(share.experiments) * (stepping + part * recording) * first.model.products
+
+
+def check_ends(missing: Sequence[ModelJob], divided: Sequence[Share], cores: int) -> None:
+    """Raise `InvalidInput` for models and shares that would take longer than anybody waits.
+
+    See `markov.console.duration`. `cores` share the work.
+    """
+    if not divided:
+        return
+    epochs = max((job.pretraining.epochs for job in missing), default=1)
+    parts = {
+        "epochs": duration.Part(epochs, sum(job.cost for job in missing)),
+        "steps": duration.Part(
+            max(share.experiments[0].steps for share in divided), sum(map(cost, divided))
+        ),
+    }
+    duration.check_ends(parts, device=divided[0].experiments[0].device, cores=cores)
 
 
 def tokens_of(experiment: Experiment) -> tuple[float, float]:

@@ -28,7 +28,7 @@ from markov.numerics import one_thread
 from markov.optimizers import OPTIMIZERS, clipped
 from markov.recording import Probe, Trajectory, kl_to_truth, log_laws
 from markov.running.backends import elsewhere, together
-from markov.running.dividing import Share, cost, shape_of, shares, split
+from markov.running.dividing import Share, check_ends, cost, shape_of, shares, split
 from markov.running.memory import fitting_jobs
 from markov.running.models import (
     ModelJob,
@@ -196,6 +196,7 @@ def _processes(missing: Sequence[ModelJob], divided: Sequence[Share], asked: int
     tasks = [part for share in divided for part in split(share, many, len(divided))]
     busy = max(1, min(many, max(len(missing), len(tasks))))
     fit = fitting_jobs(tasks, busy, asked)
+    check_ends(missing, divided, cores=joblib.cpu_count())
     return wanted if fit == busy else fit
 
 
@@ -250,7 +251,9 @@ def trajectory(
     )
     check_devices(experiments)
     recorded = experiments[0].steps_recorded
-    fitting_jobs([Share(tuple(range(len(experiments))), tuple(experiments), recorded)], 1, 1)
+    whole = [Share(tuple(range(len(experiments))), tuple(experiments), recorded)]
+    fitting_jobs(whole, 1, 1)
+    check_ends([], whole, cores=1)
     with one_thread():
         starts = _starts(models_folder(cache), experiments, progress)
         with steps_bar(experiments[0].steps, "unlearning", progress, on_step) as tick:
