@@ -16,7 +16,7 @@ from matplotlib.colors import Colormap, ListedColormap
 from figures import style
 from figures.views.sliders import RoundSlider, steps
 from figures.views.view import WIDTH, Picture, View, heat
-from markov.cases import CASES, COMPONENTS
+from markov.cases import CASES, COMPONENTS, component_generator, paper_chains
 
 SHOWN = 12  # sequences
 NAMES = ("retain", "forget 1", "forget 2")
@@ -32,7 +32,8 @@ def chains_view(
     reads. Raises `InvalidInput` for a leakage outside (0, 1).
     """
     given = replace(CASES[case], leakage=leakage, pretrain_components=COMPONENTS)
-    states, longest = given.states, max(given.lengths.values())
+    states, lengths, every = given.states, given.lengths, given.mixture()
+    longest = max(lengths.values())
     look: dict[str, Any] = {
         "style": {"description_width": "76px"},
         "layout": widgets.Layout(width="98%"),
@@ -87,19 +88,16 @@ def chains_view(
         scale.ax.tick_params(length=0, labelsize=8)
 
     def update(component: str, leakage: float, draw: int) -> None:
-        own = replace(given, leakage=leakage)
-        chain, length = getattr(own.chains(), component), own.lengths[component]
+        # Made once for a picture: chains that are made anew are checked anew.
+        chains = paper_chains(leakage, states, given.set_size)
+        chain, length = getattr(chains, component), lengths[component]
         transitions.set_data(chain.transition.numpy())
-        few = replace(
-            own,
-            **dict.fromkeys((f"{name}_count" for name in COMPONENTS), 2 * SHOWN),
-            test_fraction=0.5,
-        )
-        tokens = few.sample(draw).test[component]
+        generator = component_generator(draw, COMPONENTS.index(component))
+        tokens = chain.sample(SHOWN, length, generator)
         padded = np.full((SHOWN, longest), np.nan)
         padded[:, :length] = tokens.numpy()
         drawn.set_data(padded)
-        posterior = own.mixture().posterior(tokens[:1])[0, : length - 1]
+        posterior = replace(every, chains=tuple(chains)).posterior(tokens[:1])[0, : length - 1]
         for line, probability in zip(lines, posterior.T.numpy(), strict=True):
             line.set_data(np.arange(1, length), probability)
 

@@ -36,6 +36,7 @@ GRID = np.geomspace(1, 200, 80)
 FALLS = np.linspace(0, 3, 80)
 TICKS = (1, 4, 20, 80, 200)
 MIDDLE = 20  # scored tokens of the response whose time is the unit of time
+AROUND_AND_GRID = np.array([MIDDLE, MIDDLE - 1, MIDDLE + 1, *GRID])
 WEIGHTS = (1e-5, 4.0)
 SHORT = {
     "length_normalized_npo": "length-normalised\nNPO",
@@ -178,13 +179,17 @@ def corners_view(
 
     def update(lengths: str, summed: float, per_token: float, start: float, fall: float) -> None:
         own = read_lengths(lengths)
-        for name, (upper, lower) in moving.items():
-            objective = Objective(per_token if CORNERS[name][1] else summed, 0.0, *CORNERS[name])
-            fallen = start - theta(
-                objective, own, time_to_forget(objective, MIDDLE, fall, start), start
-            )
-            upper.set_data(own, fallen)
-            lower.set_data(own, objective.weight(sequences(own, start, fallen)))
+        # All corners at once, a row each: what is asked once is checked once.
+        fields = np.array(
+            [(per_token if row[1] else summed, 0.0, *row) for row in CORNERS.values()]
+        )
+        objective = Objective(*fields.T[:, :, None])
+        times = time_to_forget(objective, MIDDLE, fall, start)
+        fallen = start - theta(objective, own, times, start)
+        weights = Objective(*map(torch.from_numpy, objective)).weight(sequences(own, start, fallen))
+        for (upper, lower), falls, row in zip(moving.values(), fallen, weights, strict=True):
+            upper.set_data(own, falls)
+            lower.set_data(own, row)
 
     lines = [line for pair in moving.values() for line in pair]
     return View(Picture(figure=figure, moving=lines, update=update), controls)
@@ -247,13 +252,15 @@ def pace_view(
 
     def update(start: float, fall: float, **numbers: Any) -> None:
         objective = validate(Objective(*(numbers[name] for name in Objective._fields)))
-        color, unit = _color(objective), time_to_forget(objective, MIDDLE, max(fall, 1e-6), start)
-        for line, length in zip(paths, looks, strict=True):
-            line.set_data(span, start - theta(objective, length, span * unit, start))
+        needed_times = time_to_forget(objective, AROUND_AND_GRID, max(fall, 1e-6), start)
+        color, unit = _color(objective), needed_times[0]
+        fallen = start - theta(objective, np.array([[*looks]]).T, span * unit, start)
+        for line, values in zip(paths, fallen, strict=True):
+            line.set_data(span, values)
             line.set_color(color)
-        curve.set_data(GRID, time_to_forget(objective, GRID, max(fall, 1e-6), start) / unit)
+        curve.set_data(GRID, needed_times[3:] / unit)
         curve.set_color(color)
-        ends = np.log(time_to_forget(objective, np.array([19.0, 21.0]), max(fall, 1e-6), start))
+        ends = np.log(needed_times[1:3])
         # so that no minus stands before a zero
         exponent = round(float((ends[1] - ends[0]) / np.log(21 / 19)), 2) + 0.0
         said.set_text(f"around |y| = 20:   time ~ |y|^{exponent:z.2f}")
