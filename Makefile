@@ -78,7 +78,7 @@ lab: $(VENV)/.llm $(VENV)/.notebooks  ## open the notebooks, at the tour
 	$(RUN) jupyter lab notebooks/00_tour.ipynb $(ARGS)
 
 notebooks: $(VENV)/.llm $(VENV)/.notebooks  ## run every notebook and its solutions, with small models
-	SIMNPO_LAB_EXECUTE=1 $(RUN) pytest -q tests/test_notebooks.py -n $(JOBS) --maxprocesses 8 --dist worksteal $(ARGS)
+	SIMNPO_LAB_EXECUTE=1 $(RUN) pytest -q tests/test_notebooks.py -n $(JOBS) --maxprocesses 8 --maxschedchunk 1 $(ARGS)
 
 book: $(VENV)/.llm $(VENV)/.notebooks  ## the executed notebooks and the reference as a site, into out/book/
 	$(RUN) sphinx -W --keep-going -q -b html -d build/book $(ARGS) notebooks out/book

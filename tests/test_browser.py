@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
-import nbformat
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -62,6 +61,8 @@ def shorten(path: Path, last: str, replaced: tuple[str, str] | None = None) -> N
 
     The cell in which the first of `replaced` stands becomes the second.
     """
+    import nbformat  # here, since it takes seconds that other tests need not wait for
+
     book: Any = nbformat.read(path, as_version=4)
     ends = next(at for at, cell in enumerate(book.cells) if f"\n{last}" in f"\n{cell.source}")
     book.cells = [*book.cells[: ends + 1], nbformat.v4.new_code_cell(AFTER)]

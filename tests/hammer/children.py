@@ -147,10 +147,13 @@ def end(
     running: Sequence[Running],
     limits: Limits = USUAL,
     signals: Sequence[tuple[int, float, int]] = (),
+    *,
+    one_for_all: bool = False,
 ) -> list[Ended]:
     """Wait until copies have ended, stop those that go beyond a limit, and say how each ended.
 
-    `signals` are sent meanwhile: to which copy, after how many seconds, which one.
+    `signals` are sent meanwhile: to which copy, after how many seconds, which one. With
+    `one_for_all` the first copy that fails ends the others, as torchrun does.
     """
     left, waiting = dict(enumerate(running)), list(signals)
     found: dict[int, Ended] = {}
@@ -171,6 +174,8 @@ def end(
                 found[number] = _told(one, code, killed[number], now - one.began)
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(one.pid, signal.SIGKILL)  # what it began and did not end
+                for other in left.values() if code and one_for_all else ():
+                    os.kill(other.pid, signal.SIGTERM)
             elif not killed[number] and looks % 4 == 0:
                 work, memory, busy = _taken(one.pid, everything=looks % RARELY == 0)
                 # However little of a processor it gets, who could work does not wait.

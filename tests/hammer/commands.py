@@ -16,7 +16,8 @@ from tests.hammer.options import COMMANDS, Option, options_of, values_of
 from tests.hammer.world import Box, program
 
 FIXED = ("draw",)  # which takes longer than all the rest
-NEEDED = ("names",)  # without which everything is drawn
+# Without names everything is drawn, and without jobs a process is started for each core.
+NEEDED = ("names", "jobs")
 UNKNOWN = ("--nope", "--out-of-nowhere", "nope", "--help-me", "-x", "--out.file", "")
 
 

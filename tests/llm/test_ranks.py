@@ -8,7 +8,6 @@ import io
 import json
 import math
 import pkgutil
-import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,7 +23,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from llm import ranks
-from llm.__main__ import act, parse
+from llm.__main__ import act, cli, parse
 from llm.data import tofu
 from llm.data.authors.corpus import Authors, splits
 from llm.data.muse import news_data, write_muse
@@ -43,9 +42,9 @@ from llm.training.loop import Optimization
 from markov.errors import InvalidInput
 from markov.files import storage
 from tests.llm.evaluation.test_muse import QUICK, SMALL
+from tests.llm.in_two import in_two
 from tests.llm.models.test_generation import MODELS, Ends
 from tests.llm.scoring.test_encoding import by_bytes
-from tests.llm.training.test_llm_processes import torchrun
 from tests.llm.training.test_llm_training import llama, some
 from tests.test_restarts import Counted
 
@@ -172,9 +171,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     parts = splits(Authors(authors=40, questions=4))
     sets = {
         "forget10": parts["forget10"],
-        "retain90": parts["retain90"][:80],
-        "real_authors_perturbed": parts["retain90"][80:90],
-        "world_facts_perturbed": parts["retain90"][90:100],
+        "retain90": parts["retain90"][:64],
+        "real_authors_perturbed": parts["retain90"][64:72],
+        "world_facts_perturbed": parts["retain90"][72:80],
     }
     for name, examples in sets.items():
         tofu.write(examples, where / f"{name}.json")
@@ -282,7 +281,7 @@ def stopped(folder: Path, out: Path) -> None:
         assert then.calls == left, part  # nothing is made twice
 
 
-def in_two(folder: str, whole: str, shards: str, again: str) -> None:
+def all_ways(folder: str, whole: str, shards: str, again: str) -> int:
     """All commands in this process of two: with whole models first, then with models in shards."""
     from tests.llm.unlearning.test_unlearning import as_shards
 
@@ -293,6 +292,7 @@ def in_two(folder: str, whole: str, shards: str, again: str) -> None:
     all_commands(Path(folder), Path(shards), shards=True)
     assert started() == torch.distributed.get_world_size() == 2
     torch.distributed.destroy_process_group()
+    return 0
 
 
 @pytest.fixture(scope="module")
@@ -304,8 +304,7 @@ def outs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
         patch.setenv("SIMNPO_LAB_CACHE", str(tmp_path_factory.mktemp("cache")))
         all_commands(folder, found["one"])
         paths = [str(folder), *(str(found[name]) for name in names[1:])]
-        code = f"from tests.llm.test_ranks import *; in_two(*{paths!r})"
-        done = torchrun("--no-python", sys.executable, "-c", code, cpu=False)
+        done = in_two(lambda: all_ways(*paths), tmp_path_factory.mktemp("two"), cpu=False)
         assert done.returncode == 0, done.stderr
     return found
 
@@ -404,6 +403,6 @@ def test_what_one_of_two_processes_refuses_is_one_line_of_both(
     save(language, tmp_path / "broken", {})
     words = f"score --model {tmp_path / 'broken'} --data {data} --budget 1 --device cpu"
     out = tmp_path / "scores.parquet"
-    done = torchrun("-m", "llm", *words.split(), "--out", str(out))
+    done = in_two(lambda: cli([*words.split(), "--out", str(out)]), tmp_path)
     assert done.returncode != 0 and not out.exists()
     assert done.stderr.count("error: logp = nan is not allowed: a finite number for example") == 1

@@ -484,6 +484,7 @@ def wide(
     return curve(frame, alpha, name).pivot(index="step", columns="seed", values=measure)
 
 
+@pytest.mark.slow
 def test_ga_grows_linearly_at_both_alphas_and_at_alpha_1_at_the_rate_of_its_last_gradient(
     frame: pd.DataFrame,
 ) -> None:
@@ -727,6 +728,7 @@ def test_one_instance_has_no_interval_and_a_goal_not_reached_no_cost(frame: pd.D
     assert len(legends) == 6 and "nan" not in titles + " ".join(legends)
 
 
+@pytest.mark.slow
 def test_the_table_of_the_figure_is_kept_and_not_written_again() -> None:
     context = Context(scale=quick_scale(), n_jobs=1, progress=False)
     first = logistic.data(context)

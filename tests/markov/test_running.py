@@ -249,6 +249,7 @@ class Dying:
         return self.mark.name
 
 
+@pytest.mark.slow
 def test_what_a_dying_worker_took_along_is_done_again(tmp_path: Path) -> None:
     tasks = [Dying(tmp_path / name) for name in "abc"]
     for task in tasks[1:]:
@@ -256,6 +257,7 @@ def test_what_a_dying_worker_took_along_is_done_again(tmp_path: Path) -> None:
     assert together(tasks, 2, False, "") == ["a", "b", "c"]
 
 
+@pytest.mark.slow
 def test_a_worker_that_always_dies_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(BrokenProcessPool):
         together([Dying(tmp_path / "nowhere" / "a")], 2, False, "")

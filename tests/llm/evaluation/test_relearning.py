@@ -231,6 +231,7 @@ def test_each_request_is_forgotten_from_what_the_one_before_left(
     assert row["ks_statistic"] == pytest.approx(expected.statistic)
 
 
+@pytest.mark.slow
 def test_requests_that_were_stopped_go_on_and_say_the_same(tmp_path: Path) -> None:
     wanted = requests(FORGET, 2)
     whole = sequential(tmp_path / "whole", original, wanted, RETAIN, SETTINGS, progress=False)

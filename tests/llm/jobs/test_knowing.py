@@ -27,7 +27,7 @@ from markov.files import storage
 from markov.files.folders import CLAIM
 from tests.helpers import files_in
 from tests.llm.evaluation.test_knowledge import questions, tiny
-from tests.llm.training.test_llm_processes import torchrun
+from tests.llm.in_two import in_two
 
 OPTIONS: dict[str, Any] = {"max_new_tokens": 8, "progress": False}
 FEW = ["--device", "cpu", "--max-new-tokens", "8"]
@@ -188,7 +188,7 @@ def test_two_processes_find_what_one_does(learnt: Path, tmp_path: Path) -> None:
     words = ["known", "--model", str(learnt / "model"), *FEW, "--budget", "64"]
     words += ["--data", files[0], "--retain-data", files[1], "--out"]
     assert cli([*words, str(tmp_path / "one")]) == 0
-    done = torchrun("-m", "llm", *words, str(tmp_path / "two"))
+    done = in_two(lambda: cli([*words, str(tmp_path / "two")]), tmp_path)
     assert done.returncode == 0 and done.stdout.count("rows:") == 1, done.stderr
     one, two = (storage.read_table(tmp_path / out / "known.parquet") for out in ("one", "two"))
     pd.testing.assert_frame_equal(one, two, rtol=1e-5, check_flags=False)

@@ -31,6 +31,7 @@ print(total.hex(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems keep memory otherwise")
 def test_kept_memory_spares_fresh_pages_and_changes_no_number() -> None:
     own = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}

@@ -1,7 +1,8 @@
 """Several processes do what one does: uneven shares of work, one writer, one voice.
 
-Each test of several starts them as a user would, by torchrun, and asks how many accelerate has
-joined: a launcher that starts one process would prove nothing.
+One test of several starts them as a user would, by torchrun, the others as copies of this process
+(see `tests.llm.in_two`). All ask how many accelerate has joined: one that works alone would prove
+nothing.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from llm.unlearning.unlearn import Unlearning, unlearn
 from markov.errors import InvalidInput
 from markov.files import folders
 from markov.objectives import npo
+from tests.llm.in_two import in_two
 from tests.llm.scoring.test_encoding import by_bytes
 from tests.llm.training.test_llm_training import llama, some
 
@@ -81,15 +83,6 @@ def torchrun(*arguments: str, cpu: bool = True) -> subprocess.CompletedProcess[s
     return subprocess.run(
         [*launch, *arguments], env=env, capture_output=True, text=True, timeout=300
     )
-
-
-def call(function: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """A function of this module in two processes."""
-    code = (
-        "from tests.llm.training.test_llm_processes import *; "
-        f"{function}(*{[str(one) for one in arguments]!r})"
-    )
-    return torchrun("--no-python", sys.executable, "-c", code)
 
 
 # --- the same numbers, however uneven the shares ---
@@ -190,8 +183,9 @@ def failing() -> int:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    path = tmp_path_factory.mktemp("two") / "found.json"
-    done = call("save_recorded", path)
+    folder = tmp_path_factory.mktemp("two")
+    path = folder / "found.json"
+    done = in_two(lambda: save_recorded(str(path)), folder)
     assert done.returncode == 0, done.stderr
     return json.loads(path.read_text())
 
@@ -380,7 +374,7 @@ def check_same_run(found: Path, want: Path) -> None:
     )
 
 
-def killed(*command: str) -> None:
+def killing(*command: str) -> int:
     """The command, whose process 0 is killed once the first state is written."""
     keep = checkpointing.save_state
 
@@ -392,7 +386,7 @@ def killed(*command: str) -> None:
 
     unlearning.save_state = once  # pyright: ignore[reportPrivateImportUsage]
     memorising.save_state = once  # pyright: ignore[reportPrivateImportUsage]
-    sys.exit(cli(command))
+    return cli(command)
 
 
 @pytest.mark.slow
@@ -400,7 +394,7 @@ def test_two_processes_unlearn_from_the_command_line_as_one_does(
     folder: Path, tmp_path: Path
 ) -> None:
     assert cli(arguments(folder, tmp_path / "one")) == 0
-    killed = call("killed", *arguments(folder, tmp_path / "two"))
+    killed = in_two(lambda: killing(*arguments(folder, tmp_path / "two")), tmp_path)
     assert killed.returncode != 0 and "SIGKILL" in killed.stderr, killed.stderr
     assert sorted(file.name for file in (tmp_path / "two").iterdir()) == [folders.CLAIM, "state"]
     done = torchrun("-m", "llm", *arguments(folder, tmp_path / "two"))
@@ -408,7 +402,8 @@ def test_two_processes_unlearn_from_the_command_line_as_one_does(
     assert done.stderr.splitlines().count("2 processes") == 1
     assert done.stdout.count("examples.parquet") == 1 and done.stdout.count("retain_loss") == 1
     check_same_run(tmp_path / "two", tmp_path / "one")
-    again = torchrun("-m", "llm", *arguments(folder, tmp_path / "two"))  # finished: read, not made
+    # finished: read, not made
+    again = in_two(lambda: cli(arguments(folder, tmp_path / "two")), tmp_path)
     assert again.stdout == done.stdout
 
 
@@ -423,10 +418,10 @@ def test_two_processes_fine_tune_as_one_does_and_go_on_where_they_were_killed(
         return ["finetune", *words, *sizes, "--device", "cpu", "--out", str(tmp_path / out)]
 
     assert cli(asked("one")) == 0
-    killed = call("killed", *asked("two"))
+    killed = in_two(lambda: killing(*asked("two")), tmp_path)
     assert killed.returncode != 0 and "SIGKILL" in killed.stderr, killed.stderr
     assert sorted(file.name for file in (tmp_path / "two").iterdir()) == [folders.CLAIM, "state"]
-    done = torchrun("-m", "llm", *asked("two"))
+    done = in_two(lambda: cli(asked("two")), tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines().count("2 processes") == 1 and done.stdout.count("rows:") == 1
     one, two = (read_finetuned(tmp_path / name) for name in ("one", "two"))

@@ -7,7 +7,6 @@ from __future__ import annotations
 import copy
 import math
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -45,8 +44,8 @@ from markov.objectives import (
     simnpo,
 )
 from tests.helpers import files_in
+from tests.llm.in_two import in_two
 from tests.llm.training import test_llm_training as training
-from tests.llm.training.test_llm_processes import torchrun
 from tests.llm.training.test_llm_training import (
     VOCAB,
     by_hand,
@@ -791,11 +790,7 @@ SPREAD = {
 def test_two_processes_give_the_tables_of_one(shards: bool, tmp_path: Path) -> None:
     order = sorted(FORGET, key=lambda one: -len(one.tokens))
     assert [len(batches(order[rank::2], 30)) for rank in (0, 1)] == [2, 1]
-    code = (
-        f"from tests.llm.unlearning.test_unlearning import *; several(Path({str(tmp_path)!r}), "
-        f"shards={shards})"
-    )
-    done = torchrun("--no-python", sys.executable, "-c", code)
+    done = in_two(lambda: several(tmp_path, shards=shards), tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "processes").read_text() == "2"
     for name, settings in SPREAD.items():
