@@ -7,7 +7,7 @@ from llm.models.names import made
 from llm.models.source import ModelOptions, load_model
 
 
-def check_retrained(options: ModelOptions, retrained: str | None) -> None:
+def check_comparable(options: ModelOptions, retrained: str | None) -> None:
     """Raise `InvalidInput` for a retrained model that cannot be read or has another vocabulary.
 
     One that is made here has the tokenizer of all such models.

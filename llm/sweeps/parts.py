@@ -13,6 +13,7 @@ from pathlib import Path
 import joblib
 
 from llm.logs.reading import OPEN_UNLEARNING
+from llm.sweeps.comparable import check_comparable
 from llm.sweeps.parallel import several
 from llm.sweeps.sweep import PlannedRun, Task, baseline, checked_sets, claim, run_in, status_of
 from llm.unlearning.epoch import NAN
@@ -51,6 +52,9 @@ def make_part(
     left = [run for run in chosen if not is_made(place, task, run.folder)]
     with folders.given_back(place, "sweep"):
         claim(place, task, [run.folder for run in runs])
+        # Another part compares what this one makes, when it is too late to find that they differ.
+        if not any(is_made(place, task, kind) for kind in task.baselines):
+            check_comparable(task.options, task.retrained)
         several(
             "baselines",
             [

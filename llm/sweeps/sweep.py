@@ -39,7 +39,7 @@ from llm.models.language_model import LanguageModel
 from llm.models.saving import check_savable, save
 from llm.models.source import ModelOptions, load, load_model
 from llm.scoring.limits import NEW_TOKENS
-from llm.sweeps.comparable import check_retrained
+from llm.sweeps.comparable import check_comparable
 from llm.sweeps.duration import check_ends
 from llm.sweeps.parallel import several
 from llm.sweeps.times import laps
@@ -174,7 +174,7 @@ def sweep(
         claim(place, task, [run.folder for run in runs])
         missing = [kind for kind in task.baselines if not (place / kind / OPEN_UNLEARNING).exists()]
         if len(missing) == len(BASELINES):
-            check_retrained(task.options, task.retrained)
+            check_comparable(task.options, task.retrained)
         several(
             "baselines",
             [joblib.delayed(baseline)(place / kind, task, kind) for kind in missing],

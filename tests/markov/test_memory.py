@@ -213,3 +213,28 @@ def test_the_formula_is_within_a_factor_of_two_of_the_peak_of_a_process(
     for name, (measured, planned) in json.loads(done.stdout).items():
         assert measured > 2e7, name
         assert 0.5 < planned / measured < 2, (name, measured, planned)
+
+
+def test_what_a_gpu_has_no_room_for_is_refused_though_the_machine_has(
+    room: int, monkeypatch: pytest.MonkeyPatch
+):
+    """No GPU is asked: what it says of its memory is put in its place."""
+    own, told = share(device="cuda", batch=10_000, steps=1), []
+
+    def free(device: str) -> tuple[int, int]:
+        told.append(device)
+        return left, 10**12
+
+    monkeypatch.setattr("torch.cuda.mem_get_info", free)
+    left = memory.device_peak(memory.ensembles_of([own])[0])
+    assert memory.fitting_jobs([own], 1, 1) == 1 and told == ["cuda"]
+    left //= 2
+    said = r"batch = 10000 is not allowed: at most (\d+), since about .* GB free on cuda"
+    with pytest.raises(InvalidInput, match=said) as caught:
+        memory.fitting_jobs([own], 1, 1)
+    found = re.match(said, str(caught.value))
+    assert found is not None and 4000 < int(found[1]) < 5000
+    fits = share(device="cuda", batch=int(found[1]), steps=1)
+    assert memory.fitting_jobs([fits], 1, 1) == 1
+    # In the machine's own memory only what lies there counts.
+    assert memory.host_peak(memory.ensembles_of([own])[0]) < room

@@ -212,6 +212,7 @@ def test_a_retrained_model_that_cannot_be_compared_is_refused_before_anything_is
         raise AssertionError("a model was evaluated")
 
     monkeypatch.setattr(sweeps, "baseline", evaluated)
+    monkeypatch.setattr(parts_module, "run_in", evaluated)
     task = sweeps.Task(
         options=ModelOptions(model=str(place / "model"), device="cpu"),
         retrained="owner/name",
@@ -220,4 +221,8 @@ def test_a_retrained_model_that_cannot_be_compared_is_refused_before_anything_is
     )
     with pytest.raises(InvalidInput) as caught:
         sweeps.sweep(tmp_path / "out", task, [], n_jobs=1, progress=False)
+    assert caught.value.value == "owner/name" and not (tmp_path / "out").exists()
+    # Nor by the part that has neither of the two models.
+    with pytest.raises(InvalidInput) as caught:
+        make_part(tmp_path / "out", task, planned(), 2, 3, n_jobs=1, progress=False)
     assert caught.value.value == "owner/name" and not (tmp_path / "out").exists()
