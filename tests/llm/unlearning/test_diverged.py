@@ -141,5 +141,5 @@ def test_a_model_of_a_sweep_that_cannot_be_evaluated_is_no_run_that_diverged(
     spoiled = load_file(weights)
     spoiled["model.norm.weight"][0] = math.nan
     save_file(spoiled, weights, {"format": "pt"})
-    with pytest.raises(InvalidInput, match="finite"):
+    with pytest.raises(InvalidInput, match="damaged, or changed"):
         sweep(tmp_path, kept, [one], n_jobs=1, progress=False)
