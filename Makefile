@@ -12,6 +12,8 @@ DATA ?= tofu:forget05
 PRECISION ?= $(if $(shell grep -m 1 -owE 'avx512_bf16|amx_bf16' /proc/cpuinfo 2>/dev/null),bfloat16,float32)
 
 RUN := $(VENV)/bin/python -m
+# Tests of a module share what it computed once, so that each module stays with one worker.
+SPREAD = -q -n $(JOBS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder --benchmark-disable
 INSTALL := $(RUN) pip install -qq --disable-pip-version-check -c constraints.txt
 
 # The oldest instructions that torch and its libraries know, whatever this processor has: sums are then
@@ -21,12 +23,13 @@ ELSEWHERE ?= MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=
 # Tests of words, files and refusals, in which nothing is computed that another processor could round otherwise,
 # of what is drawn, and of several processes and of runs that are kept or go on, which are compared with themselves.
 # Frames of figures are compared with those of another processor by tests/test_processors.py.
-WORDS := architecture arguments audit authors backends book book_pages by_author chat_templates cheat_sheet checkpoints checks cli closure corpora counted damage defaults \
-	discarded diverged encoding ending estimating facades figures findings_language findings_questions folders gguf_files gpu hammer help hub imports inputs interactive \
-	interactive_llm jobs kills knowing ledger lessons lessons_language lessons_prose llm_after_adam llm_attack_figures llm_cli llm_divergence llm_models llm_processes \
-	llm_run_figures llm_sweep_figures llm_tuned memory merging muse_data muse_figure mutants news notebooks odd_folders oldest own_files packaging parts plan progress \
-	published push_and_need ranks readme records reference_or_length restarts schemas score sources storage study_figure studying sweep trained_here truth_ratios turns \
-	waist whole_numbers
+WORDS := architecture arguments audit authors backends book book_pages by_author chat_templates cheat_sheet checkpoints checks cli closure corpora counted \
+	damage default_models defaults discarded diverged encoding ending estimating facades figures findings_language findings_questions finetuning \
+	folders gguf_files gpu hammer help hub imports inputs interactive interactive_llm jobs kills knowing ledger lessons lessons_language lessons_prose \
+	llm_after_adam llm_attack_figures llm_cli llm_divergence llm_models llm_processes llm_run_figures llm_sweep_figures llm_tuned memory merging \
+	muse_data muse_figure mutants news notebooks odd_folders oldest own_files packaging parts plan progress published push_and_need ranks readme \
+	records reference_or_length restarts running schemas score sources storage study_figure studying sweep trained_here truth_ratios turns waist \
+	whole_numbers
 
 # pyright would otherwise ask the registry for a newer release of itself at every run.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
@@ -91,14 +94,13 @@ browser: $(VENV)/.llm $(VENV)/.notebooks $(VENV)/.browser  ## move sliders in a 
 
 # What the tests cover takes a third more of their time; COVER= leaves it out.
 COVER ?= --cov --cov-report=
-# Neighbouring tests share what their module computed once, so each worker starts with a contiguous run of them.
 test: $(VENV)/.llm $(VENV)/.notebooks  ## run the tests, JOBS at a time, and print how much of the code they cover
-	$(RUN) pytest -q -n $(JOBS) --maxprocesses 8 --dist worksteal --benchmark-disable $(COVER) $(ARGS)
+	$(RUN) pytest $(SPREAD) $(COVER) $(ARGS)
 	@test -z "$(COVER)" || for package in markov llm; do \
 		echo "covered of $$package, lines and branches: $$($(RUN) coverage report --include="$$package/*" --precision=1 --format=total)%"; done
 
 test-elsewhere: $(VENV)/.llm $(VENV)/.notebooks  ## those that compute, in the arithmetic of another processor: ELSEWHERE="MKL_CBWR=AVX2" say
-	$(ELSEWHERE) HYPOTHESIS_PROFILE=few $(RUN) pytest -q -n $(JOBS) --maxprocesses 8 --dist worksteal --benchmark-disable -m 'not slow' \
+	$(ELSEWHERE) HYPOTHESIS_PROFILE=few $(RUN) pytest $(SPREAD) -m 'not slow' \
 		--ignore=tests/figures $(WORDS:%=--ignore-glob="*/test_%.py") $(ARGS)
 
 hammer: $(VENV)/.llm  ## give every program what nobody should, kill it, fill its disk, and count how it ends: 2,000 cases, under 20 minutes; ARGS="--seed 3"
@@ -108,7 +110,7 @@ hammer: $(VENV)/.llm  ## give every program what nobody should, kill it, fill it
 # Old packages warn of what newer ones beside them have deprecated, which is no fault here.
 CUT ?= tests/markov tests/llm/data tests/llm/logs tests/llm/diagnostics tests/llm/scoring tests/llm/models
 oldest: $(OLDEST)/.installed  ## test with the oldest packages that are allowed, and torch as pinned, in .venv-oldest: about 15 minutes; CUT="tests/markov" tests less
-	HYPOTHESIS_PROFILE=few $(OLDEST)/bin/python -m pytest -q -n $(JOBS) --maxprocesses 8 --dist worksteal --benchmark-disable -m 'not slow' \
+	HYPOTHESIS_PROFILE=few $(OLDEST)/bin/python -m pytest $(SPREAD) -m 'not slow' \
 		$(foreach kind,Deprecation PendingDeprecation Future,-W ignore::$(kind)Warning) $(CUT) $(ARGS)
 
 mutants: $(VENV)/.llm $(VENV)/.mutants  ## change the law, chains, measures and scoring in 3,200 small ways and count what no test notices: half an hour

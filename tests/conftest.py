@@ -37,12 +37,19 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Begun first, so that at the end no worker is left with one of them while the others are idle.
-LONGEST = ("test_kills.py", "test_processors.py", "test_sweep_figures.py", "test_llm_cli.py")
+# Modules that take longest, begun first: so that at the end no worker is left with one of them
+# while the others are idle.
+LONGEST = (
+    *("book", "default_models", "ranks", "parts", "study_figure", "kills", "llm_attack_figures"),
+    *("llm_sweep_figures", "sweep_figures", "backends", "llm_run_figures", "plan", "gpu"),
+    *("processors", "damage", "unlearning", "figures", "phase", "sweep", "llm_processes", "hammer"),
+    *("company", "logistic", "llm_cli", "llm_training", "training", "relearning"),
+)
+PLACES = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda one: one.path.name not in LONGEST)
+    items.sort(key=lambda one: PLACES.get(one.path.name, len(PLACES)))
 
 
 @pytest.fixture(autouse=True, scope="session")

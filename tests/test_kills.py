@@ -341,7 +341,7 @@ WHOLE = ("score", "unlearn", "markov unlearn", "parts")
 # Of those that take longest only the first call of each site.
 LONG = ("unlearn", "build", "muse", "sweep", "sequential")
 # All of these with `make hammer`, which has the time, and otherwise so many of each job.
-FEW = None if os.environ.get("SIMNPO_LAB_KILLS") else 5
+FEW = None if os.environ.get("SIMNPO_LAB_KILLS") else 3
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -72,10 +72,13 @@ def data(context: Context) -> pd.DataFrame:
         studies.gate_of(place).assign(kind="gate"),
         table[~table["measure"].isin(plane.MEASURES)].assign(kind="other"),
     ]
-    back = studies.attacks_of(place)
-    known = ["model", "seed", "which", "epoch"]
-    parts.append(back.groupby(known, as_index=False)["other_logp"].mean().assign(kind="attack"))
+    back, known = studies.attacks_of(place), ["model", "seed", "which", "epoch"]
+    if len(back):
+        parts.append(back.groupby(known, as_index=False)["other_logp"].mean().assign(kind="attack"))
     frame = pd.concat([part for part in parts if len(part)], ignore_index=True)
+    # A study without attacks, or without weights, has the columns of both, and nothing in them.
+    lacking = [name for name in (*known[2:], "other_logp", "spearman") if name not in frame]
+    frame[lacking] = float("nan")
     return frame.assign(method=frame["model"].map(plane.method_of, na_action="ignore"))
 
 

@@ -142,6 +142,16 @@ def test_a_figure_of_a_study_is_drawn_from_the_command_line(done: Path, tmp_path
     assert {path.suffix for path in out.iterdir()} == {".pdf", ".png", ".parquet"}
 
 
+def test_a_study_without_attacks_is_drawn_without_what_came_back(single: Path, tmp_path: Path):
+    other, out = tmp_path / "other", tmp_path / "drawn"
+    shutil.copytree(single, other)
+    known = storage.read_provenance(other / "attacks.parquet")
+    storage.write_table(pd.DataFrame(), other / "attacks.parquet", known)
+    assert figures.cli(["llm_study", "--study", str(other), "--out", str(out)]) == 0
+    frame = pd.read_parquet(out / "llm_study.parquet")
+    assert "attack" not in set(frame["kind"]) and frame["other_logp"].isna().all()
+
+
 @pytest.mark.parametrize("name", ["tradeoff", "llm_sequential", "muse_tradeoff"])
 def test_a_figure_that_no_study_holds_is_refused_in_one_line(
     name: str, done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

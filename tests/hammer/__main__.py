@@ -15,6 +15,7 @@ import signal
 import struct
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -117,6 +118,8 @@ def hammer(given: Path, asked: Arguments, cases: Sequence[Name]) -> list[Tried]:
                 os.close(writing)
                 work(given, asked, cases, reading, until)
                 code = 0
+            except BaseException:
+                traceback.print_exc()  # of the hammer itself
             finally:
                 sys.stdout.flush()
                 os._exit(code)

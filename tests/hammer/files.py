@@ -72,7 +72,7 @@ OF_A_RUN = (
 STUDY: Options = {"names": ("llm_study",)}
 OF_A_STUDY = (
     *((".simnpo-lab.json", change_json), ("measures.parquet", change_bytes)),
-    *(("measures.parquet", change_bit), ("relearning.parquet", change_bytes)),
+    *(("measures.parquet", change_bit), ("attacks.parquet", change_bytes)),
 )
 READS = (
     Read("llm score", "data", "data/forget10.json", change_json, often=6),
