@@ -148,11 +148,17 @@ def _check_size(size: int, name: str, field: str) -> None:
 
 
 def read_text(location: Location, field: str, allowed: str = FILE) -> str:
-    """Return the text of a file in UTF-8; raise `InvalidInput` for what cannot be read."""
+    """Return the text of a file in UTF-8; raise `InvalidInput` for what cannot be read.
+
+    A byte of zero is part of UTF-8, but of no text: it stands where a disk lost what was written.
+    """
+    data, where = read_bytes(location, field, allowed), os.fspath(location)
+    place = data.find(0)
+    require(place < 0, field, where, f"{allowed} (byte {place} is zero)")
     try:
-        return read_bytes(location, field, allowed).decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InvalidInput(field, os.fspath(location), f"{allowed} ({error})") from None
+        raise InvalidInput(field, where, f"{allowed} ({error})") from None
 
 
 def read_json(

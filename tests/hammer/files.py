@@ -150,10 +150,7 @@ DONE = {
         *("original/.simnpo-lab.json", "summary.parquet"),
     ),
     "llm muse": (".simnpo-lab.json", "measures.parquet", "items.parquet"),
-    "llm known": (
-        *(".simnpo-lab.json", "known.parquet", "forget.jsonl", "retain.jsonl"),
-        *("forget_own.jsonl", "retain_own.jsonl", "weights_own.parquet"),
-    ),
+    "llm known": (".simnpo-lab.json", "known.parquet", "counts.parquet"),
 }
 
 

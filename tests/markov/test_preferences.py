@@ -193,7 +193,8 @@ def test_a_refusal_follows_from_seed_and_index_alone(tmp_path: Path) -> None:
     (tmp_path / "own.txt").write_text("No.\n\n  Not me. \n")
     assert read_refusals(tmp_path / "own.txt") == ("No.", "Not me.")
     (tmp_path / "blank.txt").write_text(" \n")
-    for name in ("blank.txt", "nowhere.txt"):
+    (tmp_path / "zeros.txt").write_bytes(b"No.\n" + bytes(4))
+    for name in ("blank.txt", "nowhere.txt", "zeros.txt"):
         with pytest.raises(InvalidInput, match="refusals"):
             read_refusals(tmp_path / name)
 
