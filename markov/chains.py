@@ -77,6 +77,7 @@ class MarkovChain:
 
     def log_prob(self, tokens: Tokens) -> Float[Tensor, "*batch"]:
         """Return ln p(x), first state included (nats); -inf for an impossible sequence."""
+        _require_tokens(tokens, self.states)
         return self._prefix_log_probs(tokens)[..., -1]
 
     def conditional_log_prob(self, tokens: Tokens) -> Float[Tensor, "*batch"]:
@@ -157,7 +158,6 @@ class MarkovChain:
         return torch.stack(tokens, dim=1)
 
     def _prefix_log_probs(self, tokens: Tokens) -> Float[Tensor, "*batch time"]:
-        _require_tokens(tokens, self.states)
         first = self.initial.log()[tokens[..., :1]]
         steps = self.transition.log()[tokens[..., :-1], tokens[..., 1:]]
         return torch.cat([first, steps], dim=-1).cumsum(-1)

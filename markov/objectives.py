@@ -135,9 +135,8 @@ class SequenceLogProbs(NamedTuple):
         try:
             ref = as_like(ref, logp).expand(logp.shape)
         except (RuntimeError, TypeError, ValueError) as error:
-            raise InvalidInput(
-                "ref", ref, f"a number, or a tensor that fits {tuple(logp.shape)}"
-            ) from error
+            allowed = f"a number, or a tensor that fits {tuple(logp.shape)}"
+            raise InvalidInput("ref", ref, allowed) from error
         return cls(logp, mask.sum(-1).to(logp.dtype), ref)
 
 
@@ -348,6 +347,11 @@ def validate(objective: Objective) -> Objective:
         check_plain(name, value, ALLOWED[name])
         if isinstance(value, float | int):  # whose bounds have been looked at
             continue
+        if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.size:
+            ends = float(value.min()), float(value.max())  # nan if any number is
+            finite = all(map(math.isfinite, ends))
+            require(finite and low <= ends[0] and ends[1] <= high, name, value, allowed)
+            continue
         require(getattr(value, "dtype", None) not in (torch.bool, np.bool_), name, value, allowed)
         try:
             numbers = torch.as_tensor(value, dtype=torch.float64)
@@ -390,11 +394,7 @@ def stack(
     dtype, rows = dtype or torch.get_default_dtype(), []
     for member in objectives:
         row = [torch.as_tensor(value, dtype=dtype, device=device) for value in validate(member)]
-        require(
-            all(value.ndim == 0 for value in row),
-            "objectives",
-            member,
-            "members of four numbers each",
-        )
+        single = all(value.ndim == 0 for value in row)
+        require(single, "objectives", member, "members of four numbers each")
         rows.append(torch.stack(row))
     return Objective(*torch.stack(rows).unbind(-1))
