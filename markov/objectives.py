@@ -347,7 +347,7 @@ def validate(objective: Objective) -> Objective:
         check_plain(name, value, ALLOWED[name])
         if isinstance(value, float | int):  # whose bounds have been looked at
             continue
-        if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.size:
+        if isinstance(value, np.ndarray) and getattr(value.dtype, "kind", "") == "f" and value.size:
             ends = float(value.min()), float(value.max())  # nan if any number is
             finite = all(map(math.isfinite, ends))
             require(finite and low <= ends[0] and ends[1] <= high, name, value, allowed)
