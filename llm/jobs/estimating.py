@@ -282,17 +282,12 @@ def check_ends(asked: Study, found: pd.DataFrame) -> None:
 
     The message names the setting of the part that takes most of the time.
     """
-    runs = max(1, joblib.effective_n_jobs(asked.jobs))
-    room, needed = duration.LONGEST * runs, float(found["seconds"].sum())
-    if needed <= room:
-        return
-    taken = found.groupby("part")["seconds"].sum()
-    part = str(taken.idxmax())
-    value, own = getattr(asked, SETTINGS[part]) or MEASURED, float(taken[part])
-    most = int(value * (room - needed + own) / own)
-    fits = f"at most {most}" if most > 0 else "1, and less of other settings too"
-    told = f"about {needed / 86400 / runs:.0f} days are needed on this machine"
-    raise InvalidInput(SETTINGS[part], value, f"{fits}, since {told}, and 30 are allowed")
+    runs, parts = max(1, joblib.effective_n_jobs(asked.jobs)), {}
+    for part, own in found.groupby("part"):
+        setting = SETTINGS[str(part)]
+        number = getattr(asked, setting) or MEASURED
+        parts[setting] = duration.Part(number, float(own["seconds"].sum()) / runs)
+    duration.check_seconds(parts)
 
 
 def span(found: pd.DataFrame) -> str:

@@ -13,14 +13,16 @@ DIGESTS = "digests"  # in it: those of all other files
 WEIGHTS = "*.safetensors"
 
 
+def digest_of(file: Path) -> str:
+    """Return the digest of a file, as `sha256sum` prints it."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def digests(folder: Path, which: str = "*") -> dict[str, str]:
     """Return the digest of each file in a folder but of its provenance, by its name."""
-    found = {}
-    for file in sorted(folder.glob(which)):
-        if file.is_file() and file.name != PROVENANCE:
-            with file.open("rb") as stream:
-                found[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return found
+    files = (one for one in sorted(folder.glob(which)) if one.is_file())
+    return {file.name: digest_of(file) for file in files if file.name != PROVENANCE}
 
 
 def unchanged(folder: Path, which: str = "*") -> Path:

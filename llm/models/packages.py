@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from llm.models.digests import digest_of
 from llm.models.names import Package
 from markov.errors import InvalidInput, require
 
@@ -26,8 +26,7 @@ def find_packaged(name: str, package: Package | None) -> Path | None:
     file = next((place for place in places if place.is_file()), None)
     if file is None:
         return None
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = digest_of(file)
     allowed = (
         f"the file of {package.word}: the sha256 of {file} begins with "
         f"{digest[:12]}, not with {package.sha256[:12]}; `{package.install} --force-reinstall` "

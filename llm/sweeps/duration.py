@@ -9,6 +9,7 @@ from llm.models.counted import least_count
 from llm.models.language_model import find_device
 from llm.training.duration import PASSES
 from markov.console import duration
+from markov.errors import InvalidInput
 
 
 def check_ends(model: str, device: str, forget: Sequence[Example], epochs: Sequence[int]) -> None:
@@ -21,4 +22,8 @@ def check_ends(model: str, device: str, forget: Sequence[Example], epochs: Seque
         return
     passes = PASSES * sum(epochs) * int(response_words(forget).sum())
     part = duration.Part(max(epochs), float(weights) * passes)
-    duration.check_ends({"epochs": part}, device=str(find_device(device)))
+    try:
+        place = find_device(device)
+    except InvalidInput:  # whoever loads a model says so: tables can be collected without it
+        return
+    duration.check_ends({"epochs": part}, device=str(place))

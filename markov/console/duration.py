@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 from markov.errors import InvalidInput
 
-LONGEST = 30 * 86400.0  # seconds
+DAY = 86400.0  # seconds
+LONGEST = 30 * DAY
 REPEATS = 3
 WIDTHS = {"cpu": 512, "cuda": 4096}  # of the matrices whose product is timed
 # Multiplications that never take long enough to look how fast this machine is: seconds of one core.
@@ -24,10 +25,10 @@ LITTLE = 1e12
 
 
 class Part(NamedTuple):
-    """A part of some work: multiplications, in proportion to the number of a setting."""
+    """A part of some work: multiplications or seconds, in proportion to the number of a setting."""
 
     number: int
-    products: float
+    work: float
 
 
 def check_ends(parts: Mapping[str, Part], *, device: str = "cpu", cores: int | None = None) -> None:
@@ -37,19 +38,28 @@ def check_ends(parts: Mapping[str, Part], *, device: str = "cpu", cores: int | N
     the largest part, and the largest number of it that would fit. `cores` share the work, all of
     this machine if it is None.
     """
-    work = sum(part.products for part in parts.values())
-    if work <= LITTLE:
+    if sum(part.work for part in parts.values()) <= LITTLE:
         return
     many = (cores or os.cpu_count() or 1) if device == "cpu" else 1
     rate = many * products_a_second(device)
-    if work <= LONGEST * rate:
+    seconds = {name: part._replace(work=part.work / rate) for name, part in parts.items()}
+    check_seconds(seconds, "at least")
+
+
+def check_seconds(parts: Mapping[str, Part], surely: str = "about") -> None:
+    """Raise `InvalidInput` for parts that take more seconds than `LONGEST` together.
+
+    The message is as that of `check_ends`; `surely` says how sure the seconds are.
+    """
+    needed = sum(part.work for part in parts.values())
+    if needed <= LONGEST:
         return
-    name, largest = max(parts.items(), key=lambda one: one[1].products)
-    left = LONGEST * rate - (work - largest.products)
-    most = int(largest.number * left / largest.products)
+    name, largest = max(parts.items(), key=lambda one: one[1].work)
+    most = int(largest.number * (LONGEST - needed + largest.work) / largest.work)
     fits = f"at most {most}" if most > 0 else "1, and less of other settings too"
-    told = f"at least {work / rate / 86400:.0f} days are needed on this machine"
-    raise InvalidInput(name, largest.number, f"{fits}, since {told}, and 30 are allowed")
+    told = f"{surely} {needed / DAY:.0f} days are needed on this machine"
+    allowed = f"{fits}, since {told}, and {LONGEST / DAY:.0f} are allowed"
+    raise InvalidInput(name, largest.number, allowed)
 
 
 @cache

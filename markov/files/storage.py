@@ -285,9 +285,9 @@ def read_table(path: Location) -> DataFrame:
 
     known = read_provenance(path)
     try:
-        # Opened here, because pyarrow takes only names that are text.
         place = inputs.expanded(path, "file")
         require(not seals.broken(place), "file", os.fspath(path), UNCHANGED)
+        # Opened here, because pyarrow takes only names that are text.
         with open(place, "rb") as file:
             frame = pyarrow.parquet.read_table(file).to_pandas()
     except InvalidInput:

@@ -70,6 +70,7 @@ def test_a_sweep_is_refused_before_its_first_model_is_read(tmp_path: Path) -> No
     with pytest.raises(InvalidInput, match=r"^epochs = 100000 is not allowed"):
         check_sweep(large, "cpu", FORGET, [10**5] * 10**5)
     check_sweep(large, "cpu", FORGET, [10] * 3)
+    check_sweep(large, "nowhere", FORGET, [10**5] * 10**5)  # where tables are collected
     check_sweep("authors:original", "cpu", FORGET, [10**5] * 10**5)  # of unknown size
 
 
