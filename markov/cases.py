@@ -47,11 +47,15 @@ def paper_chain(members: Sequence[int], states: int, leakage: float) -> MarkovCh
         proper, "members", members, f"distinct states from 0 to {states - 1}, and not all of them"
     )
     _require_leakage(leakage)
+    return _leaking(inside, states, leakage)
+
+
+def _leaking(inside: Sequence[int], states: int, leakage: float) -> MarkovChain:
     law = torch.full((states,), leakage / (states - len(inside)), dtype=torch.float64)
     law[inside] = (1 - leakage) / len(inside)
     transition = torch.full((states, states), 1 / states, dtype=torch.float64)
     transition[inside] = law
-    return MarkovChain(initial=law, transition=transition)
+    return MarkovChain(initial=law, transition=transition, check=False)
 
 
 def paper_chains(leakage: float = 0.2, states: int = 10, set_size: int = 3) -> PaperChains:
@@ -59,11 +63,11 @@ def paper_chains(leakage: float = 0.2, states: int = 10, set_size: int = 3) -> P
 
     The remaining states belong to no chain.
     """
+    # Once for all three chains, which then have nothing left to ask.
     _require_sets(states, set_size)
-    firsts = (0, set_size, 2 * set_size)
-    return PaperChains(
-        *(paper_chain(range(first, first + set_size), states, leakage) for first in firsts)
-    )
+    _require_leakage(leakage)
+    sets = (list(range(first, first + set_size)) for first in (0, set_size, 2 * set_size))
+    return PaperChains(*(_leaking(inside, states, leakage) for inside in sets))
 
 
 def _require_sets(states: int, set_size: int) -> None:

@@ -27,6 +27,7 @@ values are checked: there a number that is not finite is a divergence, which the
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from numbers import Real
 from typing import Any, NamedTuple
@@ -43,8 +44,7 @@ from markov.numerics import as_like, away_from_zero, is_plain, require_all, tens
 Number = float | Tensor
 Values = Number | Sequence[Any] | np.ndarray
 
-# (reference, normalize) of the 2x2 corners, and normalize alone at beta = 0, where the reference
-# only adds a constant.
+# (reference, normalize) of the 2x2 corners; at beta = 0 the reference only adds a constant.
 CORNERS = {
     "npo": (1.0, 0.0),
     "length_normalized_npo": (1.0, 1.0),
@@ -52,15 +52,15 @@ CORNERS = {
     "simnpo": (0.0, 1.0),
 }
 AT_BETA_ZERO = {"gradient_ascent": 0.0, "length_weighted_gradient_ascent": 1.0}
+HIGHEST = sys.float_info.max  # not inf, so that one comparison refuses what is not finite
 # Lowest and highest value of each field of an Objective, and the same in words.
 ALLOWED = {
-    "beta": (0.0, math.inf, "a finite number >= 0"),
-    "gamma": (-math.inf, math.inf, "a finite number"),
+    "beta": (0.0, HIGHEST, "a finite number >= 0"),
+    "gamma": (-HIGHEST, HIGHEST, "a finite number"),
     "reference": (0.0, 1.0, "a number in [0, 1]"),
     "normalize": (0.0, 1.0, "a number in [0, 1]"),
 }
-# A sum of log-probabilities may come out above 0 by rounding, by far less than this per token
-# (nats).
+# A sum of log-probabilities may exceed 0 by rounding, by far less than this per token (nats).
 ROUNDING = 1e-4
 
 
@@ -213,7 +213,7 @@ class Objective(NamedTuple):
         family has.
         """
         self._check(seq)
-        return (seq.logp - self.reference * seq.ref) / seq.length**self.normalize
+        return self._score(seq)
 
     def logit(self, seq: SequenceLogProbs) -> Float[Tensor, "*batch"]:
         """Return z = beta * score + gamma.
@@ -234,7 +234,7 @@ class Objective(NamedTuple):
             return self._wide(seq).loss(_in_float32(seq)).half()
         beta, zero = away_from_zero(self.beta, seq.logp)
         # Not softplus: torch's turns linear at z = 20 and would lose the last digits of the weight.
-        curved = -(2 / beta) * logsigmoid(-self._replace(beta=beta).logit(seq))
+        curved = -(2 / beta) * logsigmoid(-(beta * self._score(seq) + self.gamma))
         return torch.where(zero, self._limit(seq), curved)
 
     def centered_loss(self, seq: SequenceLogProbs) -> Float[Tensor, "*batch"]:
@@ -249,7 +249,7 @@ class Objective(NamedTuple):
             return self._wide(seq).centered_loss(_in_float32(seq)).half()
         beta, zero = away_from_zero(self.beta, seq.logp)
         gamma = as_like(self.gamma, seq.logp)
-        shift = beta * self.score(seq)
+        shift = beta * self._score(seq)
         small = shift.abs() < 1
         # softplus(gamma + d) - softplus(gamma) = log(sigmoid(-gamma) + sigmoid(gamma) e^d): for
         # small d by expm1 and log1p, otherwise in logs. Each form is given a harmless d where the
@@ -273,8 +273,11 @@ class Objective(NamedTuple):
         zero = away_from_zero(self.beta, seq.logp)[1]
         return self._replace(beta=as_like(self.beta, seq.logp.float()).masked_fill(zero, 0.0))
 
+    def _score(self, seq: SequenceLogProbs) -> Tensor:
+        return (seq.logp - self.reference * seq.ref) / seq.length**self.normalize
+
     def _limit(self, seq: SequenceLogProbs) -> Tensor:
-        return 2 * as_like(self.gamma, seq.logp).sigmoid() * self.score(seq)
+        return 2 * as_like(self.gamma, seq.logp).sigmoid() * self._score(seq)
 
     def weight(self, seq: SequenceLogProbs) -> Float[Tensor, "*batch"]:
         """Return d loss / d logp = 2 sigmoid(z) / length**normalize.
@@ -283,7 +286,7 @@ class Objective(NamedTuple):
         one of -inf has a weight too.
         """
         self._check(seq, tensors=True)
-        z = self.logit(seq)
+        z = self.beta * self._score(seq) + self.gamma
         if isinstance(self.beta, Tensor):
             z = z.where(self.beta != 0, as_like(self.gamma, z))
         elif self.beta == 0:
@@ -339,38 +342,35 @@ def method_name(objective: Objective) -> str:
 
 def validate(objective: Objective) -> Objective:
     """Return the objective if its fields lie where `ALLOWED` says; else raise `InvalidInput`."""
-    require(
-        isinstance(objective, Objective), "objective", objective, "an Objective, such as npo(0.1)"
-    )
+    known = isinstance(objective, Objective)
+    require(known, "objective", objective, "an Objective, such as npo(0.1)")
     for name, value in zip(objective._fields, objective, strict=True):
         low, high, allowed = ALLOWED[name]
+        if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.size:
+            # By its ends, in half the time of an array of truths; nan would be both of them.
+            ends = float(np.minimum.reduce(value, None)), float(np.maximum.reduce(value, None))
+            require(low <= ends[0] and ends[1] <= high, name, value, allowed)
+            continue
         check_plain(name, value, ALLOWED[name])
         if isinstance(value, float | int):  # whose bounds have been looked at
-            continue
-        if isinstance(value, np.ndarray) and getattr(value.dtype, "kind", "") == "f" and value.size:
-            ends = float(value.min()), float(value.max())  # nan if any number is
-            finite = all(map(math.isfinite, ends))
-            require(finite and low <= ends[0] and ends[1] <= high, name, value, allowed)
             continue
         require(getattr(value, "dtype", None) not in (torch.bool, np.bool_), name, value, allowed)
         try:
             numbers = torch.as_tensor(value, dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError) as error:
             raise InvalidInput(name, value, allowed) from error
-        inside = numbers.isfinite() & (low <= numbers) & (numbers <= high)
-        require(bool(inside.all()), name, value, allowed)
+        require(bool(((low <= numbers) & (numbers <= high)).all()), name, value, allowed)
     return objective
 
 
 def check_plain(field: str, value: object, bounds: tuple[float, float, str]) -> None:
     """Raise `InvalidInput` for a number out of bounds, and for what is neither number nor tensor.
 
-    Tensors, arrays and symbols are not looked at.
+    Bounds are finite, and so refuse what is not. Tensors, arrays and symbols are not looked at.
     """
     low, high, allowed = bounds
     # Most often by far, and so without further calls.
-    proper = type(value) is float and low <= value <= high and math.isfinite(value)
-    if proper or isinstance(value, Tensor):
+    if (type(value) is float and low <= value <= high) or isinstance(value, Tensor):
         return
     numbers = isinstance(value, np.ndarray) and value.dtype.kind in "iuf"
     require(numbers or is_plain(value), field, value, allowed)

@@ -25,7 +25,6 @@ u_forgotten - prefer * u_preferred).
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -33,13 +32,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from markov.errors import InvalidInput, require
-from markov.objectives import Number, Objective, SequenceLogProbs, check_plain, validate
+from markov.objectives import (
+    HIGHEST,
+    Number,
+    Objective,
+    SequenceLogProbs,
+    check_plain,
+    validate,
+)
 
 # reference, normalize, forget, prefer of the corners that are in use, and of those at beta = 0.
 PAIRED_CORNERS = {"dpo": (1.0, 0.0, 1.0, 1.0), "simpo": (0.0, 1.0, 1.0, 1.0)}
 PAIRED_LIMITS = {"idk": (0.0, 1.0, 0.0, 1.0)}
 # the bounds of forget and prefer, written as in `markov.objectives.ALLOWED`
-FACTOR = (0.0, math.inf, "a finite number >= 0")
+FACTOR = (0.0, HIGHEST, "a finite number >= 0")
 
 
 class PairLogProbs(NamedTuple):

@@ -43,9 +43,13 @@ def theta(objective: Objective, length: Any, time: Any, start: Any = -1.0) -> Ar
     sigmoid(gamma) |y|^(1 - normalize) t at beta = 0. Raises `InvalidInput` for an objective or a
     start that is not allowed, a length below 1 or a negative time.
     """
-    beta, gamma, _, normalize = (np.asarray(field, dtype=float) for field in validate(objective))
     length, time, start = _numbers(length=length, time=time, start=start)
     _check(length, time, "time", start)
+    return _theta(validate(objective), length, time, start)
+
+
+def _theta(objective: Objective, length: Array, time: Array, start: Array) -> Array:
+    beta, gamma, _, normalize = (np.asarray(field, dtype=float) for field in objective)
     scale = length ** (1 - normalize)
     first, slope = _logit(objective, length, start), np.where(beta > 0, beta, 1.0) * scale
     # omega's argument overflows where z is very negative; there the flow has all but stopped.
@@ -64,9 +68,13 @@ def time_to_forget(objective: Objective, length: Any, fall: Any, start: Any = -1
     normalize)) at beta = 0. It is inf beyond floating-point range. Raises `InvalidInput` for a
     length below 1 or a negative fall.
     """
-    beta, gamma, _, normalize = (np.asarray(field, dtype=float) for field in validate(objective))
     length, fall, start = _numbers(length=length, fall=fall, start=start)
     _check(length, fall, "fall", start)
+    return _time(validate(objective), length, fall, start)
+
+
+def _time(objective: Objective, length: Array, fall: Array, start: Array) -> Array:
+    beta, gamma, _, normalize = (np.asarray(field, dtype=float) for field in objective)
     scale, known = length ** (1 - normalize), np.where(beta > 0, beta, 1.0)
     first, drop = _logit(objective, length, start), known * scale * fall
     with np.errstate(over="ignore", invalid="ignore"):
@@ -75,6 +83,24 @@ def time_to_forget(objective: Objective, length: Any, fall: Any, start: Any = -1
         gained = np.where(drop > 0, np.exp(-first) * np.expm1(drop), 0.0)
         curved = (gained + drop) / (2 * known * scale**2)
     return np.where(beta > 0, curved, fall / (2 * special.expit(gamma) * scale))
+
+
+def fallen_beside(
+    objective: Objective, length: Any, other: Any, fall: Any, start: Any = -1.0
+) -> Array:
+    """Return how far responses have fallen when one of `other` tokens has fallen by `fall`.
+
+    Both are in nats per token: start - theta(t) at the t that is `time_to_forget` of the other
+    length, and nan where that lies beyond floating-point range. Raises `InvalidInput` as the two
+    functions do.
+    """
+    length, other, fall, start = _numbers(length=length, other=other, fall=fall, start=start)
+    _check(length, fall, "fall", start)
+    _check_length(other)
+    time = _time(validate(objective), other, fall, start)
+    there = np.isfinite(time)
+    gone = start - _theta(objective, length, np.where(there, time, 0.0), start)
+    return np.where(there, gone, np.nan)
 
 
 def beyond_last_goal(objective: Objective, length: Any, fall: Any, start: Any = -1.0) -> Array:
@@ -106,7 +132,7 @@ def divergence(objective: Objective, length: Any) -> Divergence:
     beta, gamma, _, normalize = (np.asarray(field, dtype=float) for field in validate(objective))
     (length,) = _numbers(length=length)
     scale = length ** (1 - normalize)
-    _check(length, np.zeros(()), "time")
+    _check_length(length)
     known = np.where(beta > 0, beta, 1.0)
     linear = np.where(beta > 0, 0.0, 2 * special.expit(gamma) * scale)
     return Divergence(linear, np.where(beta > 0, 1 / (known * scale), 0.0))
@@ -140,13 +166,23 @@ def _logit(objective: Objective, length: Array, start: Array) -> Array:
     return beta * (1 - reference) * start * length ** (1 - normalize) + gamma
 
 
-def _check(length: Array, value: Array, field: str, start: Array | float = 0.0) -> None:
-    start = np.asarray(start, dtype=float)
-    # The values of a message are looked for only where there is one.
-    if not (np.isfinite(length) & (length >= 1)).all():
-        raise InvalidInput("length", float(length.min()), "at least 1 scored token")
-    if not (value >= 0).all():
-        raise InvalidInput(field, float(value.min()), "at least 0")
-    if not (np.isfinite(start) & (start <= 0)).all():
+def _check(length: Array, value: Array, field: str, start: Array) -> None:
+    _check_length(length)
+    least, _ = _ends(value)
+    if not least >= 0:
+        raise InvalidInput(field, least, "at least 0")
+    least, most = _ends(start)
+    if not -np.inf < least <= most <= 0:
         allowed = "a finite log-probability per token, at most 0"
-        raise InvalidInput("start", float(start.max()), allowed)
+        raise InvalidInput("start", least if most <= 0 else most, allowed)
+
+
+def _check_length(length: Array) -> None:
+    least, most = _ends(length)
+    if not 1 <= least <= most < np.inf:
+        raise InvalidInput("length", most if least >= 1 else least, "at least 1 scored token")
+
+
+def _ends(values: Array) -> tuple[float, float]:
+    # In half the time of an array of truths; nan would be both of them.
+    return float(np.minimum.reduce(values, None)), float(np.maximum.reduce(values, None))

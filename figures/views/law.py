@@ -30,7 +30,7 @@ from figures.views.view import (
 )
 from markov.errors import require
 from markov.objectives import CORNERS, Objective, SequenceLogProbs, validate
-from markov.theory import theta, time_to_forget
+from markov.theory import fallen_beside, theta, time_to_forget
 
 GRID = np.geomspace(1, 200, 80)
 FALLS = np.linspace(0, 3, 80)
@@ -184,8 +184,7 @@ def corners_view(
             [(per_token if row[1] else summed, 0.0, *row) for row in CORNERS.values()]
         )
         objective = Objective(*fields.T[:, :, None])
-        times = time_to_forget(objective, MIDDLE, fall, start)
-        fallen = start - theta(objective, own, times, start)
+        fallen = fallen_beside(objective, own, MIDDLE, fall, start)
         weights = Objective(*map(torch.from_numpy, objective)).weight(sequences(own, start, fallen))
         for (upper, lower), falls, row in zip(moving.values(), fallen, weights, strict=True):
             upper.set_data(own, falls)

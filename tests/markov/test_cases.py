@@ -24,7 +24,7 @@ from markov.cases import (
     paper_chain,
     paper_chains,
 )
-from markov.chains import row_entropy, row_kl
+from markov.chains import MarkovChain, row_entropy, row_kl
 from markov.errors import InvalidInput
 from markov.studies import ideal_forget_distance
 
@@ -61,6 +61,8 @@ def test_each_component_has_its_own_set_and_all_are_alike(leakage, states, data)
         order = torch.arange(states).roll(-first)
         torch.testing.assert_close(chain.initial[order], chains.retain.initial)
         torch.testing.assert_close(chain.transition[order][:, order], chains.retain.transition)
+        # They are made without a look at their rows, which this one takes.
+        MarkovChain(initial=chain.initial, transition=chain.transition)
 
 
 def test_a_chain_may_live_on_any_states_in_any_order():

@@ -13,7 +13,7 @@ from scipy.integrate import solve_ivp
 
 from markov.errors import InvalidInput
 from markov.objectives import CORNERS, Objective, SequenceLogProbs, gradient_ascent, npo, simnpo
-from markov.theory import beyond_last_goal, divergence, theta, time_to_forget
+from markov.theory import beyond_last_goal, divergence, fallen_beside, theta, time_to_forget
 
 objectives = st.builds(
     lambda corner, beta, gamma: Objective(beta, gamma, *corner),
@@ -53,6 +53,17 @@ def test_time_to_forget_inverts_the_flow(
 ) -> None:
     time = time_to_forget(o, length, fall, start)
     assert float(theta(o, length, time, start)) == pytest.approx(start - fall, rel=1e-6, abs=1e-6)
+
+
+@settings(max_examples=30)
+@given(objectives, st.floats(0.0, 2.0), st.floats(-3.0, -0.1))
+def test_what_one_response_has_fallen_when_another_one_has(
+    o: Objective, fall: float, start: float
+) -> None:
+    lengths, there = np.array([4, 20, 80]), time_to_forget(o, 20, fall, start)
+    found = fallen_beside(o, lengths, 20, fall, start)
+    np.testing.assert_allclose(found, start - theta(o, lengths, there, start), rtol=1e-12)
+    assert found[1] == pytest.approx(fall, rel=1e-6, abs=1e-6)
 
 
 @given(st.integers(1, 100), st.floats(0.1, 5.0))
@@ -133,7 +144,20 @@ def test_what_cannot_be_computed_is_refused_or_infinite() -> None:
     for fall in (-1, (), [[]], np.ones(0)):
         with pytest.raises(InvalidInput, match="fall"):
             time_to_forget(npo(1), 1, fall)
+    # What is named is what is wrong, not its neighbour.
+    for call, wrong in (
+        (lambda: theta(npo(1), [1, np.inf], 1), "length = inf "),
+        (lambda: theta(npo(1), [1, np.nan], 1), "length = nan "),
+        (lambda: theta(npo(1), 1, [1, np.nan]), "time = nan "),
+        (lambda: theta(npo(1), 1, 1, [-1, -np.inf]), "start = -inf "),
+        (lambda: theta(npo(1), 1, 1, [-1, np.nan]), "start = nan "),
+        (lambda: theta(npo(1), 1, 1, [-1, 0.5]), "start = 0.5 "),
+        (lambda: fallen_beside(npo(1), 1, [1, 0], 1), "length = 0.0 "),
+    ):
+        with pytest.raises(InvalidInput, match=wrong):
+            call()
     assert time_to_forget(npo(10.0), 1000, 1.0) == np.inf
+    assert np.isnan(fallen_beside(npo(10.0), 1, 1000, 1.0))
     assert time_to_forget(npo(10.0), 1000, 0.0) == 0
     assert np.isfinite(theta(npo(10.0), 1000, 1e300))
 
