@@ -346,7 +346,7 @@ def validate(objective: Objective) -> Objective:
     require(known, "objective", objective, "an Objective, such as npo(0.1)")
     for name, value in zip(objective._fields, objective, strict=True):
         low, high, allowed = ALLOWED[name]
-        if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.size:
+        if isinstance(value, np.ndarray) and getattr(value.dtype, "kind", "") == "f" and value.size:
             # By its ends, in half the time of an array of truths; nan would be both of them.
             ends = float(np.minimum.reduce(value, None)), float(np.maximum.reduce(value, None))
             require(low <= ends[0] and ends[1] <= high, name, value, allowed)

@@ -177,7 +177,7 @@ def calls(given: Path) -> list[Call]:
             **options,
         )
 
-    chain = {
+    chain: dict[str, Any] = {
         "initial": lambda: torch.ones(2).double() / 2,
         "transition": lambda: torch.ones(2, 2).double() / 2,
     }
