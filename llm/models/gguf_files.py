@@ -42,6 +42,8 @@ KINDS: dict[str, tuple[type, int]] = {
     "general.alignment": (int, 1),
     "split.count": (int, 0),
     "tokenizer.ggml.tokens": (int, 0),  # as many as the array has
+    "tokenizer.ggml.bos_token_id": (int, 0),
+    "tokenizer.ggml.eos_token_id": (int, 0),
 }
 PLAIN = ("F64", "F32", "F16", "BF16")
 PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)  # of a model in several files
@@ -165,11 +167,12 @@ def alone(file: Path) -> Iterator[str]:
             raise InvalidInput(error.field, value, allowed) from None
 
 
-def drop_added(tokenizer: Any, header: Header) -> None:
-    """Drop tokens that are not in the file from its tokenizer.
+def keep_to(header: Header, tokenizer: Any) -> None:
+    """Drop tokens that are not in the file from its tokenizer, and begin and end as the file says.
 
-    transformers reads it as that of GPT-2, for instance, and adds that one's special tokens. A
-    tokenizer with more tokens could not be compared with that of the same model elsewhere.
+    transformers reads it as that of GPT-2, for instance, and adds that one's special tokens; and
+    its version 5.17 takes the first token of a text for the last one. Such a tokenizer could not be
+    compared with that of the same model elsewhere.
     """
     from tokenizers import Tokenizer
 
@@ -179,6 +182,10 @@ def drop_added(tokenizer: Any, header: Header) -> None:
     if len(own) < len(content["added_tokens"]):
         content["added_tokens"] = own
         tokenizer._tokenizer = Tokenizer.from_str(json.dumps(content))
+    for role in ("bos_token", "eos_token"):
+        number = header.settings.get(f"tokenizer.ggml.{role}_id", count)
+        if number < count:
+            setattr(tokenizer, role, tokenizer.convert_ids_to_tokens(number))
 
 
 def _check_settings(file: Path, settings: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from llm.data.words import checked_word
-from llm.models.gguf_files import LINK, alone, drop_added, find_gguf, quantised, read_header
+from llm.models.gguf_files import LINK, alone, find_gguf, keep_to, quantised, read_header
 from llm.models.libraries import fetch
 from llm.models.merging import Adapter, find_adapter, merge, origin, without_adapter
 from llm.models.names import READY, Ready, check_id
@@ -188,7 +188,7 @@ def _read_gguf(
         config = read_config(folder, own)
         if tokenizer is None:
             words = read_tokenizer(folder, config, own)
-            fetch("tokenizer", str(file), lambda: drop_added(words, header))
+            fetch("tokenizer", str(file), lambda: keep_to(header, words))
         else:
             words = read_tokenizer(checked_word(tokenizer, "tokenizer"), config, options)
         written = fitting(words, template or template_of(words), system)

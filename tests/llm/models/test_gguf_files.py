@@ -13,7 +13,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gguf
 import numpy as np
@@ -24,7 +24,7 @@ from llm.__main__ import cli
 from llm.data.tofu import Example
 from llm.models import gguf_files, names, packages, size
 from llm.models.answers import scores
-from llm.models.gguf_files import find_gguf, is_gguf, quantised, read_header
+from llm.models.gguf_files import Header, find_gguf, is_gguf, keep_to, quantised, read_header
 from llm.models.language_model import check_same_vocabulary
 from llm.models.saving import save
 from llm.models.source import load
@@ -201,6 +201,21 @@ def test_a_file_has_its_own_tokenizer_and_template_whatever_lies_beside_it(tmp_p
     found = load(file, device="cpu")
     assert found.tokenizer.chat_template == CHATTED and found.template == CHAT
     check_same_vocabulary(WORDS, found.tokenizer)
+
+
+def test_a_text_begins_and_ends_as_the_file_says_whatever_was_read_from_it() -> None:
+    ends = {
+        f"tokenizer.ggml.{role}": getattr(WORDS, role) for role in ("bos_token_id", "eos_token_id")
+    }
+    count = {"tokenizer.ggml.tokens": len(WORDS)}
+    read = cast(Any, by_bytes(words=True))
+    read.bos_token, read.eos_token = WORDS.eos_token, WORDS.bos_token
+    for settings in (count, {**count, **dict.fromkeys(ends, len(WORDS))}):  # nothing, nonsense
+        keep_to(Header(settings, ()), read)
+        assert (read.bos_token_id, read.eos_token_id) == (WORDS.eos_token_id, WORDS.bos_token_id)
+    keep_to(Header({**count, **ends}, ()), read)
+    assert (read.bos_token_id, read.eos_token_id) == (WORDS.bos_token_id, WORDS.eos_token_id)
+    check_same_vocabulary(WORDS, read)
 
 
 def test_weights_of_a_folder_come_before_a_file_that_lies_with_them(tmp_path: Path) -> None:
