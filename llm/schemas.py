@@ -34,6 +34,12 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _share_or_nan(value: float) -> float:
+    if not (value != value or 0 <= value <= 1):  # nan is the one number that is not itself
+        raise ValueError("neither")
+    return value
+
+
 def _one_or_more(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else [value]
 
@@ -88,6 +94,11 @@ Number = Annotated[float, Field(strict=True, allow_inf_nan=False, description="a
 Measured = Annotated[
     float, Field(strict=True, description="a number, nan where it was not measured")
 ]
+MeasuredShare = Annotated[
+    float,
+    Field(strict=True, description="a number from 0 to 1, nan where it was not measured"),
+    AfterValidator(_share_or_nan),
+]
 Text = Annotated[
     str,
     Field(strict=True, description="text that can be written"),
@@ -124,6 +135,8 @@ class Answered(Scores):
     """Scores of every kind of answer, a row per example and answer: a run's answers.parquet."""
 
     answer: Column[Text]
+    exact_memorization: Column[MeasuredShare] | None = None
+    extraction_strength: Column[MeasuredShare] | None = None
 
 
 class ByRelearning(Answered):
@@ -206,6 +219,8 @@ class Log(Schema):
     perturb_prob: dict[Index, PerAnswer[Share]] | None = None
     rouge1_recall: dict[Index, Share] | None = None
     rougeL_recall: dict[Index, Share] | None = None  # noqa: N815
+    exact_memorization: dict[Index, Share] | None = None
+    extraction_strength: dict[Index, Share] | None = None
     question: dict[Index, Text] | None = None
     generated_text: (
         dict[

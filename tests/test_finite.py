@@ -30,7 +30,7 @@ from llm.models.language_model import LanguageModel
 from llm.models.saving import save
 from llm.models.source import ModelOptions
 from llm.scoring import gradients
-from llm.scoring.logprobs import NotFinite
+from llm.scoring.finite import NotFinite
 from llm.scoring.templates import PLAIN
 from llm.sweeps.sweep import Task, baseline
 from markov.errors import InvalidInput

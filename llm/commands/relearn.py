@@ -105,7 +105,8 @@ def relearn(command: Relearn) -> None:
     if found.returns is not None:
         path = _returns(command)
         write(found.returns, path, command, language)
-        names = ("forget_quality", "ks_statistic", "other_statistic", "other_returned")
+        names = ("forget_quality", "ks_statistic", "other_statistic", "extraction_strength")
+        names += ("other_extraction", "other_returned")
         names = [name for name in names if name in found.returns]
         shown = found.returns.groupby(["which", "epoch"])[names]
         print(shown.agg("median").to_string(float_format="{:.3g}".format))

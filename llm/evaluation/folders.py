@@ -12,7 +12,7 @@ from typing import Any
 from llm.data.splits import TofuSets, checked, fitting
 from llm.evaluation.tofu import PARTS, evaluate, task_log, unfinished
 from llm.logs.log import EvaluationLog
-from llm.logs.measures import TofuLogs, check_variant, forget_quality, model_utility
+from llm.logs.measures import EXTRACTION, TofuLogs, check_variant, forget_quality, model_utility
 from llm.logs.reading import OPEN_UNLEARNING, read_log
 from llm.logs.writing import MANIFEST, SUMMARY, restore_summary, write_tofu_eval
 from llm.models.answers import answer_log
@@ -26,7 +26,7 @@ from markov.files import folders, inputs, storage
 from markov.files.storage import Location
 
 JOB, NAMES = "evaluation", (OPEN_UNLEARNING, SUMMARY, PARTS)
-COLUMNS = ("forget_quality", "ks_statistic", "model_utility")  # of `tofu_measure`
+COLUMNS = ("forget_quality", "ks_statistic", EXTRACTION, "model_utility")  # of `tofu_measure`
 
 
 def manifest(
@@ -136,10 +136,11 @@ def tofu_measure(
 ) -> Measure[LanguageModel]:
     """Return a measure of forget quality and model utility after some epochs.
 
-    Its numbers are `forget_quality` and `ks_statistic`, nan without `retrained`, and
-    `model_utility`; after other epochs all are nan. Answers are written for the sets of utility
-    only, because forget quality needs none. Raises `InvalidInput` as `llm.data.splits.checked`
-    does, and for a log of the retrained model without wrong answers.
+    Its numbers are `forget_quality` and `ks_statistic`, nan without `retrained`, the
+    `extraction_strength` of the forget set and `model_utility`; after other epochs all are nan.
+    Answers are written for the sets of utility only, because the others need none. Raises
+    `InvalidInput` as `llm.data.splits.checked` does, and for a log of the retrained model without
+    wrong answers.
     """
     check_variant(variant)
     checked(sets)
@@ -160,10 +161,10 @@ def tofu_measure(
         found: dict[str, float] = dict.fromkeys(COLUMNS, math.nan)
         if epoch not in epochs:
             return found
+        log = answer_log(language, sets.forget, **options)
+        found[EXTRACTION] = float(log.memorised[EXTRACTION].mean())
         if retrained is not None:
-            quality = forget_quality(
-                answer_log(language, sets.forget, **options), retrained, variant=variant
-            )
+            quality = forget_quality(log, retrained, variant=variant)
             found |= {"forget_quality": quality.p_value, "ks_statistic": quality.statistic}
         kept = {
             task: task_log(language, getattr(sets, task), max_new_tokens=max_new_tokens, **options)

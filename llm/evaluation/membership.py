@@ -43,9 +43,8 @@ from llm.intervals import LEVEL, Estimate, percentile_interval, resample
 from llm.models.language_model import LanguageModel
 from llm.scoring.documents import whole
 from llm.scoring.encoding import BUDGET, Batch, Encoded, batches
+from llm.scoring.finite import Named, check_finite
 from llm.scoring.logprobs import (
-    Named,
-    check_finite,
     check_fits,
     check_model,
     evaluating,

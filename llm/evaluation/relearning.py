@@ -21,7 +21,7 @@ import pandas as pd
 from llm.data.tofu import Example
 from llm.evaluation.attacks import Relearning
 from llm.logs.log import EvaluationLog, align, take
-from llm.logs.measures import forget_quality
+from llm.logs.measures import EXTRACTION, forget_quality
 from llm.models.answers import answer_log, log_of, log_table, responses
 from llm.models.language_model import LanguageModel
 from llm.randomness import derived_seed
@@ -45,8 +45,8 @@ def relearn(
     The model stays as it was, since a copy is taught. `before` is what it says of the examples now,
     where that is known (see `llm.models.answers.answer_log`). The table has a row per epoch (0 is
     before the first update), forget example and answer: `epoch`, `relearned` (whether the example
-    is one of those taught), and the columns of `llm.models.answers.log_table`: `index`, `answer`,
-    `logp` (nats), `length`. Raises `InvalidInput` as `answer_log` and `fine_tune` do.
+    is one of those taught), and the columns of `llm.models.answers.log_table`. Raises
+    `InvalidInput` as `answer_log` and `fine_tune` do.
     """
     encoded = responses(language, forget, max_length=max_length)
     if before is not None:
@@ -70,9 +70,9 @@ def relearn(
         after = partial(record, model=model)
         fine_tune(model, chosen, ordered, progress=progress, label="relearn", after=after)
     table = pd.concat(frames, ignore_index=True)
-    return table.assign(relearned=table["index"].isin(index))[
-        ["epoch", "relearned", "index", "answer", "logp", "length"]
-    ]
+    table.insert(0, "relearned", table["index"].isin(index))
+    table.insert(0, "epoch", table.pop("epoch"))
+    return table
 
 
 def returns(table: pd.DataFrame, retrained: EvaluationLog) -> pd.DataFrame:
@@ -84,11 +84,14 @@ def returns(table: pd.DataFrame, retrained: EvaluationLog) -> pd.DataFrame:
         forget_quality, ks_statistic
                            of all forget examples (see `llm.logs.measures.forget_quality`)
         other_statistic    the statistic of the examples that were not taught
+        extraction_strength, other_extraction
+                           mean of all forget examples, and of those that were not taught
         relearned_logp     mean of logp/length over the examples taught (nats per token)
         other_logp         the same over the others; it needs no test and shows a return first
         other_returned     the share of the others that are likelier than under the retrained model
 
-    Of examples without wrong answers the table has neither of the first two nor `other_statistic`.
+    Of examples without wrong answers the table has neither of the first two nor `other_statistic`,
+    and of tables without extraction strength neither of those two.
     Raises `InvalidInput` for a log of other examples or other tokens, or without wrong answers.
     """
     rows = []
@@ -105,6 +108,9 @@ def returns(table: pd.DataFrame, retrained: EvaluationLog) -> pd.DataFrame:
                 "ks_statistic": whole.statistic,
                 "other_statistic": forget_quality(*others).statistic,
             }
+        if EXTRACTION in log.memorised:
+            own = log.memorised[EXTRACTION]
+            row |= {EXTRACTION: own.mean(), "other_extraction": own[~taught].mean()}
         each = -log.gold.average
         row |= {
             "relearned_logp": each[taught].mean(),

@@ -12,7 +12,7 @@ from llm.jobs.settings import Word
 from llm.jobs.values import Other, data_for, language_of, log_beside
 from llm.logs.log import EvaluationLog
 from llm.logs.log import shared as shared_by
-from llm.logs.measures import ForgetQuality, TofuLogs, forget_quality, measures
+from llm.logs.measures import EXTRACTION, ForgetQuality, TofuLogs, forget_quality, measures
 from llm.logs.reading import read_log
 from llm.scoring.limits import BUDGET, MAX_LENGTH, NEW_TOKENS
 from markov.errors import InvalidInput, require
@@ -227,9 +227,11 @@ def report(
             value = f"1e{_test(logs.of('forget'), retrained, variant).log10_p:.0f}"
         held = "" if pd.isna(row["low"]) else f"  ({row['low']:.3f} to {row['high']:.3f})"
         lines.append(
-            f"{row['measure']:<15}{row['task']:<13}{value:>10}{held:<20}{row['examples']:>5} "
+            f"{row['measure']:<24}{row['task']:<13}{value:>10}{held:<20}{row['examples']:>5} "
             "examples"
         )
+    if not frame["measure"].eq(EXTRACTION).any():
+        lines.append(f"no {EXTRACTION}: the logs do not say which tokens are the likeliest")
     bare = [name for name, log in logs._asdict().items() if log and log.perturbed is None]
     if bare:
         lines.append(f"no truth_ratio of {', '.join(bare)}: {WITHOUT}")

@@ -44,8 +44,8 @@ def score(
     """
     from llm.models.answers import responses, scores
     from llm.models.language_model import perturbed
+    from llm.scoring.finite import Named, check_finite
     from llm.scoring.gradients import gradient_norms
-    from llm.scoring.logprobs import Named, check_finite
 
     require(
         noise is not None or noise_seed == 0, "noise_seed", noise_seed, "left out without noise"

@@ -17,6 +17,7 @@ import pandas as pd
 from llm.intervals import Estimate, percentile_interval
 from llm.logs.log import EvaluationLog, align, log_truth_ratio
 from llm.logs.measures import (
+    EXTRACTION,
     MEASURES,
     UTILITY_TASKS,
     TofuLogs,
@@ -48,6 +49,7 @@ def differences(
     `low`, `high` and `examples`. The measures are, as far as the logs allow,
 
         ks_statistic        D to the retrained model, with `retrained`, its log of the forget set
+        extraction_strength of the forget set
         model_utility
         retain_probability  probability per token of the answers to retain
 
@@ -73,14 +75,28 @@ def _measured(
     if retrained is not None and told:
         pair = own.of("forget"), other.of("forget")
         yield "ks_statistic", distance_difference(*pair, retrained, **ways)
+    if all(one is not None and EXTRACTION in one.memorised for one in (own.forget, other.forget)):
+        yield EXTRACTION, mean_difference(own, other, "forget", EXTRACTION, ways["per_author"])
     if known_utility(own) and known_utility(other):
         yield "model_utility", utility_difference(own, other, **ways)
     if own.retain is not None:
-        kept = own.retain, align(own.retain, other.of("retain"))
-        apart = np.subtract(*(example_values(one, "retain", "probability") for one in kept))
-        groups = authors_of(own.retain, "retain", ways["per_author"])
-        drawn = means(len(apart), groups, np.random.default_rng(0))(apart)
-        yield "retain_probability", percentile_interval(apart.mean(), drawn, len(apart))
+        found = mean_difference(own, other, "retain", "probability", ways["per_author"])
+        yield "retain_probability", found
+
+
+def mean_difference(
+    logs: TofuLogs, other: TofuLogs, task: str, kind: str, per_author: int | None = None
+) -> Estimate:
+    """Return a measure of examples of one model less that of another, with its 95% interval.
+
+    Questions are matched by index. Raises `InvalidInput` as `align` and
+    `llm.logs.measures.example_values` do.
+    """
+    pair = logs.of(task), align(logs.of(task), other.of(task))
+    apart = np.subtract(*(example_values(one, task, kind) for one in pair))
+    groups = authors_of(pair[0], task, per_author)
+    drawn = means(len(apart), groups, np.random.default_rng(0))(apart)
+    return percentile_interval(apart.mean(), drawn, len(apart))
 
 
 def known_utility(logs: TofuLogs) -> bool:

@@ -18,6 +18,8 @@ from llm.logs.questions import Asked, places, shared_places
 from markov.errors import InvalidInput, require
 from markov.objectives import SequenceLogProbs
 
+MEMORISED = ("exact_memorization", "extraction_strength")  # as open-unlearning calls them
+
 
 class Answers(NamedTuple):
     """Losses of one kind of answer (nats): mean over the scored tokens, sum, and number of tokens.
@@ -36,8 +38,9 @@ class EvaluationLog(NamedTuple):
 
     `question` is bare, as in the data, and `prompt` is what the model was given, the question in
     its template: logs of other codes have the prompt alone. `answer` is the truth and `generation`
-    the model's own answer. `rouge` maps rouge1_recall and rougeL_recall to values. `file` and
-    `layout` say where the log was read.
+    the model's own answer. `rouge` maps rouge1_recall and rougeL_recall to values, `memorised` maps
+    exact_memorization and extraction_strength of the truth. `file` and `layout` say where the log
+    was read.
     """
 
     file: str
@@ -47,6 +50,7 @@ class EvaluationLog(NamedTuple):
     paraphrased: Answers | None = None
     perturbed: Answers | None = None
     rouge: Mapping[str, Float[np.ndarray, "examples"]] = {}
+    memorised: Mapping[str, Float[np.ndarray, "examples"]] = {}
     question: tuple[str, ...] | None = None
     generation: tuple[str, ...] | None = None
     answer: tuple[str, ...] | None = None
@@ -67,15 +71,12 @@ def take(log: EvaluationLog, positions: Int[np.ndarray, "taken"] | list[int]) ->
             return Answers(*(of(part) for part in value))
         if isinstance(value, tuple):
             return tuple(value[int(position)] for position in at)
+        if isinstance(value, Mapping):
+            return {name: of(values) for name, values in value.items()}
         return value if value is None else value[at]
 
-    rouge = {name: of(values) for name, values in log.rouge.items()}
-    rest = {
-        name: of(getattr(log, name))
-        for name in log._fields
-        if name not in ("file", "layout", "rouge")
-    }
-    return log._replace(rouge=rouge, **rest)
+    names = [name for name in log._fields if name not in ("file", "layout")]
+    return log._replace(**{name: of(getattr(log, name)) for name in names})
 
 
 def align(

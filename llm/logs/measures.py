@@ -8,6 +8,9 @@ answers (nats). The measures of each example are
     rouge          ROUGE-L recall of the greedy answer
     truth_ratio    max(0, 1 - R) of R = wrong / right (`llm.logs.log.truth_ratio`);
                    min(R, 1/R) on forget
+    paraphrased_probability   exp(-l~) on retain and forget, where there are paraphrases
+    exact_memorization        share of right tokens, and
+    extraction_strength       of those at the end of the truth (`llm.scoring.greedy`)
 
 and those of a model are
 
@@ -37,14 +40,15 @@ from jaxtyping import Float, Int, Shaped
 from scipy import special, stats
 
 from llm.intervals import percentile_interval, resample, resample_groups
-from llm.logs.log import EvaluationLog, align, log_truth_ratio
+from llm.logs.log import MEMORISED, EvaluationLog, align, log_truth_ratio
 from markov.errors import InvalidInput, require, require_whole
 
 # Both are of wrong / right; model utility is not defined for the other orientations.
 VARIANTS = ("geometric", "arithmetic")
 UTILITY_TASKS = ("retain", "real_authors", "world_facts")
-MEASURES = ("probability", "rouge", "truth_ratio")
+MEASURES = ("probability", "rouge", "truth_ratio")  # those behind model utility
 REPLICATES = 1000
+EXTRACTION = "extraction_strength"  # stands beside D, which sees little of what can be called forth
 BY_AUTHOR = ("forget", "retain")  # tasks whose questions are about authors, several about each
 FEWEST_AUTHORS = 10
 EXAMPLES, AUTHORS = "examples", "authors"  # what a bootstrap draws
@@ -113,7 +117,14 @@ def example_values(
             "rougeL_recall" in log.rouge, "rougeL_recall", None, f"generated answers in {log.file}"
         )
         return log.rouge["rougeL_recall"]
-    if kind == "probability" and task in ("forget", "retain"):
+    if kind in MEMORISED:
+        require(kind in log.memorised, kind, None, f"the likeliest tokens of answers in {log.file}")
+        return log.memorised[kind]
+    if kind == "paraphrased_probability":
+        if log.paraphrased is None:
+            raise InvalidInput("paraphrased", None, f"losses of paraphrases in {log.file}")
+        return np.exp(-log.paraphrased.average)
+    if kind == "probability" and task in BY_AUTHOR:
         return np.exp(-log.gold.average)
     if log.perturbed is None:
         raise InvalidInput(
@@ -128,6 +139,23 @@ def example_values(
     if task != "forget":
         return -np.expm1(np.minimum(log_ratio, 0.0))  # max(0, 1 - R)
     return np.exp(-np.abs(log_ratio))  # min(R, 1 / R)
+
+
+def known_kinds(log: EvaluationLog, task: str) -> list[str]:
+    """Return the measures of examples that a log of a task allows, `MEASURES` first."""
+    wrong, own = log.perturbed is not None, task in BY_AUTHOR
+    # Where no example has a paraphrase the truth stands in its place.
+    other = log.paraphrased is not None and not np.array_equal(
+        log.paraphrased.average, log.gold.average
+    )
+    known = {
+        "probability": own or wrong,
+        "rouge": "rougeL_recall" in log.rouge,
+        "truth_ratio": wrong,
+        "paraphrased_probability": own and other,
+        **{kind: kind in log.memorised for kind in MEMORISED},
+    }
+    return [kind for kind, there in known.items() if there]
 
 
 def harmonic_mean(values: Float[np.ndarray, "*rows n"]) -> Float[np.ndarray, "*rows"]:
@@ -225,8 +253,7 @@ def measures(
     The columns are `measure`, `task` ("all" for model utility), `value`, `low`, `high`, `examples`,
     `drawn` and `variant`. The rows are
 
-        the three kinds   on every task that is there, as far as there are generations and wrong
-                          answers
+        those of examples on every task that is there, as far as its log has what they need
         model_utility     if all nine values behind it are there
         forget_quality    with `retrained`, the retrained model's log of the forget set: the
                           p-value, without an interval
@@ -248,19 +275,12 @@ def measures(
             continue
         groups = authors_of(log, task, per_author)
         drawn, mean = EXAMPLES if groups is None else AUTHORS, means(len(log.index), groups, rng)
-        for kind in MEASURES:
-            normalised = kind == "truth_ratio" or (
-                kind == "probability" and task not in ("forget", "retain")
-            )
-            if (kind == "rouge" and "rougeL_recall" not in log.rouge) or (
-                normalised and log.perturbed is None
-            ):
-                continue
+        for kind in known_kinds(log, task):
             values = example_values(log, task, kind, variant)
             replicates = mean(values)
             found = percentile_interval(values.mean(), replicates, len(values))
             rows.append((kind, task, *found, drawn))
-            if task in UTILITY_TASKS:
+            if task in UTILITY_TASKS and kind in MEASURES:
                 nine.append((values.mean(), replicates))
     if len(nine) == len(UTILITY_TASKS) * len(MEASURES):
         point, replicates = (

@@ -21,14 +21,14 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 
-from llm.logs.log import Answers, EvaluationLog
+from llm.logs.log import MEMORISED, Answers, EvaluationLog
 from markov.errors import InvalidInput, require
 from markov.files import inputs
 
@@ -49,7 +49,10 @@ MEASURES = {
     "perturbed": ("average_perturb_loss", "perturb_loss", "num_token_perturb"),
 }
 ROUGE, TEXTS, QUESTION = ("rouge1_recall", "rougeL_recall"), "generated_text", "question"
-KNOWN = {*(name for names in MEASURES.values() for name in names), *ROUGE, TEXTS, QUESTION}
+KNOWN = {
+    *(name for names in MEASURES.values() for name in names),
+    *(*ROUGE, *MEMORISED, TEXTS, QUESTION),
+}
 # What open-unlearning stores beside the mean loss: the probability per token, exp(-mean).
 PROBABILITIES = {"gold": "gt_prob", "paraphrased": "paraphrased_prob", "perturbed": "perturb_prob"}
 # open-unlearning's metric of each kind of answer. Two tasks have no paraphrase: there the answer
@@ -65,6 +68,16 @@ METRICS = {
         ("forget", "forget", "PARA_"),
         ("real_authors", "ra", ""),
         ("world_facts", "wf", ""),
+    )
+}
+# open-unlearning's own are of the forget set alone.
+MEMORISED_METRICS = {
+    task: {name: f"{short}{name}" for name in MEMORISED}
+    for task, short in (
+        ("retain", "retain_"),
+        ("forget", ""),
+        ("real_authors", "ra_"),
+        ("world_facts", "wf_"),
     )
 }
 WIDEST = 10**1000  # a number of a log: what is too large for a measure is said by its name
@@ -180,7 +193,11 @@ def _open_unlearning(
     rouge = METRICS[task]["gold"].replace("Prob", "ROUGE")
     columns: Columns = {}
     called: dict[str, str] = {}
-    for metric, names, keys in (*metrics, (rouge, (*ROUGE, QUESTION), (*ROUGE, QUESTION))):
+    shares = [(metric, (name,), ("score",)) for name, metric in MEMORISED_METRICS[task].items()]
+    for metric, names, keys in (
+        *(*metrics, *shares),
+        (rouge, (*ROUGE, QUESTION), (*ROUGE, QUESTION)),
+    ):
         if metric not in content:
             continue
         entries = _by_index(
@@ -241,14 +258,17 @@ def _log(file: Path, layout: str, columns: Columns, called: Mapping[str, str]) -
         gold=gold,
         paraphrased=paraphrased,
         perturbed=perturbed,
-        rouge={
-            name: _numbers(values, name, file) for name in ROUGE if (values := getattr(found, name))
-        },
+        rouge=_by_name(found, ROUGE, file),
+        memorised=_by_name(found, MEMORISED, file),
         question=question,
         prompt=texts[0],
         generation=texts[1],
         answer=texts[2],
     )
+
+
+def _by_name(found: Log, names: Sequence[str], file: Path) -> dict[str, np.ndarray]:
+    return {name: _numbers(own, name, file) for name in names if (own := getattr(found, name))}
 
 
 def _single_spaced(text: str) -> str:

@@ -13,7 +13,7 @@ import pandas as pd
 from scipy import stats
 
 from llm.logs.log import EvaluationLog
-from llm.logs.measures import MEASURES, TofuLogs, measures
+from llm.logs.measures import EXTRACTION, MEASURES, TofuLogs, measures
 from markov.errors import require
 
 GROUPS = {
@@ -77,10 +77,12 @@ def best(table: pd.DataFrame, tolerance: float = TOLERANCE) -> pd.DataFrame:
     least (1 - tolerance) of the original model's. If no settings of a method are, those with the
     largest utility are taken. Both numbers are means over seeds. There is a row per title with the
     columns `model`, the word of the model, `ks_statistic`, `model_utility`, `within`, and `runs`,
-    the number of settings that were tried.
+    the number of settings that were tried; and `extraction_strength` of the forget set, if the
+    table has it.
     """
     require(0 <= tolerance < 1, "tolerance", tolerance, "a share >= 0, below 1")
-    wanted = table[table["measure"].isin(["ks_statistic", "model_utility"])]
+    extracted = table["measure"].eq(EXTRACTION) & table["task"].eq("forget")
+    wanted = table[table["measure"].isin(["ks_statistic", "model_utility"]) | extracted]
     # A mean over seeds is nan if one of them is nan, and comes last: pandas by itself would leave
     # that seed out.
     grouped = wanted.groupby(["title", "model", "measure"], sort=False)["value"]
@@ -106,8 +108,9 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
     Models keep their order. Each set (forget, real authors, world facts, retain) has probability,
     ROUGE-L recall and truth ratio. Then come FQ, the p-value of forget quality, D, its statistic,
-    and n, the number of examples compared, and MU, model utility. What was not measured is nan.
-    Lower is better on forget, and higher is better on the other sets and for FQ.
+    MU, model utility, ES, the extraction strength of the forget set, and n, the number of examples
+    compared. What was not measured is nan. Lower is better on forget and for ES, and higher is
+    better on the other sets and for FQ.
     """
     rows: dict[str, dict[tuple[str, str], float | None]] = {}
     for model, own in table.groupby("model", sort=False):
@@ -122,6 +125,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
             ("", OVERALL[name]): found["value"].iloc[0] if len(found) else None
             for name, found in overall.items()
         }
+        row["", "ES"] = at.get((EXTRACTION, "forget"))
         compared = overall["ks_statistic"]
         row["", "n"] = compared["examples"].iloc[0] if len(compared) else None
         rows[str(model)] = row

@@ -26,6 +26,7 @@ from llm.logs.measures import TofuLogs, check_variant, example_values
 from llm.logs.reading import (
     AGGREGATED,
     MEASURES,
+    MEMORISED_METRICS,
     METRICS,
     OPEN_UNLEARNING,
     QUESTION,
@@ -89,6 +90,8 @@ def _task(task: str, log: EvaluationLog, variant: str) -> dict[str, Any]:
             found[metric] = _metric(
                 log, {"prob": np.exp(-answers.average), **_losses(answers)}, "prob"
             )
+    for name, values in log.memorised.items():
+        found[MEMORISED_METRICS[task][name]] = _metric(log, {"score": values}, "score")
     if log.rouge:
         texts: dict[str, Any] = {} if log.question is None else {QUESTION: log.question}
         asked = log.prompt or log.question
@@ -146,7 +149,7 @@ def write_legacy(logs: TofuLogs, folder: Location) -> Path:
             if answers is not None:
                 pairs = zip(names, (answers.average, answers.total, answers.length), strict=True)
                 columns |= {name: values for name, values in pairs if values is not None}
-        columns |= {name: log.rouge[name] for name in ROUGE if name in log.rouge}
+        columns |= {name: log.rouge[name] for name in ROUGE if name in log.rouge} | log.memorised
         asked = log.prompt or log.question
         if asked and log.generation and log.answer:
             columns[TEXTS] = [

@@ -15,10 +15,12 @@ import pandas as pd
 
 from llm.data.tofu import Example
 from llm.diagnostics.scores import score_table
-from llm.logs.log import Answers, EvaluationLog
+from llm.logs.log import MEMORISED, Answers, EvaluationLog
 from llm.models.language_model import LanguageModel
 from llm.scoring.encoding import BUDGET, MAX_LENGTH, Encoded, encode_examples
-from llm.scoring.logprobs import Named, score_encoded
+from llm.scoring.finite import Named
+from llm.scoring.greedy import greedy_scores
+from llm.scoring.logprobs import score_encoded
 from llm.scoring.shared import score_responses
 from markov.errors import InvalidInput, require
 
@@ -36,7 +38,8 @@ def answer_log(
 ) -> EvaluationLog:
     """Return the losses of each example's response, paraphrase and perturbed responses.
 
-    Losses are in nats and in the order of the examples. If an example has no paraphrase, its
+    Beside them stands how much of the response is memorised (`llm.logs.measures`). Losses are in
+    nats and in the order of the examples. If an example has no paraphrase, its
     response takes the place of one, as in TOFU's sets of real authors and world facts. If no
     example has perturbed responses, the log has none. No text is scored twice, and a prompt is read
     once for all answers to it where the model allows it (`llm.scoring.shared`). Raises
@@ -50,7 +53,9 @@ def answer_log(
     # A text is called after the first example that has it.
     called = dict(zip(reversed(rows), reversed(names), strict=True))
     named = Named([called[text] for text in range(len(texts))], language.name)
-    seq = score_responses(language.model, texts, budget=budget, progress=progress, named=named)
+    seq = score_responses(
+        language.model, texts, greedy_scores, budget=budget, progress=progress, named=named
+    )
     # A column per kind of answer: the response, its paraphrase, then the perturbed ones.
     shape = (len(columns), len(examples))
     total, length = (part[rows].double().reshape(shape).numpy() for part in (-seq.logp, seq.length))
@@ -58,6 +63,8 @@ def answer_log(
         Answers(total[row] / length[row], total[row], length[row]) for row in (0, 1)
     )
     wrong, count = total[2:].T, length[2:].T
+    own = rows[: len(examples)]  # the responses themselves
+    shares = (part[own].double().numpy() / length[0] for part in (seq.right, seq.tail))
     log = EvaluationLog(
         file=language.name,
         layout=LAYOUT,
@@ -65,6 +72,7 @@ def answer_log(
         gold=gold,
         paraphrased=paraphrased,
         perturbed=Answers(wrong / count, wrong, count) if len(columns) > 2 else None,
+        memorised=dict(zip(MEMORISED, shares, strict=True)),
     )
     return with_texts(log, language, examples, columns[0])
 
@@ -99,8 +107,9 @@ def _prompt(language: LanguageModel, encoded: Encoded) -> str:
 def log_table(log: EvaluationLog) -> pd.DataFrame:
     """Return a log of answers as a tidy table.
 
-    The columns are `index`, `answer` (gold, paraphrased, perturbed_0, ...), `logp` and `length`.
-    Raises `InvalidInput` for a log without numbers of scored tokens.
+    The columns are `index`, `answer` (gold, paraphrased, perturbed_0, ...), `logp` and `length`,
+    and those of `MEMORISED`, if the log has them, which are nan but for gold answers. Raises
+    `InvalidInput` for a log without numbers of scored tokens.
     """
     columns = {"gold": _counted(log, log.gold)}
     if log.paraphrased is not None:
@@ -111,10 +120,11 @@ def log_table(log: EvaluationLog) -> pd.DataFrame:
             f"{PERTURBED}{place}": pair
             for place, pair in enumerate(zip(total.T, length.T, strict=True))
         }
-    frames = (
+    frames = [
         pd.DataFrame({"index": log.index, "answer": name, "logp": -total, "length": length})
         for name, (total, length) in columns.items()
-    )
+    ]
+    frames[0] = frames[0].assign(**log.memorised)
     return pd.concat(frames, ignore_index=True)
 
 
@@ -159,6 +169,11 @@ def log_of(table: pd.DataFrame, file: str) -> EvaluationLog:
         )
         return Answers(total / length, total, length)
 
+    gold = table[table["answer"] == "gold"].sort_values("index")
+    memorised = {name: gold[name].to_numpy(dtype=float) for name in MEMORISED if name in gold}
+    for name, values in memorised.items():
+        lacking = int(np.isnan(values).sum())
+        require(not lacking, f"answers, {name}", lacking, f"no gold answer without it in {file}")
     return EvaluationLog(
         file=file,
         layout=LAYOUT,
@@ -166,6 +181,7 @@ def log_of(table: pd.DataFrame, file: str) -> EvaluationLog:
         gold=answers("gold"),
         paraphrased=answers("paraphrased") if "paraphrased" in kinds else None,
         perturbed=answers(wrong) if wrong else None,
+        memorised=memorised,
     )
 
 

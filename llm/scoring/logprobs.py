@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int64
@@ -34,10 +34,11 @@ from llm.scoring.encoding import (
     batches,
     encode_examples,
 )
+from llm.scoring.finite import Named, check_finite
 from llm.scoring.inside import CAUSAL, config_of, embedding, head, most_places
 from llm.scoring.passes import by_batch
 from llm.scoring.templates import PLAIN, Template
-from markov.errors import InvalidInput, require
+from markov.errors import require
 from markov.objectives import Number, SequenceLogProbs
 
 if TYPE_CHECKING:
@@ -46,17 +47,8 @@ if TYPE_CHECKING:
     from llm.scoring.shared import Kept
 
 ELEMENTS = 2**25  # logits held at once: 128 MiB in float32, 256 positions of 128k words
-
-
-class NotFinite(InvalidInput):
-    """A model gave a score that is not finite; the message names the example and the model."""
-
-
-class Named(NamedTuple):
-    """Names of the examples and of their model, for the message if a score is refused."""
-
-    examples: Sequence[object]
-    model: str
+# Named tensors with a value per row, of which `logp` is the first.
+Found = TypeVar("Found", bound=tuple[Tensor, ...])
 
 
 def score(
@@ -100,15 +92,11 @@ def score_encoded(
 
     Of several processes (`llm.ranks`) each computes some of the batches, and all get the result.
     """
-    check_model(model)
-    check_fits(model, encoded)
 
-    def logprobs(rows: Sequence[int]) -> SequenceLogProbs:
-        batch = Batch.pad([encoded[row] for row in rows])
+    def logprobs(batch: Batch) -> SequenceLogProbs:
         return response_logprobs(model, batch, elements=elements)
 
-    plan = batches(encoded, budget)
-    found = scored_in(model, encoded, plan, logprobs, progress=progress, named=named)
+    found = in_batches(model, encoded, logprobs, budget, progress=progress, named=named)
     found = _with_reference(found.logp, found.length, ref)
     bad = found.ref[~found.ref.isfinite()].tolist()
     count = len(found.logp)
@@ -116,63 +104,47 @@ def score_encoded(
     return found
 
 
+def in_batches(
+    model: nn.Module,
+    encoded: Sequence[Encoded],
+    of: Callable[[Batch], Found],
+    budget: int = BUDGET,
+    **options: Any,
+) -> Found:
+    """Return what `of(batch)` gives for batches of the examples, checked as by `score_encoded`."""
+    check_model(model)
+    check_fits(model, encoded)
+    plan = batches(encoded, budget)
+
+    def one(rows: Sequence[int]) -> Found:
+        return of(Batch.pad([encoded[row] for row in rows]))
+
+    return scored_in(model, encoded, plan, one, **options)
+
+
 def scored_in(
     model: nn.Module,
     encoded: Sequence[Encoded],
     plan: Sequence[Sequence[int]],
-    logprobs: Callable[[Sequence[int]], SequenceLogProbs],
+    call: Callable[[Sequence[int]], Found],
     *,
     progress: bool = True,
     named: Named | None = None,
-) -> SequenceLogProbs:
-    """Return what `logprobs(rows)` gives for each batch of a plan, in the order of the examples.
+) -> Found:
+    """Return what `call(rows)` gives for each batch of a plan, in the order of the examples.
 
-    Everything else is as in `score_encoded`; there is no reference.
+    Everything else is as in `score_encoded`.
     """
 
-    def one(rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        seq = logprobs(rows)
-        check_finite("logp", seq.logp, model, rows, named)
-        return seq.logp.cpu(), seq.length.cpu()
+    def one(rows: Sequence[int]) -> Any:
+        found: Any = call(rows)
+        check_finite("logp", found.logp, model, rows, named)
+        return found._make(part.cpu() for part in found)
 
     with evaluating(model), torch.no_grad():
         parts = by_batch(model, encoded, plan, one, "score", progress=progress)
     order = torch.tensor([row for rows in plan for row in rows]).argsort()
-    logp, length = (torch.cat(part)[order] for part in zip(*parts, strict=True))
-    return _with_reference(logp, length, 0.0)
-
-
-def check_finite(
-    field: str,
-    values: Float[Tensor, " rows"],
-    model: nn.Module,
-    rows: Sequence[int],
-    named: Named | None = None,
-) -> None:
-    """Raise `NotFinite` for the first of the examples `rows` whose value is nan or infinite.
-
-    A token of probability 0 leads to such a value: log 0 is minus infinity. `named` is as in
-    `score_encoded`.
-    """
-    bad = {
-        rows[place]: float(values[place])
-        for place in (~values.isfinite()).nonzero().flatten().tolist()
-    }
-    if not bad:
-        return
-    row, dtype = min(bad), str(embedding(model).dtype).removeprefix("torch.")
-    example, name = (
-        (row, type(model).__name__) if named is None else (named.examples[row], named.model)
-    )
-    hint = (
-        f"; numbers above {torch.finfo(torch.float16).max:.0f} overflow float16: another "
-        "--dtype may help"
-    )
-    allowed = (
-        f"a finite number for example {example} under {name} "
-        f"({dtype}{hint if dtype == 'float16' else ''})"
-    )
-    raise NotFinite(field, bad[row], allowed)
+    return parts[0]._make(torch.cat(part)[order] for part in zip(*parts, strict=True))
 
 
 def logits_budget(vocab: int, budget: int) -> int:
@@ -206,7 +178,19 @@ def response_logprobs(
 def token_logprobs(
     model: nn.Module, batch: Batch, *, elements: int = ELEMENTS, before: Kept | None = None
 ) -> Float[Tensor, " scored"]:
-    """Return log pi(y_t | prompt, y_<t) of the scored tokens, row after row.
+    """Return log pi(y_t | prompt, y_<t) of the scored tokens, row after row."""
+    return token_values(model, batch, token_logprobs_of, elements=elements, before=before)
+
+
+def token_values(
+    model: nn.Module,
+    batch: Batch,
+    of: Callable[[Tensor, Tensor], Tensor],
+    *,
+    elements: int = ELEMENTS,
+    before: Kept | None = None,
+) -> Float[Tensor, "scored *values"]:
+    """Return `of(logits, targets)` of the scored tokens, row after row.
 
     About `elements` logits are held at a time. They are normalised in float32 or wider, whatever
     the model's dtype. If gradients are wanted and the logits are computed in parts, each part is
@@ -216,11 +200,11 @@ def token_logprobs(
     targets = batch.tokens[:, 1:][batch.scored]
     step = max(1, elements // config.vocab_size)
     if step >= len(targets):
-        return _logprobs(scored_logits(model, batch, before), targets)
+        return of(scored_logits(model, batch, before), targets)
     finish, parts, tried = _finish(config), [], []
 
     def part(hidden: Tensor, target: Tensor) -> Tensor:
-        return _logprobs(finish(last.forward(hidden)), target)
+        return of(finish(last.forward(hidden)), target)
 
     def change(hidden: Tensor) -> Tensor:
         hidden = hidden[batch.scored.to(hidden.device)]
@@ -238,7 +222,7 @@ def token_logprobs(
     one = logits(model, batch, change, before=before)
     if torch.allclose(one, tried[0], rtol=2 * torch.finfo(one.dtype).eps, atol=0.0):
         return torch.cat(parts)
-    return _logprobs(scored_logits(model, batch, before), targets)
+    return of(scored_logits(model, batch, before), targets)
 
 
 def scored_logits(
@@ -356,9 +340,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _logprobs(
+def token_logprobs_of(
     logits: Float[Tensor, "scored vocab"], targets: Int64[Tensor, " scored"]
 ) -> Float[Tensor, " scored"]:
+    """Return log pi of the target at each position, normalised in float32 or wider."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     chosen = logits.gather(-1, targets.to(logits.device)[:, None]).squeeze(-1)
     return chosen - logits.logsumexp(-1)

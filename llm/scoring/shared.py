@@ -16,8 +16,9 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import cycle, islice
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from jaxtyping import Bool, Int64
@@ -25,19 +26,19 @@ from torch import Tensor, nn
 
 from llm.ranks import dealt, started
 from llm.scoring.encoding import BUDGET, Batch, Encoded, batches
+from llm.scoring.finite import Named
 from llm.scoring.inside import bare, config_of, embedding, head, most_places
 from llm.scoring.logprobs import (
     ELEMENTS,
-    Named,
+    Found,
     check_fits,
     check_model,
     evaluating,
+    in_batches,
     response_logprobs,
-    score_encoded,
     scored_in,
 )
 from markov.errors import InvalidInput, out_of_memory, require_whole
-from markov.objectives import SequenceLogProbs
 
 LEAST = 2048  # tokens that have to be saved: below that, trying costs about as much
 HELD = 2  # tokens whose keys and values are held at once, for each token of the budget
@@ -51,6 +52,15 @@ FAILURES = (
 
 
 Value = TypeVar("Value")
+Given = TypeVar("Given", covariant=True)
+
+
+class Scores(Protocol[Given]):
+    """What scores the responses of a batch, behind what the model has kept of their prompts."""
+
+    def __call__(
+        self, model: nn.Module, batch: Batch, *, elements: int, before: Kept | None = None
+    ) -> Given: ...
 
 
 class Kept(NamedTuple):
@@ -154,28 +164,31 @@ class Parts(NamedTuple):
 def score_responses(
     model: nn.Module,
     encoded: Sequence[Encoded],
+    of: Scores[Found] = response_logprobs,
     *,
     budget: int = BUDGET,
     elements: int = ELEMENTS,
     progress: bool = True,
     named: Named | None = None,
-) -> SequenceLogProbs:
-    """Return the log-probabilities of responses, as `score_encoded` does, to within rounding.
+) -> Found:
+    """Return what `of` gives for each response, in the order of the examples.
 
-    A prompt with several responses is read once where that saves tokens and the model allows it.
-    No pass has more than `budget` tokens, or than one text, and keys and values of `HELD` times as
-    many tokens are held. Raises `InvalidInput` as `score_encoded` does.
+    These are their log-probabilities, as `score_encoded` takes them, to within rounding, or other
+    scores beside them (`llm.scoring.greedy`). A prompt with several responses is read once where
+    that saves tokens and the model allows it. No pass has more than `budget` tokens, or than one
+    text, and keys and values of `HELD` times as many tokens are held. Raises `InvalidInput` as
+    `score_encoded` does.
     """
     options: dict[str, Any] = {"progress": progress, "named": named}
     plan = plan_of(model, encoded, budget)
     if plan is None:
-        return score_encoded(model, encoded, budget=budget, elements=elements, **options)
+        return in_batches(model, encoded, partial(of, model, elements=elements), budget, **options)
     check_fits(model, encoded)
 
-    def logprobs(rows: Sequence[int]) -> SequenceLogProbs:
-        return together(model, [encoded[row] for row in rows], elements=elements)
+    def scores(rows: Sequence[int]) -> Found:
+        return together(model, [encoded[row] for row in rows], of, elements=elements)
 
-    return scored_in(model, encoded, plan, logprobs, **options)
+    return scored_in(model, encoded, plan, scores, **options)
 
 
 def plan_of(
@@ -242,16 +255,20 @@ def _batches(
 
 
 def together(
-    model: nn.Module, encoded: Sequence[Encoded], *, elements: int = ELEMENTS
-) -> SequenceLogProbs:
-    """Return the log-probabilities of the responses of one batch, each prompt being read once.
+    model: nn.Module,
+    encoded: Sequence[Encoded],
+    of: Scores[Found] = response_logprobs,
+    *,
+    elements: int = ELEMENTS,
+) -> Found:
+    """Return what `of` gives for the responses of one batch, each prompt being read once.
 
     Every prompt needs two tokens: the last one is read with its responses, of which it predicts
     the first token.
     """
     parts = Parts.of(encoded)
     before = _kept(model, parts)
-    return response_logprobs(model, Batch.pad(parts.rest), elements=elements, before=before)
+    return of(model, Batch.pad(parts.rest), elements=elements, before=before)
 
 
 def _kept(model: nn.Module, parts: Parts) -> Kept:

@@ -18,9 +18,9 @@ from markov.files.storage import Location
 def epochs(folder: Location, runs: Sequence[PlannedRun], table: pd.DataFrame) -> pd.DataFrame:
     """Return the tables of epochs of runs that have methods, with `model`, `title` and `seed`.
 
-    They are those of `llm.unlearning.unlearn.Unlearned`. Forget quality and model utility before
-    the first update and after the last are those of `table`, which `llm.sweeps.sweep.sweep` has
-    made: no run needs to take them again.
+    They are those of `llm.unlearning.unlearn.Unlearned`. Forget quality, extraction strength and
+    model utility before the first update and after the last are those of `table`, which
+    `llm.sweeps.sweep.sweep` has made: no run needs to take them again.
     """
     frames = []
     for run in runs:
@@ -36,7 +36,9 @@ def with_ends(own: pd.DataFrame, table: pd.DataFrame, model: str, seed: int) -> 
 
     `table` has the measures of the original model, and of `model` by seed.
     """
-    known, own = table[table["measure"].isin(COLUMNS)], own.copy()
+    # Of measures that are taken on several sets, that of the forget set.
+    whole = table["measure"].isin(COLUMNS) & table["task"].isin(["forget", "all"])
+    known, own = table[whole], own.copy()
     before = known[known["model"] == "original"]
     after = known[(known["model"] == model) & (known["seed"] == seed)]
     for epoch, ends in ((own["epoch"].min(), before), (own["epoch"].max(), after)):

@@ -17,7 +17,7 @@ import pandas as pd
 
 from llm.data.tofu import Example
 from llm.logs.log import EvaluationLog, align, take
-from llm.logs.measures import forget_quality
+from llm.logs.measures import EXTRACTION, forget_quality
 from llm.models.answers import answer_log, log_of, log_table
 from llm.models.language_model import LanguageModel
 from llm.models.source import load
@@ -172,8 +172,8 @@ def by_stage(found: Sequential, retrained: EvaluationLog) -> pd.DataFrame:
 
     The table has a row per `stage` and `request`: `requested` (whether it was among those done by
     then), `logp` (mean of logp/length, nats per token), `forget_quality` and `ks_statistic` against
-    the retrained model, `examples`, and the columns of `found.stages`. Raises `InvalidInput` as
-    `forget_quality` does.
+    the retrained model, `extraction_strength`, nan where it was not taken, `examples`, and the
+    columns of `found.stages`. Raises `InvalidInput` as `forget_quality` does.
     """
     rows = []
     for (stage, request), frame in found.answers.groupby(["stage", "request"]):
@@ -182,5 +182,6 @@ def by_stage(found: Sequential, retrained: EvaluationLog) -> pd.DataFrame:
         quality = forget_quality(log, align(log, theirs))
         own = {"stage": stage, "request": request, "requested": int(request) < int(stage)}  # pyright: ignore[reportArgumentType]
         own |= {"logp": -log.gold.average.mean(), "forget_quality": quality.p_value}
-        rows.append(own | {"ks_statistic": quality.statistic, "examples": quality.examples})
+        own |= {"ks_statistic": quality.statistic, "examples": quality.examples}
+        rows.append(own | {EXTRACTION: np.mean(log.memorised.get(EXTRACTION, np.nan))})
     return pd.DataFrame(rows).merge(found.stages, on="stage", how="left")

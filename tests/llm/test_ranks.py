@@ -34,8 +34,9 @@ from llm.models.saving import save
 from llm.models.source import load
 from llm.ranks import Done, place, share, started, together
 from llm.scoring.encoding import batches, encode_examples
+from llm.scoring.finite import NotFinite
 from llm.scoring.gradients import gradient_norms
-from llm.scoring.logprobs import NotFinite, score_encoded, scored_in
+from llm.scoring.logprobs import score_encoded, scored_in
 from llm.scoring.templates import PLAIN
 from llm.training.fine_tuning import fine_tune
 from llm.training.loop import Optimization

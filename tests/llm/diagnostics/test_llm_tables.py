@@ -21,7 +21,7 @@ from llm.data.tofu import Example
 from llm.diagnostics.scores import beside, pair, read_scores, score_table
 from llm.jobs.settings import DEFAULTS
 from llm.jobs.values import objectives_of
-from llm.logs.log import truth_ratio
+from llm.logs.log import MEMORISED, truth_ratio
 from llm.models import answers
 from llm.models.answers import answer_log, log_of, log_table, responses
 from llm.models.language_model import LanguageModel
@@ -96,10 +96,10 @@ def test_no_answer_is_scored_twice(
     seen: list[int] = []
     real = answers.score_responses
 
-    def counted(model: Any, encoded: Any, **options: Any) -> SequenceLogProbs:
+    def counted(model: Any, encoded: Any, *more: Any, **options: Any) -> Any:
         seen.append(len(encoded))
         assert len(set(encoded)) == len(encoded)
-        return real(model, encoded, **options)
+        return real(model, encoded, *more, **options)
 
     monkeypatch.setattr(answers, "score_responses", counted)
     log = answer_log(language, (*SEVERAL, replace(SEVERAL[0], index=9)), progress=False)
@@ -108,6 +108,11 @@ def test_no_answer_is_scored_twice(
     assert log.paraphrased.average[1] == log.gold.average[1]  # its answer stands for a paraphrase
     for own in (log.gold, log.paraphrased, log.perturbed):
         assert (own.average[2] == own.average[0]).all()
+    assert set(log.memorised) == set(MEMORISED)
+    for kind, shares in log.memorised.items():
+        assert shares[2] == shares[0]
+        counts = shares * log.gold.length
+        np.testing.assert_allclose(counts, counts.round(), atol=1e-9, err_msg=kind)
 
 
 def test_an_answer_that_is_refused_is_called_after_its_first_example(

@@ -31,7 +31,7 @@ from llm.evaluation.membership import (
 )
 from llm.models.language_model import LanguageModel
 from llm.scoring.documents import whole
-from llm.scoring.logprobs import NotFinite
+from llm.scoring.finite import NotFinite
 from llm.scoring.templates import PLAIN
 from markov.console import progress as shown
 from markov.errors import InvalidInput

@@ -26,6 +26,7 @@ from llm.data.splits import (
     tofu_sets,
     with_wrong,
 )
+from llm.logs.log import MEMORISED
 from llm.logs.measures import MEASURES, TofuLogs
 from llm.logs.summaries import lacking
 from llm.models.language_model import LanguageModel
@@ -94,8 +95,9 @@ def rows_of(frame: pd.DataFrame) -> set[tuple[str, str]]:
     return set(zip(frame["measure"], frame["task"], strict=True))
 
 
-ALL = {(kind, task) for kind in MEASURES for task in ("forget", "retain")}
-BARE = {(kind, task) for kind, task in ALL if kind != "truth_ratio"}
+KINDS = (*MEASURES, *MEMORISED, "paraphrased_probability")
+ALL = {(kind, task) for kind in KINDS for task in ("forget", "retain")}
+BARE = {pair for pair in ALL if pair[0] not in ("truth_ratio", "paraphrased_probability")}
 QUALITY = {("forget_quality", "forget"), ("ks_statistic", "forget")}
 
 

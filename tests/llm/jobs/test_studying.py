@@ -31,7 +31,7 @@ from llm.jobs.study_settings import Study
 from llm.jobs.studying import Studied, study
 from llm.jobs.sweeping import Sweep, checked, runs_of
 from llm.logs.comparing import utility_difference
-from llm.logs.log import Answers, EvaluationLog, take
+from llm.logs.log import MEMORISED, Answers, EvaluationLog, take
 from llm.logs.measures import TofuLogs, measures, model_utility
 from llm.logs.reading import read_log
 from llm.models import finetuned
@@ -352,7 +352,9 @@ def test_files_of_ones_own_are_studied_by_what_they_allow_and_with_adapters(
         study(out=tmp_path / "out", **own)
     found = study(out=tmp_path / "out", retain_data=rest, **own)
     assert found.gate["check"].tolist() == ["forget data known", "forget data unknown"] * 2
-    assert set(found.measures["measure"]) == {"probability", "rouge"} and found.floor == ()
+    assert (
+        set(found.measures["measure"]) == {"probability", "rouge", *MEMORISED} and found.floor == ()
+    )
     seed, rank = tmp_path / "out" / "seed1", Lora(rank=2).rank
     for folder, job in (
         (seed / "original", "finetune"),

@@ -32,7 +32,7 @@ from llm.data.tofu import Example
 from llm.evaluation.rouge import rouge
 from llm.evaluation.tofu import empty_generations, evaluate, task_log
 from llm.jobs.evaluating import read_tofu_logs
-from llm.logs.log import Answers, EvaluationLog, take, truth_ratio
+from llm.logs.log import MEMORISED, Answers, EvaluationLog, take, truth_ratio
 from llm.logs.measures import (
     MEASURES,
     REPLICATES,
@@ -105,7 +105,7 @@ def random_log(seed: int, count: int = 30, wrong: int = 5) -> EvaluationLog:
         rng.uniform(0.1, 3, (count, wrong)),
         rng.uniform(0, 1, count),
         f"log {seed}",
-    )
+    )._replace(memorised={kind: rng.uniform(0, 1, count) for kind in MEMORISED})
 
 
 def all_logs(seed: int = 0) -> TofuLogs:
@@ -383,12 +383,13 @@ def slow_measures(
     units = "examples" if per is None else "authors"
     for task, log in logs._asdict().items():
         draw = slow_draw(log, task, rng, per)
-        for kind in ("probability", "rouge", "truth_ratio"):
+        own_kinds = ("paraphrased_probability",) if task in ("forget", "retain") else ()
+        for kind in (*MEASURES, *own_kinds, "exact_memorization", "extraction_strength"):
             values = example_values(log, task, kind, variant)
             drawn = draw(values)
             known = units if task in ("forget", "retain") else "examples"
             rows.append([kind, task, values.mean(), *slow_row(drawn), len(values), known])
-            if task != "forget":
+            if task != "forget" and kind in MEASURES:
                 nine.append((values.mean(), drawn))
     value = 9 / sum(1 / mean for mean, _ in nine)
     with np.errstate(divide="ignore"):  # of some resamples no value is above 0
@@ -554,26 +555,39 @@ def test_a_variant_is_that_of_every_measure_that_has_one() -> None:
 
 def test_a_measure_that_a_log_does_not_allow_hides_no_other() -> None:
     log = random_log(1)
+    whole = [*MEASURES, "paraphrased_probability", *MEMORISED]
     for task in ("forget", "retain"):
-        for change, allowed in (
-            ({"rouge": {}}, ["probability", "truth_ratio"]),
-            ({"perturbed": None}, ["probability", "rouge"]),
-            ({"rouge": {}, "perturbed": None}, ["probability"]),
+        for change, lacking in (
+            ({}, ()),
+            ({"rouge": {}}, ("rouge",)),
+            ({"perturbed": None}, ("truth_ratio",)),
+            ({"rouge": {}, "perturbed": None}, ("rouge", "truth_ratio")),
+            ({"paraphrased": None, "perturbed": None}, ("truth_ratio", "paraphrased_probability")),
+            # where no example has a paraphrase the truth stands in its place
+            ({"paraphrased": log.gold}, ("paraphrased_probability",)),
+            ({"memorised": {}}, MEMORISED),
+            ({"memorised": {MEMORISED[0]: log.memorised[MEMORISED[0]]}}, MEMORISED[1:]),
         ):
-            found = measures(TofuLogs(**{task: log._replace(**change)}))
-            assert found["measure"].tolist() == allowed and set(found["task"]) == {task}
+            changed = log._replace(**change)
+            found = measures(TofuLogs(**{task: changed}))
+            assert found["measure"].tolist() == [kind for kind in whole if kind not in lacking]
+            assert set(found["task"]) == {task}
+            for kind in set(lacking) & {"paraphrased_probability", *MEMORISED}:
+                if kind in MEMORISED or changed.paraphrased is None:
+                    with pytest.raises(InvalidInput, match="in log 1"):
+                        example_values(changed, task, kind)
     facts = measures(TofuLogs(world_facts=log._replace(perturbed=None)))
-    assert facts["measure"].tolist() == ["rouge"]
+    assert facts["measure"].tolist() == ["rouge", *MEMORISED]
 
 
 def test_measures_are_those_that_the_logs_allow() -> None:
     logs = all_logs()
     whole = measures(logs, random_log(9))
-    assert len(whole) == 15 and set(whole["variant"]) == {"geometric"}
+    assert len(whole) == 25 and set(whole["variant"]) == {"geometric"}
     utility = whole[whole["measure"] == "model_utility"]
     low, value, high = (utility[name].item() for name in ("low", "value", "high"))
     assert low < value < high
-    silent = logs.of("forget")._replace(rouge={}, perturbed=None)
+    silent = logs.of("forget")._replace(rouge={}, perturbed=None, paraphrased=None, memorised={})
     assert measures(TofuLogs(silent))["measure"].tolist() == ["probability"]
     bare = logs._replace(world_facts=logs.of("world_facts")._replace(perturbed=None))
     assert "model_utility" not in set(measures(bare)["measure"])
@@ -601,6 +615,9 @@ def test_what_is_written_is_read_back(tmp_path: Path, variant: str) -> None:
                 and got.answer == log.answer
             )
             np.testing.assert_allclose(got.rouge["rougeL_recall"], log.rouge["rougeL_recall"])
+            assert {kind: values.tolist() for kind, values in got.memorised.items()} == {
+                kind: values.tolist() for kind, values in log.memorised.items()
+            }
             assert got.prompt == (log.prompt or log.question)
         assert model_utility(read_tofu_logs(tmp_path / folder), variant) == pytest.approx(
             model_utility(logs, variant)
@@ -610,6 +627,10 @@ def test_what_is_written_is_read_back(tmp_path: Path, variant: str) -> None:
         content["manifest"] == {"model": "m", "truth_ratio": variant}
         and means["model_utility"] == 0.5
     )
+    for kind in MEMORISED:  # as open-unlearning calls those of the forget set
+        values = logs.of("forget").memorised[kind]
+        assert content[kind]["value_by_index"]["3"] == {"score": values[3]}
+        assert means[kind] == pytest.approx(values.mean()) and f"ra_{kind}" in means
     score = content["forget_truth_ratio"]["value_by_index"]["3"]["score"]
     assert score == pytest.approx(truth_ratio(logs.of("forget"), variant)[3])
     assert means["retain_Truth_Ratio"] == pytest.approx(
@@ -622,20 +643,25 @@ def test_what_is_written_is_read_back(tmp_path: Path, variant: str) -> None:
 def test_the_summary_has_the_papers_columns_and_survives_markdown_and_latex() -> None:
     models = {"SimNPO": all_logs(), "retrained_50%": all_logs(20)}
     frame = summary(long_table(models, models["retrained_50%"].forget, variant="geometric"))
-    assert list(frame.index) == list(models) and frame.shape == (2, 16)
+    assert list(frame.index) == list(models) and frame.shape == (2, 17)
+    for model, logs in models.items():
+        want = logs.of("forget").memorised["extraction_strength"].mean()
+        assert frame.loc[model, ("", "ES")] == pytest.approx(want)
     assert frame.loc["SimNPO", ("Retain", "Prob.")] == pytest.approx(
         example_values(models["SimNPO"].of("retain"), "retain", "probability").mean()
     )
     assert frame.loc["retrained_50%", ("", "FQ")] == 1 and frame.loc["SimNPO", ("", "n")] == 30
     rows = markdown(frame).splitlines()
-    assert len(rows) == 4 and all(row.count("|") == 18 for row in rows)
+    assert len(rows) == 4 and all(row.count("|") == 19 for row in rows)
     text = latex(frame)
     assert (
         r"retrained\_50\%" in text
         and text.count(r"\\") == 4
         and r"\multicolumn{3}{c}{Real authors}" in text
     )
-    partial = summary(long_table({"a": TofuLogs(random_log(1))}, None, variant="geometric"))
+    unmemorised = TofuLogs(random_log(1)._replace(memorised={}))
+    partial = summary(long_table({"a": unmemorised}, None, variant="geometric"))
+    assert np.isnan(partial.loc["a", ("", "ES")])  # pyright: ignore[reportArgumentType, reportCallIssue]
     assert "-" in markdown(partial).splitlines()[-1] and np.isnan(partial.loc["a", ("", "MU")])  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 

@@ -19,11 +19,10 @@ from torch import Tensor, nn
 
 from llm.scoring import logprobs
 from llm.scoring.encoding import Batch, Encoded, encode_examples
+from llm.scoring.finite import Named, NotFinite
 from llm.scoring.inside import CAUSAL
 from llm.scoring.logprobs import (
     ELEMENTS,
-    Named,
-    NotFinite,
     check_model,
     logits_budget,
     response_logprobs,
@@ -303,16 +302,17 @@ def refusal(call: Callable[[], object]) -> tuple[str, object, str]:
     return caught.value.field, caught.value.value, caught.value.allowed
 
 
-def test_scores_of_a_plan_have_no_reference_and_stand_in_the_order_of_the_examples() -> None:
+def test_scores_of_a_plan_are_those_of_its_calls_in_the_order_of_the_examples() -> None:
     model, plan = MODELS["llama"], [[4, 1], [0], [5, 3, 2]]
 
     def own(rows: Any) -> Any:
-        return response_logprobs(model, Batch.pad([EXAMPLES[row] for row in rows]), ref=-1.0)
+        batch = Batch.pad([EXAMPLES[row] for row in rows])
+        return response_logprobs(model, batch, ref=-torch.tensor(rows).float())
 
     found = scored_in(model, EXAMPLES, plan, own)
     check_logp(found.logp, score_encoded(model, EXAMPLES).logp)
     assert found.length.tolist() == [len(one.tokens) - one.prompt for one in EXAMPLES]
-    assert found.ref.tolist() == [0.0] * len(EXAMPLES)
+    assert found.ref.tolist() == [-row for row in range(len(EXAMPLES))]
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from llm.scoring import shared
 from llm.scoring.encoding import Encoded
+from llm.scoring.finite import Named, NotFinite
 from llm.scoring.inside import head
-from llm.scoring.logprobs import Named, NotFinite, score_encoded
+from llm.scoring.logprobs import score_encoded
 from llm.scoring.shared import Parts, allows, plan_of, planned, score_responses
 from llm.training.adapters import Lora, adapted
 from markov.errors import InvalidInput

@@ -501,6 +501,7 @@ def rows(values: dict[str, dict[str, Any]]) -> pd.DataFrame:
                             "model": word,
                             "seed": seed,
                             "measure": measure,
+                            "task": "all" if measure == "model_utility" else "forget",
                             "value": value,
                         }
                     )
@@ -541,7 +542,17 @@ def test_the_best_settings_are_so_in_the_mean_over_seeds() -> None:
         "original": {"original": (0.9, 0.60)},
         "NPO": {"npo:1": [(0.0, 0.60), (0.4, 0.60)], "npo:2": [(0.15, 0.6), (0.1, 0.6)]},
     }
-    assert best(rows(values)).set_index("title").loc["NPO", "model"] == "npo:2"
+    table = rows(values)
+    assert best(table).set_index("title").loc["NPO", "model"] == "npo:2"
+    # Extraction strength of the forget set stands beside D, and chooses nothing.
+    utility = table[table["measure"] == "model_utility"]
+    more = [
+        utility.assign(measure="extraction_strength", task=task, value=value)
+        for task, value in (("retain", 0.9), ("forget", [0.8, 0.1, 0.3, 0.4, 0.6]))
+    ]
+    found = best(pd.concat([table, *more])).set_index("title")
+    assert found.loc["NPO", "model"] == "npo:2"
+    assert found.loc["NPO", "extraction_strength"] == pytest.approx(0.5)
 
 
 @given(values=st.lists(st.floats(0.01, 1), min_size=2, max_size=6))
