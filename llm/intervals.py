@@ -20,6 +20,8 @@ from markov.errors import require, require_whole
 
 LEVEL = 0.95
 FEWEST = 100  # resamples; with fewer, the outermost percentiles mean little
+FEWEST_AUTHORS = 10
+Groups = Int[np.ndarray, " n"] | None  # the group of each example; None where each is its own
 
 
 class Estimate(NamedTuple):
@@ -55,6 +57,18 @@ def resample_groups(
     _, own = np.unique(groups, return_inverse=True)
     count = int(own.max()) + 1
     return rng.multinomial(count, np.full(count, 1 / count), size=resamples)[:, own]
+
+
+def groups_of(index: Int[np.ndarray, " n"], per_author: int | None) -> Groups:
+    """Return the number of the author of each index, of whom each has so many consecutive ones.
+
+    It is None where that is not known, and for fewer authors than `FEWEST_AUTHORS`, of which a
+    bootstrap over authors would make too narrow an interval.
+    """
+    if per_author is None:
+        return None
+    authors = np.asarray(index) // per_author
+    return authors if len(np.unique(authors)) >= FEWEST_AUTHORS else None
 
 
 def percentile_interval(

@@ -60,8 +60,8 @@ class MarkovChain:
             size == square[:1], "initial", size, f"must be {square[:1]}, a law on the same states"
         )
         if check:
-            _require_laws("initial", self.initial, tolerance=1e-8)
-            _require_laws("transition", self.transition, tolerance=1e-8)
+            require_laws("initial", self.initial, tolerance=1e-8)
+            require_laws("transition", self.transition, tolerance=1e-8)
 
     @property
     def states(self) -> int:
@@ -136,7 +136,7 @@ class MarkovChain:
         known = isinstance(model, Tensor) and model.shape == self.transition.shape
         shape = tuple(model.shape) if isinstance(model, Tensor) else model
         require(known, "model", shape, "a tensor with one row for each state")
-        _require_laws("model", model, tolerance=1e-5)
+        require_laws("model", model, tolerance=1e-5)
         return self._context_mean(row_kl(self.transition, model), length)
 
     def expected_row_entropy(self, length: int) -> Float[Tensor, ""]:
@@ -293,7 +293,8 @@ def _draw(
     return (uniforms[:, None] >= edges).sum(-1)
 
 
-def _require_laws(field: str, laws: Float[Tensor, "*rows states"], *, tolerance: float) -> None:
+def require_laws(field: str, laws: Float[Tensor, "*rows states"], *, tolerance: float) -> None:
+    """Raise `InvalidInput` unless all rows are laws: not below 0, with sum 1 to the tolerance."""
     # By numpy, which takes half the time of torch for so few numbers.
     rows = laws.detach().to("cpu", torch.float64).reshape(-1, laws.shape[-1]).numpy()
     sums, least = rows.sum(-1), rows.min(-1)

@@ -27,7 +27,7 @@ from llm.diagnostics.weights import COLUMNS
 from llm.evaluation.knowledge import COUNTS
 from llm.evaluation.relearning import returns
 from llm.jobs.knowing import COLUMNS as COLUMNS_KNOWN
-from llm.logs.log import Answers, EvaluationLog
+from llm.logs.log import MEMORISED, Answers, EvaluationLog
 from llm.logs.measures import TofuLogs, measures
 from llm.logs.summaries import best
 from llm.models.answers import log_table
@@ -121,7 +121,8 @@ def some_log() -> EvaluationLog:
     own, other, bad = (
         Answers(one, one * 4, np.full(one.shape, 4.0)) for one in (gold, gold + 1, wrong)
     )
-    return EvaluationLog("a log", "none", np.arange(10), own, other, bad)
+    log = EvaluationLog("a log", "none", np.arange(10), own, other, bad)
+    return log._replace(memorised={name: draw.uniform(size=10) for name in MEMORISED})
 
 
 def columns() -> dict[str, set[Any]]:
@@ -133,8 +134,9 @@ def columns() -> dict[str, set[Any]]:
     steps = Optimization(epochs=1, batch=1, learning_rate=1e-3)
     run = PlannedRun(method=method("simnpo:4.5@0.125"), optimization=steps)
     tried = pd.DataFrame(
-        {"title": ["original"] * 2, "model": ["original"] * 2}
-        | {"measure": ["ks_statistic", "model_utility"], "value": [0.5, 0.5]}
+        {"title": ["original"] * 3, "model": ["original"] * 3, "value": [0.5] * 3}
+        | {"measure": ["ks_statistic", "extraction_strength", "model_utility"]}
+        | {"task": ["forget", "forget", "all"]}
     )
     return {
         "memorised": set(Memorised.model_fields),

@@ -22,6 +22,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("data", "logs"),
         ("diagnostics",),
         ("scoring",),
+        ("writing",),
         ("training",),
         ("models",),
         ("unlearning",),

@@ -25,7 +25,6 @@ from llm.evaluation.membership import Membership, auc_interval
 from llm.intervals import bootstrap
 from llm.jobs.sweeping import runs_of
 from llm.logs.measures import exact_log10_p
-from llm.models.generation import continuations
 from llm.models.small_authors import DefaultModels
 from llm.models.small_news import NewsModels
 from llm.scoring.documents import pieces, whole
@@ -36,6 +35,7 @@ from llm.training.adapters import Lora
 from llm.training.loop import Optimization
 from llm.unlearning.sequential import requests
 from llm.unlearning.unlearn import Unlearning
+from llm.writing.continuations import continuations
 from markov.__main__ import Unlearn, experiment
 from markov.errors import InvalidInput, require_jobs
 from markov.experiments import Pretraining

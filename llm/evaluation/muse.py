@@ -34,13 +34,13 @@ from llm.data.news.corpus import QuestionAndAnswer
 from llm.evaluation.membership import K, Membership, auc_interval, leakage, membership
 from llm.evaluation.rouge import Words, check_words, rouge
 from llm.intervals import LEVEL, Estimate, bootstrap
-from llm.models.generation import continuations
 from llm.models.language_model import LanguageModel
 from llm.scoring.documents import pieces, start_of
 from llm.scoring.encoding import BUDGET
 from llm.scoring.limits import writing_budget
 from llm.unlearning.epoch import Measure
 from llm.unlearning.unlearn import Unlearned, Unlearning, unlearn
+from llm.writing.continuations import continuations
 from markov.errors import require, require_all_whole, require_number
 from markov.files.storage import Location
 

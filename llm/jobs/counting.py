@@ -14,7 +14,6 @@ from llm.data.splits import TofuSets
 from llm.data.tofu import Example
 from llm.evaluation.attacks import Relearning
 from llm.models.answers import distinct, encoded_columns, responses
-from llm.models.generation import STRETCH, TRIED, WAYS, planned
 from llm.models.language_model import LanguageModel
 from llm.models.speed import Passes, Work
 from llm.randomness import derived_seed, shuffled
@@ -27,6 +26,8 @@ from llm.training.loop import Optimization
 from llm.unlearning.epoch import probed
 from llm.unlearning.retaining import RETAIN_LOSSES
 from llm.unlearning.unlearn import Unlearning
+from llm.writing.continuations import STRETCH, TRIED, planned
+from llm.writing.ways import WAYS
 from markov.preferences import paired
 
 Some = Sequence[Encoded]

@@ -39,7 +39,13 @@ import pandas as pd
 from jaxtyping import Float, Int, Shaped
 from scipy import special, stats
 
-from llm.intervals import percentile_interval, resample, resample_groups
+from llm.intervals import (
+    Groups,
+    groups_of,
+    percentile_interval,
+    resample,
+    resample_groups,
+)
 from llm.logs.log import MEMORISED, EvaluationLog, align, log_truth_ratio
 from markov.errors import InvalidInput, require, require_whole
 
@@ -50,15 +56,11 @@ MEASURES = ("probability", "rouge", "truth_ratio")  # those behind model utility
 REPLICATES = 1000
 EXTRACTION = "extraction_strength"  # stands beside D, which sees little of what can be called forth
 BY_AUTHOR = ("forget", "retain")  # tasks whose questions are about authors, several about each
-FEWEST_AUTHORS = 10
 EXAMPLES, AUTHORS = "examples", "authors"  # what a bootstrap draws
 # Values tie if they differ by less than this share of the largest log ratio. In float64 the order
 # in which five losses are added moves their mean by 1e-16 of it, and losses that are stored as
 # float32 are known to no better than 6e-8.
 TIE = 1e-9
-
-
-Groups = Int[np.ndarray, " n"] | None  # the group of each example; None where each is its own
 
 
 class TofuLogs(NamedTuple):
@@ -326,10 +328,7 @@ def authors_of(log: EvaluationLog, task: str, per_author: int | None) -> Groups:
     It is None where that is not known, for facts of the world, and for fewer authors than
     `FEWEST_AUTHORS`, of which a bootstrap over authors would make too narrow an interval.
     """
-    if per_author is None or task not in BY_AUTHOR:
-        return None
-    authors = np.asarray(log.index) // per_author
-    return authors if len(np.unique(authors)) >= FEWEST_AUTHORS else None
+    return groups_of(log.index, per_author) if task in BY_AUTHOR else None
 
 
 def means(

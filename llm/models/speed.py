@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from llm.models.generation import continuations
 from llm.models.language_model import LanguageModel
 from llm.randomness import shuffled
 from llm.scoring.encoding import Batch, Encoded, batches
@@ -33,6 +32,7 @@ from llm.scoring.logprobs import check_fits, evaluating, response_logprobs
 from llm.training.adapters import Lora, adapted
 from llm.training.loop import Loop, Optimization, Term, fusable, looping
 from llm.training.masters import widened
+from llm.writing.continuations import continuations
 
 DISK = 5e8  # bytes a second, to write or to read, and to take a digest of
 LIMIT = 1.5  # seconds after which a pass of one kind and size is not repeated

@@ -27,8 +27,6 @@ from llm.__main__ import act, cli, parse
 from llm.data import tofu
 from llm.data.authors.corpus import Authors, splits
 from llm.data.muse import news_data, write_muse
-from llm.models import generation
-from llm.models.generation import continuations
 from llm.models.language_model import LanguageModel
 from llm.models.saving import save
 from llm.models.source import load
@@ -40,6 +38,8 @@ from llm.scoring.logprobs import score_encoded, scored_in
 from llm.scoring.templates import PLAIN
 from llm.training.fine_tuning import fine_tune
 from llm.training.loop import Optimization
+from llm.writing.continuations import continuations, planned
+from llm.writing.ways import WAYS
 from markov.errors import InvalidInput
 from markov.files import storage
 from tests.llm.evaluation.test_muse import QUICK, SMALL
@@ -152,8 +152,8 @@ def test_texts_of_several_processes_are_those_of_one(world: int, several: Any) -
 def test_batches_to_write_are_dealt_evenly(count: int, world: int, budget: int) -> None:
     prompts = [[1] * (1 + row % 9) for row in range(count)]
     left = sorted(range(count), key=lambda row: -len(prompts[row]))
-    plan = generation.planned(left, prompts, 10, budget, generation.WAYS[0], world)
-    alone = generation.planned(left, prompts, 10, budget, generation.WAYS[0])
+    plan = planned(left, prompts, 10, budget, WAYS[0], world)
+    alone = planned(left, prompts, 10, budget, WAYS[0])
     assert [row for rows in plan for row in rows] == left == [row for rows in alone for row in rows]
     for rows in plan:
         assert len(rows) == 1 or len(rows) * (len(prompts[rows[0]]) + 10) <= budget

@@ -16,14 +16,13 @@ from llm.data import tofu
 from llm.data.by_author import PER_AUTHOR, per_author
 from llm.data.splits import TofuSets, tofu_sets
 from llm.data.tofu import TOFU_ROWS, Example
-from llm.intervals import resample_groups
+from llm.intervals import FEWEST_AUTHORS, resample_groups
 from llm.jobs.evaluating import Evaluation, evaluate, report
 from llm.logs.comparing import differences
 from llm.logs.log import Answers
 from llm.logs.measures import (
     AUTHORS,
     EXAMPLES,
-    FEWEST_AUTHORS,
     TofuLogs,
     authors_of,
     means,

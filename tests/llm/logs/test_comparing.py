@@ -40,7 +40,7 @@ def test_differences_are_those_of_two_models_and_turn_with_them():
     models = {name: logs_of(seed) for name, seed in (("a", 1), ("b", 2), ("c", 3))}
     retrained = random_log(77, 30)
     table = differences(models, retrained)
-    assert tuple(table.columns) == COLUMNS and len(table) == 9
+    assert tuple(table.columns) == COLUMNS and len(table) == 12
     assert not table.duplicated(["model", "other", "measure"]).any()
     for (name, other), own in table.groupby(["model", "other"]):
         pair = models[str(name)], models[str(other)]
@@ -51,6 +51,10 @@ def test_differences_are_those_of_two_models_and_turn_with_them():
             ("ks_statistic", statistic),
             ("model_utility", [model_utility(one) for one in pair]),
             ("retain_probability", kept),
+            (
+                "extraction_strength",
+                [one.of("forget").memorised["extraction_strength"].mean() for one in pair],
+            ),
         ):
             assert value[measure] == pytest.approx(both[0] - both[1])
     turned = differences({name: models[name] for name in "ba"}, retrained).set_index("measure")
@@ -65,7 +69,11 @@ def test_what_the_logs_do_not_tell_is_left_out():
     whole = logs_of(1)
     few = TofuLogs(forget=whole.forget, retain=whole.retain)
     bare = few._replace(forget=random_log(1, 30)._replace(perturbed=None))
-    told = ["ks_statistic", "retain_probability"]
+    told = ["ks_statistic", "extraction_strength", "retain_probability"]
+    unmemorised = few._replace(forget=few.of("forget")._replace(memorised={}))
+    for pair in ((few, unmemorised), (unmemorised, few)):
+        found = differences(dict(zip("ab", pair, strict=True)), whole.of("forget"))
+        assert found["measure"].tolist() == [told[0], told[2]]
     assert differences({"a": few, "b": few}, whole.of("forget"))["measure"].tolist() == told
     assert differences({"a": few, "b": few})["measure"].tolist() == told[1:]
     assert differences({"a": bare, "b": bare}, whole.of("forget"))["measure"].tolist() == told[1:]

@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 
 from llm.data.tofu import Example
 from llm.evaluation.rouge import rouge
-from llm.models import generation
-from llm.models.generation import continuations, generate
+from llm.models.generation import generate
 from llm.models.language_model import LanguageModel
 from llm.scoring.shared import keeps_apart
 from llm.scoring.templates import PLAIN
 from llm.training.adapters import Lora, adapted
+from llm.writing import continuations as writing
+from llm.writing.continuations import STRETCH, continuations
 from markov.errors import InvalidInput
 from tests.llm.scoring.test_encoding import by_bytes
 
@@ -251,16 +252,16 @@ def test_dropping_texts_that_have_ended_changes_no_answer_and_saves_passes(
     # Tokens after which most texts end early and some never do.
     ends = sorted({own[3 * row] for row, own in enumerate(free[:9])})
     steps, found = {}, {}
-    for stretch in (1, 3, generation.STRETCH, count):
+    for stretch in (1, 3, STRETCH, count):
         rows: list[int] = []
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(generation, "STRETCH", stretch)
+            patch.setattr(writing, "STRETCH", stretch)
             patch.setattr(model, "forward", counting(model.forward, rows))
             found[stretch] = continuations(model, Ends(None), prompts, **options, ends=ends)
         steps[stretch] = sum(rows)
     assert len({len(own) for own in found[count]}) > 3
     assert all(own == found[count] for own in found.values())
-    assert steps[1] < steps[3] < steps[generation.STRETCH] < steps[count]
+    assert steps[1] < steps[3] < steps[STRETCH] < steps[count]
 
 
 def counting(forward: Any, rows: list[int]) -> Any:

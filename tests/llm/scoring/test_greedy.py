@@ -9,12 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm.models.generation import continuations
 from llm.scoring import shared
 from llm.scoring.encoding import Encoded
 from llm.scoring.greedy import greedy_scores
 from llm.scoring.logprobs import score_encoded
 from llm.scoring.shared import score_responses
+from llm.writing.continuations import continuations
 from tests.llm.models.test_generation import EOS, VOCAB, Ends, model_of
 
 MODELS: dict[str, Any] = {kind: model_of(kind) for kind in ("llama", "gpt2")}

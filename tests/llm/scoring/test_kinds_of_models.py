@@ -14,11 +14,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from llm.models import generation
-from llm.models.generation import WAYS, Way, continuations, way_of
 from llm.scoring import logprobs
 from llm.scoring.encoding import Encoded
 from llm.scoring.logprobs import check_model, score_encoded
+from llm.writing.continuations import _write, continuations
+from llm.writing.ways import WAYS, Way, way_of
 from markov.errors import InvalidInput
 from tests.llm.models.test_generation import Ends, slow_continuation
 
@@ -178,7 +178,8 @@ def test_what_goes_wrong_only_beyond_a_window_is_found_when_the_texts_are_read_a
         assert way_of(model, PROMPTS, 4) == WAYS[0]
     assert written(model, PROMPTS, 20) == want
     # The batch alone would not have told.
-    assert generation._write(model, PROMPTS, 20, [EOS], Way(True, True, True)) != want
+    plain = Way(True, True, True)
+    assert _write(model, PROMPTS, 20, [EOS], plain, lambda _rows, _place, logits: logits) != want
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
