@@ -121,9 +121,10 @@ def sample(
     encoded = responses(language, examples, max_length=max_length)
     labels = [(one.index, number) for one in examples for number in range(samples)]
 
-    def choose(rows: Sequence[int], place: int, logits: Tensor) -> Tensor:
-        each = zip(rows, logits, strict=True)
-        return torch.stack([sampling.scores(labels[row], place, own) for row, own in each])
+    def choose(rows: Sequence[int], places: Sequence[int], logits: Tensor) -> Tensor:
+        each = zip(rows, places, logits, strict=True)
+        drawn = [sampling.scores(labels[row], place, own) for row, place, own in each]
+        return torch.stack(drawn)
 
     written = continuations(
         language.model,

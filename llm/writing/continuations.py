@@ -6,7 +6,7 @@ Texts that have ended are dropped from a batch, so that the others do not wait f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -18,15 +18,12 @@ from llm.scoring.inside import most_places
 from llm.scoring.limits import WRITING_BUDGET
 from llm.scoring.logprobs import evaluating
 from llm.scoring.shared import keeps_apart, padded
-from llm.writing.ways import WAYS, Way, alone, device_of, greedily, likely, way_of
+from llm.writing.ways import WAYS, Choose, Way, alone, device_of, greedily, likely, way_of
 from markov.console.progress import bar
 from markov.errors import require, require_whole
 
 STRETCH = 8  # tokens after which texts that have ended are dropped from a batch
 TRIED = 4  # tokens that are written when a model is tried
-# Scores of the next token, (rows, vocab), of the prompts at these places, at the so many-th token
-# that is written, from their logits.
-Choose = Callable[[Sequence[int], int, Tensor], Tensor]
 
 
 def continuations(
@@ -104,8 +101,7 @@ def _written(
                 texts, own = [prompts[row] for row in rows], partial(_among, rows, choose)
                 written = _write(model, texts, new, stops, way, own)
                 if way != WAYS[-1] and not all(
-                    likely(model, texts[row], written[row], partial(own, [row]))
-                    for row in {0, len(rows) - 1}
+                    likely(model, texts[row], written[row], own, row) for row in {0, len(rows) - 1}
                 ):
                     way = WAYS[WAYS.index(way) + 1]
                     left = [row for rows in plan for row in rows]
@@ -118,15 +114,19 @@ def _written(
     return found
 
 
-def _logits(rows: Sequence[int], place: int, logits: Tensor) -> Tensor:
+def _logits(rows: Sequence[int], places: Sequence[int], logits: Tensor) -> Tensor:
     return logits
 
 
 def _among(
-    places: Sequence[int], choose: Choose, rows: Sequence[int], place: int, logits: Tensor
+    batch: Sequence[int],
+    choose: Choose,
+    rows: Sequence[int],
+    places: Sequence[int],
+    logits: Tensor,
 ) -> Tensor:
-    """Return the scores of rows of a batch that has the prompts at these places."""
-    return choose([places[row] for row in rows], place, logits)
+    """Return the scores of rows of a batch that has these of all prompts."""
+    return choose([batch[row] for row in rows], places, logits)
 
 
 def planned(
@@ -193,7 +193,7 @@ def _write(
     for row, (prompt, new) in enumerate(zip(prompts, found, strict=True)):
         while len(new) < count and not (new and new[-1] in ends):
             logits = alone(model, [*prompt, *new])[-1:]
-            new.append(int(choose([row], len(new), logits).argmax()))
+            new.append(int(choose([row], [len(new)], logits).argmax()))
     return found
 
 
@@ -216,7 +216,7 @@ def _in_stretches(
     wide = tokens.shape[1]
 
     def scored(read: Tensor, logits: Tensor) -> Tensor:
-        return choose(rows, read.shape[1] - wide, logits)
+        return choose(rows, [read.shape[1] - wide] * len(rows), logits)
 
     while rows and done < count:
         with greedily(model, min(stretch, count - done), ends, return_dict_in_generate=True):

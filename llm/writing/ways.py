@@ -27,6 +27,9 @@ from llm.scoring.shared import padded
 
 # how far rounding may move a logit, as a share of the range of all logits at its place
 TOLERANCE = 1e-4
+# Scores of the next token, (rows, vocab), from its logits: each row is of a prompt, by its number,
+# and of a place in what is written behind it, from 0.
+Choose = Callable[[Sequence[int], Sequence[int], Tensor], Tensor]
 
 
 class Way(NamedTuple):
@@ -85,12 +88,13 @@ def _as_alone(model: Any, prompts: Sequence[Sequence[int]], count: int) -> bool:
     return True
 
 
-def likely(
-    model: Any, prompt: Sequence[int], new: Sequence[int], choose: Callable[[int, Tensor], Tensor]
-) -> bool:
-    """Return whether each written token is the most likely one when the text is read alone."""
+def likely(model: Any, prompt: Sequence[int], new: Sequence[int], choose: Choose, row: int) -> bool:
+    """Return whether each written token is the most likely one when the text is read alone.
+
+    It is so by the scores that `choose` gives for the prompt of this number.
+    """
     logits = alone(model, [*prompt, *new[:-1]])[-len(new) :]
-    found = torch.cat([choose(place, own[None]) for place, own in enumerate(logits)])
+    found = choose([row] * len(new), range(len(new)), logits)
     chosen = found.gather(-1, torch.tensor(new, device=found.device)[:, None]).squeeze(-1)
     return not (found.amax(-1) - chosen > _rounding(model, logits)).any()
 

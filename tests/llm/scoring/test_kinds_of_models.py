@@ -179,7 +179,7 @@ def test_what_goes_wrong_only_beyond_a_window_is_found_when_the_texts_are_read_a
     assert written(model, PROMPTS, 20) == want
     # The batch alone would not have told.
     plain = Way(True, True, True)
-    assert _write(model, PROMPTS, 20, [EOS], plain, lambda _rows, _place, logits: logits) != want
+    assert _write(model, PROMPTS, 20, [EOS], plain, lambda _rows, _places, logits: logits) != want
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
