@@ -43,9 +43,10 @@ def theta(objective: Objective, length: Any, time: Any, start: Any = -1.0) -> Ar
     sigmoid(gamma) |y|^(1 - normalize) t at beta = 0. Raises `InvalidInput` for an objective or a
     start that is not allowed, a length below 1 or a negative time.
     """
+    validate(objective)
     length, time, start = _numbers(length=length, time=time, start=start)
     _check(length, time, "time", start)
-    return _theta(validate(objective), length, time, start)
+    return _theta(objective, length, time, start)
 
 
 def _theta(objective: Objective, length: Array, time: Array, start: Array) -> Array:
@@ -68,9 +69,10 @@ def time_to_forget(objective: Objective, length: Any, fall: Any, start: Any = -1
     normalize)) at beta = 0. It is inf beyond floating-point range. Raises `InvalidInput` for a
     length below 1 or a negative fall.
     """
+    validate(objective)
     length, fall, start = _numbers(length=length, fall=fall, start=start)
     _check(length, fall, "fall", start)
-    return _time(validate(objective), length, fall, start)
+    return _time(objective, length, fall, start)
 
 
 def _time(objective: Objective, length: Array, fall: Array, start: Array) -> Array:
@@ -94,10 +96,11 @@ def fallen_beside(
     length, and nan where that lies beyond floating-point range. Raises `InvalidInput` as the two
     functions do.
     """
+    validate(objective)
     length, other, fall, start = _numbers(length=length, other=other, fall=fall, start=start)
     _check(length, fall, "fall", start)
-    _check_length(other)
-    time = _time(validate(objective), other, fall, start)
+    _check_length(other, "other")
+    time = _time(objective, other, fall, start)
     there = np.isfinite(time)
     gone = start - _theta(objective, length, np.where(there, time, 0.0), start)
     return np.where(there, gone, np.nan)
@@ -177,10 +180,10 @@ def _check(length: Array, value: Array, field: str, start: Array) -> None:
         raise InvalidInput("start", least if most <= 0 else most, allowed)
 
 
-def _check_length(length: Array) -> None:
+def _check_length(length: Array, field: str = "length") -> None:
     least, most = _ends(length)
     if not 1 <= least <= most < np.inf:
-        raise InvalidInput("length", most if least >= 1 else least, "at least 1 scored token")
+        raise InvalidInput(field, most if least >= 1 else least, "at least 1 scored token")
 
 
 def _ends(values: Array) -> tuple[float, float]:

@@ -185,7 +185,10 @@ def corners_view(
         )
         objective = Objective(*fields.T[:, :, None])
         fallen = fallen_beside(objective, own, MIDDLE, fall, start)
-        weights = Objective(*map(torch.from_numpy, objective)).weight(sequences(own, start, fallen))
+        # A time may lie beyond all numbers: nothing is drawn of that corner.
+        known = np.nan_to_num(fallen, nan=0.0)
+        weights = Objective(*map(torch.from_numpy, objective)).weight(sequences(own, start, known))
+        weights[torch.from_numpy(np.isnan(fallen))] = torch.nan
         for (upper, lower), falls, row in zip(moving.values(), fallen, weights, strict=True):
             upper.set_data(own, falls)
             lower.set_data(own, row)
@@ -252,17 +255,22 @@ def pace_view(
     def update(start: float, fall: float, **numbers: Any) -> None:
         objective = validate(Objective(*(numbers[name] for name in Objective._fields)))
         needed_times = time_to_forget(objective, AROUND_AND_GRID, max(fall, 1e-6), start)
-        color, unit = _color(objective), needed_times[0]
+        color, (unit, *ends) = _color(objective), needed_times[:3]
+        # A time may lie beyond all numbers: nothing is drawn in units of it.
+        known = bool(np.isfinite(needed_times[:3]).all())
+        unit = unit if known else 1.0
         fallen = start - theta(objective, np.array([[*looks]]).T, span * unit, start)
         for line, values in zip(paths, fallen, strict=True):
-            line.set_data(span, values)
+            line.set_data(span, np.where(known, values, np.nan))
             line.set_color(color)
-        curve.set_data(GRID, needed_times[3:] / unit)
+        curve.set_data(GRID, np.where(known, needed_times[3:] / unit, np.nan))
         curve.set_color(color)
-        ends = np.log(needed_times[1:3])
-        # so that no minus stands before a zero
-        exponent = round(float((ends[1] - ends[0]) / np.log(21 / 19)), 2) + 0.0
-        said.set_text(f"around |y| = 20:   time ~ |y|^{exponent:z.2f}")
+        told = "around |y| = 20:   time is beyond all numbers"
+        if known:
+            # so that no minus stands before a zero
+            exponent = round(float(np.log(ends[1] / ends[0]) / np.log(21 / 19)), 2) + 0.0
+            told = f"around |y| = 20:   time ~ |y|^{exponent:z.2f}"
+        said.set_text(told)
 
     return View(Picture(figure=figure, moving=(*paths, curve, said), update=update), chosen)
 

@@ -134,7 +134,7 @@ def tofu_measure(
     max_length: int = MAX_LENGTH,
     budget: int = BUDGET,
 ) -> Measure[LanguageModel]:
-    """Return a measure of forget quality and model utility after some epochs.
+    """Return a measure of forget quality, extraction strength and utility after some epochs.
 
     Its numbers are `forget_quality` and `ks_statistic`, nan without `retrained`, the
     `extraction_strength` of the forget set and `model_utility`; after other epochs all are nan.

@@ -28,7 +28,7 @@ from llm.models.generation import Sampling, sample
 from llm.models.language_model import LanguageModel
 from llm.scoring.encoding import MAX_LENGTH
 from llm.scoring.limits import BUDGET, NEW_TOKENS, writing_budget
-from markov.errors import require, require_whole
+from markov.errors import InvalidInput, require, require_whole
 
 SCORE = "rougeL_recall"
 PLAIN = Sampling()  # from the model's law itself
@@ -70,10 +70,15 @@ def best_of(
 ) -> Float[np.ndarray, "*examples"]:
     """Return the expected largest of `count` scores, taken from those of each row at random.
 
-    Raises `InvalidInput` for fewer scores than that, and for a count below 1.
+    Raises `InvalidInput` for fewer scores than that, for numbers that are not finite, and for a
+    count below 1.
     """
-    scores = np.asarray(scores, dtype=float)
-    require(scores.ndim > 0, "scores", scores.shape, "an array with an axis of samples")
+    try:
+        scores = np.asarray(scores, dtype=float)
+    except (TypeError, ValueError):
+        raise InvalidInput("scores", scores, "an array of numbers") from None
+    proper = scores.ndim > 0 and scores.size > 0 and bool(np.isfinite(scores).all())
+    require(proper, "scores", scores, "finite numbers, with an axis of samples")
     total = scores.shape[-1]
     require_whole(count, "k", 1, total)
     rank = np.arange(count, total + 1)
@@ -98,13 +103,16 @@ def leak_at(
     The columns are `k`, `value` (mean over examples), `low`, `high`, `examples` and `drawn`, which
     says what the bootstrap draws: examples, or authors where `per_author` says how many consecutive
     indices are of one (see `llm.logs.measures`). Raises `InvalidInput` for examples with unequal
-    numbers of answers, and as `best_of` does.
+    numbers of answers, for a table without a column, and as `best_of` does.
     """
     check_per_author(per_author)
-    numbers = table.groupby("index")["sample"].nunique()
-    alike = bool(len(numbers)) and numbers.nunique() == 1 and len(table) == int(numbers.sum())
-    require(alike, "samples", sorted(numbers.unique()), "as many answers to every question")
-    wide = table.pivot(index="index", columns="sample", values=SCORE)
+    names = ("index", "sample", SCORE)
+    lacking = [name for name in names if name not in table]
+    require(not lacking, "table", lacking[:1], f"a table with the columns {', '.join(names)}")
+    alike = not table.duplicated(["index", "sample"]).any()
+    wide = table.pivot(index="index", columns="sample", values=SCORE) if alike else table
+    alike = alike and wide.size > 0 and len(table) == wide.size
+    require(alike, "samples", len(table), "as many answers, once each, to every question")
     groups = groups_of(wide.index.to_numpy(), per_author)
     mean = means(len(wide), groups, np.random.default_rng(seed))
     rows = []

@@ -9,8 +9,9 @@ answers (nats). The measures of each example are
     truth_ratio    max(0, 1 - R) of R = wrong / right (`llm.logs.log.truth_ratio`);
                    min(R, 1/R) on forget
     paraphrased_probability   exp(-l~) on retain and forget, where there are paraphrases
-    exact_memorization        share of right tokens, and
-    extraction_strength       of those at the end of the truth (`llm.scoring.greedy`)
+    exact_memorization        share of the truth's tokens that are the likeliest ones
+    extraction_strength       share of them, at its end, that need not be given: see
+                              `llm.scoring.greedy`
 
 and those of a model are
 

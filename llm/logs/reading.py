@@ -70,7 +70,8 @@ METRICS = {
         ("world_facts", "wf", ""),
     )
 }
-# open-unlearning's own are of the forget set alone.
+# Read where the manifest says what they count, as it does here: open-unlearning's own values, which
+# it has of the forget set, leave out the last token of an answer.
 MEMORISED_METRICS = {
     task: {name: f"{short}{name}" for name in MEMORISED}
     for task, short in (
@@ -80,6 +81,7 @@ MEMORISED_METRICS = {
         ("world_facts", "wf_"),
     )
 }
+MANIFEST = "manifest"
 WIDEST = 10**1000  # a number of a log: what is too large for a measure is said by its name
 # A model that computes in bfloat16 rounds sum and mean to 8 bits each.
 ROUNDING = 0.02
@@ -193,7 +195,9 @@ def _open_unlearning(
     rouge = METRICS[task]["gold"].replace("Prob", "ROUGE")
     columns: Columns = {}
     called: dict[str, str] = {}
-    shares = [(metric, (name,), ("score",)) for name, metric in MEMORISED_METRICS[task].items()]
+    about, own = content.get(MANIFEST), MEMORISED_METRICS[task].items()
+    told = about if isinstance(about, dict) else {}
+    shares = [(metric, (name,), ("score",)) for name, metric in own if name in told]
     for metric, names, keys in (
         *(*metrics, *shares),
         (rouge, (*ROUGE, QUESTION), (*ROUGE, QUESTION)),

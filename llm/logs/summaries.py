@@ -49,13 +49,17 @@ def long_table(
 def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     """Return a table of several runs with one row per model, measure and task.
 
-    The column `seeds` is the number of runs behind a row. A row of several runs has the mean over
+    The column `seeds` is the number of runs behind a row: as many for all measures of a model, so
+    that one which some of its runs lack is left out. A row of several runs has the mean over
     them with a Student interval, and `model` is followed by " x" and their number. For forget
     quality it has the median with the least and the largest value instead, since a mean of p-values
     has no meaning. A row of one run stays as it is.
     """
-    rows = []
-    for _, own in table.groupby(["model", "measure", "task"], sort=False):
+    rows, keys = [], ["model", "measure", "task"]
+    most = table.groupby(keys, sort=False).size().groupby(level="model").max()
+    for _, own in table.groupby(keys, sort=False):
+        if len(own) < most[own["model"].iloc[0]]:
+            continue
         values, row = own["value"].to_numpy(dtype=float), own.iloc[0].to_dict()
         if len(values) > 1:
             half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
@@ -75,7 +79,7 @@ def best(table: pd.DataFrame, tolerance: float = TOLERANCE) -> pd.DataFrame:
     D is the Kolmogorov-Smirnov statistic behind forget quality, which it determines when the
     numbers of examples are equal. Settings are within the tolerance if their model utility is at
     least (1 - tolerance) of the original model's. If no settings of a method are, those with the
-    largest utility are taken. Both numbers are means over seeds. There is a row per title with the
+    largest utility are taken. All numbers are means over seeds. There is a row per title with the
     columns `model`, the word of the model, `ks_statistic`, `model_utility`, `within`, and `runs`,
     the number of settings that were tried; and `extraction_strength` of the forget set, if the
     table has it.
@@ -89,6 +93,9 @@ def best(table: pd.DataFrame, tolerance: float = TOLERANCE) -> pd.DataFrame:
     wide: Any = (
         grouped.mean().where(grouped.count() == grouped.size()).unstack("measure", sort=False)
     )
+    if EXTRACTION in wide:
+        runs = grouped.size().unstack("measure", sort=False)
+        wide[EXTRACTION] = wide[EXTRACTION].where(runs[EXTRACTION] == runs["model_utility"])
     utility = wide["model_utility"]
     wide["within"] = utility >= (1 - tolerance) * float(
         utility.xs("original", level="title").iloc[0]

@@ -21,10 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from llm.logs.log import Answers, EvaluationLog, log_truth_ratio
+from llm.logs.log import MEMORISED, Answers, EvaluationLog, log_truth_ratio
 from llm.logs.measures import TofuLogs, check_variant, example_values
 from llm.logs.reading import (
     AGGREGATED,
+    MANIFEST,
     MEASURES,
     MEMORISED_METRICS,
     METRICS,
@@ -37,7 +38,9 @@ from llm.logs.reading import (
 from markov.files import inputs, storage
 from markov.files.storage import Location
 
-SUMMARY, MANIFEST = "TOFU_SUMMARY.json", "manifest"
+SUMMARY = "TOFU_SUMMARY.json"
+# What both shares are of: open-unlearning's own leave out the last token.
+COUNTED = "all scored tokens of an answer, its end included"
 # JSON has no infinity: a ratio whose logarithm is beyond this is written as the one at the bound.
 LARGEST_LOG = math.log(np.finfo(float).max) - 1
 SHORT = {"forget": "forget", "retain": "retain", "real_authors": "ra", "world_facts": "wf"}
@@ -66,6 +69,8 @@ def write_tofu_eval(
     content |= {name: {"agg_value": value} for name, value in (aggregates or {}).items()}
     summary = {metric: entry["agg_value"] for metric, entry in content.items()}
     content[MANIFEST] = {**manifest, "truth_ratio": variant}
+    if any(log is not None and log.memorised for log in logs):
+        content[MANIFEST] |= dict.fromkeys(MEMORISED, COUNTED)
     _write(path / SUMMARY, summary)
     _write(path / OPEN_UNLEARNING, content)
     return path / OPEN_UNLEARNING

@@ -1,20 +1,19 @@
 """A model's own answers to questions: greedy ones, or answers that are drawn at random.
 
-A random token is drawn from softmax(logits / temperature), cut to the likeliest tokens that
-together have the probability `top_p`. To draw from a law p is to take the largest of log p_i + g_i,
-with g_i independent noise of Gumbel's law. So an answer is a greedy one of other scores, and is
-written and checked as those are (`llm.writing`); and since its noise follows from the seed, the
-example, the number of the sample and the place of the token, it depends neither on the answers
-written beside it nor on how many are asked for.
+A random token is drawn from softmax(logits / temperature). To draw from a law p is to take the
+largest of log p_i + g_i, with independent noise g_i of Gumbel's law. So an answer is a greedy one
+of other scores, and is written and checked as those are (`llm.writing`). Its noise follows from the
+seed, the example, the number of the sample and the place of the token: it depends neither on the
+answers written beside it nor on how many are asked for.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -29,6 +28,7 @@ from llm.writing.continuations import continuations
 from markov.errors import require_number, require_whole
 
 MOST = 10_000  # samples of an example
+WARMTH = (1e-6, 1e4)  # temperatures at which scores stay finite
 
 
 def generate(
@@ -67,38 +67,30 @@ def generate(
 class Sampling:
     """How tokens are drawn.
 
-    Raises `InvalidInput` for a temperature that is not above 0, a `top_p` outside (0, 1] and a
-    seed that is no whole number of at least 0.
+    Raises `InvalidInput` for a temperature outside `WARMTH` and a seed that is no whole number of
+    at least 0.
     """
 
     temperature: float = 1.0
-    top_p: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_number(self.temperature, "temperature", lambda one: one > 0, "a number above 0")
-        require_number(self.top_p, "top_p", lambda one: 0 < one <= 1, "a number in (0, 1]")
+        least, most = WARMTH
+        allowed = f"a number from {least} to {most}"
+        require_number(self.temperature, "temperature", lambda one: least <= one <= most, allowed)
         require_whole(self.seed, "seed")
 
     def scores(self, label: object, place: int, logits: Float[Tensor, " vocab"]) -> Tensor:
         """Return the scores of the next token, of which the largest is that of the one drawn.
 
-        They are logits + temperature * g, in nats, and -inf for tokens that are cut off. The noise
-        g follows from the seed, the label of the text and the place of the token in it.
+        They are logits + temperature * g, in nats. The noise g follows from the seed, the label of
+        the text and the place of the token in it.
         """
-        own = torch.Generator().manual_seed(derived_seed(self.seed, "sample", label, place))
-        drawn = torch.empty(logits.shape).exponential_(generator=own)
-        noise = -drawn.clamp(min=torch.finfo(drawn.dtype).tiny).log().to(logits)
-        return self._cut(logits) + self.temperature * noise
-
-    def _cut(self, logits: Float[Tensor, " vocab"]) -> Float[Tensor, " vocab"]:
-        if self.top_p == 1:
-            return logits
-        law, order = (logits / self.temperature).softmax(-1).sort(descending=True, stable=True)
-        # A token is left out if those before it have the probability already; the first never is.
-        beyond = law.cumsum(-1) - law >= self.top_p
-        beyond[0] = False
-        return logits.index_fill(0, order[beyond], -math.inf)
+        # By numpy, which draws these in a fifth of the time of torch.
+        own = np.random.Philox(key=derived_seed(self.seed, "sample", label, place))
+        drawn = np.random.Generator(own).standard_exponential(len(logits), dtype=np.float32)
+        noise = -np.log(np.maximum(drawn, np.finfo(np.float32).tiny))
+        return logits + self.temperature * torch.from_numpy(noise).to(logits)
 
 
 def sample(
@@ -119,7 +111,7 @@ def sample(
     """
     require_whole(samples, "samples", 1, MOST)
     encoded = responses(language, examples, max_length=max_length)
-    labels = [(one.index, number) for one in examples for number in range(samples)]
+    labels = [(int(one.index), number) for one in examples for number in range(samples)]
 
     def choose(rows: Sequence[int], places: Sequence[int], logits: Tensor) -> Tensor:
         each = zip(rows, places, logits, strict=True)
@@ -135,6 +127,7 @@ def sample(
         budget=budget,
         progress=progress,
         choose=choose,
+        stream=derived_seed(sampling.seed, sampling.temperature, *labels),
     )
     texts: Any = language.tokenizer.batch_decode(written, skip_special_tokens=True)
     stripped = [text.strip() for text in texts]

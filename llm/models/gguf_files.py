@@ -42,8 +42,6 @@ KINDS: dict[str, tuple[type, int]] = {
     "general.alignment": (int, 1),
     "split.count": (int, 0),
     "tokenizer.ggml.tokens": (int, 0),  # as many as the array has
-    "tokenizer.ggml.bos_token_id": (int, 0),
-    "tokenizer.ggml.eos_token_id": (int, 0),
 }
 PLAIN = ("F64", "F32", "F16", "BF16")
 PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)  # of a model in several files
@@ -171,8 +169,8 @@ def keep_to(header: Header, tokenizer: Any) -> None:
     """Drop tokens that are not in the file from its tokenizer, and begin and end as the file says.
 
     transformers reads it as that of GPT-2, for instance, and adds that one's special tokens; and
-    its version 5.17 takes the first token of a text for the last one. Such a tokenizer could not be
-    compared with that of the same model elsewhere.
+    its version 5.17 takes the first token of a text for the last one, and never writes it. Such a
+    tokenizer could not be compared with that of the same model elsewhere.
     """
     from tokenizers import Tokenizer
 
@@ -182,10 +180,20 @@ def keep_to(header: Header, tokenizer: Any) -> None:
     if len(own) < len(content["added_tokens"]):
         content["added_tokens"] = own
         tokenizer._tokenizer = Tokenizer.from_str(json.dumps(content))
+    found = {}
     for role in ("bos_token", "eos_token"):
-        number = header.settings.get(f"tokenizer.ggml.{role}_id", count)
-        if number < count:
-            setattr(tokenizer, role, tokenizer.convert_ids_to_tokens(number))
+        number = header.settings.get(f"tokenizer.ggml.{role}_id")
+        # Some files write a number beyond all tokens, or below 0, for none.
+        if type(number) is int and 0 <= number < count:
+            found[role] = tokenizer.convert_ids_to_tokens(number)
+    changed = any(getattr(tokenizer, role) != word for role, word in found.items())
+    if changed:
+        tokenizer.add_special_tokens(found)
+    begins = header.settings.get("tokenizer.ggml.add_bos_token")
+    if type(begins) is bool and getattr(tokenizer, "add_bos_token", begins) != begins:
+        tokenizer.add_bos_token, changed = begins, True
+    if changed:
+        tokenizer.update_post_processor()  # which writes the first token, where one is written
 
 
 def _check_settings(file: Path, settings: dict[str, Any]) -> None:

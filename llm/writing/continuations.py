@@ -37,6 +37,7 @@ def continuations(
     progress: bool = True,
     end: bool = True,
     choose: Choose | None = None,
+    stream: int = 0,
 ) -> list[list[int]]:
     """Return the greedy continuation of each prompt, in the order given; all are token numbers.
 
@@ -45,7 +46,7 @@ def continuations(
     of `ends`, the tokenizer's own, or one that the model's authors name. If `end` is False, writing
     continues past such tokens. Raises `InvalidInput` for no prompt, an empty one, and a text beyond
     the model's positions. Of several processes (`llm.ranks`) each writes some of the batches, and
-    all get the whole result.
+    all get the whole result; an equal `stream` tells that they have the same `choose`.
     """
     require(
         len(prompts) > 0 and all(map(len, prompts)),
@@ -67,7 +68,7 @@ def continuations(
     require(fits, "max_new_tokens", max_new_tokens, allowed)
     require_whole(budget, "budget", 1)
     stops = _ends(inner, tokenizer, ends) if end else []
-    work = hash((tuple(map(tuple, prompts)), max_new_tokens)) if started() > 1 else 0
+    work = hash((tuple(map(tuple, prompts)), max_new_tokens, stream)) if started() > 1 else 0
     options: dict[str, Any] = {"budget": budget, "progress": progress and place() == 0}
     options |= {"choose": _logits if choose is None else choose}
     written = pooled(work, lambda: _written(inner, prompts, max_new_tokens, stops, **options))

@@ -55,12 +55,20 @@ def extraction_strength(chain: MarkovChain, model: Rows, length: int) -> Float[T
     return total / (length - 1)
 
 
+def check_rows(field: str, rows: object, shape: tuple[int, ...]) -> None:
+    """Raise `InvalidInput` unless the last axes have this shape and every row is a law, to 1e-5."""
+    proper = isinstance(rows, Tensor) and rows.is_floating_point() and rows.numel() > 0
+    found = tuple(rows.shape) if isinstance(rows, Tensor) else rows
+    proper = proper and isinstance(found, tuple) and found[-len(shape) :] == shape
+    require(proper, field, found, f"a tensor of probabilities, of shape {shape}")
+    assert isinstance(rows, Tensor)
+    require_laws(field, rows, tolerance=1e-5)
+
+
 def right_transitions(chain: MarkovChain, model: Rows) -> Rows:
     """Return the chain's transition matrix where it goes to the model's likeliest state, else 0."""
+    require(isinstance(chain, MarkovChain), "chain", chain, "a MarkovChain")
     states = chain.states
-    proper = isinstance(model, Tensor) and tuple(model.shape[-2:]) == (states, states)
-    found = tuple(model.shape) if isinstance(model, Tensor) else model
-    require(proper, "model", found, f"a tensor of {states} rows of {states} probabilities")
-    require_laws("model", model, tolerance=1e-5)
+    check_rows("model", model, (states, states))
     likeliest = torch.nn.functional.one_hot(model.argmax(-1), states)
     return chain.transition * likeliest

@@ -12,17 +12,19 @@ The share of this of n is the leak at k, the twin of `llm.evaluation.leaking` (a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from markov.chains import require_laws
 from markov.console import limits
 from markov.errors import require, require_whole
+from markov.measures.extraction import check_rows
 
 MOST = 10**6  # samples
+WORK = 10**12  # multiplications of a law, about a minute of one core
 
 
 def visits_law(
@@ -35,20 +37,22 @@ def visits_law(
 
     `first` is the law of the context, which is given and does not count, and `model` has a row of
     next-state probabilities per state. Raises `InvalidInput` for rows that are no laws (to 1e-5),
-    for members that are no states, or none, and for a length below 2.
+    for members that are no states, or none, and for a length below 2, or one that takes more
+    than `WORK`.
     """
-    square = isinstance(model, Tensor) and model.ndim == 2 and model.shape[0] == model.shape[1]
-    found = tuple(model.shape) if isinstance(model, Tensor) else model
-    require(square, "model", found, "a square tensor of probabilities")
-    fits = isinstance(first, Tensor) and first.shape == model.shape[:1]
-    found = tuple(first.shape) if isinstance(first, Tensor) else first
-    require(fits, "first", found, f"a law of {len(model)} states")
-    require_laws("model", model, tolerance=1e-5)
-    require_laws("first", first, tolerance=1e-5)
-    require(len(inside) > 0, "inside", inside, "at least one state")
+    square = isinstance(model, Tensor) and model.ndim == 2
+    require(square, "model", model, "a square tensor of probabilities")
+    states = len(model)
+    check_rows("model", model, (states, states))
+    check_rows("first", first, (states,))
+    require(first.ndim == 1, "first", tuple(first.shape), f"one law of {states} states")
+    known = isinstance(inside, Sequence) and not isinstance(inside, str) and len(inside) > 0
+    require(known, "inside", inside, "a list of at least one state")
     for member in inside:
-        require_whole(member, "inside", 0, len(model) - 1)
-    require_whole(length, "length", *limits.LENGTH)
+        require_whole(member, "inside", 0, states - 1)
+    # Each step moves all counts so far.
+    most = min(limits.LENGTH[1], math.isqrt(WORK) // states)
+    require_whole(length, "length", limits.LENGTH[0], max(most, limits.LENGTH[0]))
     within = torch.zeros(len(model), dtype=torch.bool)
     within[list(inside)] = True
     # joint[i, v]: the last state is i, and v states so far lie inside
@@ -67,8 +71,7 @@ def leak_at(law: Float[Tensor, " length"], samples: int) -> Float[Tensor, ""]:
     fewer than two numbers, and for a number of samples below 1.
     """
     several = isinstance(law, Tensor) and law.ndim == 1 and len(law) > 1
-    found = tuple(law.shape) if isinstance(law, Tensor) else law
-    require(several, "law", found, "at least two probabilities")
-    require_laws("law", law, tolerance=1e-5)
+    require(several, "law", law, "at least two probabilities")
+    check_rows("law", law, (len(law),))
     require_whole(samples, "samples", 1, MOST)
     return (1 - law.cumsum(0)[:-1].clamp(max=1) ** samples).mean()

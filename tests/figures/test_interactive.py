@@ -32,7 +32,7 @@ from figures.views.chains import chains_view
 from figures.views.ladder import exponents, ladder_figure, rung
 from figures.views.law import corners_view, law_view, pace_view, sequences
 from figures.views.player import Recording, player, record, small, transitions
-from figures.views.sliders import SLIDERS, lengths, slider, steps
+from figures.views.sliders import SLIDERS, RoundSlider, lengths, slider, steps
 from figures.views.training import Cancelled, Training
 from figures.views.view import (
     SHOWN,
@@ -298,6 +298,19 @@ def test_what_cannot_be_drawn_is_named_in_the_view_and_the_picture_stays():
     assert "\n" not in view.message.value and view.image.value == before
     view.controls["lengths"].value = "5, 50"
     assert view.message.value == "" and view.image.value != before
+
+
+@pytest.mark.parametrize("make", [law_view, corners_view, pace_view])
+def test_all_ends_of_all_sliders_can_be_drawn(make: Callable[..., View]):
+    view = make()
+    sliders = {
+        name: control for name, control in view.controls.items() if isinstance(control, RoundSlider)
+    }
+    ends = [(control.stops[0], control.stops[-1]) for control in sliders.values()]
+    for values in itertools.product(*ends):
+        for control, value in zip(sliders.values(), values, strict=True):
+            control.value = value
+        assert view.message.value == "", dict(zip(sliders, values, strict=True))
 
 
 def test_an_error_is_one_line_of_harmless_html():

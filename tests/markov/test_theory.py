@@ -152,7 +152,10 @@ def test_what_cannot_be_computed_is_refused_or_infinite() -> None:
         (lambda: theta(npo(1), 1, 1, [-1, -np.inf]), "start = -inf "),
         (lambda: theta(npo(1), 1, 1, [-1, np.nan]), "start = nan "),
         (lambda: theta(npo(1), 1, 1, [-1, 0.5]), "start = 0.5 "),
-        (lambda: fallen_beside(npo(1), 1, [1, 0], 1), "length = 0.0 "),
+        (lambda: fallen_beside(npo(1), 1, [1, 0], 1), "other = 0.0 "),
+        (lambda: fallen_beside(npo(1), [1, 0], 1, 1), "length = 0.0 "),
+        (lambda: theta("npo", 0, -1), "objective = "),  # pyright: ignore[reportArgumentType]
+        (lambda: time_to_forget("npo", 0, -1), "objective = "),  # pyright: ignore[reportArgumentType]
     ):
         with pytest.raises(InvalidInput, match=wrong):
             call()

@@ -37,6 +37,8 @@ MODULES = {
         "tests/llm/scoring/test_scoring.py",
         "tests/llm/scoring/test_kinds_of_models.py",
     ),
+    "llm/scoring/finite.py": ("tests/llm/scoring/test_scoring.py",),
+    "llm/scoring/greedy.py": ("tests/llm/scoring/test_greedy.py",),
 }
 # One seed of examples and few of them, and one thread for each process.
 SURROUNDINGS = {"HYPOTHESIS_PROFILE": "few", "OMP_NUM_THREADS": "1"}

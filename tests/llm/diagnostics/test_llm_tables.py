@@ -115,6 +115,23 @@ def test_no_answer_is_scored_twice(
         np.testing.assert_allclose(counts, counts.round(), atol=1e-9, err_msg=kind)
 
 
+def test_models_of_one_table_may_differ_in_what_is_known_of_them(language: LanguageModel) -> None:
+    whole = answer_log(language, SEVERAL, progress=False)
+    bare = whole._replace(memorised={})
+    tables = [log_table(log).assign(model=name) for name, log in (("a", whole), ("b", bare))]
+    both = pd.concat(tables, ignore_index=True)
+    found = {name: log_of(own, "a table") for name, own in both.groupby("model")}
+    assert found["b"].memorised == {} and set(found["a"].memorised) == set(MEMORISED)
+    for kind, shares in whole.memorised.items():
+        np.testing.assert_array_equal(found["a"].memorised[kind], shares)
+    both.loc[(both["model"] == "a") & (both["answer"] == "gold"), MEMORISED[0]] = [0.5, np.nan]
+    with pytest.raises(InvalidInput, match="no gold answer without it"):
+        log_of(both[both["model"] == "a"], "a table")
+    for wrong in (1.5, -0.1, np.inf):
+        with pytest.raises(InvalidInput, match="from 0 to 1"):
+            log_of(tables[0].assign(extraction_strength=wrong), "a table")
+
+
 def test_an_answer_that_is_refused_is_called_after_its_first_example(
     language: LanguageModel,
 ) -> None:

@@ -250,6 +250,21 @@ def test_open_unlearnings_metrics_are_read_by_the_names_it_writes(tmp_path: Path
     assert (forget.prompt, forget.rouge) == (None, {})
 
 
+@pytest.mark.parametrize("manifest", [None, {}, {"extraction_strength": "all scored tokens"}, 5])
+def test_shares_are_read_where_it_is_said_what_they_count(tmp_path: Path, manifest: Any):
+    columns = some_columns(2)
+    content = as_open_unlearning(columns)
+    scores = [0.25, None if not manifest or manifest == 5 else 0.5]  # open-unlearning writes null
+    for name in ("extraction_strength", "exact_memorization"):
+        content[name] = entries([{"score": score} for score in scores])
+    content["manifest"] = manifest
+    found = read_log(write(tmp_path, "TOFU_EVAL.json", content)).memorised
+    told = isinstance(manifest, dict) and bool(manifest)
+    assert {name: own.tolist() for name, own in found.items()} == (
+        {"extraction_strength": [0.25, 0.5]} if told else {}
+    )
+
+
 def test_sums_follow_from_means_and_numbers_of_tokens(tmp_path: Path):
     columns = some_columns()
     del columns["gt_loss"], columns["num_token_perturb"]

@@ -624,7 +624,7 @@ def test_what_is_written_is_read_back(tmp_path: Path, variant: str) -> None:
         )
     content, means = json.loads(path.read_text()), json.loads((path.parent / SUMMARY).read_text())
     assert (
-        content["manifest"] == {"model": "m", "truth_ratio": variant}
+        content["manifest"].items() >= {"model": "m", "truth_ratio": variant}.items()
         and means["model_utility"] == 0.5
     )
     for kind in MEMORISED:  # as open-unlearning calls those of the forget set

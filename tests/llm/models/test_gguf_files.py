@@ -78,6 +78,7 @@ def written(
     kinds: Mapping[str, str] | None = None,
     architecture: str = "llama",
     chat: str | None = None,
+    begins: bool = False,
     weights: bool = True,
     kind: str | None = None,
     parts: int | None = None,
@@ -109,7 +110,7 @@ def written(
     writer.add_token_merges([" ".join(pair) for pair in backend["model"]["merges"]])
     writer.add_bos_token_id(WORDS.bos_token_id)
     writer.add_eos_token_id(WORDS.eos_token_id)
-    writer.add_add_bos_token(False)
+    writer.add_add_bos_token(begins)
     if chat is not None:
         writer.add_chat_template(chat)
     for name, value in tensors_of(model).items() if weights else ():
@@ -203,6 +204,18 @@ def test_a_file_has_its_own_tokenizer_and_template_whatever_lies_beside_it(tmp_p
     check_same_vocabulary(WORDS, found.tokenizer)
 
 
+@pytest.mark.parametrize("begins", [False, True])
+def test_the_first_token_of_a_text_is_written_where_the_file_says_so(
+    tmp_path: Path, begins: bool
+) -> None:
+    words = load(written(tmp_path / "tiny.gguf", tiny(), begins=begins), device="cpu").tokenizer
+    whole = words("it is so").input_ids
+    plain = words("it is so", add_special_tokens=False).input_ids
+    first = [WORDS.bos_token_id] if begins else []
+    assert whole == [*first, *plain]
+    assert words.decode([*whole, WORDS.eos_token_id], skip_special_tokens=True) == "it is so"
+
+
 def test_a_text_begins_and_ends_as_the_file_says_whatever_was_read_from_it() -> None:
     ends = {
         f"tokenizer.ggml.{role}": getattr(WORDS, role) for role in ("bos_token_id", "eos_token_id")
@@ -213,6 +226,8 @@ def test_a_text_begins_and_ends_as_the_file_says_whatever_was_read_from_it() -> 
     for settings in (count, {**count, **dict.fromkeys(ends, len(WORDS))}):  # nothing, nonsense
         keep_to(Header(settings, ()), read)
         assert (read.bos_token_id, read.eos_token_id) == (WORDS.eos_token_id, WORDS.bos_token_id)
+    for none in (-1, 2**32 - 1, True, "1"):  # as some files write for no token
+        keep_to(Header({**count, **dict.fromkeys(ends, none)}, ()), read)
     keep_to(Header({**count, **ends}, ()), read)
     assert (read.bos_token_id, read.eos_token_id) == (WORDS.bos_token_id, WORDS.eos_token_id)
     check_same_vocabulary(WORDS, read)

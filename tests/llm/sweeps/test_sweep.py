@@ -553,6 +553,25 @@ def test_the_best_settings_are_so_in_the_mean_over_seeds() -> None:
     found = best(pd.concat([table, *more])).set_index("title")
     assert found.loc["NPO", "model"] == "npo:2"
     assert found.loc["NPO", "extraction_strength"] == pytest.approx(0.5)
+    short = pd.concat([table, more[0], more[1].iloc[:-1]])  # of one seed it is not known
+    assert best(short).set_index("title")["extraction_strength"].isna()["NPO"]
+
+
+def test_a_measure_that_some_runs_of_a_model_lack_is_left_out_of_its_row() -> None:
+    frame = pd.DataFrame(
+        [
+            ("m", "ks_statistic", 0.2),
+            ("m", "ks_statistic", 0.4),
+            ("m", "extraction_strength", 0.5),
+            ("other", "extraction_strength", 0.7),
+        ],
+        columns=["model", "measure", "value"],
+    ).assign(task="forget", low=0.0, high=1.0)
+    found = over_seeds(frame)
+    assert found[["model", "measure", "seeds"]].to_numpy().tolist() == [
+        ["m x2", "ks_statistic", 2],
+        ["other", "extraction_strength", 1],
+    ]
 
 
 @given(values=st.lists(st.floats(0.01, 1), min_size=2, max_size=6))

@@ -99,6 +99,8 @@ def test_what_cannot_be_measured_is_refused() -> None:
         (model, 2.0, "length"),
     ):
         for measure in (exact_memorization, extraction_strength):
+            with pytest.raises(InvalidInput, match="chain"):
+                measure("x", model, 5)  # pyright: ignore[reportArgumentType]
             with pytest.raises(InvalidInput) as caught:
                 measure(chain, rows, length)  # pyright: ignore[reportArgumentType]
             assert caught.value.field == field

@@ -61,6 +61,12 @@ def test_what_has_no_law_is_refused() -> None:
         (lambda: visits_law(first[:2], model, [0], 4), "first"),
         (lambda: visits_law(2 * first, model, [0], 4), "first"),
         (lambda: visits_law(first, 2 * model, [0], 4), "model"),
+        (lambda: visits_law(first, torch.zeros(0, 0), [0], 4), "model"),
+        (lambda: visits_law(model, model, [0], 4), "first"),
+        (lambda: visits_law(first, model, 5, 4), "inside"),  # pyright: ignore[reportArgumentType]
+        (lambda: visits_law(first, model, "ab", 4), "inside"),  # pyright: ignore[reportArgumentType]
+        (lambda: visits_law(some_rows(200, 0)[0], some_rows(200, 1), [0], 50_000), "length"),
+        (lambda: leak_at(torch.tensor([1, 0]), 3), "law"),
         (lambda: visits_law(first, model, [], 4), "inside"),
         (lambda: visits_law(first, model, [3], 4), "inside"),
         (lambda: visits_law(first, model, [0], 1), "length"),
