@@ -85,8 +85,9 @@ def best(table: pd.DataFrame, tolerance: float = TOLERANCE) -> pd.DataFrame:
     table has it.
     """
     require(0 <= tolerance < 1, "tolerance", tolerance, "a share >= 0, below 1")
-    extracted = table["measure"].eq(EXTRACTION) & table["task"].eq("forget")
-    wanted = table[table["measure"].isin(["ks_statistic", "model_utility"]) | extracted]
+    wanted = table[table["measure"].isin(["ks_statistic", "model_utility", EXTRACTION])]
+    if "task" in wanted:  # where it is told, more than one set has an extraction strength
+        wanted = wanted[wanted["task"].eq("forget") | wanted["measure"].ne(EXTRACTION)]
     # A mean over seeds is nan if one of them is nan, and comes last: pandas by itself would leave
     # that seed out.
     grouped = wanted.groupby(["title", "model", "measure"], sort=False)["value"]
