@@ -113,7 +113,7 @@ oldest: $(OLDEST)/.installed  ## test with the oldest packages that are allowed,
 	HYPOTHESIS_PROFILE=few $(OLDEST)/bin/python -m pytest $(SPREAD) -m 'not slow' \
 		$(foreach kind,Deprecation PendingDeprecation Future,-W ignore::$(kind)Warning) $(CUT) $(ARGS)
 
-mutants: $(VENV)/.llm $(VENV)/.mutants  ## change the law, chains, measures and scoring in 3,200 small ways and count what no test notices: half an hour
+mutants: $(VENV)/.llm $(VENV)/.mutants  ## change the law, chains, measures and scoring in 3,400 small ways and count what no test notices: half an hour
 	$(RUN) tests.mutants $(ARGS)
 
 check: $(VENV)/.llm $(VENV)/.notebooks $(VENV)/.browser  ## lint, formatting, types, safety and pins, changing nothing

@@ -68,6 +68,7 @@ def test_right_tokens_and_tails_are_what_greedy_decoding_writes(
     want = score_encoded(model, some, progress=False)
     torch.testing.assert_close(found.logp, want.logp, rtol=1e-5, atol=1e-5)
     assert found.length.tolist() == want.length.tolist()
+    assert {part.dtype for part in found} == {torch.float32}
     got = list(zip(found.right.tolist(), found.tail.tolist(), strict=True))
     assert got == [by_writing(model, one) for one in some]
 
