@@ -300,7 +300,9 @@ def start(given: Path, place: Path, name: str) -> Path:
     """
     place.mkdir()
     (place / MINE).write_text("mine")
-    shutil.copytree(given / "cache", place / "cache")
+    # Without what another job may be making there now, as of the hammer.
+    unfinished = shutil.ignore_patterns("unfinished")
+    shutil.copytree(given / "cache", place / "cache", ignore=unfinished)
     tofu.write(splits(TINY.authors)["forget10"][:2], place / "forget.json")
     if name == "markov unlearn":  # trains its own
         shutil.rmtree(place / "cache" / "models")
