@@ -243,7 +243,7 @@ def _evaluated(
         if command.shared and retrained is not None:
             logs, retrained = with_shared(logs, retrained)
         known = per_author(command.data or "", sets, retain=command.retain_data)
-        authors = command.per_author or known
+        authors = known if command.per_author is None else command.per_author
         frame = _measured(command, logs, retrained, authors)
     whole = frame[
         frame["task"].eq("all") | frame["measure"].isin(["forget_quality", "ks_statistic"])

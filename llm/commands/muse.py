@@ -264,7 +264,7 @@ def resolved(command: Muse) -> Muse:
         None,
         f"named beside {command.model}",
     )
-    data = command.data or "news"
+    data = "news" if command.data is None else command.data
     words = {
         name: of_news(word, data, name)
         for name in ("model", "retrained")

@@ -188,9 +188,9 @@ def resolved(command: Unlearn) -> Unlearn:
     table = command.reference is not None and inputs.is_file(command.reference)
     if command.reference is not None and (not table or is_gguf(command.reference)):
         check(command.reference, "reference")
-    word = command.objective or (
-        METHOD if command.retain_weight is None else METHOD.partition("@")[0]
-    )
+    word = METHOD if command.retain_weight is None else METHOD.partition("@")[0]
+    # A word without letters is a word, not one that was left out.
+    word = word if command.objective is None else command.objective
     method(word, field="objective")
     term, weight = retaining(word, command.retain_term, command.retain_weight)
     return replace(
@@ -213,7 +213,8 @@ def unlearning(command: Unlearn) -> Unlearning:
     from llm.jobs.unlearning import METHOD
     from llm.unlearning.methods import method
 
-    return method(command.objective or METHOD, field="objective").unlearning(
+    word = METHOD if command.objective is None else command.objective
+    return method(word, field="objective").unlearning(
         optimization_of(command),
         retain_term=command.retain_term,
         retain_weight=command.retain_weight,

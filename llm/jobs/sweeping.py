@@ -313,7 +313,7 @@ def resolved(command: Sweep) -> Sweep:
         retain_of(data, command.retain_data)
     else:
         split_of(data)
-    retrained = command.retrained or retrained_of(data)
+    retrained = retrained_of(data) if command.retrained is None else command.retrained
     if retrained is None and not free:
         raise InvalidInput(
             "retrained", None, f"named: of {data} none is known that was retrained without them"

@@ -607,3 +607,18 @@ def test_a_table_of_other_examples_is_refused_before_a_model_is_read(
     given = ["unlearn", *with_model(place), "--retain-data", str(place / "retain90.json")]
     assert cli([*given, f"--{field}", "scores.parquet", "--out", "run"]) == 2
     assert f"error: {field} = " in capsys.readouterr().err and not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "field"),
+    [
+        (["unlearn", "--objective", ""], "objective"),
+        (["sweep", "--retrained", ""], "retrained"),
+        (["muse", "--data", ""], "data"),
+    ],
+)
+def test_a_word_without_letters_is_not_one_that_was_left_out(
+    words: list[str], field: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli(words) == 2
+    assert capsys.readouterr().err.startswith(f"error: {field} = ''")
