@@ -50,17 +50,16 @@ def generate(
     prompts = [
         one.tokens[: one.prompt] for one in responses(language, examples, max_length=max_length)
     ]
-    written = continuations(
-        language.model,
-        language.tokenizer,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        ends=end_tokens(language.tokenizer, language.template),
-        budget=budget,
-        progress=progress,
-    )
+    options: dict[str, Any] = {"budget": budget, "progress": progress}
+    return tuple(_texts(language, prompts, max_new_tokens=max_new_tokens, **options))
+
+
+def _texts(language: LanguageModel, prompts: Sequence[Sequence[int]], **options: Any) -> list[str]:
+    """Return what `continuations` writes after prompts, as texts without blanks around them."""
+    ends = end_tokens(language.tokenizer, language.template)
+    written = continuations(language.model, language.tokenizer, prompts, ends=ends, **options)
     texts: Any = language.tokenizer.batch_decode(written, skip_special_tokens=True)
-    return tuple(text.strip() for text in texts)
+    return [text.strip() for text in texts]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,17 +117,13 @@ def sample(
         drawn = [sampling.scores(labels[row], place, own) for row, place, own in each]
         return torch.stack(drawn)
 
-    written = continuations(
-        language.model,
-        language.tokenizer,
+    texts = _texts(
+        language,
         [one.tokens[: one.prompt] for one in encoded for _ in range(samples)],
         max_new_tokens=max_new_tokens,
-        ends=end_tokens(language.tokenizer, language.template),
         budget=budget,
         progress=progress,
         choose=choose,
         stream=derived_seed(sampling.seed, sampling.temperature, *labels),
     )
-    texts: Any = language.tokenizer.batch_decode(written, skip_special_tokens=True)
-    stripped = [text.strip() for text in texts]
-    return [tuple(stripped[row : row + samples]) for row in range(0, len(stripped), samples)]
+    return [tuple(texts[row : row + samples]) for row in range(0, len(texts), samples)]

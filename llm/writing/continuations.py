@@ -99,10 +99,11 @@ def _written(
             while plan:
                 done.set_description("write" if way.together else "write, one at a time")
                 rows = plan[0]
-                texts, own = [prompts[row] for row in rows], partial(_among, rows, choose)
-                written = _write(model, texts, new, stops, way, own)
+                texts, among = [prompts[row] for row in rows], partial(_among, rows, choose)
+                written = _write(model, texts, new, stops, way, among)
                 if way != WAYS[-1] and not all(
-                    likely(model, texts[row], written[row], own, row) for row in {0, len(rows) - 1}
+                    likely(model, texts[row], written[row], among, row)
+                    for row in {0, len(rows) - 1}
                 ):
                     way = WAYS[WAYS.index(way) + 1]
                     left = [row for rows in plan for row in rows]

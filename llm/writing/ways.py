@@ -104,7 +104,7 @@ def alone(model: Any, text: Sequence[int]) -> Float[Tensor, "time vocab"]:
 
     They come from one forward pass without padding and with nothing kept.
     """
-    tokens = torch.tensor([list(text)], device=model.get_input_embeddings().weight.device)
+    tokens = torch.tensor([list(text)], device=device_of(model))
     return model(tokens, use_cache=False, return_dict=True).logits[0].float()
 
 
